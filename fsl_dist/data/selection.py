@@ -1,0 +1,56 @@
+"""A selection: which samples, class by class. What every sampler draws from."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Samples of some classes, sorted by class, in compressed-row form.
+
+    Class `labels[c]` owns the samples `ids[starts[c]:starts[c + 1]]`; a class without samples is not listed.
+    """
+
+    ids: NDArray[np.int64]
+    """int64 [num_samples]: sample ids, ascending inside a class"""
+    labels: NDArray[np.int64]
+    """int64 [num_classes]: label of each class, ascending"""
+    starts: NDArray[np.int64]
+    """int64 [num_classes + 1]: where each class starts in `ids`"""
+
+    @classmethod
+    def from_labels(cls, ids: NDArray[np.int64], sample_labels: NDArray[np.int64]) -> "Selection":
+        """Selection of `ids` (int64 [n], any order) whose labels are `sample_labels` (int64 [n])."""
+        ids = np.asarray(ids, dtype=np.int64)
+        sample_labels = np.asarray(sample_labels, dtype=np.int64)
+        order = np.lexsort((ids, sample_labels))
+        labels, first = np.unique(sample_labels[order], return_index=True)
+        return cls(ids[order], labels, np.append(first, len(ids)).astype(np.int64))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.labels)
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """int64 [num_classes]: samples of each class."""
+        return np.diff(self.starts)
+
+    @property
+    def sample_labels(self) -> NDArray[np.int64]:
+        """int64 [num_samples]: the label of each of `ids`."""
+        return np.repeat(self.labels, self.counts)
+
+    def of_class(self, position: int) -> NDArray[np.int64]:
+        """Sample ids of the class at `position` in `labels`."""
+        return self.ids[self.starts[position] : self.starts[position + 1]]
+
+    def keep_classes(self, keep: NDArray[np.bool_]) -> "Selection":
+        """The same selection with only the classes where `keep` (bool [num_classes]) holds."""
+        samples = np.repeat(keep, self.counts)
+        return Selection.from_labels(self.ids[samples], self.sample_labels[samples])

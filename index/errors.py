@@ -1,0 +1,37 @@
+"""Every error a user can meet is one line: field, rule, value, place, way out.
+
+    FslDistError                 something failed while the work ran            exit 1
+    ├── RequestError             the request itself cannot be served            exit 2
+    │   └── ConfigError          a configuration key or value is wrong          exit 2
+    ├── VersionError             a published version is missing or damaged      exit 1
+    ├── StaleOwnerError          a newer process owns this folder               exit 1
+    └── PartialSearchError       a shard of the index did not answer            exit 1
+"""
+
+
+class FslDistError(Exception):
+    """Base of all errors that are told in one line, without a traceback."""
+
+    exit_code = 1
+
+
+class RequestError(FslDistError):
+    """The request cannot be served as it was made; nothing was written."""
+
+    exit_code = 2
+
+
+class ConfigError(RequestError):
+    """A configuration key is unknown or its value breaks a rule."""
+
+
+class VersionError(FslDistError):
+    """A published version (index, catalogue, checkpoint) is missing, unfinished or damaged."""
+
+
+class StaleOwnerError(FslDistError):
+    """Another process has taken over the folder; this one must not write to it any more."""
+
+
+class PartialSearchError(FslDistError):
+    """A shard of a distributed index did not answer and partial results were not allowed."""
