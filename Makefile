@@ -1,0 +1,54 @@
+# Every target sets itself up: `make demo` and `make test` need Python 3.11 to 3.13, git and make alone.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# Threads are capped so that tests, FAISS and BLAS do not fight over the cores.
+export OMP_NUM_THREADS ?= 2
+
+.PHONY: setup demo test test-unit test-slow check lint types layers fmt bench clean
+
+setup: $(STAMP)
+
+# The stamp is younger than what it was made from, so a changed pin installs again and nothing else does.
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=24" "setuptools>=77"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip check
+	@touch $(STAMP)
+
+demo: setup
+	$(BIN)/fsl-dist demo
+
+test: setup
+	$(BIN)/python -m pytest -m "not slow and not gpu and not k8s"
+
+test-unit: setup
+	$(BIN)/python -m pytest tests/unit
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
+
+check: lint types layers
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: setup
+	$(BIN)/mypy
+
+layers: setup
+	$(BIN)/lint-imports
+
+fmt: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup
+	$(BIN)/python benchmarks/bench_mining_search.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
