@@ -1,8 +1,8 @@
 """Errors of a run; the tree they belong to is drawn in `index.errors`.
 
-    FslDistError
-    ├── DataError                a data set's files do not hold what they promise
-    └── TrainingError            a run cannot go on
+FslDistError
+├── DataError                a data set's files do not hold what they promise
+└── TrainingError            a run cannot go on
 """
 
 from index.errors import ConfigError, FslDistError, RequestError, StaleOwnerError, VersionError

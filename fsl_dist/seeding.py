@@ -39,7 +39,9 @@ def uniforms(seed: int, purpose: str, epoch: int, ids: NDArray[np.int64], num: i
     """
     start = generator(seed, purpose, epoch).integers(0, 2**63, dtype=np.uint64)
     with np.errstate(over="ignore"):
-        per_sample = _splitmix((np.asarray(ids, dtype=np.int64).astype(np.uint64) + np.uint64(1)) * _GOLDEN + start)
+        per_sample = _splitmix(
+            (np.asarray(ids, dtype=np.int64).astype(np.uint64) + np.uint64(1)) * _GOLDEN + start
+        )
         columns = (np.arange(num, dtype=np.uint64) + np.uint64(1)) * _GOLDEN
         hashed = _splitmix(per_sample[:, None] + columns[None, :])
     return (hashed >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -1,0 +1,62 @@
+"""Neighbours: vectors, ids and labels in; ids and distances out. NumPy and FAISS, Ray only where it serves shards.
+
+Building is `index.build.build` (the name `index.build` is the module). FAISS is imported on first use of a
+search, so that settings, errors and storage cost nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from index.errors import (
+    ConfigError,
+    FslDistError,
+    PartialSearchError,
+    RequestError,
+    StaleOwnerError,
+    VersionError,
+)
+
+if TYPE_CHECKING:
+    from index.build import Staging
+    from index.client import RayIndex, open_ray_index
+    from index.config import IndexConfig
+    from index.search import LocalIndex, Neighbours, SearchResult, ShardedIndex, open_index
+    from index.storage import Owner
+
+_ROOM_OF = {
+    "IndexConfig": "index.config",
+    "LocalIndex": "index.search",
+    "Neighbours": "index.search",
+    "Owner": "index.storage",
+    "RayIndex": "index.client",
+    "SearchResult": "index.search",
+    "ShardedIndex": "index.search",
+    "Staging": "index.build",
+    "open_index": "index.search",
+    "open_ray_index": "index.client",
+}
+
+__all__ = [
+    "ConfigError",
+    "FslDistError",
+    "IndexConfig",
+    "LocalIndex",
+    "Neighbours",
+    "Owner",
+    "PartialSearchError",
+    "RayIndex",
+    "RequestError",
+    "SearchResult",
+    "ShardedIndex",
+    "Staging",
+    "StaleOwnerError",
+    "VersionError",
+    "open_index",
+    "open_ray_index",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _ROOM_OF:
+        raise AttributeError(f"module 'index' has no attribute '{name}'")
+    return getattr(importlib.import_module(_ROOM_OF[name]), name)

@@ -1,11 +1,11 @@
 """Every error a user can meet is one line: field, rule, value, place, way out.
 
-    FslDistError                 something failed while the work ran            exit 1
-    ├── RequestError             the request itself cannot be served            exit 2
-    │   └── ConfigError          a configuration key or value is wrong          exit 2
-    ├── VersionError             a published version is missing or damaged      exit 1
-    ├── StaleOwnerError          a newer process owns this folder               exit 1
-    └── PartialSearchError       a shard of the index did not answer            exit 1
+FslDistError                 something failed while the work ran            exit 1
+├── RequestError             the request itself cannot be served            exit 2
+│   └── ConfigError          a configuration key or value is wrong          exit 2
+├── VersionError             a published version is missing or damaged      exit 1
+├── StaleOwnerError          a newer process owns this folder               exit 1
+└── PartialSearchError       a shard of the index did not answer            exit 1
 """
 
 

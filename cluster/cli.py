@@ -1,0 +1,44 @@
+"""The command line `fsl-dist`: verbs and their errors. Torch, Ray and FAISS load in the verbs that need them."""
+
+import sys
+
+import click
+
+from cluster.data_verbs import inspect, pack
+from cluster.index_verbs import index_group
+from cluster.output import configure_logging
+from cluster.run_verbs import demo, doctor, embed, evaluate, train
+from index.errors import FslDistError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="fsl-dist")
+def fsl_dist() -> None:
+    """Distributed few-shot training and neighbour indexing for long-tailed images.
+
+    Start with `fsl-dist demo`; `fsl-dist doctor` tells what this machine can do.
+    """
+    configure_logging()
+
+
+for verb in (doctor, demo, pack, inspect, train, embed, evaluate, index_group):
+    fsl_dist.add_command(verb)
+
+
+def main() -> None:
+    """Run a verb: exit 0 done, 1 failed, 2 bad request; a user's mistake is one line, never a traceback."""
+    try:
+        fsl_dist(standalone_mode=False)
+    except FslDistError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except click.exceptions.Exit as exit_request:
+        sys.exit(exit_request.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(1)

@@ -1,0 +1,42 @@
+"""Ray on this machine, for as long as a command runs; or the cluster the command was started in."""
+
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def ray_session(num_cpus: int) -> Iterator[None]:
+    """Join the Ray cluster of RAY_ADDRESS, else start one here with at least `num_cpus` CPU slots.
+
+    A Ray started here listens on loopback, asks for a token made for it alone, and ends with the block.
+    """
+    # Ray reports usage to a server on the internet unless told not to.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=False)
+    else:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        num_cpus = max(num_cpus, os.cpu_count() or 1)
+        log.info("starting Ray on this machine (%d CPU slots)", num_cpus)
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()

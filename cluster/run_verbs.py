@@ -1,0 +1,140 @@
+"""Verbs of a run: doctor, demo, train, embed, evaluate."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import click
+
+from cluster.output import align_columns, emit
+
+JSON = click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON object on stdout.")
+
+
+@click.command(epilog="Example: fsl-dist doctor --json")
+@JSON
+def doctor(as_json: bool) -> None:
+    """What this machine can do: versions, GPUs, decoders, Ray."""
+    from cluster.doctor import examine
+
+    findings = examine()
+    rows = [["what", "found"], *([name, str(value)] for name, value in findings.items())]
+    emit(findings, as_json, "\n".join(f"{name:<24}{value}" for name, value in rows))
+
+
+@click.command(epilog="Example: fsl-dist demo --dir /tmp/digits --workers 2")
+@click.option("--dir", "folder", type=click.Path(path_type=Path), default=None, help="Keep everything here.")
+@click.option("--workers", default=2, show_default=True, help="Ray Train workers.")
+@JSON
+def demo(folder: Path | None, workers: int, as_json: bool) -> None:
+    """The main job end to end on real handwritten digits: pack, train, index, evaluate."""
+    from cluster.demo import run_demo
+
+    result, text = run_demo(folder, workers, show=_progress_printer())
+    emit(result, as_json, text)
+
+
+@click.command(epilog="Example: fsl-dist train --config experiments/omniglot-pcn.yaml workers.num=2")
+@click.option(
+    "--config", "config_path", type=click.Path(path_type=Path), help="YAML file; key=value goes over it."
+)
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint in run.dir.")
+@JSON
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]…")
+def train(config_path: Path | None, resume: bool, as_json: bool, overrides: tuple[str, ...]) -> None:
+    """Train one run: the folder run.dir gets checkpoints, metrics and TensorBoard files."""
+    from fsl_dist.config import load_config
+
+    config = load_config(config_path, overrides)
+    from cluster.local import ray_session
+    from fsl_dist.config import RunConfig
+    from fsl_dist.training.launch import train_run
+    from index.storage import Owner
+
+    def on_ray(config: RunConfig, owner: Owner) -> None:
+        from fsl_dist.training.ray_train import train_on_ray
+
+        with ray_session(config.workers.num * config.workers.cpus):
+            train_on_ray(config, owner)
+
+    summary = train_run(config, resume=resume, on_ray=on_ray, show=_progress_printer())
+    best = "" if summary.best_value is None else f", best {summary.stop_metric} {summary.best_value:.4f}"
+    loss = "" if summary.loss is None else f", loss {summary.loss:.4f}"
+    emit(
+        dataclasses.asdict(summary),
+        as_json,
+        f"{summary.run}: {summary.epochs} epochs, {summary.steps} steps, {summary.images_seen} images{loss}{best} "
+        f"in {summary.seconds:.0f} s\nnext: fsl-dist evaluate {summary.run}",
+    )
+
+
+@click.command(epilog="Example: fsl-dist embed runs/omniglot-pcn data/omniglot --out omniglot.npy")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("dataset", type=click.Path(path_type=Path))
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=None, help="A .npy file; RUN/embeddings.npy by default."
+)
+@JSON
+def embed(run: Path, dataset: Path, out: Path | None, as_json: bool) -> None:
+    """Embed every sample of DATASET: float32 [num_samples, dim], row = sample id, for data.features or index build."""
+    from fsl_dist.indexing import embed_dataset
+
+    path, shape = embed_dataset(run, dataset, out or run / "embeddings.npy")
+    result = {
+        "run": str(run),
+        "dataset": str(dataset),
+        "out": str(path),
+        "num_samples": shape[0],
+        "dim": shape[1],
+    }
+    emit(result, as_json, f"{path}: {shape[0]} embeddings of {shape[1]} numbers")
+
+
+@click.command(epilog="Example: fsl-dist evaluate runs/omniglot-pcn evaluation.novel_shots=10 --json")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--protocol", type=click.Choice(["knn", "prototypes"]), help="All the method has, unless named."
+)
+@JSON
+@click.argument("overrides", nargs=-1, metavar="[evaluation.KEY=VALUE]…")
+def evaluate(run: Path, protocol: str | None, as_json: bool, overrides: tuple[str, ...]) -> None:
+    """Score a run's best checkpoint: kNN, and prototypes with novel classes for episodic methods."""
+    from fsl_dist.config import load_evaluation
+
+    settings = load_evaluation(run, overrides)
+    from fsl_dist.evaluation.report import evaluate_run
+
+    report = evaluate_run(run, protocol=protocol, settings=settings)
+    emit(report.to_json(), as_json, _describe(report.to_json()))
+
+
+def _describe(report: dict) -> str:
+    rows = [["metric", "value %", "± std", "draws"]]
+    for name, value in report["metrics"].items():
+        if isinstance(value, dict):
+            rows.append([name, f"{value['mean'] * 100:.2f}", f"{value['std'] * 100:.2f}", str(value["n"])])
+        else:
+            rows.append([name, f"{value * 100:.2f}", "", ""])
+    split = report["split"] or "novel classes only"
+    return f"{report['run']} on {report['dataset']} (queries: {split})\n{align_columns(rows)}"
+
+
+def _progress_printer():  # type: ignore[no-untyped-def]  # a callable, or None where nobody looks
+    """Rewrite one line on a terminal; in a log file, a line every ten seconds."""
+    import time
+
+    if sys.stderr.isatty():
+
+        def rewrite(line: str) -> None:
+            click.echo(f"\r\x1b[2K{line}", err=True, nl=False)
+
+        return rewrite
+    last = 0.0
+
+    def append(line: str) -> None:
+        nonlocal last
+        if time.monotonic() - last > 10:
+            last = time.monotonic()
+            click.echo(line, err=True)
+
+    return append

@@ -1,0 +1,145 @@
+"""A run's configuration: the parts joined, and the rules that hold between them.
+
+Each part is a frozen dataclass beside what it configures; this file owns the tree, so that a dotted key
+(`episode.n_way`) means the same in a YAML file, on the command line and in a sweep.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fsl_dist.data.config import DataConfig
+from fsl_dist.errors import ConfigError
+from fsl_dist.evaluation.config import EvaluationConfig
+from fsl_dist.methods.config import CrossEntropyConfig, DeepKNNConfig, MethodConfig, MiningConfig, PCNConfig
+from fsl_dist.models.config import BackboneConfig
+from fsl_dist.samplers.episode import EpisodeConfig
+from fsl_dist.training.config import TrainingConfig, WorkersConfig
+from index.config import IndexConfig
+from index.gate import merge, parse_overrides, parse_yaml, to_yaml, validate
+
+CONFIG_FILE = "config.yaml"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunFolder:
+    """Where a run lives and what its draws start from."""
+
+    dir: str = ""
+    """the run's folder; every worker must be able to write there"""
+    seed: int = 0
+    """all random draws are functions of it, 0 or more"""
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ConfigError(f"run.seed={self.seed} must be 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """One training run, whole."""
+
+    run: RunFolder = field(default_factory=RunFolder)
+    data: DataConfig = field(default_factory=DataConfig)
+    workers: WorkersConfig = field(default_factory=WorkersConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    method: MethodConfig = field(default_factory=DeepKNNConfig)
+    episode: EpisodeConfig = field(default_factory=EpisodeConfig)
+    mining: MiningConfig = field(default_factory=MiningConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    index: IndexConfig = field(default_factory=IndexConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.method, PCNConfig):
+            _check_temperatures(self.method, self.evaluation)
+        if self.mining.source == "dataset" and not isinstance(self.method, DeepKNNConfig):
+            raise ConfigError(
+                f"mining.source=dataset belongs to method.kind=deep_knn; this run has method.kind={self.method.kind}"
+            )
+        if isinstance(self.method, CrossEntropyConfig) and not self.stop_metric.startswith("knn/"):
+            raise ConfigError(
+                f"training.stop_metric={self.training.stop_metric} is not measured for method.kind=cross_entropy "
+                f"(knn/mcr@{self.evaluation.k_p[0]} is)"
+            )
+
+    @property
+    def is_episodic(self) -> bool:
+        """Whether the method trains on episodes and is scored by prototypes."""
+        return isinstance(self.method, PCNConfig)
+
+    @property
+    def stop_metric(self) -> str:
+        """The validation metric by which the best epoch is kept."""
+        if self.training.stop_metric:
+            return self.training.stop_metric
+        return "mca/base" if self.is_episodic else f"knn/mcr@{self.evaluation.k_p[0]}"
+
+    @property
+    def base_clusters(self) -> int:
+        """Prototypes a base class is evaluated with."""
+        own = self.method.clusters if isinstance(self.method, PCNConfig) else 1
+        return self.evaluation.base_clusters or own
+
+    @property
+    def novel_clusters(self) -> int:
+        """Prototypes a novel class is evaluated with."""
+        own = self.method.novel_clusters if isinstance(self.method, PCNConfig) else 1
+        return self.evaluation.novel_clusters or own
+
+
+def _check_temperatures(method: PCNConfig, evaluation: EvaluationConfig) -> None:
+    """τ_test = τ_train + Δτ must be above 0 (PCN, section 3.1.2)."""
+    illegal = [delta for delta in evaluation.delta_tau if method.temperature + delta <= 0]
+    if illegal:
+        legal = [delta for delta in evaluation.delta_tau if delta not in illegal]
+        raise ConfigError(
+            f"evaluation.delta_tau={illegal[0]:g} with method.temperature={method.temperature:g} gives a test "
+            f"temperature of {method.temperature + illegal[0]:g}, which must be above 0 "
+            f"(evaluation.delta_tau={legal} allows the rest)".replace("'", "")
+        )
+
+
+def parse_config(text: str, overrides: Sequence[str], place: str) -> RunConfig:
+    """Read YAML `text`, lay `key=value` overrides over it, and check every key and value.
+
+    Raises ConfigError with the key, the rule, the value and `place`.
+    """
+    return validate(RunConfig, merge(parse_yaml(text, place), parse_overrides(overrides)), place)
+
+
+def load_config(path: Path | None, overrides: Sequence[str]) -> RunConfig:
+    """The configuration of a YAML file (None: all defaults) with `key=value` overrides."""
+    if path is None:
+        return parse_config("", overrides, "the command line")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path} cannot be read: {error}") from error
+    return parse_config(text, overrides, f"{path} and the command line" if overrides else str(path))
+
+
+def load_run(run: Path) -> RunConfig:
+    """The resolved configuration a run was started with, from its folder."""
+    path = run / CONFIG_FILE
+    if not path.is_file():
+        raise ConfigError(f"{run} is no run: it has no {CONFIG_FILE} (fsl-dist train writes one)")
+    return parse_config(path.read_text(encoding="utf-8"), [], str(path))
+
+
+def load_evaluation(run: Path, overrides: Sequence[str]) -> EvaluationConfig:
+    """A run's `evaluation.*` settings with overrides; raises ConfigError for keys that training has fixed."""
+    for override in overrides:
+        key = override.partition("=")[0]
+        if not key.startswith("evaluation."):
+            raise ConfigError(
+                f"{key} was fixed when {run} was trained; evaluate changes evaluation.* keys only"
+            )
+    load_run(run)
+    text = (run / CONFIG_FILE).read_text(encoding="utf-8")
+    return parse_config(text, overrides, f"{run / CONFIG_FILE} and the command line").evaluation
+
+
+def render_config(config: RunConfig) -> str:
+    """The configuration as YAML that `load_config` reads back to an equal one."""
+    return to_yaml(config)

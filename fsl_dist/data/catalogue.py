@@ -1,0 +1,298 @@
+"""The catalogue: one row a sample, sorted by (split, label, group, key), memory-mapped Arrow IPC.
+
+    DATASET/
+      shards/shard-000000.tar …      plain WebDataset
+      catalogue/000001.arrow …       the highest number is current
+
+A sample's id is its row number in one catalogue version, so a class inside a split is a contiguous range of
+ids; the key is the identity that lasts across versions.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import ArrayLike, NDArray
+
+from fsl_dist.data.selection import Selection
+from fsl_dist.errors import RequestError, VersionError
+
+SPLITS = ("train", "val", "test", "novel")
+"""Split names in the order of their codes and of the catalogue's rows."""
+
+FORMAT = "fsl-dist catalogue 1"
+
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("shard", pa.int32()),
+        ("offset", pa.int64()),
+        ("size", pa.int64()),
+        ("label", pa.int64()),
+        ("group", pa.int64()),
+        ("blind_group", pa.int64()),
+        ("split", pa.int8()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("crc32", pa.uint32()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class BadSample:
+    """A sample that was left out of the data set."""
+
+    path: str
+    """relative to the packed source, or the table's entry as it was written"""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFile:
+    """One tar file of a data set."""
+
+    name: str
+    """relative to the data set's folder"""
+    size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CatalogueMetadata:
+    """What a catalogue knows besides its rows."""
+
+    class_names: Sequence[str]
+    """name of each label, label = position"""
+    group_names: Sequence[str] = ()
+    """name of each group"""
+    blind_group_names: Sequence[str] = ()
+    """name of each blind group (kept from the methods, read by the evaluation)"""
+    shards: Sequence[ShardFile] = ()
+    bad_samples: Sequence[BadSample] = ()
+    """what was left out and why"""
+    options: dict[str, object]
+    """how the data set was made: JSON values, no paths of a machine"""
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where samples lie, one entry a sample."""
+
+    shard: NDArray[np.int32]
+    """int32 [n]: position in `Catalogue.shards`"""
+    offset: NDArray[np.int64]
+    """int64 [n]: first byte of the sample in its shard"""
+    size: NDArray[np.int64]
+    """int64 [n]: bytes"""
+    crc32: NDArray[np.uint32]
+    """uint32 [n]: zlib's CRC-32 of those bytes"""
+
+
+class Catalogue:
+    """One opened version of a data set's catalogue. Read-only; columns are views of the mapped file."""
+
+    def __init__(self, folder: Path, version: int, table: pa.Table) -> None:
+        self.folder = folder
+        self.version = version
+        self._table = table
+        self.labels: NDArray[np.int64] = self._column("label")
+        self.groups: NDArray[np.int64] = self._column("group")
+        self.blind_groups: NDArray[np.int64] = self._column("blind_group")
+        self.splits: NDArray[np.int8] = self._column("split")
+        self._split_starts = np.searchsorted(self.splits, np.arange(len(SPLITS) + 1))
+
+    @classmethod
+    def open(cls, folder: str | Path, version: int | None = None) -> "Catalogue":
+        """Open a data set's catalogue; `version` None takes the current one. Costs no pass over the rows.
+
+        Raises RequestError where the folder is no data set or lacks the version, VersionError where the
+        file is damaged.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise RequestError(
+                f"data set '{folder}': no such folder; make one with `fsl-dist pack SRC {folder}`"
+            )
+        found = {
+            int(path.stem): path for path in (folder / "catalogue").glob("*.arrow") if path.stem.isdigit()
+        }
+        if not found:
+            raise RequestError(
+                f"'{folder}' is not a data set: it has no catalogue/*.arrow; make one with `fsl-dist pack SRC OUT`"
+            )
+        version = max(found) if version is None else version
+        if version not in found:
+            raise RequestError(
+                f"data set '{folder}' has no catalogue version {version}; it has {sorted(found)}"
+            )
+        return cls(folder, version, _read_table(found[version]))
+
+    def _column(self, name: str) -> NDArray[Any]:
+        chunks = self._table.column(name).chunks
+        if not chunks:
+            return np.zeros(0, dtype=SCHEMA.field(name).type.to_pandas_dtype())
+        return chunks[0].to_numpy(zero_copy_only=True)
+
+    def _metadata(self, name: str) -> Any:
+        return json.loads(self._table.schema.metadata[name.encode()])
+
+    @property
+    def num_samples(self) -> int:
+        return self._table.num_rows
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        """Name of each label."""
+        return self._metadata("class_names")
+
+    @cached_property
+    def group_names(self) -> list[str]:
+        """Name of each group; empty where the data set has none."""
+        return self._metadata("group_names")
+
+    @cached_property
+    def blind_group_names(self) -> list[str]:
+        """Name of each blind group; empty where the data set has none."""
+        return self._metadata("blind_group_names")
+
+    @cached_property
+    def shards(self) -> list[ShardFile]:
+        """The tar files, in the order that the rows' shard numbers mean."""
+        return [ShardFile(**shard) for shard in self._metadata("shards")]
+
+    @cached_property
+    def bad_samples(self) -> list[BadSample]:
+        """Samples that were left out when the data set was made."""
+        return [BadSample(**bad) for bad in self._metadata("bad_samples")]
+
+    @cached_property
+    def options(self) -> dict[str, object]:
+        """How the data set was made."""
+        return self._metadata("options")
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of rows and metadata, as stored: free to read."""
+        return self._table.schema.metadata[b"fingerprint"].decode()
+
+    def check_fingerprint(self) -> None:
+        """Hash the content again; VersionError where it is not what was written. One pass over the file."""
+        metadata = {k: v for k, v in self._table.schema.metadata.items() if k != b"fingerprint"}
+        if _hash_content(self._table, metadata) != self.fingerprint:
+            raise VersionError(
+                f"catalogue {self.version} of '{self.folder}' is damaged: its content does not match its "
+                "fingerprint; restore it from a copy or pack again"
+            )
+
+    def label_name(self, label: int) -> str:
+        return self.class_names[label]
+
+    def keys(self, ids: ArrayLike) -> list[str]:
+        """Key of each of `ids` (int64 [n])."""
+        return self._table.column("key").take(pa.array(self._check_ids(ids))).to_pylist()
+
+    def image_sizes(self, ids: ArrayLike) -> NDArray[np.int64]:
+        """int64 [n, 2]: (height, width) of each of `ids` in pixels, upright as decoded."""
+        chosen = self._check_ids(ids)
+        return np.stack([self._column("height")[chosen], self._column("width")[chosen]], axis=1).astype(
+            np.int64
+        )
+
+    def locate(self, ids: ArrayLike) -> Location:
+        """Where the bytes of `ids` (int64 [n], any order, repeats allowed) lie."""
+        chosen = self._check_ids(ids)
+        return Location(*(self._column(name)[chosen] for name in ("shard", "offset", "size", "crc32")))
+
+    def _check_ids(self, ids: ArrayLike) -> NDArray[np.int64]:
+        chosen = np.asarray(ids, dtype=np.int64)
+        if len(chosen) and not (chosen.min() >= 0 and chosen.max() < self.num_samples):
+            wrong = chosen.min() if chosen.min() < 0 else chosen.max()
+            raise RequestError(
+                f"sample id {wrong} is outside 0 … {self.num_samples - 1} of '{self.folder}' "
+                f"(catalogue version {self.version}); ids belong to one catalogue version"
+            )
+        return chosen
+
+    @property
+    def split_names(self) -> list[str]:
+        """The splits that have samples, in the order train, val, test, novel."""
+        return [name for name in SPLITS if len(self.split_ids(name))]
+
+    def split_ids(self, split: str) -> range:
+        """Sample ids of a split; empty where it has no samples. RequestError for an unknown name."""
+        if split not in SPLITS:
+            raise RequestError(f"split '{split}' is unknown; the splits are {', '.join(SPLITS)}")
+        code = SPLITS.index(split)
+        return range(int(self._split_starts[code]), int(self._split_starts[code + 1]))
+
+    def select(self, split: str) -> Selection:
+        """The samples of a split, class by class. RequestError where the split has none."""
+        ids = self.split_ids(split)
+        if not ids:
+            raise RequestError(
+                f"data set '{self.folder}' has no split '{split}'; it has {', '.join(self.split_names)} "
+                "(`fsl-dist pack --split …` makes splits)"
+            )
+        return Selection.from_labels(np.arange(ids.start, ids.stop), self.labels[ids.start : ids.stop])
+
+
+def _read_table(path: Path) -> pa.Table:
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise VersionError(f"catalogue '{path}' is damaged or unfinished ({reason}); pack again") from error
+    metadata = table.schema.metadata or {}
+    if metadata.get(b"format") != FORMAT.encode() or not table.schema.equals(SCHEMA):
+        written = metadata.get(b"format", b"unknown").decode(errors="replace")
+        raise VersionError(f"catalogue '{path}' has format '{written}'; this version reads '{FORMAT}'")
+    return table
+
+
+def _hash_content(table: pa.Table, metadata: dict[bytes, bytes]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(metadata):
+        digest.update(name + b"\0" + metadata[name] + b"\0")
+    for name in table.column_names:
+        digest.update(name.encode() + b"\0")
+        if name == "key":
+            digest.update("\0".join(table.column(name).to_pylist()).encode())
+        else:
+            digest.update(np.ascontiguousarray(table.column(name).to_numpy()).tobytes())
+    return digest.hexdigest()
+
+
+def write_catalogue(
+    path: Path, columns: Mapping[str, Sequence[Any] | NDArray[Any]], metadata: CatalogueMetadata
+) -> str:
+    """Sort rows by (split, label, group, key), write them to `path`; returns the fingerprint.
+
+    `columns` holds one sequence a field of `SCHEMA`, all of one length, in any row order. The file's bytes
+    depend on rows and metadata alone.
+    """
+    table = pa.table(
+        {field.name: pa.array(columns[field.name], field.type) for field in SCHEMA}, schema=SCHEMA
+    )
+    table = table.sort_by(
+        [(name, "ascending") for name in ("split", "label", "group", "key")]
+    ).combine_chunks()
+    encoded = {b"format": FORMAT.encode()}
+    for name, value in asdict(metadata).items():
+        encoded[name.encode()] = json.dumps(value, ensure_ascii=False, sort_keys=True).encode()
+    fingerprint = _hash_content(table, encoded)
+    table = table.replace_schema_metadata({**encoded, b"fingerprint": fingerprint.encode()})
+    # One record batch: every column stays one buffer of the mapped file, so views of it cost nothing.
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        for batch in table.to_batches():
+            writer.write_batch(batch)
+    return fingerprint

@@ -1,0 +1,93 @@
+"""Decoding by PIL and torchvision: for machines without DALI, and what DALI is compared with."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torchvision.transforms.v2 import functional
+
+from fsl_dist.data.augment import AugmentParameters, plain_augment
+from fsl_dist.data.config import DataConfig
+from fsl_dist.data.decode import Normaliser
+from fsl_dist.data.images import Encoded, explain, open_upright
+from fsl_dist.errors import DataError
+
+# Luma of ITU-R BT.601, the weights of PIL's mode L and of DALI's colour operators.
+_LUMA = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+
+
+def resized_extents(height: int, width: int, config: DataConfig) -> tuple[int, int]:
+    """(height, width) after the resize; the longer side is rounded to the nearest pixel, halves up."""
+    if config.resize == "exact":
+        return config.resize_size, config.resize_size
+    scale = config.resize_size / min(height, width)
+    return max(config.resize_size, int(height * scale + 0.5)), max(
+        config.resize_size, int(width * scale + 0.5)
+    )
+
+
+def crop_offset(position: np.float32, extent: int, crop: int) -> int:
+    """First pixel of a crop at `position` in [0, 1]: rounded to the nearest in float32, halves up, as DALI."""
+    return int(np.floor(position * np.float32(extent - crop) + np.float32(0.5)))
+
+
+class TorchvisionDecoder:
+    """Decodes image by image on a pool of `config.threads` threads."""
+
+    name = "torchvision"
+
+    def __init__(self, config: DataConfig, *, device: str) -> None:
+        self._config = config
+        self._device = device
+        self._normalise = Normaliser(config, "cpu")
+        self._pool = ThreadPoolExecutor(config.threads, thread_name_prefix="fsl-dist-image")
+
+    def decode(self, encoded: Sequence[Encoded], augment: AugmentParameters | None) -> torch.Tensor:
+        """See `Decoder.decode`."""
+        parameters = plain_augment(len(encoded)) if augment is None else augment
+        size = self._config.image_size
+        pixels = torch.empty((len(encoded), size, size, self._config.channels), dtype=torch.uint8)
+
+        def transform(position: int) -> None:
+            pixels[position] = self._transform(encoded[position], position, parameters)
+
+        for _ in self._pool.map(transform, range(len(encoded))):
+            pass
+        images = torch.empty((len(encoded), self._config.channels, size, size))
+        self._normalise(pixels, images)
+        return images.to(self._device)
+
+    def _transform(self, encoded: Encoded, position: int, augment: AugmentParameters) -> torch.Tensor:
+        """uint8 [S, S, C] of one image."""
+        config = self._config
+        try:
+            decoded = open_upright(encoded, config.channels)
+        except Exception as error:  # PIL raises a dozen types for damaged images
+            raise DataError(f"image {position} of the batch cannot be decoded: {explain(error)}") from error
+        extents = resized_extents(decoded.height, decoded.width, config)
+        image = functional.pil_to_tensor(functional.resize(decoded, list(extents), antialias=True))
+        top = crop_offset(augment.crop_y[position], extents[0], config.image_size)
+        left = crop_offset(augment.crop_x[position], extents[1], config.image_size)
+        image = functional.crop(image, top, left, config.image_size, config.image_size)
+        if augment.flip[position]:
+            image = functional.horizontal_flip(image)
+        factors = (augment.brightness[position], augment.contrast[position], augment.saturation[position])
+        if any(factor != 1 for factor in factors):
+            image = _change_colours(image, *(float(factor) for factor in factors))
+        return image.permute(1, 2, 0)
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _change_colours(
+    image: torch.Tensor, brightness: float, contrast: float, saturation: float
+) -> torch.Tensor:
+    """uint8 [C, S, S] → the same shape; saturation about luma, contrast about 128, then brightness, one rounding."""
+    pixels = image.float()
+    if len(pixels) == 3:
+        luma = (pixels * _LUMA).sum(0, keepdim=True)
+        pixels = luma + saturation * (pixels - luma)
+    pixels = brightness * (128 + contrast * (pixels - 128))
+    return pixels.round().clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,167 @@
+"""What a data set holds, in numbers, and whether its bytes are still what was packed."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fsl_dist.data.catalogue import SPLITS, BadSample, Catalogue
+from fsl_dist.data.store import ShardStore
+from fsl_dist.errors import DataError, VersionError
+
+# One read of this many samples holds about 10 MB of photographs.
+_VERIFY_BATCH = 128
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tail:
+    """How uneven the class sizes are."""
+
+    largest: int
+    """images of the largest class"""
+    median: float
+    smallest: int
+    ratio: float
+    """largest / smallest"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SplitSummary:
+    """One split."""
+
+    num_samples: int
+    num_classes: int
+    tail: Tail
+    """over the split's own classes"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DatasetSummary:
+    """What `fsl-dist inspect` tells."""
+
+    dataset: str
+    version: int
+    fingerprint: str
+    num_samples: int
+    num_classes: int
+    num_groups: int
+    num_blind_groups: int
+    num_shards: int
+    size_bytes: int
+    """of all shards"""
+    splits: dict[str, SplitSummary]
+    tail: Tail
+    """over all splits together"""
+    class_counts: dict[str, int]
+    """images of each class, all splits together, largest first"""
+    width: tuple[int, float, int]
+    """smallest, median, largest, pixels"""
+    height: tuple[int, float, int]
+    bad_samples: list[BadSample]
+    """left out when the data set was made"""
+
+
+def summarise(catalogue: Catalogue) -> DatasetSummary:
+    """Summary of one catalogue version. Reads no image."""
+    counts = np.bincount(catalogue.labels, minlength=catalogue.num_classes)
+    order = np.argsort(-counts, kind="stable")
+    sizes = catalogue.image_sizes(np.arange(catalogue.num_samples))
+    splits = {}
+    for name in catalogue.split_names:
+        of_split = catalogue.select(name)
+        splits[name] = SplitSummary(
+            num_samples=len(of_split), num_classes=of_split.num_classes, tail=_measure_tail(of_split.counts)
+        )
+    return DatasetSummary(
+        dataset=str(catalogue.folder),
+        version=catalogue.version,
+        fingerprint=catalogue.fingerprint,
+        num_samples=catalogue.num_samples,
+        num_classes=catalogue.num_classes,
+        num_groups=len(catalogue.group_names),
+        num_blind_groups=len(catalogue.blind_group_names),
+        num_shards=len(catalogue.shards),
+        size_bytes=sum(shard.size_bytes for shard in catalogue.shards),
+        splits=splits,
+        tail=_measure_tail(counts[counts > 0]),
+        class_counts={catalogue.class_names[label]: int(counts[label]) for label in order},
+        height=_spread(sizes[:, 0]),
+        width=_spread(sizes[:, 1]),
+        bad_samples=catalogue.bad_samples,
+    )
+
+
+def _measure_tail(counts: np.ndarray) -> Tail:
+    return Tail(
+        largest=int(counts.max()),
+        median=float(np.median(counts)),
+        smallest=int(counts.min()),
+        ratio=float(counts.max() / counts.min()),
+    )
+
+
+def _spread(values: np.ndarray) -> tuple[int, float, int]:
+    return int(values.min()), float(np.median(values)), int(values.max())
+
+
+def find_damage(catalogue: Catalogue, threads: int = 2) -> list[BadSample]:
+    """Read every sample again, compare its checksum, and name those that differ (path = the key).
+
+    Also hashes the catalogue itself (named as its file). Reads the whole data set once, in shard order.
+    """
+    damaged = []
+    try:
+        catalogue.check_fingerprint()
+    except VersionError as error:
+        damaged.append(BadSample(f"catalogue/{catalogue.version:06d}.arrow", str(error)))
+    where = catalogue.locate(np.arange(catalogue.num_samples))
+    order = np.lexsort((where.offset, where.shard))
+    store = ShardStore(catalogue, threads=threads)
+    try:
+        for start in range(0, len(order), _VERIFY_BATCH):
+            batch = order[start : start + _VERIFY_BATCH]
+            try:
+                store.read(batch)
+            except DataError:
+                damaged += _find_damaged_samples(catalogue, store, batch)
+    finally:
+        store.close()
+    return damaged
+
+
+def _find_damaged_samples(catalogue: Catalogue, store: ShardStore, ids: np.ndarray) -> list[BadSample]:
+    """The same one by one, where a batch had damage."""
+    damaged = []
+    for sample_id in ids:
+        try:
+            store.read(sample_id[None])
+        except DataError as error:
+            damaged.append(BadSample(catalogue.keys(sample_id[None])[0], str(error)))
+    return damaged
+
+
+def describe(summary: DatasetSummary) -> str:
+    """The summary as lines for a terminal."""
+    tail = summary.tail
+    lines = [
+        f"data set    {summary.dataset}, catalogue version {summary.version}",
+        f"samples     {summary.num_samples} in {summary.num_shards} shards, {summary.size_bytes / 1e6:.1f} MB",
+        f"classes     {summary.num_classes}: {tail.largest} … {tail.smallest} images, median {tail.median:g}, "
+        f"ratio {tail.ratio:.1f}",
+        f"groups      {summary.num_groups}, blind groups {summary.num_blind_groups}",
+        f"widths      {summary.width[0]} … {summary.width[2]}, median {summary.width[1]:g} pixels",
+        f"heights     {summary.height[0]} … {summary.height[2]}, median {summary.height[1]:g} pixels",
+    ]
+    for name in SPLITS:
+        split = summary.splits.get(name)
+        if split is not None:
+            lines.append(
+                f"{name:<11} {split.num_samples} samples of {split.num_classes} classes, "
+                f"{split.tail.largest} … {split.tail.smallest} a class"
+            )
+    names = list(summary.class_counts)
+    shown = names if len(names) <= 12 else [*names[:6], "…", *names[-6:]]
+    lines += ["", *(name if name == "…" else f"{summary.class_counts[name]:>8}  {name}" for name in shown)]
+    if summary.bad_samples:
+        lines += ["", f"left out when packed: {len(summary.bad_samples)}"]
+        lines += [f"  {bad.path}: {bad.reason}" for bad in summary.bad_samples]
+    return "\n".join(lines)

@@ -1,0 +1,200 @@
+"""From sample ids to tensors: sources that fetch a batch, and a loader that prepares batches ahead."""
+
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fsl_dist.data.augment import draw_augment
+from fsl_dist.data.catalogue import Catalogue
+from fsl_dist.data.config import DataConfig
+from fsl_dist.data.decode import Decoder, make_decoder
+from fsl_dist.data.store import ShardStore
+from fsl_dist.errors import ConfigError, RequestError
+
+
+class Source(Protocol):
+    """Turns sample ids into one tensor; `read` and `prepare` are its two halves, run by different threads."""
+
+    catalogue: Catalogue
+    sample_shape: tuple[int, ...]
+
+    def read(self, ids: NDArray[np.int64]) -> Any:
+        """What `prepare` needs, off the disk."""
+
+    def prepare(self, raw: Any, ids: NDArray[np.int64], epoch: int | None) -> torch.Tensor:
+        """Tensor float32 [n, *sample_shape] of what `read` gave."""
+
+    def fetch(self, ids: NDArray[np.int64], epoch: int | None) -> torch.Tensor:
+        """Tensor float32 [n, *sample_shape]; `epoch` draws the augmentation, None is the test transform."""
+
+    def close(self) -> None:
+        """Let go of files and threads."""
+
+
+class ImageSource:
+    """Images of a data set, decoded, augmented and normalised: float32 [n, C, S, S] on the decoder's device."""
+
+    def __init__(
+        self, catalogue: Catalogue, store: ShardStore, decoder: Decoder, config: DataConfig, seed: int
+    ) -> None:
+        self.catalogue = catalogue
+        self.sample_shape: tuple[int, ...] = (config.channels, config.image_size, config.image_size)
+        self._store = store
+        self._decoder = decoder
+        self._config = config
+        self._seed = seed
+
+    def read(self, ids: NDArray[np.int64]) -> list[memoryview]:
+        return self._store.read(ids)
+
+    def prepare(self, raw: list[memoryview], ids: NDArray[np.int64], epoch: int | None) -> torch.Tensor:
+        augment = None if epoch is None else draw_augment(self._config, self._seed, epoch, ids)
+        return self._decoder.decode(raw, augment)
+
+    def fetch(self, ids: NDArray[np.int64], epoch: int | None) -> torch.Tensor:
+        return self.prepare(self.read(ids), ids, epoch)
+
+    def close(self) -> None:
+        self._store.close()
+        self._decoder.close()
+
+
+class FeatureSource:
+    """Frozen features from a .npy file, row = sample id: float32 [n, D] on the CPU, the same in every epoch."""
+
+    def __init__(self, catalogue: Catalogue, path: str | Path) -> None:
+        try:
+            self._features = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise RequestError(f"data.features='{path}' cannot be read as a .npy array: {error}") from error
+        shape, dtype = self._features.shape, self._features.dtype
+        if dtype != np.float32 or len(shape) != 2:
+            raise RequestError(
+                f"data.features='{path}' must be float32 [num_samples, dim]; it is {dtype} {list(shape)}"
+            )
+        if shape[0] != catalogue.num_samples:
+            raise RequestError(
+                f"data.features='{path}' has {shape[0]} rows; data set '{catalogue.folder}' has "
+                f"{catalogue.num_samples} samples, one row each (`fsl-dist embed` writes such a file)"
+            )
+        self.catalogue = catalogue
+        self.sample_shape: tuple[int, ...] = (shape[1],)
+
+    def read(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        return self._features[ids]
+
+    def prepare(self, raw: NDArray[np.float32], ids: NDArray[np.int64], epoch: int | None) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(raw))
+
+    def fetch(self, ids: NDArray[np.int64], epoch: int | None) -> torch.Tensor:
+        return self.prepare(self.read(ids), ids, epoch)
+
+    def close(self) -> None:
+        """Nothing to let go: the map goes with the array."""
+
+
+def open_source(
+    config: DataConfig, seed: int, device: str = "cpu", max_batch: int = 256
+) -> ImageSource | FeatureSource:
+    """Open what `config` names: images, or features where `config.features` is set.
+
+    `device` ("cpu", "cuda:0") is where images come out; `max_batch` is the largest batch decoded in one go
+    (larger ones are cut). Raises ConfigError and RequestError for what the user named wrongly.
+    """
+    if not config.dataset:
+        raise ConfigError(
+            "data.dataset is empty; name the folder of a data set made by `fsl-dist pack SRC OUT`"
+        )
+    catalogue = Catalogue.open(config.dataset)
+    if config.features:
+        return FeatureSource(catalogue, config.features)
+    store = ShardStore(
+        catalogue, max_gap=config.max_read_gap_bytes, threads=config.threads, check_reads=config.check_reads
+    )
+    return ImageSource(
+        catalogue, store, make_decoder(config, device=device, max_batch=max_batch), config, seed
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One batch that someone wants."""
+
+    ids: NDArray[np.int64]
+    """int64 [n]: sample ids, any order, repeats allowed"""
+    epoch: int | None = None
+    """draws the augmentation; None: the test transform"""
+    tag: object = None
+    """handed back untouched with the batch"""
+
+
+class Loader:
+    """Prepares batches ahead: while batch i is used, batch i + 1 is decoded and batch i + 2 is read.
+
+    Iterating yields (request, tensor) in the order of `requests`, which are drawn by the consumer's thread,
+    `prefetch` ahead of what it gets. An error while reading or decoding is raised at the batch it belongs to.
+    Iterate once; leave early by `break`, `close()` or the context manager.
+    """
+
+    def __init__(self, source: Source, requests: Iterable[Request], prefetch: int = 2) -> None:
+        self.wait_s = 0.0
+        """seconds that the consumer has waited for batches so far"""
+        self._source = source
+        self._requests = iter(requests)
+        self._prefetch = prefetch
+        self._ahead: deque[tuple[Request, Future[torch.Tensor]]] = deque()
+        # One thread each: batches stay in order, and a decoder is never entered twice at once.
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="fsl-dist-read")
+        self._preparer = ThreadPoolExecutor(1, thread_name_prefix="fsl-dist-decode")
+
+    def __iter__(self) -> Iterator[tuple[Request, torch.Tensor]]:
+        try:
+            while True:
+                started = time.perf_counter()
+                self._fill()
+                if not self._ahead:
+                    return
+                request, batch = self._ahead.popleft()
+                tensor = batch.result()
+                self.wait_s += time.perf_counter() - started
+                yield request, tensor
+        finally:
+            self.close()
+
+    def _fill(self) -> None:
+        while len(self._ahead) <= self._prefetch:
+            request = next(self._requests, None)
+            if request is None:
+                return
+            raw = self._reader.submit(self._source.read, request.ids)
+            self._ahead.append((request, self._preparer.submit(self._prepare, request, raw)))
+
+    def _prepare(self, request: Request, raw: "Future[Any]") -> torch.Tensor:
+        return self._source.prepare(raw.result(), request.ids, request.epoch)
+
+    def close(self) -> None:
+        """Drop what is not needed any more and wait for what runs (at most one read and one decode)."""
+        self._ahead.clear()
+        self._preparer.shutdown(wait=False, cancel_futures=True)
+        self._reader.shutdown(wait=True, cancel_futures=True)
+        self._preparer.shutdown(wait=True)
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

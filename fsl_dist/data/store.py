@@ -1,0 +1,184 @@
+"""Bytes of samples: a batch of ids becomes few reads, byte ranges that touch (or nearly) read as one."""
+
+import os
+import threading
+import zlib
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fsl_dist.data.catalogue import Catalogue
+from fsl_dist.errors import DataError
+
+# Below this many ranges a thread's share is not worth handing over (a warm pread costs about 20 µs).
+_MIN_RANGES_PER_THREAD = 8
+
+
+@dataclass(frozen=True, slots=True)
+class ByteRanges:
+    """Coalesced reads for a list of samples."""
+
+    shard: NDArray[np.int64]
+    """int64 [num_ranges]"""
+    start: NDArray[np.int64]
+    """int64 [num_ranges]: first byte"""
+    stop: NDArray[np.int64]
+    """int64 [num_ranges]: one past the last byte"""
+    range_of_sample: NDArray[np.int64]
+    """int64 [n]: the range that holds each sample, in the order asked for"""
+
+
+def coalesce(
+    shard: NDArray[np.integer], offset: NDArray[np.int64], size: NDArray[np.int64], max_gap: int
+) -> ByteRanges:
+    """Merge samples of one shard whose bytes overlap, touch, or lie at most `max_gap` bytes apart.
+
+    All arrays [n], any order, repeats allowed. Ranges come out sorted by (shard, start).
+    """
+    order = np.lexsort((offset, shard))
+    shards, starts = shard[order].astype(np.int64), offset[order]
+    # A long sample may reach beyond its successors, so compare with the furthest end so far in the shard.
+    stops = starts + size[order]
+    is_new = np.ones(len(order), dtype=bool)
+    is_new[1:] = shards[1:] != shards[:-1]
+    furthest = stops.copy()
+    begins = np.flatnonzero(is_new)
+    for begin, end in zip(begins, np.append(begins[1:], len(order)), strict=True):
+        furthest[begin:end] = np.maximum.accumulate(stops[begin:end])
+    is_new[1:] |= starts[1:] - furthest[:-1] > max_gap
+    first = np.flatnonzero(is_new)
+    last = np.append(first[1:], len(order))[: len(first)] - 1
+    range_of_sample = np.empty(len(order), dtype=np.int64)
+    range_of_sample[order] = np.cumsum(is_new) - 1
+    return ByteRanges(shards[first], starts[first], furthest[last], range_of_sample)
+
+
+class _ShardHandle:
+    """An open shard; its descriptor closes when the last thread that uses it lets go."""
+
+    def __init__(self, path: Path, size_bytes: int) -> None:
+        self.path = path
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise DataError(
+                f"shard '{path}' cannot be opened ({error.strerror}); the catalogue lists it, "
+                "so restore it or pack again"
+            ) from error
+        found = os.fstat(self._descriptor).st_size
+        if found != size_bytes:
+            raise DataError(
+                f"shard '{path}' has {found} bytes, the catalogue says {size_bytes}; "
+                "it was changed or cut after packing, so restore it or pack again"
+            )
+
+    def read(self, start: int, stop: int) -> bytes:
+        parts, position = [], start
+        while (
+            position < stop
+        ):  # one pread gives 2 GiB at most, and fewer bytes than asked on some file systems
+            part = os.pread(self._descriptor, stop - position, position)
+            if not part:
+                raise DataError(
+                    f"shard '{self.path}' ends at byte {position}, before byte {stop} of a sample"
+                )
+            parts.append(part)
+            position += len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
+
+
+class ShardStore:
+    """Reads samples of one catalogue by id. Safe to use from several threads.
+
+    Keeps at most `max_open` shards open (least recently used ones are closed first); `threads` read
+    at once where a batch needs many ranges.
+    """
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        *,
+        max_open: int = 64,
+        max_gap: int = 65536,
+        threads: int = 1,
+        check_reads: bool = True,
+    ) -> None:
+        self._catalogue = catalogue
+        self._max_open = max_open
+        self._max_gap = max_gap
+        self._check_reads = check_reads
+        self._open: OrderedDict[int, _ShardHandle] = OrderedDict()
+        self._lock = threading.Lock()
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fsl-dist-pread") if threads > 1 else None
+
+    def read(self, ids: NDArray[np.int64]) -> list[memoryview]:
+        """Encoded bytes of each of `ids` (int64 [n], any order, repeats allowed), in that order.
+
+        Views into the buffers that were read: samples of one range share theirs. DataError where a shard
+        is missing or cut, or a sample's checksum is wrong.
+        """
+        where = self._catalogue.locate(ids)
+        ranges = coalesce(where.shard, where.offset, where.size, self._max_gap)
+        buffers = self._read_ranges(ranges)
+        samples = []
+        begins = where.offset - ranges.start[ranges.range_of_sample] if len(where.offset) else where.offset
+        for index, begin, size in zip(ranges.range_of_sample, begins, where.size, strict=True):
+            samples.append(buffers[index][begin : begin + size])
+        if self._check_reads:
+            for position, sample in enumerate(samples):
+                if zlib.crc32(sample) != where.crc32[position]:
+                    raise DataError(self._describe_damage(int(np.asarray(ids)[position])))
+        return samples
+
+    def _describe_damage(self, sample_id: int) -> str:
+        shard = self._catalogue.shards[int(self._catalogue.locate([sample_id]).shard[0])]
+        return (
+            f"shard '{self._catalogue.folder / shard.name}': sample '{self._catalogue.keys([sample_id])[0]}' "
+            f"(id {sample_id}) does not match its checksum; "
+            "`fsl-dist inspect DATASET --verify` lists every damaged sample"
+        )
+
+    def _read_ranges(self, ranges: ByteRanges) -> list[memoryview]:
+        def read_some(positions: NDArray[np.int64]) -> list[memoryview]:
+            return [
+                memoryview(self._handle(int(ranges.shard[i])).read(int(ranges.start[i]), int(ranges.stop[i])))
+                for i in positions
+            ]
+
+        everything = np.arange(len(ranges.shard))
+        shares = min(self._threads, len(everything) // _MIN_RANGES_PER_THREAD)
+        if self._pool is None or shares < 2:
+            return read_some(everything)
+        return [
+            buffer
+            for part in self._pool.map(read_some, np.array_split(everything, shares))
+            for buffer in part
+        ]
+
+    def _handle(self, shard: int) -> _ShardHandle:
+        with self._lock:
+            handle = self._open.pop(shard, None)
+            if handle is None:
+                file = self._catalogue.shards[shard]
+                handle = _ShardHandle(self._catalogue.folder / file.name, file.size_bytes)
+            self._open[shard] = handle
+            if len(self._open) > self._max_open:
+                self._open.popitem(last=False)
+            return handle
+
+    def close(self) -> None:
+        """Close every shard and end the threads; a later read opens shards again, without threads."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=True, cancel_futures=True)
+        with self._lock:
+            self._open.clear()

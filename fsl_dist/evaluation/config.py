@@ -1,0 +1,55 @@
+"""Settings of an evaluation: nothing here needs training anew."""
+
+import math
+from dataclasses import dataclass
+
+from fsl_dist.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationConfig:
+    """How a trained embedding is scored."""
+
+    k_p: tuple[int, ...] = (5,)
+    """neighbours that vote, each 1 or more; each value is scored"""
+    delta_tau: tuple[float, ...] = (-2.0, 0.0, 3.0)
+    """added to method.temperature at test time (PCN Fig. 5); each value is scored, each sum must be above 0"""
+    base_clusters: int = 0
+    """prototypes of a base class, 0: method.clusters"""
+    novel_clusters: int = 0
+    """prototypes of a novel class, 0: the method's"""
+    novel_shots: int = 5
+    """support images of a novel class in each draw, 1 or more"""
+    novel_test: int = 5
+    """test images of a novel class in each draw, 1 or more, none of them support"""
+    draws: int = 10
+    """draws of novel support and test images, 1 or more; scores are mean ± standard deviation over them"""
+    kmeans_runs: int = 10
+    """k-means++ starts, 1 or more, of which the best is kept"""
+    batch_size: int = 256
+    """images embedded at a time, 1 or more"""
+
+    def __post_init__(self) -> None:
+        if not self.k_p or min(self.k_p) < 1 or len(set(self.k_p)) < len(self.k_p):
+            raise ConfigError(
+                f"evaluation.k_p={list(self.k_p)} must name different whole numbers, each 1 or more"
+            )
+        if (
+            not self.delta_tau
+            or not all(math.isfinite(delta) for delta in self.delta_tau)
+            or len(set(self.delta_tau)) < len(self.delta_tau)
+        ):
+            raise ConfigError(
+                f"evaluation.delta_tau={list(self.delta_tau)} must name different finite numbers"
+            )
+        for field, value, least in (
+            ("base_clusters", self.base_clusters, 0),
+            ("novel_clusters", self.novel_clusters, 0),
+            ("novel_shots", self.novel_shots, 1),
+            ("novel_test", self.novel_test, 1),
+            ("draws", self.draws, 1),
+            ("kmeans_runs", self.kmeans_runs, 1),
+            ("batch_size", self.batch_size, 1),
+        ):
+            if value < least:
+                raise ConfigError(f"evaluation.{field}={value} must be {least} or more")

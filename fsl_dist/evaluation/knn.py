@@ -1,0 +1,110 @@
+"""The nearest-neighbour classifier: a vote of the first K_p neighbours, and its three scores (METHODS, deep kNN)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fsl_dist.errors import DataError, RequestError, TrainingError
+from fsl_dist.evaluation.metrics import Floats
+
+NO_LABEL = -1
+"""Stands for a missing neighbour, and for the prediction of a query that has none."""
+
+# The vote compares neighbours pairwise; 2**22 pairs keep it near 100 MB whatever the number of queries.
+_PAIRS_AT_A_TIME = 2**22
+
+
+def vote(neighbour_labels: NDArray[np.int64], distances: Floats, k_p: int) -> NDArray[np.int64]:
+    """Majority label of each query's `k_p` nearest neighbours: int64 [n].
+
+    `neighbour_labels`: int64 [n, K], K ≥ k_p, nearest first, −1 where there is no neighbour. `distances`: [n, K],
+    growing with unlikeness (give inner products negated). Equal votes go to the class whose nearest member is
+    nearest, equal distances there to the smaller label. A query without neighbours gets −1.
+
+    Raises RequestError for fewer than `k_p` columns, TrainingError for a distance that is not a number.
+    """
+    num, num_neighbours = neighbour_labels.shape
+    if not 1 <= k_p <= num_neighbours:
+        raise RequestError(
+            f"evaluation.k_p={k_p} needs that many neighbours a query; the search returned {num_neighbours} "
+            "(search with a larger k, or lower evaluation.k_p)"
+        )
+    rows = max(1, _PAIRS_AT_A_TIME // k_p**2)
+    chunks = [
+        _vote_of(neighbour_labels[start : start + rows, :k_p], distances[start : start + rows, :k_p])
+        for start in range(0, num, rows)
+    ]
+    return np.concatenate(chunks) if chunks else np.empty(0, dtype=np.int64)
+
+
+def _vote_of(labels: NDArray[np.int64], distances: Floats) -> NDArray[np.int64]:
+    """`vote` over all columns of `labels` and `distances` [n, K]."""
+    is_there = labels != NO_LABEL
+    if np.isnan(distances[is_there]).any():
+        raise TrainingError(
+            "a neighbour's distance is not a number: an embedding is not finite "
+            "(a lower learning rate, or an earlier checkpoint)"
+        )
+    # [n, K, K]: neighbours j and l of a query are of one class.
+    is_same = (labels[:, :, None] == labels[:, None, :]) & is_there[:, None, :]
+    votes = np.where(is_there, is_same.sum(axis=2), 0)
+    nearest = np.where(is_same, distances[:, None, :], np.inf).min(axis=2)
+    is_best = is_there & (votes == votes.max(axis=1, keepdims=True))
+    leading = np.where(is_best, nearest, np.inf)
+    is_best &= leading == leading.min(axis=1, keepdims=True)
+    winner = np.where(is_best, labels, np.iinfo(np.int64).max).min(axis=1)
+    return np.where(is_there.any(axis=1), winner, NO_LABEL)
+
+
+def knn_metrics(
+    predictions: NDArray[np.int64],
+    targets: NDArray[np.int64],
+    *,
+    class_labels: NDArray[np.int64],
+    class_counts: NDArray[np.int64],
+) -> dict[str, float]:
+    """`acc`, `mcr` and `rs` of `predictions` (int64 [n]) against `targets` (int64 [n]), fractions.
+
+    `acc` is the share of right predictions, `mcr` the mean over the classes among the targets of each class's share,
+    `rs` the same mean over those classes that are tied for the fewest training images. `class_labels` and
+    `class_counts` (int64 [C]) give each class's number of training images; a class without any plays no part in
+    `rs`. Raises DataError where there is no target, or none of a class with training images.
+    """
+    if len(targets) == 0:
+        raise DataError("there is no test sample to score: the query split is empty (evaluate another split)")
+    tested, positions = np.unique(targets, return_inverse=True)
+    recalls = np.bincount(positions, weights=predictions == targets) / np.bincount(positions)
+    is_trained = class_counts > 0
+    training_counts = dict(
+        zip(class_labels[is_trained].tolist(), class_counts[is_trained].tolist(), strict=True)
+    )
+    counts = np.array([training_counts.get(label, np.inf) for label in tested.tolist()])
+    if np.isinf(counts).all():
+        raise DataError(
+            f"none of the {len(tested)} test classes has a training image: "
+            "gallery and queries are of different classes (pack with --split stratified)"
+        )
+    return {
+        "acc": float(np.mean(predictions == targets)),
+        "mcr": float(recalls.mean()),
+        "rs": float(recalls[counts == counts.min()].mean()),
+    }
+
+
+def evaluate_knn(
+    neighbour_labels: NDArray[np.int64],
+    distances: Floats,
+    targets: NDArray[np.int64],
+    *,
+    class_labels: NDArray[np.int64],
+    class_counts: NDArray[np.int64],
+    k_ps: Sequence[int],
+) -> dict[str, float]:
+    """`knn/acc@K_p`, `knn/mcr@K_p` and `knn/rs@K_p` for each of `k_ps`; arguments as in `vote` and `knn_metrics`."""
+    scores: dict[str, float] = {}
+    for k_p in k_ps:
+        predictions = vote(neighbour_labels, distances, k_p)
+        metrics = knn_metrics(predictions, targets, class_labels=class_labels, class_counts=class_counts)
+        scores |= {f"knn/{name}@{k_p}": value for name, value in metrics.items()}
+    return scores

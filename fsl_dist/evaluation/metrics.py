@@ -1,0 +1,86 @@
+"""Scores of a classifier: from class scores to the rank of the true class, from ranks to shares.
+
+All shares are fractions in 0 … 1. Where two classes score alike, the one of the smaller position ranks first, so
+that a result never depends on a sort's whims.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fsl_dist.errors import TrainingError
+
+Floats = NDArray[np.floating]
+
+NEVER = np.iinfo(np.int64).max
+"""Rank of a true class that is not among those scored: within no k."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Repeated:
+    """A score measured several times."""
+
+    mean: float
+    """mean over the repetitions"""
+    std: float
+    """standard deviation over the repetitions, divided by n (ddof 0)"""
+    n: int
+    """number of repetitions"""
+
+    @classmethod
+    def from_values(cls, values: Sequence[float]) -> Self:
+        """Mean and standard deviation of `values`, one a repetition."""
+        return cls(mean=float(np.mean(values)), std=float(np.std(values)), n=len(values))
+
+
+def rank_targets(scores: Floats, targets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many classes rank before the true one: int64 [n].
+
+    `scores`: [n, C], growing with likeness. `targets`: int64 [n], the true class's position among the C, or −1
+    where it is not among them; its rank is then `NEVER`. Raises TrainingError where a score is not a number.
+    """
+    if np.isnan(scores).any():
+        raise TrainingError(
+            f"{int(np.isnan(scores).any(axis=1).sum())} of {len(scores)} test samples have scores that are not numbers: "
+            "the embedding or a prototype is not finite (a lower learning rate, or an earlier checkpoint)"
+        )
+    if scores.shape[1] == 0:
+        return np.full(len(targets), NEVER)
+    own: NDArray[np.floating] = np.take_along_axis(scores, np.maximum(targets, 0)[:, None], axis=1)
+    is_before = scores > own
+    is_before |= (scores == own) & (np.arange(scores.shape[1]) < targets[:, None])
+    return np.where(targets >= 0, is_before.sum(axis=1), NEVER).astype(np.int64)
+
+
+def share_within(ranks: NDArray[np.int64], k: int) -> float:
+    """Share of the samples (`ranks`: int64 [n], n ≥ 1) whose true class is among the first `k`."""
+    return float(np.mean(ranks < k))
+
+
+def class_mean_share_within(ranks: NDArray[np.int64], labels: NDArray[np.int64], k: int) -> float:
+    """`share_within` of each class that has samples, averaged over these classes. `labels`: int64 [n]."""
+    _, classes = np.unique(labels, return_inverse=True)
+    return float(np.mean(np.bincount(classes, weights=ranks < k) / np.bincount(classes)))
+
+
+def accuracy(scores: Floats, targets: NDArray[np.int64]) -> float:
+    """Share of the samples whose best-scored class is theirs; shapes as in `rank_targets`."""
+    return share_within(rank_targets(scores, targets), 1)
+
+
+def mean_class_accuracy(scores: Floats, targets: NDArray[np.int64]) -> float:
+    """MCA, the accuracy of each class that has samples, averaged (PCN Eq. 9); shapes as in `rank_targets`."""
+    return class_mean_share_within(rank_targets(scores, targets), targets, 1)
+
+
+def recall_at_k(scores: Floats, targets: NDArray[np.int64], k: int) -> float:
+    """Share of the samples whose class is among the `k` best-scored (PCN Eq. 10); shapes as in `rank_targets`."""
+    return share_within(rank_targets(scores, targets), k)
+
+
+def balanced_recall_at_k(scores: Floats, targets: NDArray[np.int64], k: int) -> float:
+    """`recall_at_k` of each class that has samples, averaged (PCN appendix, Table 5)."""
+    return class_mean_share_within(rank_targets(scores, targets), targets, k)

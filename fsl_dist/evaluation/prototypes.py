@@ -1,0 +1,315 @@
+"""Prototypes of classes by k-means, and the few-shot protocol that scores them (METHODS, PCN, "Evaluation")."""
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from fsl_dist.errors import RequestError, TrainingError
+from fsl_dist.evaluation.config import EvaluationConfig
+from fsl_dist.evaluation.metrics import (
+    Floats,
+    Repeated,
+    class_mean_share_within,
+    rank_targets,
+    share_within,
+)
+from fsl_dist.seeding import generator
+
+log = logging.getLogger(__name__)
+
+RECALL_AT = (5, 10)
+# Samples are scored in chunks of this many distances: 2**22 float64 are 32 MB.
+_DISTANCES_AT_A_TIME = 2**22
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prototypes:
+    """Prototypes of C classes, at most M each; a class with fewer fills up with zeros that `mask` leaves out."""
+
+    means: NDArray[np.float32]
+    """float32 [C, M, D]"""
+    mask: NDArray[np.bool_]
+    """bool [C, M]: which of `means` are prototypes; at least one a class"""
+    labels: NDArray[np.int64]
+    """int64 [C]: label of each class"""
+
+
+def fit_class_prototypes(
+    embeddings: Floats, num_clusters: int, *, seed: int, epoch: int, label: int, starts: int = 10
+) -> NDArray[np.float32]:
+    """Cluster means of one class: float32 [m, D], 1 ≤ m ≤ min(num_clusters, n).
+
+    `embeddings`: [n, D], n ≥ 1. k-means++ with `starts` starts, the best kept, seeded by (seed, epoch, label) alone
+    and independent of the number of threads. One cluster is the mean, as many clusters as images are the images.
+    Clusters that stay empty (duplicates) are dropped. Raises TrainingError for embeddings that are not finite.
+    """
+    with _one_thread():
+        return _fit_class(embeddings, num_clusters, seed=seed, epoch=epoch, label=label, starts=starts)
+
+
+def fit_prototypes(
+    embeddings: Floats,
+    labels: NDArray[np.int64],
+    num_clusters: int,
+    *,
+    seed: int,
+    epoch: int,
+    starts: int = 10,
+) -> Prototypes:
+    """Prototypes of every class among `labels` (int64 [n], any order), classes ascending; `fit_class_prototypes`."""
+    order = np.argsort(labels, kind="stable")
+    classes, firsts = np.unique(labels[order], return_index=True)
+    with _one_thread():
+        means = [
+            _fit_class(embeddings[rows], num_clusters, seed=seed, epoch=epoch, label=label, starts=starts)
+            for label, rows in zip(classes.tolist(), np.split(order, firsts[1:]), strict=False)
+        ]
+    return stack_prototypes(means, classes)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    # scikit-learn adds up the threads' partial sums in whatever order they finish: the last bits would vary.
+    with threadpool_limits(limits=1):
+        yield
+
+
+def _fit_class(
+    embeddings: Floats, num_clusters: int, *, seed: int, epoch: int, label: int, starts: int
+) -> NDArray[np.float32]:
+    if not np.isfinite(embeddings).all():
+        raise TrainingError(
+            f"embeddings of class {label} hold values that are not finite, so it has no prototypes "
+            "(a lower learning rate, or an earlier checkpoint)"
+        )
+    points = embeddings.astype(np.float64)
+    if num_clusters == 1:
+        return points.mean(axis=0, keepdims=True).astype(np.float32)
+    if num_clusters >= len(points):
+        return np.unique(points, axis=0).astype(np.float32)
+    random_state = int(generator(seed, "kmeans", epoch, label).integers(2**32))
+    kmeans = KMeans(num_clusters, init="k-means++", n_init=starts, random_state=random_state)
+    with warnings.catch_warnings():
+        # Said where there are fewer distinct points than clusters: the case that dropping empty ones answers.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        kmeans.fit(points)
+    return kmeans.cluster_centers_[np.unique(kmeans.labels_)].astype(np.float32)
+
+
+def stack_prototypes(means: Sequence[NDArray[np.float32]], labels: NDArray[np.int64]) -> Prototypes:
+    """`Prototypes` of classes with `means[c]` float32 [m_c, D] and label `labels[c]`, one class or more."""
+    counts = np.array([len(of_class) for of_class in means])
+    mask = np.arange(counts.max()) < counts[:, None]
+    stacked = np.zeros((*mask.shape, means[0].shape[1]), dtype=np.float32)
+    stacked[mask] = np.concatenate(means)
+    return Prototypes(stacked, mask, np.asarray(labels, dtype=np.int64))
+
+
+def join(first: Prototypes, second: Prototypes) -> Prototypes:
+    """The classes of `first`, then those of `second`, in one label space."""
+    means = [
+        of_class[is_used]
+        for part in (first, second)
+        for of_class, is_used in zip(part.means, part.mask, strict=True)
+    ]
+    return stack_prototypes(means, np.concatenate([first.labels, second.labels]))
+
+
+def prototype_scores(embeddings: Floats, prototypes: Prototypes, temperature: float) -> NDArray[np.float64]:
+    """Class scores s_k = −Σ_z q(z|k,x)·‖x − μ_zk‖² (PCN Eq. 1, 3): float64 [n, C], larger is likelier.
+
+    `embeddings`: [n, D]. `temperature` (above 0) divides the squared distances inside the responsibilities q.
+    """
+    return _scores_at(embeddings, prototypes, [temperature])[0]
+
+
+def _scores_at(
+    embeddings: Floats, prototypes: Prototypes, temperatures: Sequence[float]
+) -> NDArray[np.float64]:
+    """`prototype_scores` at several temperatures from the same distances: float64 [T, n, C]."""
+    scores = np.empty((len(temperatures), len(embeddings), len(prototypes.labels)))
+    # Far from the origin a product of raw vectors cancels; the prototypes' mean is a fixed point near all of them.
+    used = prototypes.means[prototypes.mask].astype(np.float64)
+    centre = used.mean(axis=0)
+    means = prototypes.means.astype(np.float64) - centre
+    lengths = np.square(means).sum(axis=2)
+    rows = max(1, _DISTANCES_AT_A_TIME // max(1, prototypes.mask.size))
+    for start in range(0, len(embeddings), rows):
+        points = embeddings[start : start + rows].astype(np.float64) - centre
+        # [rows, C, M]
+        products = (points @ means.reshape(-1, points.shape[1]).T).reshape(-1, *prototypes.mask.shape)
+        distances = np.maximum(np.square(points).sum(axis=1)[:, None, None] + lengths - 2.0 * products, 0.0)
+        logits = np.where(prototypes.mask, -distances, -np.inf)
+        logits -= logits.max(axis=2, keepdims=True)
+        for scores_at, temperature in zip(scores, temperatures, strict=True):
+            weights = np.exp(logits / temperature)
+            scores_at[start : start + rows] = -(weights * distances).sum(axis=2) / weights.sum(axis=2)
+    return scores
+
+
+def evaluate_prototypes(
+    train_embeddings: Floats,
+    train_labels: NDArray[np.int64],
+    test_embeddings: Floats,
+    test_labels: NDArray[np.int64],
+    novel_embeddings: Floats | None,
+    novel_labels: NDArray[np.int64] | None,
+    *,
+    base_clusters: int,
+    novel_clusters: int,
+    temperature: float,
+    config: EvaluationConfig,
+    seed: int,
+    class_names: Sequence[str] = (),
+) -> dict[str, float | Repeated]:
+    """Scores of the base classes' test images, and of novel classes learnt from a few images, in one label space.
+
+    Embeddings are [n, D] with int64 [n] labels; `novel_*` hold all images of the novel classes, or None. Base
+    prototypes come from all training images by k-means; each of `config.draws` draws takes `novel_test` images and
+    `novel_shots` others of each novel class as test and support, the same test images whatever the shots. Cluster
+    numbers are the method's unless `config` names others; `temperature` is the training one, to which each
+    `delta_tau` is added. `class_names[label]` is what an error calls a class.
+
+    Returns fractions named `mca/GROUP`, `recall@5/GROUP`, `recall@10/GROUP`, `balanced_recall@5/GROUP` and
+    `balanced_recall@10/GROUP`, with `;dtau=D` behind those of a Δτ other than 0. With novel classes GROUP is
+    `base_novel`, `base` and `novel` and a value is `Repeated` over the draws; without, it is `base` and a number.
+    A test image of a class without training images counts as wrong, and a warning names the class.
+
+    Raises RequestError where τ + Δτ is not above 0, a novel class has too few images or is a base class too, or
+    there is nothing to test. Distances to base prototypes are computed once for all draws and Δτ.
+    """
+    temperatures = [_test_temperature(temperature, delta) for delta in config.delta_tau]
+    if len(train_labels) == 0:
+        raise RequestError(
+            "there are no training images to take base prototypes from (evaluate needs split train)"
+        )
+    if len(test_labels) == 0 and novel_labels is None:
+        raise RequestError(
+            "there is nothing to test: no base test images and no novel class (pack with a test split)"
+        )
+    base = fit_prototypes(
+        train_embeddings,
+        train_labels,
+        config.base_clusters or base_clusters,
+        seed=seed,
+        epoch=0,
+        starts=config.kmeans_runs,
+    )
+    untrained = np.setdiff1d(test_labels, base.labels)
+    if len(untrained):
+        named = ", ".join(_name_of(label, class_names) for label in untrained.tolist())
+        log.warning("no training image of %s: test images of it count as wrong", named)
+    base_scores = _scores_at(test_embeddings, base, temperatures)
+    base_targets = _positions(test_labels, base.labels)
+    if novel_embeddings is None or novel_labels is None:
+        scores: dict[str, float | Repeated] = {}
+        for delta, scores_at in zip(config.delta_tau, base_scores, strict=True):
+            scores |= _group_scores("base", rank_targets(scores_at, base_targets), test_labels, delta)
+        return scores
+
+    _check_novel(novel_labels, base.labels, config, class_names)
+    draws = [_draw_novel(novel_labels, config, seed=seed, draw=draw) for draw in range(config.draws)]
+    tested, rows_of_draw = np.unique([test for _, test in draws], return_inverse=True)
+    novel_scores = _scores_at(novel_embeddings[tested], base, temperatures)
+    repeated: dict[str, list[float]] = {}
+    for draw, ((support, test), rows) in enumerate(zip(draws, rows_of_draw, strict=True)):
+        novel = fit_prototypes(
+            novel_embeddings[support],
+            novel_labels[support],
+            config.novel_clusters or novel_clusters,
+            seed=seed,
+            epoch=draw,
+            starts=config.kmeans_runs,
+        )
+        to_novel = _scores_at(np.concatenate([test_embeddings, novel_embeddings[test]]), novel, temperatures)
+        labels = np.concatenate([test_labels, novel_labels[test]])
+        targets = np.concatenate(
+            [base_targets, _positions(novel_labels[test], novel.labels) + len(base.labels)]
+        )
+        is_base = np.arange(len(labels)) < len(test_labels)
+        for which, delta in enumerate(config.delta_tau):
+            to_base = np.concatenate([base_scores[which], novel_scores[which, rows]])
+            ranks = rank_targets(np.concatenate([to_base, to_novel[which]], axis=1), targets)
+            for group, members in (("base_novel", is_base | True), ("base", is_base), ("novel", ~is_base)):
+                for name, value in _group_scores(group, ranks[members], labels[members], delta).items():
+                    repeated.setdefault(name, []).append(value)
+    return {name: Repeated.from_values(values) for name, values in repeated.items()}
+
+
+def _name_of(label: int, class_names: Sequence[str]) -> str:
+    """What an error or a warning calls a class: its name where there is one, else its label."""
+    return f"class '{class_names[label]}'" if label < len(class_names) else f"class {label}"
+
+
+def _test_temperature(temperature: float, delta: float) -> float:
+    if temperature + delta <= 0:
+        raise RequestError(
+            f"evaluation.delta_tau={delta:g} with method.temperature={temperature:g} gives a test temperature of "
+            f"{temperature + delta:g}; it must be above 0 (leave this value out of evaluation.delta_tau)"
+        )
+    return temperature + delta
+
+
+def _check_novel(
+    novel_labels: NDArray[np.int64],
+    base_labels: NDArray[np.int64],
+    config: EvaluationConfig,
+    class_names: Sequence[str],
+) -> None:
+    """Refuse novel classes that are base classes too, or have too few images for a draw."""
+    labels, counts = np.unique(novel_labels, return_counts=True)
+    if len(labels) == 0:
+        raise RequestError("the novel split holds no image (leave it out, or pack with --split base-novel)")
+    shared = np.intersect1d(labels, base_labels)
+    if len(shared):
+        raise RequestError(
+            f"{_name_of(int(shared[0]), class_names)} has images in both the training and the novel split, {len(shared)} classes "
+            "in all; a novel class must be new (pack with --split base-novel)"
+        )
+    needed = config.novel_shots + config.novel_test
+    smallest = int(counts.argmin())
+    if counts[smallest] < needed:
+        raise RequestError(
+            f"evaluation.novel_shots={config.novel_shots} with novel_test={config.novel_test} needs {needed} images a "
+            f"novel class; {_name_of(int(labels[smallest]), class_names)} has {counts[smallest]} "
+            f"({int((counts < needed).sum())} classes have too few: lower either)"
+        )
+
+
+def _draw_novel(
+    novel_labels: NDArray[np.int64], config: EvaluationConfig, *, seed: int, draw: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of support (int64 [classes · novel_shots]) and of test images (int64 [classes · novel_test])."""
+    support, test = [], []
+    for label in np.unique(novel_labels).tolist():
+        rows = generator(seed, "novel_draw", draw, label).permutation(np.flatnonzero(novel_labels == label))
+        test.append(rows[: config.novel_test])
+        support.append(rows[config.novel_test : config.novel_test + config.novel_shots])
+    return np.concatenate(support), np.concatenate(test)
+
+
+def _positions(labels: NDArray[np.int64], among: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where each of `labels` (int64 [n]) stands in the ascending `among` (int64 [C], C ≥ 1), −1 where it does not."""
+    places = np.minimum(np.searchsorted(among, labels), len(among) - 1)
+    return np.where(among[places] == labels, places, -1).astype(np.int64)
+
+
+def _group_scores(
+    group: str, ranks: NDArray[np.int64], labels: NDArray[np.int64], delta_tau: float
+) -> dict[str, float]:
+    """The five scores of a group of test images (`ranks`, `labels`: int64 [n]); none where it has no images."""
+    if len(ranks) == 0:
+        return {}
+    suffix = f"{group};dtau={delta_tau:.12g}" if delta_tau else group
+    scores = {f"mca/{suffix}": class_mean_share_within(ranks, labels, 1)}
+    scores |= {f"recall@{k}/{suffix}": share_within(ranks, k) for k in RECALL_AT}
+    scores |= {f"balanced_recall@{k}/{suffix}": class_mean_share_within(ranks, labels, k) for k in RECALL_AT}
+    return scores

@@ -1,0 +1,95 @@
+"""Deep kNN: pull an anchor's nearest images of its class closer than its nearest images of other classes.
+
+Equation numbers are those of Zhuang et al., "Deep kNN for Medical Image Classification".
+"""
+
+import torch
+from torch import Tensor
+
+from fsl_dist.losses.distances import euclidean_rows, squared_distances
+
+# Candidates are gathered as float64 [rows, candidates, dim] in pieces of 2^23 numbers, 64 MiB.
+_NUMBERS_PER_CHUNK = 2**23
+# Rounding of a float64 product against direct differences: about dim · 1e-16 of the largest norm; 1e-10 is ample.
+_PRODUCT_ROUNDING = 1e-10
+
+
+@torch.no_grad()
+def batch_neighbours(
+    embeddings: Tensor, labels: Tensor, ids: Tensor, num_same: int, num_other: int
+) -> tuple[Tensor, Tensor]:
+    """Each image's nearest of its class and nearest of all other classes, within the batch.
+
+    embeddings: [n, D]; labels: int64 [n]; ids: int64 [n] sample ids. Returns positions in the batch, nearest first:
+    same int64 [n, num_same] and other int64 [n, num_other], −1 where there are fewer. The image itself is left out by
+    its id. No gradient.
+
+    Exact: a float64 product finds every image that can be among the nearest, direct differences in float64 rank
+    them; equal distances go to the smaller id. Costs n² product distances and n·(K + M) direct ones.
+    """
+    points = embeddings.double()
+    distances = squared_distances(points, points)
+    is_same_class = labels[:, None] == labels[None, :]
+    is_itself = ids[:, None] == ids[None, :]
+    same = _nearest(points, distances, is_same_class & ~is_itself, ids, num_same)
+    other = _nearest(points, distances, ~is_same_class, ids, num_other)
+    return same, other
+
+
+def _nearest(points: Tensor, distances: Tensor, allowed: Tensor, ids: Tensor, num: int) -> Tensor:
+    """Positions int64 [n, num] of the nearest allowed points, −1 padded, exact as `batch_neighbours` says.
+
+    points: float64 [n, D]; distances: float64 [n, n] by product; allowed: bool [n, n].
+    """
+    rows = len(points)
+    nearest = torch.full((rows, num), -1, dtype=torch.int64, device=points.device)
+    if num == 0 or rows == 0:
+        return nearest
+    distances = distances.masked_fill(~allowed, float("inf"))
+    bound = distances.kthvalue(min(num, rows), dim=-1, keepdim=True).values
+    rounding = _PRODUCT_ROUNDING * (points - points.mean(0)).square().sum(-1).max()
+    # Nearly always `num` columns; more only where exact ties reach past the last place.
+    width = max(int(((distances <= bound + rounding) & allowed).sum(-1).max()), 1)
+    candidates = distances.topk(width, dim=-1, largest=False).indices.sort(-1).values
+    candidates = candidates.gather(-1, ids[candidates].argsort(dim=-1, stable=True))
+    chunk = max(_NUMBERS_PER_CHUNK // (width * points.shape[1]), 1)
+    parts = zip(points.split(chunk), candidates.split(chunk), strict=True)
+    exact = torch.cat([(part[:, None] - points[columns]).square().sum(-1) for part, columns in parts])
+    exact = exact.masked_fill(~allowed.gather(-1, candidates), float("inf"))
+    # Stable over columns in id order: ties go to the smaller id.
+    exact, order = exact.sort(dim=-1, stable=True)
+    found = candidates.gather(-1, order).masked_fill(exact.isinf(), -1)[:, :num]
+    nearest[:, : found.shape[1]] = found
+    return nearest
+
+
+def count_triplets(same: Tensor, other: Tensor) -> Tensor:
+    """Triplets that exist, int64 []: Σ over anchors of (neighbours of its class) · (neighbours of others).
+
+    same: int64 [A, K] and other: int64 [A, M], −1 where there is none. What a mean over workers is weighed by.
+    """
+    return ((same >= 0).sum(-1) * (other >= 0).sum(-1)).sum()
+
+
+def deep_knn_loss(
+    embeddings: Tensor, anchor: Tensor, same: Tensor, other: Tensor, margin: float
+) -> tuple[Tensor, Tensor]:
+    """Mean over the triplets that exist of [‖f(x) − f(y)‖ − ‖f(x) − f(z)‖ + margin]₊ (deep kNN Eq. 2, 3).
+
+    embeddings: [B, D]; anchor: int64 [A], same: int64 [A, K], other: int64 [A, M] positions in them, −1 where there is
+    no neighbour. The gradient flows through all three images. Satisfied triplets count as zeros; with no triplet at
+    all the loss is 0 and so is every gradient.
+
+    Returns the loss [] and, without gradient, the share of existing triplets that are above zero [], 0 … 1.
+    """
+    # [A, 1, D]; position −1 reads the last image, whose triplets are masked below.
+    anchors = embeddings[anchor].unsqueeze(1)
+    to_same = euclidean_rows(anchors, embeddings[same])
+    to_other = euclidean_rows(anchors, embeddings[other])
+    # [A, K, M]
+    hinge = (to_same.unsqueeze(-1) - to_other.unsqueeze(-2) + margin).relu()
+    exists = (same >= 0).unsqueeze(-1) & (other >= 0).unsqueeze(-2)
+    num = exists.sum().clamp_min(1)
+    loss = hinge.masked_fill(~exists, 0.0).sum() / num
+    active = ((hinge.detach() > 0) & exists).sum() / num
+    return loss, active

@@ -1,0 +1,44 @@
+"""Euclidean distances that keep their digits: in float32 at least, never by a plain product on offset data."""
+
+import torch
+from torch import Tensor
+
+
+def at_least_float32(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in one dtype: the widest among them, float32 at the least (bf16 becomes float32)."""
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return tuple(tensor.to(dtype) for tensor in tensors)
+
+
+def without_autocast(tensor: Tensor) -> torch.autocast:
+    """Context in which matrix products on the tensor's device keep their operands' precision."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+def squared_distances(a: Tensor, b: Tensor) -> Tensor:
+    """‖aᵢ − bⱼ‖² for all pairs: [..., n, dim] and [..., m, dim] give [..., n, m], float32 or wider, ≥ 0.
+
+    By matrix product after subtracting the (detached) mean of all the points of a and b: without it embeddings of
+    norm 16 and spread 0.01 lose their distances to cancellation. Near-duplicates still lose relative precision
+    against the spread; where it matters use `euclidean_rows`. Leading axes are batches, each with a mean of its
+    own. The gradient of a distance that rounds to 0 is 0.
+    """
+    a, b = at_least_float32(a, b)
+    with without_autocast(a):
+        total = a.detach().sum(-2, keepdim=True) + b.detach().sum(-2, keepdim=True)
+        center = total / (a.shape[-2] + b.shape[-2])
+        a, b = a - center, b - center
+        squares_a = a.square().sum(-1).unsqueeze(-1)
+        squares_b = b.square().sum(-1).unsqueeze(-2)
+        return (squares_a + squares_b - 2.0 * (a @ b.transpose(-1, -2))).clamp_min(0.0)
+
+
+def euclidean_rows(a: Tensor, b: Tensor) -> Tensor:
+    """‖a − b‖ along the last axis: [..., dim] and [..., dim], broadcast, give [...], float32 or wider.
+
+    From direct differences, exact for near-duplicates; the gradient of a distance of 0 is 0, not NaN.
+    """
+    a, b = at_least_float32(a, b)
+    return torch.linalg.vector_norm(a - b, dim=-1)

@@ -1,0 +1,169 @@
+"""Prototypical clustering networks: several prototypes a class, a soft assignment, an episode's loss.
+
+Equation numbers are those of Prabhu et al., "Few-Shot Learning for Dermatological Disease Diagnosis". Prototypical
+networks (PN) are the case of one cluster and memory 0. Shapes: C classes, M prototype slots a class (classes with
+fewer are padded, `mask` tells), k support and q query images a class, D the embedding's size.
+
+Several episodes a step, or several workers, all start from the step's μ_old. Their numerators and denominators add
+up, and one `update_prototypes` on the sums merges the supports exactly as if they had been one episode's.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fsl_dist.losses.distances import at_least_float32, squared_distances, without_autocast
+
+MIN_RESPONSIBILITY = 1e-6
+"""a cluster that gets less than this from a support keeps its prototype"""
+LOW_RESPONSIBILITY = 1e-2
+"""a cluster that gets less than this, though more than the minimum, moves on little evidence"""
+# 2^24 distances of float32 are 64 MiB; scoring all test images against all prototypes goes in such pieces.
+_DISTANCES_PER_CHUNK = 2**24
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PCNEpisode:
+    """Loss of one episode, what it adds to the memory, and what to log. Only `loss` carries a gradient."""
+
+    loss: Tensor
+    """[]: mean over the C·q query images of −log p(own class)"""
+    numerators: Tensor
+    """[C, M, D]: Σ q(z|k,x) f(x) over the support"""
+    denominators: Tensor
+    """[C, M]: Σ q(z|k,x) over the support"""
+    accuracy: Tensor
+    """[]: share of query images whose own class scores highest, 0 … 1"""
+    responsibility_perplexity: Tensor
+    """[]: number of prototypes a support image is shared among, exp(entropy of q) averaged, 1 … M"""
+    low_share: Tensor
+    """[]: share of the real clusters with min_responsibility ≤ Σq < LOW_RESPONSIBILITY, 0 … 1"""
+
+
+def responsibilities(distances: Tensor, mask: Tensor, temperature: float) -> Tensor:
+    """q(z|k,x) = softmax over z of −d(f(x), μ_zk) / τ (PCN Eq. 3).
+
+    distances: [..., M], finite; mask: bool, broadcast to them, False at padded slots; temperature: τ > 0.
+    Returns [..., M], 0 at padded slots; a class that is all padding gets zeros.
+    """
+    logits = (distances / -temperature).masked_fill(~mask, float("-inf"))
+    # A row of padding alone is 0/0; the masks keep its NaN from both the result and the gradient.
+    return torch.softmax(logits, dim=-1).masked_fill(~mask, 0.0)
+
+
+def class_scores(x: Tensor, prototypes: Tensor, mask: Tensor, temperature: float) -> Tensor:
+    """s_k(x) = −Σ_z q(z|k,x) d(f(x), μ_zk) (PCN Eq. 1): [n, C], to be fed to a softmax over classes.
+
+    x: [n, D]; prototypes: [C, M, D], anything finite at padded slots; mask: bool [C, M]. A class without a
+    prototype scores −inf. Memory: n·C·M distances, in pieces of 64 MiB where no gradient is kept.
+    """
+    x, prototypes = at_least_float32(x, prototypes)
+    flat = _fill_padding(prototypes, mask).flatten(0, 1)
+    rows = max(_DISTANCES_PER_CHUNK // max(len(flat), 1), 1)
+    return torch.cat([_score_rows(part, flat, mask, temperature) for part in x.split(rows)])
+
+
+def _score_rows(x: Tensor, flat_prototypes: Tensor, mask: Tensor, temperature: float) -> Tensor:
+    """Scores [n, C] of some rows against prototypes [C·M, D]."""
+    distances = squared_distances(x, flat_prototypes).unflatten(-1, tuple(mask.shape)).masked_fill(~mask, 0.0)
+    scores = -(responsibilities(distances, mask, temperature) * distances).sum(-1)
+    return scores.masked_fill(~mask.any(-1), float("-inf"))
+
+
+def support_responsibilities(support: Tensor, prototypes: Tensor, mask: Tensor, temperature: float) -> Tensor:
+    """q(z|k,x) of each support image over its own class's old prototypes (PCN Eq. 3): [C, k, M].
+
+    support: [C, k, D]; prototypes: [C, M, D], a constant; mask: bool [C, M].
+    """
+    distances = squared_distances(support, _fill_padding(prototypes.detach(), mask))
+    return responsibilities(distances.masked_fill(~mask.unsqueeze(-2), 0.0), mask.unsqueeze(-2), temperature)
+
+
+def prototype_sums(
+    support: Tensor,
+    prototypes: Tensor,
+    mask: Tensor,
+    temperature: float,
+    detach_responsibilities: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Numerators Σ_x q f(x) [C, M, D] and denominators Σ_x q [C, M] of Eq. 4, q against the old prototypes.
+
+    support: [C, k, D]; prototypes: [C, M, D], a constant; mask: bool [C, M]. The gradient flows through f(x) and q,
+    through f(x) alone with detach_responsibilities. Sums of several supports of a class merge them.
+    """
+    shares = support_responsibilities(support, prototypes, mask, temperature)
+    return weigh_support(support, shares.detach() if detach_responsibilities else shares)
+
+
+def weigh_support(support: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ_x q f(x) [C, M, D] and Σ_x q [C, M] for support [C, k, D] and its responsibilities q [C, k, M]."""
+    support, shares = at_least_float32(support, shares)
+    with without_autocast(support):
+        return shares.transpose(-1, -2) @ support, shares.sum(-2)
+
+
+def update_prototypes(
+    prototypes: Tensor,
+    numerators: Tensor,
+    denominators: Tensor,
+    memory: float,
+    min_responsibility: float = MIN_RESPONSIBILITY,
+) -> Tensor:
+    """μ_new = memory·μ_old + (1 − memory)·Σ q f(x) / Σ q (PCN Eq. 4): [C, M, D].
+
+    prototypes: μ_old [C, M, D], a constant; numerators: [C, M, D]; denominators: [C, M]; memory: 0 … 1.
+    A cluster with Σq < min_responsibility keeps μ_old and passes no gradient; so does padding, whose Σq is 0.
+    """
+    prototypes, numerators, denominators = at_least_float32(prototypes.detach(), numerators, denominators)
+    keeps = (denominators < min_responsibility).unsqueeze(-1)
+    # 1 before the division: a where() after 0/0 hides the NaN forwards and lets it out backwards.
+    means = numerators / denominators.unsqueeze(-1).masked_fill(keeps, 1.0)
+    return torch.where(keeps, prototypes, memory * prototypes + (1.0 - memory) * means)
+
+
+def pcn_episode_loss(
+    support: Tensor,
+    query: Tensor,
+    prototypes: Tensor,
+    mask: Tensor,
+    *,
+    temperature: float,
+    memory: float,
+    detach_responsibilities: bool = False,
+    min_responsibility: float = MIN_RESPONSIBILITY,
+) -> PCNEpisode:
+    """One episode: move the prototypes by the support, score the query against the moved ones (PCN Algorithm 1).
+
+    support: [C, k, D]; query: [C, q, D]; prototypes: μ_old of the episode's classes, [C, M, D], a constant;
+    mask: bool [C, M]. temperature: τ > 0 of Eq. 3. memory: 0 … 1 of Eq. 4. Distances, softmaxes and the loss are in
+    float32 at least, whatever the embeddings are in and whether autocast is on.
+    """
+    num_classes, num_queries = query.shape[:2]
+    shares = support_responsibilities(support, prototypes, mask, temperature)
+    numerators, denominators = weigh_support(support, shares.detach() if detach_responsibilities else shares)
+    moved = update_prototypes(prototypes, numerators, denominators, memory, min_responsibility)
+
+    scores = class_scores(query.flatten(0, 1), moved, mask, temperature)
+    targets = torch.arange(num_classes, device=query.device).repeat_interleave(num_queries)
+    sums = denominators.detach()
+    low = mask & (sums >= min_responsibility) & (sums < LOW_RESPONSIBILITY)
+    return PCNEpisode(
+        loss=functional.cross_entropy(scores, targets),
+        numerators=numerators.detach(),
+        denominators=sums,
+        accuracy=(scores.detach().argmax(-1) == targets).float().mean(),
+        responsibility_perplexity=torch.special.entr(shares.detach()).sum(-1).exp().mean(),
+        low_share=low.sum() / mask.sum().clamp_min(1),
+    )
+
+
+def _fill_padding(prototypes: Tensor, mask: Tensor) -> Tensor:
+    """Prototypes [C, M, D] with the mean of the real ones at padded slots.
+
+    A padded slot far from the data would pull the centre that `squared_distances` subtracts away from it.
+    """
+    real = mask.unsqueeze(-1)
+    mean = prototypes.detach().masked_fill(~real, 0.0).sum((0, 1)) / mask.sum().clamp_min(1)
+    return torch.where(real, prototypes, mean)

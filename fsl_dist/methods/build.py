@@ -1,0 +1,27 @@
+"""The method a configuration names."""
+
+import torch
+
+from fsl_dist.config import RunConfig
+from fsl_dist.data.catalogue import Catalogue
+from fsl_dist.data.selection import Selection
+from fsl_dist.methods.config import CrossEntropyConfig, DeepKNNConfig, PCNConfig
+from fsl_dist.methods.cross_entropy import CrossEntropy
+from fsl_dist.methods.deep_knn import BatchMining, DatasetMining
+from fsl_dist.methods.method import Method
+from fsl_dist.methods.pcn import PCN
+
+
+def build_method(
+    config: RunConfig, catalogue: Catalogue, selection: Selection, device: torch.device
+) -> Method:
+    """Build `method.kind` over the training selection; raises RequestError when the data cannot serve it."""
+    match config.method:
+        case PCNConfig() as method:
+            return PCN(config, method, selection, list(catalogue.class_names), device)
+        case DeepKNNConfig() as method if config.mining.source == "dataset":
+            return DatasetMining(config, method, selection, catalogue.labels)
+        case DeepKNNConfig() as method:
+            return BatchMining(config, method, selection, catalogue.labels)
+        case CrossEntropyConfig() as method:
+            return CrossEntropy(config, method, selection, catalogue.labels, device)

@@ -1,0 +1,90 @@
+"""What can be set on each method. The papers' three alphas are `memory`, `margin` and `scatter_weight` here."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fsl_dist.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PCNConfig:
+    """Prototypical clustering networks; clusters 1 and memory 0 is a prototypical network (PN), memory 0.5 PN*."""
+
+    kind: Literal["pcn"] = "pcn"
+    clusters: int = 10
+    """prototypes a base class is trained and evaluated with (M_k of PCN Eq. 1), at least 1"""
+    novel_clusters: int = 4
+    """prototypes a novel class is evaluated with, at least 1"""
+    memory: float = 0.5
+    """share of the old prototype kept at each update (α of PCN Eq. 4), 0 to below 1"""
+    temperature: float = 3.0
+    """τ of the responsibilities in training (PCN Eq. 3), above 0; the paper is silent on its value"""
+    detach_responsibilities: bool = False
+    """stop the gradient through the support's responsibilities; the paper is silent"""
+    min_responsibility: float = 1e-6
+    """a cluster whose responsibilities sum to less keeps its prototype; the paper is silent"""
+
+    def __post_init__(self) -> None:
+        for name in ("clusters", "novel_clusters"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"method.{name}={getattr(self, name)} must be at least 1")
+        if not 0 <= self.memory < 1:
+            raise ConfigError(
+                f"method.memory={self.memory} must be at least 0 and below 1 (1 would never learn)"
+            )
+        if self.temperature <= 0:
+            raise ConfigError(f"method.temperature={self.temperature} must be above 0")
+        if self.min_responsibility <= 0:
+            raise ConfigError(f"method.min_responsibility={self.min_responsibility} must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeepKNNConfig:
+    """Deep kNN: every image nearer to its same-class neighbours than to its other-class ones."""
+
+    kind: Literal["deep_knn"] = "deep_knn"
+    k_same: int = 5
+    """same-class neighbours of an anchor (K of deep kNN Eq. 3), at least 1"""
+    m_other: int = 5
+    """other-class neighbours of an anchor (M of deep kNN Eq. 3), at least 1"""
+    margin: float = 1.0
+    """α of deep kNN Eq. 2, in units of distance, above 0; the paper is silent (0.2 suits normalised embeddings)"""
+    normalise: bool = False
+    """embeddings on the unit sphere"""
+    classes_per_batch: int = 9
+    """classes in a stratified batch (mining.source=batch), at least 2"""
+
+    def __post_init__(self) -> None:
+        for name, least in (("k_same", 1), ("m_other", 1), ("classes_per_batch", 2)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"method.{name}={getattr(self, name)} must be at least {least}")
+        if self.margin <= 0:
+            raise ConfigError(f"method.margin={self.margin} must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CrossEntropyConfig:
+    """Softmax classifier over the training classes; its embedding is scored like any other."""
+
+    kind: Literal["cross_entropy"] = "cross_entropy"
+    balance: Literal["none", "weights", "sampling"] = "none"
+    """none; loss weights N/(C·n_c); or batches that draw the class first, then the image"""
+
+
+MethodConfig = PCNConfig | DeepKNNConfig | CrossEntropyConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MiningConfig:
+    """Where deep kNN finds an anchor's neighbours."""
+
+    source: Literal["batch", "dataset"] = "batch"
+    """within the global mini-batch, or over all training images by the neighbour index"""
+    run: Literal["inline"] = "inline"
+    """the training workers refresh the table themselves, between two steps"""
+    refresh_steps: int = 0
+    """steps between two refreshes of the neighbour table; 0 = at the start of every epoch"""
+
+    def __post_init__(self) -> None:
+        if self.refresh_steps < 0:
+            raise ConfigError(f"mining.refresh_steps={self.refresh_steps} must be 0 (every epoch) or more")

@@ -1,0 +1,110 @@
+"""What the training loop asks of a method: which ids, which loss, which memory.
+
+A method is one file beside this one. The loop knows none of them by name: it asks for the batches of a step,
+forwards them wherever they were dealt to, hands back the outputs, and after the optimizer's step lets the
+method merge what the batches left in its memory.
+"""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fsl_dist.training.distributed import WorkerGroup
+from index.search import LocalIndex
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Images that go through the network in one call and share one loss."""
+
+    ids: NDArray[np.int64]
+    """int64 [num_images]: sample ids; outputs come back in this order"""
+    labels: NDArray[np.integer]
+    """integer [num_images]: their classes, spread evenly over batch-norm groups"""
+    weight: float = 1.0
+    """the loss's share in the step's mean: the number of terms it is a mean of"""
+    payload: object = None
+    """what the method needs beside the outputs: an episode, a neighbourhood"""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLoss:
+    """A batch's loss and what it leaves behind."""
+
+    loss: Tensor
+    """float32 []: mean over the batch's terms"""
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+    """detached scalars, averaged over the step's batches by their weights"""
+    update: tuple[Tensor, ...] | None = None
+    """detached contribution to the method's memory"""
+
+
+class TrainingIndex(Protocol):
+    """Embeddings of the whole training selection at the present parameters, made when first asked for."""
+
+    dim: int
+    """length of an embedding"""
+
+    def open(self) -> LocalIndex:
+        """The index, the same on every worker. Collective: all workers call it, or none."""
+        ...
+
+    def share(self) -> slice:
+        """The rows (positions in the training selection) this worker embedded."""
+        ...
+
+
+class Method(Protocol):
+    """One training method."""
+
+    is_global: bool
+    """a step is one batch over all workers, embeddings gathered; otherwise whole batches are dealt out"""
+    num_outputs: int
+    """classes of the classifier the network ends in; 0 = the loss takes embeddings"""
+    normalise: bool
+    """embeddings on the unit sphere"""
+    metrics: tuple[str, ...]
+    """names of the metrics `loss` reports"""
+
+    def num_steps(self) -> int:
+        """Optimizer steps of an epoch."""
+        ...
+
+    def prepares_at(self, epoch: int, step: int) -> bool:
+        """Whether `prepare` must run before this step of the epoch."""
+        ...
+
+    def prepare(
+        self, epoch: int, global_step: int, index: TrainingIndex, group: WorkerGroup
+    ) -> dict[str, float]:
+        """Renew what the method keeps (prototypes, a neighbour table); returns metrics of it. Collective."""
+        ...
+
+    def batches(self, epoch: int, step: int) -> list[Batch]:
+        """All batches of a step, the same on every worker: a pure function of the seed, epoch and step."""
+        ...
+
+    def loss(self, outputs: Tensor, batch: Batch) -> BatchLoss:
+        """Loss of a batch from the network's outputs, float [num_images, dim or num_outputs]."""
+        ...
+
+    def finish_step(
+        self,
+        global_step: int,
+        batches: list[Batch],
+        updates: list[tuple[int, tuple[Tensor, ...]]],
+        group: WorkerGroup,
+    ) -> dict[str, float]:
+        """Merge all workers' updates (batch number, contribution) into the memory; returns metrics. Collective."""
+        ...
+
+    def state(self) -> dict[str, Tensor | str | int]:
+        """What a checkpoint must hold of the method."""
+        ...
+
+    def load_state(self, state: dict[str, Tensor | str | int]) -> None:
+        """Take up what `state` gave."""
+        ...

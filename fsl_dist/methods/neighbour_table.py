@@ -1,0 +1,101 @@
+"""The mined neighbours of every training image: a table [N, K + M] on disk, one part a worker, memory-mapped.
+
+Row i belongs to the i-th image of the training selection; its first K entries are same-class neighbours, the
+rest other-class ones, as sample ids, nearest first, −1 where there are fewer.
+"""
+
+import shutil
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fsl_dist.errors import TrainingError
+from index.storage import write_atomic
+
+
+def write_part(
+    folder: Path, number: int, start: int, same_ids: NDArray[np.int64], other_ids: NDArray[np.int64]
+) -> None:
+    """Write the rows from `start` on (same_ids [n, K], other_ids [n, M]) as part `number` of the table."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = np.ascontiguousarray(np.concatenate([same_ids, other_ids], axis=1), dtype="<i8")
+    write_atomic(
+        folder / f"part-{number:05d}-{start:012d}-{rows.shape[0]}x{rows.shape[1]}.i64", rows.tobytes()
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class NeighbourTable:
+    """A finished table, read by row."""
+
+    folder: Path
+    parts: tuple[NDArray[np.int64], ...]
+    """memory-mapped int64 [n_part, K + M], by ascending start"""
+    starts: NDArray[np.int64]
+    """int64 [num_parts]: first row of each part"""
+    num_same: int
+    """K"""
+    step: int
+    """optimizer step whose parameters the neighbours were found with"""
+    crc32: int
+    """checksum over all parts"""
+
+    @classmethod
+    def open(cls, folder: Path, num_parts: int, num_same: int, step: int) -> "NeighbourTable":
+        """Open the table that `num_parts` workers have just written into `folder`."""
+        names = [
+            path for path in sorted(folder.glob("part-*.i64")) if int(path.name.split("-")[1]) < num_parts
+        ]
+        parts, starts, crc32 = [], [], 0
+        for path in names:
+            _, _, start, shape = path.stem.split("-")
+            rows, columns = (int(number) for number in shape.split("x"))
+            if rows == 0:
+                continue
+            parts.append(np.memmap(path, dtype="<i8", mode="r", shape=(rows, columns)))
+            starts.append(int(start))
+            crc32 = zlib.crc32(parts[-1].data, crc32)
+        by_start = np.argsort(starts)
+        return cls(
+            folder,
+            tuple(parts[position] for position in by_start),
+            np.asarray(starts, dtype=np.int64)[by_start],
+            num_same,
+            step,
+            crc32,
+        )
+
+    @classmethod
+    def reopen(cls, folder: Path, num_same: int, step: int, crc32: int) -> "NeighbourTable":
+        """Open the table a checkpoint names.
+
+        Raises TrainingError when it is gone or is not the one the checkpoint was written with.
+        """
+        parts = len(list(folder.glob("part-*.i64")))
+        table = cls.open(folder, parts, num_same, step)
+        if not table.parts or table.crc32 != crc32:
+            found = f"has checksum {table.crc32:08x}" if table.parts else "is missing"
+            raise TrainingError(
+                f"the neighbour table {folder} {found}, the checkpoint needs {crc32:08x} "
+                "(train into a new run.dir, or resume from an older checkpoint)"
+            )
+        return table
+
+    def rows(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Neighbours of the images at `positions` [n]: same-class [n, K] and other-class [n, M] sample ids."""
+        part_of = np.searchsorted(self.starts, positions, side="right") - 1
+        found = np.empty((len(positions), self.parts[0].shape[1]), dtype=np.int64)
+        for part in np.unique(part_of):
+            here = part_of == part
+            found[here] = self.parts[part][positions[here] - self.starts[part]]
+        return found[:, : self.num_same], found[:, self.num_same :]
+
+    @staticmethod
+    def prune(tables: Path, keep: set[str]) -> None:
+        """Remove the tables under `tables` that are not named in `keep`."""
+        for folder in tables.glob("step-*"):
+            if folder.name not in keep:
+                shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,176 @@
+"""Prototypical clustering networks (PCN) and, with one cluster, prototypical networks (PN, PN*).
+
+The batches are episodes, the loss is `losses.pcn`, the memory is the prototypes of every training class:
+k-means sets it at the start of an epoch, Eq. 4 moves it after each step.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fsl_dist.config import RunConfig
+from fsl_dist.data.selection import Selection
+from fsl_dist.evaluation.prototypes import fit_class_prototypes
+from fsl_dist.losses.pcn import pcn_episode_loss, update_prototypes
+from fsl_dist.methods.config import PCNConfig
+from fsl_dist.methods.method import Batch, BatchLoss, TrainingIndex
+from fsl_dist.samplers.episode import Episode, draw_episode, fit_selection
+from fsl_dist.training.distributed import WorkerGroup
+
+
+class PCN:
+    """Episodes, PCN's loss, and a memory of prototypes [num_classes, clusters, dim]."""
+
+    num_outputs = 0
+    metrics = ("train/accuracy", "train/responsibility_perplexity", "train/low_responsibility_share")
+    normalise = False
+
+    def __init__(
+        self,
+        config: RunConfig,
+        method: PCNConfig,
+        selection: Selection,
+        class_names: list[str],
+        device: torch.device,
+    ) -> None:
+        self.method = method
+        self.episode = config.episode
+        self.seed = config.run.seed
+        self.per_step = config.episode.per_step or config.workers.num
+        self.is_global = config.episode.scope == "global"
+        self.all_classes = selection
+        self.selection = fit_selection(selection, config.episode, class_names)
+        self.starts_of_kmeans = config.evaluation.kmeans_runs
+        self.device = device
+        self.means = torch.zeros(0, 0, 0, device=device)  # [num_classes, clusters, dim] once prepared
+        self.mask = torch.zeros(0, 0, dtype=torch.bool, device=device)  # [num_classes, clusters]
+
+    def num_steps(self) -> int:
+        """An epoch is `episode.per_epoch` episodes in all, whatever the number of workers."""
+        return -(-self.episode.per_epoch // self.per_step)
+
+    def prepares_at(self, epoch: int, step: int) -> bool:
+        """The memory is set anew at the start of every epoch."""
+        return step == 0
+
+    def prepare(
+        self, epoch: int, global_step: int, index: TrainingIndex, group: WorkerGroup
+    ) -> dict[str, float]:
+        """Per class k-means over all its training images (PCN, section 3.1.1), classes dealt to the workers.
+
+        Seeded by (seed, epoch, class), so the result does not depend on who computes it.
+        """
+        if self.method.clusters == 1 and self.method.memory == 0:
+            # PN: Eq. 4 forgets the old prototype whole, so there is nothing to set.
+            return self._start_empty(index.dim)
+        neighbours = index.open()
+        num_classes, clusters, dim = self.selection.num_classes, self.method.clusters, neighbours.dim
+        packed = torch.zeros(num_classes, clusters, dim + 1, dtype=torch.float32)
+        row_of_class = np.searchsorted(self.all_classes.labels, self.selection.labels)
+        for position in range(group.rank, num_classes, group.world_size):
+            row = row_of_class[position]
+            vectors = neighbours.vectors(
+                int(self.all_classes.starts[row]), int(self.all_classes.starts[row + 1])
+            )
+            means = fit_class_prototypes(
+                vectors,
+                clusters,
+                seed=self.seed,
+                epoch=epoch,
+                label=int(self.selection.labels[position]),
+                starts=self.starts_of_kmeans,
+            )
+            packed[position, : len(means), :dim] = torch.from_numpy(np.asarray(means, dtype=np.float32))
+            packed[position, : len(means), dim] = 1.0
+        packed = group.sum_(packed.to(self.device))
+        self.means, self.mask = packed[..., :dim].contiguous(), packed[..., dim] > 0
+        return {"method/clusters_per_class": float(self.mask.sum() / num_classes)}
+
+    def _start_empty(self, dim: int) -> dict[str, float]:
+        self.means = torch.zeros(self.selection.num_classes, 1, dim, device=self.device)
+        self.mask = torch.ones(self.selection.num_classes, 1, dtype=torch.bool, device=self.device)
+        return {}
+
+    def batches(self, epoch: int, step: int) -> list[Batch]:
+        """Episodes step·per_step … of the epoch, fewer in a last step that `per_epoch` cuts short."""
+        first = step * self.per_step
+        return [
+            self._batch(
+                draw_episode(self.selection, self.episode, seed=self.seed, epoch=epoch, number=number)
+            )
+            for number in range(first, min(first + self.per_step, self.episode.per_epoch))
+        ]
+
+    def _batch(self, episode: Episode) -> Batch:
+        # Images class by class, support before query: [n_way, k_shot + n_query].
+        ids = np.concatenate([episode.support, episode.query], axis=1)
+        labels = np.repeat(episode.classes, ids.shape[1])
+        return Batch(ids.reshape(-1), labels, weight=float(episode.query.size), payload=episode)
+
+    def loss(self, outputs: Tensor, batch: Batch) -> BatchLoss:
+        """PCN's Algorithm 1 on one episode, against the prototypes of the step's start."""
+        episode = batch.payload
+        assert isinstance(episode, Episode)
+        k_shot = episode.support.shape[1]
+        by_class = outputs.reshape(len(episode.classes), -1, outputs.shape[-1])
+        rows = self._rows_of(episode.classes)
+        result = pcn_episode_loss(
+            by_class[:, :k_shot],
+            by_class[:, k_shot:],
+            self.means[rows],
+            self.mask[rows],
+            temperature=self.method.temperature,
+            memory=self.method.memory,
+            detach_responsibilities=self.method.detach_responsibilities,
+            min_responsibility=self.method.min_responsibility,
+        )
+        metrics = {
+            "train/accuracy": result.accuracy,
+            "train/responsibility_perplexity": result.responsibility_perplexity,
+            "train/low_responsibility_share": result.low_share,
+        }
+        return BatchLoss(result.loss, metrics, (result.numerators, result.denominators))
+
+    def _rows_of(self, classes: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.searchsorted(self.selection.labels, classes)).to(self.device)
+
+    def finish_step(
+        self,
+        global_step: int,
+        batches: list[Batch],
+        updates: list[tuple[int, tuple[Tensor, ...]]],
+        group: WorkerGroup,
+    ) -> dict[str, float]:
+        """Eq. 4 once for the step: the supports of all its episodes, on all workers, summed and merged."""
+        if self.method.memory == 0 and self.method.clusters == 1:
+            return {}  # PN keeps nothing
+        touched = np.unique(np.concatenate([batch.labels for batch in batches]))
+        dim = self.means.shape[-1]
+        sums = torch.zeros(len(touched), self.means.shape[1], dim + 1, device=self.device)
+        for number, (numerators, denominators) in updates:
+            episode = batches[number].payload
+            assert isinstance(episode, Episode)
+            rows = torch.from_numpy(np.searchsorted(touched, episode.classes)).to(self.device)
+            contribution = torch.cat([numerators, denominators.unsqueeze(-1)], dim=-1)
+            sums.index_add_(0, rows, contribution.to(sums.dtype))
+        group.sum_(sums)
+        rows = self._rows_of(touched)
+        self.means[rows] = update_prototypes(
+            self.means[rows],
+            sums[..., :dim],
+            sums[..., dim],
+            self.method.memory,
+            min_responsibility=self.method.min_responsibility,
+        )
+        return {}
+
+    def state(self) -> dict[str, Tensor | str | int]:
+        """The prototypes and which of them exist."""
+        return {"means": self.means, "mask": self.mask}
+
+    def load_state(self, state: dict[str, Tensor | str | int]) -> None:
+        """Take up the prototypes of a checkpoint."""
+        means, mask = state["means"], state["mask"]
+        assert isinstance(means, Tensor)
+        assert isinstance(mask, Tensor)
+        self.means, self.mask = means.to(self.device), mask.to(self.device)

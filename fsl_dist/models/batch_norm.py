@@ -1,0 +1,211 @@
+"""Batch norm that gives the same result however a batch is cut into workers and chunks.
+
+Three behaviours, one a mode: `batch` takes the statistics of whatever one call forwards; `frozen` uses the running
+statistics and leaves them alone; `ghost` takes the statistics of fixed groups of images, so that a batch in groups
+gives what its groups give one by one. Weights, buffers and state_dict keys are those of torch's own layers.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fsl_dist.errors import TrainingError
+
+BatchNormMode = Literal["batch", "frozen", "ghost"]
+
+
+class FrozenBatchNorm(_BatchNorm):
+    """Normalises by the running statistics, in training too; they never move, weight and bias do."""
+
+    plain_type: type[_BatchNorm] = nn.BatchNorm2d
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalised `input` (float [n, C] or [n, C, h, w]), same shape."""
+        return functional.batch_norm(
+            input, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
+        )
+
+
+class GhostBatchNorm(_BatchNorm):
+    """Normalises each group of a call by the group's own statistics (Hoffer, Hubara & Soudry 2017).
+
+    In training the first `sizes[0]` images are one group, the next `sizes[1]` another, and so on; without sizes the
+    whole call is one group, as in torch. The running statistics move once a call, by the groups' statistics
+    averaged by size (variances unbiased, as in torch). In eval mode the running statistics are used.
+    """
+
+    plain_type: type[_BatchNorm] = nn.BatchNorm2d
+    sizes: tuple[int, ...] | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalised `input` (float [n, C] or [n, C, h, w]), same shape.
+
+        Raises TrainingError where the sizes do not add up to n or a group has one value a channel.
+        """
+        if not self.training:
+            return functional.batch_norm(
+                input,
+                self.running_mean,
+                self.running_var,
+                self.weight,
+                self.bias,
+                training=False,
+                eps=self.eps,
+            )
+        sizes = self.sizes if self.sizes is not None else (len(input),)
+        self._check_sizes(input, sizes)
+        assert self.running_mean is not None
+        parts, means, variances = [], [], []
+        for part in input.split(list(sizes)):
+            # With momentum 1 the kernel leaves the group's own mean and unbiased variance in these two.
+            mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_mean)
+            parts.append(
+                functional.batch_norm(
+                    part, mean, variance, self.weight, self.bias, training=True, momentum=1.0, eps=self.eps
+                )
+            )
+            means.append(mean)
+            variances.append(variance)
+        if self.track_running_stats:
+            self._update_running_statistics(means, variances, sizes)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _check_sizes(self, input: Tensor, sizes: tuple[int, ...]) -> None:
+        if sum(sizes) != len(input):
+            raise TrainingError(
+                f"ghost batch norm was told groups of {sum(sizes)} images in all ({len(sizes)} groups), "
+                f"this call forwards {len(input)}: set_ghost_groups must name this call's groups"
+            )
+        values_per_image = input[0].numel() // self.num_features if len(input) else 0
+        if min(sizes, default=0) * values_per_image < 2:
+            raise TrainingError(
+                f"ghost batch norm needs two values a channel in every group; a group of {min(sizes, default=0)} "
+                f"with {values_per_image} a sample has fewer (a larger batch, or backbone.batch_norm=frozen)"
+            )
+
+    @torch.no_grad()
+    def _update_running_statistics(
+        self, means: list[Tensor], variances: list[Tensor], sizes: tuple[int, ...]
+    ) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        momentum = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
+        shares = torch.tensor(sizes, dtype=self.running_mean.dtype, device=self.running_mean.device)
+        shares = shares / shares.sum()
+        self.running_mean.lerp_(shares @ torch.stack(means), momentum)
+        self.running_var.lerp_(shares @ torch.stack(variances), momentum)
+
+
+def apply_batch_norm(model: nn.Module, mode: BatchNormMode) -> None:
+    """Give every batch norm inside `model` the behaviour of `mode`, in place, parameters and buffers kept.
+
+    It may be called again with another mode. `model` itself must not be a batch norm: it could not be replaced.
+    """
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, (nn.BatchNorm1d, nn.BatchNorm2d, FrozenBatchNorm, GhostBatchNorm)):
+                setattr(parent, name, _with_mode(child, mode))
+
+
+def _with_mode(norm: _BatchNorm, mode: BatchNormMode) -> _BatchNorm:
+    """`norm` as the class that `mode` asks for, sharing its parameters and buffers."""
+    plain_type = norm.plain_type if isinstance(norm, (FrozenBatchNorm, GhostBatchNorm)) else type(norm)
+    wanted: type[_BatchNorm]
+    match mode:
+        case "batch":
+            wanted = plain_type
+        case "frozen":
+            wanted = FrozenBatchNorm
+        case "ghost":
+            wanted = GhostBatchNorm
+    if type(norm) is wanted:
+        return norm
+    changed = wanted(norm.num_features, eps=norm.eps, momentum=norm.momentum, affine=norm.affine)
+    changed.weight, changed.bias = norm.weight, norm.bias
+    changed.running_mean, changed.running_var = norm.running_mean, norm.running_var
+    changed.num_batches_tracked = norm.num_batches_tracked
+    changed.train(norm.training)
+    if isinstance(changed, (FrozenBatchNorm, GhostBatchNorm)):
+        changed.plain_type = plain_type
+    return changed
+
+
+def resolve_batch_norm(
+    mode: Literal["auto", "batch", "frozen", "ghost"], *, is_global: bool, is_chunked: bool
+) -> BatchNormMode:
+    """What `auto` means: `ghost` for global episodes and chunked ones, which cut a batch, else `batch`."""
+    if mode != "auto":
+        return mode
+    return "ghost" if is_global or is_chunked else "batch"
+
+
+def group_sizes(num: int, group: int) -> list[int]:
+    """Sizes of the groups that `num` images are cut into, larger ones first, differing by at most 1.
+
+    There are ⌈num / group⌉ of them, fewer where that would leave an image alone in its group. A pure function of
+    its arguments: workers and chunks agree without talking. `num` 0 has no groups.
+    """
+    if num == 0:
+        return []
+    num_groups = max(1, min(-(-num // group), num // 2))
+    size, larger = divmod(num, num_groups)
+    return [size + 1] * larger + [size] * (num_groups - larger)
+
+
+def deal_to_groups(labels: NDArray[np.int64], group: int) -> NDArray[np.int64]:
+    """Order of a batch (int64 [n]) whose consecutive `group_sizes(n, group)` each hold the classes evenly.
+
+    The positions sorted by `labels` (int64 [n]) are dealt round robin, so a class of c images sends ⌊c/G⌋ or ⌈c/G⌉
+    to each of the G groups. Deterministic: images of one class keep their order.
+    """
+    num_groups = len(group_sizes(len(labels), group))
+    by_label = np.argsort(labels, kind="stable").astype(np.int64)
+    if num_groups < 2:
+        return by_label
+    return np.concatenate([by_label[first::num_groups] for first in range(num_groups)])
+
+
+def set_ghost_groups(model: nn.Module, sizes: Sequence[int] | None) -> None:
+    """Name the groups of the next forward calls: consecutive `sizes` images; None makes each call one group.
+
+    They hold until set again; a training call of another length is refused.
+    """
+    for module in model.modules():
+        if isinstance(module, GhostBatchNorm):
+            module.sizes = None if sizes is None else tuple(sizes)
+
+
+@contextmanager
+def updating_running_statistics(model: nn.Module, on: bool) -> Iterator[None]:
+    """Inside the block, let training calls move running statistics (`on`) or leave them alone.
+
+    A pass that is repeated must move them once only. Outputs and gradients do not depend on it.
+    """
+    norms = _batch_norms(model)
+    before = [norm.track_running_stats for norm in norms]
+    try:
+        for norm in norms:
+            norm.track_running_stats = on
+        yield
+    finally:
+        for norm, was in zip(norms, before, strict=True):
+            norm.track_running_stats = was
+
+
+def running_statistics(model: nn.Module) -> list[Tensor]:
+    """The running means and variances themselves, not copies, each float [channels], in the order of the modules."""
+    pairs = ((norm.running_mean, norm.running_var) for norm in _batch_norms(model))
+    return [statistic for pair in pairs for statistic in pair if statistic is not None]
+
+
+def _batch_norms(model: nn.Module) -> list[_BatchNorm]:
+    return [module for module in model.modules() if isinstance(module, _BatchNorm)]

@@ -1,0 +1,142 @@
+"""Episodes: a few classes, a few images of each, split into support and query.
+
+An episode is a pure function of (seed, epoch, number), so which process draws it makes no difference: a step
+of `per_step` episodes uses the numbers `step * per_step … step * per_step + per_step - 1`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fsl_dist.data.selection import Selection
+from fsl_dist.errors import ConfigError, RequestError
+from fsl_dist.seeding import generator
+
+Scope = Literal["local", "global"]
+SmallClasses = Literal["error", "replace", "skip"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EpisodeConfig:
+    """What an episode holds and how many of them make a step and an epoch."""
+
+    n_way: int = 10
+    """classes an episode, ≥ 2"""
+    k_shot: int = 10
+    """support images a class, ≥ 1"""
+    n_query: int = 5
+    """query images a class, ≥ 1"""
+    per_step: int = 0
+    """episodes an optimizer step over all workers, ≥ 0; 0 = the number of workers"""
+    per_epoch: int = 200
+    """episodes an epoch over all workers, ≥ 1"""
+    scope: Scope = "local"
+    """local: each worker runs episodes of its own; global: one episode is split over all workers"""
+    small_classes: SmallClasses = "error"
+    """a class with fewer than k_shot + n_query images: refuse it, repeat its images, or leave the class out"""
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("n_way", self.n_way, 2),
+            ("k_shot", self.k_shot, 1),
+            ("n_query", self.n_query, 1),
+            ("per_step", self.per_step, 0),
+            ("per_epoch", self.per_epoch, 1),
+        ):
+            if value < least:
+                raise ConfigError(f"episode.{name}={value} must be at least {least}")
+        for name, text, known in (
+            ("scope", self.scope, get_args(Scope)),
+            ("small_classes", self.small_classes, get_args(SmallClasses)),
+        ):
+            if text not in known:
+                raise ConfigError(f"episode.{name}={text} must be one of {', '.join(known)}")
+
+    @property
+    def images_per_class(self) -> int:
+        """Support and query images of one class together."""
+        return self.k_shot + self.n_query
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Episode:
+    """The classes of one episode and the sample ids drawn from each."""
+
+    classes: NDArray[np.int64]
+    """int64 [n_way]: labels, no label twice"""
+    support: NDArray[np.int64]
+    """int64 [n_way, k_shot]: sample ids"""
+    query: NDArray[np.int64]
+    """int64 [n_way, n_query]: sample ids, none of them in `support`"""
+
+
+def fit_selection(selection: Selection, config: EpisodeConfig, class_names: Sequence[str]) -> Selection:
+    """The classes of `selection` that episodes can be drawn from.
+
+    `class_names[label]` names a class in an error. Too small a class is refused, kept or dropped as
+    `config.small_classes` says.
+
+    Errors: RequestError for a class with fewer than k_shot + n_query images (`error`), and for fewer than
+    n_way classes.
+    """
+    needed = config.images_per_class
+    counts = selection.counts
+    fits = counts >= needed
+    fitting = selection
+    if config.small_classes == "error" and not fits.all():
+        smallest = int(np.argmin(counts))
+        raise RequestError(
+            f"episode.k_shot={config.k_shot} with n_query={config.n_query} needs {needed} images a class; "
+            f"class '{class_names[int(selection.labels[smallest])]}' has {int(counts[smallest])} "
+            "(episode.small_classes=replace allows repeats)"
+        )
+    if config.small_classes == "skip":
+        fitting = selection.keep_classes(fits)
+    if fitting.num_classes < config.n_way:
+        skipped = selection.num_classes - fitting.num_classes
+        why = f" ({skipped} smaller ones left out by episode.small_classes=skip)" if skipped else ""
+        raise RequestError(
+            f"episode.n_way={config.n_way} needs as many classes; the data has {fitting.num_classes}{why}: "
+            f"set episode.n_way to at most {fitting.num_classes} or add classes"
+        )
+    return fitting
+
+
+def draw_episode(
+    selection: Selection, config: EpisodeConfig, *, seed: int, epoch: int, number: int
+) -> Episode:
+    """Episode `number` of `epoch` (PCN Algorithm 1): classes, then images of each, without replacement.
+
+    `selection` comes from `fit_selection`. Only under `small_classes=replace` does an image repeat, and only
+    in a class with fewer than k_shot + n_query images; support and query still share none of a class with two
+    images or more. Deterministic in (seed, epoch, number).
+    """
+    rng = generator(seed, "episode", epoch, number)
+    chosen = rng.choice(selection.num_classes, config.n_way, replace=False)
+    images = np.empty((config.n_way, config.images_per_class), dtype=np.int64)
+    for row, position in enumerate(chosen):
+        members = selection.of_class(int(position))
+        if len(members) >= config.images_per_class:
+            images[row] = rng.choice(members, config.images_per_class, replace=False)
+        else:
+            images[row] = _repeat_images(rng.permutation(members), config.k_shot, config.n_query)
+    return Episode(
+        classes=selection.labels[chosen],
+        support=images[:, : config.k_shot],
+        query=images[:, config.k_shot :],
+    )
+
+
+def _repeat_images(members: NDArray[np.int64], k_shot: int, n_query: int) -> NDArray[np.int64]:
+    """k_shot + n_query ids from too few shuffled `members`, each as often as the others of its side.
+
+    The members are cut in two by the ratio of k_shot to n_query, at least one a side; a lone image serves both.
+    """
+    num = len(members)
+    cut = min(max(round(num * k_shot / (k_shot + n_query)), 1), max(num - 1, 1))
+    support = members[:cut]
+    query = members[cut:] if num > 1 else members
+    return np.concatenate([np.resize(support, k_shot), np.resize(query, n_query)])

@@ -1,0 +1,79 @@
+"""Anchors with their mined neighbours: the batches of deep kNN with `mining.source: dataset`."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fsl_dist.errors import ConfigError
+from fsl_dist.samplers.shuffled import shuffled_order
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Neighbourhood:
+    """The images of one step, each once, and who is whose neighbour among them."""
+
+    ids: NDArray[np.int64]
+    """int64 [B]: sample ids, no id twice: anchors first, then nearest neighbours before further ones"""
+    anchor: NDArray[np.int64]
+    """int64 [A]: positions in `ids`"""
+    same: NDArray[np.int64]
+    """int64 [A, K]: positions of each anchor's neighbours of its own class, −1 where there is none"""
+    other: NDArray[np.int64]
+    """int64 [A, M]: positions of each anchor's neighbours of other classes, −1 where there is none"""
+
+
+def anchors_per_step(batch_size: int, num_same: int, num_other: int) -> int:
+    """Anchors that fit into a batch with all their neighbours: ⌊batch_size / (1 + K + M)⌋.
+
+    Errors: ConfigError when not even one fits.
+    """
+    images = 1 + num_same + num_other
+    if batch_size < images:
+        raise ConfigError(
+            f"training.batch_size={batch_size} holds no anchor with its neighbours: method.k_same={num_same} and "
+            f"method.m_other={num_other} make {images} images an anchor; set training.batch_size to {images} or more"
+        )
+    return batch_size // images
+
+
+def anchors_of_step(
+    num_anchors: int, anchors_per_step: int, *, seed: int, epoch: int, step: int
+) -> NDArray[np.int64]:
+    """Which anchors a step has: int64 [≤ anchors_per_step] positions in 0 … num_anchors - 1.
+
+    The ⌈num_anchors / anchors_per_step⌉ steps of an epoch hold every anchor once, shuffled; the last may be
+    short. Deterministic in (seed, epoch, step).
+    """
+    order = shuffled_order(num_anchors, "anchors", seed, epoch)
+    return order[step * anchors_per_step : (step + 1) * anchors_per_step]
+
+
+def gather_neighbourhood(
+    anchor_ids: NDArray[np.int64], same_ids: NDArray[np.int64], other_ids: NDArray[np.int64]
+) -> Neighbourhood:
+    """Collect the images of some anchors, each once, and point the mining table's rows at them.
+
+    anchor_ids: int64 [A]; same_ids: int64 [A, K] and other_ids: int64 [A, M] sample ids, −1 where there is none.
+
+    `ids` is in order of first use, column by column. Sorted ids would be sorted by class, and a batch-norm group
+    cut from such a batch would leak labels.
+    """
+    # One column an anchor's role: [A] anchors, then [A] nearest of the class, …
+    flat = np.concatenate([anchor_ids, same_ids.T.ravel(), other_ids.T.ravel()]).astype(np.int64, copy=False)
+    present = flat >= 0
+    unique, first_use, inverse = np.unique(flat[present], return_index=True, return_inverse=True)
+    order = np.argsort(first_use)
+    place = np.empty(len(unique), dtype=np.int64)
+    place[order] = np.arange(len(unique))
+    positions = np.full(len(flat), -1, dtype=np.int64)
+    positions[present] = place[inverse]
+
+    num_anchors, num_same = same_ids.shape
+    same_end = num_anchors * (1 + num_same)
+    return Neighbourhood(
+        ids=unique[order],
+        anchor=positions[:num_anchors],
+        same=np.ascontiguousarray(positions[num_anchors:same_end].reshape(num_same, num_anchors).T),
+        other=np.ascontiguousarray(positions[same_end:].reshape(other_ids.shape[1], num_anchors).T),
+    )

@@ -1,0 +1,51 @@
+"""Plain batches: every image once an epoch in random order, or classes drawn with equal chances."""
+
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fsl_dist.data.selection import Selection
+from fsl_dist.seeding import generator
+
+
+def shuffled_steps(selection: Selection, batch_size: int) -> int:
+    """Steps an epoch: ⌈images / batch_size⌉."""
+    return -(-len(selection) // batch_size)
+
+
+# An epoch's order is asked for at each of its steps; two users (training, validation) at two epochs' border.
+@lru_cache(maxsize=4)
+def shuffled_order(num: int, purpose: str, seed: int, epoch: int) -> NDArray[np.int64]:
+    """Permutation of 0 … num - 1 for one epoch: int64 [num], read-only.
+
+    Deterministic in the arguments; cached, so that a step costs a slice of it.
+    """
+    order = generator(seed, purpose, epoch).permutation(num)
+    order.flags.writeable = False
+    return order
+
+
+def shuffled_batch(
+    selection: Selection, *, batch_size: int, seed: int, epoch: int, step: int
+) -> NDArray[np.int64]:
+    """Sample ids of one batch: int64 [≤ batch_size]; the steps of an epoch hold every image exactly once.
+
+    The last batch of an epoch is short where batch_size does not divide the images; after it batches are empty.
+    Deterministic in (seed, epoch, step).
+    """
+    order = shuffled_order(len(selection), "shuffled", seed, epoch)
+    return selection.ids[order[step * batch_size : (step + 1) * batch_size]]
+
+
+def class_balanced_batch(
+    selection: Selection, *, batch_size: int, seed: int, epoch: int, step: int
+) -> NDArray[np.int64]:
+    """Sample ids of one batch: int64 [batch_size]; each is drawn by its class, then within the class.
+
+    Every class has the same chance, whatever its size, and images repeat. An epoch is as long as a shuffled one.
+    Deterministic in (seed, epoch, step).
+    """
+    rng = generator(seed, "class_balanced", epoch, step)
+    classes = rng.integers(selection.num_classes, size=batch_size)
+    return selection.ids[selection.starts[classes] + rng.integers(selection.counts[classes])]

@@ -1,0 +1,61 @@
+"""Stratified batches: a few classes in as equal numbers as their sizes allow (deep kNN, batch mining)."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fsl_dist.data.selection import Selection
+from fsl_dist.seeding import generator
+
+
+def stratified_steps(selection: Selection, batch_size: int) -> int:
+    """Steps an epoch: ⌈images / batch_size⌉."""
+    return -(-len(selection) // batch_size)
+
+
+def stratified_batch(
+    selection: Selection, *, batch_size: int, num_classes: int = 9, seed: int, epoch: int, step: int
+) -> NDArray[np.int64]:
+    """Sample ids of one batch: int64 [≤ batch_size], no image twice.
+
+    min(num_classes, classes) classes are drawn, each with the same chance, and share the batch as evenly as it
+    goes. A class smaller than its share gives all it has and the others make up for it; the batch is short
+    only when the drawn classes hold fewer images together. The classes are interleaved, so that any stretch of
+    the batch (a worker's part, a batch-norm group) holds them in about the batch's proportions.
+
+    Deterministic in (seed, epoch, step).
+    """
+    rng = generator(seed, "stratified", epoch, step)
+    chosen = rng.choice(
+        selection.num_classes, min(num_classes, selection.num_classes, batch_size), replace=False
+    )
+    quotas = share_evenly(selection.counts[chosen], batch_size)
+    ids = np.empty(int(quotas.sum()), dtype=np.int64)
+    places = np.empty(len(ids), dtype=np.float64)
+    filled = 0
+    for position, quota in zip(chosen, quotas, strict=True):
+        part = slice(filled, filled + int(quota))
+        ids[part] = rng.choice(selection.of_class(int(position)), int(quota), replace=False)
+        # Image i of a class stands at the fraction (i + ½) / quota of the batch.
+        places[part] = (np.arange(quota) + 0.5) / quota
+        filled = part.stop
+    return ids[np.argsort(places, kind="stable")]
+
+
+def share_evenly(limits: NDArray[np.int64], total: int) -> NDArray[np.int64]:
+    """Divide `total` into int64 [len(limits)] parts, each at most its limit, the largest as small as possible.
+
+    What does not divide goes, one each, to the first parts that have room. The parts sum to
+    min(total, limits.sum()).
+    """
+    parts = np.zeros(len(limits), dtype=np.int64)
+    total = min(total, int(limits.sum()))
+    left = total
+    while left > 0:
+        room = np.flatnonzero(parts < limits)
+        share = left // len(room)
+        if share == 0:
+            parts[room[:left]] += 1
+            break
+        parts[room] = np.minimum(parts[room] + share, limits[room])
+        left = total - int(parts.sum())
+    return parts

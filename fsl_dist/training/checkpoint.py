@@ -1,0 +1,154 @@
+"""Checkpoints: one folder a step, published whole, read back without unpickling anything but tensors."""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fsl_dist.errors import TrainingError
+from index.storage import Owner, crc32_of_file, publish_folder, write_atomic
+
+TENSORS = "state.pt"
+FACTS = "checkpoint.json"
+BEST = "best.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """Where a run stands between two steps."""
+
+    epoch: int = 0
+    """the epoch of the next step"""
+    step: int = 0
+    """the next step inside that epoch"""
+    global_step: int = 0
+    """optimizer steps taken"""
+    images_seen: int = 0
+    """images forwarded in training, over all workers"""
+    best_value: float = float("-inf")
+    """best validation value so far; −inf = none yet"""
+    best_step: int = -1
+    """global step of the best value; −1 = none yet"""
+    validations_since_best: int = 0
+    """validations without a better value"""
+    is_finished: bool = False
+    """whether training has ended"""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint read from disk."""
+
+    folder: Path
+    progress: Progress
+    network: dict[str, Tensor]
+    optimizer: dict
+    method: dict[str, Tensor | str | int]
+    catalogue: str
+
+
+class CheckpointFolder:
+    """The checkpoints of one run, under RUN/checkpoints."""
+
+    def __init__(self, run: Path, *, keep: int, owner: Owner | None) -> None:
+        self.run = run
+        self.folder = run / "checkpoints"
+        self.keep = keep
+        self.owner = owner
+
+    def write(
+        self,
+        progress: Progress,
+        *,
+        network: dict[str, Tensor],
+        optimizer: dict,
+        method: dict[str, Tensor | str | int],
+        catalogue: str,
+    ) -> Path:
+        """Publish a checkpoint; raises StaleOwnerError when another process has taken over the run."""
+        final = self.folder / f"step-{progress.global_step:08d}"
+        # The owner's epoch keeps a stale process and its successor out of each other's staging folder.
+        staging = self.folder / f".staging-{final.name}-{self.owner.epoch if self.owner else 0}"
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        tensors = {
+            "network": network,
+            "optimizer": optimizer,
+            "method": {name: value for name, value in method.items() if isinstance(value, Tensor)},
+        }
+        torch.save(tensors, staging / TENSORS)
+        facts = {
+            "progress": {key: value for key, value in asdict(progress).items() if value != float("-inf")},
+            "method": {name: value for name, value in method.items() if not isinstance(value, Tensor)},
+            "catalogue": catalogue,
+            "crc32": crc32_of_file(staging / TENSORS),
+        }
+        (staging / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        if self.owner:
+            self.owner.check()
+        # A checkpoint of this step left by a run that was then restarted: the same state, but written before
+        # the restart; the newer one takes its place.
+        shutil.rmtree(final, ignore_errors=True)
+        publish_folder(staging, final)
+        if progress.best_step == progress.global_step:
+            best = {"checkpoint": final.name, "value": progress.best_value}
+            write_atomic(self.run / BEST, (json.dumps(best) + "\n").encode())
+        return final
+
+    def prune(self) -> list[Path]:
+        """Remove all but the newest `keep` checkpoints and the best one; returns those that stay."""
+        best = self.best()
+        finished = self.finished()
+        stay = [
+            folder
+            for number, folder in enumerate(finished)
+            if number >= len(finished) - self.keep or folder == best
+        ]
+        for folder in finished:
+            if folder not in stay:
+                shutil.rmtree(folder, ignore_errors=True)
+        return stay
+
+    def finished(self) -> list[Path]:
+        """All published checkpoints, oldest first."""
+        return sorted(folder for folder in self.folder.glob("step-*") if (folder / FACTS).is_file())
+
+    def latest(self) -> Path | None:
+        """The newest published checkpoint, or None."""
+        finished = self.finished()
+        return finished[-1] if finished else None
+
+    def best(self) -> Path | None:
+        """The checkpoint of the best validation, or None when there was none."""
+        if not (self.run / BEST).is_file():
+            return None
+        folder = self.folder / json.loads((self.run / BEST).read_text(encoding="utf-8"))["checkpoint"]
+        return folder if (folder / FACTS).is_file() else None
+
+
+def tables_of(checkpoints: list[Path]) -> set[str]:
+    """Names of the neighbour tables that `checkpoints` need."""
+    facts = (json.loads((folder / FACTS).read_text(encoding="utf-8")) for folder in checkpoints)
+    return {fact["method"]["table"] for fact in facts if "table" in fact["method"]}
+
+
+def read_checkpoint(folder: Path, device: torch.device) -> Checkpoint:
+    """Read a checkpoint; raises TrainingError when its file is damaged."""
+    facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    if crc32_of_file(folder / TENSORS) != facts["crc32"]:
+        raise TrainingError(
+            f"{folder / TENSORS} is damaged: its checksum is not the one in {FACTS} "
+            "(remove the folder to resume from the checkpoint before it)"
+        )
+    tensors = torch.load(folder / TENSORS, map_location=device, weights_only=True)
+    return Checkpoint(
+        folder,
+        Progress(**facts["progress"]),
+        tensors["network"],
+        tensors["optimizer"],
+        {**tensors["method"], **facts["method"]},
+        facts["catalogue"],
+    )

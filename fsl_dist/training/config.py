@@ -1,0 +1,98 @@
+"""What can be set on a run's workers and its optimisation."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fsl_dist.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkersConfig:
+    """How many processes train one network, and where."""
+
+    num: int = 1
+    """data-parallel workers, at least 1"""
+    launch: Literal["auto", "process", "ray"] = "auto"
+    """`process`: in this process (one worker); `ray`: by Ray Train; auto: Ray for two workers and more"""
+    gpu: Literal["auto", "never"] = "auto"
+    """one GPU a worker where there are GPUs, or none at all"""
+    cpus: int = 1
+    """CPU cores each worker asks Ray for, at least 1"""
+    max_failures: int = 3
+    """times a run restarts from its last checkpoint after a worker died; 0 = never"""
+    timeout_s: float = 1800.0
+    """seconds after which a worker that waits for the others gives up"""
+
+    def __post_init__(self) -> None:
+        for name, least in (("num", 1), ("cpus", 1), ("max_failures", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"workers.{name}={getattr(self, name)} must be at least {least}")
+        if self.timeout_s <= 0:
+            raise ConfigError(f"workers.timeout_s={self.timeout_s} must be above 0")
+        if self.launch == "process" and self.num > 1:
+            raise ConfigError(
+                f"workers.launch=process runs one worker, workers.num={self.num} needs workers.launch=ray"
+            )
+
+    @property
+    def uses_ray(self) -> bool:
+        """Whether the run goes through Ray Train."""
+        return self.launch == "ray" or (self.launch == "auto" and self.num > 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingConfig:
+    """One optimisation: how long, how fast, when to stop, what to keep."""
+
+    epochs: int = 100
+    """epochs at most; 0 keeps the network as it starts"""
+    images: int = 0
+    """stop once this many images went forward (compare minings at equal cost); 0 = no such limit"""
+    batch_size: int = 96
+    """images of a step over all workers (methods without episodes), at least 1"""
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """Adam with coupled L2, or SGD"""
+    lr: float = 1e-4
+    """learning rate, above 0"""
+    momentum: float = 0.9
+    """SGD's momentum, 0 to below 1"""
+    weight_decay: float = 1e-5
+    """L2 coefficient, 0 or more"""
+    lr_milestones: tuple[int, ...] = ()
+    """epochs at whose start the learning rate is multiplied by `lr_gamma`"""
+    lr_gamma: float = 0.1
+    """factor at a milestone, above 0"""
+    stop_metric: str = ""
+    """validation metric to keep the best epoch of; empty = mca/base for episodic methods, else knn/mcr@K_p"""
+    patience: int = 10
+    """validations without a better value before the run stops; 0 = no validation, the last epoch counts"""
+    validate_every: int = 1
+    """epochs between two validations, at least 1"""
+    checkpoint_steps: int = 0
+    """steps between two checkpoints; 0 = at the end of every epoch"""
+    keep_checkpoints: int = 2
+    """newest checkpoints kept beside the best one, at least 1"""
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """forward pass; auto: bf16 on a GPU, float32 on a CPU. Losses and distances are float32 always"""
+    compile: bool = False
+    """torch.compile the network"""
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("epochs", 0),
+            ("images", 0),
+            ("batch_size", 1),
+            ("patience", 0),
+            ("validate_every", 1),
+            ("checkpoint_steps", 0),
+            ("keep_checkpoints", 1),
+        ):
+            if getattr(self, name) < least:
+                raise ConfigError(f"training.{name}={getattr(self, name)} must be at least {least}")
+        for name in ("lr", "lr_gamma"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"training.{name}={getattr(self, name)} must be above 0")
+        if self.weight_decay < 0:
+            raise ConfigError(f"training.weight_decay={self.weight_decay} must be 0 or more")
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"training.momentum={self.momentum} must be at least 0 and below 1")

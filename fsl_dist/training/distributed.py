@@ -1,0 +1,64 @@
+"""The few things workers tell each other, and the same calls for a run of one."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerGroup:
+    """The workers that train one network: rank_of_this among world_size."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    @classmethod
+    def current(cls) -> "WorkerGroup":
+        """The initialised process group, or a group of one."""
+        if dist.is_available() and dist.is_initialized():
+            return cls(dist.get_rank(), dist.get_world_size())
+        return cls()
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this worker writes files and speaks for all."""
+        return self.rank == 0
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Replace `tensor` by its sum over all workers; returns it."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def barrier(self) -> None:
+        """Wait until every worker has come here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def share_text(self, text: str) -> str:
+        """Rank 0's text, on every worker."""
+        if self.world_size == 1:
+            return text
+        box = [text]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def gather_rows(self, local: Tensor, rows_of_rank: list[int]) -> Tensor:
+        """All workers' rows in the order of ranks: [sum(rows_of_rank), dim].
+
+        local: [rows_of_rank[rank], dim]. Only the local rows carry gradient: when every worker computes the
+        same loss of the gathered rows, each one's backward pass yields its own part of the gradient, and the
+        parts add up to the gradient of the plain computation.
+        """
+        if self.world_size == 1:
+            return local
+        most = max(rows_of_rank)
+        padded = local.new_zeros((most, local.shape[1]))
+        padded[: len(local)] = local.detach()
+        buffers = [torch.empty_like(padded) for _ in range(self.world_size)]
+        dist.all_gather(buffers, padded)
+        parts = [buffer[:rows] for buffer, rows in zip(buffers, rows_of_rank, strict=True)]
+        parts[self.rank] = local
+        return torch.cat(parts)

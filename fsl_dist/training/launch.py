@@ -1,0 +1,161 @@
+"""Start or resume a run: claim its folder, check the request, train in this process or on Ray."""
+
+import dataclasses
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fsl_dist.config import CONFIG_FILE, RunConfig, render_config
+from fsl_dist.data.loader import open_source
+from fsl_dist.errors import RequestError
+from fsl_dist.methods.build import build_method
+from fsl_dist.models.backbones import build_network
+from fsl_dist.training.checkpoint import FACTS, CheckpointFolder, Progress
+from fsl_dist.training.distributed import WorkerGroup
+from fsl_dist.training.loop import Trainer
+from fsl_dist.training.runlog import describe_progress, last_step
+from fsl_dist.training.splits import split_run
+from index.storage import Owner, write_atomic
+
+log = logging.getLogger(__name__)
+
+OnRay = Callable[[RunConfig, Owner], None]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSummary:
+    """What `fsl-dist train` prints."""
+
+    run: str
+    epochs: int
+    steps: int
+    images_seen: int
+    loss: float | None
+    """of the last step"""
+    stop_metric: str
+    best_value: float | None
+    """None when the run did not validate"""
+    seconds: float
+
+
+def train_run(
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    on_ray: OnRay | None = None,
+    show: Callable[[str], None] | None = None,
+) -> TrainingSummary:
+    """Train `config`, from the last checkpoint with `resume`, and return how it ended.
+
+    on_ray: starts or joins a Ray cluster and trains there; needed when `workers` ask for Ray. show: prints a
+    progress line. Whoever trained this run before and still lives can no longer write once this call has begun.
+
+    Raises RequestError for a folder that holds a run (without `resume`) and whatever the data cannot serve.
+    """
+    if not config.run.dir:
+        raise RequestError("run.dir is empty; name a folder for the run: run.dir=runs/first")
+    run = Path(config.run.dir)
+    checkpoints = CheckpointFolder(run, keep=config.training.keep_checkpoints, owner=None)
+    if checkpoints.latest() is not None and not resume:
+        raise RequestError(
+            f"run.dir={run} already holds a run (--resume goes on with it, another run.dir starts anew)"
+        )
+    num_steps = check_run(config)
+    started = time.perf_counter()
+    owner = Owner.claim(run)
+    write_atomic(run / CONFIG_FILE, render_config(config).encode())
+    with _progress_lines(run, config.training.epochs, num_steps, show):
+        if config.workers.uses_ray:
+            if on_ray is None:
+                raise RequestError(
+                    f"workers.num={config.workers.num} trains on Ray, which this caller did not start"
+                )
+            on_ray(config, owner)
+        else:
+            device = torch.device(
+                "cuda:0" if torch.cuda.is_available() and config.workers.gpu == "auto" else "cpu"
+            )
+            Trainer(config, group=WorkerGroup(), device=device, owner=owner).train()
+    return _summarise(config, checkpoints, time.perf_counter() - started)
+
+
+def check_run(config: RunConfig) -> int:
+    """Check before anything starts that the data can serve the method and the network the data.
+
+    Returns the optimizer steps of an epoch. Raises RequestError or ConfigError.
+    """
+    cpu = torch.device("cpu")
+    source = open_source(config.data, config.run.seed)
+    method = build_method(config, source.catalogue, split_run(source.catalogue, config).train, cpu)
+    build_network(
+        dataclasses.replace(config.backbone, pretrained=False),
+        sample_shape=source.sample_shape,
+        num_classes=method.num_outputs,
+        normalise=method.normalise,
+    )
+    source.close()
+    return method.num_steps()
+
+
+def _summarise(config: RunConfig, checkpoints: CheckpointFolder, seconds: float) -> TrainingSummary:
+    latest = checkpoints.latest()
+    assert latest is not None
+    progress = Progress(**json.loads((latest / FACTS).read_text(encoding="utf-8"))["progress"])
+    line = last_step(checkpoints.run)
+    return TrainingSummary(
+        run=str(checkpoints.run),
+        epochs=progress.epoch,
+        steps=progress.global_step,
+        images_seen=progress.images_seen,
+        loss=line["train/loss"] if line else None,
+        stop_metric=config.stop_metric,
+        best_value=progress.best_value if progress.best_step >= 0 else None,
+        seconds=round(seconds, 1),
+    )
+
+
+@contextmanager
+def _progress_lines(
+    run: Path, num_epochs: int, num_steps: int, show: Callable[[str], None] | None
+) -> Iterator[None]:
+    """Follow a run's metrics file and `show` where it is, wherever its workers are."""
+    if show is None:
+        yield
+        return
+    done = threading.Event()
+
+    def follow() -> None:
+        first, first_time, shown = None, 0.0, -1
+        while not done.wait(0.5):
+            line = last_step(run)
+            if line is None or line["step"] == shown:
+                continue
+            shown = line["step"]
+            if first is None:
+                first, first_time = shown, time.perf_counter()
+                continue
+            elapsed_s = time.perf_counter() - first_time
+            show(
+                describe_progress(
+                    line,
+                    num_epochs=num_epochs,
+                    num_steps=num_steps,
+                    elapsed_s=elapsed_s,
+                    done_steps=shown - first,
+                )
+            )
+
+    follower = threading.Thread(target=follow, name="progress", daemon=True)
+    follower.start()
+    try:
+        yield
+    finally:
+        done.set()
+        follower.join()

@@ -1,0 +1,331 @@
+"""The training loop: plain PyTorch, the same code for one process and for every worker of a Ray run.
+
+It starts from whatever checkpoint the run's folder holds, so starting and resuming are one thing.
+"""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from fsl_dist.config import RunConfig
+from fsl_dist.data.loader import Loader, Source, open_source
+from fsl_dist.errors import RequestError, TrainingError
+from fsl_dist.indexing import Embedder, SelectionIndex
+from fsl_dist.methods.build import build_method
+from fsl_dist.methods.method import Batch, Method
+from fsl_dist.methods.neighbour_table import NeighbourTable
+from fsl_dist.models.backbones import build_network
+from fsl_dist.models.batch_norm import apply_batch_norm, resolve_batch_norm, running_statistics
+from fsl_dist.models.embedding import Network
+from fsl_dist.seeding import generator
+from fsl_dist.training.checkpoint import CheckpointFolder, Progress, read_checkpoint, tables_of
+from fsl_dist.training.distributed import WorkerGroup
+from fsl_dist.training.runlog import RunLog
+from fsl_dist.training.splits import RunSplits, split_run
+from fsl_dist.training.step import planned_steps, run_step, step_requests
+from fsl_dist.training.validation import Validation
+from index.storage import Owner
+
+log = logging.getLogger(__name__)
+
+StepReport = Callable[[dict[str, float]], None]
+
+
+class Trainer:
+    """One run on this worker: network, method, data, and where the run stands."""
+
+    def __init__(
+        self, config: RunConfig, *, group: WorkerGroup, device: torch.device, owner: Owner | None
+    ) -> None:
+        self.config = config
+        self.group = group
+        self.device = device
+        self.run = Path(config.run.dir)
+        self.use_bf16 = config.training.precision == "bf16" or (
+            config.training.precision == "auto" and device.type == "cuda"
+        )
+        self.source: Source = open_source(
+            config.data, config.run.seed, str(device), max_batch=max(config.evaluation.batch_size, 256)
+        )
+        self.catalogue = self.source.catalogue
+        self.splits: RunSplits = split_run(self.catalogue, config)
+        self.method: Method = build_method(config, self.catalogue, self.splits.train, device)
+        self.network = self._build_network()
+        self.optimizer = self._build_optimizer()
+        self.progress = Progress()
+        self.checkpoints = CheckpointFolder(self.run, keep=config.training.keep_checkpoints, owner=owner)
+        self._restore()
+        self.forward: torch.nn.Module = self._wrap()
+        self.embedder = Embedder(
+            self.network,
+            self.source,
+            device=device,
+            batch_size=config.evaluation.batch_size,
+            prefetch=config.data.prefetch,
+            use_bf16=self.use_bf16,
+        )
+        self.train_index = SelectionIndex(
+            self.embedder,
+            self.catalogue,
+            self.splits.train,
+            self.run / "index" / "train",
+            group=group,
+            config=config.index,
+            owner=owner,
+        )
+        self.validation = Validation(
+            config, self.catalogue, self.splits, self.embedder, self.train_index, owner
+        )
+
+    def _build_network(self) -> Network:
+        torch.manual_seed(int(generator(self.config.run.seed, "network").integers(2**63)))
+        network = build_network(
+            self.config.backbone,
+            sample_shape=self.source.sample_shape,
+            num_classes=self.method.num_outputs,
+            normalise=self.method.normalise,
+        )
+        mode = resolve_batch_norm(
+            self.config.backbone.batch_norm, is_global=self.method.is_global, is_chunked=False
+        )
+        apply_batch_norm(network, mode)
+        self.is_ghost = mode == "ghost"
+        if mode == "batch" and self.group.world_size > 1 and self.group.is_first and self.method.is_global:
+            log.info("backbone.batch_norm=batch: the result depends on workers.num=%d", self.group.world_size)
+        network = network.to(self.device)
+        if self.device.type == "cuda":
+            network = network.to(memory_format=torch.channels_last)
+        return network
+
+    def _build_optimizer(self) -> torch.optim.Optimizer:
+        settings = self.config.training
+        parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        fused = self.device.type == "cuda"
+        if settings.optimizer == "adam":
+            return torch.optim.Adam(parameters, settings.lr, weight_decay=settings.weight_decay, fused=fused)
+        return torch.optim.SGD(
+            parameters, settings.lr, settings.momentum, weight_decay=settings.weight_decay, fused=fused
+        )
+
+    def _wrap(self) -> torch.nn.Module:
+        forward: torch.nn.Module = self.network
+        if self.group.world_size > 1:
+            # Buffers are batch norm's statistics: averaged by average_statistics, never overwritten by rank 0's.
+            forward = DistributedDataParallel(
+                self.network, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+        if self.config.training.compile:
+            self.network.compile()
+        return forward
+
+    def _restore(self) -> None:
+        folder = self.checkpoints.latest()
+        if folder is None:
+            return
+        checkpoint = read_checkpoint(folder, self.device)
+        if checkpoint.catalogue != self.catalogue.fingerprint:
+            raise TrainingError(
+                f"{folder} was trained on catalogue {checkpoint.catalogue[:12]}, data.dataset="
+                f"{self.config.data.dataset} is {self.catalogue.fingerprint[:12]} "
+                "(train into a new run.dir, or point data.dataset at the data set of the run)"
+            )
+        self.network.load_state_dict(checkpoint.network)
+        self.optimizer.load_state_dict(checkpoint.optimizer)
+        self.method.load_state(checkpoint.method)
+        self.progress = checkpoint.progress
+        if self.group.is_first:
+            log.info("resuming %s from step %d", self.run, self.progress.global_step)
+
+    def average_statistics(self) -> None:
+        """Average batch norm's running statistics over the workers: before scores, k-means, mining, checkpoints."""
+        statistics = running_statistics(self.network)
+        if self.group.world_size == 1 or not statistics:
+            return
+        flat = torch.cat([statistic.reshape(-1) for statistic in statistics])
+        self.group.sum_(flat).div_(self.group.world_size)
+        for statistic, part in zip(statistics, flat.split([s.numel() for s in statistics]), strict=True):
+            statistic.copy_(part.view_as(statistic))
+
+    def train(self, report: StepReport | None = None) -> Progress:
+        """Train until the epochs, the images or the patience are used up; returns where the run ended.
+
+        report: called by the first worker with each step's metrics.
+        """
+        with ExitStack() as stack:
+            runlog = None
+            if self.group.is_first:
+                runlog = stack.enter_context(
+                    RunLog(self.run, from_step=self.progress.global_step, owner=self.checkpoints.owner)
+                )
+            while not self._is_over():
+                self._train_epoch(runlog, report)
+            if not self.progress.is_finished:
+                self.progress = dataclasses.replace(self.progress, is_finished=True)
+                self._write_checkpoint()
+        self.source.close()
+        return self.progress
+
+    def _is_over(self) -> bool:
+        settings, progress = self.config.training, self.progress
+        return (
+            progress.epoch >= settings.epochs
+            or (settings.images > 0 and progress.images_seen >= settings.images)
+            or (settings.patience > 0 and progress.validations_since_best >= settings.patience)
+        )
+
+    def _train_epoch(self, runlog: RunLog | None, report: StepReport | None) -> None:
+        epoch, num_steps = self.progress.epoch, self.method.num_steps()
+        self._set_learning_rate(epoch)
+        step = self.progress.step
+        while step < num_steps and not self._is_over():
+            extra: dict[str, float] = {}
+            if self.method.prepares_at(epoch, step):
+                extra = self._prepare(epoch)
+            until = next(
+                (s for s in range(step + 1, num_steps) if self.method.prepares_at(epoch, s)), num_steps
+            )
+            self._train_steps(epoch, range(step, until), runlog, report, extra)
+            step = until
+        if self.progress.step >= num_steps:
+            self.progress = dataclasses.replace(self.progress, epoch=epoch + 1, step=0)
+        self._validate(epoch, runlog)
+        self._write_checkpoint()
+
+    def _set_learning_rate(self, epoch: int) -> None:
+        settings = self.config.training
+        factor = settings.lr_gamma ** sum(milestone <= epoch for milestone in settings.lr_milestones)
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = settings.lr * factor
+
+    def _prepare(self, epoch: int) -> dict[str, float]:
+        started = time.perf_counter()
+        self.average_statistics()
+        self.train_index.move_to(f"step-{self.progress.global_step:08d}")
+        metrics = self.method.prepare(epoch, self.progress.global_step, self.train_index, self.group)
+        return {**metrics, "time/prepare_s": time.perf_counter() - started}
+
+    def _train_steps(
+        self,
+        epoch: int,
+        steps: range,
+        runlog: RunLog | None,
+        report: StepReport | None,
+        extra: dict[str, float],
+    ) -> None:
+        requests = step_requests(
+            self.method,
+            epoch,
+            steps,
+            group=self.group,
+            is_ghost=self.is_ghost,
+            ghost_group=self.config.backbone.batch_norm_group,
+        )
+        self.network.train()
+        with Loader(self.source, requests, self.config.data.prefetch) as loader:
+            waited_s, started = 0.0, time.perf_counter()
+            for planned, loaded in planned_steps(loader):
+                self._seed_step(planned.step)
+                self.optimizer.zero_grad(set_to_none=True)
+                result = run_step(
+                    self.forward,
+                    self.method,
+                    planned,
+                    loaded,
+                    group=self.group,
+                    device=self.device,
+                    use_bf16=self.use_bf16,
+                )
+                self.optimizer.step()
+                merged = self.method.finish_step(
+                    self.progress.global_step, planned.batches, result.updates, self.group
+                )
+                num_images = _num_images(planned.batches)
+                self._advance(planned.step, num_images)
+                step_s = time.perf_counter() - started
+                metrics = {
+                    **result.metrics,
+                    **merged,
+                    **extra,
+                    "train/images_seen": float(self.progress.images_seen),
+                    "train/lr": float(self.optimizer.param_groups[0]["lr"]),
+                    "time/step_s": step_s,
+                    "time/data_wait_s": loader.wait_s - waited_s,
+                    "time/images_per_s": num_images / step_s,
+                }
+                extra, waited_s, started = {}, loader.wait_s, time.perf_counter()
+                if runlog is not None:
+                    runlog.write(self.progress.global_step, epoch, metrics)
+                if report is not None and self.group.is_first:
+                    report({"step": self.progress.global_step, "epoch": epoch, **metrics})
+                if self._checkpoints_here(planned.step):
+                    self._write_checkpoint()
+                if self._is_over():
+                    break
+
+    def _seed_step(self, step: int) -> None:
+        """Dropout and stochastic depth draw from (seed, step, rank): a resumed step draws what it drew before."""
+        draw = generator(self.config.run.seed, "dropout", self.progress.global_step, self.group.rank)
+        torch.manual_seed(int(draw.integers(2**63)))
+
+    def _advance(self, step: int, num_images: int) -> None:
+        self.progress = dataclasses.replace(
+            self.progress,
+            step=step + 1,
+            global_step=self.progress.global_step + 1,
+            images_seen=self.progress.images_seen + num_images,
+        )
+
+    def _checkpoints_here(self, step: int) -> bool:
+        every = self.config.training.checkpoint_steps
+        # The end of an epoch writes its own, after the validation.
+        return every > 0 and self.progress.global_step % every == 0 and step + 1 < self.method.num_steps()
+
+    def _validate(self, epoch: int, runlog: RunLog | None) -> None:
+        settings = self.config.training
+        if settings.patience == 0 or (epoch + 1) % settings.validate_every or not self.splits.has_stop:
+            return
+        self.average_statistics()
+        self.train_index.move_to(f"step-{self.progress.global_step:08d}")
+        metrics = self.validation.measure()
+        name = self.config.stop_metric
+        if name not in metrics:
+            raise RequestError(
+                f"training.stop_metric={name} is not measured; measured are {', '.join(sorted(metrics))}"
+            )
+        value = metrics[name]
+        is_better = value > self.progress.best_value
+        self.progress = dataclasses.replace(
+            self.progress,
+            best_value=value if is_better else self.progress.best_value,
+            best_step=self.progress.global_step if is_better else self.progress.best_step,
+            validations_since_best=0 if is_better else self.progress.validations_since_best + 1,
+        )
+        if runlog is not None:
+            log.info("epoch %d: validation %s %.4f%s", epoch + 1, name, value, " (best)" if is_better else "")
+            runlog.write(self.progress.global_step, epoch, {f"eval/{key}": v for key, v in metrics.items()})
+
+    def _write_checkpoint(self) -> None:
+        self.average_statistics()
+        if self.group.is_first:
+            self.checkpoints.write(
+                self.progress,
+                network=self.network.state_dict(),
+                optimizer=self.optimizer.state_dict(),
+                method=self.method.state(),
+                catalogue=self.catalogue.fingerprint,
+            )
+            tables = tables_of(self.checkpoints.prune())
+            if active := self.method.state().get("table"):
+                tables.add(str(active))
+            NeighbourTable.prune(self.run / "mining", keep=tables)
+        self.group.barrier()
+
+
+def _num_images(batches: list[Batch]) -> int:
+    return sum(len(batch.ids) for batch in batches)

@@ -1,0 +1,95 @@
+"""A run's metrics: one JSON line a step in RUN/metrics.jsonl, the same in TensorBoard, read back for progress."""
+
+import json
+import time
+from pathlib import Path
+from types import TracebackType
+
+from torch.utils.tensorboard import SummaryWriter
+
+from index.storage import Owner, write_atomic
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class RunLog:
+    """Writes a run's metrics; only the first worker has one.
+
+    Lines after `from_step` (of a run that was cut off and now goes on from a checkpoint) are dropped first, by
+    replacing the file: a stale process that still holds the old one writes where nobody reads.
+    """
+
+    def __init__(self, run: Path, *, from_step: int, owner: Owner | None) -> None:
+        self.owner = owner
+        path = run / METRICS_FILE
+        kept = [line for line in read_metrics(run) if line["step"] <= from_step]
+        write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        self._file = path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=from_step + 1, flush_secs=10)
+        self._last_check = 0.0
+
+    def write(self, global_step: int, epoch: int, metrics: dict[str, float]) -> None:
+        """Append one line; raises StaleOwnerError when another process has taken over the run."""
+        # Fencing costs a directory listing: twice a second is soon enough beside the check at each checkpoint.
+        if self.owner and time.monotonic() - self._last_check > 0.5:
+            self.owner.check()
+            self._last_check = time.monotonic()
+        self._file.write(json.dumps({"step": global_step, "epoch": epoch, **metrics}) + "\n")
+        self._file.flush()
+        for name, value in metrics.items():
+            self._board.add_scalar(name, value, global_step)
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def read_metrics(run: Path) -> list[dict]:
+    """All lines of a run's metrics so far; a last line that is still being written is left out."""
+    path = run / METRICS_FILE
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+def last_step(run: Path) -> dict | None:
+    """The newest step's line, read from the end of the file; None when there is none yet."""
+    path = run / METRICS_FILE
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        # Some hundred lines: enough to reach back over validations to a step.
+        file.seek(max(0, path.stat().st_size - 65536))
+        lines = file.read().decode("utf-8", errors="ignore").split("\n")[:-1]
+    for text in reversed(lines):
+        if '"train/loss"' in text and text.startswith("{"):
+            return json.loads(text)
+    return None
+
+
+def describe_progress(
+    line: dict, *, num_epochs: int, num_steps: int, elapsed_s: float, done_steps: int
+) -> str:
+    """One line for people: where the run is, how fast, how long it waits for data, what is left.
+
+    line: a step's metrics; elapsed_s and done_steps: since this process started to train.
+    """
+    left_s = elapsed_s / max(done_steps, 1) * max(num_epochs * num_steps - line["step"], 0)
+    step_in_epoch = (line["step"] - 1) % num_steps + 1
+    return (
+        f"epoch {line['epoch'] + 1}/{num_epochs}  step {step_in_epoch}/{num_steps}  "
+        f"loss {line['train/loss']:.4f}  {line['time/images_per_s']:.0f} img/s  "
+        f"data wait {line['time/data_wait_s'] * 1e3:.0f} ms  at most {_clock(left_s)} left"
+    )
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,63 @@
+"""Which samples a run trains on, stops by and is scored with, and what that is called in its results."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fsl_dist.config import RunConfig
+from fsl_dist.data.catalogue import Catalogue
+from fsl_dist.data.selection import Selection
+from fsl_dist.errors import RequestError
+from fsl_dist.samplers.split import holdout
+
+
+@dataclass(frozen=True, slots=True)
+class RunSplits:
+    """The selections of one run."""
+
+    train: Selection
+    """what the loss sees"""
+    stop: Selection | None
+    """what early stopping is decided on; None = the run cannot validate"""
+    gallery: Selection
+    """all of the train split: the base classes' images that queries are compared with"""
+    query: Selection | None
+    """test, else val; None = the data set has neither"""
+    query_split: str
+    """name of the split of `query`, empty when there is none"""
+    novel: Selection | None
+    """classes never trained on"""
+
+    @property
+    def has_stop(self) -> bool:
+        """Whether validation is possible."""
+        return self.stop is not None and len(self.stop) > 0
+
+
+def split_run(catalogue: Catalogue, config: RunConfig) -> RunSplits:
+    """Gallery = train; queries = test, else val; with val as queries, early stopping holds out part of train.
+
+    Raises RequestError when there is no train split.
+    """
+    present = catalogue.split_names
+    if "train" not in present:
+        raise RequestError(
+            f"data.dataset={config.data.dataset} has no train split (it has {', '.join(present) or 'no samples'}); "
+            "pack it with --split stratified, or with a --split-column that names train"
+        )
+    gallery = catalogue.select("train")
+    train, stop = gallery, None
+    if "test" in present and "val" in present:
+        stop = catalogue.select("val")
+    elif config.data.holdout_fraction > 0 and config.training.patience > 0:
+        groups = np.asarray(catalogue.groups)
+        train, stop = holdout(gallery, groups, config.data.holdout_fraction, config.run.seed)
+    query_split = next((split for split in ("test", "val") if split in present), "")
+    return RunSplits(
+        train=train,
+        stop=stop,
+        gallery=gallery,
+        query=catalogue.select(query_split) if query_split else None,
+        query_split=query_split,
+        novel=catalogue.select("novel") if "novel" in present else None,
+    )

@@ -1,0 +1,65 @@
+"""A trained run, opened for use: its configuration, its best network, and a data set to use it on."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fsl_dist.config import RunConfig, load_run
+from fsl_dist.data.catalogue import Catalogue
+from fsl_dist.data.loader import open_source
+from fsl_dist.errors import RequestError
+from fsl_dist.indexing import Embedder
+from fsl_dist.models.backbones import build_network
+from fsl_dist.training.checkpoint import FACTS, CheckpointFolder, read_checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedRun:
+    """What a run's checkpoint is good for."""
+
+    config: RunConfig
+    catalogue: Catalogue
+    embedder: Embedder
+    parameters: str
+    """name of the checkpoint and its checksum: what an index made from it is known by"""
+
+
+def open_trained(run: Path, *, dataset: Path | None = None) -> TrainedRun:
+    """Open a run's best checkpoint (its last, where it did not validate) for `dataset`, by default the run's own.
+
+    Raises ConfigError when `run` is no run, RequestError when it holds no checkpoint yet.
+    """
+    config = load_run(run)
+    config = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=str(run)))
+    if dataset is not None:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, dataset=str(dataset)))
+    checkpoints = CheckpointFolder(run, keep=config.training.keep_checkpoints, owner=None)
+    folder = checkpoints.best() or checkpoints.latest()
+    if folder is None:
+        raise RequestError(
+            f"{run} holds no checkpoint yet (fsl-dist train --resume run.dir={run} goes on with it)"
+        )
+    device = torch.device("cuda:0" if torch.cuda.is_available() and config.workers.gpu == "auto" else "cpu")
+    source = open_source(config.data, config.run.seed, str(device), max_batch=config.evaluation.batch_size)
+    # The classifier serves training alone; the weights come from the checkpoint.
+    backbone = dataclasses.replace(config.backbone, weights="", pretrained=False)
+    network = build_network(
+        backbone, sample_shape=source.sample_shape, normalise=getattr(config.method, "normalise", False)
+    ).to(device)
+    weights = read_checkpoint(folder, device).network
+    network.load_state_dict(
+        {name: value for name, value in weights.items() if not name.startswith("classifier.")}
+    )
+    crc32 = json.loads((folder / FACTS).read_text(encoding="utf-8"))["crc32"]
+    embedder = Embedder(
+        network,
+        source,
+        device=device,
+        batch_size=config.evaluation.batch_size,
+        prefetch=config.data.prefetch,
+        use_bf16=config.training.precision != "float32" and device.type == "cuda",
+    )
+    return TrainedRun(config, source.catalogue, embedder, f"{folder.name}-{crc32:08x}")

@@ -1,0 +1,84 @@
+"""The score a run stops by: prototypes for episodic methods, kNN for the others, on images kept out of training."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from fsl_dist.config import RunConfig
+from fsl_dist.data.catalogue import Catalogue
+from fsl_dist.evaluation.knn import evaluate_knn
+from fsl_dist.evaluation.metrics import Repeated
+from fsl_dist.evaluation.prototypes import evaluate_prototypes
+from fsl_dist.indexing import Embedder, SelectionIndex
+from fsl_dist.training.splits import RunSplits
+from index.storage import Owner
+
+
+class Validation:
+    """Scores the embedding at a step on the selection kept for early stopping."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        catalogue: Catalogue,
+        splits: RunSplits,
+        embedder: Embedder,
+        train_index: SelectionIndex,
+        owner: Owner | None,
+    ) -> None:
+        self.config = config
+        self.splits = splits
+        self.train_index = train_index
+        self.stop_index = None
+        if splits.stop is not None:
+            self.stop_index = SelectionIndex(
+                embedder,
+                catalogue,
+                splits.stop,
+                Path(config.run.dir) / "index" / "stop",
+                group=train_index.group,
+                config=config.index,
+                owner=owner,
+            )
+
+    def measure(self) -> dict[str, float]:
+        """All validation metrics, the same on every worker. Collective.
+
+        The first worker scores; embedding, the dear part, is shared by all.
+        """
+        assert self.stop_index is not None
+        self.stop_index.move_to(self.train_index.parameters)
+        gallery, queries = self.train_index.open(), self.stop_index.open()
+        group = self.train_index.group
+        metrics: dict[str, float] = {}
+        if group.is_first:
+            vectors, labels = queries.vectors(0, queries.num_vectors), queries.labels
+            if self.config.is_episodic:
+                found = evaluate_prototypes(
+                    gallery.vectors(0, gallery.num_vectors),
+                    gallery.labels,
+                    vectors,
+                    labels,
+                    None,
+                    None,
+                    base_clusters=self.config.base_clusters,
+                    novel_clusters=self.config.novel_clusters,
+                    temperature=self.config.method.temperature,
+                    config=dataclasses.replace(self.config.evaluation, delta_tau=(0.0,)),
+                    seed=self.config.run.seed,
+                )
+                metrics = {
+                    name: float(value) for name, value in found.items() if not isinstance(value, Repeated)
+                }
+            else:
+                k_ps = self.config.evaluation.k_p
+                answer = gallery.search(vectors, max(k_ps))
+                metrics = evaluate_knn(
+                    gallery.labels_of(answer.ids),
+                    answer.distances,
+                    labels,
+                    class_labels=self.splits.train.labels,
+                    class_counts=self.splits.train.counts,
+                    k_ps=k_ps,
+                )
+        return json.loads(group.share_text(json.dumps(metrics)))

@@ -1,0 +1,227 @@
+"""The one place that touches the disk: whole-file and ranged reads, atomic publishing, fencing.
+
+Nothing is ever seen half written: a file or a folder is finished under another name in the same place, forced to
+the disk, and renamed. A rename is the only publishing step.
+"""
+
+import contextlib
+import datetime
+import json
+import os
+import secrets
+import shutil
+import socket
+import time
+import zlib
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from index.errors import StaleOwnerError, VersionError
+
+_OWNER = "owner"
+_CHUNK_BYTES = 1 << 20
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace `path` by `data` in one step: a reader sees the old bytes or the new ones, also after a crash."""
+    with _replacing(path) as file:
+        file.write(data)
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write `array` as .npy in one step, for `open_array`; objects are refused."""
+    with _replacing(path) as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def new_token() -> str:
+    """A name that no other writer has: 12 hexadecimal digits."""
+    return secrets.token_hex(6)
+
+
+def open_array(path: Path) -> np.ndarray:
+    """Map a .npy file read-only; never unpickles. Raises VersionError for a file that is no such array."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise VersionError(f"{path} is missing; build the index again") from None
+    except (ValueError, OSError):
+        # An array without rows cannot be mapped; anything else fails here once more, and says so.
+        try:
+            return np.load(path, allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise VersionError(f"{path} is not a readable .npy array: {error}") from None
+
+
+def read_text(path: Path) -> str:
+    """The UTF-8 text of a small file. Raises VersionError where there is none."""
+    try:
+        return path.read_text("utf-8")
+    except FileNotFoundError:
+        raise VersionError(f"{path} is missing") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise VersionError(f"{path} cannot be read: {error}") from None
+
+
+def read_range(path: Path, offset: int, size: int) -> bytes:
+    """Read exactly `size` bytes from `offset`; raises VersionError when the file ends before."""
+    with path.open("rb", buffering=0) as file:
+        data = bytearray()
+        while len(data) < size:
+            part = os.pread(file.fileno(), size - len(data), offset + len(data))
+            if not part:
+                raise VersionError(
+                    f"{path} ends before byte {offset + size}: {offset + len(data)} bytes are there"
+                )
+            data += part
+    return bytes(data)
+
+
+def size_of_file(path: Path) -> int | None:
+    """Size in bytes, or None where there is no such file."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
+
+
+def crc32_of_file(path: Path) -> int:
+    """CRC-32 of the whole file, read in pieces of 1 MiB."""
+    crc = 0
+    with path.open("rb") as file:
+        while part := file.read(_CHUNK_BYTES):
+            crc = zlib.crc32(part, crc)
+    return crc
+
+
+def list_folder(folder: Path) -> list[str]:
+    """Names in a folder, sorted; none where the folder does not exist."""
+    try:
+        return sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return []
+
+
+def create_folder(folder: Path) -> None:
+    """Make an empty folder; whatever an unfinished earlier attempt left under that name is removed."""
+    remove_folder(folder)
+    folder.mkdir(parents=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder and what is in it; nothing to do where there is none."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def publish_folder(staging: Path, final: Path) -> None:
+    """Make the finished folder `staging` visible as `final` in one step; raises VersionError if that exists."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    _sync_folder(staging)
+    # rename() replaces an empty folder without a word, hence the question; a full one it refuses by itself.
+    if final.exists():
+        raise VersionError(f"{final} exists already; a published folder is never replaced")
+    try:
+        staging.rename(final)
+    except OSError as error:
+        raise VersionError(f"{staging} cannot be published as {final}: {error.strerror}") from None
+    _sync_folder(final.parent)
+
+
+def remove_stale_staging(
+    folder: Path, *, keep: Collection[str] = (), older_than_s: float = 86400.0
+) -> list[str]:
+    """Remove what killed writers left in a staging folder and return its names.
+
+    Only entries not named in `keep` and not written to for `older_than_s` seconds go: a staging area of a
+    process that is still at work is younger.
+    """
+    removed = []
+    for name in list_folder(folder):
+        path = folder / name
+        if name in keep:
+            continue
+        try:
+            newest = max(p.stat().st_mtime for p in (path, *path.glob("*")))
+        except OSError:  # somebody else removed it just now
+            continue
+        if time.time() - newest >= older_than_s:
+            remove_folder(path)
+            removed.append(name)
+    return removed
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """A claim on a folder. A later claim makes every earlier one stale; copies work in other processes."""
+
+    folder: Path
+    """The folder that is owned."""
+
+    epoch: int
+    """Number of the claim, from 1; the highest one owns the folder."""
+
+    @classmethod
+    def claim(cls, folder: Path) -> "Owner":
+        """Become the owner: raise the folder's epoch by one, creating the folder where it is missing."""
+        (folder / _OWNER).mkdir(parents=True, exist_ok=True)
+        record = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
+        while True:
+            epoch = _highest_epoch(folder) + 1
+            try:
+                # O_EXCL decides between two processes that saw the same highest number.
+                with (folder / _OWNER / f"{epoch:08d}").open("x", encoding="utf-8") as file:
+                    file.write(json.dumps(record))
+                    file.flush()
+                    os.fsync(file.fileno())
+            except FileExistsError:
+                continue
+            _sync_folder(folder / _OWNER)
+            return cls(folder, epoch)
+
+    def check(self) -> None:
+        """Raise StaleOwnerError if another process has claimed the folder since; call it before publishing."""
+        highest = _highest_epoch(self.folder)
+        if highest == self.epoch:
+            return
+        path = self.folder / _OWNER / f"{highest:08d}"
+        newer = path.read_text("utf-8") if highest > self.epoch else "its owner files are gone"
+        raise StaleOwnerError(
+            f"{self.folder} is owned by claim {highest} ({newer or 'being written'}); this process holds "
+            f"claim {self.epoch} and writes no more"
+        )
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{new_token()}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _highest_epoch(folder: Path) -> int:
+    return max((int(name) for name in list_folder(folder / _OWNER) if name.isdecimal()), default=0)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,86 @@
+"""What every test runs under: capped threads, no network, the real data where it is at hand."""
+
+import os
+import socket
+import tarfile
+from pathlib import Path
+
+import pytest
+
+# Before torch, FAISS and BLAS read them: uncapped threads fight over the cores (FAISS tests took 4 times as long).
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_name, "2")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+_LOOPBACK = ("127.", "::1", "localhost")
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse connections that leave this machine (a name to look up, or another machine's address)."""
+    own = (
+        {address[4][0] for address in socket.getaddrinfo(socket.gethostname(), None)}
+        if _has_name()
+        else set()
+    )
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: object) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6) and isinstance(address, tuple):
+            host = str(address[0])
+            if not host.startswith(_LOOPBACK) and host not in own:
+                raise OSError(f"tests use no network; something wanted {address}")
+        connect(self, address)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+def _has_name() -> bool:
+    try:
+        socket.getaddrinfo(socket.gethostname(), None)
+    except OSError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of the real data's archives; the test is skipped where FSL_DIST_TEST_DATA does not name one."""
+    folder = os.environ.get("FSL_DIST_TEST_DATA", "")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("FSL_DIST_TEST_DATA does not name the folder of the real data's archives")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def omniglot(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Omniglot's images, unpacked."""
+    out = tmp_path_factory.mktemp("omniglot")
+    with tarfile.open(real_data / "omniglot.tar.gz") as archive:
+        archive.extractall(out, filter="data")
+    return out / "omniglot"
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A packed data set of scikit-learn's handwritten digits: 12 training and 10 test images of each class."""
+    import numpy as np
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    from fsl_dist.data.listing import TableColumns
+    from fsl_dist.data.pack import PackOptions, pack
+
+    scans = load_digits()
+    source = tmp_path_factory.mktemp("digits")
+    rows = ["file,class,split"]
+    for label in range(10):
+        for position, member in enumerate(np.flatnonzero(scans.target == label)[:22]):
+            path = source / str(label) / f"{member}.png"
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray((scans.images[member] * (255 / 16)).astype(np.uint8)).save(path)
+            rows.append(f"{path.relative_to(source)},{label},{'train' if position < 12 else 'test'}")
+    (source / "labels.csv").write_text("\n".join(rows) + "\n")
+    out = tmp_path_factory.mktemp("packed") / "digits"
+    pack(source, out, PackOptions(columns=TableColumns(table=str(source / "labels.csv"), split="split")))
+    return out

@@ -1,0 +1,82 @@
+"""The verbs of `fsl-dist index`: files in, files out, one JSON object, one-line errors."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from cluster.index_verbs import index_group
+from index.errors import FslDistError
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(index_group, [str(a) for a in arguments])
+
+
+def refusal(*arguments: object) -> str:
+    error = call(*arguments).exception
+    assert isinstance(error, FslDistError)
+    return str(error)
+
+
+@pytest.fixture
+def arrays(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(2)
+    np.save(tmp_path / "X.npy", rng.standard_normal((50, 6)).astype(np.float32))
+    np.save(tmp_path / "Y.npy", rng.integers(0, 4, 50).astype(np.uint8))
+    np.save(tmp_path / "I.npy", np.arange(50))
+    np.save(tmp_path / "objects.npy", np.array([{}, 1], dtype=object), allow_pickle=True)
+    return tmp_path
+
+
+def test_build_search_status(arrays: Path) -> None:
+    out = arrays / "index"
+    built = call(
+        "build", "--vectors", arrays / "X.npy", "--labels", arrays / "Y.npy", out, "shards=2", "--json"
+    )
+    assert built.exit_code == 0
+    described = json.loads(built.stdout)
+    assert (described["num_vectors"], described["dim"], described["shards"]) == (50, 6, 2)
+    searched = call(
+        *("search", out, "--queries", arrays / "X.npy", "--k", 20, "--filter", "same_class"),
+        *("--query-labels", arrays / "Y.npy", "--query-ids", arrays / "I.npy", "--out", arrays / "R.npz"),
+        "--json",
+    )
+    assert searched.exit_code == 0
+    with np.load(arrays / "R.npz", allow_pickle=False) as answers:
+        ids, distances = answers["ids"], answers["distances"]
+    labels = np.load(arrays / "Y.npy")
+    assert (ids.dtype, ids.shape, distances.dtype) == (np.int64, (50, 20), np.float32)
+    assert json.loads(searched.stdout)["num_missing"] == (ids == -1).sum() > 0
+    assert all((labels[row[row >= 0]] == label).all() for row, label in zip(ids, labels, strict=True))
+    assert not (ids == np.arange(50)[:, None]).any()
+    assert json.loads(call("status", out, "--verify", "--json").stdout) == described
+    assert "version 1, 50 vectors of 6 numbers" in call("status", out).stdout
+
+
+def test_bad_requests_are_one_line(arrays: Path) -> None:
+    vectors = ("--vectors", arrays / "X.npy")
+    out = arrays / "index"
+    both = (*vectors, "--labels", arrays / "Y.npy", out)
+    assert "--vectors and --labels belong together" in refusal("build", *vectors, out)
+    assert "did you mean shards?" in refusal("build", *both, "shard=2")
+    assert "metric=" in refusal("build", *both, "metric=cosine")
+    assert "takes --vectors X.npy --labels Y.npy OUT, or RUN DATASET OUT" in refusal("build", "a", "b")
+    assert "X.npy has dtype float32; it must hold integers" in refusal(
+        "build", *vectors, "--labels", arrays / "X.npy", out
+    )
+    assert "is not a .npy array" in refusal("build", "--vectors", arrays / "objects.npy", *both[2:])
+    assert "is a file" in refusal("build", *both[:-1], arrays / "X.npy")
+    assert "holds no published index" in refusal(
+        "search", out, "--queries", arrays / "X.npy", "--k", 1, "--out", "R"
+    )
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("verb", [(), ("build",), ("search",), ("status",)])
+def test_every_help_has_an_example(verb: tuple[str, ...]) -> None:
+    result = call(*verb, "--help")
+    assert result.exit_code == 0
+    assert "Example:\n" in result.stdout
