@@ -20,7 +20,7 @@ from fsl_dist.seeding import generator
 
 SEED = 0
 TRAIN_IMAGES_A_CLASS = 20
-IMAGES_SEEN = 24_000
+IMAGES_SEEN = 12_000
 
 # 16 px, so that Conv4's four poolings end at one position; digits are neither mirrored nor cropped.
 SETTINGS = [
@@ -33,6 +33,7 @@ SETTINGS = [
     "data.random_crop=false",
     "data.flip=false",
     "backbone.name=conv4",
+    "backbone.width=32",
     "backbone.batch_norm=ghost",
     "backbone.batch_norm_group=48",
     "method.kind=deep_knn",
@@ -40,6 +41,7 @@ SETTINGS = [
     "training.optimizer=adam",
     "training.lr=1e-3",
     "training.patience=0",
+    "training.checkpoint_steps=100",
     f"run.seed={SEED}",
 ]
 

@@ -200,9 +200,13 @@ def _read_array(path: Path) -> "np.ndarray":
 
     try:
         # Never unpickled: an array of objects is refused.
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise RequestError(f"{path} is not a .npy array of numbers: {' '.join(str(error).split())}") from None
+    if not isinstance(array, np.ndarray):
+        array.close()
+        raise RequestError(f"{path} holds several arrays (.npz); save the one that is meant with numpy.save")
+    return array
 
 
 def _read_integers(path: Path) -> "np.ndarray":

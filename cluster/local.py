@@ -3,6 +3,8 @@
 import logging
 import os
 import secrets
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,17 +19,23 @@ def ray_session(num_cpus: int) -> Iterator[None]:
     """
     # Ray reports usage to a server on the internet unless told not to.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    joins = bool(os.environ.get("RAY_ADDRESS"))
+    if not joins:
+        # Ray reads these when it is imported, not when it starts.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
 
     if ray.is_initialized():
         yield
         return
-    if os.environ.get("RAY_ADDRESS"):
+    scratch = ""
+    if joins:
         ray.init(log_to_driver=False)
     else:
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         num_cpus = max(num_cpus, os.cpu_count() or 1)
+        # A folder of its own: two Rays that share one find each other's ports in it. Short, for its socket paths.
+        scratch = tempfile.mkdtemp(prefix="fsl-ray-")
         log.info("starting Ray on this machine (%d CPU slots)", num_cpus)
         ray.init(
             address="local",
@@ -35,8 +43,11 @@ def ray_session(num_cpus: int) -> Iterator[None]:
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.WARNING,
+            _temp_dir=scratch,
         )
     try:
         yield
     finally:
         ray.shutdown()
+        if scratch:
+            shutil.rmtree(scratch, ignore_errors=True)

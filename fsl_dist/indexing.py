@@ -62,12 +62,13 @@ class Embedder:
     def embed(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """float32 [len(ids), dim]: embeddings of `ids`, in eval mode."""
         vectors = np.empty((len(ids), self.dim), dtype=np.float32)
-        requests = (Request(ids[rows], None, rows) for rows in scan_batches(0, len(ids), self.batch_size))
+        batches = list(scan_batches(0, len(ids), self.batch_size))
+        requests = (Request(ids[rows]) for rows in batches)
         with evaluation_mode(self.network), Loader(self.source, requests, self.prefetch) as loader:
-            for request, images in loader:
+            for rows, (_, images) in zip(batches, loader, strict=True):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.use_bf16):
                     embedded = self.network.embed(images.to(self.device))
-                vectors[request.tag] = embedded.float().cpu().numpy()
+                vectors[rows] = embedded.float().cpu().numpy()
         self.num_embedded += len(ids)
         return vectors
 

@@ -134,6 +134,13 @@ def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     return int(node.value.replace("_", ""))
 
 
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    # PyYAML folds these line breaks to a space unless the text is double-quoted.
+    style = '"' if re.search("[\x85\u2028\u2029]", text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
 _Loader.yaml_implicit_resolvers = {}
 _Dumper.yaml_implicit_resolvers = {
     first: list(rules) for first, rules in yaml.SafeDumper.yaml_implicit_resolvers.items()

@@ -167,6 +167,7 @@ class Owner:
     @classmethod
     def claim(cls, folder: Path) -> "Owner":
         """Become the owner: raise the folder's epoch by one, creating the folder where it is missing."""
+        folder = folder.absolute()  # workers that check have working folders of their own
         (folder / _OWNER).mkdir(parents=True, exist_ok=True)
         record = {
             "host": socket.gethostname(),

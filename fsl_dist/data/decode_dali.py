@@ -56,7 +56,7 @@ def _image_pipeline(config: DataConfig, device: str) -> Any:
         crop_pos_x=parameter("crop_x", types.FLOAT),
         rounding="round",
         mirror=parameter("flip", types.INT32),
-        interp_type=types.INTERP_TRIANGULAR,
+        interp_type=types.INTERP_LINEAR,
         antialias=True,
     )
     if config.has_jitter:
@@ -77,6 +77,8 @@ class DaliDecoder:
         self._max_batch = max_batch
         self._normalise = Normaliser(config, device)
         self._pipeline: Pipeline | None = None
+        # A stream of its own: waiting for DALI's memory to be copied out must not wait for the training step.
+        self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
 
     def _build(self) -> Pipeline:
         is_gpu = self._device.type == "cuda"
@@ -97,21 +99,35 @@ class DaliDecoder:
     def decode(self, encoded: Sequence[Encoded], augment: AugmentParameters | None) -> torch.Tensor:
         """See `Decoder.decode`."""
         augment = plain_augment(len(encoded)) if augment is None else augment
+        if self._stream is None:
+            return self._decode(encoded, augment)
+        with torch.cuda.stream(self._stream):
+            images = self._decode(encoded, augment)
+        # The caller's stream uses them: their memory must not be given out again before it is done.
+        images.record_stream(torch.cuda.default_stream(self._device))
+        return images
+
+    def _decode(self, encoded: Sequence[Encoded], augment: AugmentParameters) -> torch.Tensor:
         size = self._config.image_size
         images = torch.empty((len(encoded), self._config.channels, size, size), device=self._device)
         for start in range(0, len(encoded), self._max_batch):
             stop = min(start + self._max_batch, len(encoded))
             some, parameters = encoded[start:stop], augment.slice(start, stop)
             try:
-                pixels = self._run([_as_input(image, self._config.channels) for image in some], parameters)
+                pixels = self._run(
+                    [_as_input(image, start + i, self._config.channels) for i, image in enumerate(some)],
+                    parameters,
+                )
             except RuntimeError:
                 # DALI cannot be used again after an error. PIL decodes what DALI refuses, or says which is bad.
                 self.close()
                 pixels = self._run(
-                    [_decode_again(image, start + i, self._config.channels) for i, image in enumerate(some)],
+                    [_decode_by_pil(image, start + i, self._config.channels) for i, image in enumerate(some)],
                     parameters,
                 )
             self._normalise(pixels, images[start:stop])
+            if self._stream is not None:
+                self._stream.synchronize()  # the next run writes where `pixels` lies
         return images
 
     def _run(self, inputs: list[NDArray[np.uint8]], augment: AugmentParameters) -> torch.Tensor:
@@ -130,18 +146,18 @@ class DaliDecoder:
         self._pipeline = None
 
 
-def _as_input(encoded: Encoded, channels: int) -> NDArray[np.uint8]:
+def _as_input(encoded: Encoded, position: int, channels: int) -> NDArray[np.uint8]:
     if bytes(encoded[:8]).startswith(_DALI_MAGICS):
         return np.frombuffer(encoded, dtype=np.uint8)
-    return _decode_again(encoded, None, channels)
+    return _decode_by_pil(encoded, position, channels)
 
 
-def _decode_again(encoded: Encoded, position: int | None, channels: int) -> NDArray[np.uint8]:
+def _decode_by_pil(encoded: Encoded, position: int, channels: int) -> NDArray[np.uint8]:
+    """The image as uncompressed PPM, which DALI reads."""
     try:
         image = open_upright(encoded, channels)
     except Exception as error:  # PIL raises a dozen types for damaged images
-        place = "an image" if position is None else f"image {position} of the batch"
-        raise DataError(f"{place} cannot be decoded: {explain(error)}") from error
+        raise DataError(f"image {position} of the batch cannot be decoded: {explain(error)}") from error
     buffer = io.BytesIO()
     image.save(buffer, "PPM")
     return np.frombuffer(buffer.getbuffer(), dtype=np.uint8)

@@ -40,21 +40,19 @@ def coalesce(
     All arrays [n], any order, repeats allowed. Ranges come out sorted by (shard, start).
     """
     order = np.lexsort((offset, shard))
-    shards, starts = shard[order].astype(np.int64), offset[order]
-    # A long sample may reach beyond its successors, so compare with the furthest end so far in the shard.
-    stops = starts + size[order]
+    shards, starts, sizes = shard[order].astype(np.int64), offset[order], size[order]
+    # All shards on one axis, further apart than any gap that is merged.
+    stride = int((starts + sizes).max(initial=0)) + max_gap + 1
+    begins = shards * stride + starts
+    # A long sample may reach beyond its successors, so a gap counts from the furthest end so far.
+    ends = np.maximum.accumulate(begins + sizes)
     is_new = np.ones(len(order), dtype=bool)
-    is_new[1:] = shards[1:] != shards[:-1]
-    furthest = stops.copy()
-    begins = np.flatnonzero(is_new)
-    for begin, end in zip(begins, np.append(begins[1:], len(order)), strict=True):
-        furthest[begin:end] = np.maximum.accumulate(stops[begin:end])
-    is_new[1:] |= starts[1:] - furthest[:-1] > max_gap
+    is_new[1:] = begins[1:] - ends[:-1] > max_gap
     first = np.flatnonzero(is_new)
-    last = np.append(first[1:], len(order))[: len(first)] - 1
+    last = np.append(first, len(order))[1:] - 1
     range_of_sample = np.empty(len(order), dtype=np.int64)
     range_of_sample[order] = np.cumsum(is_new) - 1
-    return ByteRanges(shards[first], starts[first], furthest[last], range_of_sample)
+    return ByteRanges(shards[first], starts[first], ends[last] - shards[last] * stride, range_of_sample)
 
 
 class _ShardHandle:
@@ -129,10 +127,11 @@ class ShardStore:
         where = self._catalogue.locate(ids)
         ranges = coalesce(where.shard, where.offset, where.size, self._max_gap)
         buffers = self._read_ranges(ranges)
-        samples = []
-        begins = where.offset - ranges.start[ranges.range_of_sample] if len(where.offset) else where.offset
-        for index, begin, size in zip(ranges.range_of_sample, begins, where.size, strict=True):
-            samples.append(buffers[index][begin : begin + size])
+        begins = where.offset - ranges.start[ranges.range_of_sample]
+        samples = [
+            buffers[index][begin : begin + size]
+            for index, begin, size in zip(ranges.range_of_sample, begins, where.size, strict=True)
+        ]
         if self._check_reads:
             for position, sample in enumerate(samples):
                 if zlib.crc32(sample) != where.crc32[position]:

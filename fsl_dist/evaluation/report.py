@@ -2,7 +2,6 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +20,7 @@ from fsl_dist.training.splits import RunSplits, split_run
 from fsl_dist.training.trained import TrainedRun, open_trained
 from index import LocalIndex
 
-Protocol = Literal["knn", "prototypes"]
+PROTOCOLS = ("knn", "prototypes")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -41,7 +40,7 @@ class EvaluationReport:
 
 
 def evaluate_run(
-    run: Path, *, protocol: Protocol | None = None, settings: EvaluationConfig | None = None
+    run: Path, *, protocol: str | None = None, settings: EvaluationConfig | None = None
 ) -> EvaluationReport:
     """Score a run's best checkpoint on its own data set.
 
@@ -50,6 +49,8 @@ def evaluate_run(
 
     Raises RequestError when the data set has nothing to score, or the method has no such protocol.
     """
+    if protocol not in (None, *PROTOCOLS):
+        raise RequestError(f"--protocol {protocol} is none of {', '.join(PROTOCOLS)}")
     trained = open_trained(run)
     config = trained.config
     if settings is not None:

@@ -19,14 +19,14 @@ class CrossEntropy:
 
     is_global = True
     normalise = False
-    metrics = ("train/accuracy",)
+    metrics: tuple[str, ...] = ("train/accuracy",)
 
     def __init__(
         self,
         config: RunConfig,
         method: CrossEntropyConfig,
         selection: Selection,
-        labels: NDArray[np.integer],
+        labels: NDArray[np.int64],
         device: torch.device,
     ) -> None:
         self.selection = selection
@@ -35,7 +35,11 @@ class CrossEntropy:
         self.batch_size = config.training.batch_size
         self.seed = config.run.seed
         self.num_outputs = selection.num_classes
-        self.weights = class_weights(selection.counts).to(device) if method.balance == "weights" else None
+        self.weights = (
+            class_weights(torch.from_numpy(selection.counts)).to(device)
+            if method.balance == "weights"
+            else None
+        )
 
     def num_steps(self) -> int:
         """An epoch is ⌈images / batch⌉ steps."""

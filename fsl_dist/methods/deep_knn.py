@@ -32,10 +32,10 @@ class _DeepKNN:
 
     is_global = True
     num_outputs = 0
-    metrics = ("train/active_triplets",)
+    metrics: tuple[str, ...] = ("train/active_triplets",)
 
     def __init__(
-        self, config: RunConfig, method: DeepKNNConfig, selection: Selection, labels: NDArray[np.integer]
+        self, config: RunConfig, method: DeepKNNConfig, selection: Selection, labels: NDArray[np.int64]
     ) -> None:
         self.method = method
         self.labels = labels
@@ -107,7 +107,7 @@ class DatasetMining(_DeepKNN):
     """Every training image an anchor once an epoch, with its neighbours among all training images."""
 
     def __init__(
-        self, config: RunConfig, method: DeepKNNConfig, selection: Selection, labels: NDArray[np.integer]
+        self, config: RunConfig, method: DeepKNNConfig, selection: Selection, labels: NDArray[np.int64]
     ) -> None:
         super().__init__(config, method, selection, labels)
         self.per_step = anchors_per_step(self.batch_size, method.k_same, method.m_other)

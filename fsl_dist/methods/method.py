@@ -22,8 +22,8 @@ class Batch:
 
     ids: NDArray[np.int64]
     """int64 [num_images]: sample ids; outputs come back in this order"""
-    labels: NDArray[np.integer]
-    """integer [num_images]: their classes, spread evenly over batch-norm groups"""
+    labels: NDArray[np.int64]
+    """int64 [num_images]: their classes, spread evenly over batch-norm groups"""
     weight: float = 1.0
     """the loss's share in the step's mean: the number of terms it is a mean of"""
     payload: object = None

@@ -22,7 +22,11 @@ class PCN:
     """Episodes, PCN's loss, and a memory of prototypes [num_classes, clusters, dim]."""
 
     num_outputs = 0
-    metrics = ("train/accuracy", "train/responsibility_perplexity", "train/low_responsibility_share")
+    metrics: tuple[str, ...] = (
+        "train/accuracy",
+        "train/responsibility_perplexity",
+        "train/low_responsibility_share",
+    )
     normalise = False
 
     def __init__(

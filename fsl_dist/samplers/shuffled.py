@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fsl_dist.data.selection import Selection
+from fsl_dist.samplers.scan import split_evenly
 from fsl_dist.seeding import generator
 
 
@@ -31,11 +32,12 @@ def shuffled_batch(
 ) -> NDArray[np.int64]:
     """Sample ids of one batch: int64 [≤ batch_size]; the steps of an epoch hold every image exactly once.
 
-    The last batch of an epoch is short where batch_size does not divide the images; after it batches are empty.
-    Deterministic in (seed, epoch, step).
+    Where batch_size does not divide the images, all batches give up a few rather than the last one nearly all: batch
+    norm cannot work on one image. Deterministic in (seed, epoch, step).
     """
     order = shuffled_order(len(selection), "shuffled", seed, epoch)
-    return selection.ids[order[step * batch_size : (step + 1) * batch_size]]
+    edges = split_evenly(len(order), shuffled_steps(selection, batch_size))
+    return selection.ids[order[edges[step] : edges[step + 1]]]
 
 
 def class_balanced_batch(

@@ -69,7 +69,7 @@ class TrainingConfig:
     validate_every: int = 1
     """epochs between two validations, at least 1"""
     checkpoint_steps: int = 0
-    """steps between two checkpoints; 0 = at the end of every epoch"""
+    """steps between two checkpoints; 0 = at the end of every epoch. A better validation always writes one"""
     keep_checkpoints: int = 2
     """newest checkpoints kept beside the best one, at least 1"""
     precision: Literal["auto", "float32", "bf16"] = "auto"

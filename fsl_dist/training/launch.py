@@ -71,7 +71,7 @@ def train_run(
     started = time.perf_counter()
     owner = Owner.claim(run)
     write_atomic(run / CONFIG_FILE, render_config(config).encode())
-    with _progress_lines(run, config.training.epochs, num_steps, show):
+    with _progress_lines(config, num_steps, show):
         if config.workers.uses_ray:
             if on_ray is None:
                 raise RequestError(
@@ -122,9 +122,7 @@ def _summarise(config: RunConfig, checkpoints: CheckpointFolder, seconds: float)
 
 
 @contextmanager
-def _progress_lines(
-    run: Path, num_epochs: int, num_steps: int, show: Callable[[str], None] | None
-) -> Iterator[None]:
+def _progress_lines(config: RunConfig, num_steps: int, show: Callable[[str], None] | None) -> Iterator[None]:
     """Follow a run's metrics file and `show` where it is, wherever its workers are."""
     if show is None:
         yield
@@ -134,20 +132,20 @@ def _progress_lines(
     def follow() -> None:
         first, first_time, shown = None, 0.0, -1
         while not done.wait(0.5):
-            line = last_step(run)
+            line = last_step(Path(config.run.dir))
             if line is None or line["step"] == shown:
                 continue
             shown = line["step"]
             if first is None:
                 first, first_time = shown, time.perf_counter()
                 continue
-            elapsed_s = time.perf_counter() - first_time
             show(
                 describe_progress(
                     line,
-                    num_epochs=num_epochs,
+                    num_epochs=config.training.epochs,
                     num_steps=num_steps,
-                    elapsed_s=elapsed_s,
+                    num_images=config.training.images,
+                    elapsed_s=time.perf_counter() - first_time,
                     done_steps=shown - first,
                 )
             )

@@ -194,8 +194,9 @@ class Trainer:
             step = until
         if self.progress.step >= num_steps:
             self.progress = dataclasses.replace(self.progress, epoch=epoch + 1, step=0)
-        self._validate(epoch, runlog)
-        self._write_checkpoint()
+        is_better = self._validate(epoch, runlog)
+        if is_better or self._checkpoints_at_end():
+            self._write_checkpoint()
 
     def _set_learning_rate(self, epoch: int) -> None:
         settings = self.config.training
@@ -283,13 +284,18 @@ class Trainer:
 
     def _checkpoints_here(self, step: int) -> bool:
         every = self.config.training.checkpoint_steps
-        # The end of an epoch writes its own, after the validation.
+        # The end of an epoch decides for itself, after the validation.
         return every > 0 and self.progress.global_step % every == 0 and step + 1 < self.method.num_steps()
 
-    def _validate(self, epoch: int, runlog: RunLog | None) -> None:
+    def _checkpoints_at_end(self) -> bool:
+        every = self.config.training.checkpoint_steps
+        return every == 0 or self.progress.global_step % every == 0
+
+    def _validate(self, epoch: int, runlog: RunLog | None) -> bool:
+        """Score the epoch where one is due; returns whether it is the best so far."""
         settings = self.config.training
         if settings.patience == 0 or (epoch + 1) % settings.validate_every or not self.splits.has_stop:
-            return
+            return False
         self.average_statistics()
         self.train_index.move_to(f"step-{self.progress.global_step:08d}")
         metrics = self.validation.measure()
@@ -309,6 +315,7 @@ class Trainer:
         if runlog is not None:
             log.info("epoch %d: validation %s %.4f%s", epoch + 1, name, value, " (best)" if is_better else "")
             runlog.write(self.progress.global_step, epoch, {f"eval/{key}": v for key, v in metrics.items()})
+        return is_better
 
     def _write_checkpoint(self) -> None:
         self.average_statistics()

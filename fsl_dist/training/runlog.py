@@ -74,13 +74,18 @@ def last_step(run: Path) -> dict | None:
 
 
 def describe_progress(
-    line: dict, *, num_epochs: int, num_steps: int, elapsed_s: float, done_steps: int
+    line: dict, *, num_epochs: int, num_steps: int, num_images: int, elapsed_s: float, done_steps: int
 ) -> str:
     """One line for people: where the run is, how fast, how long it waits for data, what is left.
 
-    line: a step's metrics; elapsed_s and done_steps: since this process started to train.
+    line: a step's metrics; num_images: the run's limit, 0 = none; elapsed_s and done_steps: since this process
+    started to train.
     """
-    left_s = elapsed_s / max(done_steps, 1) * max(num_epochs * num_steps - line["step"], 0)
+    left_steps = float(max(num_epochs * num_steps - line["step"], 0))
+    if num_images > 0:
+        images_a_step = line["train/images_seen"] / line["step"]
+        left_steps = min(left_steps, max(num_images - line["train/images_seen"], 0) / images_a_step)
+    left_s = elapsed_s / max(done_steps, 1) * left_steps
     step_in_epoch = (line["step"] - 1) % num_steps + 1
     return (
         f"epoch {line['epoch'] + 1}/{num_epochs}  step {step_in_epoch}/{num_steps}  "

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from fsl_dist.data.loader import Loader, Request
 from fsl_dist.errors import TrainingError
@@ -128,7 +129,9 @@ def planned_steps(loader: Loader) -> Iterator[tuple[PlannedStep, list[tuple[Piec
     """Group a loader's answers by step: (plan, [(piece, images)])."""
     loaded: list[tuple[Piece, Tensor]] = []
     for request, images in loader:
-        planned, piece = request.tag
+        tag = request.tag
+        assert isinstance(tag, tuple)
+        planned, piece = tag
         loaded.append((piece, images))
         if len(loaded) == len(planned.pieces):
             yield planned, loaded
@@ -166,10 +169,15 @@ def run_step(
         is_last = position == len(loaded) - 1
         set_ghost_groups(network, piece.ghost_sizes)
         # DDP reduces gradients once a step: in the backward pass of the last piece.
-        holds_back = group.world_size > 1 and not is_last
         # A stand-in image must leave no trace in the batch-norm statistics.
-        (network.module if group.world_size > 1 else network).train(not piece.is_empty)
-        with network.no_sync() if holds_back else nullcontext():
+        (network.module if isinstance(network, DistributedDataParallel) else network).train(
+            not piece.is_empty
+        )
+        with (
+            network.no_sync()
+            if isinstance(network, DistributedDataParallel) and not is_last
+            else nullcontext()
+        ):
             with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16):
                 outputs = network(images.to(device, non_blocking=True))
             if piece.is_empty and not method.is_global:

@@ -10,6 +10,7 @@ from fsl_dist.evaluation.knn import evaluate_knn
 from fsl_dist.evaluation.metrics import Repeated
 from fsl_dist.evaluation.prototypes import evaluate_prototypes
 from fsl_dist.indexing import Embedder, SelectionIndex
+from fsl_dist.methods.config import PCNConfig
 from fsl_dist.training.splits import RunSplits
 from index.storage import Owner
 
@@ -53,7 +54,7 @@ class Validation:
         metrics: dict[str, float] = {}
         if group.is_first:
             vectors, labels = queries.vectors(0, queries.num_vectors), queries.labels
-            if self.config.is_episodic:
+            if isinstance(self.config.method, PCNConfig):
                 found = evaluate_prototypes(
                     gallery.vectors(0, gallery.num_vectors),
                     gallery.labels,

@@ -124,7 +124,7 @@ def test_a_missing_or_cut_shard_is_told(damaged):
     where = damaged.locate(np.arange(36)).shard
     with pytest.raises(DataError, match=r"cannot be opened \(No such file or directory\)"):
         store.read(np.flatnonzero(where == 0))
-    with pytest.raises(DataError, match="the catalogue says .* changed or cut after packing"):
+    with pytest.raises(DataError, match=r"the catalogue says .* changed or cut after packing"):
         store.read(np.flatnonzero(where == 1))
 
 

@@ -72,6 +72,8 @@ def test_bad_requests_are_one_line(arrays: Path) -> None:
     assert "holds no published index" in refusal(
         "search", out, "--queries", arrays / "X.npy", "--k", 1, "--out", "R"
     )
+    np.savez(arrays / "several.npz", a=np.zeros(3))
+    assert "holds several arrays" in refusal("build", "--vectors", arrays / "several.npz", *both[2:])
     assert not out.exists()
 
 

@@ -1,0 +1,245 @@
+"""DALI against torchvision, and packed shards in other people's readers, byte for byte."""
+
+import io
+import tarfile
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fsl_dist.data.augment import draw_augment
+from fsl_dist.data.catalogue import Catalogue
+from fsl_dist.data.config import DataConfig
+from fsl_dist.data.decode import make_decoder
+from fsl_dist.data.loader import Loader, Request, open_source
+from fsl_dist.data.pack import PackOptions, pack
+from fsl_dist.errors import DataError
+
+pytestmark = pytest.mark.integration
+pytest.importorskip("nvidia.dali", reason="DALI has no wheel for this machine")
+
+TOLERANCE = 0.02
+"""mean absolute difference after normalisation that photographs may show; measured 0.002 … 0.009"""
+
+
+def make_photo(seed, height=150, width=200, kind="JPEG", mode="RGB", **options):
+    """Smooth noise with a grain: what a photograph is to a resampling filter and a JPEG decoder."""
+    draw = np.random.default_rng(seed)
+    coarse = Image.fromarray(draw.integers(0, 256, (height // 16 + 2, width // 16 + 2, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float64)
+    grainy = np.clip(smooth + draw.normal(0, 4, smooth.shape), 0, 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(grainy).convert(mode).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def decode_both(config, encoded, epoch):
+    augment = None if epoch is None else draw_augment(config, 0, epoch, np.arange(len(encoded)))
+    images = []
+    for name in ("dali", "torchvision"):
+        decoder = make_decoder(replace(config, decoder=name), max_batch=8)
+        assert decoder.name == name
+        images.append(decoder.decode(encoded, augment))
+        decoder.close()
+    return images
+
+
+def worst_difference(config, encoded, epoch):
+    """Largest over the images of the mean absolute difference."""
+    dali, torchvision = decode_both(config, encoded, epoch)
+    assert dali.shape == torchvision.shape == (len(encoded), config.channels, *[config.image_size] * 2)
+    assert dali.dtype == torchvision.dtype == torch.float32
+    assert dali.is_contiguous()
+    assert torchvision.std() > 0.1
+    return (dali - torchvision).abs().mean(dim=(1, 2, 3)).max().item()
+
+
+JITTER = {"brightness": 0.3, "contrast": 0.3, "saturation": 0.4}
+CONFIGS = {
+    "rgb": DataConfig(image_size=64, resize_size=80),
+    "rgb jitter": DataConfig(image_size=64, resize_size=80, **JITTER),
+    "rgb exact": DataConfig(image_size=64, resize_size=80, resize="exact"),
+    "rgb enlarged": DataConfig(image_size=200, resize_size=220),
+    "grey": DataConfig(image_size=64, resize_size=80, channels=1),
+    "grey jitter": DataConfig(image_size=64, resize_size=80, channels=1, **JITTER),
+}
+
+
+@pytest.mark.parametrize("epoch", [None, 0])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_dali_and_torchvision_agree(name, epoch):
+    # odd sizes, portrait and landscape; 19 images against batches of 8, the last of 3
+    encoded = [make_photo(n, 150 + 13 * (n % 5), 211 - 11 * (n % 7), quality=90) for n in range(19)]
+    assert worst_difference(CONFIGS[name], encoded, epoch) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "options"),
+    [
+        ("PNG", "RGB", {}),
+        ("PNG", "L", {}),
+        ("PNG", "1", {}),
+        ("PNG", "RGBA", {}),
+        ("PNG", "P", {}),
+        ("JPEG", "CMYK", {"quality": 95}),
+        ("JPEG", "L", {"quality": 95}),
+        ("WEBP", "RGB", {"quality": 90}),
+        ("GIF", "P", {}),
+        ("TIFF", "RGB", {}),
+        ("BMP", "RGB", {}),
+    ],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_format_decodes_alike(kind, mode, options, channels):
+    config = DataConfig(image_size=64, resize_size=80, channels=channels)
+    assert worst_difference(config, [make_photo(1, kind=kind, mode=mode, **options)], None) < TOLERANCE
+
+
+def test_turned_and_deep_images_decode_alike():
+    turned = Image.Exif()
+    turned[0x0112] = 8
+    ramp = np.linspace(0, 65535, 90 * 120).astype(np.uint16).reshape(90, 120)
+    buffer = io.BytesIO()
+    Image.fromarray(ramp).save(buffer, "PNG")
+    encoded = [make_photo(2, exif=turned, quality=95), buffer.getvalue()]
+    assert worst_difference(DataConfig(image_size=64, resize_size=80), encoded, None) < TOLERANCE
+
+
+def test_crops_land_on_the_same_pixel():
+    """Without scaling, PNG in: both must give the very same pixels, for many sizes and places."""
+    config = DataConfig(image_size=32, resize_size=40, resize="shorter", mean=(0.0,) * 3, std=(1.0,) * 3)
+    draw = np.random.default_rng(0)
+    encoded = []
+    for number in range(60):
+        buffer = io.BytesIO()
+        Image.fromarray(draw.integers(0, 256, (40, 41 + number, 3), dtype=np.uint8)).save(buffer, "PNG")
+        encoded.append(buffer.getvalue())
+    for epoch in (None, 0):
+        dali, torchvision = decode_both(config, encoded, epoch)
+        assert torch.equal(dali, torchvision)
+
+
+def test_a_result_survives_the_next_batch():
+    decoder = make_decoder(DataConfig(decoder="dali", image_size=32, resize_size=40), max_batch=4)
+    first = decoder.decode([make_photo(1)], None)
+    kept = first.clone()
+    decoder.decode([make_photo(2)] * 4, None)
+    assert torch.equal(first, kept)
+
+
+def test_a_damaged_image_is_named_and_the_decoder_goes_on():
+    decoder = make_decoder(DataConfig(decoder="dali", image_size=32, resize_size=40), max_batch=4)
+    good = make_photo(1)
+    expected = decoder.decode([good], None)
+    with pytest.raises(DataError, match="image 5 of the batch cannot be decoded: image file is truncated"):
+        decoder.decode([good] * 5 + [make_photo(2)[:900]], None)
+    assert torch.equal(decoder.decode([good], None), expected)
+
+
+def test_auto_takes_dali_and_the_log_says_so(caplog):
+    with caplog.at_level("INFO", logger="fsl_dist"):
+        assert make_decoder(DataConfig(image_size=32, resize_size=40)).name == "dali"
+    assert "images are decoded by DALI on cpu" in caplog.text
+
+
+def test_skin_photographs_decode_alike(real_data):
+    encoded = []
+    with tarfile.open(real_data / "ham10000_lt.tar") as archive:
+        for member in archive:
+            if member.name.endswith(".jpg"):
+                encoded.append(archive.extractfile(member).read())
+            if len(encoded) == 24:
+                break
+    for config in (DataConfig(image_size=112, resize_size=128, **JITTER), DataConfig(), CONFIGS["grey"]):
+        for epoch in (None, 0):
+            assert worst_difference(config, encoded, epoch) < TOLERANCE
+
+
+def test_characters_decode_alike_at_28_pixels(real_data):
+    config = DataConfig(image_size=28, resize_size=28, channels=1, mean=(0.5,), std=(0.5,))
+    encoded = []
+    with tarfile.open(real_data / "omniglot.tar.gz") as archive:
+        for member in archive:
+            if member.name.endswith(".png"):
+                encoded.append(archive.extractfile(member).read())
+            if len(encoded) == 57:
+                break
+    assert worst_difference(config, encoded, None) < TOLERANCE
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", CONFIGS)
+def test_gpu_and_cpu_agree(name):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    encoded = [make_photo(n, 150 + 13 * (n % 5), 211 - 11 * (n % 7), quality=90) for n in range(19)]
+    augment = draw_augment(CONFIGS[name], 0, 0, np.arange(19))
+    config = replace(CONFIGS[name], decoder="dali")
+    on_gpu = make_decoder(config, device="cuda:0", max_batch=8).decode(encoded, augment)
+    on_cpu = make_decoder(config, device="cpu", max_batch=8).decode(encoded, augment)
+    assert on_gpu.device.type == "cuda"
+    assert (on_gpu.cpu() - on_cpu).abs().mean() < TOLERANCE
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """Photographs of three classes, two formats, packed; (data set, bytes by key, label by key)."""
+    root = tmp_path_factory.mktemp("readers")
+    for number in range(24):
+        folder = root / "src" / f"class{number % 3}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"photo{number}.jpg").write_bytes(make_photo(number, quality=90 + number % 5))
+    pack(root / "src", root / "out", PackOptions(fractions=(0.5, 0.25, 0.25)))
+    catalogue = Catalogue.open(root / "out")
+    keys = catalogue.keys(np.arange(24))
+    files = {key: (root / "src" / f"{key}.jpg").read_bytes() for key in keys}
+    return root / "out", files, dict(zip(keys, catalogue.labels.tolist(), strict=True))
+
+
+@pytest.mark.filterwarnings("ignore")  # webdataset and what it imports warn as they like
+def test_webdataset_reads_the_shards_byte_for_byte(packed):
+    import webdataset
+
+    out, files, label_of = packed
+    shards = [str(path) for path in sorted((out / "shards").iterdir())]
+    found = {}
+    for sample in webdataset.WebDataset(shards, shardshuffle=False):
+        key = sample["__key__"]
+        assert sample.keys() >= {"jpg", "cls"}
+        assert int(sample["cls"]) == label_of[key]
+        found[key] = sample["jpg"]
+    assert found == files
+
+
+def test_dalis_own_reader_reads_the_shards_byte_for_byte(packed):
+    import nvidia.dali.fn as fn
+    from nvidia.dali import pipeline_def
+
+    out, files, label_of = packed
+    shards = [str(path) for path in sorted((out / "shards").iterdir())]
+
+    @pipeline_def(batch_size=24, num_threads=1, device_id=None)
+    def read():
+        return tuple(fn.readers.webdataset(paths=shards, ext=["jpg", "cls"]))
+
+    pipeline = read()
+    pipeline.build()
+    images, labels = pipeline.run()
+    found = sorted((images.at(i).tobytes(), int(labels.at(i).tobytes())) for i in range(24))
+    assert found == sorted((content, label_of[key]) for key, content in files.items())
+
+
+def test_the_whole_path_gives_the_same_batches_with_both_decoders(packed):
+    out, _, _ = packed
+    batches = []
+    for name in ("dali", "torchvision"):
+        config = DataConfig(dataset=str(out), decoder=name, image_size=48, resize_size=56, threads=2)
+        source = open_source(config, seed=1, max_batch=5)
+        ids = np.random.default_rng(0).integers(0, 24, (4, 7))
+        with Loader(source, [Request(row, epoch=2) for row in ids], prefetch=2) as loader:
+            batches.append([batch for _, batch in loader])
+        source.close()
+    for dali, torchvision in zip(*batches, strict=True):
+        assert (dali - torchvision).abs().mean() < TOLERANCE

@@ -1,0 +1,102 @@
+"""The verbs `pack` and `inspect` as a user runs them: exit codes, one JSON object, one-line errors."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cluster.cli import main
+
+pytestmark = pytest.mark.integration
+
+
+def run(*arguments):
+    """(exit code, stdout, stderr) of the command line."""
+    done = subprocess.run(
+        [sys.executable, "-c", "from cluster.cli import main; main()", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONWARNINGS": "default"},
+        check=False,
+    )
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture
+def source(tmp_path):
+    draw = np.random.default_rng(0)
+    for name in ("ant", "owl"):
+        (tmp_path / "src" / name).mkdir(parents=True)
+        for number in range(10):
+            buffer = io.BytesIO()
+            Image.fromarray(draw.integers(0, 256, (9, 11, 3), dtype=np.uint8)).save(buffer, "PNG")
+            (tmp_path / "src" / name / f"{number}.png").write_bytes(buffer.getvalue())
+    return tmp_path / "src"
+
+
+def test_pack_then_inspect(source, tmp_path):
+    code, out, _ = run("pack", source, tmp_path / "out", "--json", "--fractions", "0.5,0.2,0.3")
+    report = json.loads(out)
+    assert (code, report["num_samples"], report["num_bad"]) == (0, 20, 0)
+    assert report["split_counts"] == {"train": 10, "val": 4, "test": 6}
+    code, out, _ = run("inspect", tmp_path / "out", "--json", "--verify")
+    summary = json.loads(out)
+    assert (code, summary["num_classes"], summary["damaged"]) == (0, 2, [])
+    assert summary["fingerprint"] == report["fingerprint"]
+    assert summary["splits"]["test"]["num_samples"] == 6
+
+
+def test_bad_samples_decide_the_exit_code(source, tmp_path):
+    (source / "ant" / "text.jpg").write_text("no image")
+    code, out, err = run("pack", source, tmp_path / "one", "--json")
+    assert (code, json.loads(out)["num_bad"], json.loads(out)["num_samples"]) == (1, 1, 20)
+    assert "left out 'ant/text.jpg'" in err
+    code, out, _ = run("pack", source, tmp_path / "two", "--allow-bad")
+    assert code == 0
+    assert "left out 1 bad samples" in out
+    code, out, _ = run("inspect", tmp_path / "two")
+    assert code == 0
+    assert "ant/text.jpg: is not an image that decodes" in out
+
+
+def test_damage_is_found_and_exits_1(source, tmp_path):
+    run("pack", source, tmp_path / "out")
+    shard = tmp_path / "out" / "shards" / "shard-000000.tar"
+    data = bytearray(shard.read_bytes())
+    data[600] ^= 1  # in the first image
+    shard.write_bytes(data)
+    code, out, _ = run("inspect", tmp_path / "out", "--verify", "--json")
+    assert (code, len(json.loads(out)["damaged"])) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("extra", "text"),
+    [
+        (["--label-column", "x"], "say which with --table"),
+        (["--fractions", "a,b,c"], "--fractions=a,b,c must be three numbers"),
+        (["--fractions", "0.5,0.6,0.2"], "that sum to 1"),
+        (["--table", "nowhere.csv"], "no such file"),
+        (["--split", "sideways"], "is not one of"),
+        (["--split", "base-novel"], "needs --num-base"),
+    ],
+)
+def test_a_bad_request_exits_2_and_writes_nothing(source, tmp_path, extra, text, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["fsl-dist", "pack", str(source), str(tmp_path / "out"), *extra])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    said = capsys.readouterr()
+    assert (stopped.value.code, said.out) == (2, "")
+    assert text in said.err
+    assert [path.name for path in tmp_path.iterdir()] == ["src"]
+
+
+def test_inspecting_what_is_no_data_set_exits_2(tmp_path):
+    code, _, err = run("inspect", tmp_path)
+    assert code == 2
+    assert err.count("\n") == 1
