@@ -1,8 +1,11 @@
-"""One worker of a gloo group, as a process of its own: trains, or takes one step and writes its gradient.
+"""One worker of a gloo group, as a process of its own: works through the cases of a JSON file.
 
-python train_worker.py TASK RANK WORLD_SIZE RENDEZVOUS OUT KEY=VALUE…
+    python train_worker.py CASES RANK WORLD_SIZE RENDEZVOUS
+
+CASES maps a name to {"task": "step" | "train", "out": file, "settings": [key=value, …]}.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -18,20 +21,20 @@ from fsl_dist.training.step import planned_steps, run_step, step_requests
 from index.storage import Owner
 
 
-def train(trainer: Trainer, out: Path) -> None:
-    """Train to the end."""
-    trainer.train()
-
-
-def step(trainer: Trainer, out: Path) -> None:
-    """Gradient, loss and memory after the first step of the run, in float64."""
+def take_step(trainer: Trainer, out: Path) -> None:
+    """Write gradient, loss and memory after the run's first step, computed in float64."""
     group, method = trainer.group, trainer.method
-    trainer.network.double()
     if method.prepares_at(0, 0):
         trainer.train_index.move_to("start")
         method.prepare(0, 0, trainer.train_index, group)
+    trainer.network.double()
     if hasattr(method, "means"):
         method.means = method.means.double()
+    forward = (
+        torch.nn.parallel.DistributedDataParallel(trainer.network, broadcast_buffers=False)
+        if group.world_size > 1
+        else trainer.network
+    )
     ghost_group = trainer.config.backbone.batch_norm_group
     requests = step_requests(
         method, 0, range(1), group=group, is_ghost=trainer.is_ghost, ghost_group=ghost_group
@@ -39,27 +42,37 @@ def step(trainer: Trainer, out: Path) -> None:
     with Loader(trainer.source, requests, 1) as loader:
         planned, loaded = next(iter(planned_steps(loader)))
         loaded = [(piece, images.double()) for piece, images in loaded]
-        result = run_step(trainer.forward, method, planned, loaded, group=group, device=trainer.device)
+        result = run_step(forward, method, planned, loaded, group=group, device=trainer.device)
     method.finish_step(0, planned.batches, result.updates, group)
     if group.is_first:
         gradient = torch.cat([p.grad.reshape(-1) for p in trainer.network.parameters()])
         state = {name: value.numpy() for name, value in method.state().items() if torch.is_tensor(value)}
-        np.savez(out, gradient=gradient.numpy(), loss=result.metrics["train/loss"], **state)
+        ids = np.concatenate([batch.ids for batch in planned.batches])
+        np.savez(out, gradient=gradient.numpy(), loss=result.metrics["train/loss"], ids=ids, **state)
 
 
 def main() -> None:
-    """Join the group, do the task, leave."""
-    task, rank, world_size, rendezvous, out = sys.argv[1:6]
+    """Join the group, do every case, leave."""
+    cases, rank, world_size, rendezvous = sys.argv[1:]
     torch.set_num_threads(1)
     if int(world_size) > 1:
         dist.init_process_group(
             "gloo", init_method=f"file://{rendezvous}", rank=int(rank), world_size=int(world_size)
         )
-    config = load_config(None, sys.argv[6:])
-    owner = Owner(Path(config.run.dir), 1)
-    trainer = Trainer(config, group=WorkerGroup.current(), device=torch.device("cpu"), owner=owner)
-    {"train": train, "step": step}[task](trainer, Path(out))
-    if int(world_size) > 1:
+    group = WorkerGroup.current()
+    for case in json.loads(Path(cases).read_text()).values():
+        config = load_config(None, case["settings"])
+        if group.is_first:
+            Owner.claim(Path(config.run.dir))
+        group.barrier()
+        owner = Owner(Path(config.run.dir), 1)
+        trainer = Trainer(config, group=group, device=torch.device("cpu"), owner=owner)
+        if case["task"] == "train":
+            trainer.train()
+        else:
+            take_step(trainer, Path(case["out"]))
+        group.barrier()
+    if group.world_size > 1:
         dist.destroy_process_group()
 
 

@@ -130,7 +130,9 @@ def test_shuffled_epoch_holds_every_image_once(num: int, batch_size: int, seed: 
         shuffled_batch(selection, batch_size=batch_size, seed=seed, epoch=epoch, step=step)
         for step in range(steps)
     ]
-    assert [len(batch) for batch in batches[:-1]] == [batch_size] * (steps - 1)
+    sizes = [len(batch) for batch in batches]
+    assert max(sizes) <= batch_size
+    assert max(sizes) - min(sizes) <= 1
     assert sorted(np.concatenate(batches).tolist()) == selection.ids.tolist()
 
 

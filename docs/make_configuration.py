@@ -1,0 +1,119 @@
+"""Writes docs/configuration.md from the configuration's dataclasses, so that the page says what the code says.
+
+    .venv/bin/python docs/make_configuration.py            writes the page
+    .venv/bin/python docs/make_configuration.py --check    exit 1 where the page is not what would be written
+
+Names, types and defaults come from the classes; the meaning of a key is the text under its field, read by `ast`.
+"""
+
+import argparse
+import ast
+import dataclasses
+import inspect
+import sys
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from fsl_dist.config import RunConfig
+from index.gate import dump
+
+PAGE = Path(__file__).with_name("configuration.md")
+HEAD = """# Configuration
+
+Written by `python docs/make_configuration.py`; change the dataclasses, not this page.
+
+A run is configured by dotted keys: the defaults below, over them a YAML file (`--config FILE`), over that
+`key=value` on the command line. An unknown key, a key of another variant, `true` where a number is meant or a key
+given twice is an error (exit 2), before anything is written. The resolved configuration lies in the run's folder as `config.yaml`.
+
+A value on the command line is YAML: `evaluation.k_p=[1,5]`, `backbone.weights=weights.pth`, `training.lr=1e-3`.
+`method.kind` chooses the method, and with it the keys that `method` takes; without it, the kind is `deep_knn`.
+`fsl-dist index build` takes the keys of `index` without their prefix; `fsl-dist evaluate` takes those of `evaluation`.
+"""
+
+
+def read_meanings(cls: type) -> dict[str, str]:
+    """Field → the text under it in the source of the dataclass `cls`; fields without a text are left out."""
+    (body,) = ast.parse(inspect.cleandoc(inspect.getsource(cls))).body
+    assert isinstance(body, ast.ClassDef)
+    meanings, field = {}, ""
+    for node in body.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            field = node.target.id
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and field:
+            meanings[field] = " ".join(str(node.value.value).split())
+            field = ""
+        else:
+            field = ""
+    return meanings
+
+
+def describe_type(hint: Any) -> str:
+    """A type in the words of a YAML file."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return ", ".join(f"`{choice}`" for choice in args)
+    if origin is tuple:
+        return f"list of {describe_type(args[0])}s"
+    names: dict[Any, str] = {bool: "true or false", int: "whole number", float: "number", str: "text"}
+    return names[hint]
+
+
+def variants_of(hint: Any) -> list[type]:
+    """The dataclasses a field may hold: one, or the members of a union."""
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return list(typing.get_args(hint)) if is_union else [hint]
+
+
+def describe_class(cls: type, part: str) -> Iterator[str]:
+    """The table of one dataclass's keys, each with `part` before it."""
+    meanings, hints = read_meanings(cls), typing.get_type_hints(cls)
+    yield "| key | value | default | meaning |"
+    yield "| --- | --- | --- | --- |"
+    for name, default in dump(cls()).items():
+        if name == "kind" and len(typing.get_args(hints[name])) == 1 and name not in meanings:
+            continue  # the heading names it
+        shown = "[" + ", ".join(map(show, default)) + "]" if isinstance(default, list) else show(default)
+        cells = [f"`{part}.{name}`", describe_type(hints[name]), f"`{shown}`", meanings[name]]
+        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def show(value: object) -> str:
+    """A default as a YAML file would say it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return value or '""'
+    assert isinstance(value, int | float)
+    return f"{value:g}"
+
+
+def render() -> str:
+    """The whole page."""
+    lines = [HEAD]
+    hints = typing.get_type_hints(RunConfig)
+    for field in dataclasses.fields(RunConfig):
+        variants = variants_of(hints[field.name])
+        lines += [f"## {field.name}", ""]
+        for cls in variants:
+            summary = (cls.__doc__ or "").strip().partition("\n")[0]
+            kind = f"### method.kind={cls().kind}\n\n" if len(variants) > 1 else ""
+            lines += [f"{kind}{summary}", "", *describe_class(cls, field.name), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def main() -> None:
+    """Write the page, or compare it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where the page is old")
+    if not parser.parse_args().check:
+        PAGE.write_text(render(), encoding="utf-8")
+    elif not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != render():
+        sys.exit(f"{PAGE.name} is old: run python docs/make_configuration.py")
+
+
+if __name__ == "__main__":
+    main()
