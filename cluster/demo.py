@@ -52,7 +52,7 @@ def run_demo(folder: Path | None, workers: int, *, show: Callable[[str], None] |
     with ExitStack() as stack:
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fsl-dist-demo-")))
-        rows = _run_in(folder, workers, show)
+        rows = _run_in(folder, workers, images_seen, show)
     seconds = round(time.perf_counter() - started, 1)
     result = {
         "dataset": "scikit-learn digits",
@@ -61,10 +61,12 @@ def run_demo(folder: Path | None, workers: int, *, show: Callable[[str], None] |
         **rows,
         "seconds": seconds,
     }
-    return result, _describe(rows, workers, seconds)
+    return result, _describe(rows, workers, images_seen, seconds)
 
 
-def _run_in(folder: Path, workers: int, show: Callable[[str], None] | None) -> dict[str, dict]:
+def _run_in(
+    folder: Path, workers: int, images_seen: int, show: Callable[[str], None] | None
+) -> dict[str, dict]:
     from fsl_dist.data.listing import TableColumns
     from fsl_dist.data.pack import PackOptions, pack
     from fsl_dist.evaluation.report import evaluate_run
@@ -83,7 +85,7 @@ def _run_in(folder: Path, workers: int, show: Callable[[str], None] | None) -> d
         f"2/4 training deep kNN on {workers} Ray Train workers: neighbours in the batch, then in the whole data set"
     )
     with ray_session(workers):
-        for name, settings in _runs(folder, dataset, workers).items():
+        for name, settings in _runs(folder, dataset, workers, images_seen).items():
             summary = train_run(settings, on_ray=train_on_ray, show=show)
             _say(
                 f"    {name}: {summary.images_seen} images seen in {summary.steps} steps, {summary.seconds:.0f} s"
@@ -100,7 +102,7 @@ def _run_in(folder: Path, workers: int, show: Callable[[str], None] | None) -> d
     return rows
 
 
-def _runs(folder: Path, dataset: Path, workers: int):  # type: ignore[no-untyped-def]  # loads torch's settings late
+def _runs(folder: Path, dataset: Path, workers: int, images_seen: int):  # type: ignore[no-untyped-def]  # loads torch's settings late
     from fsl_dist.config import load_config
 
     def config(name: str, *extra: str):  # type: ignore[no-untyped-def]
@@ -110,7 +112,7 @@ def _runs(folder: Path, dataset: Path, workers: int):  # type: ignore[no-untyped
         f"workers.num={workers}",
         "workers.launch=ray",
         "training.epochs=1000",
-        f"training.images={IMAGES_SEEN}",
+        f"training.images={images_seen}",
     ]
     return {
         "untrained": config("untrained", "training.epochs=0"),
@@ -140,7 +142,7 @@ def _write_digits(folder: Path) -> None:
         csv.writer(file).writerows([["file", "class", "split"], *rows])
 
 
-def _describe(rows: dict[str, dict], workers: int, seconds: float) -> str:
+def _describe(rows: dict[str, dict], workers: int, images_seen: int, seconds: float) -> str:
     names = {
         "untrained": "untrained network",
         "batch": "deep kNN, neighbours mined in the batch",
@@ -151,7 +153,7 @@ def _describe(rows: dict[str, dict], workers: int, seconds: float) -> str:
         table.append([names[name], f"{row['knn/acc@5'] * 100:.1f}", f"{row['knn/mcr@5'] * 100:.1f}"])
     return (
         f"\n{align_columns(table)}\n\n"
-        f"Same network, same {IMAGES_SEEN} images seen, {workers} workers, {seconds:.0f} s. Accuracy: the 5 nearest\n"
+        f"Same network, same {images_seen} images seen, {workers} workers, {seconds:.0f} s. Accuracy: the 5 nearest\n"
         "training images vote on each of the 1,597 others.\n\n"
         "Next, on your own folder of class folders:\n"
         "    fsl-dist pack MY_IMAGES data/mine\n"

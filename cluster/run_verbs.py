@@ -38,14 +38,19 @@ def demo(folder: Path | None, workers: int, as_json: bool) -> None:
 @click.option(
     "--config", "config_path", type=click.Path(path_type=Path), help="YAML file; key=value goes over it."
 )
-@click.option("--resume", is_flag=True, help="Go on from the last checkpoint in run.dir.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on from the last checkpoint in run.dir; without --config, as it was started.",
+)
 @JSON
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]…")
 def train(config_path: Path | None, resume: bool, as_json: bool, overrides: tuple[str, ...]) -> None:
     """Train one run: the folder run.dir gets checkpoints, metrics and TensorBoard files."""
-    from fsl_dist.config import load_config
+    from fsl_dist.config import load_config, load_resumed
 
-    config = load_config(config_path, overrides)
+    resumes_alone = resume and config_path is None
+    config = load_resumed(overrides) if resumes_alone else load_config(config_path, overrides)
     from cluster.local import ray_session
     from fsl_dist.config import RunConfig
     from fsl_dist.training.launch import train_run

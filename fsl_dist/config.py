@@ -5,7 +5,7 @@ Each part is a frozen dataclass beside what it configures; this file owns the tr
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fsl_dist.data.config import DataConfig
@@ -117,6 +117,32 @@ def load_config(path: Path | None, overrides: Sequence[str]) -> RunConfig:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {path} cannot be read: {error}") from error
     return parse_config(text, overrides, f"{path} and the command line" if overrides else str(path))
+
+
+def load_resumed(overrides: Sequence[str]) -> RunConfig:
+    """The configuration a run was started with, found by `run.dir` among the overrides, with the others over it.
+
+    A folder without a run gives all defaults: then there is nothing to resume yet.
+    """
+    named = parse_overrides(overrides).get("run", {}).get("dir", "")
+    stored = Path(str(named)) / CONFIG_FILE
+    return load_config(stored if named and stored.is_file() else None, overrides)
+
+
+def resolve_paths(config: RunConfig) -> RunConfig:
+    """The same configuration with absolute paths: workers and later commands have other working folders."""
+
+    def absolute(path: str) -> str:
+        return str(Path(path).expanduser().resolve()) if path else ""
+
+    return replace(
+        config,
+        run=replace(config.run, dir=absolute(config.run.dir)),
+        data=replace(
+            config.data, dataset=absolute(config.data.dataset), features=absolute(config.data.features)
+        ),
+        backbone=replace(config.backbone, weights=absolute(config.backbone.weights)),
+    )
 
 
 def load_run(run: Path) -> RunConfig:

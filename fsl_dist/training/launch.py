@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from fsl_dist.config import CONFIG_FILE, RunConfig, render_config
+from fsl_dist.config import CONFIG_FILE, RunConfig, load_run, render_config, resolve_paths
 from fsl_dist.data.loader import open_source
 from fsl_dist.errors import RequestError
 from fsl_dist.methods.build import build_method
@@ -20,6 +20,7 @@ from fsl_dist.models.backbones import build_network
 from fsl_dist.training.checkpoint import FACTS, CheckpointFolder, Progress
 from fsl_dist.training.distributed import WorkerGroup
 from fsl_dist.training.loop import Trainer
+from fsl_dist.training.resume import check_resumable, settle
 from fsl_dist.training.runlog import describe_progress, last_step
 from fsl_dist.training.splits import split_run
 from index.storage import Owner, write_atomic
@@ -68,6 +69,9 @@ def train_run(
             f"run.dir={run} already holds a run (--resume goes on with it, another run.dir starts anew)"
         )
     num_steps = check_run(config)
+    config = resolve_paths(config)
+    is_known = resume and (run / CONFIG_FILE).is_file()
+    config = check_resumable(config, load_run(run)) if is_known else settle(config)
     started = time.perf_counter()
     owner = Owner.claim(run)
     write_atomic(run / CONFIG_FILE, render_config(config).encode())

@@ -2,10 +2,15 @@
 
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fsl_dist.config import RunConfig, parse_config, render_config
 from fsl_dist.errors import FslDistError, RequestError, TrainingError
 from index.storage import Owner
+
+if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
 
 log = logging.getLogger(__name__)
 
@@ -13,50 +18,69 @@ log = logging.getLogger(__name__)
 def train_on_ray(config: RunConfig, owner: Owner) -> None:
     """Train `config` with Ray Train on the Ray cluster this process is connected to.
 
-    A worker that dies restarts all of them from the last checkpoint, up to `workers.max_failures` times. Raises
-    RequestError when the cluster cannot hold the workers, and a worker's own error otherwise.
+    When a worker dies, all start again from the last checkpoint, up to `workers.max_failures` times, each time
+    under a new claim, so that a worker that only seemed dead writes nothing. Raises RequestError when the cluster
+    cannot hold the workers, and at once what a worker itself found wrong: trying again would not mend that.
     """
-    import ray
-    from ray.train import FailureConfig, ScalingConfig
-    from ray.train import RunConfig as RayRunConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+    from ray.train.v2.api.exceptions import TrainingFailedError
 
-    workers = config.workers
-    resources = ray.cluster_resources()
-    use_gpu = workers.gpu == "auto" and resources.get("GPU", 0) >= workers.num
+    use_gpu = _check_resources(config)
+    for failures_left in range(config.workers.max_failures, -1, -1):
+        try:
+            _build_trainer(config, owner, use_gpu).fit()
+        except TrainingFailedError as error:
+            if found := _own_error(error):
+                raise found from error
+            if failures_left == 0:
+                raise TrainingError(f"a training worker failed: {_last_line(error)}") from error
+            log.warning("a worker failed (%s); going on from the last checkpoint", _last_line(error))
+            owner = Owner.claim(owner.folder)
+        else:
+            return
+
+
+def _check_resources(config: RunConfig) -> bool:
+    """Whether the workers get a GPU each; raises RequestError when the cluster is too small for them."""
+    import ray
+
+    workers, resources = config.workers, ray.cluster_resources()
     needed = workers.num * workers.cpus
     if resources.get("CPU", 0) < needed:
         raise RequestError(
-            f"workers.num={workers.num} with workers.cpus={workers.cpus} needs {needed} CPU cores; the Ray cluster has "
-            f"{resources.get('CPU', 0):g} (fewer workers, or a larger cluster)"
+            f"workers.num={workers.num} with workers.cpus={workers.cpus} needs {needed} CPU cores; the Ray cluster "
+            f"has {resources.get('CPU', 0):g} (fewer workers, or a larger cluster)"
         )
-    trainer = TorchTrainer(
+    return bool(workers.gpu == "auto" and resources.get("GPU", 0) >= workers.num)
+
+
+def _build_trainer(config: RunConfig, owner: Owner, use_gpu: bool) -> "TorchTrainer":
+    from ray.train import RunConfig as RayRunConfig
+    from ray.train import ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    workers = config.workers
+    return TorchTrainer(
         _train_worker,
-        train_loop_config={
-            "config": render_config(config),
-            "owner": (str(owner.folder.resolve()), owner.epoch),
-        },
+        train_loop_config={"config": render_config(config), "owner": (str(owner.folder), owner.epoch)},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=int(workers.timeout_s)),
         scaling_config=ScalingConfig(
             num_workers=workers.num, use_gpu=use_gpu, resources_per_worker={"CPU": workers.cpus}
         ),
         run_config=RayRunConfig(
-            name=f"claim-{owner.epoch:08d}",
-            storage_path=str((Path(config.run.dir) / "ray").resolve()),
-            failure_config=FailureConfig(max_failures=workers.max_failures),
+            name=f"claim-{owner.epoch:08d}", storage_path=str((Path(config.run.dir) / "ray").resolve())
         ),
     )
-    try:
-        trainer.fit()
-    except WorkerGroupError as error:
-        for failure in error.worker_failures.values():
-            cause = failure if isinstance(failure, FslDistError) else failure.__cause__
+
+
+def _own_error(error: "TrainingFailedError") -> FslDistError | None:
+    """The first of our own errors among the workers' failures, however deep Ray wrapped it."""
+    for failure in getattr(error, "worker_failures", {}).values():
+        cause: BaseException | None = failure
+        while cause is not None:
             if isinstance(cause, FslDistError):
-                raise cause from error
-        raise TrainingError(f"a training worker failed: {_last_line(error)}") from error
-    except TrainingFailedError as error:
-        raise TrainingError(f"Ray Train failed: {_last_line(error)}") from error
+                return cause
+            cause = cause.__cause__
+    return None
 
 
 def _last_line(error: Exception) -> str:
