@@ -42,3 +42,7 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(1)
+    except OSError as error:
+        # A full disk, a folder one may not write to, a file where a folder should be: the system's own words.
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)

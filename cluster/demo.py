@@ -46,8 +46,17 @@ SETTINGS = [
 ]
 
 
-def run_demo(folder: Path | None, workers: int, *, show: Callable[[str], None] | None) -> tuple[dict, str]:
-    """Run the demo in `folder` (None: a temporary one); returns its result and the text a person reads."""
+def run_demo(
+    folder: Path | None,
+    workers: int,
+    *,
+    show: Callable[[str], None] | None,
+    images_seen: int = IMAGES_SEEN,
+) -> tuple[dict, str]:
+    """Run the demo in `folder` (None: a temporary one); returns its result and the text a person reads.
+
+    images_seen: training images that each of the two trained networks sees, repeats counted.
+    """
     started = time.perf_counter()
     with ExitStack() as stack:
         if folder is None:

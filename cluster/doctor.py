@@ -7,7 +7,7 @@ import platform
 
 
 def examine() -> dict[str, str | int | bool]:
-    """Versions, processors, GPUs, the decoder that `data.decoder=auto` takes, and whether Ray can start."""
+    """Versions, processors, GPUs, the decoder that `data.decoder=auto` takes, and the Ray that would be used."""
     findings: dict[str, str | int | bool] = {
         "fsl-dist": importlib.metadata.version("fsl-dist"),
         "python": platform.python_version(),
@@ -26,7 +26,7 @@ def examine() -> dict[str, str | int | bool]:
 
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     findings["gpus"] = ", ".join(gpus) or "none"
-    findings["decoder"] = "torchvision" if findings["dali"].__str__().startswith("missing") else "dali"
+    findings["decoder"] = "torchvision" if str(findings["dali"]).startswith("missing") else "dali"
     findings["bf16"] = bool(gpus) and torch.cuda.is_bf16_supported()
     findings["training_backend"] = "nccl" if gpus else "gloo"
     findings["faiss_gpus"] = _faiss_gpus()

@@ -11,7 +11,7 @@ from pathlib import Path
 from fsl_dist.data.config import DataConfig
 from fsl_dist.errors import ConfigError
 from fsl_dist.evaluation.config import EvaluationConfig
-from fsl_dist.methods.config import CrossEntropyConfig, DeepKNNConfig, MethodConfig, MiningConfig, PCNConfig
+from fsl_dist.methods.config import DeepKNNConfig, MethodConfig, MiningConfig, PCNConfig
 from fsl_dist.models.config import BackboneConfig
 from fsl_dist.samplers.episode import EpisodeConfig
 from fsl_dist.training.config import TrainingConfig, WorkersConfig
@@ -57,10 +57,18 @@ class RunConfig:
             raise ConfigError(
                 f"mining.source=dataset belongs to method.kind=deep_knn; this run has method.kind={self.method.kind}"
             )
-        if isinstance(self.method, CrossEntropyConfig) and not self.stop_metric.startswith("knn/"):
+        if self.stop_metric not in self.validation_metrics:
             raise ConfigError(
-                f"training.stop_metric={self.training.stop_metric} is not measured for method.kind=cross_entropy "
-                f"(knn/mcr@{self.evaluation.k_p[0]} is)"
+                f"training.stop_metric={self.stop_metric} is not measured for method.kind={self.method.kind}; "
+                f"measured are {', '.join(self.validation_metrics)}"
+            )
+        is_ghost = self.backbone.batch_norm == "ghost" or (
+            self.backbone.batch_norm == "auto" and self.episode.scope == "global"
+        )
+        if self.is_episodic and is_ghost and self.backbone.batch_norm_group < self.episode.n_way:
+            raise ConfigError(
+                f"backbone.batch_norm_group={self.backbone.batch_norm_group} is below episode.n_way="
+                f"{self.episode.n_way}; a group that lacks classes leaks labels (raise the group, or lower n_way)"
             )
 
     @property
@@ -73,7 +81,18 @@ class RunConfig:
         """The validation metric by which the best epoch is kept."""
         if self.training.stop_metric:
             return self.training.stop_metric
-        return "mca/base" if self.is_episodic else f"knn/mcr@{self.evaluation.k_p[0]}"
+        if self.is_episodic:
+            return "mca/base"
+        k_ps = self.evaluation.k_p
+        return f"knn/mcr@{5 if 5 in k_ps else k_ps[0]}"
+
+    @property
+    def validation_metrics(self) -> tuple[str, ...]:
+        """What a validation measures."""
+        if self.is_episodic:
+            scores = ("recall@5", "recall@10", "balanced_recall@5", "balanced_recall@10")
+            return ("mca/base", *(f"{score}/base" for score in scores))
+        return tuple(f"knn/{score}@{k_p}" for k_p in self.evaluation.k_p for score in ("acc", "mcr", "rs"))
 
     @property
     def base_clusters(self) -> int:

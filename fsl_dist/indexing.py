@@ -18,6 +18,7 @@ from fsl_dist.samplers.scan import scan_batches, share_of_rank
 from fsl_dist.training.distributed import WorkerGroup
 from index import IndexConfig, LocalIndex, Owner, Staging, open_index
 from index.build import build
+from index.storage import new_token
 from index.versions import find_version, read_manifest
 
 
@@ -77,8 +78,8 @@ class SelectionIndex:
     """The index of one selection at the present parameters, embedded by all workers together.
 
     It is made when first opened after `move_to` and shared by all who ask at that step: a validation at the end
-    of an epoch and the k-means or mining refresh at the start of the next one embed once. A version on disk that
-    was made from the same parameters and the same catalogue is taken as it is.
+    of an epoch and the k-means or mining refresh at the start of the next one embed once. With `reuse`, a version
+    on disk that was made from the same parameters and the same catalogue is taken as it is.
     """
 
     def __init__(
@@ -91,8 +92,10 @@ class SelectionIndex:
         group: WorkerGroup,
         config: IndexConfig,
         owner: Owner | None,
+        reuse: bool = False,
     ) -> None:
         self.embedder = embedder
+        self.reuse = reuse
         self.catalogue = catalogue
         self.selection = selection
         self.folder = folder
@@ -125,7 +128,9 @@ class SelectionIndex:
         return self._opened
 
     def _find(self, source: dict[str, str]) -> Path | None:
-        """The published version made from `source`, if it is the current one and holds this selection."""
+        """The published version made from `source`, if it may be reused, is current and holds this selection."""
+        if not self.reuse:
+            return None
         try:
             version = find_version(self.folder)
             manifest = read_manifest(version)
@@ -135,8 +140,8 @@ class SelectionIndex:
         return version if is_same and manifest.num_vectors == len(self.selection) else None
 
     def _build(self, source: dict[str, str]) -> Path:
-        # The token holds the number of workers: a run restarted with another one must not mix its shards in.
-        token = f"{self.parameters}-of-{self.group.world_size}"
+        # A token of its own: neither a killed attempt's shards nor another process's may be mixed in.
+        token = self.group.share_text(new_token())
         if self.group.is_first:
             Staging.create(self.folder, token, self.owner)
         self.group.barrier()
@@ -161,6 +166,7 @@ def build_from_run(run: Path, dataset: Path, out: Path, config: IndexConfig) -> 
     selection = trained.catalogue.select("train")
     vectors = trained.embedder.embed(selection.ids)
     source = {"catalogue": trained.catalogue.fingerprint, "parameters": trained.parameters}
+    trained.embedder.source.close()
     return build(out, vectors, selection.sample_labels, selection.ids, config, source)
 
 
@@ -176,7 +182,7 @@ def embed_dataset(run: Path, dataset: Path, out: Path) -> tuple[Path, tuple[int,
     trained = open_trained(run, dataset=dataset)
     shape = (trained.catalogue.num_samples, trained.embedder.dim)
     out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(f".{out.name}.unfinished")
+    unfinished = out.with_name(f".{out.name}.{new_token()}")
     rows = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.float32, shape=shape)
     block = trained.embedder.batch_size * 64
     for start in range(0, shape[0], block):

@@ -40,7 +40,8 @@ class DataConfig:
     saturation: float = 0.0
     """half-width of the training saturation factor about each pixel's luma, 0 … 1 (no effect on grey)"""
     holdout_fraction: float = 0.1
-    """share of train held out for early stopping where val serves as queries, by group, 0 … 1 exclusive"""
+    """share of train held out for early stopping where no val split is free for it (val serves as queries, or is not
+    there), by group, 0 … 1 exclusive"""
     threads: int = 2
     """threads a worker reads and decodes with, ≥ 1"""
     prefetch: int = 2

@@ -1,4 +1,4 @@
-"""The nearest-neighbour classifier: a vote of the first K_p neighbours, and its three scores (METHODS, deep kNN)."""
+"""The nearest-neighbour classifier: a vote of the first K_p neighbours, and its three scores."""
 
 from collections.abc import Sequence
 
@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from fsl_dist.errors import DataError, RequestError, TrainingError
 from fsl_dist.evaluation.metrics import Floats
+from index.search import ShardedIndex
 
 NO_LABEL = -1
 """Stands for a missing neighbour, and for the prediction of a query that has none."""
@@ -90,6 +91,25 @@ def knn_metrics(
         "mcr": float(recalls.mean()),
         "rs": float(recalls[counts == counts.min()].mean()),
     }
+
+
+def score_knn(
+    gallery: ShardedIndex, queries: NDArray[np.float32], query_labels: NDArray[np.int64], k_ps: Sequence[int]
+) -> dict[str, float]:
+    """Scores of `queries` (float32 [n, D], labels int64 [n]) by their nearest vectors in `gallery`.
+
+    One search at the largest K_p: every smaller one is a prefix of its answer. Names as `evaluate_knn` gives them.
+    """
+    answer = gallery.search(queries, max(k_ps))
+    labels, counts = np.unique(gallery.labels, return_counts=True)
+    return evaluate_knn(
+        gallery.labels_of(answer.ids),
+        answer.distances if gallery.metric == "l2" else -answer.distances,
+        query_labels,
+        class_labels=labels,
+        class_counts=counts,
+        k_ps=k_ps,
+    )
 
 
 def evaluate_knn(

@@ -1,4 +1,4 @@
-"""Prototypes of classes by k-means, and the few-shot protocol that scores them (METHODS, PCN, "Evaluation")."""
+"""Prototypes of classes by k-means, and the few-shot protocol that scores them (PCN, section 4)."""
 
 import logging
 import warnings

@@ -10,7 +10,7 @@ from fsl_dist.config import RunConfig
 from fsl_dist.data.selection import Selection
 from fsl_dist.errors import RequestError
 from fsl_dist.evaluation.config import EvaluationConfig
-from fsl_dist.evaluation.knn import evaluate_knn
+from fsl_dist.evaluation.knn import score_knn
 from fsl_dist.evaluation.metrics import Repeated
 from fsl_dist.evaluation.prototypes import evaluate_prototypes
 from fsl_dist.indexing import SelectionIndex
@@ -83,6 +83,7 @@ def _open(trained: TrainedRun, config: RunConfig, name: str, selection: Selectio
         group=WorkerGroup(),
         config=config.index,
         owner=None,
+        reuse=True,
     )
     index.move_to(trained.parameters)
     return index.open()
@@ -93,19 +94,8 @@ def _score_knn(trained: TrainedRun, config: RunConfig, splits: RunSplits) -> dic
         raise RequestError(f"data.dataset={config.data.dataset} has no test and no val split to query with")
     gallery = _open(trained, config, "gallery", splits.gallery)
     queries = _open(trained, config, splits.query_split, splits.query)
-    k_ps = config.evaluation.k_p
-    # One search at the largest K_p; every smaller one is a prefix of its answer.
-    answer = gallery.search(queries.vectors(0, queries.num_vectors), max(k_ps))
-    return dict(
-        evaluate_knn(
-            gallery.labels_of(answer.ids),
-            answer.distances,
-            queries.labels,
-            class_labels=splits.gallery.labels,
-            class_counts=splits.gallery.counts,
-            k_ps=k_ps,
-        )
-    )
+    vectors = queries.vectors(0, queries.num_vectors)
+    return dict(score_knn(gallery, vectors, queries.labels, config.evaluation.k_p))
 
 
 def _score_prototypes(

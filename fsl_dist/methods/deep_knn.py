@@ -25,6 +25,7 @@ from fsl_dist.samplers.neighbourhood import (
 )
 from fsl_dist.samplers.stratified import stratified_batch, stratified_steps
 from fsl_dist.training.distributed import WorkerGroup
+from index.storage import new_token
 
 
 class _DeepKNN:
@@ -138,11 +139,11 @@ class DatasetMining(_DeepKNN):
             self.method.k_same,
             self.method.m_other,
         )
-        # The number of workers is part of the name: a run restarted with another one must not mix its parts in.
-        folder = self.tables / f"step-{global_step:08d}-of-{group.world_size}"
+        # A folder of its own: a killed attempt's parts, perhaps of other workers, must not be mixed in.
+        folder = self.tables / f"step-{global_step:08d}-{group.share_text(new_token())}"
         write_part(folder, group.rank, share.start, found.same_ids, found.other_ids)
         group.barrier()
-        self.table = NeighbourTable.open(folder, group.world_size, self.method.k_same, global_step)
+        self.table = NeighbourTable.open(folder, self.method.k_same, global_step)
         return {"mining/refreshed_at_step": float(global_step)}
 
     def batches(self, epoch: int, step: int) -> list[Batch]:

@@ -61,7 +61,7 @@ class Method(Protocol):
     """One training method."""
 
     is_global: bool
-    """a step is one batch over all workers, embeddings gathered; otherwise whole batches are dealt out"""
+    """every batch is split over all workers, embeddings gathered; otherwise whole batches are dealt out"""
     num_outputs: int
     """classes of the classifier the network ends in; 0 = the loss takes embeddings"""
     normalise: bool

@@ -44,13 +44,10 @@ class NeighbourTable:
     """checksum over all parts"""
 
     @classmethod
-    def open(cls, folder: Path, num_parts: int, num_same: int, step: int) -> "NeighbourTable":
-        """Open the table that `num_parts` workers have just written into `folder`."""
-        names = [
-            path for path in sorted(folder.glob("part-*.i64")) if int(path.name.split("-")[1]) < num_parts
-        ]
+    def open(cls, folder: Path, num_same: int, step: int) -> "NeighbourTable":
+        """Open the table whose parts are all in `folder`, found with the parameters of `step`."""
         parts, starts, crc32 = [], [], 0
-        for path in names:
+        for path in sorted(folder.glob("part-*.i64")):
             _, _, start, shape = path.stem.split("-")
             rows, columns = (int(number) for number in shape.split("x"))
             if rows == 0:
@@ -74,8 +71,7 @@ class NeighbourTable:
 
         Raises TrainingError when it is gone or is not the one the checkpoint was written with.
         """
-        parts = len(list(folder.glob("part-*.i64")))
-        table = cls.open(folder, parts, num_same, step)
+        table = cls.open(folder, num_same, step)
         if not table.parts or table.crc32 != crc32:
             found = f"has checksum {table.crc32:08x}" if table.parts else "is missing"
             raise TrainingError(

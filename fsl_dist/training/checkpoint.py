@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from fsl_dist.errors import TrainingError
-from index.storage import Owner, crc32_of_file, publish_folder, write_atomic
+from index.storage import Owner, crc32_of_file, publish_folder
 
 TENSORS = "state.pt"
 FACTS = "checkpoint.json"
-BEST = "best.json"
+_WAY_OUT = "remove the folder to resume from the checkpoint before it"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,8 +34,6 @@ class Progress:
     """global step of the best value; −1 = none yet"""
     validations_since_best: int = 0
     """validations without a better value"""
-    is_finished: bool = False
-    """whether training has ended"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +46,9 @@ class Checkpoint:
     optimizer: dict
     method: dict[str, Tensor | str | int]
     catalogue: str
+    """fingerprint of the catalogue it was trained on"""
+    crc32: int
+    """of the tensors' file"""
 
 
 class CheckpointFolder:
@@ -69,7 +70,7 @@ class CheckpointFolder:
         catalogue: str,
     ) -> Path:
         """Publish a checkpoint; raises StaleOwnerError when another process has taken over the run."""
-        final = self.folder / f"step-{progress.global_step:08d}"
+        final = self.folder / step_name(progress.global_step)
         # The owner's epoch keeps a stale process and its successor out of each other's staging folder.
         staging = self.folder / f".staging-{final.name}-{self.owner.epoch if self.owner else 0}"
         shutil.rmtree(staging, ignore_errors=True)
@@ -93,9 +94,6 @@ class CheckpointFolder:
         # the restart; the newer one takes its place.
         shutil.rmtree(final, ignore_errors=True)
         publish_folder(staging, final)
-        if progress.best_step == progress.global_step:
-            best = {"checkpoint": final.name, "value": progress.best_value}
-            write_atomic(self.run / BEST, (json.dumps(best) + "\n").encode())
         return final
 
     def prune(self) -> list[Path]:
@@ -122,26 +120,46 @@ class CheckpointFolder:
         return finished[-1] if finished else None
 
     def best(self) -> Path | None:
-        """The checkpoint of the best validation, or None when there was none."""
-        if not (self.run / BEST).is_file():
+        """The checkpoint of the best validation, which the newest one names; None when there was none."""
+        latest = self.latest()
+        if latest is None:
             return None
-        folder = self.folder / json.loads((self.run / BEST).read_text(encoding="utf-8"))["checkpoint"]
+        folder = self.folder / step_name(read_progress(latest).best_step)
         return folder if (folder / FACTS).is_file() else None
+
+
+def step_name(global_step: int) -> str:
+    """Name of the checkpoint after `global_step` optimizer steps."""
+    return f"step-{global_step:08d}"
+
+
+def read_progress(folder: Path) -> Progress:
+    """Where the run stood at a checkpoint, without its tensors."""
+    return Progress(**_read_facts(folder)["progress"])
+
+
+def _read_facts(folder: Path) -> dict:
+    try:
+        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{folder / FACTS} cannot be read: {error} ({_WAY_OUT})") from error
+    return facts
 
 
 def tables_of(checkpoints: list[Path]) -> set[str]:
     """Names of the neighbour tables that `checkpoints` need."""
-    facts = (json.loads((folder / FACTS).read_text(encoding="utf-8")) for folder in checkpoints)
+    facts = map(_read_facts, checkpoints)
     return {fact["method"]["table"] for fact in facts if "table" in fact["method"]}
 
 
 def read_checkpoint(folder: Path, device: torch.device) -> Checkpoint:
-    """Read a checkpoint; raises TrainingError when its file is damaged."""
-    facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    """Read a checkpoint; raises TrainingError when a file of it is missing or damaged."""
+    facts = _read_facts(folder)
+    if not (folder / TENSORS).is_file():
+        raise TrainingError(f"{folder / TENSORS} is missing ({_WAY_OUT})")
     if crc32_of_file(folder / TENSORS) != facts["crc32"]:
         raise TrainingError(
-            f"{folder / TENSORS} is damaged: its checksum is not the one in {FACTS} "
-            "(remove the folder to resume from the checkpoint before it)"
+            f"{folder / TENSORS} is damaged: its checksum is not the one in {FACTS} ({_WAY_OUT})"
         )
     tensors = torch.load(folder / TENSORS, map_location=device, weights_only=True)
     return Checkpoint(
@@ -151,4 +169,5 @@ def read_checkpoint(folder: Path, device: torch.device) -> Checkpoint:
         tensors["optimizer"],
         {**tensors["method"], **facts["method"]},
         facts["catalogue"],
+        facts["crc32"],
     )

@@ -63,7 +63,7 @@ class TrainingConfig:
     lr_gamma: float = 0.1
     """factor at a milestone, above 0"""
     stop_metric: str = ""
-    """validation metric to keep the best epoch of; empty = mca/base for episodic methods, else knn/mcr@K_p"""
+    """validation metric to keep the best epoch of; empty = mca/base for episodic methods, else knn/mcr@5"""
     patience: int = 10
     """validations without a better value before the run stops; 0 = no validation, the last epoch counts"""
     validate_every: int = 1
@@ -76,6 +76,10 @@ class TrainingConfig:
     """forward pass; auto: bf16 on a GPU, float32 on a CPU. Losses and distances are float32 always"""
     compile: bool = False
     """torch.compile the network"""
+
+    def uses_bf16(self, device_type: str) -> bool:
+        """Whether networks on a device of this type ("cpu", "cuda") run their forward pass in bf16."""
+        return self.precision == "bf16" or (self.precision == "auto" and device_type == "cuda")
 
     def __post_init__(self) -> None:
         for name, least in (

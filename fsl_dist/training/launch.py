@@ -1,7 +1,6 @@
 """Start or resume a run: claim its folder, check the request, train in this process or on Ray."""
 
 import dataclasses
-import json
 import logging
 import threading
 import time
@@ -17,7 +16,7 @@ from fsl_dist.data.loader import open_source
 from fsl_dist.errors import RequestError
 from fsl_dist.methods.build import build_method
 from fsl_dist.models.backbones import build_network
-from fsl_dist.training.checkpoint import FACTS, CheckpointFolder, Progress
+from fsl_dist.training.checkpoint import CheckpointFolder, read_progress
 from fsl_dist.training.distributed import WorkerGroup
 from fsl_dist.training.loop import Trainer
 from fsl_dist.training.resume import check_resumable, settle
@@ -64,7 +63,7 @@ def train_run(
         raise RequestError("run.dir is empty; name a folder for the run: run.dir=runs/first")
     run = Path(config.run.dir)
     checkpoints = CheckpointFolder(run, keep=config.training.keep_checkpoints, owner=None)
-    if checkpoints.latest() is not None and not resume:
+    if (run / CONFIG_FILE).exists() and not resume:
         raise RequestError(
             f"run.dir={run} already holds a run (--resume goes on with it, another run.dir starts anew)"
         )
@@ -111,7 +110,7 @@ def check_run(config: RunConfig) -> int:
 def _summarise(config: RunConfig, checkpoints: CheckpointFolder, seconds: float) -> TrainingSummary:
     latest = checkpoints.latest()
     assert latest is not None
-    progress = Progress(**json.loads((latest / FACTS).read_text(encoding="utf-8"))["progress"])
+    progress = read_progress(latest)
     line = last_step(checkpoints.run)
     return TrainingSummary(
         run=str(checkpoints.run),

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fsl_dist.config import RunConfig
 from fsl_dist.data.loader import Loader, Source, open_source
-from fsl_dist.errors import RequestError, TrainingError
+from fsl_dist.errors import TrainingError
 from fsl_dist.indexing import Embedder, SelectionIndex
 from fsl_dist.methods.build import build_method
 from fsl_dist.methods.method import Batch, Method
@@ -47,9 +47,7 @@ class Trainer:
         self.group = group
         self.device = device
         self.run = Path(config.run.dir)
-        self.use_bf16 = config.training.precision == "bf16" or (
-            config.training.precision == "auto" and device.type == "cuda"
-        )
+        self.use_bf16 = config.training.uses_bf16(device.type)
         self.source: Source = open_source(
             config.data, config.run.seed, str(device), max_batch=max(config.evaluation.batch_size, 256)
         )
@@ -59,6 +57,7 @@ class Trainer:
         self.network = self._build_network()
         self.optimizer = self._build_optimizer()
         self.progress = Progress()
+        self._saved: Progress | None = None
         self.checkpoints = CheckpointFolder(self.run, keep=config.training.keep_checkpoints, owner=owner)
         self._restore()
         self.forward: torch.nn.Module = self._wrap()
@@ -96,8 +95,16 @@ class Trainer:
         )
         apply_batch_norm(network, mode)
         self.is_ghost = mode == "ghost"
-        if mode == "batch" and self.group.world_size > 1 and self.group.is_first and self.method.is_global:
-            log.info("backbone.batch_norm=batch: the result depends on workers.num=%d", self.group.world_size)
+        if (
+            mode == "batch"
+            and self.group.world_size > 1
+            and self.group.is_first
+            and running_statistics(network)
+        ):
+            log.info(
+                "backbone.batch_norm=batch: statistics are each worker's own, so results depend on workers.num=%d",
+                self.group.world_size,
+            )
         network = network.to(self.device)
         if self.device.type == "cuda":
             network = network.to(memory_format=torch.channels_last)
@@ -118,7 +125,7 @@ class Trainer:
         if self.group.world_size > 1:
             # Buffers are batch norm's statistics: averaged by average_statistics, never overwritten by rank 0's.
             forward = DistributedDataParallel(
-                self.network, broadcast_buffers=False, gradient_as_bucket_view=True
+                self.network, forward_sync_buffers=False, gradient_as_bucket_view=True
             )
         if self.config.training.compile:
             self.network.compile()
@@ -138,7 +145,7 @@ class Trainer:
         self.network.load_state_dict(checkpoint.network)
         self.optimizer.load_state_dict(checkpoint.optimizer)
         self.method.load_state(checkpoint.method)
-        self.progress = checkpoint.progress
+        self.progress = self._saved = checkpoint.progress
         if self.group.is_first:
             log.info("resuming %s from step %d", self.run, self.progress.global_step)
 
@@ -165,8 +172,7 @@ class Trainer:
                 )
             while not self._is_over():
                 self._train_epoch(runlog, report)
-            if not self.progress.is_finished:
-                self.progress = dataclasses.replace(self.progress, is_finished=True)
+            if self.progress != self._saved:
                 self._write_checkpoint()
         self.source.close()
         return self.progress
@@ -300,10 +306,6 @@ class Trainer:
         self.train_index.move_to(f"step-{self.progress.global_step:08d}")
         metrics = self.validation.measure()
         name = self.config.stop_metric
-        if name not in metrics:
-            raise RequestError(
-                f"training.stop_metric={name} is not measured; measured are {', '.join(sorted(metrics))}"
-            )
         value = metrics[name]
         is_better = value > self.progress.best_value
         self.progress = dataclasses.replace(
@@ -319,6 +321,7 @@ class Trainer:
 
     def _write_checkpoint(self) -> None:
         self.average_statistics()
+        self._saved = self.progress
         if self.group.is_first:
             self.checkpoints.write(
                 self.progress,

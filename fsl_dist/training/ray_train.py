@@ -50,7 +50,13 @@ def _check_resources(config: RunConfig) -> bool:
             f"workers.num={workers.num} with workers.cpus={workers.cpus} needs {needed} CPU cores; the Ray cluster "
             f"has {resources.get('CPU', 0):g} (fewer workers, or a larger cluster)"
         )
-    return bool(workers.gpu == "auto" and resources.get("GPU", 0) >= workers.num)
+    gpus = resources.get("GPU", 0) if workers.gpu == "auto" else 0
+    if 0 < gpus < workers.num:
+        raise RequestError(
+            f"workers.num={workers.num} needs a GPU each; the Ray cluster has {gpus:g} (workers.gpu=never trains on "
+            "the CPU)"
+        )
+    return gpus > 0
 
 
 def _build_trainer(config: RunConfig, owner: Owner, use_gpu: bool) -> "TorchTrainer":

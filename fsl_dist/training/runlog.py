@@ -22,6 +22,8 @@ class RunLog:
     def __init__(self, run: Path, *, from_step: int, owner: Owner | None) -> None:
         self.owner = owner
         path = run / METRICS_FILE
+        if owner:
+            owner.check()
         kept = [line for line in read_metrics(run) if line["step"] <= from_step]
         write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._file = path.open("a", encoding="utf-8")

@@ -1,6 +1,6 @@
 """One optimizer step over any number of workers, equal to the plain computation on one.
 
-A step's batches are the same on every worker. Either whole batches are dealt out (local episodes), or the one
+A step's batches are the same on every worker. Either whole batches are dealt out (local episodes), or each
 batch is cut into rows and the outputs are gathered (global batches). The gradient is that of the step's mean
 loss Σ weight·loss / Σ weight: each worker scales by the world size, which DDP's averaging takes away again.
 """
@@ -59,12 +59,15 @@ def deal_pieces(
 ) -> list[Piece]:
     """This worker's pieces of a step's batches, at least one.
 
-    Global: the batch is ordered so that consecutive groups hold its classes evenly, and cut between workers at
+    Global: each batch is ordered so that consecutive groups hold its classes evenly, and cut between workers at
     group boundaries only (ghost batch norm) or into equal runs. Local: batch j belongs to worker j mod
     world_size; a worker without a batch gets an empty piece, because DDP counts on its backward pass.
     """
     if is_global:
-        return [_cut(batches[0], rank, world_size, is_ghost, ghost_group)]
+        return [
+            _cut(number, batch, rank, world_size, is_ghost, ghost_group)
+            for number, batch in enumerate(batches)
+        ]
     pieces = []
     for number in range(rank, len(batches), world_size):
         num = len(batches[number].ids)
@@ -79,7 +82,7 @@ def _order(batch: Batch, is_ghost: bool, ghost_group: int) -> tuple[NDArray[np.i
     return deal_to_groups(batch.labels, ghost_group), group_sizes(len(batch.ids), ghost_group)
 
 
-def _cut(batch: Batch, rank: int, world_size: int, is_ghost: bool, ghost_group: int) -> Piece:
+def _cut(number: int, batch: Batch, rank: int, world_size: int, is_ghost: bool, ghost_group: int) -> Piece:
     if is_ghost:
         order, sizes = _order(batch, True, ghost_group)
     else:
@@ -88,7 +91,9 @@ def _cut(batch: Batch, rank: int, world_size: int, is_ghost: bool, ghost_group: 
     edges = np.append(0, np.cumsum(sizes))[groups]  # [world_size + 1] rows
     start, stop = int(edges[rank]), int(edges[rank + 1])
     own_sizes = sizes[int(groups[rank]) : int(groups[rank + 1])] if is_ghost else [stop - start]
-    return Piece(0, order, slice(start, stop), np.diff(edges).tolist(), own_sizes if stop > start else [1])
+    return Piece(
+        number, order, slice(start, stop), np.diff(edges).tolist(), own_sizes if stop > start else [1]
+    )
 
 
 @dataclass(frozen=True, slots=True)

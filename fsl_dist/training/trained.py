@@ -1,7 +1,6 @@
 """A trained run, opened for use: its configuration, its best network, and a data set to use it on."""
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from fsl_dist.data.loader import open_source
 from fsl_dist.errors import RequestError
 from fsl_dist.indexing import Embedder
 from fsl_dist.models.backbones import build_network
-from fsl_dist.training.checkpoint import FACTS, CheckpointFolder, read_checkpoint
+from fsl_dist.training.checkpoint import CheckpointFolder, read_checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +48,21 @@ def open_trained(run: Path, *, dataset: Path | None = None) -> TrainedRun:
     network = build_network(
         backbone, sample_shape=source.sample_shape, normalise=getattr(config.method, "normalise", False)
     ).to(device)
-    weights = read_checkpoint(folder, device).network
+    checkpoint = read_checkpoint(folder, device)
+    if config.data.features and checkpoint.catalogue != source.catalogue.fingerprint:
+        raise RequestError(
+            f"{run} was trained on the features of another data set (data.features={config.data.features}); "
+            f"{config.data.dataset} has no features of its own here (a run on images embeds any data set)"
+        )
     network.load_state_dict(
-        {name: value for name, value in weights.items() if not name.startswith("classifier.")}
+        {name: value for name, value in checkpoint.network.items() if not name.startswith("classifier.")}
     )
-    crc32 = json.loads((folder / FACTS).read_text(encoding="utf-8"))["crc32"]
     embedder = Embedder(
         network,
         source,
         device=device,
         batch_size=config.evaluation.batch_size,
         prefetch=config.data.prefetch,
-        use_bf16=config.training.precision != "float32" and device.type == "cuda",
+        use_bf16=config.training.uses_bf16(device.type),
     )
-    return TrainedRun(config, source.catalogue, embedder, f"{folder.name}-{crc32:08x}")
+    return TrainedRun(config, source.catalogue, embedder, f"{folder.name}-{checkpoint.crc32:08x}")

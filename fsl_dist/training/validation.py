@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fsl_dist.config import RunConfig
 from fsl_dist.data.catalogue import Catalogue
-from fsl_dist.evaluation.knn import evaluate_knn
+from fsl_dist.evaluation.knn import score_knn
 from fsl_dist.evaluation.metrics import Repeated
 from fsl_dist.evaluation.prototypes import evaluate_prototypes
 from fsl_dist.indexing import Embedder, SelectionIndex
@@ -72,14 +72,5 @@ class Validation:
                     name: float(value) for name, value in found.items() if not isinstance(value, Repeated)
                 }
             else:
-                k_ps = self.config.evaluation.k_p
-                answer = gallery.search(vectors, max(k_ps))
-                metrics = evaluate_knn(
-                    gallery.labels_of(answer.ids),
-                    answer.distances,
-                    labels,
-                    class_labels=self.splits.train.labels,
-                    class_counts=self.splits.train.counts,
-                    k_ps=k_ps,
-                )
+                metrics = score_knn(gallery, vectors, labels, self.config.evaluation.k_p)
         return json.loads(group.share_text(json.dumps(metrics)))

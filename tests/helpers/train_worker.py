@@ -31,7 +31,7 @@ def take_step(trainer: Trainer, out: Path) -> None:
     if hasattr(method, "means"):
         method.means = method.means.double()
     forward = (
-        torch.nn.parallel.DistributedDataParallel(trainer.network, broadcast_buffers=False)
+        torch.nn.parallel.DistributedDataParallel(trainer.network, forward_sync_buffers=False)
         if group.world_size > 1
         else trainer.network
     )

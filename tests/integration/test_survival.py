@@ -1,4 +1,4 @@
-"""Killed for real: the driver of a Ray run by SIGKILL, a process that comes back after another took its run."""
+"""Killed for real: a run, the driver of Ray workers, a process that comes back after another took its run."""
 
 import json
 import os
@@ -18,7 +18,6 @@ from index.storage import Owner
 pytestmark = pytest.mark.integration
 
 PROGRAM = Path(sys.executable).with_name("fsl-dist")
-WORKER = Path(__file__).parents[1] / "helpers" / "train_worker.py"
 
 SETTINGS = [
     "data.channels=1",
@@ -31,8 +30,9 @@ SETTINGS = [
     "backbone.name=conv4",
     "backbone.width=16",
     "training.patience=0",
-    "training.epochs=5",
+    "training.epochs=4",
     "training.lr=1e-3",
+    "training.checkpoint_steps=16",
     "method.kind=pcn",
     "method.clusters=3",
     "method.temperature=1.0",
@@ -42,9 +42,22 @@ SETTINGS = [
     "episode.n_query=4",
     "episode.per_step=2",
     "episode.per_epoch=24",
-    "training.checkpoint_steps=8",
 ]
-NUM_STEPS = 60
+NUM_STEPS = 48
+
+
+def start(run: Path, *extra: str) -> subprocess.Popen[str]:
+    """Start `fsl-dist train` on `run`."""
+    command = [str(PROGRAM), "train", *SETTINGS, f"run.dir={run}", *extra]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> dict[str, object]:
+    """Wait for a run to end well; returns its summary."""
+    out, errors = process.communicate(timeout=280)
+    assert process.returncode == 0, errors[-3000:]
+    summary: dict[str, object] = json.loads(out)
+    return summary
 
 
 def losses_of(run: Path) -> dict[int, float]:
@@ -62,74 +75,66 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
     raise AssertionError(f"no step {step} within two minutes")
 
 
-def test_a_killed_driver_costs_a_restart_not_a_result(digits: Path, tmp_path: Path) -> None:
-    settings = [*SETTINGS, f"data.dataset={digits}", "workers.num=2"]
-    # Never killed: the same two workers without Ray, which is nothing but the launcher.
-    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    case = {"task": "train", "settings": [*settings, f"run.dir={undisturbed}"]}
-    (tmp_path / "cases.json").write_text(json.dumps({"train": case}))
-    command = [sys.executable, str(WORKER), str(tmp_path / "cases.json")]
-    workers = [
-        subprocess.Popen([*command, str(rank), "2", str(tmp_path / "rendezvous")]) for rank in range(2)
-    ]
-    assert [worker.wait(timeout=200) for worker in workers] == [0, 0]
-    wanted = losses_of(undisturbed)
-    assert sorted(wanted) == list(range(1, NUM_STEPS + 1))
-
-    command = [str(PROGRAM), "train", *settings, f"run.dir={killed}"]
-    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+def kill_after(run: Path, step: int, process: subprocess.Popen[str]) -> dict[int, float]:
+    """SIGKILL the process (none of its children) once `step` is logged; returns the losses logged by then."""
     try:
-        wait_for_step(killed, 19, driver)
+        wait_for_step(run, step, process)
     finally:
-        driver.kill()
-        driver.communicate()
-    written = sorted(folder.name for folder in (killed / "checkpoints").glob("step-*"))
-    assert written[-1] < f"step-{NUM_STEPS:08d}"
+        process.kill()
+        process.communicate()
+    return losses_of(run)
 
-    resumed = subprocess.run(
-        [str(PROGRAM), "train", "--resume", "--json", *settings, f"run.dir={killed}"],
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert resumed.returncode == 0, resumed.stderr[-3000:]
-    assert json.loads(resumed.stdout)["steps"] == NUM_STEPS
-    found = losses_of(killed)
-    assert sorted(found) == sorted(wanted)
-    np.testing.assert_allclose(
-        [found[s] for s in sorted(found)], [wanted[s] for s in sorted(wanted)], rtol=1e-6
-    )
+
+def files_of(run: Path) -> dict[Path, int]:
+    """When each file of a run was last written, TensorBoard's own aside."""
+    files = (path for path in run.rglob("*") if path.is_file() and "tensorboard" not in path.parts)
+    return {path: path.stat().st_mtime_ns for path in files}
+
+
+def assert_same_losses(found: dict[int, float], wanted: dict[int, float]) -> None:
+    steps = sorted(wanted)
+    np.testing.assert_allclose([found[step] for step in steps], [wanted[step] for step in steps], rtol=1e-6)
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_been(digits: Path, tmp_path: Path) -> None:
+    data = f"data.dataset={digits}"
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    finish(start(undisturbed, data, "--json"))
+    # Step 30 lies inside the third epoch, between the checkpoints of steps 16 and 32.
+    kill_after(killed, 30, start(killed, data))
+    assert not (killed / "checkpoints" / f"step-{NUM_STEPS:08d}").exists()
+    assert finish(start(killed, data, "--json", "--resume"))["steps"] == NUM_STEPS
+    assert sorted(losses_of(killed)) == list(range(1, NUM_STEPS + 1))
+    assert_same_losses(losses_of(killed), losses_of(undisturbed))
+
+
+def test_a_killed_driver_of_ray_workers_costs_a_restart_not_a_result(digits: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    data = [f"data.dataset={digits}", "workers.num=2"]
+    before = kill_after(run, 28, start(run, *data))
+    assert finish(start(run, *data, "--json", "--resume"))["steps"] == NUM_STEPS
+    after = losses_of(run)
+    assert sorted(after) == list(range(1, NUM_STEPS + 1))
+    # What the killed run had logged beyond its checkpoint, the resumed one computed again.
+    assert_same_losses(after, before)
     with pytest.raises(StaleOwnerError, match="writes no more"):
-        Owner(killed, 1).check()
+        Owner(run, 1).check()
 
 
 def test_a_process_that_lost_its_run_writes_no_more(digits: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    settings = [*SETTINGS, f"data.dataset={digits}", f"run.dir={run}"]
-    first = subprocess.Popen(
-        [str(PROGRAM), "train", *settings], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+    data = f"data.dataset={digits}"
+    first = start(run, data)
     try:
         wait_for_step(run, 10, first)
         os.kill(first.pid, signal.SIGSTOP)
-        second = subprocess.run(
-            [str(PROGRAM), "train", "--resume", *settings], capture_output=True, text=True, timeout=280
-        )
-        assert second.returncode == 0, second.stderr[-3000:]
-        before = {
-            path: path.stat().st_mtime_ns for path in sorted(run.rglob("*")) if "tensorboard" not in str(path)
-        }
+        finish(start(run, data, "--resume", "--json"))
         assert max(losses_of(run)) == NUM_STEPS
+        left = files_of(run)
     finally:
         os.kill(first.pid, signal.SIGCONT)
     _, errors = first.communicate(timeout=120)
     assert first.returncode == 1, errors
     assert "this process holds claim 1 and writes no more" in errors
     assert "Traceback" not in errors
-    after = {
-        path: path.stat().st_mtime_ns for path in sorted(run.rglob("*")) if "tensorboard" not in str(path)
-    }
-    # Folders it was about to stage in may have come and gone; every file is as the second process left it.
-    assert {path: t for path, t in after.items() if path.is_file()} == {
-        path: t for path, t in before.items() if path.is_file()
-    }
+    assert files_of(run) == left

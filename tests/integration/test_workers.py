@@ -49,6 +49,7 @@ STEPS = {
     "pcn, three episodes": [*PCN, "episode.per_step=3"],
     "pcn, fewer episodes than workers": [*PCN, "episode.per_step=1"],
     "pcn, one episode over all workers": [*PCN, "episode.scope=global", "episode.per_step=1"],
+    "pcn, two episodes over all workers": [*PCN, "episode.scope=global", "episode.per_step=2"],
     "deep kNN, batch": [*DEEP_KNN, *GROUPS],
     "deep kNN, dataset": [*MINED, *GROUPS],
     "deep kNN, dataset, frozen batch norm": [*MINED, "backbone.batch_norm=frozen"],
@@ -142,7 +143,7 @@ def test_two_workers_mine_what_brute_force_finds(worlds: dict[int, Path]) -> Non
     index = open_index(run / "index" / "train")
     assert len(index.manifest.shard_starts) == 2
     (folder,) = (run / "mining").glob("step-00000000-*")
-    same, other = NeighbourTable.open(folder, 2, 5, 0).rows(np.arange(index.num_vectors))
+    same, other = NeighbourTable.open(folder, 5, 0).rows(np.arange(index.num_vectors))
     vectors = index.vectors(0, index.num_vectors).astype(np.float64)
     row_of_id = {int(sample): row for row, sample in enumerate(index.ids)}
     for row in range(index.num_vectors):
