@@ -1,0 +1,1 @@
+"""Where a run runs: this machine or a Ray cluster, and the command line `fsl-dist`."""

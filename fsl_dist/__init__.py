@@ -1,0 +1,1 @@
+"""One run: data, samplers, models, methods, training, evaluation."""

@@ -22,7 +22,9 @@ def generator(seed: int, purpose: str, *counters: int) -> np.random.Generator:
 
     The purpose keeps streams apart that share counters. Deterministic on every platform.
     """
-    return np.random.default_rng(np.random.SeedSequence((seed, zlib.crc32(purpose.encode()), *counters)))
+    # NumPy takes (…, 0) for (…): the number of counters keeps them apart.
+    key = (seed, zlib.crc32(purpose.encode()), len(counters), *counters)
+    return np.random.default_rng(np.random.SeedSequence(key))
 
 
 def _splitmix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -1,0 +1,1 @@
+"""Many runs: sweeps over the dotted keys of a run's configuration."""

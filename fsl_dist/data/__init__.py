@@ -1,0 +1,1 @@
+"""A sample is a row: packing, the catalogue, byte-range reads, decoding, loading ahead."""

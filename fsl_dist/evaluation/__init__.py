@@ -1,0 +1,1 @@
+"""Scores of an embedding: kNN votes, prototypes, the papers' metrics."""

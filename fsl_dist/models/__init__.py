@@ -1,0 +1,1 @@
+"""The networks: backbones, embeddings, batch norm that does not depend on workers."""

@@ -1,0 +1,1 @@
+"""Which sample ids make a batch: pure functions of (seed, epoch, step)."""

@@ -1,0 +1,1 @@
+"""The training loop, on one process or many, its checkpoints and its Ray side."""

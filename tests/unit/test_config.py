@@ -1,0 +1,107 @@
+"""The configuration tree: round trip, rules between keys, what a run may be resumed with."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fsl_dist.config import (
+    RunConfig,
+    load_config,
+    load_evaluation,
+    parse_config,
+    render_config,
+    resolve_paths,
+)
+from fsl_dist.errors import ConfigError, RequestError
+from fsl_dist.methods.config import PCNConfig
+from fsl_dist.training.resume import check_resumable, settle
+
+ROOT = Path(__file__).parents[2]
+
+
+def of(*overrides: str) -> RunConfig:
+    return load_config(None, overrides)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
+def test_experiments_are_valid_and_round_trip(path: Path) -> None:
+    config = load_config(path, [])
+    assert parse_config(render_config(config), [], "again") == config
+
+
+def test_experiments_write_out_what_depends_on_workers() -> None:
+    for path in (ROOT / "experiments").glob("*.yaml"):
+        assert load_config(path, []).episode.per_step > 0, path
+
+
+def test_defaults_round_trip() -> None:
+    config = of("method.kind=pcn", "method.temperature=5.0", "training.lr_milestones=[3,6]")
+    assert isinstance(config.method, PCNConfig)
+    assert parse_config(render_config(config), [], "again") == config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["method.kind=pcn", "method.temperature=2.0"], ["evaluation.delta_tau=-2", "above 0", "[0.0, 3.0]"]),
+        (["method.kind=pcn", "mining.source=dataset"], ["mining.source=dataset", "deep_knn", "pcn"]),
+        (["method.kind=deep_knn", "training.stop_metric=mca/base"], ["mca/base", "knn/mcr@5"]),
+        (["training.stop_metric=knn/mcr@7"], ["knn/mcr@7", "knn/mcr@5"]),
+        (["method.kind=pcn", "method.memory=1.0"], ["method.memory=1.0"]),
+        (["method.margin=0.0"], ["method.margin"]),
+        (["workers.num=0"], ["workers.num=0"]),
+        (
+            ["method.kind=pcn", "backbone.batch_norm=ghost", "backbone.batch_norm_group=8"],
+            ["batch_norm_group=8", "n_way=10"],
+        ),
+        (["mining.run=beside"], ["mining.run", "inline"]),
+    ],
+)
+def test_rules_between_keys(overrides: list[str], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        of(*overrides)
+    for word in words:
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_stop_metric_follows_the_method() -> None:
+    assert of("method.kind=pcn").stop_metric == "mca/base"
+    assert of("evaluation.k_p=[1,5]").stop_metric == "knn/mcr@5"
+    assert of("evaluation.k_p=[3]").stop_metric == "knn/mcr@3"
+
+
+def test_evaluation_clusters_are_the_methods_unless_set() -> None:
+    config = of("method.kind=pcn", "method.clusters=7", "evaluation.novel_clusters=2")
+    assert (config.base_clusters, config.novel_clusters) == (7, 2)
+    assert (of().base_clusters, of().novel_clusters) == (1, 1)
+
+
+def test_only_evaluation_keys_change_after_training(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(render_config(of("run.dir=x")))
+    assert load_evaluation(tmp_path, ["evaluation.k_p=[1]"]).k_p == (1,)
+    with pytest.raises(ConfigError, match=r"training\.lr was fixed"):
+        load_evaluation(tmp_path, ["training.lr=1.0"])
+
+
+def test_paths_become_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = resolve_paths(of("run.dir=runs/a", "data.dataset=d"))
+    assert config.run.dir == str(tmp_path / "runs" / "a")
+    assert config.data.dataset == str(tmp_path / "d")
+    assert config.data.features == ""
+
+
+def test_resuming_keeps_the_run_what_it_was() -> None:
+    stored = settle(of("method.kind=pcn", "workers.num=3", "run.dir=r"))
+    assert stored.episode.per_step == 3
+    # Another number of workers, longer: the same episodes a step.
+    resumed = check_resumable(
+        of("method.kind=pcn", "workers.num=2", "run.dir=r", "training.epochs=200"), stored
+    )
+    assert resumed.episode.per_step == 3
+    with pytest.raises(RequestError, match=r"method\.clusters=4 differs from the run's 10"):
+        check_resumable(of("method.kind=pcn", "method.clusters=4", "run.dir=r"), stored)
+    with pytest.raises(RequestError, match=r"run\.seed=1 differs from the run's 0"):
+        check_resumable(replace(stored, run=replace(stored.run, seed=1)), stored)

@@ -1,0 +1,60 @@
+"""The project as a whole: generic import names come from here, the layers hold, the pages are fresh."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("name", ["cluster", "tune", "fsl_dist", "index"])
+def test_generic_names_import_from_this_distribution(name: str) -> None:
+    module = importlib.import_module(name)
+    assert module.__file__ is not None
+    assert Path(module.__file__).is_relative_to(ROOT) or "fsl_dist" in Path(module.__file__).parts
+    assert module.__doc__, f"{name} does not say what it is for"
+
+
+def test_every_package_is_named_in_the_wheel() -> None:
+    named = (ROOT / "pyproject.toml").read_text().split("packages = [", 1)[1].split("]", 1)[0]
+    found = {
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for room in ("cluster", "tune", "fsl_dist", "index")
+        for path in (ROOT / room).rglob("__init__.py")
+    }
+    assert {line.strip(' ",') for line in named.splitlines() if line.strip()} == found
+
+
+def test_the_command_line_loads_no_heavy_library() -> None:
+    program = (
+        "import sys, cluster.cli; print([m for m in ('torch', 'ray', 'faiss', 'numpy') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_training_and_evaluation_score_by_the_same_equation() -> None:
+    from fsl_dist.evaluation.prototypes import Prototypes, prototype_scores
+    from fsl_dist.losses.pcn import class_scores
+
+    rng = np.random.default_rng(0)
+    embeddings = rng.normal(size=(20, 6)).astype(np.float32)
+    means = rng.normal(size=(5, 3, 6)).astype(np.float32)
+    mask = np.arange(3)[None] < np.array([1, 2, 3, 3, 1])[:, None]
+    ours = class_scores(*map(torch.from_numpy, (embeddings, means, mask)), temperature=0.7)
+    theirs = prototype_scores(embeddings, Prototypes(means, mask, np.arange(5)), 0.7)
+    np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-4)
+
+
+def test_the_configuration_page_is_what_the_code_says() -> None:
+    check = subprocess.run(
+        [sys.executable, str(ROOT / "docs" / "make_configuration.py"), "--check"],
+        capture_output=True,
+        text=True,
+    )
+    assert check.returncode == 0, "docs/configuration.md is stale: run python docs/make_configuration.py"
