@@ -6,6 +6,7 @@ and direct differences in float64 on the raw vectors decide. Squared distances a
 """
 
 import contextlib
+import functools
 import itertools
 import threading
 from collections.abc import Iterator
@@ -101,7 +102,11 @@ class Shard:
         self._labels = labels
         self._metric: Metric = metric
         self._mean = None if mean is None else mean.astype(np.float32)
-        self._ranked = vectors if self._mean is None else np.asarray(vectors - self._mean)
+
+    @functools.cached_property
+    def _ranked(self) -> np.ndarray:
+        """The vectors FAISS sees, made at the first search: who only reads vectors pays for no copy."""
+        return self._raw if self._mean is None else np.asarray(self._raw - self._mean)
 
     @classmethod
     def open(cls, folder: Path, manifest: Manifest, shard: int) -> "Shard":

@@ -6,6 +6,7 @@ resize with antialiasing, crop, mirror, colours, then normalise. Neither holds a
 
 import logging
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -44,7 +45,7 @@ def make_decoder(config: DataConfig, *, device: str = "cpu", max_batch: int = 25
         try:
             from fsl_dist.data.decode_dali import DaliDecoder
 
-            logger.info("images are decoded by DALI on %s", device)
+            _tell(f"images are decoded by DALI on {device}")
             return DaliDecoder(config, device=device, max_batch=max_batch)
         except ImportError as error:
             reason = str(error).splitlines()[0]
@@ -56,8 +57,14 @@ def make_decoder(config: DataConfig, *, device: str = "cpu", max_batch: int = 25
     from fsl_dist.data.decode_torchvision import TorchvisionDecoder
 
     note = f" (DALI cannot be imported: {reason})" if reason else ""
-    logger.info("images are decoded by torchvision on the CPU, tensors on %s%s", device, note)
+    _tell(f"images are decoded by torchvision on the CPU, tensors on {device}{note}")
     return TorchvisionDecoder(config, device=device)
+
+
+@lru_cache
+def _tell(line: str) -> None:
+    """Log `line` once a process, however many decoders are made."""
+    logger.info(line)
 
 
 class Normaliser:

@@ -102,6 +102,18 @@ class FeatureSource:
         """Nothing to let go: the map goes with the array."""
 
 
+def describe_samples(config: DataConfig) -> tuple[Catalogue, tuple[int, ...]]:
+    """The catalogue that `config` names and the shape of its samples, without a decoder. Errors as `open_source`."""
+    if not config.dataset:
+        raise ConfigError(
+            "data.dataset is empty; name the folder of a data set made by `fsl-dist pack SRC OUT`"
+        )
+    catalogue = Catalogue.open(config.dataset)
+    if config.features:
+        return catalogue, FeatureSource(catalogue, config.features).sample_shape
+    return catalogue, (config.channels, config.image_size, config.image_size)
+
+
 def open_source(
     config: DataConfig, seed: int, device: str = "cpu", max_batch: int = 256
 ) -> ImageSource | FeatureSource:
@@ -110,11 +122,7 @@ def open_source(
     `device` ("cpu", "cuda:0") is where images come out; `max_batch` is the largest batch decoded in one go
     (larger ones are cut). Raises ConfigError and RequestError for what the user named wrongly.
     """
-    if not config.dataset:
-        raise ConfigError(
-            "data.dataset is empty; name the folder of a data set made by `fsl-dist pack SRC OUT`"
-        )
-    catalogue = Catalogue.open(config.dataset)
+    catalogue, _ = describe_samples(config)
     if config.features:
         return FeatureSource(catalogue, config.features)
     store = ShardStore(

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from fsl_dist.config import CONFIG_FILE, RunConfig, load_run, render_config, resolve_paths
-from fsl_dist.data.loader import open_source
+from fsl_dist.data.loader import describe_samples
 from fsl_dist.errors import RequestError
 from fsl_dist.methods.build import build_method
 from fsl_dist.models.backbones import build_network
@@ -74,19 +74,28 @@ def train_run(
     started = time.perf_counter()
     owner = Owner.claim(run)
     write_atomic(run / CONFIG_FILE, render_config(config).encode())
-    with _progress_lines(config, num_steps, show):
-        if config.workers.uses_ray:
-            if on_ray is None:
-                raise RequestError(
-                    f"workers.num={config.workers.num} trains on Ray, which this caller did not start"
-                )
-            on_ray(config, owner)
-        else:
-            device = torch.device(
-                "cuda:0" if torch.cuda.is_available() and config.workers.gpu == "auto" else "cpu"
-            )
-            Trainer(config, group=WorkerGroup(), device=device, owner=owner).train()
+    try:
+        with _progress_lines(config, num_steps, show):
+            _train(config, owner, on_ray)
+    except RequestError:
+        if not is_known and checkpoints.latest() is None:
+            # Nothing was trained: the folder is free for the corrected request.
+            (run / CONFIG_FILE).unlink(missing_ok=True)
+        raise
     return _summarise(config, checkpoints, time.perf_counter() - started)
+
+
+def _train(config: RunConfig, owner: Owner, on_ray: OnRay | None) -> None:
+    if config.workers.uses_ray:
+        if on_ray is None:
+            raise RequestError(
+                f"workers.num={config.workers.num} trains on Ray, which this caller did not start"
+            )
+        on_ray(config, owner)
+        return
+    has_gpu = torch.cuda.is_available() and config.workers.gpu == "auto"
+    device = torch.device("cuda:0" if has_gpu else "cpu")
+    Trainer(config, group=WorkerGroup(), device=device, owner=owner).train()
 
 
 def check_run(config: RunConfig) -> int:
@@ -95,15 +104,14 @@ def check_run(config: RunConfig) -> int:
     Returns the optimizer steps of an epoch. Raises RequestError or ConfigError.
     """
     cpu = torch.device("cpu")
-    source = open_source(config.data, config.run.seed)
-    method = build_method(config, source.catalogue, split_run(source.catalogue, config).train, cpu)
+    catalogue, sample_shape = describe_samples(config.data)
+    method = build_method(config, catalogue, split_run(catalogue, config).train, cpu)
     build_network(
         dataclasses.replace(config.backbone, pretrained=False),
-        sample_shape=source.sample_shape,
+        sample_shape=sample_shape,
         num_classes=method.num_outputs,
         normalise=method.normalise,
     )
-    source.close()
     return method.num_steps()
 
 
