@@ -1,158 +1,14 @@
-"""From a data set to a neighbour index: embed by sample id, feed `index`."""
+"""From a trained run and a data set to embeddings in a file, or to a published index."""
 
-import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
-from fsl_dist.data.catalogue import Catalogue
-from fsl_dist.data.loader import Loader, Request, Source
-from fsl_dist.data.selection import Selection
-from fsl_dist.errors import RequestError, VersionError
-from fsl_dist.models.embedding import Network
-from fsl_dist.samplers.scan import scan_batches, share_of_rank
-from fsl_dist.training.distributed import WorkerGroup
-from index import IndexConfig, LocalIndex, Owner, Staging, open_index
+from fsl_dist.errors import RequestError
+from fsl_dist.training.trained import open_trained
+from index import IndexConfig
 from index.build import build
 from index.storage import new_token
-from index.versions import find_version, read_manifest
-
-
-@contextmanager
-def evaluation_mode(network: torch.nn.Module) -> Iterator[None]:
-    """Run a block in eval mode without gradients; the mode is put back after it."""
-    was_training = network.training
-    network.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        network.train(was_training)
-
-
-class Embedder:
-    """Embeds samples with the test transform, in batches whose boundaries no number of workers moves."""
-
-    def __init__(
-        self,
-        network: Network,
-        source: Source,
-        *,
-        device: torch.device,
-        batch_size: int,
-        prefetch: int,
-        use_bf16: bool = False,
-    ) -> None:
-        self.network = network
-        self.source = source
-        self.device = device
-        self.batch_size = batch_size
-        self.prefetch = prefetch
-        self.use_bf16 = use_bf16
-        self.num_embedded = 0
-
-    @property
-    def dim(self) -> int:
-        """Length of an embedding."""
-        return self.network.embedding_dim
-
-    def embed(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """float32 [len(ids), dim]: embeddings of `ids`, in eval mode."""
-        vectors = np.empty((len(ids), self.dim), dtype=np.float32)
-        batches = list(scan_batches(0, len(ids), self.batch_size))
-        requests = (Request(ids[rows]) for rows in batches)
-        with evaluation_mode(self.network), Loader(self.source, requests, self.prefetch) as loader:
-            for rows, (_, images) in zip(batches, loader, strict=True):
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.use_bf16):
-                    embedded = self.network.embed(images.to(self.device))
-                vectors[rows] = embedded.float().cpu().numpy()
-        self.num_embedded += len(ids)
-        return vectors
-
-
-class SelectionIndex:
-    """The index of one selection at the present parameters, embedded by all workers together.
-
-    It is made when first opened after `move_to` and shared by all who ask at that step: a validation at the end
-    of an epoch and the k-means or mining refresh at the start of the next one embed once. With `reuse`, a version
-    on disk that was made from the same parameters and the same catalogue is taken as it is.
-    """
-
-    def __init__(
-        self,
-        embedder: Embedder,
-        catalogue: Catalogue,
-        selection: Selection,
-        folder: Path,
-        *,
-        group: WorkerGroup,
-        config: IndexConfig,
-        owner: Owner | None,
-        reuse: bool = False,
-    ) -> None:
-        self.embedder = embedder
-        self.reuse = reuse
-        self.catalogue = catalogue
-        self.selection = selection
-        self.folder = folder
-        self.group = group
-        self.config = config
-        self.owner = owner
-        self.dim = embedder.dim
-        self.parameters = ""
-        self._opened: LocalIndex | None = None
-
-    def move_to(self, parameters: str) -> None:
-        """Tell which parameters the network now has, by a name (letters, digits, -): "step-00000120"."""
-        if parameters != self.parameters:
-            self._opened = None
-            self.parameters = parameters
-
-    def share(self) -> slice:
-        """The rows (positions in the selection) this worker embeds, cut at batch boundaries."""
-        start, stop = share_of_rank(
-            len(self.selection), self.embedder.batch_size, self.group.rank, self.group.world_size
-        )
-        return slice(start, stop)
-
-    def open(self) -> LocalIndex:
-        """The index, the same on every worker. Collective: all workers call it, or none."""
-        if self._opened is None:
-            source = {"catalogue": self.catalogue.fingerprint, "parameters": self.parameters}
-            finished = self.group.share_text(str(self._find(source) or "") if self.group.is_first else "")
-            self._opened = open_index(Path(finished) if finished else self._build(source))
-        return self._opened
-
-    def _find(self, source: dict[str, str]) -> Path | None:
-        """The published version made from `source`, if it may be reused, is current and holds this selection."""
-        if not self.reuse:
-            return None
-        try:
-            version = find_version(self.folder)
-            manifest = read_manifest(version)
-        except VersionError:
-            return None
-        is_same = dict(manifest.source) == source and manifest.metric == self.config.metric
-        return version if is_same and manifest.num_vectors == len(self.selection) else None
-
-    def _build(self, source: dict[str, str]) -> Path:
-        # A token of its own: neither a killed attempt's shards nor another process's may be mixed in.
-        token = self.group.share_text(new_token())
-        if self.group.is_first:
-            Staging.create(self.folder, token, self.owner)
-        self.group.barrier()
-        staging = Staging.open(self.folder, token, self.owner)
-        staging.write_shard(self.group.rank, self.embedder.embed(self.selection.ids[self.share()]))
-        self.group.barrier()
-        version = ""
-        if self.group.is_first:
-            config = dataclasses.replace(self.config, shards=self.group.world_size)
-            version = str(staging.publish(self.selection.sample_labels, self.selection.ids, config, source))
-        return Path(self.group.share_text(version))
 
 
 def build_from_run(run: Path, dataset: Path, out: Path, config: IndexConfig) -> Path:
@@ -160,8 +16,6 @@ def build_from_run(run: Path, dataset: Path, out: Path, config: IndexConfig) -> 
 
     Returns the version's folder. Answers of the index are sample ids of `dataset`.
     """
-    from fsl_dist.training.trained import open_trained
-
     trained = open_trained(run, dataset=dataset)
     selection = trained.catalogue.select("train")
     vectors = trained.embedder.embed(selection.ids)
@@ -175,8 +29,6 @@ def embed_dataset(run: Path, dataset: Path, out: Path) -> tuple[Path, tuple[int,
 
     Row = sample id. Memory stays at one block of rows, whatever the data set's size. Returns the file and its shape.
     """
-    from fsl_dist.training.trained import open_trained
-
     if out.suffix != ".npy":
         raise RequestError(f"--out {out} must end in .npy")
     trained = open_trained(run, dataset=dataset)

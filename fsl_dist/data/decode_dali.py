@@ -13,8 +13,8 @@ from nvidia.dali import Pipeline, pipeline_def, types
 
 from fsl_dist.data.augment import AugmentParameters, plain_augment
 from fsl_dist.data.config import DataConfig
-from fsl_dist.data.decode import Normaliser
 from fsl_dist.data.images import Encoded, explain, open_upright
+from fsl_dist.data.normalise import Normaliser
 from fsl_dist.errors import DataError
 
 _PLACES = ("crop_y", "crop_x", "flip")

@@ -9,8 +9,8 @@ from torchvision.transforms.v2 import functional
 
 from fsl_dist.data.augment import AugmentParameters, plain_augment
 from fsl_dist.data.config import DataConfig
-from fsl_dist.data.decode import Normaliser
 from fsl_dist.data.images import Encoded, explain, open_upright
+from fsl_dist.data.normalise import Normaliser
 from fsl_dist.errors import DataError
 
 # Luma of ITU-R BT.601, the weights of PIL's mode L and of DALI's colour operators.

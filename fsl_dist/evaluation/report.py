@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 
 from fsl_dist.config import RunConfig
 from fsl_dist.data.selection import Selection
+from fsl_dist.embedder import SelectionIndex
 from fsl_dist.errors import RequestError
 from fsl_dist.evaluation.config import EvaluationConfig
 from fsl_dist.evaluation.knn import score_knn
 from fsl_dist.evaluation.metrics import Repeated
 from fsl_dist.evaluation.prototypes import evaluate_prototypes
-from fsl_dist.indexing import SelectionIndex
 from fsl_dist.methods.config import PCNConfig
 from fsl_dist.training.distributed import WorkerGroup
 from fsl_dist.training.splits import RunSplits, split_run

@@ -9,12 +9,11 @@ from fsl_dist.config import RunConfig
 from fsl_dist.data.selection import Selection
 from fsl_dist.losses.cross_entropy import class_weights, cross_entropy_loss
 from fsl_dist.methods.config import CrossEntropyConfig
-from fsl_dist.methods.method import Batch, BatchLoss, TrainingIndex
+from fsl_dist.methods.method import Batch, BatchLoss, Memoryless
 from fsl_dist.samplers.shuffled import class_balanced_batch, shuffled_batch
-from fsl_dist.training.distributed import WorkerGroup
 
 
-class CrossEntropy:
+class CrossEntropy(Memoryless):
     """Shuffled or class-balanced batches, a softmax classifier, and no memory."""
 
     is_global = True
@@ -45,16 +44,6 @@ class CrossEntropy:
         """An epoch is ⌈images / batch⌉ steps."""
         return -(-len(self.selection) // self.batch_size)
 
-    def prepares_at(self, epoch: int, step: int) -> bool:
-        """There is nothing to prepare."""
-        return False
-
-    def prepare(
-        self, epoch: int, global_step: int, index: TrainingIndex, group: WorkerGroup
-    ) -> dict[str, float]:
-        """Nothing to prepare."""
-        return {}
-
     def batches(self, epoch: int, step: int) -> list[Batch]:
         """One batch a step."""
         draw = class_balanced_batch if self.balance == "sampling" else shuffled_batch
@@ -68,20 +57,3 @@ class CrossEntropy:
         targets = torch.from_numpy(batch.payload).to(outputs.device)
         loss, accuracy = cross_entropy_loss(outputs, targets, self.weights)
         return BatchLoss(loss, {"train/accuracy": accuracy})
-
-    def finish_step(
-        self,
-        global_step: int,
-        batches: list[Batch],
-        updates: list[tuple[int, tuple[Tensor, ...]]],
-        group: WorkerGroup,
-    ) -> dict[str, float]:
-        """Nothing to merge."""
-        return {}
-
-    def state(self) -> dict[str, Tensor | str | int]:
-        """Nothing beyond the network."""
-        return {}
-
-    def load_state(self, state: dict[str, Tensor | str | int]) -> None:
-        """Nothing to take up."""

@@ -15,7 +15,7 @@ from fsl_dist.config import RunConfig
 from fsl_dist.data.selection import Selection
 from fsl_dist.losses.deep_knn import batch_neighbours, deep_knn_loss
 from fsl_dist.methods.config import DeepKNNConfig
-from fsl_dist.methods.method import Batch, BatchLoss, TrainingIndex
+from fsl_dist.methods.method import Batch, BatchLoss, Memoryless, TrainingIndex
 from fsl_dist.methods.neighbour_table import NeighbourTable, write_part
 from fsl_dist.samplers.neighbourhood import (
     Neighbourhood,
@@ -28,7 +28,7 @@ from fsl_dist.training.distributed import WorkerGroup
 from index.storage import new_token
 
 
-class _DeepKNN:
+class _DeepKNN(Memoryless):
     """What both minings share: the loss's settings and global batches."""
 
     is_global = True
@@ -49,16 +49,6 @@ class _DeepKNN:
         loss, active = deep_knn_loss(outputs, anchor, same, other, self.method.margin)
         return BatchLoss(loss, {"train/active_triplets": active})
 
-    def finish_step(
-        self,
-        global_step: int,
-        batches: list[Batch],
-        updates: list[tuple[int, tuple[Tensor, ...]]],
-        group: WorkerGroup,
-    ) -> dict[str, float]:
-        """Nothing to merge."""
-        return {}
-
 
 class BatchMining(_DeepKNN):
     """Stratified batches; each image is an anchor and finds its neighbours in the batch."""
@@ -66,16 +56,6 @@ class BatchMining(_DeepKNN):
     def num_steps(self) -> int:
         """An epoch is ⌈images / batch⌉ steps."""
         return stratified_steps(self.selection, self.batch_size)
-
-    def prepares_at(self, epoch: int, step: int) -> bool:
-        """There is nothing to prepare."""
-        return False
-
-    def prepare(
-        self, epoch: int, global_step: int, index: TrainingIndex, group: WorkerGroup
-    ) -> dict[str, float]:
-        """Nothing to prepare."""
-        return {}
 
     def batches(self, epoch: int, step: int) -> list[Batch]:
         """One stratified batch a step."""
@@ -95,13 +75,6 @@ class BatchMining(_DeepKNN):
         labels = torch.from_numpy(batch.labels).to(outputs.device)
         same, other = batch_neighbours(outputs, labels, ids, self.method.k_same, self.method.m_other)
         return self._loss(outputs, torch.arange(len(ids), device=outputs.device), same, other)
-
-    def state(self) -> dict[str, Tensor | str | int]:
-        """Nothing beyond the network."""
-        return {}
-
-    def load_state(self, state: dict[str, Tensor | str | int]) -> None:
-        """Nothing to take up."""
 
 
 class DatasetMining(_DeepKNN):

@@ -108,3 +108,34 @@ class Method(Protocol):
     def load_state(self, state: dict[str, Tensor | str | int]) -> None:
         """Take up what `state` gave."""
         ...
+
+
+class Memoryless:
+    """What a method without prototypes or tables answers to the loop's calls about them."""
+
+    def prepares_at(self, epoch: int, step: int) -> bool:
+        """There is nothing to prepare."""
+        return False
+
+    def prepare(
+        self, epoch: int, global_step: int, index: TrainingIndex, group: WorkerGroup
+    ) -> dict[str, float]:
+        """Nothing to prepare."""
+        return {}
+
+    def finish_step(
+        self,
+        global_step: int,
+        batches: list[Batch],
+        updates: list[tuple[int, tuple[Tensor, ...]]],
+        group: WorkerGroup,
+    ) -> dict[str, float]:
+        """Nothing to merge."""
+        return {}
+
+    def state(self) -> dict[str, Tensor | str | int]:
+        """Nothing beyond the network."""
+        return {}
+
+    def load_state(self, state: dict[str, Tensor | str | int]) -> None:
+        """Nothing to take up."""

@@ -15,8 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fsl_dist.config import RunConfig
 from fsl_dist.data.loader import Loader, Source, open_source
+from fsl_dist.embedder import Embedder, SelectionIndex
 from fsl_dist.errors import TrainingError
-from fsl_dist.indexing import Embedder, SelectionIndex
 from fsl_dist.methods.build import build_method
 from fsl_dist.methods.method import Batch, Method
 from fsl_dist.methods.neighbour_table import NeighbourTable

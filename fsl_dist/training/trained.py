@@ -9,8 +9,8 @@ import torch
 from fsl_dist.config import RunConfig, load_run
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.loader import open_source
+from fsl_dist.embedder import Embedder
 from fsl_dist.errors import RequestError
-from fsl_dist.indexing import Embedder
 from fsl_dist.models.backbones import build_network
 from fsl_dist.training.checkpoint import CheckpointFolder, read_checkpoint
 

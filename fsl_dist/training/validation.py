@@ -6,10 +6,10 @@ from pathlib import Path
 
 from fsl_dist.config import RunConfig
 from fsl_dist.data.catalogue import Catalogue
+from fsl_dist.embedder import Embedder, SelectionIndex
 from fsl_dist.evaluation.knn import score_knn
 from fsl_dist.evaluation.metrics import Repeated
 from fsl_dist.evaluation.prototypes import evaluate_prototypes
-from fsl_dist.indexing import Embedder, SelectionIndex
 from fsl_dist.methods.config import PCNConfig
 from fsl_dist.training.splits import RunSplits
 from index.storage import Owner
