@@ -166,23 +166,19 @@ def run_step(
 
     network: what DDP wraps, or the bare network for one worker. Raises TrainingError when the loss is not finite.
     """
+    wrapped = network if isinstance(network, DistributedDataParallel) else None
+    bare = network if wrapped is None else wrapped.module
     total_weight = sum(batch.weight for batch in planned.batches)
     sums: dict[str, Tensor] = {}
     updates: list[tuple[int, tuple[Tensor, ...]]] = []
     for position, (piece, images) in enumerate(loaded):
         batch = planned.batches[piece.batch]
-        is_last = position == len(loaded) - 1
         set_ghost_groups(network, piece.ghost_sizes)
-        # DDP reduces gradients once a step: in the backward pass of the last piece.
         # A stand-in image must leave no trace in the batch-norm statistics.
-        (network.module if isinstance(network, DistributedDataParallel) else network).train(
-            not piece.is_empty
-        )
-        with (
-            network.no_sync()
-            if isinstance(network, DistributedDataParallel) and not is_last
-            else nullcontext()
-        ):
+        bare.train(not piece.is_empty)
+        # DDP reduces gradients once a step: in the backward pass of the last piece.
+        holds_back = wrapped is not None and position < len(loaded) - 1
+        with wrapped.no_sync() if wrapped is not None and holds_back else nullcontext():
             with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16):
                 outputs = network(images.to(device, non_blocking=True))
             if piece.is_empty and not method.is_global:

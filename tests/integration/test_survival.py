@@ -138,3 +138,42 @@ def test_a_process_that_lost_its_run_writes_no_more(digits: Path, tmp_path: Path
     assert "this process holds claim 1 and writes no more" in errors
     assert "Traceback" not in errors
     assert files_of(run) == left
+
+
+def workers_of(driver: int) -> list[int]:
+    """Process ids of the Ray Train workers among the driver's descendants."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        parents[int(stat.parent.name)] = int(fields[1])
+
+    def descends(pid: int) -> bool:
+        while pid in parents and pid != driver:
+            pid = parents[pid]
+        return pid == driver
+
+    def is_worker(pid: int) -> bool:
+        try:
+            return b"RayTrainWorker" in (Path("/proc") / str(pid) / "cmdline").read_bytes()
+        except OSError:
+            return False
+
+    return [pid for pid in parents if descends(pid) and is_worker(pid)]
+
+
+@pytest.mark.slow
+def test_a_killed_worker_costs_a_restart_not_a_result(digits: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    driver = start(run, f"data.dataset={digits}", "workers.num=2", "--json")
+    wait_for_step(run, 20, driver)
+    before = losses_of(run)
+    workers = workers_of(driver.pid)
+    assert len(workers) == 2
+    os.kill(workers[1], signal.SIGKILL)
+    assert finish(driver)["steps"] == NUM_STEPS
+    assert_same_losses(losses_of(run), before)
+    assert sorted(losses_of(run)) == list(range(1, NUM_STEPS + 1))
+    assert len(list((run / "owner").iterdir())) == 2
