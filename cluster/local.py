@@ -4,6 +4,7 @@ import logging
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,8 +21,8 @@ def ray_session(num_cpus: int) -> Iterator[None]:
     # Ray reports usage to a server on the internet unless told not to.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     joins = bool(os.environ.get("RAY_ADDRESS"))
-    if not joins:
-        # Ray reads these when it is imported, not when it starts.
+    if not joins and "ray" not in sys.modules:
+        # Ray reads these when it is imported, not when it starts; an earlier import has settled them.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray

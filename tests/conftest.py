@@ -1,6 +1,7 @@
 """What every test runs under: capped threads, no network, the real data where it is at hand."""
 
 import os
+import secrets
 import socket
 import tarfile
 from pathlib import Path
@@ -11,6 +12,9 @@ import pytest
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "2")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Ray settles its authentication when it is imported, whichever test does that first.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 _LOOPBACK = ("127.", "::1", "localhost")
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fsl_dist.data import decode
 from fsl_dist.data.augment import draw_augment
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.config import DataConfig
@@ -139,6 +140,7 @@ def test_a_damaged_image_is_named_and_the_decoder_goes_on():
 
 
 def test_auto_takes_dali_and_the_log_says_so(caplog):
+    decode._tell.cache_clear()  # said once a process
     with caplog.at_level("INFO", logger="fsl_dist"):
         assert make_decoder(DataConfig(image_size=32, resize_size=40)).name == "dali"
     assert "images are decoded by DALI on cpu" in caplog.text

@@ -1,13 +1,12 @@
 """Shards as Ray actors: the same answers as in one process, and a dead actor is named."""
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from cluster.local import ray_session
 from index.build import build
 from index.client import open_ray_index
 from index.config import IndexConfig
@@ -19,19 +18,8 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture(scope="module")
 def _ray() -> Iterator[None]:
-    ray = pytest.importorskip("ray")
-    # Ray's socket names must stay below 108 characters: a short folder of our own.
-    folder = tempfile.mkdtemp(prefix="fx", dir="/tmp")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_TMPDIR", folder)
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        patch.setenv("HOME", folder)
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-        try:
-            yield
-        finally:
-            ray.shutdown()
-            shutil.rmtree(folder, ignore_errors=True)
+    with ray_session(2):
+        yield
 
 
 def long_tail(metric: str, folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
