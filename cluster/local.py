@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 
 log = logging.getLogger(__name__)
 
@@ -31,24 +31,26 @@ def ray_session(num_cpus: int) -> Iterator[None]:
         yield
         return
     scratch = ""
-    if joins:
-        ray.init(log_to_driver=False)
-    else:
-        num_cpus = max(num_cpus, os.cpu_count() or 1)
-        # A folder of its own: two Rays that share one find each other's ports in it. Short, for its socket paths.
-        scratch = tempfile.mkdtemp(prefix="fsl-ray-")
-        log.info("starting Ray on this machine (%d CPU slots)", num_cpus)
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-            _temp_dir=scratch,
-        )
-    try:
-        yield
-    finally:
-        ray.shutdown()
-        if scratch:
-            shutil.rmtree(scratch, ignore_errors=True)
+    # Ray prints what happens to its processes on stdout, where a command's one result belongs.
+    with redirect_stdout(sys.stderr):
+        try:
+            if joins:
+                ray.init(log_to_driver=False)
+            else:
+                # A folder of its own: two Rays that share one find each other's ports in it. Short, for its sockets.
+                scratch = tempfile.mkdtemp(prefix="fsl-ray-")
+                num_cpus = max(num_cpus, os.cpu_count() or 1)
+                log.info("starting Ray on this machine (%d CPU slots)", num_cpus)
+                ray.init(
+                    address="local",
+                    num_cpus=num_cpus,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.WARNING,
+                    _temp_dir=scratch,
+                )
+            yield
+        finally:
+            ray.shutdown()
+            if scratch:
+                shutil.rmtree(scratch, ignore_errors=True)
