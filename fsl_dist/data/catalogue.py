@@ -213,6 +213,18 @@ class Catalogue:
         chosen = self._check_ids(ids)
         return Location(*(self._column(name)[chosen] for name in ("shard", "offset", "size", "crc32")))
 
+    def ids_of_shard(self, shard: int) -> NDArray[np.int64]:
+        """Sample ids that lie in the shard, ascending. One pass over a column."""
+        return np.flatnonzero(self._column("shard") == shard)
+
+    def class_range(self, sample_id: int) -> range:
+        """Sample ids of the class and split that a sample belongs to, itself among them."""
+        split = self.split_ids(SPLITS[int(self.splits[sample_id])])
+        of_split = self.labels[split.start : split.stop]
+        label = self.labels[sample_id]
+        first, last = (int(np.searchsorted(of_split, label, side)) for side in ("left", "right"))
+        return range(split.start + first, split.start + last)
+
     def _check_ids(self, ids: ArrayLike) -> NDArray[np.int64]:
         chosen = np.asarray(ids, dtype=np.int64)
         if len(chosen) and not (chosen.min() >= 0 and chosen.max() < self.num_samples):
