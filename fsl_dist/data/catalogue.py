@@ -134,10 +134,12 @@ class Catalogue:
         return cls(folder, version, _read_table(found[version]))
 
     def _column(self, name: str) -> NDArray[Any]:
+        dtype = SCHEMA.field(name).type.to_pandas_dtype()
         chunks = self._table.column(name).chunks
         if not chunks:
-            return np.zeros(0, dtype=SCHEMA.field(name).type.to_pandas_dtype())
-        return chunks[0].to_numpy(zero_copy_only=True)
+            return np.zeros(0, dtype=dtype)
+        # Not to_numpy: it imports pandas, 0.3 s and 40 MB a process.
+        return np.frombuffer(chunks[0].buffers()[1], dtype, len(chunks[0]))
 
     def _metadata(self, name: str) -> Any:
         return json.loads(self._table.schema.metadata[name.encode()])
