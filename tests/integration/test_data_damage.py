@@ -1,7 +1,6 @@
 """A run over a damaged data set, as a user sees it: it goes on and says what it left out, or ends in one line."""
 
 import json
-import shutil
 import subprocess
 import sys
 
@@ -18,21 +17,6 @@ SETTINGS = (
 )  # fmt: skip
 
 
-@pytest.fixture
-def damaged(digits, tmp_path):
-    """The digits (220 samples, so 1 % is 2) with a bit flipped in samples 0 and 13."""
-    shutil.copytree(digits, tmp_path / "digits")
-    catalogue = Catalogue.open(tmp_path / "digits")
-    where = catalogue.locate([0, 13])
-    with open(catalogue.folder / catalogue.shards[0].name, "r+b") as shard:
-        for offset in where.offset.tolist():
-            shard.seek(offset + 60)
-            byte = shard.read(1)[0]
-            shard.seek(offset + 60)
-            shard.write(bytes([byte ^ 4]))
-    return tmp_path / "digits"
-
-
 def run(*arguments):
     """(exit code, stdout, stderr) of the command line."""
     done = subprocess.run(
@@ -44,20 +28,20 @@ def run(*arguments):
     return done.returncode, done.stdout, done.stderr
 
 
-def test_a_run_goes_on_without_damaged_samples(damaged, tmp_path):
-    where = (f"data.dataset={damaged}", f"run.dir={tmp_path / 'run'}")
+def test_a_run_goes_on_without_damaged_samples(damaged_digits, tmp_path):
+    where = (f"data.dataset={damaged_digits}", f"run.dir={tmp_path / 'run'}")
     code, _, err = run("train", *SETTINGS, *where)
     assert code == 0
-    for sample_id, key in zip((0, 13), Catalogue.open(damaged).keys([0, 13]), strict=True):
+    for sample_id, key in zip((0, 13), Catalogue.open(damaged_digits).keys([0, 13]), strict=True):
         assert err.count(f"sample '{key}' (id {sample_id}) does not match its checksum") == 1
-    code, out, err = run("index", "build", tmp_path / "run", damaged, tmp_path / "index", "--json")
+    code, out, err = run("index", "build", tmp_path / "run", damaged_digits, tmp_path / "index", "--json")
     assert code == 0
-    assert json.loads(out)["num_vectors"] == len(Catalogue.open(damaged).split_ids("train"))
+    assert json.loads(out)["num_vectors"] == len(Catalogue.open(damaged_digits).split_ids("train"))
     assert err.count("takes its place") == 2
 
 
-def test_too_much_damage_ends_the_run_in_one_line(damaged, tmp_path):
-    where = (f"data.dataset={damaged}", f"run.dir={tmp_path / 'run'}", "data.max_bad_fraction=0.005")
+def test_too_much_damage_ends_the_run_in_one_line(damaged_digits, tmp_path):
+    where = (f"data.dataset={damaged_digits}", f"run.dir={tmp_path / 'run'}", "data.max_bad_fraction=0.005")
     code, _, err = run("train", *SETTINGS, *where)
     assert code == 1
     (line,) = (line for line in err.splitlines() if "data.max_bad_fraction=0.005" in line)
