@@ -14,12 +14,6 @@ from PIL import Image, ImageOps
 Encoded = bytes | memoryview
 """An image file's content."""
 
-MAX_PIXELS = 178_956_970
-"""most pixels an image may declare unless told otherwise: half a GiB as RGB, and what PIL itself decodes at most"""
-
-# PIL warns from half of that on; the limit here is the rule instead.
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-
 
 @dataclass(frozen=True, slots=True)
 class CheckedImage:
@@ -52,6 +46,13 @@ def _turn_upright(opened: Image.Image, channels: int) -> Image.Image:
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # PIL warns where a palette's transparency is dropped in one step
     return image.convert("RGB" if channels == 3 else "L")
+
+
+MAX_PIXELS = 178_956_970
+"""most pixels an image may declare unless told otherwise: half a GiB as RGB, and what PIL itself decodes at most"""
+
+# PIL warns from half of that on; the limit here is the rule instead.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 def declared_size(encoded: Encoded) -> tuple[int, int] | None:
@@ -102,15 +103,15 @@ def find_excess_pixels(encoded: Encoded, max_pixels: int) -> str | None:
     return f"declares {size[0]} × {size[1]} pixels, more than the {max_pixels} allowed; not decoded"
 
 
-def check_image(file: str, max_pixels: int = MAX_PIXELS) -> CheckedImage | str:
-    """What the file holds, or why it cannot be used. Reads and decodes all of it, unless it declares too many pixels."""
+def check_image(file: str) -> CheckedImage | str:
+    """What the file holds, or why it cannot be used. Reads and decodes all of it."""
     try:
         data = Path(file).read_bytes()
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     if not data:
         return "has zero bytes"
-    if excess := find_excess_pixels(data, max_pixels):
+    if excess := find_excess_pixels(data, MAX_PIXELS):
         return excess
     try:
         opened = Image.open(io.BytesIO(data))
