@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fsl_dist.data.config import DataConfig
     from fsl_dist.data.listing import TableColumns
     from fsl_dist.data.loader import FeatureSource, ImageSource, Loader, Request, open_source
-    from fsl_dist.data.pack import PackOptions, PackReport, pack
+    from fsl_dist.data.pack import PackOptions, pack
     from fsl_dist.data.selection import Selection
     from fsl_dist.losses.cross_entropy import class_weights, cross_entropy_loss
     from fsl_dist.losses.deep_knn import batch_neighbours, deep_knn_loss
@@ -47,7 +47,6 @@ _ROOM_OF = {
     "Network": "fsl_dist.models.embedding",
     "PCNEpisode": "fsl_dist.losses.pcn",
     "PackOptions": "fsl_dist.data.pack",
-    "PackReport": "fsl_dist.data.pack",
     "Request": "fsl_dist.data.loader",
     "Selection": "fsl_dist.data.selection",
     "TableColumns": "fsl_dist.data.listing",
@@ -92,7 +91,6 @@ __all__ = [
     "Network",
     "PCNEpisode",
     "PackOptions",
-    "PackReport",
     "Request",
     "RequestError",
     "Selection",
