@@ -142,13 +142,16 @@ def _make_progress() -> Callable[[str, int, int], None]:
     return show
 
 
-@click.command(epilog="Example: fsl-dist inspect packed --verify")
+@click.command(epilog="Example: fsl-dist inspect packed --verify --plots pictures")
 @click.argument("dataset")
 @click.option(
     "--verify", is_flag=True, help="Read every image again and compare its checksum; exit 1 on damage."
 )
+@click.option(
+    "--plots", metavar="DIR", help="Draw class_distribution.png and samples.png into DIR, over older ones."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def inspect(dataset: str, verify: bool, as_json: bool) -> None:
+def inspect(dataset: str, verify: bool, plots: str | None, as_json: bool) -> None:
     """Tell what the data set in folder DATASET holds: classes, counts, tail, sizes, splits, what was left out."""
     from dataclasses import asdict
 
@@ -160,6 +163,12 @@ def inspect(dataset: str, verify: bool, as_json: bool) -> None:
     summary = summarise(catalogue)
     result: dict[str, object] = asdict(summary)
     text = describe(summary)
+    if plots is not None:
+        from fsl_dist.data.plots import draw_plots
+
+        drawn = [str(path) for path in draw_plots(catalogue, plots)]
+        result["plots"] = drawn
+        text = "\n".join([text, "", *(f"drawn       {path}" for path in drawn)])
     damaged = find_damage(catalogue) if verify else []
     if verify:
         result["damaged"] = [asdict(sample) for sample in damaged]

@@ -1,1 +1,129 @@
-"""One run: data, samplers, models, methods, training, evaluation."""
+"""One run: data, samplers, models, methods, training, evaluation.
+
+What `__all__` names is public and told in docs/api.md; it is loaded when first used, so that `import fsl_dist` costs
+nothing. Neighbours are the package `index`.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from fsl_dist.errors import ConfigError, DataError, FslDistError, RequestError, TrainingError, VersionError
+
+if TYPE_CHECKING:
+    from fsl_dist.data.catalogue import Catalogue
+    from fsl_dist.data.config import DataConfig
+    from fsl_dist.data.listing import TableColumns
+    from fsl_dist.data.loader import FeatureSource, ImageSource, Loader, Request, open_source
+    from fsl_dist.data.pack import PackOptions, pack
+    from fsl_dist.data.selection import Selection
+    from fsl_dist.losses.cross_entropy import class_weights, cross_entropy_loss
+    from fsl_dist.losses.deep_knn import batch_neighbours, deep_knn_loss
+    from fsl_dist.losses.pcn import PCNEpisode, class_scores, pcn_episode_loss, update_prototypes
+    from fsl_dist.models.backbones import build_network
+    from fsl_dist.models.config import BackboneConfig
+    from fsl_dist.models.embedding import Network
+    from fsl_dist.samplers.episode import Episode, EpisodeConfig, draw_episode, fit_selection
+    from fsl_dist.samplers.neighbourhood import (
+        Neighbourhood,
+        anchors_of_step,
+        anchors_per_step,
+        gather_neighbourhood,
+    )
+    from fsl_dist.samplers.scan import scan_batches, share_of_rank
+    from fsl_dist.samplers.shuffled import class_balanced_batch, shuffled_batch, shuffled_steps
+    from fsl_dist.samplers.split import holdout
+    from fsl_dist.samplers.stratified import stratified_batch, stratified_steps
+
+_ROOM_OF = {
+    "BackboneConfig": "fsl_dist.models.config",
+    "Catalogue": "fsl_dist.data.catalogue",
+    "DataConfig": "fsl_dist.data.config",
+    "Episode": "fsl_dist.samplers.episode",
+    "EpisodeConfig": "fsl_dist.samplers.episode",
+    "FeatureSource": "fsl_dist.data.loader",
+    "ImageSource": "fsl_dist.data.loader",
+    "Loader": "fsl_dist.data.loader",
+    "Neighbourhood": "fsl_dist.samplers.neighbourhood",
+    "Network": "fsl_dist.models.embedding",
+    "PCNEpisode": "fsl_dist.losses.pcn",
+    "PackOptions": "fsl_dist.data.pack",
+    "Request": "fsl_dist.data.loader",
+    "Selection": "fsl_dist.data.selection",
+    "TableColumns": "fsl_dist.data.listing",
+    "anchors_of_step": "fsl_dist.samplers.neighbourhood",
+    "anchors_per_step": "fsl_dist.samplers.neighbourhood",
+    "batch_neighbours": "fsl_dist.losses.deep_knn",
+    "build_network": "fsl_dist.models.backbones",
+    "class_balanced_batch": "fsl_dist.samplers.shuffled",
+    "class_scores": "fsl_dist.losses.pcn",
+    "class_weights": "fsl_dist.losses.cross_entropy",
+    "cross_entropy_loss": "fsl_dist.losses.cross_entropy",
+    "deep_knn_loss": "fsl_dist.losses.deep_knn",
+    "draw_episode": "fsl_dist.samplers.episode",
+    "fit_selection": "fsl_dist.samplers.episode",
+    "gather_neighbourhood": "fsl_dist.samplers.neighbourhood",
+    "holdout": "fsl_dist.samplers.split",
+    "open_source": "fsl_dist.data.loader",
+    "pack": "fsl_dist.data.pack",
+    "pcn_episode_loss": "fsl_dist.losses.pcn",
+    "scan_batches": "fsl_dist.samplers.scan",
+    "share_of_rank": "fsl_dist.samplers.scan",
+    "shuffled_batch": "fsl_dist.samplers.shuffled",
+    "shuffled_steps": "fsl_dist.samplers.shuffled",
+    "stratified_batch": "fsl_dist.samplers.stratified",
+    "stratified_steps": "fsl_dist.samplers.stratified",
+    "update_prototypes": "fsl_dist.losses.pcn",
+}
+
+__all__ = [
+    "BackboneConfig",
+    "Catalogue",
+    "ConfigError",
+    "DataConfig",
+    "DataError",
+    "Episode",
+    "EpisodeConfig",
+    "FeatureSource",
+    "FslDistError",
+    "ImageSource",
+    "Loader",
+    "Neighbourhood",
+    "Network",
+    "PCNEpisode",
+    "PackOptions",
+    "Request",
+    "RequestError",
+    "Selection",
+    "TableColumns",
+    "TrainingError",
+    "VersionError",
+    "anchors_of_step",
+    "anchors_per_step",
+    "batch_neighbours",
+    "build_network",
+    "class_balanced_batch",
+    "class_scores",
+    "class_weights",
+    "cross_entropy_loss",
+    "deep_knn_loss",
+    "draw_episode",
+    "fit_selection",
+    "gather_neighbourhood",
+    "holdout",
+    "open_source",
+    "pack",
+    "pcn_episode_loss",
+    "scan_batches",
+    "share_of_rank",
+    "shuffled_batch",
+    "shuffled_steps",
+    "stratified_batch",
+    "stratified_steps",
+    "update_prototypes",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _ROOM_OF:
+        raise AttributeError(f"module 'fsl_dist' has no attribute '{name}'")
+    return getattr(importlib.import_module(_ROOM_OF[name]), name)

@@ -88,3 +88,23 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("packed") / "digits"
     pack(source, out, PackOptions(columns=TableColumns(table=str(source / "labels.csv"), split="split")))
     return out
+
+
+@pytest.fixture(scope="session")
+def damaged_digits(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits (220 samples, of which 1 % are 2) with a bit flipped in samples 0 and 13, both of train."""
+    import shutil
+
+    from fsl_dist.data.catalogue import Catalogue
+
+    out = tmp_path_factory.mktemp("damaged") / "digits"
+    shutil.copytree(digits, out)
+    catalogue = Catalogue.open(out)
+    where = catalogue.locate([0, 13])
+    with open(out / catalogue.shards[0].name, "r+b") as shard:
+        for offset in where.offset.tolist():
+            shard.seek(offset + 60)
+            byte = shard.read(1)[0]
+            shard.seek(offset + 60)
+            shard.write(bytes([byte ^ 4]))
+    return out

@@ -134,10 +134,12 @@ class Catalogue:
         return cls(folder, version, _read_table(found[version]))
 
     def _column(self, name: str) -> NDArray[Any]:
+        dtype = SCHEMA.field(name).type.to_pandas_dtype()
         chunks = self._table.column(name).chunks
         if not chunks:
-            return np.zeros(0, dtype=SCHEMA.field(name).type.to_pandas_dtype())
-        return chunks[0].to_numpy(zero_copy_only=True)
+            return np.zeros(0, dtype=dtype)
+        # Not to_numpy: it imports pandas, 0.3 s and 40 MB a process.
+        return np.frombuffer(chunks[0].buffers()[1], dtype, len(chunks[0]))
 
     def _metadata(self, name: str) -> Any:
         return json.loads(self._table.schema.metadata[name.encode()])
@@ -212,6 +214,18 @@ class Catalogue:
         """Where the bytes of `ids` (int64 [n], any order, repeats allowed) lie."""
         chosen = self._check_ids(ids)
         return Location(*(self._column(name)[chosen] for name in ("shard", "offset", "size", "crc32")))
+
+    def ids_of_shard(self, shard: int) -> NDArray[np.int64]:
+        """Sample ids that lie in the shard, ascending. One pass over a column."""
+        return np.flatnonzero(self._column("shard") == shard)
+
+    def class_range(self, sample_id: int) -> range:
+        """Sample ids of the class and split that a sample belongs to, itself among them."""
+        split = self.split_ids(SPLITS[int(self.splits[sample_id])])
+        of_split = self.labels[split.start : split.stop]
+        label = self.labels[sample_id]
+        first, last = (int(np.searchsorted(of_split, label, side)) for side in ("left", "right"))
+        return range(split.start + first, split.start + last)
 
     def _check_ids(self, ids: ArrayLike) -> NDArray[np.int64]:
         chosen = np.asarray(ids, dtype=np.int64)

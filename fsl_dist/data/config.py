@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from fsl_dist.data.images import MAX_PIXELS
 from fsl_dist.errors import ConfigError
 
 
@@ -50,6 +51,11 @@ class DataConfig:
     """byte ranges of one shard at most this far apart are read as one, ≥ 0"""
     check_reads: bool = True
     """compare every sample's checksum when it is read (tens of µs an image)"""
+    max_bad_fraction: float = 0.01
+    """share of the catalogue's samples that may turn out bad while a worker reads, each replaced by another of its class,
+    before the run ends, 0 … 1"""
+    max_pixels: int = MAX_PIXELS
+    """an image that declares more pixels is not decoded and counts as bad, 1 … 178956970 (PIL's own limit)"""
 
     def __post_init__(self) -> None:
         for key in ("image_size", "threads", "prefetch"):
@@ -79,6 +85,14 @@ class DataConfig:
         if not 0 <= self.holdout_fraction < 1:
             raise ConfigError(
                 f"data.holdout_fraction={self.holdout_fraction} must be at least 0 and below 1 (a share of train)"
+            )
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise ConfigError(
+                f"data.max_bad_fraction={self.max_bad_fraction} must lie in 0 … 1 (a share of the samples)"
+            )
+        if not 1 <= self.max_pixels <= MAX_PIXELS:
+            raise ConfigError(
+                f"data.max_pixels={self.max_pixels} must lie in 1 … {MAX_PIXELS}, the most that PIL decodes"
             )
         if self.max_read_gap_bytes < 0:
             raise ConfigError(f"data.max_read_gap_bytes={self.max_read_gap_bytes} must be at least 0")

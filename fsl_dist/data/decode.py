@@ -27,7 +27,7 @@ class Decoder(Protocol):
     def decode(self, encoded: Sequence[Encoded], augment: AugmentParameters | None) -> torch.Tensor:
         """float32 [n, C, S, S], normalised, contiguous, the caller's to keep; `augment` None: test transform.
 
-        DataError names an image that cannot be decoded.
+        UndecodableError names an image that cannot be decoded.
         """
 
     def close(self) -> None:

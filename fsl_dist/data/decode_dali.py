@@ -15,7 +15,7 @@ from fsl_dist.data.augment import AugmentParameters, plain_augment
 from fsl_dist.data.config import DataConfig
 from fsl_dist.data.images import Encoded, explain, open_upright
 from fsl_dist.data.normalise import Normaliser
-from fsl_dist.errors import DataError
+from fsl_dist.errors import UndecodableError
 
 _PLACES = ("crop_y", "crop_x", "flip")
 
@@ -157,7 +157,7 @@ def _decode_by_pil(encoded: Encoded, position: int, channels: int) -> NDArray[np
     try:
         image = open_upright(encoded, channels)
     except Exception as error:  # PIL raises a dozen types for damaged images
-        raise DataError(f"image {position} of the batch cannot be decoded: {explain(error)}") from error
+        raise UndecodableError(position, explain(error)) from error
     buffer = io.BytesIO()
     image.save(buffer, "PPM")
     return np.frombuffer(buffer.getbuffer(), dtype=np.uint8)

@@ -11,7 +11,7 @@ from fsl_dist.data.augment import AugmentParameters, plain_augment
 from fsl_dist.data.config import DataConfig
 from fsl_dist.data.images import Encoded, explain, open_upright
 from fsl_dist.data.normalise import Normaliser
-from fsl_dist.errors import DataError
+from fsl_dist.errors import UndecodableError
 
 # Luma of ITU-R BT.601, the weights of PIL's mode L and of DALI's colour operators.
 _LUMA = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
@@ -64,7 +64,7 @@ class TorchvisionDecoder:
         try:
             decoded = open_upright(encoded, config.channels)
         except Exception as error:  # PIL raises a dozen types for damaged images
-            raise DataError(f"image {position} of the batch cannot be decoded: {explain(error)}") from error
+            raise UndecodableError(position, explain(error)) from error
         extents = resized_extents(decoded.height, decoded.width, config)
         image = functional.pil_to_tensor(functional.resize(decoded, list(extents), antialias=True))
         top = crop_offset(augment.crop_y[position], extents[0], config.image_size)

@@ -2,6 +2,8 @@
 
 import io
 import os
+import struct
+import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +48,61 @@ def _turn_upright(opened: Image.Image, channels: int) -> Image.Image:
     return image.convert("RGB" if channels == 3 else "L")
 
 
+MAX_PIXELS = 178_956_970
+"""most pixels an image may declare unless told otherwise: half a GiB as RGB, and what PIL itself decodes at most"""
+
+# PIL warns from half of that on; the limit here is the rule instead.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+
+
+def declared_size(encoded: Encoded) -> tuple[int, int] | None:
+    """(width, height) in pixels that an image file declares, before decoding; None where it declares none.
+
+    PNG and JPEG by their headers (about 1 and 3 µs), others by PIL's.
+    """
+    head = bytes(encoded[:24])
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return struct.unpack(">II", head[16:24]) if len(head) == 24 else None
+    if head.startswith(b"\xff\xd8\xff"):
+        return _declared_by_jpeg(encoded)
+    try:
+        with Image.open(io.BytesIO(encoded)) as opened:
+            return opened.size
+    except Image.DecompressionBombError:
+        return 2**31, 2**31
+    except Exception:  # PIL raises a dozen types for what is no image; decoding it says which
+        return None
+
+
+def _declared_by_jpeg(encoded: Encoded) -> tuple[int, int] | None:
+    """Walks the segments to the frame header (SOF0 … SOF15 without DHT, JPG, DAC), over bytes between them as libjpeg."""
+    data, position = bytes(encoded), 2
+    while 0 <= position <= len(data) - 9:
+        marker = data[position + 1]
+        if data[position] != 0xFF or marker == 0xFF:
+            position = data.find(b"\xff", position + 1)
+        elif marker == 0xDA:  # the scan: a frame header cannot follow
+            return None
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = struct.unpack_from(">HH", data, position + 5)
+            return width, height
+        elif marker == 0x01 or 0xD0 <= marker <= 0xD8:  # markers without a length
+            position += 2
+        else:
+            position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return None
+
+
+def find_excess_pixels(encoded: Encoded, max_pixels: int) -> str | None:
+    """Why an image is too large to be decoded: it declares more than `max_pixels`; None where it is not."""
+    size = declared_size(encoded)
+    if size is None or size[0] * size[1] <= max_pixels:
+        return None
+    if size == (2**31, 2**31):
+        return f"declares more pixels than PIL decodes ({MAX_PIXELS}); not decoded"
+    return f"declares {size[0]} × {size[1]} pixels, more than the {max_pixels} allowed; not decoded"
+
+
 def check_image(file: str) -> CheckedImage | str:
     """What the file holds, or why it cannot be used. Reads and decodes all of it."""
     try:
@@ -54,6 +111,8 @@ def check_image(file: str) -> CheckedImage | str:
         return f"cannot be read: {error.strerror}"
     if not data:
         return "has zero bytes"
+    if excess := find_excess_pixels(data, MAX_PIXELS):
+        return excess
     try:
         opened = Image.open(io.BytesIO(data))
         extension = _choose_extension(file, opened.format or "")

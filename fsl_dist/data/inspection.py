@@ -11,6 +11,12 @@ from fsl_dist.errors import DataError, VersionError
 # One read of this many samples holds about 10 MB of photographs.
 _VERIFY_BATCH = 128
 
+SMALL_CLASS = 5
+"""a class with fewer images is flagged: there is hardly a k_shot and n_query to draw from it"""
+
+SIZE_FACTOR = 4
+"""an image is flagged whose shorter side is this many times below the median, or the longer one above"""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tail:
@@ -58,6 +64,8 @@ class DatasetSummary:
     height: tuple[int, float, int]
     bad_samples: list[BadSample]
     """left out when the data set was made"""
+    flags: list[str]
+    """what to look at before training: small classes, odd sizes"""
 
 
 def summarise(catalogue: Catalogue) -> DatasetSummary:
@@ -87,7 +95,44 @@ def summarise(catalogue: Catalogue) -> DatasetSummary:
         height=_spread(sizes[:, 0]),
         width=_spread(sizes[:, 1]),
         bad_samples=catalogue.bad_samples,
+        flags=[*_flag_tail(catalogue, counts), *_flag_sizes(catalogue, sizes)],
     )
+
+
+def _flag_tail(catalogue: Catalogue, counts: np.ndarray) -> list[str]:
+    """counts: int64 [num_classes]."""
+    small = np.flatnonzero((counts > 0) & (counts < SMALL_CLASS))
+    if not len(small):
+        return []
+    smallest = small[np.argmin(counts[small])]
+    return [
+        f"{len(small)} of {np.count_nonzero(counts)} classes have fewer than {SMALL_CLASS} images, class "
+        f"'{catalogue.class_names[smallest]}' {counts[smallest]}: an episode needs k_shot + n_query of each "
+        "(episode.small_classes=replace or skip)"
+    ]
+
+
+def _flag_sizes(catalogue: Catalogue, sizes: np.ndarray) -> list[str]:
+    """sizes: int64 [num_samples, 2] (height, width)."""
+    shorter, longer = sizes.min(axis=1), sizes.max(axis=1)
+    flags = []
+    for side, rule, odd, median in (
+        (
+            "shorter",
+            f"below 1/{SIZE_FACTOR} of",
+            shorter * SIZE_FACTOR < np.median(shorter),
+            np.median(shorter),
+        ),
+        ("longer", f"above {SIZE_FACTOR} times", longer > SIZE_FACTOR * np.median(longer), np.median(longer)),
+    ):
+        if odd.any():
+            first = int(np.argmax(odd))
+            height, width = sizes[first]
+            flags.append(
+                f"{np.count_nonzero(odd)} images have a {side} side {rule} the median ({median:g} "
+                f"pixels), such as '{catalogue.keys([first])[0]}' ({width} × {height})"
+            )
+    return flags
 
 
 def _measure_tail(counts: np.ndarray) -> Tail:
@@ -158,6 +203,7 @@ def describe(summary: DatasetSummary) -> str:
                 f"{name:<11} {split.num_samples} samples of {split.num_classes} classes, "
                 f"{split.tail.largest} … {split.tail.smallest} a class"
             )
+    lines += [f"{'look at':<11} {flag}" for flag in summary.flags]
     names = list(summary.class_counts)
     shown = names if len(names) <= 12 else [*names[:6], "…", *names[-6:]]
     lines += ["", *(name if name == "…" else f"{summary.class_counts[name]:>8}  {name}" for name in shown)]

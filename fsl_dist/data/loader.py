@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from fsl_dist.data.augment import draw_augment
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.config import DataConfig
+from fsl_dist.data.damage import EncodedBatch, SoundReader
 from fsl_dist.data.decode import Decoder, make_decoder
 from fsl_dist.data.store import ShardStore
-from fsl_dist.errors import ConfigError, RequestError
+from fsl_dist.errors import ConfigError, RequestError, UndecodableError
 
 
 class Source(Protocol):
@@ -41,7 +42,10 @@ class Source(Protocol):
 
 
 class ImageSource:
-    """Images of a data set, decoded, augmented and normalised: float32 [n, C, S, S] on the decoder's device."""
+    """Images of a data set, decoded, augmented and normalised: float32 [n, C, S, S] on the decoder's device.
+
+    A bad sample's place is taken by another of its class (`fsl_dist.data.damage`), augmented as the bad one.
+    """
 
     def __init__(
         self, catalogue: Catalogue, store: ShardStore, decoder: Decoder, config: DataConfig, seed: int
@@ -49,16 +53,23 @@ class ImageSource:
         self.catalogue = catalogue
         self.sample_shape: tuple[int, ...] = (config.channels, config.image_size, config.image_size)
         self._store = store
+        self._reader = SoundReader(
+            catalogue, store, max_pixels=config.max_pixels, max_bad_fraction=config.max_bad_fraction
+        )
         self._decoder = decoder
         self._config = config
         self._seed = seed
 
-    def read(self, ids: NDArray[np.int64]) -> list[memoryview]:
-        return self._store.read(ids)
+    def read(self, ids: NDArray[np.int64]) -> EncodedBatch:
+        return self._reader.read(ids)
 
-    def prepare(self, raw: list[memoryview], ids: NDArray[np.int64], epoch: int | None) -> torch.Tensor:
+    def prepare(self, raw: EncodedBatch, ids: NDArray[np.int64], epoch: int | None) -> torch.Tensor:
         augment = None if epoch is None else draw_augment(self._config, self._seed, epoch, ids)
-        return self._decoder.decode(raw, augment)
+        while True:
+            try:
+                return self._decoder.decode(raw.samples, augment)
+            except UndecodableError as error:
+                raw = self._reader.replace(raw, error.position, f"cannot be decoded: {error.reason}")
 
     def fetch(self, ids: NDArray[np.int64], epoch: int | None) -> torch.Tensor:
         return self.prepare(self.read(ids), ids, epoch)
@@ -120,7 +131,8 @@ def open_source(
     """Open what `config` names: images, or features where `config.features` is set.
 
     `device` ("cpu", "cuda:0") is where images come out; `max_batch` is the largest batch decoded in one go
-    (larger ones are cut). Raises ConfigError and RequestError for what the user named wrongly.
+    (larger ones are cut). Raises ConfigError and RequestError for what the user named wrongly, DataError where a
+    shard is missing or has another size than the catalogue says.
     """
     catalogue, _ = describe_samples(config)
     if config.features:
@@ -128,6 +140,7 @@ def open_source(
     store = ShardStore(
         catalogue, max_gap=config.max_read_gap_bytes, threads=config.threads, check_reads=config.check_reads
     )
+    store.check_files()
     return ImageSource(
         catalogue, store, make_decoder(config, device=device, max_batch=max_batch), config, seed
     )

@@ -55,6 +55,20 @@ def coalesce(
     return ByteRanges(shards[first], starts[first], ends[last] - shards[last] * stride, range_of_sample)
 
 
+def _unopened(path: Path, error: OSError) -> DataError:
+    return DataError(
+        f"shard '{path}' cannot be opened ({error.strerror}); the catalogue lists it, "
+        "so restore it or pack again"
+    )
+
+
+def _resized(path: Path, found: int, expected: int) -> DataError:
+    return DataError(
+        f"shard '{path}' has {found} bytes, the catalogue says {expected}; "
+        "it was changed or cut after packing, or is another file, so restore it or pack again"
+    )
+
+
 class _ShardHandle:
     """An open shard; its descriptor closes when the last thread that uses it lets go."""
 
@@ -63,16 +77,10 @@ class _ShardHandle:
         try:
             self._descriptor = os.open(path, os.O_RDONLY)
         except OSError as error:
-            raise DataError(
-                f"shard '{path}' cannot be opened ({error.strerror}); the catalogue lists it, "
-                "so restore it or pack again"
-            ) from error
+            raise _unopened(path, error) from error
         found = os.fstat(self._descriptor).st_size
         if found != size_bytes:
-            raise DataError(
-                f"shard '{path}' has {found} bytes, the catalogue says {size_bytes}; "
-                "it was changed or cut after packing, so restore it or pack again"
-            )
+            raise _resized(path, found, size_bytes)
 
     def read(self, start: int, stop: int) -> bytes:
         parts, position = [], start
@@ -124,6 +132,16 @@ class ShardStore:
         Views into the buffers that were read: samples of one range share theirs. DataError where a shard
         is missing or cut, or a sample's checksum is wrong.
         """
+        samples, mismatched = self.read_compared(ids)
+        if mismatched:
+            raise DataError(self._describe_damage(int(np.asarray(ids)[mismatched[0]])))
+        return samples
+
+    def read_compared(self, ids: NDArray[np.int64]) -> tuple[list[memoryview], list[int]]:
+        """As `read`, but instead of an error (bytes, positions in `ids` whose checksum is wrong).
+
+        No position is named where the store does not check its reads.
+        """
         where = self._catalogue.locate(ids)
         ranges = coalesce(where.shard, where.offset, where.size, self._max_gap)
         buffers = self._read_ranges(ranges)
@@ -132,11 +150,21 @@ class ShardStore:
             buffers[index][begin : begin + size]
             for index, begin, size in zip(ranges.range_of_sample, begins, where.size, strict=True)
         ]
-        if self._check_reads:
-            for position, sample in enumerate(samples):
-                if zlib.crc32(sample) != where.crc32[position]:
-                    raise DataError(self._describe_damage(int(np.asarray(ids)[position])))
-        return samples
+        if not self._check_reads:
+            return samples, []
+        expected = where.crc32.tolist()
+        return samples, [i for i, sample in enumerate(samples) if zlib.crc32(sample) != expected[i]]
+
+    def check_files(self) -> None:
+        """DataError where a shard is missing or has another size than the catalogue says; reads none of them."""
+        for shard in self._catalogue.shards:
+            path = self._catalogue.folder / shard.name
+            try:
+                found = os.stat(path).st_size
+            except OSError as error:
+                raise _unopened(path, error) from error
+            if found != shard.size_bytes:
+                raise _resized(path, found, shard.size_bytes)
 
     def _describe_damage(self, sample_id: int) -> str:
         shard = self._catalogue.shards[int(self._catalogue.locate([sample_id]).shard[0])]

@@ -20,6 +20,7 @@ _MAY_CHANGE = (
     "data.prefetch",
     "data.max_read_gap_bytes",
     "data.check_reads",
+    "data.max_bad_fraction",
     "backbone.weights",  # the checkpoint's weights count
     "backbone.pretrained",
     "training.epochs",

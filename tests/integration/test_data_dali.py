@@ -245,3 +245,23 @@ def test_the_whole_path_gives_the_same_batches_with_both_decoders(packed):
         source.close()
     for dali, torchvision in zip(*batches, strict=True):
         assert (dali - torchvision).abs().mean() < TOLERANCE
+
+
+def test_an_image_that_dali_refuses_has_a_stand_in(packed):
+    """As `tests/unit/test_data_damage.py` has it for torchvision, here behind a JPEG's first bytes."""
+    catalogue = Catalogue.open(packed[0])
+    train = catalogue.select("train")
+    bad, next_one = train.of_class(0)[:2].tolist()
+    files = [packed[1][key] for key in catalogue.keys(np.arange(catalogue.num_samples))]
+    config = DataConfig(
+        dataset=str(packed[0]), decoder="dali", image_size=32, resize_size=40, max_bad_fraction=0.1
+    )
+    source = open_source(config, seed=0)
+    ids = np.array([next_one + 1, bad])
+    raw = source.read(ids)
+    raw.samples[1] = memoryview(files[bad][:900])
+    found = source.prepare(raw, ids, 0)
+    augment = draw_augment(config, 0, 0, ids)
+    expected = make_decoder(config).decode([files[next_one + 1], files[next_one]], augment)
+    assert torch.equal(found, expected)
+    source.close()

@@ -52,6 +52,14 @@ def test_pack_then_inspect(source, tmp_path):
     assert summary["splits"]["test"]["num_samples"] == 6
 
 
+def test_inspect_draws(source, tmp_path):
+    run("pack", source, tmp_path / "out")
+    code, out, _ = run("inspect", tmp_path / "out", "--plots", tmp_path / "pictures", "--json")
+    drawn = [tmp_path / "pictures" / name for name in ("class_distribution.png", "samples.png")]
+    assert (code, json.loads(out)["plots"]) == (0, [str(path) for path in drawn])
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
+
+
 def test_bad_samples_decide_the_exit_code(source, tmp_path):
     (source / "ant" / "text.jpg").write_text("no image")
     code, out, err = run("pack", source, tmp_path / "one", "--json")

@@ -52,6 +52,7 @@ STEPS = {
     "pcn, two episodes over all workers": [*PCN, "episode.scope=global", "episode.per_step=2"],
     "deep kNN, batch": [*DEEP_KNN, *GROUPS],
     "deep kNN, dataset": [*MINED, *GROUPS],
+    "deep kNN, dataset, damaged images": [*MINED, *GROUPS],
     "deep kNN, dataset, frozen batch norm": [*MINED, "backbone.batch_norm=frozen"],
     # One group of images, so the second worker has none and only takes part.
     "deep kNN, batch smaller than its group": [*DEEP_KNN, "backbone.batch_norm_group=96"],
@@ -69,7 +70,7 @@ RUNS = {
 
 
 @pytest.fixture(scope="module")
-def worlds(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+def worlds(digits: Path, damaged_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """Folder of results by number of workers; every case run by one process and by two."""
     folders = {}
     for world_size in (1, 2):
@@ -84,7 +85,7 @@ def worlds(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, 
                     "settings": [
                         *NETWORK,
                         *settings,
-                        f"data.dataset={digits}",
+                        f"data.dataset={damaged_digits if 'damaged' in name else digits}",
                         f"run.dir={place}",
                         f"workers.num={world_size}",
                     ],
@@ -126,6 +127,15 @@ def test_a_step_over_two_workers_is_the_plain_step(name: str, worlds: dict[int, 
     assert abs(one["loss"] - two["loss"]) <= 1e-6 * abs(one["loss"])
     for state in set(one.files) - {"gradient", "loss", "ids"}:
         np.testing.assert_allclose(one[state], two[state], rtol=1e-6, atol=1e-6)
+
+
+def test_damaged_images_are_learned_from_by_their_stand_ins(worlds: dict[int, Path]) -> None:
+    """Were the damage not met, the case above would prove nothing."""
+    sound, damaged = (
+        np.load(f"{place_of(worlds, 1, 'step', name)}.npz")
+        for name in ("deep kNN, dataset", "deep kNN, dataset, damaged images")
+    )
+    assert np.linalg.norm(sound["gradient"] - damaged["gradient"]) > 1e-6 * np.linalg.norm(sound["gradient"])
 
 
 def test_training_on_two_workers_learns_as_on_one(worlds: dict[int, Path]) -> None:

@@ -1,0 +1,49 @@
+"""A run over a damaged data set, as a user sees it: it goes on and says what it left out, or ends in one line."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from fsl_dist.data.catalogue import Catalogue
+
+pytestmark = pytest.mark.integration
+
+SETTINGS = (
+    "backbone.name=conv4", "data.image_size=16", "data.resize_size=16", "data.channels=1", "method.kind=pcn",
+    "episode.n_way=4", "episode.k_shot=3", "episode.n_query=2", "episode.per_epoch=20", "training.epochs=1",
+    "data.decoder=torchvision",
+)  # fmt: skip
+
+
+def run(*arguments):
+    """(exit code, stdout, stderr) of the command line."""
+    done = subprocess.run(
+        [sys.executable, "-c", "from cluster.cli import main; main()", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_run_goes_on_without_damaged_samples(damaged_digits, tmp_path):
+    where = (f"data.dataset={damaged_digits}", f"run.dir={tmp_path / 'run'}")
+    code, _, err = run("train", *SETTINGS, *where)
+    assert code == 0
+    for sample_id, key in zip((0, 13), Catalogue.open(damaged_digits).keys([0, 13]), strict=True):
+        assert err.count(f"sample '{key}' (id {sample_id}) does not match its checksum") == 1
+    code, out, err = run("index", "build", tmp_path / "run", damaged_digits, tmp_path / "index", "--json")
+    assert code == 0
+    assert json.loads(out)["num_vectors"] == len(Catalogue.open(damaged_digits).split_ids("train"))
+    assert err.count("takes its place") == 2
+
+
+def test_too_much_damage_ends_the_run_in_one_line(damaged_digits, tmp_path):
+    where = (f"data.dataset={damaged_digits}", f"run.dir={tmp_path / 'run'}", "data.max_bad_fraction=0.005")
+    code, _, err = run("train", *SETTINGS, *where)
+    assert code == 1
+    (line,) = (line for line in err.splitlines() if "data.max_bad_fraction=0.005" in line)
+    assert "2 of 220 samples" in line
+    assert "Traceback" not in err
