@@ -116,7 +116,9 @@ def pack(
             os.replace(partial, out)
         finally:
             remove_folder(partial)
-    return make_report(out, metadata, sides, writer.shards, bad, listing.num_ignored, warnings, fingerprint)
+    return make_report(
+        out, 1, metadata, sides, writer.shards, bad, listing.num_ignored, warnings, fingerprint
+    )
 
 
 def append(
@@ -168,7 +170,7 @@ def append(
         )
         fingerprint = add_version(dataset, version, join_columns(old.columns(), added), metadata)
     return make_report(
-        dataset, metadata, sides, writer.shards, bad, listing.num_ignored, warnings, fingerprint
+        dataset, version, metadata, sides, writer.shards, bad, listing.num_ignored, warnings, fingerprint
     )
 
 

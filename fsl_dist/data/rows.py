@@ -29,6 +29,8 @@ class WriteReport:
     """What `pack`, `append`, `adopt` or `resplit` wrote."""
 
     dataset: str
+    version: int
+    """of the catalogue"""
     num_samples: int
     num_classes: int
     split_counts: dict[str, int]
@@ -105,6 +107,12 @@ class NamedSamples:
         }
 
 
+def log_bad(bad: Sequence[BadSample]) -> None:
+    """Log what is left out, one line each."""
+    for sample in bad:
+        logger.warning("left out '%s': %s", sample.path, sample.reason)
+
+
 def warn(warnings: Sequence[str]) -> None:
     """Log each of `warnings`."""
     for warning in warnings:
@@ -130,8 +138,7 @@ def check_samples(
             images.append(image)
         if progress is not None:
             progress("checking", done + 1, len(listing.candidates))
-    for sample in bad:
-        logger.warning("left out '%s': %s", sample.path, sample.reason)
+    log_bad(bad)
     if not samples:
         raise RequestError(
             f"none of the {len(bad)} samples can be used; the first, '{bad[0].path}': {bad[0].reason}"
@@ -143,6 +150,7 @@ def check_samples(
 
 def make_report(
     dataset: Path,
+    version: int,
     metadata: CatalogueMetadata,
     sides: NDArray[np.int8],
     shards: Sequence[ShardFile],
@@ -155,6 +163,7 @@ def make_report(
     counts = np.bincount(sides, minlength=len(SPLITS)).tolist()
     return WriteReport(
         dataset=str(dataset),
+        version=version,
         num_samples=len(sides),
         num_classes=len(metadata.class_names),
         split_counts={name: count for name, count in zip(SPLITS, counts, strict=True) if count},
