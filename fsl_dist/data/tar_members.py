@@ -108,7 +108,7 @@ def _parse_attributes(content: bytes, header: int) -> dict[str, str]:
     attributes, position = {}, 0
     while position < len(content) and content[position]:
         length, _, _ = content[position : position + 20].partition(b" ")
-        if not length.isdigit() or int(length) <= len(length) + 1:
+        if not length.isdigit() or not len(length) + 1 < int(length) <= len(content) - position:
             raise _DamageError(f"byte {header}: a pax record without a length")
         record = content[position + len(length) + 1 : position + int(length)]
         name, equals, value = record.partition(b"=")
