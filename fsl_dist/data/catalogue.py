@@ -258,7 +258,7 @@ class Catalogue:
         if not ids:
             raise RequestError(
                 f"data set '{self.folder}' has no split '{split}'; it has {', '.join(self.split_names)} "
-                "(`fsl-dist pack --split …` makes splits)"
+                "(`fsl-dist resplit --split …` makes others)"
             )
         return Selection.from_labels(np.arange(ids.start, ids.stop), self.labels[ids.start : ids.stop])
 

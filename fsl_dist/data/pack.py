@@ -13,7 +13,7 @@ from fsl_dist.data.catalogue import BadSample, Catalogue, CatalogueMetadata, wri
 from fsl_dist.data.division import SplitOptions, divide, divide_added
 from fsl_dist.data.images import CheckedImage, check_image
 from fsl_dist.data.listing import Candidate, Listing, TableColumns, list_folder, list_table
-from fsl_dist.data.next_version import add_version, check_new, hold_dataset
+from fsl_dist.data.next_version import STAGING, add_version, check_new, hold_dataset, name_appended
 from fsl_dist.data.rows import (
     NamedSamples,
     Progress,
@@ -145,12 +145,10 @@ def append(
         )
         warn(warnings)
         version = old.version + 1
-        folder, staging = f"shards-{version:06d}", dataset / ".append.partial"
+        folder, staging = name_appended(version), dataset / STAGING
         create_folder(staging)
         try:
             writer = _write_shards(staging, folder, samples, images, named.labels, options, progress)
-            # No catalogue of this version is there yet, so a folder of its name was left by a killed try.
-            remove_folder(dataset / folder)
             os.replace(staging / folder, dataset / folder)
         finally:
             remove_folder(staging)

@@ -189,6 +189,24 @@ def test_adopted_shards_train_to_the_loss_of_packed_ones(sets, tmp_path):
     assert losses[0] == losses[1]
 
 
+def test_a_run_keeps_its_version_when_the_data_set_grows(sets, tmp_path):
+    dataset, out = tmp_path / "out", tmp_path / "run"
+    assert run("pack", sets[0].parent / "src", dataset)[0] == 0
+    code, _, err = run("train", f"data.dataset={dataset}", f"run.dir={out}", *SETTINGS)
+    assert code == 0, err[-2000:]
+    assert "version: 1" in (out / "config.yaml").read_text()
+    before = json.loads(run("evaluate", out, "--json")[1])
+    assert (
+        run("pack", write_images(tmp_path / "more", ["3", "new"], 9, (8, 8), "PNG"), dataset, "--append")[0]
+        == 0
+    )
+    assert run("resplit", dataset, "--seed", "9")[0] == 0
+    assert json.loads(run("evaluate", out, "--json")[1]) == before
+    code, _, err = run("train", "--resume", f"run.dir={out}", "training.epochs=2")
+    assert code == 0, err[-2000:]
+    assert len(read_metrics(out)) > 6
+
+
 def test_adopt_says_what_it_left_out(sets, tmp_path):
     whole = (sets[1].parent / "wds/part-0000.tar").read_bytes()
     (tmp_path / "part.tar").write_bytes(whole[: len(whole) // 2])

@@ -2,6 +2,7 @@
 
 import io
 import os
+import random
 import tarfile
 
 import pytest
@@ -147,3 +148,24 @@ def test_names_that_are_no_text_are_refused_and_printable(tmp_path):
     (tmp_path / "t.tar").write_bytes(bytes(info) + bytes(1024))
     (refused,) = walk(tmp_path / "t.tar")
     assert refused == BadSample("t.tar:?.jpg", "has a name that is not UTF-8 text")
+
+
+def test_no_header_makes_the_walk_fail_or_leave_the_file(tmp_path):
+    names = ["é" * 70 + ".jpg", "b.jpg", "c" * 120 + ".jpg"]
+    draw = random.Random(0)
+    for kind in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        whole = write_tar(tmp_path / "t.tar", [(name, b"x" * 600) for name in names], kind).read_bytes()
+        for _ in range(150):
+            changed = bytearray(whole)
+            for _ in range(draw.randint(1, 4)):
+                changed[draw.randrange(len(changed))] = draw.randrange(256)
+            for start in range(0, len(changed), 512):  # right checksums, so that the changes are looked at
+                header = changed[start : start + 512]
+                if header[257:262] == b"ustar":
+                    header[148:156] = b" " * 8
+                    header[148:156] = b"%06o\0 " % sum(header)
+                    changed[start : start + 512] = header
+            (tmp_path / "t.tar").write_bytes(changed)
+            for member in walk(tmp_path / "t.tar"):
+                if isinstance(member, Member):
+                    assert 0 <= member.offset <= member.offset + member.size <= len(changed)
