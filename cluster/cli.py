@@ -4,6 +4,7 @@ import sys
 
 import click
 
+from cluster.catalogue_verbs import adopt, resplit
 from cluster.data_verbs import inspect, pack
 from cluster.index_verbs import index_group
 from cluster.output import configure_logging
@@ -21,7 +22,7 @@ def fsl_dist() -> None:
     configure_logging()
 
 
-for verb in (doctor, demo, pack, inspect, train, embed, evaluate, index_group):
+for verb in (doctor, demo, pack, adopt, resplit, inspect, train, embed, evaluate, index_group):
     fsl_dist.add_command(verb)
 
 

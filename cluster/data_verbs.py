@@ -1,12 +1,10 @@
 """The verbs `pack` and `inspect`. Data code loads when a verb runs, so that `--help` stays quick."""
 
-import sys
-import time
-from collections.abc import Callable
+from typing import Any
 
 import click
 
-_SPLITS = ["stratified", "classes", "base-novel", "column"]
+from cluster.dataset_options import emit_written, make_progress, split_options
 
 
 @click.command(
@@ -26,17 +24,17 @@ _SPLITS = ["stratified", "classes", "base-novel", "column"]
 @click.option(
     "--keep-together", metavar="COLUMN", help="Images with one value stay on one side of any split."
 )
+@split_options
 @click.option(
-    "--split",
-    type=click.Choice(_SPLITS),
-    help="stratified: every class by --fractions (default 0.7,0.1,0.2). classes: whole classes by --fractions "
-    "(default 0.6,0.2,0.2). base-novel: the --num-base largest classes, each with max(5, 20%) of its images "
-    "for val and for test; the others are novel. column: as --split-column says.  [default: stratified, or "
-    "column where --split-column is given]",
+    "--append", "is_appended", is_flag=True, help="Add to the data set OUT, divided by its own rule and seed."
 )
-@click.option("--num-base", type=int, help="How many classes are base (--split base-novel).")
-@click.option("--fractions", metavar="TRAIN,VAL,TEST", help="Shares that sum to 1.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Order and splits.")
+@click.option(
+    "--order",
+    type=click.Choice(["mixed", "class"]),
+    default="mixed",
+    show_default=True,
+    help="Bytes in the shards: shuffled over all classes, or each class's side by side.",
+)
 @click.option("--shard-size-mb", type=int, default=256, show_default=True, help="Largest shard, 10⁶ bytes.")
 @click.option(
     "--threads", type=click.IntRange(min=0), default=0, help="Checking threads; 0: one a core, at most 8."
@@ -53,25 +51,21 @@ def pack(
     blind_group_column: str | None,
     split_column: str | None,
     keep_together: str | None,
-    split: str | None,
-    num_base: int | None,
-    fractions: str | None,
-    seed: int,
+    split: dict[str, Any],
+    is_appended: bool,
+    order: str,
     shard_size_mb: int,
     threads: int,
     allow_bad: bool,
     as_json: bool,
 ) -> None:
-    """Pack images into WebDataset shards and a catalogue, in the new folder OUT.
+    """Pack images into WebDataset shards and a catalogue, in the new folder OUT, or --append them to the data set OUT.
 
     SRC holds one folder a class, or the images that --table names. Images are stored as they are.
     Those that cannot be used are named and left out: exit 1, or 0 with --allow-bad.
     """
-    from dataclasses import asdict
-
-    from cluster.output import emit
     from fsl_dist.data.listing import TableColumns
-    from fsl_dist.data.pack import PackOptions
+    from fsl_dist.data.pack import PackOptions, append
     from fsl_dist.data.pack import pack as pack_source
     from fsl_dist.errors import RequestError
 
@@ -93,53 +87,14 @@ def pack(
         )
     options = PackOptions(
         columns=columns,
-        split=split or "",  # type: ignore[arg-type]  # click has checked the choice
-        num_base=num_base,
-        fractions=_parse_fractions(fractions),
-        seed=seed,
+        order=order,  # type: ignore[arg-type]  # click has checked the choice
         shard_size_mb=shard_size_mb,
         threads=threads,
+        **split,
     )
-    report = pack_source(source, out, options, _make_progress() if sys.stderr.isatty() else None)
-    splits = ", ".join(f"{name} {count}" for name, count in report.split_counts.items())
-    lines = [
-        f"packed {report.num_samples} images of {report.num_classes} classes into {report.dataset}",
-        f"{report.num_shards} shards, {report.size_bytes / 1e6:.1f} MB; {splits}",
-    ]
-    if report.bad_samples:
-        lines.append(
-            f"left out {len(report.bad_samples)} bad samples (named above; `fsl-dist inspect` lists them)"
-        )
-    emit({**asdict(report), "num_bad": len(report.bad_samples)}, as_json, "\n".join(lines))
-    if report.bad_samples and not allow_bad:
-        raise SystemExit(1)
-
-
-def _parse_fractions(text: str | None) -> tuple[float, ...] | None:
-    if text is None:
-        return None
-    from fsl_dist.errors import RequestError
-
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise RequestError(
-            f"--fractions={text} must be three numbers for train, val and test, such as 0.7,0.1,0.2"
-        ) from error
-
-
-def _make_progress() -> Callable[[str, int, int], None]:
-    """Shows one line on a terminal, at most ten times a second."""
-    shown_s = 0.0
-
-    def show(stage: str, done: int, total: int) -> None:
-        nonlocal shown_s
-        now_s = time.monotonic()
-        if done == total or now_s - shown_s >= 0.1:
-            shown_s = now_s
-            click.echo(f"\r{stage} {done}/{total}", nl=done == total, err=True)
-
-    return show
+    write = append if is_appended else pack_source
+    report = write(source, out, options, make_progress())
+    emit_written("appended" if is_appended else "packed", report, allow_bad, as_json)
 
 
 @click.command(epilog="Example: fsl-dist inspect packed --verify --plots pictures")

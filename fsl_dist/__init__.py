@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING
 from fsl_dist.errors import ConfigError, DataError, FslDistError, RequestError, TrainingError, VersionError
 
 if TYPE_CHECKING:
+    from fsl_dist.data.adopt import AdoptOptions, adopt
     from fsl_dist.data.catalogue import Catalogue
     from fsl_dist.data.config import DataConfig
     from fsl_dist.data.listing import TableColumns
     from fsl_dist.data.loader import FeatureSource, ImageSource, Loader, Request, open_source
-    from fsl_dist.data.pack import PackOptions, pack
+    from fsl_dist.data.pack import PackOptions, append, pack
+    from fsl_dist.data.resplit import ResplitOptions, resplit
+    from fsl_dist.data.rows import WriteReport
     from fsl_dist.data.selection import Selection
     from fsl_dist.losses.cross_entropy import class_weights, cross_entropy_loss
     from fsl_dist.losses.deep_knn import batch_neighbours, deep_knn_loss
@@ -35,6 +38,12 @@ if TYPE_CHECKING:
     from fsl_dist.samplers.stratified import stratified_batch, stratified_steps
 
 _ROOM_OF = {
+    "AdoptOptions": "fsl_dist.data.adopt",
+    "ResplitOptions": "fsl_dist.data.resplit",
+    "WriteReport": "fsl_dist.data.rows",
+    "adopt": "fsl_dist.data.adopt",
+    "append": "fsl_dist.data.pack",
+    "resplit": "fsl_dist.data.resplit",
     "BackboneConfig": "fsl_dist.models.config",
     "Catalogue": "fsl_dist.data.catalogue",
     "DataConfig": "fsl_dist.data.config",
@@ -76,6 +85,7 @@ _ROOM_OF = {
 }
 
 __all__ = [
+    "AdoptOptions",
     "BackboneConfig",
     "Catalogue",
     "ConfigError",
@@ -93,12 +103,16 @@ __all__ = [
     "PackOptions",
     "Request",
     "RequestError",
+    "ResplitOptions",
     "Selection",
     "TableColumns",
     "TrainingError",
     "VersionError",
+    "WriteReport",
+    "adopt",
     "anchors_of_step",
     "anchors_per_step",
+    "append",
     "batch_neighbours",
     "build_network",
     "class_balanced_batch",
@@ -113,6 +127,7 @@ __all__ = [
     "open_source",
     "pack",
     "pcn_episode_loss",
+    "resplit",
     "scan_batches",
     "share_of_rank",
     "shuffled_batch",

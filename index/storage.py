@@ -6,6 +6,7 @@ the disk, and renamed. A rename is the only publishing step.
 
 import contextlib
 import datetime
+import fcntl
 import json
 import os
 import secrets
@@ -20,7 +21,7 @@ from typing import IO
 
 import numpy as np
 
-from index.errors import StaleOwnerError, VersionError
+from index.errors import RequestError, StaleOwnerError, VersionError
 
 _OWNER = "owner"
 _CHUNK_BYTES = 1 << 20
@@ -129,6 +130,36 @@ def publish_folder(staging: Path, final: Path) -> None:
     except OSError as error:
         raise VersionError(f"{staging} cannot be published as {final}: {error.strerror}") from None
     _sync_folder(final.parent)
+
+
+@contextlib.contextmanager
+def hold_lock(path: Path) -> Iterator[None]:
+    """Hold the lock file `path` while the block runs, and remove it afterwards.
+
+    The system lets go of it when the process dies, so a killed writer locks nobody out. RequestError where another
+    process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The holder before may have removed the file between open and lock: then the lock is on nothing.
+            if os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(descriptor)):
+                break
+        except FileNotFoundError:
+            pass
+        except BlockingIOError:
+            os.close(descriptor)
+            raise RequestError(
+                f"'{path}' is locked: another process is writing there; wait until it has ended"
+            ) from None
+        os.close(descriptor)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
 def remove_stale_staging(

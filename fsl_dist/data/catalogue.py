@@ -10,6 +10,7 @@ ids; the key is the identity that lasts across versions.
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -26,7 +27,7 @@ from fsl_dist.errors import RequestError, VersionError
 SPLITS = ("train", "val", "test", "novel")
 """Split names in the order of their codes and of the catalogue's rows."""
 
-FORMAT = "fsl-dist catalogue 1"
+FORMAT = "fsl-dist catalogue 2"
 
 SCHEMA = pa.schema(
     [
@@ -37,6 +38,7 @@ SCHEMA = pa.schema(
         ("label", pa.int64()),
         ("group", pa.int64()),
         ("blind_group", pa.int64()),
+        ("unit", pa.int64()),
         ("split", pa.int8()),
         ("width", pa.int32()),
         ("height", pa.int32()),
@@ -59,7 +61,7 @@ class ShardFile:
     """One tar file of a data set."""
 
     name: str
-    """relative to the data set's folder"""
+    """relative to the data set's folder, or absolute where `adopt` found it elsewhere"""
     size_bytes: int
 
 
@@ -73,6 +75,8 @@ class CatalogueMetadata:
     """name of each group"""
     blind_group_names: Sequence[str] = ()
     """name of each blind group (kept from the methods, read by the evaluation)"""
+    unit_names: Sequence[str] = ()
+    """name of each unit that no split divides (a patient, a lesion)"""
     shards: Sequence[ShardFile] = ()
     bad_samples: Sequence[BadSample] = ()
     """what was left out and why"""
@@ -104,6 +108,7 @@ class Catalogue:
         self.labels: NDArray[np.int64] = self._column("label")
         self.groups: NDArray[np.int64] = self._column("group")
         self.blind_groups: NDArray[np.int64] = self._column("blind_group")
+        self.units: NDArray[np.int64] = self._column("unit")
         self.splits: NDArray[np.int8] = self._column("split")
         self._split_starts = np.searchsorted(self.splits, np.arange(len(SPLITS) + 1))
 
@@ -168,6 +173,11 @@ class Catalogue:
         return self._metadata("blind_group_names")
 
     @cached_property
+    def unit_names(self) -> list[str]:
+        """Name of each unit that no split divides; empty where the data set has none."""
+        return self._metadata("unit_names")
+
+    @cached_property
     def shards(self) -> list[ShardFile]:
         """The tar files, in the order that the rows' shard numbers mean."""
         return [ShardFile(**shard) for shard in self._metadata("shards")]
@@ -195,6 +205,13 @@ class Catalogue:
                 f"catalogue {self.version} of '{self.folder}' is damaged: its content does not match its "
                 "fingerprint; restore it from a copy or pack again"
             )
+
+    def columns(self) -> dict[str, NDArray[Any] | list[str]]:
+        """Every column of `SCHEMA`, row = sample id; for writing another version."""
+        return {
+            name: self.keys(np.arange(self.num_samples)) if name == "key" else self._column(name)
+            for name in SCHEMA.names
+        }
 
     def label_name(self, label: int) -> str:
         return self.class_names[label]
@@ -255,7 +272,7 @@ class Catalogue:
         if not ids:
             raise RequestError(
                 f"data set '{self.folder}' has no split '{split}'; it has {', '.join(self.split_names)} "
-                "(`fsl-dist pack --split …` makes splits)"
+                "(`fsl-dist resplit --split …` makes others)"
             )
         return Selection.from_labels(np.arange(ids.start, ids.stop), self.labels[ids.start : ids.stop])
 
@@ -269,7 +286,9 @@ def _read_table(path: Path) -> pa.Table:
     metadata = table.schema.metadata or {}
     if metadata.get(b"format") != FORMAT.encode() or not table.schema.equals(SCHEMA):
         written = metadata.get(b"format", b"unknown").decode(errors="replace")
-        raise VersionError(f"catalogue '{path}' has format '{written}'; this version reads '{FORMAT}'")
+        raise VersionError(
+            f"catalogue '{path}' has format '{written}'; this version reads '{FORMAT}'; pack again"
+        )
     return table
 
 
@@ -291,12 +310,11 @@ def write_catalogue(
 ) -> str:
     """Sort rows by (split, label, group, key), write them to `path`; returns the fingerprint.
 
-    `columns` holds one sequence a field of `SCHEMA`, all of one length, in any row order. The file's bytes
-    depend on rows and metadata alone.
+    `columns` holds one sequence a field of `SCHEMA` (`unit` may be left out: none), all of one length, in any row
+    order. The file's bytes depend on rows and metadata alone.
     """
-    table = pa.table(
-        {field.name: pa.array(columns[field.name], field.type) for field in SCHEMA}, schema=SCHEMA
-    )
+    given = {"unit": np.full(len(columns["key"]), -1), **columns}
+    table = pa.table({field.name: pa.array(given[field.name], field.type) for field in SCHEMA}, schema=SCHEMA)
     table = table.sort_by(
         [(name, "ascending") for name in ("split", "label", "group", "key")]
     ).combine_chunks()
@@ -309,4 +327,6 @@ def write_catalogue(
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         for batch in table.to_batches():
             writer.write_batch(batch)
+    with path.open("rb") as written:
+        os.fsync(written.fileno())
     return fingerprint

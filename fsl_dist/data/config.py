@@ -13,7 +13,9 @@ class DataConfig:
     """Data set, image transform and read-ahead of a run (the `data.*` keys)."""
 
     dataset: str = ""
-    """folder of a packed data set (`fsl-dist pack`)"""
+    """folder of a packed or adopted data set (`fsl-dist pack`, `fsl-dist adopt`)"""
+    version: int = 0
+    """version of its catalogue; 0: the current one, which a run writes down when it starts and keeps"""
     features: str = ""
     """a .npy file, float32 [num_samples, dim], row = sample id: frozen features used instead of images; empty: images"""
     decoder: Literal["auto", "dali", "torchvision"] = "auto"
@@ -61,6 +63,8 @@ class DataConfig:
         for key in ("image_size", "threads", "prefetch"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"data.{key}={getattr(self, key)} must be at least 1")
+        if self.version < 0:
+            raise ConfigError(f"data.version={self.version} must be at least 0 (0: the current version)")
         if self.image_size > self.resize_size:
             raise ConfigError(
                 f"data.image_size={self.image_size} is larger than data.resize_size={self.resize_size}; "

@@ -5,14 +5,20 @@ import os
 import struct
 import warnings
 import zlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
 
 Encoded = bytes | memoryview
 """An image file's content."""
+
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +115,11 @@ def check_image(file: str) -> CheckedImage | str:
         data = Path(file).read_bytes()
     except OSError as error:
         return f"cannot be read: {error.strerror}"
+    return check_encoded(data, file)
+
+
+def check_encoded(data: bytes, file: str) -> CheckedImage | str:
+    """The same for the content of a file called `file`. Decodes all of it."""
     if not data:
         return "has zero bytes"
     if excess := find_excess_pixels(data, MAX_PIXELS):
@@ -120,6 +131,22 @@ def check_image(file: str) -> CheckedImage | str:
     except Exception as error:  # PIL raises a dozen types for damaged images
         return f"is not an image that decodes: {explain(error)}"
     return CheckedImage(image.width, image.height, len(data), zlib.crc32(data), extension)
+
+
+def check_in_order(
+    items: Sequence[_Item], check: Callable[[_Item], CheckedImage | str], threads: int
+) -> Iterator[tuple[_Item, CheckedImage | str]]:
+    """Check on `threads` threads (0: one a core, at most 8), in order, with few images in memory at a time."""
+    threads = threads or min(8, os.cpu_count() or 1)
+    running: deque[tuple[_Item, Future[CheckedImage | str]]] = deque()
+    with ThreadPoolExecutor(threads, thread_name_prefix="fsl-dist-check") as pool:
+        for item in items:
+            running.append((item, pool.submit(check, item)))
+            if len(running) > 4 * threads:
+                first, future = running.popleft()
+                yield first, future.result()
+        for last, future in running:
+            yield last, future.result()
 
 
 def explain(error: Exception) -> str:

@@ -190,14 +190,7 @@ def list_folder(source: Path) -> Listing:
 def list_table(source: Path, columns: TableColumns) -> Listing:
     """Images that the rows of a table name. RequestError for a table that cannot serve."""
     wanted = columns.named()
-    rows = _read_table(Path(columns.table), list(dict.fromkeys(wanted.values())))
-    if columns.split:
-        seen = sorted(set(rows[columns.split]))
-        if not set(seen) <= set(SPLITS):
-            raise RequestError(
-                f"--split-column={columns.split} must hold {', '.join(SPLITS)}; it holds "
-                f"{', '.join(repr(value) for value in seen[:8])}{' …' if len(seen) > 8 else ''}"
-            )
+    rows = read_split_table(Path(columns.table), list(wanted.values()), columns.split)
     if not any(rows[columns.label]):
         raise RequestError(f"--label-column={columns.label} names no class in any of the table's rows")
     collected = _Collector(source)
@@ -212,6 +205,22 @@ def list_table(source: Path, columns: TableColumns) -> Listing:
             f"'{first.path}': {first.reason}"
         )
     return listing
+
+
+def read_split_table(path: Path, columns: list[str], split_column: str) -> dict[str, list[str]]:
+    """The named columns of a CSV or Parquet table as text, empty text where a cell is empty; the first must have rows.
+
+    `split_column` (empty: none) must hold split names. RequestError for a table that cannot serve.
+    """
+    rows = _read_table(path, list(dict.fromkeys(columns)))
+    if split_column:
+        seen = sorted(set(rows[split_column]))
+        if not set(seen) <= set(SPLITS):
+            raise RequestError(
+                f"--split-column={split_column} must hold {', '.join(SPLITS)}; it holds "
+                f"{', '.join(repr(value) for value in seen[:8])}{' …' if len(seen) > 8 else ''}"
+            )
+    return rows
 
 
 def _read_table(path: Path, columns: list[str]) -> dict[str, list[str]]:

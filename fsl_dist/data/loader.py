@@ -119,7 +119,7 @@ def describe_samples(config: DataConfig) -> tuple[Catalogue, tuple[int, ...]]:
         raise ConfigError(
             "data.dataset is empty; name the folder of a data set made by `fsl-dist pack SRC OUT`"
         )
-    catalogue = Catalogue.open(config.dataset)
+    catalogue = Catalogue.open(config.dataset, config.version or None)
     if config.features:
         return catalogue, FeatureSource(catalogue, config.features).sample_shape
     return catalogue, (config.channels, config.image_size, config.image_size)

@@ -15,13 +15,15 @@ _TAR_BLOCK = 512
 
 
 class ShardWriter:
-    """Appends samples to `folder`/shards/shard-000000.tar …, each at most `max_bytes` unless one sample is larger."""
+    """Appends samples to `folder`/`subfolder`/shard-000000.tar …, each at most `max_bytes` unless one sample is larger."""
 
-    def __init__(self, folder: Path, max_bytes: int) -> None:
+    def __init__(self, folder: Path, max_bytes: int, subfolder: str = "shards") -> None:
+        (folder / subfolder).mkdir(parents=True)
         self.shards: list[ShardFile] = []
         self.places: dict[int, tuple[int, int]] = {}
         """row → (shard, offset of the image's first byte)"""
         self._folder = folder
+        self._subfolder = subfolder
         self._max_bytes = max_bytes
         self._file: io.BufferedWriter | None = None
 
@@ -45,7 +47,7 @@ class ShardWriter:
             self._file.write(content.ljust(_padded(len(content)), b"\0"))
 
     def _name(self) -> str:
-        return f"shards/shard-{len(self.shards):06d}.tar"
+        return f"{self._subfolder}/shard-{len(self.shards):06d}.tar"
 
     def finish(self) -> None:
         """End the open shard: two empty blocks, on disk."""

@@ -76,6 +76,17 @@ def split_base_novel(
         )
     is_base = np.zeros(len(counts), dtype=bool)
     is_base[np.argsort(-counts, kind="stable")[:num_base]] = True
+    return split_given_base(labels, units, is_base, seed)
+
+
+def split_given_base(
+    labels: NDArray[np.int64],
+    units: NDArray[np.int64] | None,
+    is_base: NDArray[np.bool_],
+    seed: int,
+) -> SplitAssignment:
+    """`split_base_novel` where it is known which classes are base: is_base, bool [number of labels]."""
+    counts = np.bincount(labels, minlength=len(is_base))
     sample_is_base = is_base[labels]
     _check_undivided(units, sample_is_base.astype(np.int64), "base and novel classes")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from fsl_dist.config import CONFIG_FILE, RunConfig, load_run, render_config, resolve_paths
+from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.loader import describe_samples
 from fsl_dist.errors import RequestError
 from fsl_dist.methods.build import build_method
@@ -70,7 +71,10 @@ def train_run(
     num_steps = check_run(config)
     config = resolve_paths(config)
     is_known = resume and (run / CONFIG_FILE).is_file()
-    config = check_resumable(config, load_run(run)) if is_known else settle(config)
+    if is_known:
+        config = check_resumable(config, load_run(run))
+    else:
+        config = settle(config, Catalogue.open(config.data.dataset).version)
     started = time.perf_counter()
     owner = Owner.claim(run)
     write_atomic(run / CONFIG_FILE, render_config(config).encode())

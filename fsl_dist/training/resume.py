@@ -34,10 +34,17 @@ _MAY_CHANGE = (
 )
 
 
-def settle(config: RunConfig) -> RunConfig:
-    """Write out what depends on the number of workers, so that resuming with another one changes nothing."""
+def settle(config: RunConfig, version: int) -> RunConfig:
+    """Write out what depends on the number of workers and on the day, so that resuming changes nothing.
+
+    version: of the catalogue that is current.
+    """
     per_step = config.episode.per_step or config.workers.num
-    return replace(config, episode=replace(config.episode, per_step=per_step))
+    return replace(
+        config,
+        episode=replace(config.episode, per_step=per_step),
+        data=replace(config.data, version=config.data.version or version),
+    )
 
 
 def check_resumable(config: RunConfig, stored: RunConfig) -> RunConfig:
@@ -47,6 +54,8 @@ def check_resumable(config: RunConfig, stored: RunConfig) -> RunConfig:
     """
     if config.episode.per_step == 0:
         config = replace(config, episode=replace(config.episode, per_step=stored.episode.per_step))
+    if config.data.version == 0:
+        config = replace(config, data=replace(config.data, version=stored.data.version))
     before, now = _flatten(dump(stored)), _flatten(dump(config))
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key) and not key.startswith(_MAY_CHANGE):

@@ -29,12 +29,15 @@ class TrainedRun:
 def open_trained(run: Path, *, dataset: Path | None = None) -> TrainedRun:
     """Open a run's best checkpoint (its last, where it did not validate) for `dataset`, by default the run's own.
 
+    The run's own data set is opened at the catalogue version that the run was trained on, another at its current one.
+
     Raises ConfigError when `run` is no run, RequestError when it holds no checkpoint yet.
     """
     config = load_run(run)
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=str(run)))
     if dataset is not None:
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, dataset=str(dataset)))
+        data = dataclasses.replace(config.data, dataset=str(dataset), version=0)
+        config = dataclasses.replace(config, data=data)
     checkpoints = CheckpointFolder(run, keep=config.training.keep_checkpoints, owner=None)
     folder = checkpoints.best() or checkpoints.latest()
     if folder is None:

@@ -107,6 +107,8 @@ def test_every_verb_explains_itself_with_an_example(cli: Cli) -> None:
         "doctor",
         "demo",
         "pack",
+        "adopt",
+        "resplit",
         "inspect",
         "train",
         "embed",

@@ -94,13 +94,13 @@ def test_paths_become_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 
 def test_resuming_keeps_the_run_what_it_was() -> None:
-    stored = settle(of("method.kind=pcn", "workers.num=3", "run.dir=r"))
+    stored = settle(of("method.kind=pcn", "workers.num=3", "run.dir=r"), version=3)
     assert stored.episode.per_step == 3
     # Another number of workers, longer: the same episodes a step.
     resumed = check_resumable(
         of("method.kind=pcn", "workers.num=2", "run.dir=r", "training.epochs=200"), stored
     )
-    assert resumed.episode.per_step == 3
+    assert (resumed.episode.per_step, resumed.data.version) == (3, 3)
     with pytest.raises(RequestError, match=r"method\.clusters=4 differs from the run's 10"):
         check_resumable(of("method.kind=pcn", "method.clusters=4", "run.dir=r"), stored)
     with pytest.raises(RequestError, match=r"run\.seed=1 differs from the run's 0"):

@@ -255,7 +255,7 @@ def test_keep_together_names_the_unit_that_crosses(source, tmp_path):
         for i in range(3)
     ]
     columns = TableColumns(table=write_table(tmp_path / "t.csv", rows), unit="patient")
-    with pytest.raises(RequestError, match=r"--keep-together=patient: 'smith' has samples of base and novel"):
+    with pytest.raises(RequestError, match=r"--keep-together: 'smith' has samples of base and novel"):
         pack(source, tmp_path / "out", PackOptions(columns=columns, split="base-novel", num_base=1))
     for number, row in enumerate(rows):
         row["side"] = "train" if number < 3 else "test"
@@ -313,7 +313,7 @@ BAD_REQUESTS = {
     "nothing decodes": (
         lambda t: t / "rot",
         lambda t: PackOptions(),
-        "none of the 1 files .* is an image that can be read",
+        "none of the 1 samples can be used; the first, .* its format is not known",
     ),
     "too many base": (
         lambda t: t / "src",
@@ -342,7 +342,7 @@ def test_a_bad_request_writes_nothing(source, tmp_path, case):
         ({"split": "base-novel"}, "needs --num-base"),
         ({"num_base": 3}, "--num-base=3 belongs to --split base-novel"),
         ({"split": "base-novel", "num_base": 1, "fractions": (0.5, 0.2, 0.3)}, "--fractions belongs to"),
-        ({"split": "column"}, "needs --table and --split-column"),
+        ({"split": "column"}, "--split column needs --split-column"),
         ({"split": "classes", "columns": TableColumns(table="t.csv", split="s")}, "leave one out"),
         ({"shard_size_mb": 0}, "--shard-size-mb=0 must be at least 1"),
     ],

@@ -1,0 +1,122 @@
+"""Catalogue WebDataset shards that others wrote, where they lie: nothing of theirs is rewritten."""
+
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from fsl_dist.data.catalogue import CatalogueMetadata, ShardFile, write_catalogue
+from fsl_dist.data.division import SplitOptions, divide
+from fsl_dist.data.images import CheckedImage, check_encoded
+from fsl_dist.data.listing import Candidate
+from fsl_dist.data.next_version import check_new
+from fsl_dist.data.rows import NamedSamples, Progress, WriteReport, check_samples, make_report, warn
+from fsl_dist.data.wds_samples import Place, SampleKeys, find_shards, list_shards
+from fsl_dist.errors import RequestError
+from index.storage import create_folder, hold_lock, remove_folder
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdoptOptions(SplitOptions):
+    """How `adopt` reads shards and divides their samples; field names follow the command's options."""
+
+    keys: SampleKeys = field(default_factory=SampleKeys)
+    relative: bool = False
+    """name the shards relative to the data set's folder, so that both can move together; else by absolute paths.
+    Shards inside that folder are always named relative to it"""
+    threads: int = 0
+    """threads that check images; 0: one a core, at most 8"""
+
+    @property
+    def split_source(self) -> tuple[str, str]:
+        return "--split-key", self.keys.split
+
+
+def adopt(
+    shards: str, out: str | Path, options: AdoptOptions, progress: Progress | None = None
+) -> WriteReport:
+    """Write a catalogue of the samples in `shards` (a folder or a pattern, as `find_shards` takes) to folder `out`.
+
+    `out` must be new or empty, or hold the shards and no catalogue yet. Every image is decoded once; what cannot be
+    used is named with the reason in the log, the report and the catalogue. The catalogue knows each shard's
+    size and each image's checksum, so a shard that changes afterwards is caught when it is read. It appears in
+    one step. Raises RequestError, with nothing written, where the request cannot be served.
+    """
+    out = Path(out)
+    paths = find_shards(shards)
+    is_inside = out.is_dir() and all(_is_below(path, out) for path in paths)
+    _check_out(out, is_inside)
+    found = list_shards(paths, options.keys)
+    samples, images, bad = check_samples(
+        found.listing,
+        lambda sample: _check_member(sample, found.places[sample.key]),
+        options.threads,
+        progress,
+    )
+    named = NamedSamples.number(samples)
+    sides, warnings = divide(
+        named.labels, named.units, [sample.split for sample in samples], named.names, options
+    )
+    warn(warnings)
+    metadata = CatalogueMetadata(
+        class_names=named.class_names,
+        group_names=named.group_names,
+        unit_names=named.unit_names,
+        shards=[
+            ShardFile(_name_shard(Path(shard.name), out, options.relative), shard.size_bytes)
+            for shard in found.shards
+        ],
+        bad_samples=bad,
+        options={"source": "shards", "keys": asdict(options.keys), **options.rule},
+    )
+    places = [(found.places[sample.key].shard, found.places[sample.key].offset) for sample in samples]
+    partial = out.absolute().parent / f".{out.name}.partial"
+    with hold_lock(partial.with_name(f".{out.name}.lock")):
+        _check_out(out, is_inside)
+        create_folder(partial)
+        try:
+            (partial / "catalogue").mkdir()
+            columns = named.columns(samples, images, places, sides)
+            fingerprint = write_catalogue(partial / "catalogue" / "000001.arrow", columns, metadata)
+            if is_inside:
+                os.replace(partial / "catalogue", out / "catalogue")
+            else:
+                os.replace(partial, out)
+        finally:
+            remove_folder(partial)
+    return make_report(
+        out, 1, metadata, sides, found.shards, bad, found.listing.num_ignored, warnings, fingerprint
+    )
+
+
+def _check_out(out: Path, is_inside: bool) -> None:
+    if not is_inside:
+        check_new(out)
+    elif (out / "catalogue").exists():
+        raise RequestError(
+            f"output '{out}' has a catalogue already; `fsl-dist resplit {out}` makes its next version"
+        )
+
+
+def _check_member(sample: Candidate, place: Place) -> CheckedImage | str:
+    """What the member holds, or why it cannot be used. Reads and decodes all of it."""
+    try:
+        with open(sample.file, "rb", buffering=0) as shard:
+            data = os.pread(shard.fileno(), place.size, place.offset)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    if len(data) != place.size:
+        return "is cut: the shard ended before it"
+    return check_encoded(data, sample.path)
+
+
+def _is_below(path: Path, folder: Path) -> bool:
+    return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
+
+
+def _name_shard(path: Path, out: Path, relative: bool) -> str:
+    if _is_below(path, out):
+        return os.path.relpath(path, out)
+    # `..` in a path is followed on the disk, behind links: hence real paths.
+    return (
+        os.path.relpath(os.path.realpath(path), os.path.realpath(out)) if relative else os.path.abspath(path)
+    )

@@ -1,0 +1,237 @@
+"""Writers of data sets for real: killed packs, shards that webdataset wrote, the verbs and their exit codes."""
+
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+from PIL import Image
+
+from fsl_dist.data.catalogue import Catalogue
+from fsl_dist.training.runlog import read_metrics
+
+pytestmark = pytest.mark.integration
+
+COMMAND = [sys.executable, "-c", "from cluster.cli import main; main()"]
+SETTINGS = [
+    "data.channels=1",
+    "data.resize=exact",
+    "data.resize_size=16",
+    "data.image_size=16",
+    "data.mean=[0.5]",
+    "data.std=[0.5]",
+    "backbone.name=conv4",
+    "backbone.width=8",
+    "training.patience=0",
+    "training.epochs=1",
+    "method.kind=pcn",
+    "method.clusters=2",
+    "evaluation.delta_tau=[0]",
+    "episode.n_way=5",
+    "episode.k_shot=3",
+    "episode.n_query=2",
+    "episode.per_step=1",
+    "episode.per_epoch=6",
+]
+
+
+def run(*arguments):
+    """(exit code, stdout, stderr) of the command line."""
+    done = subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stdout, done.stderr
+
+
+def all_bytes(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def write_images(root, names, count, size, kind):
+    draw = np.random.default_rng(len(names) * count)
+    for name in names:
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            buffer = io.BytesIO()
+            Image.fromarray(draw.integers(0, 256, (*size, 3), dtype=np.uint8)).save(buffer, kind)
+            (root / name / f"{number:02d}.{kind.lower()}").write_bytes(buffer.getvalue())
+    return root
+
+
+def kill_at_random(command, num_kills, seconds, done):
+    """Start `command` and kill it at a random moment, `num_kills` times; `done()` clears a try that had finished.
+
+    Returns how many were killed before they had ended.
+    """
+    draw = random.Random(0)
+    killed = 0
+    for _ in range(num_kills):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(draw.uniform(0.2, 1.0) * seconds)
+        process.send_signal(signal.SIGKILL)
+        killed += process.wait() == -signal.SIGKILL
+        done()
+    return killed
+
+
+def test_a_pack_killed_at_20_moments_ends_byte_identical(tmp_path):
+    # 60 images of 270 kB: a dozen shards of 2 MB, each forced to the disk.
+    source = write_images(tmp_path / "src", ["ant", "bee", "owl"], 20, (300, 300), "BMP")
+    options = ["--shard-size-mb", "2", "--seed", "5"]
+    started = time.monotonic()
+    assert run("pack", source, tmp_path / "undisturbed", *options)[0] == 0
+    seconds = time.monotonic() - started
+    expected = all_bytes(tmp_path / "undisturbed")
+    assert len(expected) > 8
+
+    room = tmp_path / "room"
+    room.mkdir()
+    num_unfinished = 0
+
+    def check():
+        # At every moment OUT is whole or not there.
+        nonlocal num_unfinished
+        if (room / "out").exists():
+            assert all_bytes(room / "out") == expected
+            assert run("pack", source, room / "out", *options)[0] == 2  # and what is there is left alone
+            (room / "out").rename(tmp_path / f"finished-{num_unfinished}-{time.monotonic_ns()}")
+        else:
+            num_unfinished += (room / ".out.partial").exists()
+
+    command = [*COMMAND, "pack", str(source), str(room / "out"), *options]
+    assert kill_at_random(command, 20, seconds, check) > 10
+    assert run("pack", source, room / "out", *options)[0] == 0
+    assert all_bytes(room / "out") == expected
+    assert os.listdir(room) == ["out"]
+
+
+def test_a_killed_append_leaves_the_data_set_as_it_was(tmp_path):
+    first = write_images(tmp_path / "src", ["ant", "bee"], 8, (20, 20), "PNG")
+    more = write_images(tmp_path / "more", ["bee", "cat", "dog"], 20, (300, 300), "BMP")
+    for path in more.rglob("*.bmp"):
+        path.rename(path.with_name("new" + path.name))
+    for name in ("undisturbed", "out"):
+        assert run("pack", first, tmp_path / name)[0] == 0
+    before = all_bytes(tmp_path / "out")
+    options = ["--append", "--shard-size-mb", "2"]
+    started = time.monotonic()
+    assert run("pack", more, tmp_path / "undisturbed", *options)[0] == 0
+    seconds = time.monotonic() - started
+    expected = all_bytes(tmp_path / "undisturbed")
+
+    def check():
+        now = all_bytes(tmp_path / "out")
+        if Catalogue.open(tmp_path / "out").version == 2:
+            assert {name: now[name] for name in expected} == expected
+            (tmp_path / "out/catalogue/000002.arrow").unlink()
+        assert {name: now[name] for name in before} == before
+
+    command = [*COMMAND, "pack", str(more), str(tmp_path / "out"), *options]
+    assert kill_at_random(command, 10, seconds, check) > 5
+    assert run("pack", more, tmp_path / "out", *options)[0] == 0
+    assert all_bytes(tmp_path / "out") == expected
+
+
+def test_two_packs_of_one_output_do_not_mix(tmp_path):
+    source = write_images(tmp_path / "src", ["ant", "bee"], 20, (300, 300), "BMP")
+    command = [*COMMAND, "pack", str(source), str(tmp_path / "out"), "--shard-size-mb", "1"]
+    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    errors = [process.communicate(timeout=60)[1] for process in both]
+    codes = sorted(process.returncode for process in both)
+    assert codes == [0, 2], errors
+    assert any("another process is writing there" in e or "is not an empty folder" in e for e in errors)
+    assert run("inspect", tmp_path / "out", "--verify")[0] == 0
+    assert sorted(os.listdir(tmp_path)) == ["out", "src"]
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    """(packed, adopted): the digits from their files, and from shards that webdataset wrote."""
+    from sklearn.datasets import load_digits
+
+    root = tmp_path_factory.mktemp("sets")
+    scans = load_digits()
+    (root / "wds").mkdir()
+    with webdataset.ShardWriter(str(root / "wds/part-%04d.tar"), maxcount=70, verbose=0) as writer:
+        for label in range(10):
+            (root / "src" / str(label)).mkdir(parents=True)
+            for member in np.flatnonzero(scans.target == label)[:16]:
+                scan = Image.fromarray((scans.images[member] * (255 / 16)).astype(np.uint8))
+                path = root / "src" / str(label) / f"{member}.png"
+                scan.save(path)
+                sample = {"png": path.read_bytes(), "json": {"label": label}}
+                writer.write({"__key__": f"{label}/{member}", **sample})
+    assert run("pack", root / "src", root / "packed")[0] == 0
+    code, out, err = run("adopt", root / "wds/part-{0000..0002}.tar", root / "adopted", "--json")
+    assert code == 0, err
+    report = json.loads(out)
+    assert (report["num_samples"], report["num_shards"], report["num_bad"]) == (160, 3, 0)
+    return root / "packed", root / "adopted"
+
+
+def test_adopted_shards_train_to_the_loss_of_packed_ones(sets, tmp_path):
+    losses = []
+    for dataset in sets:
+        code, _, err = run(
+            "train", f"data.dataset={dataset}", f"run.dir={tmp_path / dataset.name}", *SETTINGS
+        )
+        assert code == 0, err[-2000:]
+        lines = read_metrics(Path(tmp_path / dataset.name))
+        losses.append([line["train/loss"] for line in lines if "train/loss" in line])
+    assert len(losses[0]) == 6
+    assert losses[0] == losses[1]
+
+
+def test_a_run_keeps_its_version_when_the_data_set_grows(sets, tmp_path):
+    dataset, out = tmp_path / "out", tmp_path / "run"
+    assert run("pack", sets[0].parent / "src", dataset)[0] == 0
+    code, _, err = run("train", f"data.dataset={dataset}", f"run.dir={out}", *SETTINGS)
+    assert code == 0, err[-2000:]
+    assert "version: 1" in (out / "config.yaml").read_text()
+    before = json.loads(run("evaluate", out, "--json")[1])
+    assert (
+        run("pack", write_images(tmp_path / "more", ["3", "new"], 9, (8, 8), "PNG"), dataset, "--append")[0]
+        == 0
+    )
+    assert run("resplit", dataset, "--seed", "9")[0] == 0
+    assert json.loads(run("evaluate", out, "--json")[1]) == before
+    code, _, err = run("train", "--resume", f"run.dir={out}", "training.epochs=2")
+    assert code == 0, err[-2000:]
+    assert len(read_metrics(out)) > 6
+
+
+def test_adopt_says_what_it_left_out(sets, tmp_path):
+    whole = (sets[1].parent / "wds/part-0000.tar").read_bytes()
+    (tmp_path / "part.tar").write_bytes(whole[: len(whole) // 2])
+    code, out, err = run("adopt", tmp_path / "part.tar", tmp_path / "out", "--json")
+    assert (code, json.loads(out)["num_bad"]) == (1, 1)
+    assert "left out 'part.tar': is damaged" in err
+    code, out, _ = run("adopt", tmp_path / "part.tar", tmp_path / "two", "--allow-bad")
+    assert code == 0
+    assert "catalogue version 1" in out
+    code, out, err = run("adopt", tmp_path / "part-{0..3}.tar", tmp_path / "three")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+
+
+def test_resplit_and_append_are_versions(sets, tmp_path):
+    root = sets[0].parent
+    run("pack", root / "src", tmp_path / "out")
+    code, out, _ = run("resplit", tmp_path / "out", "--split", "classes", "--seed", "3", "--json")
+    report = json.loads(out)
+    assert (code, report["version"], report["num_samples"]) == (0, 2, 160)
+    assert report["split_counts"] == {"train": 96, "val": 32, "test": 32}
+    more = write_images(tmp_path / "more", ["8", "9"], 3, (8, 8), "PNG")
+    code, out, err = run("pack", more, tmp_path / "out", "--append", "--json")
+    assert (code, json.loads(out)["version"]) == (0, 3), err
+    code, out, _ = run("inspect", tmp_path / "out", "--verify", "--json")
+    assert (code, json.loads(out)["num_samples"]) == (0, 166)
+    code, out, err = run("pack", more, tmp_path / "out", "--append", "--split", "classes")
+    assert (code, out) == (2, "")
+    assert "leave --split" in err

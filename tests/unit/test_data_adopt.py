@@ -1,0 +1,310 @@
+"""Other people's shards, catalogued where they lie: layouts, labels, names, refusals."""
+
+import io
+import json
+import os
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fsl_dist.data.adopt import AdoptOptions, adopt
+from fsl_dist.data.catalogue import Catalogue
+from fsl_dist.data.pack import PackOptions, pack
+from fsl_dist.data.store import ShardStore
+from fsl_dist.data.wds_samples import SampleKeys, find_shards
+from fsl_dist.errors import DataError, RequestError
+
+
+def encode(number=0, kind="JPEG", size=(12, 10)):
+    pixels = np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def write_shard(path, samples):
+    """samples: (key, {extension: bytes, text or JSON object})."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
+        for key, members in samples:
+            for extension, content in members.items():
+                if isinstance(content, dict):
+                    content = json.dumps(content)
+                data = content if isinstance(content, bytes) else content.encode()
+                info = tarfile.TarInfo(f"{key}.{extension}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def options(**keys):
+    return AdoptOptions(keys=SampleKeys(**keys))
+
+
+def reasons(report):
+    return {bad.path: bad.reason for bad in report.bad_samples}
+
+
+def rows(dataset):
+    """key → (class name, split code, image bytes)."""
+    catalogue = Catalogue.open(dataset)
+    ids = np.arange(catalogue.num_samples)
+    store = ShardStore(catalogue)
+    try:
+        images = [bytes(image) for image in store.read(ids)]
+    finally:
+        store.close()
+    names = [catalogue.class_names[label] for label in catalogue.labels]
+    return dict(
+        zip(catalogue.keys(ids), zip(names, catalogue.splits.tolist(), images, strict=True), strict=True)
+    )
+
+
+def test_cls_members_are_labels_and_nothing_is_rewritten(tmp_path):
+    for shard in range(3):
+        samples = [
+            (f"{shard}{i:03d}", {"jpg": encode(10 * shard + i), "cls": f"{i % 12}\n"}) for i in range(24)
+        ]
+        write_shard(tmp_path / f"s/part-{shard:04d}.tar", samples)
+    before = {p.name: p.read_bytes() for p in (tmp_path / "s").iterdir()}
+    report = adopt(str(tmp_path / "s"), tmp_path / "out", AdoptOptions())
+    assert (report.num_samples, report.num_classes, report.num_shards, report.bad_samples) == (72, 12, 3, ())
+    assert {p.name: p.read_bytes() for p in (tmp_path / "s").iterdir()} == before
+    assert [str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file()] == [
+        "catalogue/000001.arrow"
+    ]
+    catalogue = Catalogue.open(tmp_path / "out")
+    assert catalogue.class_names == [str(label) for label in range(12)]  # by value, as the numbers mean
+    found = rows(tmp_path / "out")
+    assert found["2003"] == ("3", found["2003"][1], encode(23))
+
+
+def test_img2dataset_layout_and_keys_of_json(tmp_path):
+    samples = [
+        (
+            f"0000{i:05d}",
+            {
+                "jpg": encode(i),
+                "json": {
+                    "caption": "a",
+                    "species": ["owl", 7, 3.0][i % 3],
+                    "where": f"w{i % 2}",
+                    "side": "test" if i % 4 else "train",
+                },
+                "txt": "a caption",
+            },
+        )
+        for i in range(12)
+    ]
+    write_shard(tmp_path / "00000.tar", samples)
+    (tmp_path / "00000.parquet").write_bytes(b"img2dataset leaves it here")
+    keys = options(label="species", group="where", split="side")
+    report = adopt(str(tmp_path), tmp_path / "out", keys)
+    catalogue = Catalogue.open(tmp_path / "out")
+    assert (catalogue.class_names, catalogue.group_names) == (["3", "7", "owl"], ["w0", "w1"])
+    assert report.split_counts == {"train": 3, "test": 9}
+    assert catalogue.keys([0])[0].startswith("0000")
+
+
+@pytest.mark.parametrize("key", ["label", "class", "cls"])
+def test_usual_json_keys_need_no_option(tmp_path, key):
+    write_shard(
+        tmp_path / "a.tar",
+        [(f"k{i}", {"png": encode(i, "PNG"), "json": {key: f"c{i % 2}"}}) for i in range(4)],
+    )
+    adopt(str(tmp_path / "a.tar"), tmp_path / "out", AdoptOptions())
+    assert Catalogue.open(tmp_path / "out").class_names == ["c0", "c1"]
+
+
+def test_which_member_is_the_image(tmp_path):
+    two = {"left.jpg": encode(1), "right.jpg": encode(2), "cls": "a"}
+    masked = {"JPG": encode(3), "mask.png": encode(4, "PNG"), "cls": "a"}
+    rival = {"jpg": encode(5), "png": encode(6, "PNG"), "cls": "a"}
+    write_shard(
+        tmp_path / "a.tar", [("two", two), ("masked", masked), ("rival", rival), ("none", {"cls": "a"})]
+    )
+    report = adopt(str(tmp_path / "a.tar"), tmp_path / "plain", AdoptOptions())
+    assert {key: row[2] for key, row in rows(tmp_path / "plain").items()} == {"masked": encode(3)}
+    assert reasons(report) == {
+        "a.tar:two": "has several images, left.jpg, right.jpg; --image-extension names the one to take",
+        "a.tar:rival": "has several images, jpg, png; --image-extension names the one to take",
+        "a.tar:none": "has no image; it has cls",
+    }
+    chosen = options(image_extensions=("right.jpg", "png"))
+    report = adopt(str(tmp_path / "a.tar"), tmp_path / "chosen", chosen)
+    assert {key: row[2] for key, row in rows(tmp_path / "chosen").items()} == {
+        "two": encode(2),
+        "rival": encode(6, "PNG"),
+    }
+    assert reasons(report)["a.tar:masked"] == "has no member right.jpg or png; it has jpg, mask.png, cls"
+
+
+def test_bad_samples_are_named_and_the_rest_is_adopted(tmp_path):
+    good = encode(1)
+    samples = [
+        ("ok", {"jpg": good, "cls": "a"}),
+        ("cut", {"jpg": good[: len(good) // 2], "cls": "a"}),
+        ("text", {"jpg": "no image", "cls": "a"}),
+        ("empty", {"jpg": b"", "cls": "a"}),
+        ("unlabelled", {"jpg": good}),
+        ("blank", {"jpg": good, "cls": " "}),
+        ("broken", {"jpg": good, "json": "{"}),
+        ("deep", {"jpg": good, "json": "[" * 100_000}),
+        ("list", {"jpg": good, "json": "[1]"}),
+        ("odd", {"jpg": good, "json": {"label": [1]}}),
+        ("flag", {"jpg": good, "json": {"label": True}}),
+        ("bytes", {"jpg": good, "cls": b"\xff\xfe"}),
+        ("ok", {"jpg": encode(2), "cls": "b"}),
+        (".hidden", {"jpg": good, "cls": "a"}),
+        ("__info__", {"json": {}}),
+    ]
+    write_shard(tmp_path / "a.tar", samples)
+    report = adopt(str(tmp_path / "a.tar"), tmp_path / "out", AdoptOptions())
+    assert rows(tmp_path / "out").keys() == {"ok"}
+    found = reasons(report)
+    assert "truncated" in found["a.tar:cut.jpg"].lower()
+    assert found["a.tar:text.jpg"] == "is not an image that decodes: its format is not known"
+    assert found["a.tar:empty.jpg"] == "has zero bytes"
+    assert found["a.tar:unlabelled.jpg"].startswith(
+        "has no label: no .cls, and no label or class or cls in .json"
+    )
+    assert found["a.tar:blank.jpg"].startswith("has no label")
+    assert found["a.tar:broken.jpg"].startswith("its .json cannot be read")
+    assert found["a.tar:deep.jpg"].startswith("its .json cannot be read")
+    assert found["a.tar:list.jpg"] == "its .json is not an object"
+    assert (
+        found["a.tar:odd.jpg"]
+        == found["a.tar:flag.jpg"]
+        == "'label' in .json is neither text nor a whole number"
+    )
+    assert found["a.tar:bytes.jpg"] == "'bytes.cls' is not UTF-8 text"
+    assert found["a.tar:ok.jpg"].startswith("duplicate key 'ok', taken by a.tar:ok.jpg (--shard-in-key")
+    assert found["a.tar:__info__"] == "has no image; it has json"
+    assert len(found) == 13
+    assert report.num_ignored == 2
+    assert Catalogue.open(tmp_path / "out").bad_samples == list(report.bad_samples)
+
+
+def test_links_and_damage_are_bad_samples(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, data in (("x.jpg", encode(1)), ("x.cls", b"a"), ("../y.jpg", encode(2))):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+        link = tarfile.TarInfo("z.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
+        tar.addfile(link)
+    shutil.copy(tmp_path / "a.tar", tmp_path / "b.tar")
+    (tmp_path / "b.tar").write_bytes((tmp_path / "b.tar").read_bytes()[:300])
+    report = adopt(str(tmp_path), tmp_path / "out", AdoptOptions())
+    assert list(reasons(report)) == ["a.tar:../y.jpg", "a.tar:z.jpg", "b.tar"]
+    assert len(Catalogue.open(tmp_path / "out").shards) == 1
+
+
+def test_shards_that_count_alike_are_told_apart_by_name(tmp_path):
+    for shard in ("x-0.tar", "x-1.tar"):
+        write_shard(tmp_path / shard, [(f"d/{i}", {"jpg": encode(i), "cls": f"{i}"}) for i in range(2)])
+    report = adopt(str(tmp_path), tmp_path / "out", options(shard_in_key=True))
+    assert report.bad_samples == ()
+    assert rows(tmp_path / "out").keys() == {"x-0/d/0", "x-0/d/1", "x-1/d/0", "x-1/d/1"}
+
+
+def test_patterns_name_shards_in_order(tmp_path):
+    for number in (0, 1, 2, 10):
+        write_shard(tmp_path / f"p-{number:03d}.tar", [])
+    here = str(tmp_path)
+    assert [p.name for p in find_shards(here + "/p-{000..002}.tar")] == [
+        "p-000.tar",
+        "p-001.tar",
+        "p-002.tar",
+    ]
+    assert [p.name for p in find_shards(here + "/p-{010,000}.tar")] == ["p-010.tar", "p-000.tar"]
+    assert [p.name for p in find_shards(here + "/p-00*.tar")] == ["p-000.tar", "p-001.tar", "p-002.tar"]
+    assert len(find_shards(here)) == 4
+    with pytest.raises(RequestError, match=r"p-003.tar' names no file"):
+        find_shards(here + "/p-{000..003}.tar")
+    with pytest.raises(RequestError, match="names no file"):
+        find_shards(here + "/q*.tar")
+    (tmp_path / "void").mkdir()
+    with pytest.raises(RequestError, match=r"has no .tar files"):
+        find_shards(here + "/void")
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_the_catalogue_opens_from_any_working_folder(tmp_path, monkeypatch, relative):
+    write_shard(tmp_path / "all/s/a.tar", [(f"k{i}", {"jpg": encode(i), "cls": "a"}) for i in range(3)])
+    monkeypatch.chdir(tmp_path / "all")
+    adopt("s", "sets/out", AdoptOptions(relative=relative))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert rows(tmp_path / "all/sets/out")["k2"][2] == encode(2)
+    assert rows("../all/sets/out")["k2"][2] == encode(2)
+    os.symlink(tmp_path / "all/sets/out", "link")
+    assert rows("link")["k2"][2] == encode(2)
+    name = Catalogue.open("link").shards[0].name
+    assert name == ("../../s/a.tar" if relative else str(tmp_path / "all/s/a.tar"))
+    if relative:
+        shutil.move(tmp_path / "all", tmp_path / "moved")
+        assert rows(tmp_path / "moved/sets/out")["k2"][2] == encode(2)
+
+
+def test_a_folder_of_shards_may_become_the_data_set(tmp_path):
+    write_shard(tmp_path / "s/deep/a.tar", [(f"k{i}", {"jpg": encode(i), "cls": "a"}) for i in range(3)])
+    adopt(str(tmp_path / "s"), tmp_path / "s", AdoptOptions())
+    assert Catalogue.open(tmp_path / "s").shards[0].name == "deep/a.tar"
+    assert rows(tmp_path / "s")["k1"][2] == encode(1)
+    with pytest.raises(RequestError, match="has a catalogue already"):
+        adopt(str(tmp_path / "s"), tmp_path / "s", AdoptOptions())
+    with pytest.raises(RequestError, match="is not an empty folder"):
+        adopt(str(tmp_path / "s/deep"), tmp_path / "s/catalogue", AdoptOptions())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["s"]
+
+
+def test_a_shard_that_changes_afterwards_is_caught(tmp_path):
+    shard = write_shard(tmp_path / "s/a.tar", [("k", {"jpg": encode(1), "cls": "a"})])
+    adopt(str(shard), tmp_path / "out", AdoptOptions())
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:600] + bytes([whole[600] ^ 1]) + whole[601:])
+    with pytest.raises(DataError, match=r"sample 'k' .* does not match its checksum"):
+        rows(tmp_path / "out")
+    shard.write_bytes(whole + bytes(512))
+    with pytest.raises(DataError, match="the catalogue says"):
+        rows(tmp_path / "out")
+    shard.unlink()
+    with pytest.raises(DataError, match="cannot be opened"):
+        rows(tmp_path / "out")
+
+
+def test_adopted_shards_of_a_pack_make_the_same_rows(tmp_path):
+    for label in range(11):
+        (tmp_path / f"src/{label}").mkdir(parents=True)
+        for i in range(6):
+            (tmp_path / f"src/{label}/{i}.jpg").write_bytes(encode(10 * label + i))
+    pack(tmp_path / "src", tmp_path / "packed", PackOptions(seed=3))
+    adopt(str(tmp_path / "packed/shards"), tmp_path / "adopted", AdoptOptions(seed=3))
+    assert rows(tmp_path / "packed") == rows(tmp_path / "adopted")
+    packed, adopted = Catalogue.open(tmp_path / "packed"), Catalogue.open(tmp_path / "adopted")
+    for name, column in packed.columns().items():
+        assert list(column) == list(adopted.columns()[name]), name
+
+
+def test_what_cannot_be_adopted_is_refused_and_nothing_written(tmp_path):
+    write_shard(
+        tmp_path / "s/a.tar", [("k", {"jpg": encode(1), "json": {"side": "dev"}}), ("l", {"jpg": encode(1)})]
+    )
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(
+        RequestError, match=r"none of the 2 samples can be used; the first, 'a.tar:k.jpg': has no label"
+    ):
+        adopt(str(tmp_path / "s"), tmp_path / "out", AdoptOptions())
+    with pytest.raises(
+        RequestError,
+        match=r"--split-key=side must hold train, val, test, novel in every .json; it holds 'dev'",
+    ):
+        adopt(str(tmp_path / "s"), tmp_path / "out", options(label="side", split="side"))
+    with pytest.raises(RequestError, match="--split column needs --split-key"):
+        AdoptOptions(split="column")
+    assert sorted(tmp_path.rglob("*")) == before
