@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import numpy as np
@@ -17,6 +18,9 @@ import numpy as np
 from cluster.local import ray_session
 from cluster.output import align_columns
 from fsl_dist.seeding import generator
+
+if TYPE_CHECKING:
+    from fsl_dist.config import RunConfig
 
 SEED = 0
 TRAIN_IMAGES_A_CLASS = 20
@@ -111,10 +115,10 @@ def _run_in(
     return rows
 
 
-def _runs(folder: Path, dataset: Path, workers: int, images_seen: int):  # type: ignore[no-untyped-def]  # loads torch's settings late
+def _runs(folder: Path, dataset: Path, workers: int, images_seen: int) -> dict[str, "RunConfig"]:
     from fsl_dist.config import load_config
 
-    def config(name: str, *extra: str):  # type: ignore[no-untyped-def]
+    def config(name: str, *extra: str) -> "RunConfig":
         return load_config(None, [*SETTINGS, f"data.dataset={dataset}", f"run.dir={folder / name}", *extra])
 
     trained = [

@@ -1,7 +1,10 @@
 """Verbs of a run: doctor, demo, train, embed, evaluate."""
 
 import dataclasses
+import math
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -124,21 +127,15 @@ def _describe(report: dict) -> str:
     return f"{report['run']} on {report['dataset']} (queries: {split})\n{align_columns(rows)}"
 
 
-def _progress_printer():  # type: ignore[no-untyped-def]  # a callable, or None where nobody looks
-    """Rewrite one line on a terminal; in a log file, a line every ten seconds."""
-    import time
-
+def _progress_printer() -> Callable[[str], None]:
+    """Rewrite one line on a terminal, an empty one to wipe it; in a log file, append a line every ten seconds."""
     if sys.stderr.isatty():
-
-        def rewrite(line: str) -> None:
-            click.echo(f"\r\x1b[2K{line}", err=True, nl=False)
-
-        return rewrite
-    last = 0.0
+        return lambda line: click.echo(f"\r\x1b[2K{line}", err=True, nl=False)
+    last = -math.inf
 
     def append(line: str) -> None:
         nonlocal last
-        if time.monotonic() - last > 10:
+        if line and time.monotonic() - last > 10:
             last = time.monotonic()
             click.echo(line, err=True)
 

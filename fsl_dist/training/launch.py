@@ -138,7 +138,7 @@ def _summarise(config: RunConfig, checkpoints: CheckpointFolder, seconds: float)
 
 @contextmanager
 def _progress_lines(config: RunConfig, num_steps: int, show: Callable[[str], None] | None) -> Iterator[None]:
-    """Follow a run's metrics file and `show` where it is, wherever its workers are."""
+    """Follow a run's metrics file and `show` where it is, wherever its workers are; an empty line ends it."""
     if show is None:
         yield
         return
@@ -172,3 +172,4 @@ def _progress_lines(config: RunConfig, num_steps: int, show: Callable[[str], Non
     finally:
         done.set()
         follower.join()
+        show("")
