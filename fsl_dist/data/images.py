@@ -158,6 +158,7 @@ def prepare_encoded(data: bytes, file: str, size: StoredSize) -> PreparedImage |
     if resized is not None:
         image = image.convert("L") if is_grey else image  # exact: the three channels are equal
         image = image.resize((resized[1], resized[0]), Image.Resampling.BILINEAR)
+        image.info.clear()  # PIL would write comments and colour profiles from it
         image_format = "JPEG" if image_format in ("JPEG", "MPO") else "PNG"
         buffer = io.BytesIO()
         if image_format == "JPEG":
