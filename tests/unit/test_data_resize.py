@@ -15,6 +15,7 @@ from fsl_dist.data.inspection import find_damage
 from fsl_dist.data.listing import TableColumns
 from fsl_dist.data.pack import PackOptions, append, pack
 from fsl_dist.data.resize import StoredSize
+from fsl_dist.data.resplit import ResplitOptions, resplit
 from fsl_dist.data.store import ShardStore
 from fsl_dist.errors import DataError, RequestError
 
@@ -274,12 +275,13 @@ def test_a_damaged_mask_is_found(masked, tmp_path):
         store.close()
 
 
-def test_an_append_brings_masks_to_a_data_set_without(source, masked, tmp_path):
+def test_an_append_brings_masks_and_a_resplit_keeps_them(masked, tmp_path):
     root, columns = masked
     first = tmp_path / "first"
     save(first / "a/one.png", draw(0, 30, 30))
     pack(first, tmp_path / "out", PackOptions())
     append(root, tmp_path / "out", PackOptions(columns=columns))
+    resplit(tmp_path / "out", ResplitOptions(seed=3))
     found = read_all(tmp_path / "out")
     assert {key for key, (_, mask, _) in found.items() if mask is not None} == {"0", "1", "2"}
     assert found["0"][1] == (root / "m/0.png").read_bytes()
