@@ -20,6 +20,7 @@ from cluster.dataset_options import emit_written, make_progress, split_options
 @click.option("--label-column", help="Column of class names.  [default: class]")
 @click.option("--group-column", help="Column of a second label (subclass, patient …).")
 @click.option("--blind-group-column", help="Column of a label that only the evaluation sees.")
+@click.option("--mask-column", help="Column of mask images, stored beside their images.")
 @click.option("--split-column", help="Column with train, val, test or novel for every image.")
 @click.option(
     "--keep-together", metavar="COLUMN", help="Images with one value stay on one side of any split."
@@ -35,9 +36,16 @@ from cluster.dataset_options import emit_written, make_progress, split_options
     show_default=True,
     help="Bytes in the shards: shuffled over all classes, or each class's side by side.",
 )
+@click.option(
+    "--resize-shorter", type=int, metavar="N", help="Store larger images with a shorter side of N pixels."
+)
+@click.option("--resize", metavar="HxW", help="Store larger images H pixels high and W wide.")
 @click.option("--shard-size-mb", type=int, default=256, show_default=True, help="Largest shard, 10⁶ bytes.")
 @click.option(
-    "--threads", type=click.IntRange(min=0), default=0, help="Checking threads; 0: one a core, at most 8."
+    "--threads",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Threads that check and resize; 0: one a core, at most 8.",
 )
 @click.option("--allow-bad", is_flag=True, help="Exit 0 although some images had to be left out.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
@@ -49,11 +57,14 @@ def pack(
     label_column: str | None,
     group_column: str | None,
     blind_group_column: str | None,
+    mask_column: str | None,
     split_column: str | None,
     keep_together: str | None,
     split: dict[str, Any],
     is_appended: bool,
     order: str,
+    resize_shorter: int | None,
+    resize: str | None,
     shard_size_mb: int,
     threads: int,
     allow_bad: bool,
@@ -61,8 +72,8 @@ def pack(
 ) -> None:
     """Pack images into WebDataset shards and a catalogue, in the new folder OUT, or --append them to the data set OUT.
 
-    SRC holds one folder a class, or the images that --table names. Images are stored as they are.
-    Those that cannot be used are named and left out: exit 1, or 0 with --allow-bad.
+    SRC holds one folder a class, or the images that --table names. Images are stored as they are, or
+    with --resize-shorter or --resize at the size training needs; none is enlarged. Those that cannot be used are named and left out: exit 1, or 0 with --allow-bad.
     """
     from fsl_dist.data.listing import TableColumns
     from fsl_dist.data.pack import PackOptions, append
@@ -79,22 +90,46 @@ def pack(
             blind_group=blind_group_column or "",
             split=split_column or "",
             unit=keep_together or "",
+            mask=mask_column or "",
         )
-    elif path_column or label_column or group_column or blind_group_column or split_column or keep_together:
+    elif any(
+        (
+            path_column,
+            label_column,
+            group_column,
+            blind_group_column,
+            mask_column,
+            split_column,
+            keep_together,
+        )
+    ):
         raise RequestError(
-            "--path-column, --label-column, --group-column, --blind-group-column, --split-column and "
-            "--keep-together name columns of a table; say which with --table"
+            "--path-column, --label-column, --group-column, --blind-group-column, --mask-column, --split-column "
+            "and --keep-together name columns of a table; say which with --table"
         )
     options = PackOptions(
         columns=columns,
         order=order,  # type: ignore[arg-type]  # click has checked the choice
         shard_size_mb=shard_size_mb,
+        resize_shorter=resize_shorter,
+        resize=_parse_extents(resize),
         threads=threads,
         **split,
     )
     write = append if is_appended else pack_source
     report = write(source, out, options, make_progress())
     emit_written("appended" if is_appended else "packed", report, allow_bad, as_json)
+
+
+def _parse_extents(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    from fsl_dist.errors import RequestError
+
+    height, cross, width = text.partition("x")
+    if not (cross and height.isdecimal() and width.isdecimal()):
+        raise RequestError(f"--resize={text} must be height and width in pixels, such as 224x224")
+    return int(height), int(width)
 
 
 @click.command(epilog="Example: fsl-dist inspect packed --verify --plots pictures")

@@ -9,7 +9,7 @@ from fsl_dist.data.division import SplitOptions, divide
 from fsl_dist.data.images import CheckedImage, check_encoded
 from fsl_dist.data.listing import Candidate
 from fsl_dist.data.next_version import check_new
-from fsl_dist.data.rows import NamedSamples, Progress, WriteReport, check_samples, make_report, warn
+from fsl_dist.data.rows import NamedSamples, Progress, StoredAt, WriteReport, check_samples, make_report, warn
 from fsl_dist.data.wds_samples import Place, SampleKeys, find_shards, list_shards
 from fsl_dist.errors import RequestError
 from index.storage import create_folder, hold_lock, remove_folder
@@ -68,7 +68,8 @@ def adopt(
         bad_samples=bad,
         options={"source": "shards", "keys": asdict(options.keys), **options.rule},
     )
-    places = [(found.places[sample.key].shard, found.places[sample.key].offset) for sample in samples]
+    found_at = [found.places[sample.key] for sample in samples]
+    places = [StoredAt(place.shard, place.offset) for place in found_at]
     partial = out.absolute().parent / f".{out.name}.partial"
     with hold_lock(partial.with_name(f".{out.name}.lock")):
         _check_out(out, is_inside)

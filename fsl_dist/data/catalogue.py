@@ -27,7 +27,7 @@ from fsl_dist.errors import RequestError, VersionError
 SPLITS = ("train", "val", "test", "novel")
 """Split names in the order of their codes and of the catalogue's rows."""
 
-FORMAT = "fsl-dist catalogue 2"
+FORMAT = "fsl-dist catalogue 3"
 
 SCHEMA = pa.schema(
     [
@@ -43,6 +43,9 @@ SCHEMA = pa.schema(
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("crc32", pa.uint32()),
+        ("mask_offset", pa.int64()),
+        ("mask_size", pa.int64()),
+        ("mask_crc32", pa.uint32()),
     ]
 )
 
@@ -232,6 +235,12 @@ class Catalogue:
         chosen = self._check_ids(ids)
         return Location(*(self._column(name)[chosen] for name in ("shard", "offset", "size", "crc32")))
 
+    def locate_masks(self, ids: ArrayLike) -> Location:
+        """Where the masks of `ids` (int64 [n], any order, repeats allowed) lie; size 0 for a sample without one."""
+        chosen = self._check_ids(ids)
+        names = ("shard", "mask_offset", "mask_size", "mask_crc32")
+        return Location(*(self._column(name)[chosen] for name in names))
+
     def ids_of_shard(self, shard: int) -> NDArray[np.int64]:
         """Sample ids that lie in the shard, ascending. One pass over a column."""
         return np.flatnonzero(self._column("shard") == shard)
@@ -310,10 +319,12 @@ def write_catalogue(
 ) -> str:
     """Sort rows by (split, label, group, key), write them to `path`; returns the fingerprint.
 
-    `columns` holds one sequence a field of `SCHEMA` (`unit` may be left out: none), all of one length, in any row
-    order. The file's bytes depend on rows and metadata alone.
+    `columns` holds one sequence a field of `SCHEMA` (`unit` and the mask's may be left out: none), all of one length,
+    in any row order. The file's bytes depend on rows and metadata alone.
     """
-    given = {"unit": np.full(len(columns["key"]), -1), **columns}
+    num_samples = len(columns["key"])
+    no_masks = {name: np.zeros(num_samples) for name in SCHEMA.names if name.startswith("mask_")}
+    given = {"unit": np.full(num_samples, -1), **no_masks, **columns}
     table = pa.table({field.name: pa.array(given[field.name], field.type) for field in SCHEMA}, schema=SCHEMA)
     table = table.sort_by(
         [(name, "ascending") for name in ("split", "label", "group", "key")]

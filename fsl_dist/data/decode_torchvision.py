@@ -11,6 +11,7 @@ from fsl_dist.data.augment import AugmentParameters, plain_augment
 from fsl_dist.data.config import DataConfig
 from fsl_dist.data.images import Encoded, explain, open_upright
 from fsl_dist.data.normalise import Normaliser
+from fsl_dist.data.resize import extents_of_shorter
 from fsl_dist.errors import UndecodableError
 
 # Luma of ITU-R BT.601, the weights of PIL's mode L and of DALI's colour operators.
@@ -21,10 +22,7 @@ def resized_extents(height: int, width: int, config: DataConfig) -> tuple[int, i
     """(height, width) after the resize; the longer side is rounded to the nearest pixel, halves up."""
     if config.resize == "exact":
         return config.resize_size, config.resize_size
-    scale = config.resize_size / min(height, width)
-    return max(config.resize_size, int(height * scale + 0.5)), max(
-        config.resize_size, int(width * scale + 0.5)
-    )
+    return extents_of_shorter(height, width, config.resize_size)
 
 
 def crop_offset(position: np.float32, extent: int, crop: int) -> int:

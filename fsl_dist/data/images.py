@@ -9,11 +9,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeVar
+from typing import Optional, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
+
+from fsl_dist.data.resize import StoredSize
 
 Encoded = bytes | memoryview
 """An image file's content."""
@@ -23,7 +24,7 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True, slots=True)
 class CheckedImage:
-    """An image file that decodes."""
+    """An image file that decodes, or what is stored in its place."""
 
     width: int
     """pixels, upright"""
@@ -32,6 +33,26 @@ class CheckedImage:
     crc32: int
     extension: str
     """without the dot, fitting the content"""
+    kept_at: int | None = None
+    """first byte in the file of re-encoded images; None: stored as the source has it"""
+    mask: Optional["CheckedImage"] = None
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedImage:
+    """What is stored of an image."""
+
+    image: CheckedImage
+    data: bytes
+    """the very object that was given where the image stays as it is"""
+    upright: tuple[int, int]
+    """(height, width) in pixels, as the source's image decodes"""
+    resized: tuple[int, int] | None
+    """(height, width) it was brought to; None: not resized"""
+
+
+JPEG_QUALITY = 92
+"""of JPEGs that are encoded anew; PIL's scale to 95"""
 
 
 def open_upright(encoded: Encoded, channels: int = 3) -> Image.Image:
@@ -109,28 +130,45 @@ def find_excess_pixels(encoded: Encoded, max_pixels: int) -> str | None:
     return f"declares {size[0]} × {size[1]} pixels, more than the {max_pixels} allowed; not decoded"
 
 
-def check_image(file: str) -> CheckedImage | str:
-    """What the file holds, or why it cannot be used. Reads and decodes all of it."""
-    try:
-        data = Path(file).read_bytes()
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
-    return check_encoded(data, file)
-
-
 def check_encoded(data: bytes, file: str) -> CheckedImage | str:
-    """The same for the content of a file called `file`. Decodes all of it."""
+    """What the content of a file called `file` holds, or why it cannot be used. Decodes all of it."""
+    prepared = prepare_encoded(data, file, StoredSize())
+    return prepared if isinstance(prepared, str) else prepared.image
+
+
+def prepare_encoded(data: bytes, file: str, size: StoredSize) -> PreparedImage | str:
+    """What is stored of the content of a file called `file`, or why it cannot be used. Decodes all of it.
+
+    An image that is larger than `size` is turned upright, resized with antialiasing (PIL's bilinear, as when
+    training) and encoded anew, without its metadata: JPEG as JPEG, every other format as PNG. Others stay as they are.
+    """
     if not data:
         return "has zero bytes"
     if excess := find_excess_pixels(data, MAX_PIXELS):
         return excess
     try:
         opened = Image.open(io.BytesIO(data))
-        extension = _choose_extension(file, opened.format or "")
+        image_format = opened.format or ""
+        is_grey = opened.mode in ("1", "L", "LA") or opened.mode.startswith("I")
         image = _turn_upright(opened, 3)
     except Exception as error:  # PIL raises a dozen types for damaged images
         return f"is not an image that decodes: {explain(error)}"
-    return CheckedImage(image.width, image.height, len(data), zlib.crc32(data), extension)
+    upright = (image.height, image.width)
+    resized = size.extents(*upright)
+    if resized is not None:
+        image = image.convert("L") if is_grey else image  # exact: the three channels are equal
+        image = image.resize((resized[1], resized[0]), Image.Resampling.BILINEAR)
+        image.info.clear()  # PIL would write comments and colour profiles from it
+        image_format = "JPEG" if image_format in ("JPEG", "MPO") else "PNG"
+        buffer = io.BytesIO()
+        if image_format == "JPEG":
+            image.save(buffer, "JPEG", quality=JPEG_QUALITY)
+        else:
+            image.save(buffer, "PNG")
+        data = buffer.getvalue()
+    extension = _choose_extension(file, image_format)
+    checked = CheckedImage(image.width, image.height, len(data), zlib.crc32(data), extension)
+    return PreparedImage(checked, data, upright, resized)
 
 
 def check_in_order(

@@ -166,6 +166,7 @@ def find_damage(catalogue: Catalogue, threads: int = 2) -> list[BadSample]:
             batch = order[start : start + _VERIFY_BATCH]
             try:
                 store.read(batch)
+                store.read_masks(batch)
             except DataError:
                 damaged += _find_damaged_samples(catalogue, store, batch)
     finally:
@@ -179,6 +180,7 @@ def _find_damaged_samples(catalogue: Catalogue, store: ShardStore, ids: np.ndarr
     for sample_id in ids:
         try:
             store.read(sample_id[None])
+            store.read_masks(sample_id[None])
         except DataError as error:
             damaged.append(BadSample(catalogue.keys(sample_id[None])[0], str(error)))
     return damaged

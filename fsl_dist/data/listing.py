@@ -29,8 +29,8 @@ IMAGE_SUFFIXES = frozenset(
 )
 """Files of a class folder that are taken for images; a table's rows are taken whatever they are called."""
 
-# A tar header holds 100 bytes of name; the longest extension with its dot takes 5 of them, ".cls" 4.
-_MAX_KEY_BYTES = 92
+# A tar header holds 100 bytes of name; the longest extension, ".mask.png", takes 9 of them.
+_MAX_KEY_BYTES = 91
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,10 @@ class Candidate:
     unit: str = ""
     """value of the column to keep together"""
     split: str = ""
+    mask: str = ""
+    """where to read the mask"""
+    mask_path: str = ""
+    """the same relative to the source, as told to the user"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +78,11 @@ class TableColumns:
     split: str = ""
     unit: str = ""
     """samples with one value stay on one side of any split"""
+    mask: str = ""
+    """path of the image's mask, relative to the source; an empty cell means none"""
 
     def named(self) -> dict[str, str]:
-        """Field of `Candidate` → column, for the columns that are asked for."""
+        """Field → column, for the columns that are asked for."""
         columns = {
             "path": self.path,
             "label": self.label,
@@ -84,6 +90,7 @@ class TableColumns:
             "blind_group": self.blind_group,
             "split": self.split,
             "unit": self.unit,
+            "mask": self.mask,
         }
         return {name: column for name, column in columns.items() if column}
 
@@ -119,27 +126,53 @@ class _Collector:
         self.bad.append(BadSample(path, reason))
 
     def add(
-        self, path: str, label: str, group: str = "", blind_group: str = "", unit: str = "", split: str = ""
+        self,
+        path: str,
+        label: str,
+        group: str = "",
+        blind_group: str = "",
+        unit: str = "",
+        split: str = "",
+        mask: str = "",
     ) -> None:
-        """Take the file at `path` below the source, or say why not."""
-        if not path or "\0" in path:
+        """Take the file at `path` below the source, with its `mask` if one is named, or say why not."""
+        if not path:
             return self.reject(path, "no file is named")
         if not label:
             return self.reject(path, "has no label")
+        if reason := self._find_fault(path):
+            return self.reject(path, reason)
+        if mask and (reason := self._find_fault(mask)):
+            return self.reject(path, f"its mask '{mask}': {reason}")
         file = os.path.join(self.source, path)
-        real = os.path.realpath(file)
-        if not real.startswith(self.real_source + os.sep):
-            return self.reject(path, "leaves the source folder")
-        if not os.path.exists(real):
-            return self.reject(path, "no such file")
-        if not os.path.isfile(real):
-            return self.reject(path, "not a regular file")
         inside = os.path.normpath(path)
         if os.path.isabs(inside) or inside.startswith(".."):
-            inside = os.path.relpath(real, self.real_source)
+            inside = os.path.relpath(os.path.realpath(file), self.real_source)
         self.candidates.append(
-            Candidate(file, path, make_key(inside), label, group, blind_group, unit, split)
+            Candidate(
+                file=file,
+                path=path,
+                key=make_key(inside),
+                label=label,
+                group=group,
+                blind_group=blind_group,
+                unit=unit,
+                split=split,
+                mask=os.path.join(self.source, mask) if mask else "",
+                mask_path=mask,
+            )
         )
+
+    def _find_fault(self, path: str) -> str:
+        """Why there is no usable file at `path` below the source; empty where there is."""
+        if "\0" in path:
+            return "no file is named"
+        real = os.path.realpath(os.path.join(self.source, path))
+        if not real.startswith(self.real_source + os.sep):
+            return "leaves the source folder"
+        if not os.path.exists(real):
+            return "no such file"
+        return "" if os.path.isfile(real) else "not a regular file"
 
     def finish(self) -> Listing:
         """Sort by key and keep the first of every key."""

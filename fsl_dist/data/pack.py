@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from fsl_dist.data.catalogue import BadSample, Catalogue, CatalogueMetadata, write_catalogue
 from fsl_dist.data.division import SplitOptions, divide, divide_added
-from fsl_dist.data.images import CheckedImage, check_image
+from fsl_dist.data.images import CheckedImage
 from fsl_dist.data.listing import Candidate, Listing, TableColumns, list_folder, list_table
 from fsl_dist.data.next_version import STAGING, add_version, check_new, hold_dataset, name_appended
+from fsl_dist.data.resize import StoredSize
 from fsl_dist.data.rows import (
     NamedSamples,
     Progress,
@@ -24,6 +25,7 @@ from fsl_dist.data.rows import (
     warn,
 )
 from fsl_dist.data.shard_writer import ShardWriter
+from fsl_dist.data.source_images import SourceImages
 from fsl_dist.errors import RequestError
 from fsl_dist.seeding import generator
 from index.storage import create_folder, hold_lock, remove_folder
@@ -39,13 +41,23 @@ class PackOptions(SplitOptions):
     """order of bytes in the shards; mixed: shuffled over the whole source; class: each class's bytes side by side"""
     shard_size_mb: int = 256
     """a shard is closed before it grows beyond this many 10⁶ bytes (one sample may be larger), ≥ 1"""
+    resize_shorter: int | None = None
+    """pixels of the shorter side at which larger images are stored, ≥ 1; None: as they are"""
+    resize: tuple[int, int] | None = None
+    """(height, width) in pixels at which larger images are stored, ≥ 1, in place of `resize_shorter`"""
     threads: int = 0
-    """threads that check images; 0: one a core, at most 8"""
+    """threads that check and resize images; 0: one a core, at most 8"""
 
     def __post_init__(self) -> None:
         if self.shard_size_mb < 1:
             raise RequestError(f"--shard-size-mb={self.shard_size_mb} must be at least 1")
+        _ = self.stored_size
         SplitOptions.__post_init__(self)
+
+    @property
+    def stored_size(self) -> StoredSize:
+        """The size at which images are stored; RequestError where the options contradict each other."""
+        return StoredSize(shorter=self.resize_shorter, exact=self.resize)
 
     @property
     def split_source(self) -> tuple[str, str]:
@@ -60,6 +72,7 @@ class PackOptions(SplitOptions):
             **self.rule,
             "order": self.order,
             "shard_size_mb": self.shard_size_mb,
+            **self.stored_size.record,
         }
 
 
@@ -68,11 +81,12 @@ def pack(
 ) -> WriteReport:
     """Write every readable image of `source` to shards and a catalogue in the new folder `out`.
 
-    Images are stored as they are. Those that cannot be used are named with the reason in the log, the
-    report and the catalogue; the rest is packed. The output's bytes depend on the source and `options`
-    (but not on its threads) alone. It is written beside `out` and renamed, so `out` is complete or not there;
+    Images are stored as they are, unless `options` resize them. Those that cannot be used are named with the
+    reason in the log, the report and the catalogue; the rest is packed. The output's bytes depend on the source and
+    `options` (but not on its threads) alone. It is written beside `out` and renamed, so `out` is complete or not there;
     what a killed try left beside it is removed.
-    `progress(stage, done, total)` is called as the work goes on. Reads every image twice and decodes it once.
+    `progress(stage, done, total)` is called as the work goes on. Reads every image twice, or once where it is
+    resized, and decodes it once.
 
     Raises RequestError, with nothing written, where the request cannot be served; DataError where a file
     changes meanwhile.
@@ -80,42 +94,43 @@ def pack(
     source, out = Path(source), Path(out)
     check_new(out)
     listing = _list_source(source, options)
-    samples, images, bad = check_samples(
-        listing, lambda sample: check_image(sample.file), options.threads, progress
-    )
-    named = NamedSamples.number(samples)
-    sides, warnings = divide(
-        named.labels, named.units, [sample.split for sample in samples], named.names, options
-    )
-    warn(warnings)
+    with SourceImages(options.stored_size, out) as stored:
+        samples, images, bad = check_samples(listing, stored.check, options.threads, progress)
+        named = NamedSamples.number(samples)
+        sides, warnings = divide(
+            named.labels, named.units, [sample.split for sample in samples], named.names, options
+        )
+        warn(warnings)
 
-    # Beside `out`, so that the rename stays on one file system. The lock dies with its process, so what lies under
-    # this name once it is held was left by a killed one.
-    partial = out.absolute().parent / f".{out.name}.partial"
-    with hold_lock(partial.with_name(f".{out.name}.lock")):
-        check_new(out)
-        create_folder(partial)
-        try:
-            writer = _write_shards(partial, "shards", samples, images, named.labels, options, progress)
-            (partial / "catalogue").mkdir()
-            metadata = CatalogueMetadata(
-                class_names=named.class_names,
-                group_names=named.group_names,
-                blind_group_names=named.blind_group_names,
-                unit_names=named.unit_names,
-                shards=writer.shards,
-                bad_samples=bad,
-                options=options.record,
-            )
-            places = [writer.places[row] for row in range(len(samples))]
-            fingerprint = write_catalogue(
-                partial / "catalogue" / "000001.arrow",
-                named.columns(samples, images, places, sides),
-                metadata,
-            )
-            os.replace(partial, out)
-        finally:
-            remove_folder(partial)
+        # Beside `out`, so that the rename stays on one file system. The lock dies with its process, so what lies under
+        # this name once it is held was left by a killed one.
+        partial = out.absolute().parent / f".{out.name}.partial"
+        with hold_lock(partial.with_name(f".{out.name}.lock")):
+            check_new(out)
+            create_folder(partial)
+            try:
+                writer = _write_shards(
+                    partial, "shards", samples, images, stored, named.labels, options, progress
+                )
+                (partial / "catalogue").mkdir()
+                metadata = CatalogueMetadata(
+                    class_names=named.class_names,
+                    group_names=named.group_names,
+                    blind_group_names=named.blind_group_names,
+                    unit_names=named.unit_names,
+                    shards=writer.shards,
+                    bad_samples=bad,
+                    options=options.record,
+                )
+                places = [writer.places[row] for row in range(len(samples))]
+                fingerprint = write_catalogue(
+                    partial / "catalogue" / "000001.arrow",
+                    named.columns(samples, images, places, sides),
+                    metadata,
+                )
+                os.replace(partial, out)
+            finally:
+                remove_folder(partial)
     return make_report(
         out, 1, metadata, sides, writer.shards, bad, listing.num_ignored, warnings, fingerprint
     )
@@ -136,26 +151,26 @@ def append(
         options = _with_rule_of(old, options)
         known = set(old.keys(np.arange(old.num_samples)))
         listing = _refuse_known(_list_source(source, options), known)
-        samples, images, bad = check_samples(
-            listing, lambda sample: check_image(sample.file), options.threads, progress
-        )
-        named = NamedSamples.number(samples, old)
-        sides, warnings = divide_added(
-            old, named.labels, named.units, [sample.split for sample in samples], named.names, options
-        )
-        warn(warnings)
-        version = old.version + 1
-        folder, staging = name_appended(version), dataset / STAGING
-        create_folder(staging)
-        try:
-            writer = _write_shards(staging, folder, samples, images, named.labels, options, progress)
-            os.replace(staging / folder, dataset / folder)
-        finally:
-            remove_folder(staging)
+        with SourceImages(options.stored_size, dataset) as stored:
+            samples, images, bad = check_samples(listing, stored.check, options.threads, progress)
+            named = NamedSamples.number(samples, old)
+            sides, warnings = divide_added(
+                old, named.labels, named.units, [sample.split for sample in samples], named.names, options
+            )
+            warn(warnings)
+            version = old.version + 1
+            folder, staging = name_appended(version), dataset / STAGING
+            create_folder(staging)
+            try:
+                writer = _write_shards(
+                    staging, folder, samples, images, stored, named.labels, options, progress
+                )
+                os.replace(staging / folder, dataset / folder)
+            finally:
+                remove_folder(staging)
         first = len(old.shards)
-        places = [
-            (first + shard, offset) for shard, offset in (writer.places[row] for row in range(len(samples)))
-        ]
+        written = [writer.places[row] for row in range(len(samples))]
+        places = [replace(place, shard=first + place.shard) for place in written]
         added = named.columns(samples, images, places, sides)
         metadata = CatalogueMetadata(
             class_names=named.class_names,
@@ -189,10 +204,15 @@ def _refuse_known(listing: Listing, known: set[str]) -> Listing:
 
 
 def _with_rule_of(old: Catalogue, options: PackOptions) -> PackOptions:
-    """`options` with the split rule that the data set was made by."""
+    """`options` with the split rule and the size of images that the data set was made with."""
     given: dict[str, Any] = {
         name: old.options.get(name) for name in ("split", "num_base", "fractions", "seed")
     }
+    if options.stored_size != StoredSize():
+        raise RequestError(
+            "--append resizes images as the data set was packed; leave --resize and --resize-shorter out"
+        )
+    given |= {name: old.options.get(name) for name in ("resize_shorter", "resize")}
     plain = SplitOptions()
     if (options.split, options.num_base, options.fractions, options.seed) != (
         plain.split,
@@ -204,8 +224,9 @@ def _with_rule_of(old: Catalogue, options: PackOptions) -> PackOptions:
             f"--append divides by the data set's own rule ({given['split']}, seed {given['seed']}); "
             "leave --split, --num-base, --fractions and --seed out, or divide anew afterwards with `fsl-dist resplit`"
         )
-    if given["fractions"] is not None:
-        given["fractions"] = tuple(given["fractions"])
+    for name in ("fractions", "resize"):
+        if given[name] is not None:
+            given[name] = tuple(given[name])
     return replace(options, **given)
 
 
@@ -214,6 +235,7 @@ def _write_shards(
     subfolder: str,
     samples: Sequence[Candidate],
     images: Sequence[CheckedImage],
+    source: SourceImages,
     labels: NDArray[np.int64],
     options: PackOptions,
     progress: Progress | None,
@@ -226,7 +248,8 @@ def _write_shards(
     writer = ShardWriter(folder, options.shard_size_mb * 1_000_000, subfolder)
     try:
         for done, row in enumerate(order.tolist()):
-            writer.add(samples[row], images[row], int(labels[row]), row)
+            sample = samples[row]
+            writer.add(sample.key, source.read(sample, images[row]), int(labels[row]), row)
             if progress is not None:
                 progress("packing", done + 1, len(samples))
         writer.finish()

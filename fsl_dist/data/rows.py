@@ -24,6 +24,17 @@ Columns = Mapping[str, Sequence[Any] | NDArray[Any]]
 """One sequence a field of the catalogue."""
 
 
+@dataclass(frozen=True, slots=True)
+class StoredAt:
+    """Where a sample lies."""
+
+    shard: int
+    offset: int
+    """first byte of the image in its shard"""
+    mask_offset: int = 0
+    """the same of its mask; 0 where there is none"""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WriteReport:
     """What `pack`, `append`, `adopt` or `resplit` wrote."""
@@ -87,14 +98,15 @@ class NamedSamples:
         self,
         samples: Sequence[Candidate],
         images: Sequence[CheckedImage],
-        places: Sequence[tuple[int, int]],
+        places: Sequence[StoredAt],
         sides: NDArray[np.int8],
     ) -> Columns:
-        """Catalogue columns of these samples; `places`: (shard, offset) of each."""
+        """Catalogue columns of these samples, which lie at `places`."""
+        masks = [image.mask for image in images]
         return {
             "key": [sample.key for sample in samples],
-            "shard": [shard for shard, _ in places],
-            "offset": [offset for _, offset in places],
+            "shard": [place.shard for place in places],
+            "offset": [place.offset for place in places],
             "size": [image.size_bytes for image in images],
             "label": self.labels,
             "group": self.groups,
@@ -104,6 +116,9 @@ class NamedSamples:
             "width": [image.width for image in images],
             "height": [image.height for image in images],
             "crc32": [image.crc32 for image in images],
+            "mask_offset": [place.mask_offset for place in places],
+            "mask_size": [0 if mask is None else mask.size_bytes for mask in masks],
+            "mask_crc32": [0 if mask is None else mask.crc32 for mask in masks],
         }
 
 

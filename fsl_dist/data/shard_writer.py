@@ -3,13 +3,12 @@
 import io
 import os
 import tarfile
-import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from fsl_dist.data.catalogue import ShardFile
 from fsl_dist.data.images import CheckedImage
-from fsl_dist.data.listing import Candidate
-from fsl_dist.errors import DataError
+from fsl_dist.data.rows import StoredAt
 
 _TAR_BLOCK = 512
 
@@ -20,31 +19,30 @@ class ShardWriter:
     def __init__(self, folder: Path, max_bytes: int, subfolder: str = "shards") -> None:
         (folder / subfolder).mkdir(parents=True)
         self.shards: list[ShardFile] = []
-        self.places: dict[int, tuple[int, int]] = {}
-        """row → (shard, offset of the image's first byte)"""
+        self.places: dict[int, StoredAt] = {}
+        """by row"""
         self._folder = folder
         self._subfolder = subfolder
         self._max_bytes = max_bytes
         self._file: io.BufferedWriter | None = None
 
-    def add(self, sample: Candidate, image: CheckedImage, label: int, row: int) -> None:
-        data = Path(sample.file).read_bytes()
-        if zlib.crc32(data) != image.crc32 or len(data) != image.size_bytes:
-            raise DataError(
-                f"'{sample.path}' changed while it was packed; pack again when the source is at rest"
-            )
-        members = [(f"{sample.key}.{image.extension}", data), (f"{sample.key}.cls", str(label).encode())]
+    def add(self, key: str, images: Sequence[tuple[CheckedImage, bytes]], label: int, row: int) -> None:
+        """Append a sample of one image, and its mask after it if there is one."""
+        members = [(f"{key}.{image.extension}", data) for image, data in images]
+        members.insert(1, (f"{key}.cls", str(label).encode()))
         needed = sum(_TAR_BLOCK + _padded(len(content)) for _, content in members)
         if self._file is not None and self._file.tell() + needed + 2 * _TAR_BLOCK > self._max_bytes:
             self.finish()
         if self._file is None:
             self._file = open(self._folder / self._name(), "wb")  # noqa: SIM115  closed by close()
-        self.places[row] = (len(self.shards), self._file.tell() + _TAR_BLOCK)
+        offsets = []
         for name, content in members:
             info = tarfile.TarInfo(name)
             info.size = len(content)
             self._file.write(info.tobuf(tarfile.USTAR_FORMAT))
+            offsets.append(self._file.tell())
             self._file.write(content.ljust(_padded(len(content)), b"\0"))
+        self.places[row] = StoredAt(len(self.shards), offsets[0], *offsets[2:])
 
     def _name(self) -> str:
         return f"{self._subfolder}/shard-{len(self.shards):06d}.tar"

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fsl_dist.data.catalogue import Catalogue
+from fsl_dist.data.catalogue import Catalogue, Location
 from fsl_dist.errors import DataError
 
 # Below this many ranges a thread's share is not worth handing over (a warm pread costs about 20 µs).
@@ -142,7 +142,25 @@ class ShardStore:
 
         No position is named where the store does not check its reads.
         """
-        where = self._catalogue.locate(ids)
+        return self._read_located(self._catalogue.locate(ids))
+
+    def read_masks(self, ids: NDArray[np.int64]) -> list[memoryview | None]:
+        """Encoded masks (PNG) of each of `ids` (int64 [n], any order, repeats allowed); None for a sample without.
+
+        DataError as `read` raises it.
+        """
+        ids = np.asarray(ids, dtype=np.int64)
+        masked = np.flatnonzero(self._catalogue.locate_masks(ids).size)
+        found, mismatched = self._read_located(self._catalogue.locate_masks(ids[masked]))
+        if mismatched:
+            raise DataError(self._describe_damage(int(ids[masked[mismatched[0]]]), "mask of sample"))
+        masks: list[memoryview | None] = [None] * len(ids)
+        for position, mask in zip(masked.tolist(), found, strict=True):
+            masks[position] = mask
+        return masks
+
+    def _read_located(self, where: Location) -> tuple[list[memoryview], list[int]]:
+        """(bytes, positions in `where` whose checksum is wrong)."""
         ranges = coalesce(where.shard, where.offset, where.size, self._max_gap)
         buffers = self._read_ranges(ranges)
         begins = where.offset - ranges.start[ranges.range_of_sample]
@@ -166,10 +184,10 @@ class ShardStore:
             if found != shard.size_bytes:
                 raise _resized(path, found, shard.size_bytes)
 
-    def _describe_damage(self, sample_id: int) -> str:
+    def _describe_damage(self, sample_id: int, what: str = "sample") -> str:
         shard = self._catalogue.shards[int(self._catalogue.locate([sample_id]).shard[0])]
         return (
-            f"shard '{self._catalogue.folder / shard.name}': sample '{self._catalogue.keys([sample_id])[0]}' "
+            f"shard '{self._catalogue.folder / shard.name}': {what} '{self._catalogue.keys([sample_id])[0]}' "
             f"(id {sample_id}) does not match its checksum; "
             "`fsl-dist inspect DATASET --verify` lists every damaged sample"
         )

@@ -14,6 +14,7 @@ from fsl_dist.data.augment import draw_augment
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.config import DataConfig
 from fsl_dist.data.decode import make_decoder
+from fsl_dist.data.listing import TableColumns
 from fsl_dist.data.loader import Loader, Request, open_source
 from fsl_dist.data.pack import PackOptions, pack
 from fsl_dist.errors import DataError
@@ -213,6 +214,28 @@ def test_webdataset_reads_the_shards_byte_for_byte(packed):
         assert int(sample["cls"]) == label_of[key]
         found[key] = sample["jpg"]
     assert found == files
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_webdataset_reads_masks_with_their_samples(tmp_path):
+    import webdataset
+
+    source = tmp_path / "src"
+    source.mkdir()
+    rows = ["file,class,mask"]
+    for number in range(3):
+        (source / f"{number}.jpg").write_bytes(make_photo(number))
+        with Image.open(source / f"{number}.jpg") as photo:
+            Image.new("L", photo.size, 50 * number).save(source / f"{number}.mask.png")
+        rows.append(f"{number}.jpg,a,{number}.mask.png")
+    (tmp_path / "t.csv").write_text("\n".join(rows) + "\n")
+    columns = TableColumns(table=str(tmp_path / "t.csv"), mask="mask")
+    pack(source, tmp_path / "out", PackOptions(columns=columns))
+    shards = [str(path) for path in sorted((tmp_path / "out/shards").iterdir())]
+    found = {sample["__key__"]: sample for sample in webdataset.WebDataset(shards, shardshuffle=False)}
+    for number in range(3):
+        assert found[str(number)]["jpg"] == (source / f"{number}.jpg").read_bytes()
+        assert found[str(number)]["mask.png"] == (source / f"{number}.mask.png").read_bytes()
 
 
 def test_dalis_own_reader_reads_the_shards_byte_for_byte(packed):

@@ -60,6 +60,17 @@ def test_inspect_draws(source, tmp_path):
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
 
 
+def test_images_are_stored_at_the_size_that_is_asked_for(source, tmp_path):
+    for options, size in ((["--resize-shorter", "6"], (6, 7)), (["--resize", "4x5"], (4, 5))):
+        name = options[0]
+        code, _, err = run("pack", source, tmp_path / name, *options)
+        assert (code, err) == (0, "")
+        code, out, _ = run("inspect", tmp_path / name, "--verify", "--json")
+        found = json.loads(out)
+        assert (code, found["damaged"]) == (0, [])
+        assert (found["height"][2], found["width"][2]) == size
+
+
 def test_bad_samples_decide_the_exit_code(source, tmp_path):
     (source / "ant" / "text.jpg").write_text("no image")
     code, out, err = run("pack", source, tmp_path / "one", "--json")
@@ -91,6 +102,9 @@ def test_damage_is_found_and_exits_1(source, tmp_path):
         (["--fractions", "0.5,0.6,0.2"], "that sum to 1"),
         (["--table", "nowhere.csv"], "no such file"),
         (["--split", "sideways"], "is not one of"),
+        (["--resize", "224"], "--resize=224 must be height and width in pixels, such as 224x224"),
+        (["--resize", "8x8", "--resize-shorter", "8"], "exclude each other; leave one out"),
+        (["--mask-column", "mask"], "say which with --table"),
         (["--split", "base-novel"], "needs --num-base"),
     ],
 )

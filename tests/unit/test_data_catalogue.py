@@ -156,7 +156,7 @@ def test_a_foreign_arrow_file_is_refused(tmp_path):
     table = pa.table({"x": [1]})
     with pa.ipc.new_file(str(tmp_path / "catalogue" / "000001.arrow"), table.schema) as writer:
         writer.write_table(table)
-    with pytest.raises(VersionError, match="has format 'unknown'; this version reads 'fsl-dist catalogue 2'"):
+    with pytest.raises(VersionError, match="has format 'unknown'; this version reads 'fsl-dist catalogue 3'"):
         Catalogue.open(tmp_path)
 
 

@@ -377,7 +377,7 @@ def test_keys_are_safe_and_fit_a_tar_header():
     assert make_key("a b/c.d/photo.v2.jpg") == "a_b/c_d/photo_v2"
     assert make_key("猫/写真 1.jpg") == "猫/写真_1"
     long = make_key("x" * 300 + "/" + "é" * 60 + "17.jpg")
-    assert len(long.encode()) <= 92
+    assert len(long.encode()) <= 91
     assert long.endswith("é17")
 
 

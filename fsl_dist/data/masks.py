@@ -1,0 +1,45 @@
+"""Masks as they are stored beside their images: PNG, of the image's size, no value between two others."""
+
+import io
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from fsl_dist.data.images import MAX_PIXELS, explain, find_excess_pixels
+
+_PNG_MODES = frozenset(("1", "L", "LA", "P", "RGB", "RGBA", "I;16"))
+_ORIENTATION = 0x0112
+
+
+def prepare_mask(data: bytes, upright: tuple[int, int], stored: tuple[int, int] | None) -> bytes | str:
+    """The PNG that is stored for a mask file's content, or why it cannot be used. Decodes all of it.
+
+    `upright`: (height, width) of the image as decoded, which the mask must have; `stored`: the size to bring it to, by
+    the nearest pixel, None for none. A PNG that stays as large keeps its bytes; other formats are written anew.
+    """
+    if not data:
+        return "has zero bytes"
+    if excess := find_excess_pixels(data, MAX_PIXELS):
+        return excess
+    try:
+        opened = Image.open(io.BytesIO(data))
+        opened.load()
+        is_turned = opened.getexif().get(_ORIENTATION, 1) != 1
+        mask = ImageOps.exif_transpose(opened)
+    except Exception as error:  # PIL raises a dozen types for damaged images
+        return f"is not an image that decodes: {explain(error)}"
+    if (mask.height, mask.width) != upright:
+        return f"has {mask.width} × {mask.height} pixels, its image {upright[1]} × {upright[0]}"
+    if stored is None and opened.format == "PNG" and not is_turned:
+        return data
+    if mask.mode.startswith("I"):
+        values = np.asarray(mask)
+        if values.min() >= 0 and values.max() <= 65535:
+            mask = Image.fromarray(values.astype(np.uint16))
+    if mask.mode not in _PNG_MODES:
+        return f"has pixels of mode {mask.mode}, which PNG cannot hold; use 8 or 16 bits, a palette or RGB"
+    if stored is not None:
+        mask = mask.resize((stored[1], stored[0]), Image.Resampling.NEAREST)
+    buffer = io.BytesIO()
+    mask.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,45 @@
+"""Sizes that images are brought to: by the decoders on every read, or once and for all by `pack`. Pure arithmetic."""
+
+from dataclasses import dataclass
+
+from fsl_dist.errors import RequestError
+
+
+def extents_of_shorter(height: int, width: int, shorter: int) -> tuple[int, int]:
+    """(height, width) with the shorter side `shorter` pixels; the longer one is rounded, halves up."""
+    scale = shorter / min(height, width)
+    return max(shorter, int(height * scale + 0.5)), max(shorter, int(width * scale + 0.5))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredSize:
+    """The size at which `pack` stores images; both None: as they are. RequestError where it is none."""
+
+    shorter: int | None = None
+    """pixels of the shorter side, ≥ 1; the longer one keeps the proportion"""
+    exact: tuple[int, int] | None = None
+    """(height, width) in pixels, ≥ 1, whatever the proportion was"""
+
+    def __post_init__(self) -> None:
+        if self.shorter is not None and self.exact is not None:
+            raise RequestError(
+                f"--resize-shorter={self.shorter} and --resize={self.exact[0]}x{self.exact[1]} exclude each other; "
+                "leave one out"
+            )
+        if self.shorter is not None and self.shorter < 1:
+            raise RequestError(f"--resize-shorter={self.shorter} must be at least 1 pixel")
+        if self.exact is not None and min(self.exact) < 1:
+            raise RequestError(f"--resize={self.exact[0]}x{self.exact[1]} must be at least 1 pixel each way")
+
+    def extents(self, height: int, width: int) -> tuple[int, int] | None:
+        """(height, width) to store an image at; None where it stays as it is. Neither side ever grows."""
+        if self.shorter is not None and min(height, width) > self.shorter:
+            return extents_of_shorter(height, width, self.shorter)
+        if self.exact is not None and (height > self.exact[0] or width > self.exact[1]):
+            return min(height, self.exact[0]), min(width, self.exact[1])
+        return None
+
+    @property
+    def record(self) -> dict[str, object]:
+        """As a catalogue's options store it."""
+        return {"resize_shorter": self.shorter, "resize": self.exact}
