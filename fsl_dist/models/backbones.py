@@ -165,7 +165,7 @@ def _download(name: str) -> Mapping[str, Tensor]:
     except (OSError, RuntimeError) as error:  # no network; a damaged download
         raise RequestError(
             f"backbone.pretrained=true could not fetch torchvision's weights of {name}: {error} "
-            f"(offline: fetch {weights.url} elsewhere and give it as backbone.weights=PATH)"
+            f"(offline: fetch {weights.url} elsewhere, then backbone.weights=PATH backbone.pretrained=false)"
         ) from error
 
 
