@@ -177,3 +177,14 @@ def test_a_killed_worker_costs_a_restart_not_a_result(digits: Path, tmp_path: Pa
     assert_same_losses(losses_of(run), before)
     assert sorted(losses_of(run)) == list(range(1, NUM_STEPS + 1))
     assert len(list((run / "owner").iterdir())) == 2
+
+
+@pytest.mark.slow
+def test_a_killed_and_resumed_ray_run_is_one_never_killed(digits: Path, tmp_path: Path) -> None:
+    data = [f"data.dataset={digits}", "workers.num=2"]
+    finish(start(tmp_path / "undisturbed", *data, "--json"))
+    killed = tmp_path / "killed"
+    kill_after(killed, 28, start(killed, *data))
+    finish(start(killed, *data, "--json", "--resume"))
+    assert sorted(losses_of(killed)) == list(range(1, NUM_STEPS + 1))
+    assert_same_losses(losses_of(killed), losses_of(tmp_path / "undisturbed"))
