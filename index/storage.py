@@ -1,4 +1,4 @@
-"""The one place that touches the disk: whole-file and ranged reads, atomic publishing, fencing.
+"""Files that are published: written whole or not at all, read back with checks, fenced by an owner.
 
 Nothing is ever seen half written: a file or a folder is finished under another name in the same place, forced to
 the disk, and renamed. A rename is the only publishing step.
@@ -66,20 +66,6 @@ def read_text(path: Path) -> str:
         raise VersionError(f"{path} is missing") from None
     except (OSError, UnicodeDecodeError) as error:
         raise VersionError(f"{path} cannot be read: {error}") from None
-
-
-def read_range(path: Path, offset: int, size: int) -> bytes:
-    """Read exactly `size` bytes from `offset`; raises VersionError when the file ends before."""
-    with path.open("rb", buffering=0) as file:
-        data = bytearray()
-        while len(data) < size:
-            part = os.pread(file.fileno(), size - len(data), offset + len(data))
-            if not part:
-                raise VersionError(
-                    f"{path} ends before byte {offset + size}: {offset + len(data)} bytes are there"
-                )
-            data += part
-    return bytes(data)
 
 
 def size_of_file(path: Path) -> int | None:

@@ -6,7 +6,6 @@ It starts from whatever checkpoint the run's folder holds, so starting and resum
 import dataclasses
 import logging
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -33,8 +32,6 @@ from fsl_dist.training.validation import Validation
 from index.storage import Owner
 
 log = logging.getLogger(__name__)
-
-StepReport = Callable[[dict[str, float]], None]
 
 
 class Trainer:
@@ -159,11 +156,8 @@ class Trainer:
         for statistic, part in zip(statistics, flat.split([s.numel() for s in statistics]), strict=True):
             statistic.copy_(part.view_as(statistic))
 
-    def train(self, report: StepReport | None = None) -> Progress:
-        """Train until the epochs, the images or the patience are used up; returns where the run ended.
-
-        report: called by the first worker with each step's metrics.
-        """
+    def train(self) -> Progress:
+        """Train until the epochs, the images or the patience are used up; returns where the run ended."""
         with ExitStack() as stack:
             runlog = None
             if self.group.is_first:
@@ -171,7 +165,7 @@ class Trainer:
                     RunLog(self.run, from_step=self.progress.global_step, owner=self.checkpoints.owner)
                 )
             while not self._is_over():
-                self._train_epoch(runlog, report)
+                self._train_epoch(runlog)
             if self.progress != self._saved:
                 self._write_checkpoint()
         self.source.close()
@@ -185,7 +179,7 @@ class Trainer:
             or (settings.patience > 0 and progress.validations_since_best >= settings.patience)
         )
 
-    def _train_epoch(self, runlog: RunLog | None, report: StepReport | None) -> None:
+    def _train_epoch(self, runlog: RunLog | None) -> None:
         epoch, num_steps = self.progress.epoch, self.method.num_steps()
         self._set_learning_rate(epoch)
         step = self.progress.step
@@ -196,12 +190,12 @@ class Trainer:
             until = next(
                 (s for s in range(step + 1, num_steps) if self.method.prepares_at(epoch, s)), num_steps
             )
-            self._train_steps(epoch, range(step, until), runlog, report, extra)
+            self._train_steps(epoch, range(step, until), runlog, extra)
             step = until
         if self.progress.step >= num_steps:
             self.progress = dataclasses.replace(self.progress, epoch=epoch + 1, step=0)
         is_better = self._validate(epoch, runlog)
-        if is_better or self._checkpoints_at_end():
+        if is_better or self.config.training.checkpoint_steps == 0 or self._is_checkpoint_due():
             self._write_checkpoint()
 
     def _set_learning_rate(self, epoch: int) -> None:
@@ -222,7 +216,6 @@ class Trainer:
         epoch: int,
         steps: range,
         runlog: RunLog | None,
-        report: StepReport | None,
         extra: dict[str, float],
     ) -> None:
         requests = step_requests(
@@ -237,7 +230,7 @@ class Trainer:
         with Loader(self.source, requests, self.config.data.prefetch) as loader:
             waited_s, started = 0.0, time.perf_counter()
             for planned, loaded in planned_steps(loader):
-                self._seed_step(planned.step)
+                self._seed_step()
                 self.optimizer.zero_grad(set_to_none=True)
                 result = run_step(
                     self.forward,
@@ -268,14 +261,13 @@ class Trainer:
                 extra, waited_s, started = {}, loader.wait_s, time.perf_counter()
                 if runlog is not None:
                     runlog.write(self.progress.global_step, epoch, metrics)
-                if report is not None and self.group.is_first:
-                    report({"step": self.progress.global_step, "epoch": epoch, **metrics})
-                if self._checkpoints_here(planned.step):
+                # The end of an epoch decides for itself, after its validation.
+                if planned.step + 1 < self.method.num_steps() and self._is_checkpoint_due():
                     self._write_checkpoint()
                 if self._is_over():
                     break
 
-    def _seed_step(self, step: int) -> None:
+    def _seed_step(self) -> None:
         """Dropout and stochastic depth draw from (seed, step, rank): a resumed step draws what it drew before."""
         draw = generator(self.config.run.seed, "dropout", self.progress.global_step, self.group.rank)
         torch.manual_seed(int(draw.integers(2**63)))
@@ -288,14 +280,9 @@ class Trainer:
             images_seen=self.progress.images_seen + num_images,
         )
 
-    def _checkpoints_here(self, step: int) -> bool:
+    def _is_checkpoint_due(self) -> bool:
         every = self.config.training.checkpoint_steps
-        # The end of an epoch decides for itself, after the validation.
-        return every > 0 and self.progress.global_step % every == 0 and step + 1 < self.method.num_steps()
-
-    def _checkpoints_at_end(self) -> bool:
-        every = self.config.training.checkpoint_steps
-        return every == 0 or self.progress.global_step % every == 0
+        return every > 0 and self.progress.global_step % every == 0
 
     def _validate(self, epoch: int, runlog: RunLog | None) -> bool:
         """Score the epoch where one is due; returns whether it is the best so far."""

@@ -44,13 +44,6 @@ def test_arrays_without_rows_and_damaged_ones(tmp_path: Path) -> None:
         storage.open_array(tmp_path / "c.npy")
 
 
-def test_read_range(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(bytes(range(100)))
-    assert storage.read_range(tmp_path / "a", 10, 5) == bytes(range(10, 15))
-    with pytest.raises(VersionError, match="ends before byte 105: 100 bytes are there"):
-        storage.read_range(tmp_path / "a", 95, 10)
-
-
 @pytest.mark.parametrize("content", [(), ("file",)])
 def test_a_published_folder_is_never_replaced(tmp_path: Path, content: tuple[str, ...]) -> None:
     (tmp_path / "staging").mkdir()
