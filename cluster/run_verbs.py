@@ -62,7 +62,7 @@ def train(config_path: Path | None, resume: bool, as_json: bool, overrides: tupl
     def on_ray(config: RunConfig, owner: Owner) -> None:
         from fsl_dist.training.ray_train import train_on_ray
 
-        with ray_session(config.workers.num * config.workers.cpus):
+        with ray_session(config.num_cpus):
             train_on_ray(config, owner)
 
     summary = train_run(config, resume=resume, on_ray=on_ray, show=_progress_printer())

@@ -57,6 +57,10 @@ class RunConfig:
             raise ConfigError(
                 f"mining.source=dataset belongs to method.kind=deep_knn; this run has method.kind={self.method.kind}"
             )
+        if self.mining.is_beside and self.workers.launch == "process":
+            raise ConfigError(
+                "mining.run=beside needs Ray for its actors; workers.launch=process has none (workers.launch=auto)"
+            )
         if self.stop_metric not in self.validation_metrics:
             raise ConfigError(
                 f"training.stop_metric={self.stop_metric} is not measured for method.kind={self.method.kind}; "
@@ -70,6 +74,17 @@ class RunConfig:
                 f"backbone.batch_norm_group={self.backbone.batch_norm_group} is below episode.n_way="
                 f"{self.episode.n_way}; a group that lacks classes leaks labels (raise the group, or lower n_way)"
             )
+
+    @property
+    def uses_ray(self) -> bool:
+        """Whether the run needs Ray: for several workers, or for actors that mine beside them."""
+        return self.workers.uses_ray or self.mining.is_beside
+
+    @property
+    def num_cpus(self) -> int:
+        """CPU cores that the run asks Ray for."""
+        mining = self.mining.actors * self.mining.cpus if self.mining.is_beside else 0
+        return self.workers.num * self.workers.cpus + mining
 
     @property
     def is_episodic(self) -> bool:

@@ -1,9 +1,12 @@
 """Embeddings by sample id, and the index of a selection that all workers embed together."""
 
 import dataclasses
+import io
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,12 +15,13 @@ from numpy.typing import NDArray
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.loader import Loader, Request, Source
 from fsl_dist.data.selection import Selection
-from fsl_dist.errors import VersionError
+from fsl_dist.errors import TrainingError, VersionError
+from fsl_dist.methods.neighbour_table import WEIGHTS, mine_part
 from fsl_dist.models.embedding import Network
 from fsl_dist.samplers.scan import scan_batches, share_of_rank
 from fsl_dist.training.distributed import WorkerGroup
 from index import IndexConfig, LocalIndex, Owner, Staging, open_index
-from index.storage import new_token
+from index.storage import new_token, write_atomic
 from index.versions import find_version, read_manifest
 
 
@@ -73,6 +77,18 @@ class Embedder:
         return vectors
 
 
+class TableMiners(Protocol):
+    """Who makes neighbour tables beside the training workers."""
+
+    def start(self, folder: Path, num_same: int, num_other: int) -> None:
+        """Begin to make the table in `folder`, at the parameters in its weights file."""
+        ...
+
+    def finish(self, folder: Path) -> None:
+        """Return once that table is whole; at once for one that was not started here."""
+        ...
+
+
 class SelectionIndex:
     """The index of one selection at the present parameters, embedded by all workers together.
 
@@ -92,8 +108,10 @@ class SelectionIndex:
         config: IndexConfig,
         owner: Owner | None,
         reuse: bool = False,
+        miners: TableMiners | None = None,
     ) -> None:
         self.embedder = embedder
+        self.miners = miners
         self.reuse = reuse
         self.catalogue = catalogue
         self.selection = selection
@@ -125,6 +143,42 @@ class SelectionIndex:
             finished = self.group.share_text(str(self._find(source) or "") if self.group.is_first else "")
             self._opened = open_index(Path(finished) if finished else self._build(source))
         return self._opened
+
+    def start_table(self, folder: Path, num_same: int, num_other: int, weights: Path | None = None) -> None:
+        """Begin to fill `folder` with the neighbour table at the present parameters, or at those in `weights`.
+
+        Collective. Without miners it is done on return: each worker searches for the images it embedded. With
+        miners it goes on beside training. Raises TrainingError where `weights` are given and there is nobody
+        to load them, or they are gone.
+        """
+        if self.miners is None:
+            if weights is not None:
+                raise TrainingError(
+                    f"the neighbour table {weights.parent} is not whole (train into a new run.dir, or remove the "
+                    "newest checkpoint to resume from the one before it)"
+                )
+            mine_part(folder, self.group.rank, self.open(), self.selection, self.share(), num_same, num_other)
+        elif self.group.is_first:
+            folder.mkdir(parents=True)
+            if weights is None:
+                buffer = io.BytesIO()
+                torch.save(self.embedder.network.state_dict(), buffer)
+                write_atomic(folder / WEIGHTS, buffer.getvalue())
+            elif weights.is_file():
+                shutil.copy(weights, folder / WEIGHTS)
+            else:
+                raise TrainingError(
+                    f"{weights} is missing, which the checkpoint needs to go on with its refresh (remove the newest "
+                    "checkpoint to resume from the one before it)"
+                )
+            self.miners.start(folder, num_same, num_other)
+
+    def finish_table(self, folder: Path) -> None:
+        """Return once the table in `folder` is whole. Collective."""
+        if self.miners is not None and self.group.is_first:
+            self.miners.finish(folder)
+            (folder / WEIGHTS).unlink(missing_ok=True)
+        self.group.barrier()
 
     def _find(self, source: dict[str, str]) -> Path | None:
         """The published version made from `source`, if it may be reused, is current and holds this selection."""

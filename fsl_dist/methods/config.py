@@ -80,11 +80,42 @@ class MiningConfig:
 
     source: Literal["batch", "dataset"] = "batch"
     """within the global mini-batch, or over all training images by the neighbour index"""
-    run: Literal["inline"] = "inline"
-    """the training workers refresh the table themselves, between two steps"""
+    run: Literal["inline", "beside"] = "inline"
+    """inline: the training workers refresh the table themselves, between two steps; beside: Ray actors with
+    resources of their own do, while training goes on"""
     refresh_steps: int = 0
     """steps between two refreshes of the neighbour table; 0 = at the start of every epoch"""
+    refresh_lag: int = 0
+    """steps after its start at which a refresh takes effect, below the steps between two refreshes; training waits
+    for a table that is late. The first one is waited for at once"""
+    actors: int = 1
+    """beside: actors that share the embedding and the search, at least 1"""
+    cpus: int = 1
+    """beside: CPU cores each actor asks Ray for, at least 1"""
+    gpus: float = 0.0
+    """beside: GPUs each actor asks Ray for; 0 = it embeds on the CPU, below 1 = several share a GPU"""
 
     def __post_init__(self) -> None:
         if self.refresh_steps < 0:
             raise ConfigError(f"mining.refresh_steps={self.refresh_steps} must be 0 (every epoch) or more")
+        if self.refresh_lag < 0:
+            raise ConfigError(f"mining.refresh_lag={self.refresh_lag} must be 0 (at once) or more")
+        if 0 < self.refresh_steps <= self.refresh_lag:
+            raise ConfigError(
+                f"mining.refresh_lag={self.refresh_lag} must be below mining.refresh_steps={self.refresh_steps}: a "
+                "refresh takes effect before the next one starts"
+            )
+        for name in ("actors", "cpus"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"mining.{name}={getattr(self, name)} must be at least 1")
+        if self.gpus < 0:
+            raise ConfigError(f"mining.gpus={self.gpus:g} must be 0 (on the CPU) or more")
+        if self.run == "beside" and self.source != "dataset":
+            raise ConfigError(
+                "mining.run=beside refreshes the table of mining.source=dataset; mining.source=batch has none"
+            )
+
+    @property
+    def is_beside(self) -> bool:
+        """Whether actors beside the training workers do the mining."""
+        return self.run == "beside"

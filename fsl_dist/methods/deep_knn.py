@@ -4,6 +4,8 @@
 among all training images by the neighbour index, which the paper could not afford (its section 2.2).
 """
 
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +15,11 @@ from torch import Tensor
 
 from fsl_dist.config import RunConfig
 from fsl_dist.data.selection import Selection
+from fsl_dist.errors import RequestError
 from fsl_dist.losses.deep_knn import batch_neighbours, deep_knn_loss
 from fsl_dist.methods.config import DeepKNNConfig
 from fsl_dist.methods.method import Batch, BatchLoss, Memoryless, TrainingIndex
-from fsl_dist.methods.neighbour_table import NeighbourTable, write_part
+from fsl_dist.methods.neighbour_table import WEIGHTS, NeighbourTable, is_whole
 from fsl_dist.samplers.neighbourhood import (
     Neighbourhood,
     anchors_of_step,
@@ -77,47 +80,88 @@ class BatchMining(_DeepKNN):
         return self._loss(outputs, torch.arange(len(ids), device=outputs.device), same, other)
 
 
+@dataclass(frozen=True, slots=True)
+class _Refresh:
+    """A neighbour table in the making."""
+
+    folder: Path
+    step: int
+    """optimizer step whose parameters it is made with"""
+
+
 class DatasetMining(_DeepKNN):
-    """Every training image an anchor once an epoch, with its neighbours among all training images."""
+    """Every training image an anchor once an epoch, with its neighbours among all training images.
+
+    A refresh of the neighbour table that starts at step s takes effect at exactly step s + `mining.refresh_lag`,
+    whoever makes the table and however long that takes: the run is a function of its configuration.
+    """
 
     def __init__(
         self, config: RunConfig, method: DeepKNNConfig, selection: Selection, labels: NDArray[np.int64]
     ) -> None:
         super().__init__(config, method, selection, labels)
         self.per_step = anchors_per_step(self.batch_size, method.k_same, method.m_other)
-        self.refresh_steps = config.mining.refresh_steps
+        self.refresh_steps = config.mining.refresh_steps or self.num_steps()
+        self.lag = config.mining.refresh_lag
+        if self.lag >= self.refresh_steps:
+            raise RequestError(
+                f"mining.refresh_lag={self.lag} must be below the {self.refresh_steps} steps between two refreshes (an "
+                "epoch, with mining.refresh_steps=0)"
+            )
         self.tables = Path(config.run.dir) / "mining"
         self.table: NeighbourTable | None = None
+        self.pending: _Refresh | None = None
+        self._is_pending_restored = False
 
     def num_steps(self) -> int:
         """An epoch is ⌈images / anchors a step⌉ steps."""
         return -(-len(self.selection) // self.per_step)
 
     def prepares_at(self, epoch: int, step: int) -> bool:
-        """At the start of every epoch, or every `mining.refresh_steps` steps of the run."""
-        if self.refresh_steps == 0:
-            return step == 0
-        return (epoch * self.num_steps() + step) % self.refresh_steps == 0
+        """Where a refresh starts or takes effect; and at once where a checkpoint left one under way."""
+        global_step = epoch * self.num_steps() + step
+        return (
+            global_step % self.refresh_steps == 0
+            or (global_step - self.lag) % self.refresh_steps == 0
+            or self._is_pending_restored
+        )
 
     def prepare(
         self, epoch: int, global_step: int, index: TrainingIndex, group: WorkerGroup
     ) -> dict[str, float]:
-        """Search the neighbours of every training image; each worker those of the images it embedded."""
-        neighbours = index.open()
-        share = index.share()
-        found = neighbours.neighbours(
-            neighbours.vectors(share.start, share.stop),
-            self.selection.sample_labels[share],
-            self.selection.ids[share],
-            self.method.k_same,
-            self.method.m_other,
-        )
+        """Start a refresh where one is due, and take up the table of the one under way where that is due."""
+        k_same, m_other = self.method.k_same, self.method.m_other
+        if self._is_pending_restored:
+            self._restart(index, group)
+        if global_step % self.refresh_steps == 0:
+            self.pending = _Refresh(self._new_folder(global_step, group), global_step)
+            index.start_table(self.pending.folder, k_same, m_other)
+        if self.pending is None or (self.table and global_step < self.pending.step + self.lag):
+            return {}
+        started = time.perf_counter()
+        index.finish_table(self.pending.folder)
+        self.table = NeighbourTable.open(self.pending.folder, k_same, self.pending.step)
+        self.pending = None
+        return {
+            "mining/refreshed_at_step": float(self.table.step),
+            "time/mining_wait_s": time.perf_counter() - started,
+        }
+
+    def _restart(self, index: TrainingIndex, group: WorkerGroup) -> None:
+        """Go on with the refresh that a checkpoint names: its table is whole, or is made anew from its weights."""
+        assert self.pending is not None
+        self._is_pending_restored = False
+        old = self.pending
+        whole = group.is_first and is_whole(old.folder, len(self.selection))
+        if not group.share_text("whole" if whole else ""):
+            self.pending = replace(old, folder=self._new_folder(old.step, group))
+            index.start_table(
+                self.pending.folder, self.method.k_same, self.method.m_other, old.folder / WEIGHTS
+            )
+
+    def _new_folder(self, step: int, group: WorkerGroup) -> Path:
         # A folder of its own: a killed attempt's parts, perhaps of other workers, must not be mixed in.
-        folder = self.tables / f"step-{global_step:08d}-{group.share_text(new_token())}"
-        write_part(folder, group.rank, share.start, found.same_ids, found.other_ids)
-        group.barrier()
-        self.table = NeighbourTable.open(folder, self.method.k_same, global_step)
-        return {"mining/refreshed_at_step": float(global_step)}
+        return self.tables / f"step-{step:08d}-{group.share_text(new_token())}"
 
     def batches(self, epoch: int, step: int) -> list[Batch]:
         """The step's anchors with their mined neighbours, each image once."""
@@ -150,21 +194,29 @@ class DatasetMining(_DeepKNN):
         return {"mining/staleness_steps": float(global_step - self.table.step)}
 
     def state(self) -> dict[str, Tensor | str | int]:
-        """Name and hash of the active table."""
-        if self.table is None:
-            return {}
-        return {
-            "table": self.table.folder.name,
-            "table_crc32": self.table.crc32,
-            "table_step": self.table.step,
-        }
+        """Name, hash and step of the active table; name and step of the one under way."""
+        state: dict[str, Tensor | str | int] = {}
+        if self.table is not None:
+            state |= {
+                "table": self.table.folder.name,
+                "table_crc32": self.table.crc32,
+                "table_step": self.table.step,
+            }
+        if self.pending is not None:
+            state |= {"pending": self.pending.folder.name, "pending_step": self.pending.step}
+        return state
 
     def load_state(self, state: dict[str, Tensor | str | int]) -> None:
         """Open the table a checkpoint names; its hash must be the checkpoint's."""
-        if not state:
-            return
-        name, crc32, step = state["table"], state["table_crc32"], state["table_step"]
-        assert isinstance(name, str)
-        assert isinstance(crc32, int)
-        assert isinstance(step, int)
-        self.table = NeighbourTable.reopen(self.tables / name, self.method.k_same, step, crc32)
+        if "table" in state:
+            name, crc32, step = state["table"], state["table_crc32"], state["table_step"]
+            assert isinstance(name, str)
+            assert isinstance(crc32, int)
+            assert isinstance(step, int)
+            self.table = NeighbourTable.reopen(self.tables / name, self.method.k_same, step, crc32)
+        if "pending" in state:
+            name, step = state["pending"], state["pending_step"]
+            assert isinstance(name, str)
+            assert isinstance(step, int)
+            self.pending = _Refresh(self.tables / name, step)
+            self._is_pending_restored = True

@@ -6,6 +6,7 @@ method merge what the batches left in its memory.
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -52,8 +53,15 @@ class TrainingIndex(Protocol):
         """The index, the same on every worker. Collective: all workers call it, or none."""
         ...
 
-    def share(self) -> slice:
-        """The rows (positions in the training selection) this worker embedded."""
+    def start_table(self, folder: Path, num_same: int, num_other: int, weights: Path | None = None) -> None:
+        """Begin to fill `folder` with the neighbour table at the present parameters, or at those in `weights`.
+
+        Collective. It is done on return, or goes on beside training.
+        """
+        ...
+
+    def finish_table(self, folder: Path) -> None:
+        """Return once the table in `folder` is whole. Collective."""
         ...
 
 

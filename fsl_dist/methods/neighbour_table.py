@@ -12,8 +12,38 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fsl_dist.data.selection import Selection
 from fsl_dist.errors import TrainingError
+from index.search import LocalIndex
 from index.storage import write_atomic
+
+WEIGHTS = "weights.pt"
+"""in a table's folder: parameters that the neighbours are to be found with, while actors find them"""
+
+
+def mine_part(
+    folder: Path,
+    number: int,
+    index: LocalIndex,
+    selection: Selection,
+    rows: slice,
+    num_same: int,
+    num_other: int,
+) -> None:
+    """Search the neighbours of the images at `rows` of `selection`, whose index this is, and write them as a part."""
+    found = index.neighbours(
+        index.vectors(rows.start, rows.stop),
+        selection.sample_labels[rows],
+        selection.ids[rows],
+        num_same,
+        num_other,
+    )
+    write_part(folder, number, rows.start, found.same_ids, found.other_ids)
+
+
+def is_whole(folder: Path, num_rows: int) -> bool:
+    """Whether the parts in `folder` make up a table of `num_rows` rows."""
+    return sum(_shape_of(path)[1] for path in folder.glob("part-*.i64")) == num_rows
 
 
 def write_part(
@@ -48,12 +78,11 @@ class NeighbourTable:
         """Open the table whose parts are all in `folder`, found with the parameters of `step`."""
         parts, starts, crc32 = [], [], 0
         for path in sorted(folder.glob("part-*.i64")):
-            _, _, start, shape = path.stem.split("-")
-            rows, columns = (int(number) for number in shape.split("x"))
+            start, rows, columns = _shape_of(path)
             if rows == 0:
                 continue
             parts.append(np.memmap(path, dtype="<i8", mode="r", shape=(rows, columns)))
-            starts.append(int(start))
+            starts.append(start)
             crc32 = zlib.crc32(parts[-1].data, crc32)
         by_start = np.argsort(starts)
         return cls(
@@ -95,3 +124,10 @@ class NeighbourTable:
         for folder in tables.glob("step-*"):
             if folder.name not in keep:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _shape_of(part: Path) -> tuple[int, int, int]:
+    """First row, rows and columns of a part, from its name."""
+    _, _, start, shape = part.stem.split("-")
+    rows, columns = shape.split("x")
+    return int(start), int(rows), int(columns)

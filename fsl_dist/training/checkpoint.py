@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -149,7 +150,12 @@ def _read_facts(folder: Path) -> dict:
 def tables_of(checkpoints: list[Path]) -> set[str]:
     """Names of the neighbour tables that `checkpoints` need."""
     facts = map(_read_facts, checkpoints)
-    return {fact["method"]["table"] for fact in facts if "table" in fact["method"]}
+    return {name for fact in facts for name in tables_in(fact["method"])}
+
+
+def tables_in(method_state: Mapping[str, object]) -> set[str]:
+    """Names of the neighbour tables that a method's state needs: the active one and the one under way."""
+    return {str(method_state[key]) for key in ("table", "pending") if key in method_state}
 
 
 def read_checkpoint(folder: Path, device: torch.device) -> Checkpoint:

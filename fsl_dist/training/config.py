@@ -36,7 +36,7 @@ class WorkersConfig:
 
     @property
     def uses_ray(self) -> bool:
-        """Whether the run goes through Ray Train."""
+        """Whether the workers go through Ray Train."""
         return self.launch == "ray" or (self.launch == "auto" and self.num > 1)
 
 

@@ -90,10 +90,11 @@ def train_run(
 
 
 def _train(config: RunConfig, owner: Owner, on_ray: OnRay | None) -> None:
-    if config.workers.uses_ray:
+    if config.uses_ray:
         if on_ray is None:
             raise RequestError(
-                f"workers.num={config.workers.num} trains on Ray, which this caller did not start"
+                f"workers.num={config.workers.num} with mining.run={config.mining.run} trains on Ray, which this caller "
+                "did not start"
             )
         on_ray(config, owner)
         return

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fsl_dist.config import RunConfig
 from fsl_dist.data.loader import Loader, Source, open_source
-from fsl_dist.embedder import Embedder, SelectionIndex
+from fsl_dist.embedder import Embedder, SelectionIndex, TableMiners
 from fsl_dist.errors import TrainingError
 from fsl_dist.methods.build import build_method
 from fsl_dist.methods.method import Batch, Method
@@ -23,7 +23,7 @@ from fsl_dist.models.backbones import build_network
 from fsl_dist.models.batch_norm import apply_batch_norm, resolve_batch_norm, running_statistics
 from fsl_dist.models.embedding import Network
 from fsl_dist.seeding import generator
-from fsl_dist.training.checkpoint import CheckpointFolder, Progress, read_checkpoint, tables_of
+from fsl_dist.training.checkpoint import CheckpointFolder, Progress, read_checkpoint, tables_in, tables_of
 from fsl_dist.training.distributed import WorkerGroup
 from fsl_dist.training.runlog import RunLog
 from fsl_dist.training.splits import RunSplits, split_run
@@ -38,7 +38,13 @@ class Trainer:
     """One run on this worker: network, method, data, and where the run stands."""
 
     def __init__(
-        self, config: RunConfig, *, group: WorkerGroup, device: torch.device, owner: Owner | None
+        self,
+        config: RunConfig,
+        *,
+        group: WorkerGroup,
+        device: torch.device,
+        owner: Owner | None,
+        miners: TableMiners | None = None,
     ) -> None:
         self.config = config
         self.group = group
@@ -74,6 +80,7 @@ class Trainer:
             group=group,
             config=config.index,
             owner=owner,
+            miners=miners,
         )
         self.validation = Validation(
             config, self.catalogue, self.splits, self.embedder, self.train_index, owner
@@ -317,9 +324,7 @@ class Trainer:
                 method=self.method.state(),
                 catalogue=self.catalogue.fingerprint,
             )
-            tables = tables_of(self.checkpoints.prune())
-            if active := self.method.state().get("table"):
-                tables.add(str(active))
+            tables = tables_of(self.checkpoints.prune()) | tables_in(self.method.state())
             NeighbourTable.prune(self.run / "mining", keep=tables)
         self.group.barrier()
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from fsl_dist.config import RunConfig, parse_config, render_config
 from fsl_dist.errors import FslDistError, RequestError, TrainingError
+from fsl_dist.training.beside import Miners, beside_training
 from index.storage import Owner
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ def train_on_ray(config: RunConfig, owner: Owner) -> None:
     use_gpu = _check_resources(config)
     for failures_left in range(config.workers.max_failures, -1, -1):
         try:
-            _build_trainer(config, owner, use_gpu).fit()
+            with beside_training(config, owner) as miners:
+                _build_trainer(config, owner, use_gpu, miners).fit()
         except TrainingFailedError as error:
             if found := _own_error(error):
                 raise found from error
@@ -43,23 +45,31 @@ def _check_resources(config: RunConfig) -> bool:
     """Whether the workers get a GPU each; raises RequestError when the cluster is too small for them."""
     import ray
 
-    workers, resources = config.workers, ray.cluster_resources()
-    needed = workers.num * workers.cpus
-    if resources.get("CPU", 0) < needed:
+    workers, mining, resources = config.workers, config.mining, ray.cluster_resources()
+    beside = f" and mining.actors={mining.actors} with mining.cpus={mining.cpus}" if mining.is_beside else ""
+    if resources.get("CPU", 0) < config.num_cpus:
         raise RequestError(
-            f"workers.num={workers.num} with workers.cpus={workers.cpus} needs {needed} CPU cores; the Ray cluster "
-            f"has {resources.get('CPU', 0):g} (fewer workers, or a larger cluster)"
+            f"workers.num={workers.num} with workers.cpus={workers.cpus}{beside} needs {config.num_cpus} CPU cores; "
+            f"the Ray cluster has {resources.get('CPU', 0):g} (fewer of them, or a larger cluster)"
         )
-    gpus = resources.get("GPU", 0) if workers.gpu == "auto" else 0
-    if 0 < gpus < workers.num:
+    gpus = resources.get("GPU", 0)
+    for_mining = mining.actors * mining.gpus if mining.is_beside else 0
+    if for_mining > gpus:
         raise RequestError(
-            f"workers.num={workers.num} needs a GPU each; the Ray cluster has {gpus:g} (workers.gpu=never trains on "
-            "the CPU)"
+            f"mining.actors={mining.actors} with mining.gpus={mining.gpus:g} needs {for_mining:g} GPUs; the Ray cluster "
+            f"has {gpus:g} (mining.gpus=0 embeds on the CPU)"
         )
-    return gpus > 0
+    if workers.gpu == "never" or gpus == 0:
+        return False
+    if gpus - for_mining < workers.num:
+        raise RequestError(
+            f"workers.num={workers.num} needs a GPU each; the Ray cluster has {gpus - for_mining:g} for them "
+            "(workers.gpu=never trains on the CPU)"
+        )
+    return True
 
 
-def _build_trainer(config: RunConfig, owner: Owner, use_gpu: bool) -> "TorchTrainer":
+def _build_trainer(config: RunConfig, owner: Owner, use_gpu: bool, miners: Miners | None) -> "TorchTrainer":
     from ray.train import RunConfig as RayRunConfig
     from ray.train import ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -67,7 +77,11 @@ def _build_trainer(config: RunConfig, owner: Owner, use_gpu: bool) -> "TorchTrai
     workers = config.workers
     return TorchTrainer(
         _train_worker,
-        train_loop_config={"config": render_config(config), "owner": (str(owner.folder), owner.epoch)},
+        train_loop_config={
+            "config": render_config(config),
+            "owner": (str(owner.folder), owner.epoch),
+            "miners": miners,
+        },
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=int(workers.timeout_s)),
         scaling_config=ScalingConfig(
             num_workers=workers.num, use_gpu=use_gpu, resources_per_worker={"CPU": workers.cpus}
@@ -113,5 +127,6 @@ def _train_worker(settings: dict) -> None:
         group=WorkerGroup.current(),
         device=ray.train.torch.get_device(),
         owner=Owner(Path(folder), epoch),
+        miners=settings["miners"],
     )
     trainer.train()

@@ -13,6 +13,9 @@ _MAY_CHANGE = (
     "workers.",
     "evaluation.",
     "index.",
+    "mining.actors",
+    "mining.cpus",
+    "mining.gpus",
     "data.dataset",  # another path; the checkpoint's catalogue fingerprint decides whether it is the same data
     "data.features",
     "data.decoder",

@@ -55,7 +55,18 @@ def test_defaults_round_trip() -> None:
             ["method.kind=pcn", "backbone.batch_norm=ghost", "backbone.batch_norm_group=8"],
             ["batch_norm_group=8", "n_way=10"],
         ),
-        (["mining.run=beside"], ["mining.run", "inline"]),
+        (["mining.run=besides"], ["mining.run", "inline", "beside"]),
+        (["mining.run=beside"], ["mining.run=beside", "mining.source=dataset"]),
+        (
+            ["mining.run=beside", "mining.source=dataset", "workers.launch=process"],
+            ["mining.run=beside", "Ray", "workers.launch=process", "workers.launch=auto"],
+        ),
+        (
+            ["mining.source=dataset", "mining.refresh_steps=10", "mining.refresh_lag=10"],
+            ["mining.refresh_lag=10", "below mining.refresh_steps=10"],
+        ),
+        (["mining.actors=0"], ["mining.actors=0", "at least 1"]),
+        (["mining.gpus=-1"], ["mining.gpus=-1"]),
     ],
 )
 def test_rules_between_keys(overrides: list[str], words: list[str]) -> None:
