@@ -27,7 +27,8 @@ MODES = {
 
 def run_once(settings: list[str], run: Path) -> dict[str, float]:
     """Train once; seconds of the steps, of what stood between them, and of waiting for tables beyond the first."""
-    from fsl_dist import load_config, train_run
+    from fsl_dist.config import load_config
+    from fsl_dist.training.launch import train_run
     from fsl_dist.training.ray_train import train_on_ray
     from fsl_dist.training.runlog import read_metrics
 

@@ -12,6 +12,7 @@ from fsl_dist.errors import ConfigError, RequestError
 from fsl_dist.models.batch_norm import apply_batch_norm
 from fsl_dist.models.config import BackboneConfig
 from fsl_dist.models.embedding import FullPrecisionLinear, GlobalAverage, Network
+from fsl_dist.models.same_padding import apply_same_padding
 
 # The classifier of a weights file is for the classes it was trained on; every backbone here ends before it.
 _CLASSIFIER_PREFIXES = ("fc.", "classifier.")
@@ -69,6 +70,8 @@ def _build_backbone(config: BackboneConfig, sample_shape: tuple[int, ...]) -> tu
         case "mobilenet_v2":
             features = models.mobilenet_v2().features
             features[0][0] = _for_channels(features[0][0], channels)
+            if config.padding == "same":
+                apply_same_padding(features)
             return nn.Sequential(OrderedDict(features=features, pool=GlobalAverage())), 1280
         case "resnet18":
             return _headless_resnet(models.resnet18(), channels), 512

@@ -18,6 +18,8 @@ class BackboneConfig:
     """start from torchvision's ImageNet weights (downloaded once); not with `weights`"""
     embedding_dim: int = 0
     """width of a linear head on the features, 0 (no head) or more"""
+    padding: Literal["symmetric", "same"] = "symmetric"
+    """mobilenet_v2: zeros around a strided convolution's input; `same` for weights that were trained in TensorFlow"""
     width: int = 64
     """conv4: channels of each block, at least 1"""
     hidden: tuple[int, ...] = (512, 256, 128)
@@ -39,6 +41,10 @@ class BackboneConfig:
             )
         if self.batch_norm_group < 2:
             raise ConfigError(f"backbone.batch_norm_group={self.batch_norm_group} must be at least 2")
+        if self.padding == "same" and self.name != "mobilenet_v2":
+            raise ConfigError(
+                f"backbone.padding=same belongs to backbone.name=mobilenet_v2; this run has backbone.name={self.name}"
+            )
         if self.pretrained and self.weights:
             raise ConfigError(
                 f"backbone.pretrained=true and backbone.weights={self.weights} both say where to start: leave one out"

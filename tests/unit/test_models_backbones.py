@@ -138,6 +138,30 @@ def test_grey_is_the_colour_network_shown_grey_three_times(tmp_path):
     assert_alike(loaded.eval()(samples), grey(samples))
 
 
+@pytest.mark.parametrize("size", [(224, 224), (97, 130), (33, 33)])
+def test_same_padding_is_that_of_timm(size):
+    from timm import create_model
+
+    ours = network_of("mobilenet_v2", (3, *size), padding="same").eval()
+    symmetric = network_of("mobilenet_v2", (3, *size)).eval()
+    theirs = create_model("mobilenetv2_100", pad_type="same", num_classes=0).eval()
+    own = ours.backbone.state_dict()
+    assert list(own) == list(symmetric.backbone.state_dict())
+    for name, value in own.items():
+        if name.endswith("running_var"):
+            value.fill_(0.01)  # random features fade to 1e-9 otherwise
+    symmetric.backbone.load_state_dict(own)
+    # The same tensors in the same order, under other names; shapes are checked on loading.
+    theirs.load_state_dict(dict(zip(theirs.state_dict(), own.values(), strict=True)))
+    samples = torch.randn(2, 3, *size)
+    with torch.no_grad():
+        expected, features, others = theirs(samples), ours(samples), symmetric(samples)
+    scale = expected.abs().max()
+    assert (features - expected).abs().max() <= 1e-5 * scale
+    # Odd sizes at every stride are the one case where both paddings are one.
+    assert ((others - expected).abs().max() > 1e-3 * scale) == (size != (33, 33))
+
+
 @pytest.mark.parametrize("mode", ["auto", "batch", "frozen", "ghost"])
 def test_batch_norm_mode_reaches_every_layer(mode):
     network = network_of("mobilenet_v2", (3, 32, 32), batch_norm=mode)
@@ -239,6 +263,7 @@ def test_pretrained_offline_says_what_to_do(tmp_path, monkeypatch):
         ({"name": "conv4", "pretrained": True}, (1, 28, 28), r"no weights for backbone\.name=conv4"),
         ({"pretrained": True, "weights": "x.pth"}, (3, 32, 32), r"backbone\.weights=x\.pth both"),
         ({"embedding_dim": -1}, (3, 32, 32), r"backbone\.embedding_dim=-1"),
+        ({"name": "conv4", "padding": "same"}, (3, 32, 32), r"backbone\.padding=same belongs to"),
         ({"width": 0}, (3, 32, 32), r"backbone\.width=0"),
         ({"hidden": ()}, (3,), r"backbone\.hidden=\[\]"),
         ({"hidden": (4, 0)}, (3,), r"backbone\.hidden=\[4, 0\]"),
