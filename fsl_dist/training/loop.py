@@ -109,10 +109,7 @@ class Trainer:
                 "backbone.batch_norm=batch: statistics are each worker's own, so results depend on workers.num=%d",
                 self.group.world_size,
             )
-        network = network.to(self.device)
-        if self.device.type == "cuda":
-            network = network.to(memory_format=torch.channels_last)
-        return network
+        return network.to(self.device)
 
     def _build_optimizer(self) -> torch.optim.Optimizer:
         settings = self.config.training
