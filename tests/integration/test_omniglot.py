@@ -25,7 +25,7 @@ def test_pcn_beats_pn_by_three_points(omniglot: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     scores = {}
     for name in ("pn", "pcn"):
-        run(tmp_path, "train", "--config", EXPERIMENTS / f"omniglot-{name}.yaml", "workers.num=2")
+        run(tmp_path, "train", "--config", EXPERIMENTS / "omniglot" / f"{name}.yaml", "workers.num=2")
         report = json.loads(run(tmp_path, "evaluate", f"runs/omniglot-{name}", "--json"))
         scores[name] = report["metrics"]["mca/base_novel"]["mean"]
     assert scores["pcn"] >= scores["pn"] + 0.03

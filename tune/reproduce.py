@@ -1,0 +1,262 @@
+"""Running a paper's table: each of its runs trained once, scored as its columns ask, and put beside the paper.
+
+Every run is a `fsl-dist` command of its own, so what a table did can be typed by hand, and a killed command goes on
+where it was: OUT/FAMILY/RUN/seed-S is the run's folder, its scores lie in it, and both are found again.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fsl_dist.config import CONFIG_FILE, load_config, load_run, resolve_paths
+from fsl_dist.training.resume import check_resumable
+from index.errors import FslDistError, RequestError
+from index.gate import parse_overrides, parse_yaml
+from index.storage import write_atomic
+from tune.tables import Row, Table, config_of, read_family, read_table
+
+_SUMMARY = "summary.json"
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRun:
+    """One run of a table: one system, one seed."""
+
+    folder: Path
+    config: Path
+    overrides: tuple[str, ...]
+    after: "PlannedRun | None" = None
+    """the run whose trained network it starts from"""
+
+    def train_command(self) -> list[str]:
+        """Arguments of `fsl-dist` that train it, or go on with it."""
+        start = [f"backbone.weights={self.after.folder}", "backbone.pretrained=false"] if self.after else []
+        settings = [*self.overrides, *start, f"run.dir={self.folder}"]
+        return ["train", "--config", str(self.config), *settings]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """Where a score comes from: a metric under certain evaluation settings of a row's runs."""
+
+    metric: str
+    protocol: str
+    evaluate: tuple[str, ...]
+
+    def command(self, run: Path) -> list[str]:
+        """Arguments of `fsl-dist` that measure it."""
+        return [
+            "evaluate",
+            str(run),
+            *(["--protocol", self.protocol] if self.protocol else []),
+            *self.evaluate,
+        ]
+
+    def scores_file(self, run: Path) -> Path:
+        """Where a run's scores under these settings are kept."""
+        words = [self.protocol or "all", *(setting.removeprefix("evaluation.") for setting in self.evaluate)]
+        return run / "scores" / f"{','.join(words)}.json"
+
+
+@dataclass(frozen=True, slots=True)
+class RowResult:
+    """A row as it was measured: for each column the scores of all seeds, None where the row has no such score."""
+
+    row: Row
+    runs: tuple[PlannedRun, ...]
+    cells: tuple[Cell | None, ...]
+    scores: tuple[list[Any], ...]
+    problem: str = ""
+    """why it was not measured"""
+
+
+def cells_of(table: Table, row: Row) -> tuple[Cell | None, ...]:
+    """What a row's columns show."""
+    metrics = row.metrics or tuple(column.metric for column in table.columns)
+    return tuple(
+        Cell(metric, row.protocol, (*row.evaluate, *column.evaluate)) if metric else None
+        for metric, column in zip(metrics, table.columns, strict=True)
+    )
+
+
+def plan_run(
+    out: Path, family: str, system: str, train: Iterable[str], after: str, seed: int, fixed: tuple[str, ...]
+) -> PlannedRun:
+    """The run of `system` with `train` over its YAML; its folder is named by what it is."""
+    config = config_of(family, system)
+    if config is None:
+        raise RequestError(f"--family {family} has no system '{system}' (experiments/{family}/{system}.yaml)")
+    train = _changes(config, train)
+    name = ",".join(
+        [system, *(setting.split(".", 1)[-1] for setting in train), *([f"after={after}"] if after else [])]
+    )
+    start = plan_run(out, family, after, (), "", seed, fixed) if after else None
+    overrides = (*fixed, *train, f"run.seed={seed}")
+    return PlannedRun(out / family / name / f"seed-{seed}", config, overrides, start)
+
+
+def _changes(config: Path, settings: Iterable[str]) -> tuple[str, ...]:
+    """Those of `settings` that the YAML does not hold already: a row may name what is a family's default."""
+    own = parse_yaml(config.read_text("utf-8"), str(config))
+
+    def is_new(setting: str) -> bool:
+        part, _, name = setting.partition("=")[0].rpartition(".")
+        return own.get(part, {}).get(name) != parse_overrides([setting])[part][name]
+
+    return tuple(setting for setting in settings if is_new(setting))
+
+
+def reproduce(
+    name: str,
+    *,
+    family: str,
+    data: Path,
+    out: Path,
+    seeds: int,
+    jobs: int,
+    settings: tuple[str, ...] = (),
+    show: Callable[[str], None] = lambda line: None,
+) -> tuple[Table, list[RowResult]]:
+    """Train and score what is missing of table `name`; returns its rows as measured.
+
+    data: a packed data set, or the images it is packed from. settings: KEY=VALUE for every run, such as
+    `workers.num=2`. A run that fails leaves its row without scores and the others as they are.
+
+    Raises RequestError for an unknown table, family or data, before anything runs.
+    """
+    table = read_table(name)
+    dataset = find_dataset(family, data, out, show)
+    fixed = (f"data.dataset={dataset}", *settings)
+    planned = [
+        [plan_run(out, family, row.system, row.train, row.after, seed, fixed) for seed in range(seeds)]
+        for row in table.rows
+        if config_of(family, row.system)
+    ]
+    with_runs = iter(planned)
+    runs_of = [next(with_runs) if config_of(family, row.system) else [] for row in table.rows]
+    wanted: dict[PlannedRun, set[Cell]] = {}
+    for row, runs in zip(table.rows, runs_of, strict=True):
+        for run in runs:
+            wanted.setdefault(run, set()).update(cell for cell in cells_of(table, row) if cell)
+    problems = _run_all(wanted, jobs, show)
+    return table, [
+        _collect(table, row, runs, problems, family) for row, runs in zip(table.rows, runs_of, strict=True)
+    ]
+
+
+def find_dataset(family: str, data: Path, out: Path, show: Callable[[str], None]) -> Path:
+    """The packed data set of --data: itself, or packed from it once, as the family says."""
+    if (data / "catalogue").is_dir():
+        return data
+    recipe = read_family(family)
+    if not data.is_dir() or not recipe.pack:
+        raise RequestError(f"--data {data} must name a packed data set, or {recipe.source}")
+    packed = out / family / "data"
+    if not (packed / "catalogue").is_dir():
+        show(f"packing {data} to {packed}")
+        _fsl_dist(
+            ["pack", str(data), str(packed), *(option.format(data=data) for option in recipe.pack)], None
+        )
+    return packed
+
+
+def _run_all(wanted: dict[PlannedRun, set[Cell]], jobs: int, show: Callable[[str], None]) -> dict[Path, str]:
+    """Train and score every run, `jobs` at a time; returns what went wrong, by folder."""
+    problems: dict[Path, str] = {}
+    done = 0
+    lock = threading.Lock()
+    # One lock a folder: two rows may start from the same trained network.
+    folders = {run.folder: threading.Lock() for run in wanted}
+    folders |= {run.after.folder: threading.Lock() for run in wanted if run.after and run.after not in wanted}
+
+    def work(run: PlannedRun) -> None:
+        nonlocal done
+        problem = ""
+        try:
+            if run.after:
+                with folders[run.after.folder]:
+                    _train(run.after)
+            with folders[run.folder]:
+                _train(run)
+                for cell in sorted(wanted[run], key=str):
+                    _score(run, cell)
+        except FslDistError as error:
+            problem = str(error)
+        with lock:
+            done += 1
+            if problem:
+                problems[run.folder] = problem
+            place = f"{run.folder.parent.name} seed {run.folder.name.removeprefix('seed-')}"
+            show(f"{done} of {len(wanted)}: {place} {problem or 'done'}")
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(work, wanted))
+    return problems
+
+
+def _train(run: PlannedRun) -> None:
+    summary = run.folder / _SUMMARY
+    if (run.folder / CONFIG_FILE).is_file():
+        # The settings that make a run another one must be those it was started with.
+        settings = run.train_command()[3:]
+        check_resumable(resolve_paths(load_config(run.config, settings)), load_run(run.folder))
+    if summary.is_file():
+        return
+    resume = ["--resume"] if (run.folder / CONFIG_FILE).is_file() else []
+    write_atomic(summary, _fsl_dist([*run.train_command(), *resume, "--json"], run.folder).encode())
+
+
+def _score(run: PlannedRun, cell: Cell) -> None:
+    path = cell.scores_file(run.folder)
+    if not path.is_file():
+        write_atomic(path, _fsl_dist([*cell.command(run.folder), "--json"], run.folder).encode())
+
+
+def _fsl_dist(arguments: list[str], folder: Path | None) -> str:
+    """Run a command of this installation; what it prints. RequestError or FslDistError with its own last line."""
+    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    program = "import sys; from cluster.cli import main; sys.argv[0] = 'fsl-dist'; main()"
+    finished = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, env=environment
+    )
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "commands.log").open("a", encoding="utf-8") as file:
+            file.write(f"fsl-dist {' '.join(arguments)}\n{finished.stderr}\n")
+    if finished.returncode != 0:
+        lines = [line for line in finished.stderr.splitlines() if line.strip()] or ["it printed nothing"]
+        error = RequestError if finished.returncode == 2 else FslDistError
+        raise error(f"fsl-dist {arguments[0]}: {lines[-1].removeprefix('error: ')}")
+    return finished.stdout
+
+
+def _collect(
+    table: Table, row: Row, runs: list[PlannedRun], problems: dict[Path, str], family: str
+) -> RowResult:
+    cells = cells_of(table, row)
+    if not runs:
+        return RowResult(
+            row, (), cells, tuple([] for _ in cells), f"family {family} has no {row.system}.yaml"
+        )
+    failed = [problems[run.folder] for run in runs if run.folder in problems]
+    if failed:
+        return RowResult(row, tuple(runs), cells, tuple([] for _ in cells), failed[0])
+    scores: list[list[Any]] = []
+    for cell in cells:
+        found = []
+        for run in runs if cell else []:
+            assert cell is not None
+            metrics = json.loads(cell.scores_file(run.folder).read_text("utf-8"))["metrics"]
+            if cell.metric not in metrics:
+                problem = f"{cell.metric} is not among the scores of {run.folder}"
+                return RowResult(row, tuple(runs), cells, tuple([] for _ in cells), problem)
+            found.append(metrics[cell.metric])
+        scores.append(found)
+    return RowResult(row, tuple(runs), cells, tuple(scores))
