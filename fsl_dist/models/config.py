@@ -10,12 +10,27 @@ from fsl_dist.errors import ConfigError
 class BackboneConfig:
     """Network that embeds a sample."""
 
-    name: Literal["conv4", "mobilenet_v2", "resnet18", "resnet50", "mlp"] = "resnet50"
+    name: Literal[
+        "alexnet",
+        "conv4",
+        "convnext_base",
+        "densenet121",
+        "efficientnet_b3",
+        "mlp",
+        "mobilenet_v2",
+        "resnet18",
+        "resnet50",
+        "resnet50_v2",
+        "se_resnet50",
+        "vgg19",
+        "vit_b_16",
+    ] = "resnet50"
     """architecture; `mlp` takes feature vectors, the others images"""
     weights: str = ""
     """file of a state_dict to start from (.pth or .safetensors), its classifier ignored; empty: none"""
     pretrained: bool = False
-    """start from torchvision's ImageNet weights (downloaded once); not with `weights`"""
+    """start from ImageNet weights, torchvision's or timm's (downloaded once); not with `weights`. Those of `resnet50_v2`
+    expect `data.mean` and `data.std` of 0.5"""
     embedding_dim: int = 0
     """width of a linear head on the features, 0 (no head) or more"""
     padding: Literal["symmetric", "same"] = "symmetric"
@@ -51,6 +66,6 @@ class BackboneConfig:
             )
         if self.pretrained and self.name in ("conv4", "mlp"):
             raise ConfigError(
-                f"backbone.pretrained=true: torchvision has no weights for backbone.name={self.name} "
+                f"backbone.pretrained=true: there are no weights for backbone.name={self.name} "
                 "(backbone.weights=PATH loads a state_dict)"
             )
