@@ -39,6 +39,9 @@ class BackboneConfig:
     """conv4: channels of each block, at least 1"""
     hidden: tuple[int, ...] = (512, 256, 128)
     """mlp: width of each layer, the last of which is the embedding, without batch norm and ReLU"""
+    lr_factor: float = 1.0
+    """learning rate of the backbone as a multiple of `training.lr`, 0 or more; a head or classifier takes `training.lr`
+    itself. 0 = the backbone's parameters stay (`batch_norm=frozen` keeps its statistics too)"""
     batch_norm: Literal["auto", "batch", "frozen", "ghost"] = "auto"
     """statistics used in training; auto: ghost where all workers share a batch (deep kNN, cross
     entropy, global episodes), else batch"""
@@ -54,6 +57,8 @@ class BackboneConfig:
             raise ConfigError(
                 f"backbone.hidden={list(self.hidden)} must name at least one layer, each 1 wide or more"
             )
+        if self.lr_factor < 0:
+            raise ConfigError(f"backbone.lr_factor={self.lr_factor:g} must be 0 (no training) or more")
         if self.batch_norm_group < 2:
             raise ConfigError(f"backbone.batch_norm_group={self.batch_norm_group} must be at least 2")
         if self.padding == "same" and self.name != "mobilenet_v2":
