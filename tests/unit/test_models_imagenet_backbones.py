@@ -139,9 +139,15 @@ def test_every_parameter_learns(built):
     parameters = dict(network.named_parameters())
     (network(images) * torch.randn(4, network.feature_dim)).sum().backward()
     assert [name for name, parameter in parameters.items() if not parameter.grad.any()] == []
-    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-    torch.optim.Adam(parameters.values(), 1e-3).step()
-    assert [name for name, parameter in parameters.items() if torch.equal(parameter, before[name])] == []
+    steepest = {name: int(parameter.grad.abs().argmax()) for name, parameter in parameters.items()}
+    before = {
+        name: parameter.detach().flatten()[steepest[name]].item() for name, parameter in parameters.items()
+    }
+    for parameter in parameters.values():  # ConvNeXt's layer scale of 1e-6 leaves less than float32 resolves
+        parameter.grad /= parameter.grad.abs().max()
+    torch.optim.SGD(parameters.values(), 0.01).step()
+    for name, parameter in parameters.items():
+        assert parameter.detach().flatten()[steepest[name]].item() != before[name], name
     network.zero_grad()
 
 
