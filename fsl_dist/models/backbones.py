@@ -1,22 +1,20 @@
 """The backbones: which network turns a sample into features, and with which weights it starts."""
 
 from collections import OrderedDict
-from collections.abc import Mapping
 from itertools import pairwise
-from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from fsl_dist.errors import ConfigError, RequestError
+from fsl_dist.errors import ConfigError
 from fsl_dist.models.batch_norm import apply_batch_norm
 from fsl_dist.models.config import BackboneConfig
-from fsl_dist.models.embedding import FullPrecisionLinear, GlobalAverage, Network
-from fsl_dist.models.same_padding import apply_same_padding
+from fsl_dist.models.embedding import FullPrecisionLinear, GlobalAverage, MapBackbone, Network
+from fsl_dist.models.imagenet_backbones import imagenet_backbone
+from fsl_dist.models.weights import load_initial
 
-# The classifier of a weights file is for the classes it was trained on; every backbone here ends before it.
-_CLASSIFIER_PREFIXES = ("fc.", "classifier.")
-_NAMED_IN_ERROR = 3
+# Pixels a side that leave at least one after all strides and poolings without padding.
+_LEAST_SIZE = {"conv4": 16, "alexnet": 63, "convnext_base": 32, "densenet121": 29, "vgg19": 32}
 
 
 def build_network(
@@ -31,10 +29,7 @@ def build_network(
     Raises ConfigError where the architecture cannot take such samples, RequestError where weights do not fit.
     """
     backbone, feature_dim = _build_backbone(config, sample_shape)
-    if config.weights:
-        _load(backbone, read_state_dict(config.weights), config, source=f"backbone.weights={config.weights}")
-    elif config.pretrained:
-        _load(backbone, _download(config.name), config, source="backbone.pretrained=true")
+    load_initial(backbone, config)
     network = Network(
         backbone, feature_dim, head_dim=config.embedding_dim, num_classes=num_classes, normalise=normalise
     )
@@ -52,32 +47,32 @@ def _build_backbone(config: BackboneConfig, sample_shape: tuple[int, ...]) -> tu
             f"backbone.name={config.name} needs images (channels, height, width); the samples are {sample_shape} "
             "(backbone.name=mlp takes vectors)"
         )
+    _check_size(config.name, sample_shape)
     channels = sample_shape[0]
     if config.name == "conv4":
-        if min(sample_shape[1:]) < 16:
-            raise ConfigError(
-                f"backbone.name=conv4 halves an image four times and needs 16 px or more; the samples are "
-                f"{sample_shape[1]}×{sample_shape[2]} px (larger images, or backbone.name=mlp)"
-            )
         return _conv4(channels, config.width), config.width
     if channels not in (1, 3):
         raise ConfigError(
             f"backbone.name={config.name} takes images of 1 or 3 channels; the samples have {channels} "
             "(backbone.name=conv4 takes any number)"
         )
-    from torchvision import models
+    return imagenet_backbone(config, sample_shape)
 
-    match config.name:
-        case "mobilenet_v2":
-            features = models.mobilenet_v2().features
-            features[0][0] = _for_channels(features[0][0], channels)
-            if config.padding == "same":
-                apply_same_padding(features)
-            return nn.Sequential(OrderedDict(features=features, pool=GlobalAverage())), 1280
-        case "resnet18":
-            return _headless_resnet(models.resnet18(), channels), 512
-        case "resnet50":
-            return _headless_resnet(models.resnet50(), channels), 2048
+
+def _check_size(name: str, sample_shape: tuple[int, ...]) -> None:
+    """Raise ConfigError where images of `sample_shape` (channels, height, width) are too small, or of a wrong shape."""
+    height, width = sample_shape[1:]
+    least = _LEAST_SIZE.get(name, 1)
+    if min(height, width) < least:
+        raise ConfigError(
+            f"backbone.name={name} needs images of {least} px or more; the samples are {height}×{width} px "
+            "(larger images, another backbone.name, or backbone.name=mlp)"
+        )
+    if name == "vit_b_16" and (height != width or height % 16):
+        raise ConfigError(
+            f"backbone.name=vit_b_16 cuts square images into patches of 16 px; the samples are {height}×{width} px "
+            "(a data.image_size divisible by 16)"
+        )
 
 
 def _conv4(channels: int, width: int) -> nn.Module:
@@ -94,7 +89,8 @@ def _conv4(channels: int, width: int) -> nn.Module:
         )
         for before in (channels, width, width, width)
     ]
-    return nn.Sequential(*blocks, GlobalAverage())
+    named = {str(number): block for number, block in enumerate(blocks)}
+    return MapBackbone(OrderedDict(**named, pool=GlobalAverage()))
 
 
 def _mlp(input_dim: int, hidden: tuple[int, ...]) -> nn.Module:
@@ -104,101 +100,3 @@ def _mlp(input_dim: int, hidden: tuple[int, ...]) -> nn.Module:
     for before, after in pairwise(widths[:-1]):
         layers += [nn.Linear(before, after), nn.BatchNorm1d(after), nn.ReLU()]
     return nn.Sequential(*layers, FullPrecisionLinear(widths[-2], widths[-1]))
-
-
-def _headless_resnet(resnet: nn.Module, channels: int) -> nn.Module:
-    """torchvision's ResNet up to the pooled features (no classifier), for `channels` input channels."""
-    assert isinstance(resnet.conv1, nn.Conv2d)
-    resnet.conv1 = _for_channels(resnet.conv1, channels)
-    resnet.avgpool = GlobalAverage()
-    resnet.fc = nn.Identity()
-    return resnet
-
-
-def _for_channels(first: nn.Conv2d, channels: int) -> nn.Conv2d:
-    """`first`, a convolution of colour images, made one of `channels` 1 by a sum over its input channels, or left."""
-    if channels != first.in_channels:
-        first.in_channels = channels
-        first.weight = nn.Parameter(first.weight.detach().sum(dim=1, keepdim=True))
-    return first
-
-
-def read_state_dict(path: str) -> dict[str, Tensor]:
-    """Tensors of a weights file by name: `.safetensors`, or what `torch.save` wrote, read without unpickling code.
-
-    Of a file that holds a whole `Network`, the backbone's part is taken. Raises RequestError naming the file.
-    """
-    if not Path(path).is_file():
-        raise RequestError(f"backbone.weights={path}: there is no such file")
-    try:
-        if path.endswith(".safetensors"):
-            from safetensors.torch import load_file
-
-            loaded: object = load_file(path)
-        else:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # each format has its own errors, all meaning that the file cannot be used
-        reason = str(error).strip().partition("\n")[0]
-        raise RequestError(
-            f"backbone.weights={path} does not read as a state_dict: {reason} "
-            "(torch.save(model.state_dict(), PATH) writes one)"
-        ) from error
-    if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise RequestError(
-            f"backbone.weights={path} does not hold a state_dict, which is names and tensors only "
-            "(torch.save(model.state_dict(), PATH) writes one)"
-        )
-    prefix = "backbone."
-    if any(key.startswith(prefix) for key in loaded):
-        return {key.removeprefix(prefix): value for key, value in loaded.items() if key.startswith(prefix)}
-    return dict(loaded)
-
-
-def _download(name: str) -> Mapping[str, Tensor]:
-    """torchvision's ImageNet weights, from its cache or its site."""
-    from torchvision import models
-
-    # The best set of each, by name and not by "DEFAULT": what a run starts from must not move with a release.
-    weights = {
-        "mobilenet_v2": models.MobileNet_V2_Weights.IMAGENET1K_V2,
-        "resnet18": models.ResNet18_Weights.IMAGENET1K_V1,
-        "resnet50": models.ResNet50_Weights.IMAGENET1K_V2,
-    }[name]
-    try:
-        return weights.get_state_dict(progress=False, check_hash=True)
-    except (OSError, RuntimeError) as error:  # no network; a damaged download
-        raise RequestError(
-            f"backbone.pretrained=true could not fetch torchvision's weights of {name}: {error} "
-            f"(offline: fetch {weights.url} elsewhere, then backbone.weights=PATH backbone.pretrained=false)"
-        ) from error
-
-
-def _load(backbone: nn.Module, loaded: Mapping[str, Tensor], config: BackboneConfig, *, source: str) -> None:
-    """Copy `loaded` into `backbone`; every tensor must be there and fit, a classifier's are passed over."""
-    own = backbone.state_dict()
-    given = {key: value for key, value in loaded.items() if not key.startswith(_CLASSIFIER_PREFIXES)}
-    for key, value in given.items():
-        is_colour_for_grey = key in own and value.ndim == 4 and own[key].shape[1] == 1 and value.shape[1] == 3
-        if is_colour_for_grey:
-            given[key] = value.sum(dim=1, keepdim=True)
-    # Files from before torch 0.4.1 do not count batches; the count plays no part with a fixed momentum.
-    missing = [key for key in own if key not in given and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in given if key not in own]
-    misshapen = [
-        f"{key} {list(given[key].shape)} for {list(own[key].shape)}"
-        for key in own
-        if key in given and given[key].shape != own[key].shape
-    ]
-    named = (("missing", missing), ("unexpected", unexpected), ("wrong shape", misshapen))
-    complaints = [f"{what} {_first_few(keys)}" for what, keys in named if keys]
-    if complaints:
-        raise RequestError(
-            f"{source} does not fit backbone.name={config.name}: {'; '.join(complaints)} "
-            "(backbone.name must be the architecture the file was saved from)"
-        )
-    backbone.load_state_dict(given, strict=False)
-
-
-def _first_few(keys: list[str]) -> str:
-    more = len(keys) - _NAMED_IN_ERROR
-    return ", ".join(keys[:_NAMED_IN_ERROR]) + (f" and {more} more" if more > 0 else "")

@@ -21,19 +21,37 @@ from fsl_dist.errors import TrainingError
 BatchNormMode = Literal["batch", "frozen", "ghost"]
 
 
-class FrozenBatchNorm(_BatchNorm):
-    """Normalises by the running statistics, in training too; they never move, weight and bias do."""
+class _ChangedBatchNorm(_BatchNorm):
+    """What a torch or timm batch norm becomes; it knows what it was."""
 
     plain_type: type[_BatchNorm] = nn.BatchNorm2d
 
+    def finish(self, normalised: Tensor) -> Tensor:
+        """What comes after normalising: dropout and activation in timm's BatchNormAct2d, nothing in torch's."""
+        for stage in self.children():
+            normalised = stage(normalised)
+        return normalised
+
+
+class FrozenBatchNorm(_ChangedBatchNorm):
+    """Normalises by the running statistics, in training too; they never move, weight and bias do."""
+
     def forward(self, input: Tensor) -> Tensor:
         """Normalised `input` (float [n, C] or [n, C, h, w]), same shape."""
-        return functional.batch_norm(
-            input, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
+        return self.finish(
+            functional.batch_norm(
+                input,
+                self.running_mean,
+                self.running_var,
+                self.weight,
+                self.bias,
+                training=False,
+                eps=self.eps,
+            )
         )
 
 
-class GhostBatchNorm(_BatchNorm):
+class GhostBatchNorm(_ChangedBatchNorm):
     """Normalises each group of a call by the group's own statistics (Hoffer, Hubara & Soudry 2017).
 
     In training the first `sizes[0]` images are one group, the next `sizes[1]` another, and so on; without sizes the
@@ -41,7 +59,6 @@ class GhostBatchNorm(_BatchNorm):
     averaged by size (variances unbiased, as in torch). In eval mode the running statistics are used.
     """
 
-    plain_type: type[_BatchNorm] = nn.BatchNorm2d
     sizes: tuple[int, ...] | None = None
 
     def forward(self, input: Tensor) -> Tensor:
@@ -50,14 +67,16 @@ class GhostBatchNorm(_BatchNorm):
         Raises TrainingError where the sizes do not add up to n or a group has one value a channel.
         """
         if not self.training:
-            return functional.batch_norm(
-                input,
-                self.running_mean,
-                self.running_var,
-                self.weight,
-                self.bias,
-                training=False,
-                eps=self.eps,
+            return self.finish(
+                functional.batch_norm(
+                    input,
+                    self.running_mean,
+                    self.running_var,
+                    self.weight,
+                    self.bias,
+                    training=False,
+                    eps=self.eps,
+                )
             )
         sizes = self.sizes if self.sizes is not None else (len(input),)
         self._check_sizes(input, sizes)
@@ -75,7 +94,7 @@ class GhostBatchNorm(_BatchNorm):
             variances.append(variance)
         if self.track_running_stats:
             self._update_running_statistics(means, variances, sizes)
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return self.finish(parts[0] if len(parts) == 1 else torch.cat(parts))
 
     def _check_sizes(self, input: Tensor, sizes: tuple[int, ...]) -> None:
         if sum(sizes) != len(input):
@@ -112,13 +131,13 @@ def apply_batch_norm(model: nn.Module, mode: BatchNormMode) -> None:
     """
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, (nn.BatchNorm1d, nn.BatchNorm2d, FrozenBatchNorm, GhostBatchNorm)):
+            if isinstance(child, (nn.BatchNorm1d, nn.BatchNorm2d, _ChangedBatchNorm)):
                 setattr(parent, name, _with_mode(child, mode))
 
 
 def _with_mode(norm: _BatchNorm, mode: BatchNormMode) -> _BatchNorm:
     """`norm` as the class that `mode` asks for, sharing its parameters and buffers."""
-    plain_type = norm.plain_type if isinstance(norm, (FrozenBatchNorm, GhostBatchNorm)) else type(norm)
+    plain_type = norm.plain_type if isinstance(norm, _ChangedBatchNorm) else type(norm)
     wanted: type[_BatchNorm]
     match mode:
         case "batch":
@@ -134,7 +153,9 @@ def _with_mode(norm: _BatchNorm, mode: BatchNormMode) -> _BatchNorm:
     changed.running_mean, changed.running_var = norm.running_mean, norm.running_var
     changed.num_batches_tracked = norm.num_batches_tracked
     changed.train(norm.training)
-    if isinstance(changed, (FrozenBatchNorm, GhostBatchNorm)):
+    for name, after in norm.named_children():
+        changed.add_module(name, after)
+    if isinstance(changed, _ChangedBatchNorm):
         changed.plain_type = plain_type
     return changed
 

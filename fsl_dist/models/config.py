@@ -10,12 +10,27 @@ from fsl_dist.errors import ConfigError
 class BackboneConfig:
     """Network that embeds a sample."""
 
-    name: Literal["conv4", "mobilenet_v2", "resnet18", "resnet50", "mlp"] = "resnet50"
+    name: Literal[
+        "alexnet",
+        "conv4",
+        "convnext_base",
+        "densenet121",
+        "efficientnet_b3",
+        "mlp",
+        "mobilenet_v2",
+        "resnet18",
+        "resnet50",
+        "resnet50_v2",
+        "se_resnet50",
+        "vgg19",
+        "vit_b_16",
+    ] = "resnet50"
     """architecture; `mlp` takes feature vectors, the others images"""
     weights: str = ""
     """file of a state_dict to start from (.pth or .safetensors), its classifier ignored; empty: none"""
     pretrained: bool = False
-    """start from torchvision's ImageNet weights (downloaded once); not with `weights`"""
+    """start from ImageNet weights, torchvision's or timm's (downloaded once); not with `weights`. Those of `resnet50_v2`
+    expect `data.mean` and `data.std` of 0.5"""
     embedding_dim: int = 0
     """width of a linear head on the features, 0 (no head) or more"""
     padding: Literal["symmetric", "same"] = "symmetric"
@@ -24,6 +39,9 @@ class BackboneConfig:
     """conv4: channels of each block, at least 1"""
     hidden: tuple[int, ...] = (512, 256, 128)
     """mlp: width of each layer, the last of which is the embedding, without batch norm and ReLU"""
+    lr_factor: float = 1.0
+    """learning rate of the backbone as a multiple of `training.lr`, 0 or more; a head or classifier takes `training.lr`
+    itself. 0 = the backbone's parameters stay (`batch_norm=frozen` keeps its statistics too)"""
     batch_norm: Literal["auto", "batch", "frozen", "ghost"] = "auto"
     """statistics used in training; auto: ghost where all workers share a batch (deep kNN, cross
     entropy, global episodes), else batch"""
@@ -39,6 +57,8 @@ class BackboneConfig:
             raise ConfigError(
                 f"backbone.hidden={list(self.hidden)} must name at least one layer, each 1 wide or more"
             )
+        if self.lr_factor < 0:
+            raise ConfigError(f"backbone.lr_factor={self.lr_factor:g} must be 0 (no training) or more")
         if self.batch_norm_group < 2:
             raise ConfigError(f"backbone.batch_norm_group={self.batch_norm_group} must be at least 2")
         if self.padding == "same" and self.name != "mobilenet_v2":
@@ -51,6 +71,6 @@ class BackboneConfig:
             )
         if self.pretrained and self.name in ("conv4", "mlp"):
             raise ConfigError(
-                f"backbone.pretrained=true: torchvision has no weights for backbone.name={self.name} "
+                f"backbone.pretrained=true: there are no weights for backbone.name={self.name} "
                 "(backbone.weights=PATH loads a state_dict)"
             )

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fsl_dist.errors import ConfigError
+
 
 class FullPrecisionLinear(nn.Linear):
     """A linear layer that runs outside autocast, in its weights' dtype.
@@ -22,6 +24,18 @@ class GlobalAverage(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         return _at_least_float32(maps).mean(dim=(2, 3))
+
+
+class MapBackbone(nn.Sequential):
+    """Stages of an image network in order; the one named `pool` turns feature maps into features."""
+
+    def feature_maps(self, samples: Tensor) -> Tensor:
+        """What goes into `pool`: float [n, channels, height, width] → float [n, C, h, w]."""
+        for name, stage in self.named_children():
+            if name == "pool":
+                break
+            samples = stage(samples)
+        return samples
 
 
 class Network(nn.Module):
@@ -57,6 +71,18 @@ class Network(nn.Module):
         if self.head is not None:
             embeddings = self.head(embeddings)
         return _to_unit_length(embeddings) if self.normalise else embeddings
+
+    def feature_maps(self, samples: Tensor) -> Tensor:
+        """The backbone's last maps before any pooling to one vector (AlexNet, VGG: before their last pooling layer).
+
+        samples: float [n, channels, height, width] → [n, C, h, w], in the precision of the forward pass.
+        Raises ConfigError for a backbone without maps.
+        """
+        if not isinstance(self.backbone, MapBackbone):
+            raise ConfigError(
+                "backbone.name is mlp or vit_b_16, which make no feature maps (every other backbone.name does)"
+            )
+        return self.backbone.feature_maps(samples)
 
     def forward(self, samples: Tensor) -> Tensor:
         """Class logits float32 [n, num_classes], or the embeddings of `embed` where there is no classifier."""

@@ -20,6 +20,7 @@ from fsl_dist.models.backbones import build_network
 from fsl_dist.training.checkpoint import CheckpointFolder, read_progress
 from fsl_dist.training.distributed import WorkerGroup
 from fsl_dist.training.loop import Trainer
+from fsl_dist.training.optimizer import build_optimizer
 from fsl_dist.training.resume import check_resumable, settle
 from fsl_dist.training.runlog import describe_progress, last_step
 from fsl_dist.training.splits import split_run
@@ -111,12 +112,13 @@ def check_run(config: RunConfig) -> int:
     cpu = torch.device("cpu")
     catalogue, sample_shape = describe_samples(config.data)
     method = build_method(config, catalogue, split_run(catalogue, config).train, cpu)
-    build_network(
+    network = build_network(
         dataclasses.replace(config.backbone, pretrained=False),
         sample_shape=sample_shape,
         num_classes=method.num_outputs,
         normalise=method.normalise,
     )
+    build_optimizer(network, config.training, lr_factor=config.backbone.lr_factor)
     return method.num_steps()
 
 

@@ -25,6 +25,7 @@ from fsl_dist.models.embedding import Network
 from fsl_dist.seeding import generator
 from fsl_dist.training.checkpoint import CheckpointFolder, Progress, read_checkpoint, tables_in, tables_of
 from fsl_dist.training.distributed import WorkerGroup
+from fsl_dist.training.optimizer import build_optimizer, set_learning_rate
 from fsl_dist.training.runlog import RunLog
 from fsl_dist.training.splits import RunSplits, split_run
 from fsl_dist.training.step import planned_steps, run_step, step_requests
@@ -58,7 +59,12 @@ class Trainer:
         self.splits: RunSplits = split_run(self.catalogue, config)
         self.method: Method = build_method(config, self.catalogue, self.splits.train, device)
         self.network = self._build_network()
-        self.optimizer = self._build_optimizer()
+        self.optimizer = build_optimizer(
+            self.network,
+            config.training,
+            lr_factor=config.backbone.lr_factor,
+            fused=device.type == "cuda",
+        )
         self.progress = Progress()
         self._saved: Progress | None = None
         self.checkpoints = CheckpointFolder(self.run, keep=config.training.keep_checkpoints, owner=owner)
@@ -110,16 +116,6 @@ class Trainer:
                 self.group.world_size,
             )
         return network.to(self.device)
-
-    def _build_optimizer(self) -> torch.optim.Optimizer:
-        settings = self.config.training
-        parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        fused = self.device.type == "cuda"
-        if settings.optimizer == "adam":
-            return torch.optim.Adam(parameters, settings.lr, weight_decay=settings.weight_decay, fused=fused)
-        return torch.optim.SGD(
-            parameters, settings.lr, settings.momentum, weight_decay=settings.weight_decay, fused=fused
-        )
 
     def _wrap(self) -> torch.nn.Module:
         forward: torch.nn.Module = self.network
@@ -205,8 +201,7 @@ class Trainer:
     def _set_learning_rate(self, epoch: int) -> None:
         settings = self.config.training
         factor = settings.lr_gamma ** sum(milestone <= epoch for milestone in settings.lr_milestones)
-        for parameters in self.optimizer.param_groups:
-            parameters["lr"] = settings.lr * factor
+        set_learning_rate(self.optimizer, settings.lr * factor)
 
     def _prepare(self, epoch: int) -> dict[str, float]:
         started = time.perf_counter()

@@ -265,6 +265,7 @@ def test_pretrained_offline_says_what_to_do(tmp_path, monkeypatch):
         ({"pretrained": True, "weights": "x.pth"}, (3, 32, 32), r"backbone\.weights=x\.pth both"),
         ({"embedding_dim": -1}, (3, 32, 32), r"backbone\.embedding_dim=-1"),
         ({"name": "conv4", "padding": "same"}, (3, 32, 32), r"backbone\.padding=same belongs to"),
+        ({"lr_factor": -0.5}, (3, 32, 32), r"backbone\.lr_factor=-0\.5 must be 0"),
         ({"width": 0}, (3, 32, 32), r"backbone\.width=0"),
         ({"hidden": ()}, (3,), r"backbone\.hidden=\[\]"),
         ({"hidden": (4, 0)}, (3,), r"backbone\.hidden=\[4, 0\]"),

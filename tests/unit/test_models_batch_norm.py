@@ -153,6 +153,29 @@ def test_modes_change_into_each_other_and_keep_the_state():
     torch.testing.assert_close(dict(network.state_dict()), dict(small_network().state_dict()), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("apply_act", [True, False])
+def test_timms_batch_norm_keeps_its_activation_in_every_mode(apply_act):
+    from timm.layers import BatchNormAct2d
+
+    torch.manual_seed(0)
+    norm = BatchNormAct2d(2, apply_act=apply_act, act_layer=nn.LeakyReLU).double()
+    nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
+    plain, network = copy.deepcopy(norm), nn.Sequential(norm)
+    keys = list(network.state_dict())
+    batch = images(7) - 3.0
+    apart = torch.cat([plain.train()(part) for part in batch.split([4, 3])])
+    apply_batch_norm(network, "ghost")
+    set_ghost_groups(network, [4, 3])
+    torch.testing.assert_close(network.train()(batch), apart, rtol=1e-12, atol=1e-12)
+    network.load_state_dict({f"0.{key}": value for key, value in plain.state_dict().items()})
+    for mode in ("ghost", "frozen", "batch"):
+        apply_batch_norm(network, mode)
+        torch.testing.assert_close(network.eval()(batch), plain.eval()(batch), rtol=1e-12, atol=1e-12)
+    assert type(network[0]) is BatchNormAct2d
+    assert list(network.state_dict()) == keys
+    assert (apart < 0).any()
+
+
 def test_running_statistics_are_the_buffers_themselves():
     network = small_network("ghost")
     for statistic in running_statistics(network):

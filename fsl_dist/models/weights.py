@@ -1,0 +1,143 @@
+"""The weights a backbone starts from: files, downloads, and how their names meet the backbone's."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fsl_dist.errors import RequestError
+from fsl_dist.models.config import BackboneConfig
+
+# The classifier of a weights file is for the classes it was trained on; what a backbone has of it, it keeps.
+_CLASSIFIER_PREFIXES = ("fc.", "classifier.", "head.", "heads.")
+# torchvision's DenseNet files are older than its code: `norm.1` there is `norm1` here.
+_OLD_DENSENET_NAME = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
+# The weights of each architecture by name and not by "DEFAULT": what a run starts from must not move with a release.
+_TIMM_WEIGHTS = {"resnet50_v2": "resnetv2_50.a1h_in1k", "se_resnet50": "seresnet50.ra2_in1k"}
+_NAMED_IN_ERROR = 3
+
+
+def load_initial(backbone: nn.Module, config: BackboneConfig) -> None:
+    """Copy the weights that `config` names, if any, into `backbone`.
+
+    Raises RequestError where they cannot be had or do not fit.
+    """
+    if config.weights:
+        load_weights(
+            backbone, read_state_dict(config.weights), config, source=f"backbone.weights={config.weights}"
+        )
+    elif config.pretrained:
+        fetched = _from_timm(config.name) if config.name in _TIMM_WEIGHTS else _from_torchvision(config.name)
+        load_weights(backbone, fetched, config, source="backbone.pretrained=true")
+
+
+def read_state_dict(path: str) -> dict[str, Tensor]:
+    """Tensors of a weights file by name: `.safetensors`, or what `torch.save` wrote, read without unpickling code.
+
+    Of a file that holds a whole `Network`, the backbone's part is taken. Raises RequestError naming the file.
+    """
+    if not Path(path).is_file():
+        raise RequestError(f"backbone.weights={path}: there is no such file")
+    try:
+        if path.endswith(".safetensors"):
+            from safetensors.torch import load_file
+
+            loaded: object = load_file(path)
+        else:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # each format has its own errors, all meaning that the file cannot be used
+        reason = str(error).strip().partition("\n")[0]
+        raise RequestError(
+            f"backbone.weights={path} does not read as a state_dict: {reason} "
+            "(torch.save(model.state_dict(), PATH) writes one)"
+        ) from error
+    if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise RequestError(
+            f"backbone.weights={path} does not hold a state_dict, which is names and tensors only "
+            "(torch.save(model.state_dict(), PATH) writes one)"
+        )
+    prefix = "backbone."
+    if any(key.startswith(prefix) for key in loaded):
+        return {key.removeprefix(prefix): value for key, value in loaded.items() if key.startswith(prefix)}
+    return dict(loaded)
+
+
+def _from_torchvision(name: str) -> Mapping[str, Tensor]:
+    """torchvision's ImageNet weights, from its cache or its site."""
+    from torchvision import models
+
+    weights = {
+        "alexnet": models.AlexNet_Weights.IMAGENET1K_V1,
+        "convnext_base": models.ConvNeXt_Base_Weights.IMAGENET1K_V1,
+        "densenet121": models.DenseNet121_Weights.IMAGENET1K_V1,
+        "efficientnet_b3": models.EfficientNet_B3_Weights.IMAGENET1K_V1,
+        "mobilenet_v2": models.MobileNet_V2_Weights.IMAGENET1K_V2,
+        "resnet18": models.ResNet18_Weights.IMAGENET1K_V1,
+        "resnet50": models.ResNet50_Weights.IMAGENET1K_V2,
+        "vgg19": models.VGG19_Weights.IMAGENET1K_V1,
+        "vit_b_16": models.ViT_B_16_Weights.IMAGENET1K_V1,
+    }[name]
+    try:
+        return weights.get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError) as error:  # no network; a damaged download
+        raise RequestError(
+            f"backbone.pretrained=true could not fetch torchvision's weights of {name}: {error} "
+            f"(offline: fetch {weights.url} elsewhere, then backbone.weights=PATH backbone.pretrained=false)"
+        ) from error
+
+
+def _from_timm(name: str) -> Mapping[str, Tensor]:
+    """timm's ImageNet weights, from the Hugging Face hub or its cache."""
+    from timm.models import load_state_dict_from_hf
+
+    repository = f"timm/{_TIMM_WEIGHTS[name]}"
+    try:
+        return load_state_dict_from_hf(repository, filename="model.safetensors")
+    except Exception as error:  # the hub's client and its transport have errors of their own
+        reason = str(error).strip().partition("\n")[0]
+        raise RequestError(
+            f"backbone.pretrained=true could not fetch timm's weights of {name}: {reason} (offline: fetch "
+            f"model.safetensors of {repository} from the Hugging Face hub elsewhere, then "
+            "backbone.weights=PATH backbone.pretrained=false)"
+        ) from error
+
+
+def load_weights(
+    backbone: nn.Module, loaded: Mapping[str, Tensor], config: BackboneConfig, *, source: str
+) -> None:
+    """Copy `loaded` (tensors by name) into `backbone`; every tensor must be there and fit, a classifier's are passed over.
+
+    source: what an error calls them. Raises RequestError naming what is missing, unexpected or of a wrong shape.
+    """
+    own = backbone.state_dict()
+    renamed = {_OLD_DENSENET_NAME.sub(r"\1\2.", key): value for key, value in loaded.items()}
+    given = {
+        key: value for key, value in renamed.items() if key in own or not key.startswith(_CLASSIFIER_PREFIXES)
+    }
+    for key, value in given.items():
+        is_colour_for_grey = key in own and value.ndim == 4 and own[key].shape[1] == 1 and value.shape[1] == 3
+        if is_colour_for_grey:
+            given[key] = value.sum(dim=1, keepdim=True)
+    # Files from before torch 0.4.1 do not count batches; the count plays no part with a fixed momentum.
+    missing = [key for key in own if key not in given and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in given if key not in own]
+    misshapen = [
+        f"{key} {list(given[key].shape)} for {list(own[key].shape)}"
+        for key in own
+        if key in given and given[key].shape != own[key].shape
+    ]
+    named = (("missing", missing), ("unexpected", unexpected), ("wrong shape", misshapen))
+    complaints = [f"{what} {_first_few(keys)}" for what, keys in named if keys]
+    if complaints:
+        raise RequestError(
+            f"{source} does not fit backbone.name={config.name}: {'; '.join(complaints)} "
+            "(backbone.name must be the architecture the file was saved from)"
+        )
+    backbone.load_state_dict(given, strict=False)
+
+
+def _first_few(keys: list[str]) -> str:
+    more = len(keys) - _NAMED_IN_ERROR
+    return ", ".join(keys[:_NAMED_IN_ERROR]) + (f" and {more} more" if more > 0 else "")
