@@ -20,8 +20,8 @@ _ROWS_AT_ONCE = 4096
 def fingerprint(image: Image.Image) -> bytes:
     """64-bit perceptual hash (`imagehash.phash`), then a thumbnail of 16 × 16 pixels, RGB: 776 bytes.
 
-    `image`: upright, mode RGB or L. Large ones are averaged down to a shorter side of 256 to 511 pixels first, which
-    takes a tenth of the time.
+    `image`: upright, mode RGB or L. Large ones are averaged down to a shorter side of 256 to 511 pixels first: 8 ms
+    instead of 220 for 12 million pixels.
     """
     import imagehash  # 0.2 s with the SciPy it wants
 
