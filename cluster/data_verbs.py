@@ -40,6 +40,11 @@ from cluster.dataset_options import emit_written, make_progress, split_options
     "--resize-shorter", type=int, metavar="N", help="Store larger images with a shorter side of N pixels."
 )
 @click.option("--resize", metavar="HxW", help="Store larger images H pixels high and W wide.")
+@click.option(
+    "--dedupe",
+    type=click.Choice(["name", "phash"]),
+    help="Leave out near-duplicates of an image kept: phash: all of them; name: only under the same file name.",
+)
 @click.option("--shard-size-mb", type=int, default=256, show_default=True, help="Largest shard, 10⁶ bytes.")
 @click.option(
     "--threads",
@@ -65,6 +70,7 @@ def pack(
     order: str,
     resize_shorter: int | None,
     resize: str | None,
+    dedupe: str | None,
     shard_size_mb: int,
     threads: int,
     allow_bad: bool,
@@ -113,6 +119,7 @@ def pack(
         shard_size_mb=shard_size_mb,
         resize_shorter=resize_shorter,
         resize=_parse_extents(resize),
+        dedupe=dedupe,  # type: ignore[arg-type]  # click has checked the choice
         threads=threads,
         **split,
     )
@@ -132,18 +139,24 @@ def _parse_extents(text: str | None) -> tuple[int, int] | None:
     return int(height), int(width)
 
 
-@click.command(epilog="Example: fsl-dist inspect packed --verify --plots pictures")
+@click.command(epilog="Example: fsl-dist inspect packed --verify --near-duplicates --plots pictures")
 @click.argument("dataset")
 @click.option(
     "--verify", is_flag=True, help="Read every image again and compare its checksum; exit 1 on damage."
 )
 @click.option(
+    "--near-duplicates",
+    "has_near_duplicates",
+    is_flag=True,
+    help="Decode every image and list pairs that are nearly the same, those of different splits and classes first.",
+)
+@click.option(
     "--plots", metavar="DIR", help="Draw class_distribution.png and samples.png into DIR, over older ones."
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def inspect(dataset: str, verify: bool, plots: str | None, as_json: bool) -> None:
+def inspect(dataset: str, verify: bool, has_near_duplicates: bool, plots: str | None, as_json: bool) -> None:
     """Tell what the data set in folder DATASET holds: classes, counts, tail, sizes, splits, what was left out."""
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     from cluster.output import emit
     from fsl_dist.data.catalogue import Catalogue
@@ -151,8 +164,16 @@ def inspect(dataset: str, verify: bool, plots: str | None, as_json: bool) -> Non
 
     catalogue = Catalogue.open(dataset)
     summary = summarise(catalogue)
+    if has_near_duplicates:
+        from fsl_dist.data.duplicates import describe_near_duplicates, find_near_duplicates
+
+        found = find_near_duplicates(catalogue, make_progress())
+        summary = replace(summary, flags=[*summary.flags, *found.flags])
     result: dict[str, object] = asdict(summary)
     text = describe(summary)
+    if has_near_duplicates:
+        result["near_duplicates"] = asdict(found)
+        text = "\n".join([text, "", describe_near_duplicates(found)])
     if plots is not None:
         from fsl_dist.data.plots import draw_plots
 

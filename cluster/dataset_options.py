@@ -57,7 +57,18 @@ def emit_written(done: str, report: "WriteReport", allow_bad: bool, as_json: boo
         lines.append(
             f"left out {len(report.bad_samples)} bad samples (named above; `fsl-dist inspect` lists them)"
         )
-    emit({**asdict(report), "num_bad": len(report.bad_samples)}, as_json, "\n".join(lines))
+    num_conflicts = sum(duplicate.is_conflict for duplicate in report.duplicates)
+    if report.duplicates:
+        lines.append(
+            f"left out {len(report.duplicates)} near-duplicates, {num_conflicts} of another class than the image kept "
+            "(`fsl-dist inspect` lists them)"
+        )
+    counts = {
+        "num_bad": len(report.bad_samples),
+        "num_duplicates": len(report.duplicates),
+        "num_label_conflicts": num_conflicts,
+    }
+    emit({**asdict(report), **counts}, as_json, "\n".join(lines))
     if report.bad_samples and not allow_bad:
         raise SystemExit(1)
 

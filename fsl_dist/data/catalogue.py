@@ -60,6 +60,26 @@ class BadSample:
 
 
 @dataclass(frozen=True, slots=True)
+class Duplicate:
+    """A near-duplicate that was left out of the data set."""
+
+    path: str
+    """relative to the packed source"""
+    kept: str
+    """path of the image that stayed; its key where the data set had it before"""
+    distance: int
+    """bits in which their perceptual hashes differ"""
+    label: str
+    """class of the one left out"""
+    kept_label: str
+
+    @property
+    def is_conflict(self) -> bool:
+        """Whether the two had different classes."""
+        return self.label != self.kept_label
+
+
+@dataclass(frozen=True, slots=True)
 class ShardFile:
     """One tar file of a data set."""
 
@@ -83,6 +103,8 @@ class CatalogueMetadata:
     shards: Sequence[ShardFile] = ()
     bad_samples: Sequence[BadSample] = ()
     """what was left out and why"""
+    duplicates: Sequence[Duplicate] = ()
+    """what `pack --dedupe` left out"""
     options: dict[str, object]
     """how the data set was made: JSON values, no paths of a machine"""
 
@@ -189,6 +211,12 @@ class Catalogue:
     def bad_samples(self) -> list[BadSample]:
         """Samples that were left out when the data set was made."""
         return [BadSample(**bad) for bad in self._metadata("bad_samples")]
+
+    @cached_property
+    def duplicates(self) -> list[Duplicate]:
+        """Near-duplicates that were left out when the data set was made."""
+        stored = (self._table.schema.metadata or {}).get(b"duplicates", b"[]")
+        return [Duplicate(**duplicate) for duplicate in json.loads(stored)]
 
     @cached_property
     def options(self) -> dict[str, object]:

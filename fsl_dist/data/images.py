@@ -8,12 +8,13 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Optional, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from fsl_dist.data.fingerprints import fingerprint
 from fsl_dist.data.resize import StoredSize
 
 Encoded = bytes | memoryview
@@ -36,6 +37,8 @@ class CheckedImage:
     kept_at: int | None = None
     """first byte in the file of re-encoded images; None: stored as the source has it"""
     mask: Optional["CheckedImage"] = None
+    fingerprint: bytes = b""
+    """what near-duplicates are found by; empty where none are looked for"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +139,9 @@ def check_encoded(data: bytes, file: str) -> CheckedImage | str:
     return prepared if isinstance(prepared, str) else prepared.image
 
 
-def prepare_encoded(data: bytes, file: str, size: StoredSize) -> PreparedImage | str:
+def prepare_encoded(
+    data: bytes, file: str, size: StoredSize, *, has_fingerprint: bool = False
+) -> PreparedImage | str:
     """What is stored of the content of a file called `file`, or why it cannot be used. Decodes all of it.
 
     An image that is larger than `size` is turned upright, resized with antialiasing (PIL's bilinear, as when
@@ -168,6 +173,8 @@ def prepare_encoded(data: bytes, file: str, size: StoredSize) -> PreparedImage |
         data = buffer.getvalue()
     extension = _choose_extension(file, image_format)
     checked = CheckedImage(image.width, image.height, len(data), zlib.crc32(data), extension)
+    if has_fingerprint:
+        checked = replace(checked, fingerprint=fingerprint(image))
     return PreparedImage(checked, data, upright, resized)
 
 

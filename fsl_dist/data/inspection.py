@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fsl_dist.data.catalogue import SPLITS, BadSample, Catalogue
+from fsl_dist.data.catalogue import SPLITS, BadSample, Catalogue, Duplicate
 from fsl_dist.data.store import ShardStore
 from fsl_dist.errors import DataError, VersionError
 
@@ -64,6 +64,8 @@ class DatasetSummary:
     height: tuple[int, float, int]
     bad_samples: list[BadSample]
     """left out when the data set was made"""
+    duplicates: list[Duplicate]
+    """left out as near-duplicates when the data set was made"""
     flags: list[str]
     """what to look at before training: small classes, odd sizes"""
 
@@ -95,6 +97,7 @@ def summarise(catalogue: Catalogue) -> DatasetSummary:
         height=_spread(sizes[:, 0]),
         width=_spread(sizes[:, 1]),
         bad_samples=catalogue.bad_samples,
+        duplicates=catalogue.duplicates,
         flags=[*_flag_tail(catalogue, counts), *_flag_sizes(catalogue, sizes)],
     )
 
@@ -212,4 +215,11 @@ def describe(summary: DatasetSummary) -> str:
     if summary.bad_samples:
         lines += ["", f"left out when packed: {len(summary.bad_samples)}"]
         lines += [f"  {bad.path}: {bad.reason}" for bad in summary.bad_samples]
+    if summary.duplicates:
+        lines += ["", f"left out as near-duplicates: {len(summary.duplicates)}"]
+        lines += [
+            f"  {duplicate.path}: {'of another class, ' if duplicate.is_conflict else ''}near {duplicate.kept}, "
+            f"distance {duplicate.distance}"
+            for duplicate in summary.duplicates
+        ]
     return "\n".join(lines)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fsl_dist.data.catalogue import BadSample, Catalogue, CatalogueMetadata, write_catalogue
 from fsl_dist.data.division import SplitOptions, divide, divide_added
+from fsl_dist.data.duplicates import Dedupe, drop_duplicates
 from fsl_dist.data.images import CheckedImage
 from fsl_dist.data.listing import Candidate, Listing, TableColumns, list_folder, list_table
 from fsl_dist.data.next_version import STAGING, add_version, check_new, hold_dataset, name_appended
@@ -45,6 +46,8 @@ class PackOptions(SplitOptions):
     """pixels of the shorter side at which larger images are stored, ≥ 1; None: as they are"""
     resize: tuple[int, int] | None = None
     """(height, width) in pixels at which larger images are stored, ≥ 1, in place of `resize_shorter`"""
+    dedupe: Dedupe | None = None
+    """near-duplicates to leave out: `name`: those with one file name; `phash`: all; None: none"""
     threads: int = 0
     """threads that check and resize images; 0: one a core, at most 8"""
 
@@ -73,6 +76,7 @@ class PackOptions(SplitOptions):
             "order": self.order,
             "shard_size_mb": self.shard_size_mb,
             **self.stored_size.record,
+            "dedupe": self.dedupe,
         }
 
 
@@ -82,7 +86,7 @@ def pack(
     """Write every readable image of `source` to shards and a catalogue in the new folder `out`.
 
     Images are stored as they are, unless `options` resize them. Those that cannot be used are named with the
-    reason in the log, the report and the catalogue; the rest is packed. The output's bytes depend on the source and
+    reason in the log, the report and the catalogue; the rest is packed, without near-duplicates where `options` say so. The output's bytes depend on the source and
     `options` (but not on its threads) alone. It is written beside `out` and renamed, so `out` is complete or not there;
     what a killed try left beside it is removed.
     `progress(stage, done, total)` is called as the work goes on. Reads every image twice, or once where it is
@@ -94,8 +98,9 @@ def pack(
     source, out = Path(source), Path(out)
     check_new(out)
     listing = _list_source(source, options)
-    with SourceImages(options.stored_size, out) as stored:
+    with SourceImages(options.stored_size, out, has_fingerprints=options.dedupe is not None) as stored:
         samples, images, bad = check_samples(listing, stored.check, options.threads, progress)
+        samples, images, duplicates = drop_duplicates(samples, images, options.dedupe)
         named = NamedSamples.number(samples)
         sides, warnings = divide(
             named.labels, named.units, [sample.split for sample in samples], named.names, options
@@ -120,6 +125,7 @@ def pack(
                     unit_names=named.unit_names,
                     shards=writer.shards,
                     bad_samples=bad,
+                    duplicates=duplicates,
                     options=options.record,
                 )
                 places = [writer.places[row] for row in range(len(samples))]
@@ -132,7 +138,7 @@ def pack(
             finally:
                 remove_folder(partial)
     return make_report(
-        out, 1, metadata, sides, writer.shards, bad, listing.num_ignored, warnings, fingerprint
+        out, 1, metadata, sides, writer.shards, bad, listing.num_ignored, warnings, fingerprint, duplicates
     )
 
 
@@ -151,8 +157,11 @@ def append(
         options = _with_rule_of(old, options)
         known = set(old.keys(np.arange(old.num_samples)))
         listing = _refuse_known(_list_source(source, options), known)
-        with SourceImages(options.stored_size, dataset) as stored:
+        with SourceImages(
+            options.stored_size, dataset, has_fingerprints=options.dedupe is not None
+        ) as stored:
             samples, images, bad = check_samples(listing, stored.check, options.threads, progress)
+            samples, images, duplicates = drop_duplicates(samples, images, options.dedupe, old, progress)
             named = NamedSamples.number(samples, old)
             sides, warnings = divide_added(
                 old, named.labels, named.units, [sample.split for sample in samples], named.names, options
@@ -179,11 +188,21 @@ def append(
             unit_names=named.unit_names,
             shards=[*old.shards, *writer.shards],
             bad_samples=[*old.bad_samples, *bad],
+            duplicates=[*old.duplicates, *duplicates],
             options=old.options,
         )
         fingerprint = add_version(dataset, version, join_columns(old.columns(), added), metadata)
     return make_report(
-        dataset, version, metadata, sides, writer.shards, bad, listing.num_ignored, warnings, fingerprint
+        dataset,
+        version,
+        metadata,
+        sides,
+        writer.shards,
+        bad,
+        listing.num_ignored,
+        warnings,
+        fingerprint,
+        duplicates,
     )
 
 

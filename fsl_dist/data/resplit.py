@@ -111,6 +111,7 @@ def resplit(dataset: str | Path, options: ResplitOptions) -> WriteReport:
             unit_names=names["unit"],
             shards=old.shards,
             bad_samples=[*old.bad_samples, *bad],
+            duplicates=old.duplicates,
             options={
                 **old.options,
                 **(options.rule if options.is_divided_anew else {}),

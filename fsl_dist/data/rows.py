@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fsl_dist.data.catalogue import SPLITS, BadSample, Catalogue, CatalogueMetadata, ShardFile
+from fsl_dist.data.catalogue import SPLITS, BadSample, Catalogue, CatalogueMetadata, Duplicate, ShardFile
 from fsl_dist.data.division import number_names
 from fsl_dist.data.images import CheckedImage, check_in_order
 from fsl_dist.data.listing import Candidate, Listing
@@ -54,6 +54,8 @@ class WriteReport:
     """files in class folders that are not called like images"""
     warnings: tuple[str, ...]
     fingerprint: str
+    duplicates: tuple[Duplicate, ...] = ()
+    """what `pack --dedupe` left out"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -173,6 +175,7 @@ def make_report(
     num_ignored: int,
     warnings: Sequence[str],
     fingerprint: str,
+    duplicates: Sequence[Duplicate] = (),
 ) -> WriteReport:
     """The report on rows with these `sides` (int8 [n]) and `shards`."""
     counts = np.bincount(sides, minlength=len(SPLITS)).tolist()
@@ -188,6 +191,7 @@ def make_report(
         num_ignored=num_ignored,
         warnings=tuple(warnings),
         fingerprint=fingerprint,
+        duplicates=tuple(duplicates),
     )
 
 

@@ -19,9 +19,11 @@ class SourceImages:
 
     What is re-encoded waits in a file without a name near `out`, so that every image is decoded once, memory holds a
     few of them, and a killed process leaves nothing. That file grows to the size of the re-encoded images.
+    `has_fingerprints`: images are checked with what near-duplicates are found by.
     """
 
-    def __init__(self, size: StoredSize, out: Path) -> None:
+    def __init__(self, size: StoredSize, out: Path, *, has_fingerprints: bool = False) -> None:
+        self._has_fingerprints = has_fingerprints
         self._size = size
         folder = next(parent for parent in (out / "any").absolute().parents if parent.is_dir())
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  closed by __exit__
@@ -41,7 +43,7 @@ class SourceImages:
         data = _read(sample.file)
         if isinstance(data, str):
             return data
-        prepared = prepare_encoded(data, sample.file, self._size)
+        prepared = prepare_encoded(data, sample.file, self._size, has_fingerprint=self._has_fingerprints)
         if isinstance(prepared, str):
             return prepared
         image = self._keep(prepared.image, prepared.data, data)

@@ -71,6 +71,33 @@ def test_images_are_stored_at_the_size_that_is_asked_for(source, tmp_path):
         assert (found["height"][2], found["width"][2]) == size
 
 
+def test_near_duplicates_are_left_out_or_listed(source, tmp_path):
+    image = Image.open(source / "ant" / "3.png")
+    image.save(source / "owl" / "again.png", optimize=True, compress_level=1)
+    assert run("pack", source, tmp_path / "kept")[0] == 0
+    code, out, err = run("inspect", tmp_path / "kept", "--near-duplicates", "--json")
+    found = json.loads(out)
+    assert (code, err) == (0, "")
+    (pair,) = found["near_duplicates"]["pairs"]
+    assert ({pair["first"], pair["second"]}, pair["distance"]) == ({"ant/3", "owl/again"}, 0)
+    assert found["near_duplicates"]["num_across_classes"] == 1
+    assert any("pairs of near-duplicates lie in different classes" in flag for flag in found["flags"])
+    code, out, _ = run("inspect", tmp_path / "kept", "--near-duplicates")
+    assert (code, "compared    21 images: 1 pairs of near-duplicates" in out) == (0, True)
+    code, out, err = run("pack", source, tmp_path / "out", "--dedupe", "phash", "--json")
+    report = json.loads(out)
+    assert (code, report["num_samples"], report["num_bad"]) == (0, 20, 0)
+    assert (report["num_duplicates"], report["num_label_conflicts"]) == (1, 1)
+    assert report["duplicates"] == [
+        {"path": "owl/again.png", "kept": "ant/3.png", "distance": 0, "label": "owl", "kept_label": "ant"}
+    ]
+    assert "label conflict: 'owl/again.png' (class 'owl')" in err
+    code, out, _ = run("inspect", tmp_path / "out", "--json")
+    assert (code, json.loads(out)["duplicates"]) == (0, report["duplicates"])
+    code, _, err = run("pack", source, tmp_path / "other", "--dedupe", "sift")
+    assert (code, "sift" in err) == (2, True)
+
+
 def test_bad_samples_decide_the_exit_code(source, tmp_path):
     (source / "ant" / "text.jpg").write_text("no image")
     code, out, err = run("pack", source, tmp_path / "one", "--json")
