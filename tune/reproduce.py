@@ -37,8 +37,13 @@ class PlannedRun:
 
     def train_command(self) -> list[str]:
         """Arguments of `fsl-dist` that train it, or go on with it."""
-        start = [f"backbone.weights={self.after.folder}", "backbone.pretrained=false"] if self.after else []
-        settings = [*self.overrides, *start, f"run.dir={self.folder}"]
+        settings = list(self.overrides)
+        if self.after:
+            settings = [
+                s for s in settings if not s.startswith(("backbone.weights=", "backbone.pretrained="))
+            ]
+            settings += [f"backbone.weights={self.after.folder}", "backbone.pretrained=false"]
+        settings.append(f"run.dir={self.folder}")
         return ["train", "--config", str(self.config), *settings]
 
 
@@ -206,7 +211,8 @@ def _train(run: PlannedRun) -> None:
     if (run.folder / CONFIG_FILE).is_file():
         # The settings that make a run another one must be those it was started with.
         settings = run.train_command()[3:]
-        check_resumable(resolve_paths(load_config(run.config, settings)), load_run(run.folder))
+        config = resolve_paths(load_config(run.config, settings))
+        check_resumable(config, load_run(run.folder), is_finished=True)
     if summary.is_file():
         return
     resume = ["--resume"] if (run.folder / CONFIG_FILE).is_file() else []

@@ -7,8 +7,8 @@ from fsl_dist.config import RunConfig
 from fsl_dist.errors import RequestError
 from index.gate import dump
 
-# What a run may be resumed with otherwise: where it runs, how long, how it is watched and scored.
-_MAY_CHANGE = (
+# Where a run runs, how it is watched and scored: none of it makes another run.
+_SURROUNDINGS = (
     "run.dir",
     "workers.",
     "evaluation.",
@@ -24,15 +24,18 @@ _MAY_CHANGE = (
     "data.max_read_gap_bytes",
     "data.check_reads",
     "data.max_bad_fraction",
+    "training.keep_checkpoints",
+    "training.checkpoint_steps",
+    "training.compile",
+)
+# What a run may be resumed with otherwise, besides: how long it goes on, and how fast.
+_WAY_ON = (
     "backbone.weights",  # the checkpoint's weights count
     "backbone.pretrained",
     "training.epochs",
     "training.images",
     "training.patience",
     "training.validate_every",
-    "training.checkpoint_steps",
-    "training.keep_checkpoints",
-    "training.compile",
     "training.lr",  # lr, lr_milestones, lr_gamma
 )
 
@@ -50,8 +53,10 @@ def settle(config: RunConfig, version: int) -> RunConfig:
     )
 
 
-def check_resumable(config: RunConfig, stored: RunConfig) -> RunConfig:
+def check_resumable(config: RunConfig, stored: RunConfig, *, is_finished: bool = False) -> RunConfig:
     """`config`, settled, if it goes on with the run that was started as `stored`.
+
+    is_finished: the run is to be taken as it is, so how long and how fast it learns must be the same too.
 
     Raises RequestError naming the first setting that would make it another run.
     """
@@ -59,12 +64,13 @@ def check_resumable(config: RunConfig, stored: RunConfig) -> RunConfig:
         config = replace(config, episode=replace(config.episode, per_step=stored.episode.per_step))
     if config.data.version == 0:
         config = replace(config, data=replace(config.data, version=stored.data.version))
+    may_change = _SURROUNDINGS if is_finished else (*_SURROUNDINGS, *_WAY_ON)
     before, now = _flatten(dump(stored)), _flatten(dump(config))
     for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key) and not key.startswith(_MAY_CHANGE):
+        if before.get(key) != now.get(key) and not key.startswith(may_change):
             raise RequestError(
-                f"{key}={now.get(key)} differs from the run's {before.get(key)} in {stored.run.dir}; --resume goes on "
-                "with a run as it was started (another run.dir starts a new one)"
+                f"{key}={now.get(key)} differs from the run's {before.get(key)} in {stored.run.dir}; a run goes on as it "
+                "was started (another folder starts a new one)"
             )
     return config
 

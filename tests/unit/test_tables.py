@@ -1,0 +1,138 @@
+"""Tables of the papers: every one names systems that exist, and is shown beside the paper as it was measured."""
+
+import csv
+import io
+import re
+from pathlib import Path
+
+import pytest
+
+from index.errors import ConfigError, RequestError
+from tune.reproduce import RowResult, cells_of, plan_run
+from tune.table_report import commands_of, draw, render_csv, render_markdown, show_score, summarise
+from tune.tables import (
+    EXPERIMENTS,
+    Column,
+    Row,
+    Table,
+    config_of,
+    families_of,
+    list_tables,
+    read_family,
+    read_table,
+)
+
+TABLES = list_tables()
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_can_be_run_on_a_family(name: str) -> None:
+    table = TABLES[name]
+    assert families_of(table), f"no family has all systems of {name}"
+    for row in table.rows:
+        cells = cells_of(table, row)
+        assert any(cells), row.name
+        for paper in row.paper:
+            assert not paper or re.fullmatch(r"\d+\.\d+( ± \d+\.\d+)?[¹²³]?", paper), paper
+
+
+@pytest.mark.parametrize("family", sorted(path.parent.name for path in EXPERIMENTS.glob("*/family.yaml")))
+def test_a_family_says_where_its_images_come_from(family: str) -> None:
+    found = read_family(family)
+    assert found.title
+    assert found.source
+    assert found.pack
+
+
+def test_names_that_do_not_exist() -> None:
+    with pytest.raises(RequestError, match=r"there is no table 'pcn-17'; there are .*pcn-1"):
+        read_table("pcn-17")
+    with pytest.raises(RequestError, match=r"--family birds: there is no such family; there are .*omniglot"):
+        read_family("birds")
+
+
+def test_a_row_has_a_cell_a_column() -> None:
+    with pytest.raises(ConfigError, match="'PN' has 2 paper for 1 columns"):
+        Table(
+            title="t",
+            paper_data="d",
+            columns=(Column(title="a", metric="m"),),
+            rows=(Row(name="PN", system="pn", paper=("1.0", "2.0")),),
+        )
+
+
+def test_a_run_is_named_by_what_differs_from_its_yaml(tmp_path: Path) -> None:
+    def folder(*train: str) -> str:
+        return plan_run(tmp_path, "omniglot", "pcn", train, "", 3, ()).folder.relative_to(tmp_path).as_posix()
+
+    assert folder() == "omniglot/pcn/seed-3"
+    # What the YAML holds already makes no other run: Table 3's "memory 0.5" is Table 1's PCN.
+    assert folder("method.memory=0.5", "method.temperature=1") == "omniglot/pcn/seed-3"
+    assert folder("method.memory=0.0") == "omniglot/pcn,memory=0.0/seed-3"
+
+
+def test_a_run_that_starts_from_another_names_it(tmp_path: Path) -> None:
+    run = plan_run(tmp_path, "omniglot", "pcn", (), "pn", 1, ("backbone.weights=FILE",))
+    assert run.after is not None
+    assert run.after.folder == tmp_path / "omniglot" / "pn" / "seed-1"
+    command = run.train_command()
+    assert f"backbone.weights={run.after.folder}" in command
+    assert "backbone.weights=FILE" not in command
+    assert "backbone.weights=FILE" in run.after.train_command()
+
+
+def test_scores_are_summed_up_over_seeds_or_over_the_draws_of_one() -> None:
+    assert summarise([]) is None
+    assert show_score([]) == "—"
+    assert show_score([0.5]) == "50.0"
+    assert show_score([{"mean": 0.475, "std": 0.011, "n": 10}]) == "47.5 ± 1.1"
+    assert show_score([0.4, 0.6]) == "50.0 ± 10.0"
+    assert summarise([{"mean": 0.4, "std": 0.1, "n": 10}, {"mean": 0.6, "std": 0.2, "n": 10}]) == (
+        pytest.approx(50.0),
+        pytest.approx(10.0),
+        2,
+    )
+
+
+def results_of(table: Table, tmp_path: Path) -> list[RowResult]:
+    first, second = table.rows
+    runs = (plan_run(tmp_path, "omniglot", "pn", (), "", 0, ()),)
+    scores: tuple[list[object], ...] = ([{"mean": 0.4, "std": 0.01, "n": 10}], [0.5])
+    return [
+        RowResult(first, runs, cells_of(table, first), scores),
+        RowResult(second, (), cells_of(table, second), ([], []), "it failed"),
+    ]
+
+
+@pytest.mark.parametrize("x_title", ["", "shots"])
+def test_a_table_is_shown_beside_the_paper(tmp_path: Path, x_title: str) -> None:
+    table = Table(
+        title="Table 9",
+        paper_data="Dermnet",
+        x_title=x_title,
+        columns=(
+            Column(title="all", metric="mca/base_novel"),
+            Column(title="novel", metric="mca/novel", evaluate=("evaluation.novel_shots=2",)),
+        ),
+        rows=(
+            Row(name="PN", system="pn", paper=("43.92 ± 0.40¹", ""), x=2, curve="PN"),
+            Row(name="PCN", system="pcn", x=5, curve="PCN"),
+        ),
+        notes=("¹ a misprint.",),
+    )
+    results = results_of(table, tmp_path)
+    text = render_markdown(table, results, family="omniglot", seeds=1)
+    assert "| PN | 40.0 ± 1.0 (43.92 ± 0.40¹) | 50.0 |" in text
+    assert "| PCN | — | — |" in text
+    assert "PCN: not measured; it failed" in text
+    assert "- ¹ a misprint." in text
+    commands = commands_of(results)
+    assert commands[0].startswith(f"fsl-dist train --config {config_of('omniglot', 'pn')}")
+    assert any(command.endswith("evaluation.novel_shots=2") for command in commands)
+    rows = list(csv.DictReader(io.StringIO(render_csv(table, results))))
+    assert [(row["row"], row["metric"], row["count"]) for row in rows[:2]] == [
+        ("PN", "mca/base_novel", "10"),
+        ("PN", "mca/novel", "1"),
+    ]
+    draw(table, results, tmp_path / "table.png")
+    assert (tmp_path / "table.png").read_bytes().startswith(b"\x89PNG")
