@@ -25,8 +25,8 @@ class BackboneConfig:
     hidden: tuple[int, ...] = (512, 256, 128)
     """mlp: width of each layer, the last of which is the embedding, without batch norm and ReLU"""
     batch_norm: Literal["auto", "batch", "frozen", "ghost"] = "auto"
-    """statistics used in training; auto: ghost where all workers share a batch (deep kNN, cross
-    entropy, global episodes), else batch"""
+    """statistics used in training; auto: ghost where all workers share a batch (every method but pcn, and global
+    episodes), else batch"""
     batch_norm_group: int = 32
     """ghost: images a group, at least 2, and at least episode.n_way"""
 

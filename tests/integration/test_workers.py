@@ -56,6 +56,8 @@ STEPS = {
     "deep kNN, dataset, frozen batch norm": [*MINED, "backbone.batch_norm=frozen"],
     # One group of images, so the second worker has none and only takes part.
     "deep kNN, batch smaller than its group": [*DEEP_KNN, "backbone.batch_norm_group=96"],
+    "batch hard": ["method.kind=batch_hard", "training.batch_size=66", *GROUPS],
+    "few-shot NCA": ["method.kind=few_shot_nca", "training.batch_size=66", *GROUPS],
     "cross entropy, weighted": [
         "method.kind=cross_entropy",
         "method.balance=weights",
