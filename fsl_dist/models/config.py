@@ -13,7 +13,8 @@ class BackboneConfig:
     name: Literal["conv4", "mobilenet_v2", "resnet18", "resnet50", "mlp"] = "resnet50"
     """architecture; `mlp` takes feature vectors, the others images"""
     weights: str = ""
-    """file of a state_dict to start from (.pth or .safetensors), its classifier ignored; empty: none"""
+    """file of a state_dict to start from (.pth or .safetensors), or the folder of a run, whose best checkpoint's backbone
+    is taken; head and classifier ignored; empty: none"""
     pretrained: bool = False
     """start from torchvision's ImageNet weights (downloaded once); not with `weights`"""
     embedding_dim: int = 0

@@ -30,6 +30,7 @@ _MAY_CHANGE = (
     "training.images",
     "training.patience",
     "training.validate_every",
+    "training.log_train_knn",
     "training.checkpoint_steps",
     "training.keep_checkpoints",
     "training.compile",
