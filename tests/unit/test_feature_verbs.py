@@ -2,12 +2,14 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
+from threadpoolctl import threadpool_limits
 
 from cluster.feature_verbs import baseline, plot
 from fsl_dist.config import load_config
@@ -15,6 +17,13 @@ from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.evaluation.tsne import class_colours, draw_points, lay_out
 from fsl_dist.training.launch import train_run
 from index.errors import FslDistError
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """t-SNE of a few points: threads that wait for each other on a busy machine take fifty times as long."""
+    with threadpool_limits(1):
+        yield
 
 
 def call(verb: object, *arguments: object) -> Result:
@@ -101,9 +110,10 @@ def test_tsne_of_a_run_is_drawn(digits: Path, features: Path, tmp_path: Path) ->
     answer = call(plot, "tsne", run, "--out", out, "--images", 30, "--json")
     assert answer.exit_code == 0, answer.exception
     drawn = json.loads(answer.stdout)
-    assert (drawn["split"], drawn["num_images"], drawn["num_classes"]) == ("test", 30, 10)
+    assert (drawn["split"], drawn["num_images"]) == ("test", 30)
     shown = {colour for _, colour in Image.open(out).getcolors(1 << 20)}
-    assert set(class_colours(10)) <= shown
+    assert 5 < drawn["num_classes"] <= 10
+    assert set(class_colours(drawn["num_classes"])) <= shown
     again = tmp_path / "again.png"
     call(plot, "tsne", run, "--out", again, "--images", 30)
     assert again.read_bytes() == out.read_bytes()
