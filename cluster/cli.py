@@ -6,6 +6,7 @@ import click
 
 from cluster.catalogue_verbs import adopt, resplit
 from cluster.data_verbs import inspect, pack
+from cluster.feature_verbs import baseline, plot
 from cluster.index_verbs import index_group
 from cluster.output import configure_logging
 from cluster.reproduce_verbs import reproduce
@@ -23,7 +24,21 @@ def fsl_dist() -> None:
     configure_logging()
 
 
-for verb in (doctor, demo, pack, adopt, resplit, inspect, train, embed, evaluate, index_group, reproduce):
+for verb in (
+    doctor,
+    demo,
+    pack,
+    adopt,
+    resplit,
+    inspect,
+    train,
+    embed,
+    evaluate,
+    baseline,
+    plot,
+    index_group,
+    reproduce,
+):
     fsl_dist.add_command(verb)
 
 

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from fsl_dist.data.resplit import ResplitOptions, resplit
     from fsl_dist.data.rows import WriteReport
     from fsl_dist.data.selection import Selection
+    from fsl_dist.losses.batch_hard import batch_hard_loss
     from fsl_dist.losses.cross_entropy import class_weights, cross_entropy_loss
     from fsl_dist.losses.deep_knn import batch_neighbours, deep_knn_loss
+    from fsl_dist.losses.nca import few_shot_nca_loss
     from fsl_dist.losses.pcn import PCNEpisode, class_scores, pcn_episode_loss, update_prototypes
     from fsl_dist.models.backbones import build_network
     from fsl_dist.models.config import BackboneConfig
@@ -61,6 +63,7 @@ _ROOM_OF = {
     "TableColumns": "fsl_dist.data.listing",
     "anchors_of_step": "fsl_dist.samplers.neighbourhood",
     "anchors_per_step": "fsl_dist.samplers.neighbourhood",
+    "batch_hard_loss": "fsl_dist.losses.batch_hard",
     "batch_neighbours": "fsl_dist.losses.deep_knn",
     "build_network": "fsl_dist.models.backbones",
     "class_balanced_batch": "fsl_dist.samplers.shuffled",
@@ -69,6 +72,7 @@ _ROOM_OF = {
     "cross_entropy_loss": "fsl_dist.losses.cross_entropy",
     "deep_knn_loss": "fsl_dist.losses.deep_knn",
     "draw_episode": "fsl_dist.samplers.episode",
+    "few_shot_nca_loss": "fsl_dist.losses.nca",
     "fit_selection": "fsl_dist.samplers.episode",
     "gather_neighbourhood": "fsl_dist.samplers.neighbourhood",
     "holdout": "fsl_dist.samplers.split",
@@ -113,6 +117,7 @@ __all__ = [
     "anchors_of_step",
     "anchors_per_step",
     "append",
+    "batch_hard_loss",
     "batch_neighbours",
     "build_network",
     "class_balanced_batch",
@@ -121,6 +126,7 @@ __all__ = [
     "cross_entropy_loss",
     "deep_knn_loss",
     "draw_episode",
+    "few_shot_nca_loss",
     "fit_selection",
     "gather_neighbourhood",
     "holdout",

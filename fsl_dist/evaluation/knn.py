@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from fsl_dist.errors import DataError, RequestError, TrainingError
 from fsl_dist.evaluation.metrics import Floats
-from index.search import ShardedIndex
+from index.search import LocalIndex, ShardedIndex
 
 NO_LABEL = -1
 """Stands for a missing neighbour, and for the prediction of a query that has none."""
@@ -110,6 +110,18 @@ def score_knn(
         class_counts=counts,
         k_ps=k_ps,
     )
+
+
+def count_right_inside(index: LocalIndex, rows: slice, k_ps: Sequence[int]) -> NDArray[np.int64]:
+    """How many vectors at the positions `rows` of `index` get their own class by a vote of the others: int64 [len(k_ps)].
+
+    Each is left out of its own neighbours by its id. Costs a search of these rows against the whole index.
+    """
+    vectors, ids = index.vectors(rows.start, rows.stop), index.ids[rows]
+    answer = index.search(vectors, max(k_ps), query_ids=ids)
+    distances = answer.distances if index.metric == "l2" else -answer.distances
+    neighbours = index.labels_of(answer.ids)
+    return np.array([(vote(neighbours, distances, k_p) == index.labels[rows]).sum() for k_p in k_ps])
 
 
 def evaluate_knn(

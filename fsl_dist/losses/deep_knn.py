@@ -6,12 +6,8 @@ Equation numbers are those of Zhuang et al., "Deep kNN for Medical Image Classif
 import torch
 from torch import Tensor
 
-from fsl_dist.losses.distances import euclidean_rows, squared_distances
-
-# Candidates are gathered as float64 [rows, candidates, dim] in pieces of 2^23 numbers, 64 MiB.
-_NUMBERS_PER_CHUNK = 2**23
-# Rounding of a float64 product against direct differences: about dim · 1e-16 of the largest norm; 1e-10 is ample.
-_PRODUCT_ROUNDING = 1e-10
+from fsl_dist.losses.distances import euclidean_rows
+from fsl_dist.losses.ranking import rank_pairs
 
 
 @torch.no_grad()
@@ -24,43 +20,14 @@ def batch_neighbours(
     same int64 [n, num_same] and other int64 [n, num_other], −1 where there are fewer. The image itself is left out by
     its id. No gradient.
 
-    Exact: a float64 product finds every image that can be among the nearest, direct differences in float64 rank
-    them; equal distances go to the smaller id. Costs n² product distances and n·(K + M) direct ones.
+    Exact by distances in float64; equal distances go to the smaller id. Costs n² product distances and n·(K + M)
+    direct ones.
     """
-    points = embeddings.double()
-    distances = squared_distances(points, points)
     is_same_class = labels[:, None] == labels[None, :]
     is_itself = ids[:, None] == ids[None, :]
-    same = _nearest(points, distances, is_same_class & ~is_itself, ids, num_same)
-    other = _nearest(points, distances, ~is_same_class, ids, num_other)
+    same = rank_pairs(embeddings, is_same_class & ~is_itself, ids, num_same)
+    other = rank_pairs(embeddings, ~is_same_class, ids, num_other)
     return same, other
-
-
-def _nearest(points: Tensor, distances: Tensor, allowed: Tensor, ids: Tensor, num: int) -> Tensor:
-    """Positions int64 [n, num] of the nearest allowed points, −1 padded, exact as `batch_neighbours` says.
-
-    points: float64 [n, D]; distances: float64 [n, n] by product; allowed: bool [n, n].
-    """
-    rows = len(points)
-    nearest = torch.full((rows, num), -1, dtype=torch.int64, device=points.device)
-    if num == 0 or rows == 0:
-        return nearest
-    distances = distances.masked_fill(~allowed, float("inf"))
-    bound = distances.kthvalue(min(num, rows), dim=-1, keepdim=True).values
-    rounding = _PRODUCT_ROUNDING * (points - points.mean(0)).square().sum(-1).max()
-    # Nearly always `num` columns; more only where exact ties reach past the last place.
-    width = max(int(((distances <= bound + rounding) & allowed).sum(-1).max()), 1)
-    candidates = distances.topk(width, dim=-1, largest=False).indices.sort(-1).values
-    candidates = candidates.gather(-1, ids[candidates].argsort(dim=-1, stable=True))
-    chunk = max(_NUMBERS_PER_CHUNK // (width * points.shape[1]), 1)
-    parts = zip(points.split(chunk), candidates.split(chunk), strict=True)
-    exact = torch.cat([(part[:, None] - points[columns]).square().sum(-1) for part, columns in parts])
-    exact = exact.masked_fill(~allowed.gather(-1, candidates), float("inf"))
-    # Stable over columns in id order: ties go to the smaller id.
-    exact, order = exact.sort(dim=-1, stable=True)
-    found = candidates.gather(-1, order).masked_fill(exact.isinf(), -1)[:, :num]
-    nearest[:, : found.shape[1]] = found
-    return nearest
 
 
 def count_triplets(same: Tensor, other: Tensor) -> Tensor:

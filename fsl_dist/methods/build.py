@@ -5,9 +5,17 @@ import torch
 from fsl_dist.config import RunConfig
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.selection import Selection
-from fsl_dist.methods.config import CrossEntropyConfig, DeepKNNConfig, PCNConfig
+from fsl_dist.methods.batch_hard import BatchHard
+from fsl_dist.methods.config import (
+    BatchHardConfig,
+    CrossEntropyConfig,
+    DeepKNNConfig,
+    FewShotNCAConfig,
+    PCNConfig,
+)
 from fsl_dist.methods.cross_entropy import CrossEntropy
 from fsl_dist.methods.deep_knn import BatchMining, DatasetMining
+from fsl_dist.methods.few_shot_nca import FewShotNCA
 from fsl_dist.methods.method import Method
 from fsl_dist.methods.pcn import PCN
 
@@ -23,5 +31,9 @@ def build_method(
             return DatasetMining(config, method, selection, catalogue.labels)
         case DeepKNNConfig() as method:
             return BatchMining(config, method, selection, catalogue.labels)
+        case BatchHardConfig() as method:
+            return BatchHard(config, method, selection, catalogue.labels)
+        case FewShotNCAConfig() as method:
+            return FewShotNCA(config, method, selection, catalogue.labels)
         case CrossEntropyConfig() as method:
             return CrossEntropy(config, method, selection, catalogue.labels, device)

@@ -63,6 +63,43 @@ class DeepKNNConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class BatchHardConfig:
+    """Triplets of an image, its furthest mate and its nearest image of another class, in stratified batches."""
+
+    kind: Literal["batch_hard"] = "batch_hard"
+    margin: float = 1.0
+    """α of the triplet loss, in units of distance, above 0; deep kNN's own by default"""
+    normalise: bool = False
+    """embeddings on the unit sphere"""
+    classes_per_batch: int = 9
+    """classes in a batch, at least 2"""
+
+    def __post_init__(self) -> None:
+        if self.margin <= 0:
+            raise ConfigError(f"method.margin={self.margin} must be above 0")
+        _check_classes(self.classes_per_batch)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FewShotNCAConfig:
+    """Neighbourhood components analysis on stratified batches: a mate is drawn by a softmax over −distance²."""
+
+    kind: Literal["few_shot_nca"] = "few_shot_nca"
+    normalise: bool = False
+    """embeddings on the unit sphere"""
+    classes_per_batch: int = 9
+    """classes in a batch, at least 2"""
+
+    def __post_init__(self) -> None:
+        _check_classes(self.classes_per_batch)
+
+
+def _check_classes(classes_per_batch: int) -> None:
+    if classes_per_batch < 2:
+        raise ConfigError(f"method.classes_per_batch={classes_per_batch} must be at least 2")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CrossEntropyConfig:
     """Softmax classifier over the training classes; its embedding is scored like any other."""
 
@@ -71,7 +108,7 @@ class CrossEntropyConfig:
     """none; loss weights N/(C·n_c); or batches that draw the class first, then the image"""
 
 
-MethodConfig = PCNConfig | DeepKNNConfig | CrossEntropyConfig
+MethodConfig = PCNConfig | DeepKNNConfig | BatchHardConfig | FewShotNCAConfig | CrossEntropyConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,19 +20,53 @@ from fsl_dist.losses.deep_knn import batch_neighbours, deep_knn_loss
 from fsl_dist.methods.config import DeepKNNConfig
 from fsl_dist.methods.method import Batch, BatchLoss, Memoryless, TrainingIndex
 from fsl_dist.methods.neighbour_table import WEIGHTS, NeighbourTable, is_whole
+from fsl_dist.methods.stratified import StratifiedBatches
 from fsl_dist.samplers.neighbourhood import (
     Neighbourhood,
     anchors_of_step,
     anchors_per_step,
     gather_neighbourhood,
 )
-from fsl_dist.samplers.stratified import stratified_batch, stratified_steps
 from fsl_dist.training.distributed import WorkerGroup
 from index.storage import new_token
 
 
-class _DeepKNN(Memoryless):
-    """What both minings share: the loss's settings and global batches."""
+class BatchMining(StratifiedBatches):
+    """Stratified batches; each image is an anchor and finds its neighbours in the batch."""
+
+    metrics: tuple[str, ...] = ("train/active_triplets",)
+
+    def __init__(
+        self, config: RunConfig, method: DeepKNNConfig, selection: Selection, labels: NDArray[np.int64]
+    ) -> None:
+        super().__init__(config, method, selection, labels)
+        self.method = method
+
+    def loss(self, outputs: Tensor, batch: Batch) -> BatchLoss:
+        """Deep kNN Eq. 3 over the batch, neighbours by its own embeddings."""
+        ids = torch.from_numpy(batch.ids).to(outputs.device)
+        labels = torch.from_numpy(batch.labels).to(outputs.device)
+        same, other = batch_neighbours(outputs, labels, ids, self.method.k_same, self.method.m_other)
+        anchor = torch.arange(len(ids), device=outputs.device)
+        loss, active = deep_knn_loss(outputs, anchor, same, other, self.method.margin)
+        return BatchLoss(loss, {"train/active_triplets": active})
+
+
+@dataclass(frozen=True, slots=True)
+class _Refresh:
+    """A neighbour table in the making."""
+
+    folder: Path
+    step: int
+    """optimizer step whose parameters it is made with"""
+
+
+class DatasetMining(Memoryless):
+    """Every training image an anchor once an epoch, with its neighbours among all training images.
+
+    A refresh of the neighbour table that starts at step s takes effect at exactly step s + `mining.refresh_lag`,
+    whoever makes the table and however long that takes: the run is a function of its configuration.
+    """
 
     is_global = True
     num_outputs = 0
@@ -46,61 +80,7 @@ class _DeepKNN(Memoryless):
         self.normalise = method.normalise
         self.selection = selection
         self.seed = config.run.seed
-        self.batch_size = config.training.batch_size
-
-    def _loss(self, outputs: Tensor, anchor: Tensor, same: Tensor, other: Tensor) -> BatchLoss:
-        loss, active = deep_knn_loss(outputs, anchor, same, other, self.method.margin)
-        return BatchLoss(loss, {"train/active_triplets": active})
-
-
-class BatchMining(_DeepKNN):
-    """Stratified batches; each image is an anchor and finds its neighbours in the batch."""
-
-    def num_steps(self) -> int:
-        """An epoch is ⌈images / batch⌉ steps."""
-        return stratified_steps(self.selection, self.batch_size)
-
-    def batches(self, epoch: int, step: int) -> list[Batch]:
-        """One stratified batch a step."""
-        ids = stratified_batch(
-            self.selection,
-            batch_size=self.batch_size,
-            num_classes=self.method.classes_per_batch,
-            seed=self.seed,
-            epoch=epoch,
-            step=step,
-        )
-        return [Batch(ids, self.labels[ids])]
-
-    def loss(self, outputs: Tensor, batch: Batch) -> BatchLoss:
-        """Deep kNN Eq. 3 over the batch, neighbours by its own embeddings."""
-        ids = torch.from_numpy(batch.ids).to(outputs.device)
-        labels = torch.from_numpy(batch.labels).to(outputs.device)
-        same, other = batch_neighbours(outputs, labels, ids, self.method.k_same, self.method.m_other)
-        return self._loss(outputs, torch.arange(len(ids), device=outputs.device), same, other)
-
-
-@dataclass(frozen=True, slots=True)
-class _Refresh:
-    """A neighbour table in the making."""
-
-    folder: Path
-    step: int
-    """optimizer step whose parameters it is made with"""
-
-
-class DatasetMining(_DeepKNN):
-    """Every training image an anchor once an epoch, with its neighbours among all training images.
-
-    A refresh of the neighbour table that starts at step s takes effect at exactly step s + `mining.refresh_lag`,
-    whoever makes the table and however long that takes: the run is a function of its configuration.
-    """
-
-    def __init__(
-        self, config: RunConfig, method: DeepKNNConfig, selection: Selection, labels: NDArray[np.int64]
-    ) -> None:
-        super().__init__(config, method, selection, labels)
-        self.per_step = anchors_per_step(self.batch_size, method.k_same, method.m_other)
+        self.per_step = anchors_per_step(config.training.batch_size, method.k_same, method.m_other)
         self.refresh_steps = config.mining.refresh_steps or self.num_steps()
         self.lag = config.mining.refresh_lag
         if self.lag >= self.refresh_steps:
@@ -180,7 +160,8 @@ class DatasetMining(_DeepKNN):
         anchor, same, other = (
             torch.from_numpy(part).to(outputs.device) for part in (hood.anchor, hood.same, hood.other)
         )
-        return self._loss(outputs, anchor, same, other)
+        loss, active = deep_knn_loss(outputs, anchor, same, other, self.method.margin)
+        return BatchLoss(loss, {"train/active_triplets": active})
 
     def finish_step(
         self,

@@ -27,7 +27,8 @@ class BackboneConfig:
     ] = "resnet50"
     """architecture; `mlp` takes feature vectors, the others images"""
     weights: str = ""
-    """file of a state_dict to start from (.pth or .safetensors), its classifier ignored; empty: none"""
+    """file of a state_dict to start from (.pth or .safetensors), or the folder of a run, whose best checkpoint's backbone
+    is taken; head and classifier ignored; empty: none"""
     pretrained: bool = False
     """start from ImageNet weights, torchvision's or timm's (downloaded once); not with `weights`. Those of `resnet50_v2`
     expect `data.mean` and `data.std` of 0.5"""
@@ -43,8 +44,8 @@ class BackboneConfig:
     """learning rate of the backbone as a multiple of `training.lr`, 0 or more; a head or classifier takes `training.lr`
     itself. 0 = the backbone's parameters stay (`batch_norm=frozen` keeps its statistics too)"""
     batch_norm: Literal["auto", "batch", "frozen", "ghost"] = "auto"
-    """statistics used in training; auto: ghost where all workers share a batch (deep kNN, cross
-    entropy, global episodes), else batch"""
+    """statistics used in training; auto: ghost where all workers share a batch (every method but pcn, and global
+    episodes), else batch"""
     batch_norm_group: int = 32
     """ghost: images a group, at least 2, and at least episode.n_way"""
 

@@ -36,7 +36,8 @@ def load_initial(backbone: nn.Module, config: BackboneConfig) -> None:
 def read_state_dict(path: str) -> dict[str, Tensor]:
     """Tensors of a weights file by name: `.safetensors`, or what `torch.save` wrote, read without unpickling code.
 
-    Of a file that holds a whole `Network`, the backbone's part is taken. Raises RequestError naming the file.
+    Of a file that holds a whole `Network`, or a run's checkpoint, the backbone's part is taken. Raises RequestError
+    naming the file.
     """
     if not Path(path).is_file():
         raise RequestError(f"backbone.weights={path}: there is no such file")
@@ -53,6 +54,8 @@ def read_state_dict(path: str) -> dict[str, Tensor]:
             f"backbone.weights={path} does not read as a state_dict: {reason} "
             "(torch.save(model.state_dict(), PATH) writes one)"
         ) from error
+    if isinstance(loaded, Mapping) and isinstance(loaded.get("network"), Mapping):
+        loaded = loaded["network"]  # a checkpoint of a run
     if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise RequestError(
             f"backbone.weights={path} does not hold a state_dict, which is names and tensors only "

@@ -68,6 +68,10 @@ class TrainingConfig:
     """validations without a better value before the run stops; 0 = no validation, the last epoch counts"""
     validate_every: int = 1
     """epochs between two validations, at least 1"""
+    log_train_knn: bool = False
+    """every `validate_every` epochs, also with patience=0, log knn/train_acc@K_p: each training image by the vote of its
+    K_p nearest others. Costs an embedding of the training images, shared with a validation or mining at the same
+    step, and a search of all against all"""
     checkpoint_steps: int = 0
     """steps between two checkpoints; 0 = at the end of every epoch. A better validation always writes one"""
     keep_checkpoints: int = 2

@@ -24,6 +24,7 @@ from fsl_dist.training.optimizer import build_optimizer
 from fsl_dist.training.resume import check_resumable, settle
 from fsl_dist.training.runlog import describe_progress, last_step
 from fsl_dist.training.splits import split_run
+from fsl_dist.training.trained import resolve_weights
 from index.storage import Owner, write_atomic
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ def train_run(
         raise RequestError(
             f"run.dir={run} already holds a run (--resume goes on with it, another run.dir starts anew)"
         )
+    config = resolve_weights(config)
     num_steps = check_run(config)
     config = resolve_paths(config)
     is_known = resume and (run / CONFIG_FILE).is_file()

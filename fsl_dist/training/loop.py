@@ -284,15 +284,23 @@ class Trainer:
         return every > 0 and self.progress.global_step % every == 0
 
     def _validate(self, epoch: int, runlog: RunLog | None) -> bool:
-        """Score the epoch where one is due; returns whether it is the best so far."""
+        """Score the epoch where that is due; returns whether it is the best so far."""
         settings = self.config.training
-        if settings.patience == 0 or (epoch + 1) % settings.validate_every or not self.splits.has_stop:
+        decides = settings.patience > 0 and self.splits.has_stop
+        if (epoch + 1) % settings.validate_every or not (decides or settings.log_train_knn):
             return False
         self.average_statistics()
         self.train_index.move_to(f"step-{self.progress.global_step:08d}")
-        metrics = self.validation.measure()
-        name = self.config.stop_metric
-        value = metrics[name]
+        metrics = self.validation.measure() if decides else {}
+        is_better = decides and self._keep_best(metrics[self.config.stop_metric], epoch, runlog)
+        if settings.log_train_knn:
+            metrics |= self.validation.measure_train()
+        if runlog is not None:
+            runlog.write(self.progress.global_step, epoch, {f"eval/{key}": v for key, v in metrics.items()})
+        return is_better
+
+    def _keep_best(self, value: float, epoch: int, runlog: RunLog | None) -> bool:
+        """Note a validation's value; returns whether it is the best so far."""
         is_better = value > self.progress.best_value
         self.progress = dataclasses.replace(
             self.progress,
@@ -301,8 +309,8 @@ class Trainer:
             validations_since_best=0 if is_better else self.progress.validations_since_best + 1,
         )
         if runlog is not None:
-            log.info("epoch %d: validation %s %.4f%s", epoch + 1, name, value, " (best)" if is_better else "")
-            runlog.write(self.progress.global_step, epoch, {f"eval/{key}": v for key, v in metrics.items()})
+            best = " (best)" if is_better else ""
+            log.info("epoch %d: validation %s %.4f%s", epoch + 1, self.config.stop_metric, value, best)
         return is_better
 
     def _write_checkpoint(self) -> None:

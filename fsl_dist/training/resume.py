@@ -27,6 +27,7 @@ _SURROUNDINGS = (
     "training.keep_checkpoints",
     "training.checkpoint_steps",
     "training.compile",
+    "training.log_train_knn",
 )
 # What a run may be resumed with otherwise, besides: how long it goes on, and how fast.
 _WAY_ON = (

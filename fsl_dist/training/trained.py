@@ -10,9 +10,9 @@ from fsl_dist.config import RunConfig, load_run
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.loader import open_source
 from fsl_dist.embedder import Embedder
-from fsl_dist.errors import RequestError
+from fsl_dist.errors import ConfigError, RequestError
 from fsl_dist.models.backbones import build_network
-from fsl_dist.training.checkpoint import CheckpointFolder, read_checkpoint
+from fsl_dist.training.checkpoint import TENSORS, CheckpointFolder, read_checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,37 @@ class TrainedRun:
     embedder: Embedder
     parameters: str
     """name of the checkpoint and its checksum: what an index made from it is known by"""
+
+
+def find_checkpoint(run: Path) -> Path:
+    """Folder of a run's best checkpoint, its last where it did not validate; RequestError when there is none yet."""
+    checkpoints = CheckpointFolder(run, keep=1, owner=None)
+    folder = checkpoints.best() or checkpoints.latest()
+    if folder is None:
+        raise RequestError(
+            f"{run} holds no checkpoint yet (fsl-dist train --resume run.dir={run} goes on with it)"
+        )
+    return folder
+
+
+def resolve_weights(config: RunConfig) -> RunConfig:
+    """`config` with a run's folder in `backbone.weights` replaced by the file of its best checkpoint.
+
+    Written down once, when a run starts: the other run may be trained further. Raises ConfigError for a folder that is
+    no run or whose backbone is another, RequestError for one without a checkpoint.
+    """
+    run = Path(config.backbone.weights).expanduser()
+    if not config.backbone.weights or not run.is_dir():
+        return config
+    own, other = config.backbone, load_run(run).backbone
+    for field in ("name", "padding"):  # other sizes than the run's are told where the weights are loaded
+        if getattr(own, field) != getattr(other, field):
+            raise ConfigError(
+                f"backbone.weights={run} is a run with backbone.{field}={getattr(other, field)}, this one has "
+                f"backbone.{field}={getattr(own, field)}; the backbone must be the same to start from it"
+            )
+    weights = str(find_checkpoint(run) / TENSORS)
+    return dataclasses.replace(config, backbone=dataclasses.replace(own, weights=weights))
 
 
 def open_trained(run: Path, *, dataset: Path | None = None) -> TrainedRun:
@@ -38,12 +69,7 @@ def open_trained(run: Path, *, dataset: Path | None = None) -> TrainedRun:
     if dataset is not None:
         data = dataclasses.replace(config.data, dataset=str(dataset), version=0)
         config = dataclasses.replace(config, data=data)
-    checkpoints = CheckpointFolder(run, keep=config.training.keep_checkpoints, owner=None)
-    folder = checkpoints.best() or checkpoints.latest()
-    if folder is None:
-        raise RequestError(
-            f"{run} holds no checkpoint yet (fsl-dist train --resume run.dir={run} goes on with it)"
-        )
+    folder = find_checkpoint(run)
     device = torch.device("cuda:0" if torch.cuda.is_available() and config.workers.gpu == "auto" else "cpu")
     source = open_source(config.data, config.run.seed, str(device), max_batch=config.evaluation.batch_size)
     # The classifier serves training alone; the weights come from the checkpoint.

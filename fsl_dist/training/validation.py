@@ -4,10 +4,12 @@ import dataclasses
 import json
 from pathlib import Path
 
+import torch
+
 from fsl_dist.config import RunConfig
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.embedder import Embedder, SelectionIndex
-from fsl_dist.evaluation.knn import score_knn
+from fsl_dist.evaluation.knn import count_right_inside, score_knn
 from fsl_dist.evaluation.metrics import Repeated
 from fsl_dist.evaluation.prototypes import evaluate_prototypes
 from fsl_dist.methods.config import PCNConfig
@@ -30,6 +32,7 @@ class Validation:
         self.config = config
         self.splits = splits
         self.train_index = train_index
+        self.device = embedder.device
         self.stop_index = None
         if splits.stop is not None:
             self.stop_index = SelectionIndex(
@@ -41,6 +44,16 @@ class Validation:
                 config=config.index,
                 owner=owner,
             )
+
+    def measure_train(self) -> dict[str, float]:
+        """`knn/train_acc@K_p`: accuracy of each training image by the vote of its K_p nearest others. Collective.
+
+        Each worker searches for the images it embedded.
+        """
+        index, share, k_ps = self.train_index.open(), self.train_index.share(), self.config.evaluation.k_p
+        right = torch.from_numpy(count_right_inside(index, share, k_ps)).to(self.device)
+        shares = self.train_index.group.sum_(right).double() / index.num_vectors
+        return {f"knn/train_acc@{k_p}": value for k_p, value in zip(k_ps, shares.tolist(), strict=True)}
 
     def measure(self) -> dict[str, float]:
         """All validation metrics, the same on every worker. Collective.

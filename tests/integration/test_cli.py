@@ -113,6 +113,8 @@ def test_every_verb_explains_itself_with_an_example(cli: Cli) -> None:
         "train",
         "embed",
         "evaluate",
+        "baseline",
+        "plot tsne",
         "index build",
         "index search",
     ):

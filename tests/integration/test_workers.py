@@ -56,6 +56,8 @@ STEPS = {
     "deep kNN, dataset, frozen batch norm": [*MINED, "backbone.batch_norm=frozen"],
     # One group of images, so the second worker has none and only takes part.
     "deep kNN, batch smaller than its group": [*DEEP_KNN, "backbone.batch_norm_group=96"],
+    "batch hard": ["method.kind=batch_hard", "training.batch_size=66", *GROUPS],
+    "few-shot NCA": ["method.kind=few_shot_nca", "training.batch_size=66", *GROUPS],
     "cross entropy, weighted": [
         "method.kind=cross_entropy",
         "method.balance=weights",
@@ -66,6 +68,7 @@ STEPS = {
 RUNS = {
     "pcn": [*PCN, "episode.per_step=2", "backbone.batch_norm=frozen", "training.epochs=2"],
     "mined": [*MINED, "training.images=66"],
+    "counted": [*DEEP_KNN, *GROUPS, "training.images=66", "training.log_train_knn=true"],
 }
 
 
@@ -167,3 +170,14 @@ def test_two_workers_mine_what_brute_force_finds(worlds: dict[int, Path]) -> Non
             assert allowed[rows].all()
             # Up to ties: the distances are those of the best five.
             np.testing.assert_allclose(squared[rows], np.sort(squared[allowed])[:5], rtol=1e-6)
+
+
+def test_two_workers_count_the_training_accuracy_of_one(worlds: dict[int, Path]) -> None:
+    found = [
+        [line["eval/knn/train_acc@5"] for line in read_metrics(place_of(worlds, world_size, "train", "counted"))
+         if "eval/knn/train_acc@5" in line]
+        for world_size in (1, 2)
+    ]  # fmt: skip
+    assert len(found[0]) == 1
+    # Of 120 images, one neighbour's rounding may move one.
+    assert found[0] == pytest.approx(found[1], abs=1.01 / 120)

@@ -76,7 +76,7 @@ def test_neighbours_of_many_duplicates_are_the_smallest_ids() -> None:
 def test_neighbours_in_pieces_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     embeddings, labels, ids = random(17, 3), torch.arange(17) % 3, torch.arange(17)
     whole = batch_neighbours(embeddings, labels, ids, 2, 4)
-    monkeypatch.setattr("fsl_dist.losses.deep_knn._NUMBERS_PER_CHUNK", 30)  # 5 rows, then 2
+    monkeypatch.setattr("fsl_dist.losses.ranking._NUMBERS_PER_CHUNK", 30)  # 5 rows, then 2
     pieces = batch_neighbours(embeddings, labels, ids, 2, 4)
     assert torch.equal(whole[0], pieces[0])
     assert torch.equal(whole[1], pieces[1])

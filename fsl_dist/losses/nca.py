@@ -1,0 +1,27 @@
+"""Few-shot NCA: neighbourhood components analysis on a batch, without episodes (Laenen & Bertinetto 2021)."""
+
+import torch
+from torch import Tensor
+
+from fsl_dist.losses.distances import squared_distances
+
+
+def few_shot_nca_loss(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over anchors i of −log( Σ_{j≠i, y_j=y_i} e^{−‖f_i−f_j‖²} / Σ_{j≠i} e^{−‖f_i−f_j‖²} ).
+
+    embeddings: [n, D], taken to float32 at least; labels: int64 [n]. An anchor without a mate in the batch is left
+    out of the mean. Sums of exponentials are taken in log-space.
+
+    Returns the loss [], 0 with zero gradient where no anchor has a mate, and, without gradient, the mean probability of
+    drawing a mate [], 0 … 1.
+    """
+    is_itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    is_mate = (labels[:, None] == labels[None, :]) & ~is_itself
+    # Chosen before the exponentials: an empty sum's logarithm is −inf, and its gradient NaN.
+    anchors = is_mate.any(-1)
+    logits = -squared_distances(embeddings, embeddings)[anchors]
+    to_all = logits.masked_fill(is_itself[anchors], float("-inf")).logsumexp(-1)
+    to_mates = logits.masked_fill(~is_mate[anchors], float("-inf")).logsumexp(-1)
+    terms = to_all - to_mates
+    num = anchors.sum().clamp_min(1)
+    return terms.sum() / num, (-terms.detach()).exp().sum() / num
