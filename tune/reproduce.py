@@ -20,7 +20,7 @@ from fsl_dist.training.resume import check_resumable
 from index.errors import FslDistError, RequestError
 from index.gate import parse_overrides, parse_yaml
 from index.storage import write_atomic
-from tune.tables import Row, Table, config_of, read_family, read_table
+from tune.tables import Row, Table, config_of, has_row, read_family, read_table
 
 _SUMMARY = "summary.json"
 
@@ -80,6 +80,8 @@ class RowResult:
     scores: tuple[list[Any], ...]
     problem: str = ""
     """why it was not measured"""
+    commands: tuple[str, ...] = ()
+    """what measured it, where it has no runs"""
 
 
 def cells_of(table: Table, row: Row) -> tuple[Cell | None, ...]:
@@ -138,22 +140,32 @@ def reproduce(
     """
     table = read_table(name)
     dataset = find_dataset(family, data, out, show)
-    fixed = (f"data.dataset={dataset}", *settings)
-    planned = [
-        [plan_run(out, family, row.system, row.train, row.after, seed, fixed) for seed in range(seeds)]
-        for row in table.rows
-        if config_of(family, row.system)
-    ]
-    with_runs = iter(planned)
-    runs_of = [next(with_runs) if config_of(family, row.system) else [] for row in table.rows]
+    features = embed_features(family, dataset, out, settings, show)
+    # Settings of the network that makes the features are not those of the networks that learn from them.
+    fixed = (f"data.dataset={dataset}", *([f"data.features={features}"] if features else settings))
     wanted: dict[PlannedRun, set[Cell]] = {}
-    for row, runs in zip(table.rows, runs_of, strict=True):
+    runs_of: list[tuple[PlannedRun, ...]] = []
+    for row in table.rows:
+        runs: tuple[PlannedRun, ...] = ()
+        if row.system and has_row(family, row):
+            runs = tuple(
+                plan_run(out, family, row.system, row.train, row.after, seed, fixed) for seed in range(seeds)
+            )
         for run in runs:
             wanted.setdefault(run, set()).update(cell for cell in cells_of(table, row) if cell)
+        runs_of.append(runs)
     problems = _run_all(wanted, jobs, show)
-    return table, [
-        _collect(table, row, runs, problems, family) for row, runs in zip(table.rows, runs_of, strict=True)
-    ]
+    results = []
+    for row, runs in zip(table.rows, runs_of, strict=True):
+        if row.baseline and features:
+            results.append(_score_baseline(table, row, dataset, features, out / family, show))
+        elif runs:
+            results.append(_collect(table, row, runs, problems))
+        else:
+            results.append(
+                _unmeasured(table, row, runs, f"family {family} has no {row.system or row.baseline}")
+            )
+    return table, results
 
 
 def find_dataset(family: str, data: Path, out: Path, show: Callable[[str], None]) -> Path:
@@ -170,6 +182,22 @@ def find_dataset(family: str, data: Path, out: Path, show: Callable[[str], None]
             ["pack", str(data), str(packed), *(option.format(data=data) for option in recipe.pack)], None
         )
     return packed
+
+
+def embed_features(
+    family: str, dataset: Path, out: Path, settings: tuple[str, ...], show: Callable[[str], None]
+) -> Path | None:
+    """The features that the family trains on, made once by the network it names; None where it trains on images."""
+    maker, _, system = read_family(family).embed.partition("/")
+    if not system:
+        return None
+    run = plan_run(out, maker, system, (), "", 0, (f"data.dataset={dataset}", *settings))
+    features = out / family / "features.npy"
+    if not features.is_file():
+        show(f"embedding {dataset} by {maker}/{system}")
+        _train(run)
+        _fsl_dist(["embed", str(run.folder), str(dataset), "--out", str(features)], run.folder)
+    return features
 
 
 def _run_all(wanted: dict[PlannedRun, set[Cell]], jobs: int, show: Callable[[str], None]) -> dict[Path, str]:
@@ -243,26 +271,41 @@ def _fsl_dist(arguments: list[str], folder: Path | None) -> str:
     return finished.stdout
 
 
-def _collect(
-    table: Table, row: Row, runs: list[PlannedRun], problems: dict[Path, str], family: str
+def _score_baseline(
+    table: Table, row: Row, dataset: Path, features: Path, folder: Path, show: Callable[[str], None]
 ) -> RowResult:
+    """A baseline draws nothing at random: one score, whatever the number of seeds."""
+    command = ["baseline", row.baseline, str(dataset), "--features", str(features), *row.evaluate]
+    path = folder / "scores" / f"{','.join([row.baseline, *row.evaluate])}.json"
+    try:
+        if not path.is_file():
+            write_atomic(path, _fsl_dist([*command, "--json"], folder).encode())
+            show(f"baseline {row.baseline} done")
+    except FslDistError as error:
+        return _unmeasured(table, row, (), str(error))
+    metrics = json.loads(path.read_text("utf-8"))["metrics"]
     cells = cells_of(table, row)
-    if not runs:
-        return RowResult(
-            row, (), cells, tuple([] for _ in cells), f"family {family} has no {row.system}.yaml"
-        )
-    failed = [problems[run.folder] for run in runs if run.folder in problems]
-    if failed:
-        return RowResult(row, tuple(runs), cells, tuple([] for _ in cells), failed[0])
+    scores = tuple([metrics[cell.metric]] if cell else [] for cell in cells)
+    return RowResult(row, (), cells, scores, commands=(f"fsl-dist {' '.join(command)}",))
+
+
+def _unmeasured(table: Table, row: Row, runs: tuple[PlannedRun, ...], problem: str) -> RowResult:
+    cells = cells_of(table, row)
+    return RowResult(row, runs, cells, tuple([] for _ in cells), problem)
+
+
+def _collect(table: Table, row: Row, runs: tuple[PlannedRun, ...], problems: dict[Path, str]) -> RowResult:
+    cells = cells_of(table, row)
+    if failed := [problems[run.folder] for run in runs if run.folder in problems]:
+        return _unmeasured(table, row, runs, failed[0])
     scores: list[list[Any]] = []
     for cell in cells:
         found = []
-        for run in runs if cell else []:
+        for run in runs if cell else ():
             assert cell is not None
             metrics = json.loads(cell.scores_file(run.folder).read_text("utf-8"))["metrics"]
             if cell.metric not in metrics:
-                problem = f"{cell.metric} is not among the scores of {run.folder}"
-                return RowResult(row, tuple(runs), cells, tuple([] for _ in cells), problem)
+                return _unmeasured(table, row, runs, f"{cell.metric} is not among the scores of {run.folder}")
             found.append(metrics[cell.metric])
         scores.append(found)
-    return RowResult(row, tuple(runs), cells, tuple(scores))
+    return RowResult(row, runs, cells, tuple(scores))

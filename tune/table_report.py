@@ -64,6 +64,7 @@ def commands_of(results: list[RowResult]) -> list[str]:
     """Every command behind the first seed of each row, once."""
     commands: dict[str, None] = {}
     for result in results:
+        commands.update(dict.fromkeys(result.commands))
         for run in result.runs[:1]:
             for planned in (run.after, run):
                 if planned is not None:

@@ -31,8 +31,10 @@ class Row:
     """One system of a table."""
 
     name: str
-    system: str
+    system: str = ""
     """YAML of the family that trains it, without its ending"""
+    baseline: str = ""
+    """in place of a system: `fsl-dist baseline` of this name on the family's features"""
     train: tuple[str, ...] = ()
     """KEY=VALUE over the system's YAML"""
     after: str = ""
@@ -67,6 +69,8 @@ class Table:
 
     def __post_init__(self) -> None:
         for row in self.rows:
+            if bool(row.system) == bool(row.baseline):
+                raise ConfigError(f"rows: '{row.name}' needs either a system or a baseline")
             for name, cells in (("metrics", row.metrics), ("paper", row.paper)):
                 if cells and len(cells) != len(self.columns):
                     raise ConfigError(
@@ -85,7 +89,7 @@ class Family:
     pack: tuple[str, ...] = ()
     """options of `fsl-dist pack`; {data} stands for the folder of --data"""
     embed: str = ""
-    """system whose trained network turns the images into the vectors that the others train on; empty: images"""
+    """FAMILY/SYSTEM whose network turns the images into the features that this family trains on; empty: images"""
 
 
 def list_tables() -> dict[str, Table]:
@@ -120,4 +124,9 @@ def config_of(family: str, system: str) -> Path | None:
 def families_of(table: Table) -> list[str]:
     """Families that have every system of the table."""
     families = sorted(path.parent.name for path in EXPERIMENTS.glob("*/family.yaml"))
-    return [family for family in families if all(config_of(family, row.system) for row in table.rows)]
+    return [family for family in families if all(has_row(family, row) for row in table.rows)]
+
+
+def has_row(family: str, row: Row) -> bool:
+    """Whether the family can run the row."""
+    return bool(read_family(family).embed) if row.baseline else config_of(family, row.system) is not None

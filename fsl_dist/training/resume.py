@@ -9,6 +9,8 @@ from index.gate import dump
 
 # Where a run runs, how it is watched and scored: none of it makes another run.
 _SURROUNDINGS = (
+    "backbone.weights",  # the checkpoint's weights count
+    "backbone.pretrained",
     "run.dir",
     "workers.",
     "evaluation.",
@@ -31,8 +33,6 @@ _SURROUNDINGS = (
 )
 # What a run may be resumed with otherwise, besides: how long it goes on, and how fast.
 _WAY_ON = (
-    "backbone.weights",  # the checkpoint's weights count
-    "backbone.pretrained",
     "training.epochs",
     "training.images",
     "training.patience",
