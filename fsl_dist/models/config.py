@@ -26,7 +26,7 @@ class BackboneConfig:
     """mlp: width of each layer, the last of which is the embedding, without batch norm and ReLU"""
     batch_norm: Literal["auto", "batch", "frozen", "ghost"] = "auto"
     """statistics used in training; auto: ghost where all workers share a batch (deep kNN, cross
-    entropy, global episodes), else batch"""
+    entropy, global episodes) and with training.chunk_size, else batch"""
     batch_norm_group: int = 32
     """ghost: images a group, at least 2, and at least episode.n_way"""
 

@@ -60,8 +60,11 @@ def check_resumable(config: RunConfig, stored: RunConfig) -> RunConfig:
     if config.data.version == 0:
         config = replace(config, data=replace(config.data, version=stored.data.version))
     before, now = _flatten(dump(stored)), _flatten(dump(config))
+    # Whether there are chunks settles backbone.batch_norm=auto; how large they are changes nothing.
+    are_chunked = config.training.chunk_size > 0 and stored.training.chunk_size > 0
+    may_change = (*_MAY_CHANGE, "training.chunk_size") if are_chunked else _MAY_CHANGE
     for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key) and not key.startswith(_MAY_CHANGE):
+        if before.get(key) != now.get(key) and not key.startswith(may_change):
             raise RequestError(
                 f"{key}={now.get(key)} differs from the run's {before.get(key)} in {stored.run.dir}; --resume goes on "
                 "with a run as it was started (another run.dir starts a new one)"
