@@ -78,7 +78,7 @@ class PieceForward:
         """
         assert is_cached or len(chunks) == 1
         self._wrapped = network if isinstance(network, DistributedDataParallel) else None
-        self._bare: torch.nn.Module = network.module if self._wrapped is not None else network
+        self._bare: torch.nn.Module = network if self._wrapped is None else self._wrapped.module
         self._network = network
         self._chunks = chunks
         self._images = images
