@@ -66,13 +66,31 @@ class RunConfig:
                 f"training.stop_metric={self.stop_metric} is not measured for method.kind={self.method.kind}; "
                 f"measured are {', '.join(self.validation_metrics)}"
             )
-        is_ghost = self.backbone.batch_norm == "ghost" or (
-            self.backbone.batch_norm == "auto" and self.episode.scope == "global"
+        self._check_batch_norm()
+
+    def _check_batch_norm(self) -> None:
+        """A batch-norm group holds every class of an episode, and a chunk holds whole groups."""
+        mode, group, chunk = (
+            self.backbone.batch_norm,
+            self.backbone.batch_norm_group,
+            self.training.chunk_size,
         )
-        if self.is_episodic and is_ghost and self.backbone.batch_norm_group < self.episode.n_way:
+        is_cut = self.episode.scope == "global" or chunk > 0
+        is_ghost = mode == "ghost" or (mode == "auto" and is_cut)
+        if self.is_episodic and is_ghost and group < self.episode.n_way:
             raise ConfigError(
-                f"backbone.batch_norm_group={self.backbone.batch_norm_group} is below episode.n_way="
+                f"backbone.batch_norm_group={group} is below episode.n_way="
                 f"{self.episode.n_way}; a group that lacks classes leaks labels (raise the group, or lower n_way)"
+            )
+        if chunk and mode == "batch":
+            raise ConfigError(
+                f"backbone.batch_norm=batch with training.chunk_size={chunk} would take each chunk's own statistics "
+                "(backbone.batch_norm=ghost or frozen does not depend on chunks)"
+            )
+        if chunk and is_ghost and chunk < group:
+            raise ConfigError(
+                f"training.chunk_size={chunk} is below backbone.batch_norm_group={group}, and no chunk cuts a group "
+                f"(training.chunk_size={group} or more, or backbone.batch_norm=frozen)"
             )
 
     @property

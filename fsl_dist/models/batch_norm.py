@@ -222,6 +222,32 @@ def updating_running_statistics(model: nn.Module, on: bool) -> Iterator[None]:
             norm.track_running_stats = was
 
 
+def as_one_call(model: nn.Module, sizes: Sequence[int]) -> Iterator[int]:
+    """Yield 0, 1 … for training calls of `sizes[0]`, `sizes[1]` … images that together count as one call.
+
+        for number in as_one_call(model, [6, 4]):
+            model(chunks[number])
+
+    Running statistics move as by one call of all the groups: each call starts from the same ones, and the mean of
+    what the calls leave, weighted by size, is what one call leaves, since a move is linear in the groups' statistics.
+    """
+    norms = [norm for norm in _batch_norms(model) if not isinstance(norm, FrozenBatchNorm)]
+    statistics = [
+        part for norm in norms for part in (norm.running_mean, norm.running_var) if part is not None
+    ]
+    counts = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
+    starts = [part.clone() for part in (*statistics, *counts)]
+    means = [torch.zeros_like(part) for part in statistics]
+    for number, size in enumerate(sizes):
+        for part, start in zip((*statistics, *counts), starts, strict=True):
+            part.copy_(start)
+        yield number
+        for mean, part in zip(means, statistics, strict=True):
+            mean.add_(part, alpha=size / sum(sizes))
+    for part, mean in zip(statistics, means, strict=True):
+        part.copy_(mean)
+
+
 def running_statistics(model: nn.Module) -> list[Tensor]:
     """The running means and variances themselves, not copies, each float [channels], in the order of the modules."""
     pairs = ((norm.running_mean, norm.running_var) for norm in _batch_norms(model))

@@ -45,7 +45,7 @@ class BackboneConfig:
     itself. 0 = the backbone's parameters stay (`batch_norm=frozen` keeps its statistics too)"""
     batch_norm: Literal["auto", "batch", "frozen", "ghost"] = "auto"
     """statistics used in training; auto: ghost where all workers share a batch (every method but pcn, and global
-    episodes), else batch"""
+    episodes) and with training.chunk_size, else batch"""
     batch_norm_group: int = 32
     """ghost: images a group, at least 2, and at least episode.n_way"""
 

@@ -50,6 +50,9 @@ class TrainingConfig:
     """stop once this many images went forward (compare minings at equal cost); 0 = no such limit"""
     batch_size: int = 96
     """images of a step over all workers (methods without episodes), at least 1"""
+    chunk_size: int = 0
+    """images of a worker's share that go through the network at a time (gradient caching): memory for that many,
+    the gradient of all; a larger share is loaded and forwarded twice. 0 = all at once"""
     optimizer: Literal["adam", "sgd"] = "adam"
     """Adam with coupled L2, or SGD"""
     lr: float = 1e-4
@@ -90,6 +93,7 @@ class TrainingConfig:
             ("epochs", 0),
             ("images", 0),
             ("batch_size", 1),
+            ("chunk_size", 0),
             ("patience", 0),
             ("validate_every", 1),
             ("checkpoint_steps", 0),

@@ -101,7 +101,9 @@ class Trainer:
             normalise=self.method.normalise,
         )
         mode = resolve_batch_norm(
-            self.config.backbone.batch_norm, is_global=self.method.is_global, is_chunked=False
+            self.config.backbone.batch_norm,
+            is_global=self.method.is_global,
+            is_chunked=self.config.training.chunk_size > 0,
         )
         apply_batch_norm(network, mode)
         self.is_ghost = mode == "ghost"
@@ -224,18 +226,19 @@ class Trainer:
             group=self.group,
             is_ghost=self.is_ghost,
             ghost_group=self.config.backbone.batch_norm_group,
+            chunk_size=self.config.training.chunk_size,
         )
         self.network.train()
         with Loader(self.source, requests, self.config.data.prefetch) as loader:
             waited_s, started = 0.0, time.perf_counter()
-            for planned, loaded in planned_steps(loader):
+            for planned, images in planned_steps(loader):
                 self._seed_step()
                 self.optimizer.zero_grad(set_to_none=True)
                 result = run_step(
                     self.forward,
                     self.method,
                     planned,
-                    loaded,
+                    images,
                     group=self.group,
                     device=self.device,
                     use_bf16=self.use_bf16,

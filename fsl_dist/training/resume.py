@@ -65,8 +65,14 @@ def check_resumable(config: RunConfig, stored: RunConfig, *, is_finished: bool =
         config = replace(config, episode=replace(config.episode, per_step=stored.episode.per_step))
     if config.data.version == 0:
         config = replace(config, data=replace(config.data, version=stored.data.version))
-    may_change = _SURROUNDINGS if is_finished else (*_SURROUNDINGS, *_WAY_ON)
     before, now = _flatten(dump(stored)), _flatten(dump(config))
+    # Whether there are chunks settles backbone.batch_norm=auto; how large they are changes nothing.
+    are_chunked = config.training.chunk_size > 0 and stored.training.chunk_size > 0
+    may_change = (
+        *_SURROUNDINGS,
+        *(() if is_finished else _WAY_ON),
+        *(("training.chunk_size",) if are_chunked else ()),
+    )
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key) and not key.startswith(may_change):
             raise RequestError(

@@ -6,8 +6,8 @@ loss Σ weight·loss / Σ weight: each worker scales by the world size, which DD
 """
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import chain, islice
 
 import numpy as np
 import torch
@@ -18,18 +18,15 @@ from torch.nn.parallel import DistributedDataParallel
 from fsl_dist.data.loader import Loader, Request
 from fsl_dist.errors import TrainingError
 from fsl_dist.methods.method import Batch, Method
-from fsl_dist.models.batch_norm import (
-    deal_to_groups,
-    group_sizes,
-    set_ghost_groups,
-)
+from fsl_dist.models.batch_norm import deal_to_groups, group_sizes
 from fsl_dist.samplers.scan import split_evenly
+from fsl_dist.training.chunked import Chunk, PieceForward, cut_chunks
 from fsl_dist.training.distributed import WorkerGroup
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Rows of a batch that one worker forwards in one call."""
+    """Rows of a batch that one worker forwards, at once or chunk by chunk."""
 
     batch: int
     """number of the batch in its step"""
@@ -39,8 +36,15 @@ class Piece:
     """the worker's part of `order`"""
     rows_of_rank: list[int]
     """rows each worker forwards of this batch"""
-    ghost_sizes: list[int]
-    """sizes of the batch-norm groups inside this worker's rows"""
+    chunks: list[Chunk]
+    """this worker's rows in calls of the network"""
+    is_cached: bool
+    """whether the chunks go twice, with the gradient cached between; the same on all workers of a global batch"""
+
+    @property
+    def calls(self) -> list[Chunk]:
+        """The chunks in the order in which their images are needed."""
+        return self.chunks * 2 if self.is_cached else self.chunks
 
     @property
     def positions(self) -> NDArray[np.int64]:
@@ -55,25 +59,50 @@ class Piece:
 
 
 def deal_pieces(
-    batches: list[Batch], *, is_global: bool, rank: int, world_size: int, is_ghost: bool, ghost_group: int
+    batches: list[Batch],
+    *,
+    is_global: bool,
+    rank: int,
+    world_size: int,
+    is_ghost: bool,
+    ghost_group: int,
+    chunk_size: int = 0,
 ) -> list[Piece]:
     """This worker's pieces of a step's batches, at least one.
 
     Global: each batch is ordered so that consecutive groups hold its classes evenly, and cut between workers at
     group boundaries only (ghost batch norm) or into equal runs. Local: batch j belongs to worker j mod
-    world_size; a worker without a batch gets an empty piece, because DDP counts on its backward pass.
+    world_size; a worker without a batch gets an empty piece, because DDP counts on its backward pass. A piece of
+    more than `chunk_size` images (0: no limit) is forwarded in chunks, see `fsl_dist.training.chunked`.
     """
     if is_global:
         return [
-            _cut(number, batch, rank, world_size, is_ghost, ghost_group)
+            _cut(number, batch, rank, world_size, is_ghost, ghost_group, chunk_size)
             for number, batch in enumerate(batches)
         ]
     pieces = []
     for number in range(rank, len(batches), world_size):
         num = len(batches[number].ids)
         order, sizes = _order(batches[number], is_ghost, ghost_group)
-        pieces.append(Piece(number, order, slice(0, num), [num], sizes))
-    return pieces or [Piece(0, np.arange(len(batches[0].ids)), slice(0, 0), [0], [1])]
+        pieces.append(_piece(number, order, slice(0, num), [num], sizes, is_ghost, chunk_size))
+    nothing = np.arange(len(batches[0].ids))
+    return pieces or [_piece(0, nothing, slice(0, 0), [0], [1], is_ghost, chunk_size)]
+
+
+def _piece(
+    number: int,
+    order: NDArray[np.int64],
+    rows: slice,
+    rows_of_rank: list[int],
+    sizes: list[int],
+    is_ghost: bool,
+    chunk_size: int,
+) -> Piece:
+    # All workers cache, or none: DDP may talk in a forward pass with graph, which comes after the gathering where
+    # the gradient is cached and before it where not.
+    is_cached = 0 < chunk_size < max(rows_of_rank)
+    chunks = cut_chunks(sizes, chunk_size, is_ghost=is_ghost)
+    return Piece(number, order, rows, rows_of_rank, chunks, is_cached)
 
 
 def _order(batch: Batch, is_ghost: bool, ghost_group: int) -> tuple[NDArray[np.int64], list[int]]:
@@ -82,7 +111,15 @@ def _order(batch: Batch, is_ghost: bool, ghost_group: int) -> tuple[NDArray[np.i
     return deal_to_groups(batch.labels, ghost_group), group_sizes(len(batch.ids), ghost_group)
 
 
-def _cut(number: int, batch: Batch, rank: int, world_size: int, is_ghost: bool, ghost_group: int) -> Piece:
+def _cut(
+    number: int,
+    batch: Batch,
+    rank: int,
+    world_size: int,
+    is_ghost: bool,
+    ghost_group: int,
+    chunk_size: int,
+) -> Piece:
     if is_ghost:
         order, sizes = _order(batch, True, ghost_group)
     else:
@@ -91,9 +128,10 @@ def _cut(number: int, batch: Batch, rank: int, world_size: int, is_ghost: bool, 
     edges = np.append(0, np.cumsum(sizes))[groups]  # [world_size + 1] rows
     start, stop = int(edges[rank]), int(edges[rank + 1])
     own_sizes = sizes[int(groups[rank]) : int(groups[rank + 1])] if is_ghost else [stop - start]
-    return Piece(
-        number, order, slice(start, stop), np.diff(edges).tolist(), own_sizes if stop > start else [1]
-    )
+    if start == stop:
+        own_sizes = [1]
+    rows_of_rank = np.diff(edges).tolist()
+    return _piece(number, order, slice(start, stop), rows_of_rank, own_sizes, is_ghost, chunk_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +142,11 @@ class PlannedStep:
     batches: list[Batch]
     pieces: list[Piece]
 
+    @property
+    def num_requests(self) -> int:
+        """Requests that the step makes to the loader."""
+        return sum(len(piece.calls) for piece in self.pieces)
+
 
 def step_requests(
     method: Method,
@@ -113,8 +156,12 @@ def step_requests(
     group: WorkerGroup,
     is_ghost: bool,
     ghost_group: int,
+    chunk_size: int = 0,
 ) -> Iterator[Request]:
-    """What this worker loads for `steps`, piece by piece; a request's tag is (PlannedStep, Piece)."""
+    """What this worker loads for `steps`, in the order in which it is forwarded; a request's tag is its PlannedStep.
+
+    A cached piece asks for each chunk twice: the images of one chunk are in memory at a time, not the piece's.
+    """
     for step in steps:
         batches = method.batches(epoch, step)
         pieces = deal_pieces(
@@ -124,23 +171,26 @@ def step_requests(
             world_size=group.world_size,
             is_ghost=is_ghost,
             ghost_group=ghost_group,
+            chunk_size=chunk_size,
         )
         planned = PlannedStep(step, batches, pieces)
         for piece in pieces:
-            yield Request(batches[piece.batch].ids[piece.positions], epoch, (planned, piece))
+            ids = batches[piece.batch].ids[piece.positions]
+            for chunk in piece.calls:
+                yield Request(ids[chunk.rows], epoch, planned)
 
 
-def planned_steps(loader: Loader) -> Iterator[tuple[PlannedStep, list[tuple[Piece, Tensor]]]]:
-    """Group a loader's answers by step: (plan, [(piece, images)])."""
-    loaded: list[tuple[Piece, Tensor]] = []
-    for request, images in loader:
-        tag = request.tag
-        assert isinstance(tag, tuple)
-        planned, piece = tag
-        loaded.append((piece, images))
-        if len(loaded) == len(planned.pieces):
-            yield planned, loaded
-            loaded = []
+def planned_steps(loader: Loader) -> Iterator[tuple[PlannedStep, Iterator[Tensor]]]:
+    """A loader's answers by step: (plan, the images of its requests, taken from the loader as they are needed).
+
+    A step's images must be used up before the next step is asked for.
+    """
+    answers = iter(loader)
+    for request, first in answers:
+        planned = request.tag
+        assert isinstance(planned, PlannedStep)
+        others = (images for _, images in islice(answers, planned.num_requests - 1))
+        yield planned, chain([first], others)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +206,7 @@ def run_step(
     network: torch.nn.Module,
     method: Method,
     planned: PlannedStep,
-    loaded: list[tuple[Piece, Tensor]],
+    images: Iterator[Tensor],
     *,
     group: WorkerGroup,
     device: torch.device,
@@ -164,33 +214,38 @@ def run_step(
 ) -> StepResult:
     """Forward and backward of one step; leaves the step's gradient in the parameters.
 
-    network: what DDP wraps, or the bare network for one worker. Raises TrainingError when the loss is not finite.
+    network: DDP, or the bare network for one worker. images: of the step's requests, in their order. Raises
+    TrainingError when the loss is not finite.
     """
-    wrapped = network if isinstance(network, DistributedDataParallel) else None
-    bare = network if wrapped is None else wrapped.module
+    bare = network.module if isinstance(network, DistributedDataParallel) else network
     total_weight = sum(batch.weight for batch in planned.batches)
     sums: dict[str, Tensor] = {}
     updates: list[tuple[int, tuple[Tensor, ...]]] = []
-    for position, (piece, images) in enumerate(loaded):
+    for position, piece in enumerate(planned.pieces):
         batch = planned.batches[piece.batch]
-        set_ghost_groups(network, piece.ghost_sizes)
         # A stand-in image must leave no trace in the batch-norm statistics.
         bare.train(not piece.is_empty)
-        # DDP reduces gradients once a step: in the backward pass of the last piece.
-        holds_back = wrapped is not None and position < len(loaded) - 1
-        with wrapped.no_sync() if wrapped is not None and holds_back else nullcontext():
-            with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16):
-                outputs = network(images.to(device, non_blocking=True))
-            if piece.is_empty and not method.is_global:
-                (outputs.sum() * 0.0).backward()
-                continue
-            local = outputs[:0] + outputs.sum() * 0.0 if piece.is_empty else outputs
-            gathered = group.gather_rows(local, piece.rows_of_rank) if method.is_global else local
-            if piece.is_empty:
-                # Keep this worker's parameters in the graph: DDP waits for a gradient of each.
-                gathered = gathered + outputs.sum() * 0.0
-            result = method.loss(_put_back(gathered, piece.order), batch)
-            (result.loss * (batch.weight / total_weight * group.world_size)).backward()
+        work = PieceForward(
+            network,
+            piece.chunks,
+            images,
+            is_cached=piece.is_cached,
+            device=device,
+            use_bf16=use_bf16,
+            # DDP reduces gradients once a step: in the backward pass of the last piece.
+            holds_back=position < len(planned.pieces) - 1,
+        )
+        outputs = work.forward()
+        if piece.is_empty and not method.is_global:
+            work.backward(outputs.sum() * 0.0)
+            continue
+        local = outputs[:0] + outputs.sum() * 0.0 if piece.is_empty else outputs
+        gathered = group.gather_rows(local, piece.rows_of_rank) if method.is_global else local
+        if piece.is_empty:
+            # Keep this worker's parameters in the graph: DDP waits for a gradient of each.
+            gathered = gathered + outputs.sum() * 0.0
+        result = method.loss(_put_back(gathered, piece.order), batch)
+        work.backward(result.loss * (batch.weight / total_weight * group.world_size))
         if method.is_global and not group.is_first:
             continue  # the first worker speaks for a batch all workers have in common
         share = batch.weight / total_weight

@@ -2,7 +2,7 @@
 
     python train_worker.py CASES RANK WORLD_SIZE RENDEZVOUS
 
-CASES maps a name to {"task": "step" | "train", "out": file, "settings": [key=value, …]}.
+CASES maps a name to {"task": "step" | "train", "out": file, "dtype": that of a step, "settings": [key=value, …]}.
 """
 
 import json
@@ -15,21 +15,22 @@ import torch.distributed as dist
 
 from fsl_dist.config import load_config
 from fsl_dist.data.loader import Loader
+from fsl_dist.models.batch_norm import running_statistics
 from fsl_dist.training.distributed import WorkerGroup
 from fsl_dist.training.loop import Trainer
 from fsl_dist.training.step import planned_steps, run_step, step_requests
 from index.storage import Owner
 
 
-def take_step(trainer: Trainer, out: Path) -> None:
-    """Write gradient, loss and memory after the run's first step, computed in float64."""
+def take_step(trainer: Trainer, out: Path, dtype: torch.dtype) -> None:
+    """Write gradient, loss, memory and running statistics after the run's first step, computed in `dtype`."""
     group, method = trainer.group, trainer.method
     if method.prepares_at(0, 0):
         trainer.train_index.move_to("start")
         method.prepare(0, 0, trainer.train_index, group)
-    trainer.network.double()
+    trainer.network.to(dtype)
     if hasattr(method, "means"):
-        method.means = method.means.double()
+        method.means = method.means.to(dtype)
     forward = (
         torch.nn.parallel.DistributedDataParallel(trainer.network, forward_sync_buffers=False)
         if group.world_size > 1
@@ -37,18 +38,32 @@ def take_step(trainer: Trainer, out: Path) -> None:
     )
     ghost_group = trainer.config.backbone.batch_norm_group
     requests = step_requests(
-        method, 0, range(1), group=group, is_ghost=trainer.is_ghost, ghost_group=ghost_group
+        method,
+        0,
+        range(1),
+        group=group,
+        is_ghost=trainer.is_ghost,
+        ghost_group=ghost_group,
+        chunk_size=trainer.config.training.chunk_size,
     )
     with Loader(trainer.source, requests, 1) as loader:
-        planned, loaded = next(iter(planned_steps(loader)))
-        loaded = [(piece, images.double()) for piece, images in loaded]
-        result = run_step(forward, method, planned, loaded, group=group, device=trainer.device)
+        planned, images = next(planned_steps(loader))
+        converted = (some.to(dtype) for some in images)
+        result = run_step(forward, method, planned, converted, group=group, device=trainer.device)
+    trainer.average_statistics()
     method.finish_step(0, planned.batches, result.updates, group)
     if group.is_first:
         gradient = torch.cat([p.grad.reshape(-1) for p in trainer.network.parameters()])
         state = {name: value.numpy() for name, value in method.state().items() if torch.is_tensor(value)}
-        ids = np.concatenate([batch.ids for batch in planned.batches])
-        np.savez(out, gradient=gradient.numpy(), loss=result.metrics["train/loss"], ids=ids, **state)
+        np.savez(
+            out,
+            gradient=gradient.numpy(),
+            loss=result.metrics["train/loss"],
+            ids=np.concatenate([batch.ids for batch in planned.batches]),
+            statistics=torch.cat([s.reshape(-1) for s in running_statistics(trainer.network)]).numpy(),
+            calls=[len(piece.calls) for piece in planned.pieces],
+            **state,
+        )
 
 
 def main() -> None:
@@ -70,7 +85,7 @@ def main() -> None:
         if case["task"] == "train":
             trainer.train()
         else:
-            take_step(trainer, Path(case["out"]))
+            take_step(trainer, Path(case["out"]), getattr(torch, case["dtype"]))
         group.barrier()
     if group.world_size > 1:
         dist.destroy_process_group()

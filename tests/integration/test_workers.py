@@ -1,4 +1,4 @@
-"""One worker or two, the same training: real processes, gloo between them."""
+"""One worker or two, chunks or none, the same training: real processes, gloo between them."""
 
 import json
 import subprocess
@@ -65,11 +65,44 @@ STEPS = {
         "backbone.batch_norm_group=10",
     ],
 }
+# Each is taken plain and in chunks. On two workers, chunks of 28 cut the deep kNN batches (groups of 14 and 13, two
+# for one worker and three for the other) into one chunk here and two there.
+GHOST = ["backbone.batch_norm=ghost", "backbone.batch_norm_group=9"]
+CHUNKED = {
+    "pcn": (18, [*PCN, *GHOST, "episode.per_step=2"]),
+    "pcn, frozen batch norm": (8, [*PCN, "backbone.batch_norm=frozen", "episode.per_step=2"]),
+    "pcn, fewer episodes than workers": (9, [*PCN, *GHOST, "episode.per_step=1"]),
+    "pcn, two episodes over all workers": (9, [*PCN, *GHOST, "episode.scope=global", "episode.per_step=2"]),
+    "deep kNN, batch": (28, [*DEEP_KNN, *GROUPS]),
+    "deep kNN, dataset": (16, [*MINED, *GROUPS]),
+    "cross entropy": (
+        10,
+        ["method.kind=cross_entropy", "training.batch_size=50", "backbone.batch_norm_group=10"],
+    ),
+}
+MEMORY = {"means", "mask"}
 RUNS = {
     "pcn": [*PCN, "episode.per_step=2", "backbone.batch_norm=frozen", "training.epochs=2"],
     "mined": [*MINED, "training.images=66"],
     "counted": [*DEEP_KNN, *GROUPS, "training.images=66", "training.log_train_knn=true"],
+    "deep kNN": [*DEEP_KNN, *GROUPS, "training.epochs=2"],
+    "deep kNN, chunked": [*DEEP_KNN, *GROUPS, "training.epochs=2", "training.chunk_size=28"],
 }
+
+
+def _all_cases() -> dict[str, tuple[str, str, list[str]]]:
+    """Name → (task, dtype, settings)."""
+    cases = {f"step {name}": ("step", "float64", settings) for name, settings in STEPS.items()}
+    cases |= {f"train {name}": ("train", "float32", settings) for name, settings in RUNS.items()}
+    for name, (chunk_size, settings) in CHUNKED.items():
+        for dtype in ("float32", "float64"):
+            cases[f"plain {dtype} {name}"] = ("step", dtype, settings)
+            cases[f"chunked {dtype} {name}"] = (
+                "step",
+                dtype,
+                [*settings, f"training.chunk_size={chunk_size}"],
+            )
+    return cases
 
 
 @pytest.fixture(scope="module")
@@ -79,20 +112,20 @@ def worlds(digits: Path, damaged_digits: Path, tmp_path_factory: pytest.TempPath
     for world_size in (1, 2):
         folder = tmp_path_factory.mktemp(f"world{world_size}")
         cases = {}
-        for task, named in (("step", STEPS), ("train", RUNS)):
-            for name, settings in named.items():
-                place = folder / task / name.replace(" ", "_").replace(",", "")
-                cases[f"{task} {name}"] = {
-                    "task": task,
-                    "out": f"{place}.npz",
-                    "settings": [
-                        *NETWORK,
-                        *settings,
-                        f"data.dataset={damaged_digits if 'damaged' in name else digits}",
-                        f"run.dir={place}",
-                        f"workers.num={world_size}",
-                    ],
-                }
+        for name, (task, dtype, settings) in _all_cases().items():
+            place = place_of({world_size: folder}, world_size, name)
+            cases[name] = {
+                "task": task,
+                "dtype": dtype,
+                "out": f"{place}.npz",
+                "settings": [
+                    *NETWORK,
+                    *settings,
+                    f"data.dataset={damaged_digits if 'damaged' in name else digits}",
+                    f"run.dir={place}",
+                    f"workers.num={world_size}",
+                ],
+            }
         (folder / "cases.json").write_text(json.dumps(cases))
         workers = [
             subprocess.Popen(
@@ -116,26 +149,51 @@ def worlds(digits: Path, damaged_digits: Path, tmp_path_factory: pytest.TempPath
     return folders
 
 
-def place_of(worlds: dict[int, Path], world_size: int, task: str, name: str) -> Path:
-    return worlds[world_size] / task / name.replace(" ", "_").replace(",", "")
+def place_of(worlds: dict[int, Path], world_size: int, name: str) -> Path:
+    return worlds[world_size] / name.replace(" ", "_").replace(",", "")
+
+
+def step_of(worlds: dict[int, Path], world_size: int, name: str) -> dict[str, np.ndarray]:
+    return dict(np.load(f"{place_of(worlds, world_size, name)}.npz"))
 
 
 @pytest.mark.parametrize("name", STEPS)
 def test_a_step_over_two_workers_is_the_plain_step(name: str, worlds: dict[int, Path]) -> None:
-    one, two = (np.load(f"{place_of(worlds, world_size, 'step', name)}.npz") for world_size in (1, 2))
+    one, two = (step_of(worlds, world_size, f"step {name}") for world_size in (1, 2))
     assert one["ids"].tolist() == two["ids"].tolist()
     assert np.linalg.norm(one["gradient"]) > 0
     relative = np.linalg.norm(one["gradient"] - two["gradient"]) / np.linalg.norm(one["gradient"])
     assert relative <= 1e-9
     assert abs(one["loss"] - two["loss"]) <= 1e-6 * abs(one["loss"])
-    for state in set(one.files) - {"gradient", "loss", "ids"}:
+    for state in MEMORY & set(one):
         np.testing.assert_allclose(one[state], two[state], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize(("dtype", "limit"), [("float64", 1e-9), ("float32", 1e-5)])
+@pytest.mark.parametrize("name", CHUNKED)
+def test_a_step_in_chunks_is_the_plain_step(
+    name: str, dtype: str, limit: float, world_size: int, worlds: dict[int, Path]
+) -> None:
+    chunked = step_of(worlds, world_size, f"chunked {dtype} {name}")
+    plain, same_world = (step_of(worlds, world, f"plain {dtype} {name}") for world in (1, world_size))
+    assert chunked["calls"].sum() >= 2 * len(chunked["calls"])  # else nothing was cached
+    assert plain["calls"].tolist() == [1] * len(plain["calls"])
+    assert chunked["ids"].tolist() == plain["ids"].tolist()
+    assert np.linalg.norm(plain["gradient"]) > 0
+    relative = np.linalg.norm(plain["gradient"] - chunked["gradient"]) / np.linalg.norm(plain["gradient"])
+    assert relative <= limit
+    assert abs(plain["loss"] - chunked["loss"]) <= 1e-5 * abs(plain["loss"])
+    # Ghost groups over several workers leave each one statistics of its own, chunks or not.
+    np.testing.assert_allclose(same_world["statistics"], chunked["statistics"], rtol=limit, atol=limit)
+    for state in MEMORY & set(plain):
+        np.testing.assert_allclose(plain[state], chunked[state], rtol=1e-5, atol=1e-5)
 
 
 def test_damaged_images_are_learned_from_by_their_stand_ins(worlds: dict[int, Path]) -> None:
     """Were the damage not met, the case above would prove nothing."""
     sound, damaged = (
-        np.load(f"{place_of(worlds, 1, 'step', name)}.npz")
+        step_of(worlds, 1, f"step {name}")
         for name in ("deep kNN, dataset", "deep kNN, dataset, damaged images")
     )
     assert np.linalg.norm(sound["gradient"] - damaged["gradient"]) > 1e-6 * np.linalg.norm(sound["gradient"])
@@ -143,7 +201,7 @@ def test_damaged_images_are_learned_from_by_their_stand_ins(worlds: dict[int, Pa
 
 def test_training_on_two_workers_learns_as_on_one(worlds: dict[int, Path]) -> None:
     curves = [
-        [line["train/loss"] for line in read_metrics(place_of(worlds, world_size, "train", "pcn"))]
+        [line["train/loss"] for line in read_metrics(place_of(worlds, world_size, "train pcn"))]
         for world_size in (1, 2)
     ]
     assert len(curves[0]) == 6
@@ -151,8 +209,18 @@ def test_training_on_two_workers_learns_as_on_one(worlds: dict[int, Path]) -> No
     np.testing.assert_allclose(curves[0], curves[1], rtol=1e-3)
 
 
+def test_training_in_chunks_learns_as_without(worlds: dict[int, Path]) -> None:
+    """Several steps: DDP exchanges its buckets anew in the second one, whatever each worker's number of chunks."""
+    runs = [place_of(worlds, 1, "train deep kNN")]
+    runs += [place_of(worlds, world_size, "train deep kNN, chunked") for world_size in (1, 2)]
+    plain, *chunked = ([line["train/loss"] for line in read_metrics(run)] for run in runs)
+    assert len(plain) == 4
+    for curve in chunked:
+        np.testing.assert_allclose(plain, curve, rtol=1e-3)
+
+
 def test_two_workers_mine_what_brute_force_finds(worlds: dict[int, Path]) -> None:
-    run = place_of(worlds, 2, "train", "mined")
+    run = place_of(worlds, 2, "train mined")
     index = open_index(run / "index" / "train")
     assert len(index.manifest.shard_starts) == 2
     (folder,) = (run / "mining").glob("step-00000000-*")

@@ -60,6 +60,19 @@ def test_defaults_round_trip() -> None:
             ["method.kind=pcn", "backbone.batch_norm=ghost", "backbone.batch_norm_group=8"],
             ["batch_norm_group=8", "n_way=10"],
         ),
+        (
+            ["method.kind=pcn", "training.chunk_size=64", "backbone.batch_norm_group=8"],
+            ["batch_norm_group=8", "n_way=10"],
+        ),
+        (
+            ["training.chunk_size=64", "backbone.batch_norm=batch"],
+            ["backbone.batch_norm=batch", "training.chunk_size=64", "ghost or frozen"],
+        ),
+        (
+            ["training.chunk_size=16"],
+            ["training.chunk_size=16", "backbone.batch_norm_group=32", "batch_norm=frozen"],
+        ),
+        (["training.chunk_size=-1"], ["training.chunk_size=-1", "at least 0"]),
         (["mining.run=besides"], ["mining.run", "inline", "beside"]),
         (["mining.run=beside"], ["mining.run=beside", "mining.source=dataset"]),
         (
@@ -80,6 +93,11 @@ def test_rules_between_keys(overrides: list[str], words: list[str]) -> None:
     for word in words:
         assert word in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_chunks_smaller_than_a_group_are_fine_where_there_are_no_groups() -> None:
+    assert of("training.chunk_size=16", "backbone.batch_norm=frozen").training.chunk_size == 16
+    assert of("training.chunk_size=32", "method.kind=pcn").training.chunk_size == 32
 
 
 def test_stop_metric_follows_the_method() -> None:
@@ -121,3 +139,12 @@ def test_resuming_keeps_the_run_what_it_was() -> None:
         check_resumable(of("method.kind=pcn", "method.clusters=4", "run.dir=r"), stored)
     with pytest.raises(RequestError, match=r"run\.seed=1 differs from the run's 0"):
         check_resumable(replace(stored, run=replace(stored.run, seed=1)), stored)
+
+
+def test_resuming_may_change_the_chunks_but_not_whether_there_are_any() -> None:
+    """Whether there are chunks decides what batch_norm=auto means."""
+    stored = settle(of("method.kind=pcn", "training.chunk_size=64", "run.dir=r"), version=1)
+    smaller = of("method.kind=pcn", "training.chunk_size=32", "run.dir=r")
+    assert check_resumable(smaller, stored).training.chunk_size == 32
+    with pytest.raises(RequestError, match=r"training\.chunk_size=0 differs from the run's 64"):
+        check_resumable(of("method.kind=pcn", "run.dir=r"), stored)

@@ -40,7 +40,8 @@ def test_a_global_batch_is_forwarded_once_whatever_the_workers(
     assert [piece.rows_of_rank for piece in pieces] == [[len(r) for r in map(_own, pieces)]] * world_size
     if is_ghost:
         # No worker cuts a group: the sizes of all workers, one after the other, are the groups.
-        sizes = [size for piece in pieces if not piece.is_empty for size in piece.ghost_sizes]
+        chunks = [chunk for piece in pieces if not piece.is_empty for chunk in piece.chunks]
+        sizes = [size for chunk in chunks for size in chunk.ghost_sizes]
         assert sizes == group_sizes(num, group)
 
 
