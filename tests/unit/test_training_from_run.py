@@ -11,7 +11,7 @@ from fsl_dist.config import RunConfig, load_config, load_run
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.errors import ConfigError, RequestError
 from fsl_dist.evaluation.knn import vote
-from fsl_dist.models.backbones import read_state_dict
+from fsl_dist.models.weights import read_state_dict
 from fsl_dist.training.launch import train_run
 from fsl_dist.training.runlog import read_metrics
 from fsl_dist.training.splits import split_run
