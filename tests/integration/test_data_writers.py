@@ -88,6 +88,16 @@ def kill_at_random(command, num_kills, seconds, done):
     )
 
 
+def kill_when(command, is_time):
+    """Start `command` and kill it as soon as `is_time()`, before it ends."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not is_time():
+        assert process.poll() is None, "it ended before it was to be killed"
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
 def test_a_pack_killed_at_20_moments_ends_byte_identical(tmp_path):
     # 60 images of 270 kB: a dozen shards of 2 MB, each forced to the disk.
     source = write_images(tmp_path / "src", ["ant", "bee", "owl"], 20, (300, 300), "BMP")
@@ -134,16 +144,84 @@ def test_a_killed_append_leaves_the_data_set_as_it_was(tmp_path):
     expected = all_bytes(tmp_path / "undisturbed")
 
     def check():
-        now = all_bytes(tmp_path / "out")
         if Catalogue.open(tmp_path / "out").version == 2:
-            assert {name: now[name] for name in expected} == expected
+            assert {name: (tmp_path / "out" / name).read_bytes() for name in expected} == expected
             (tmp_path / "out/catalogue/000002.arrow").unlink()
-        assert {name: now[name] for name in before} == before
+        assert {name: (tmp_path / "out" / name).read_bytes() for name in before} == before
 
     command = [*COMMAND, "pack", str(more), str(tmp_path / "out"), *options]
     kill_at_random(command, 10, seconds, check)
     assert run("pack", more, tmp_path / "out", *options)[0] == 0
     assert all_bytes(tmp_path / "out") == expected
+
+
+CASES = {
+    "plain": [],
+    "resized": ["--resize-shorter", "250"],
+    "class order": ["--order", "class", "--resize", "280x200"],
+    "deduplicated": ["--dedupe", "phash"],
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_killed_pack_goes_on_whatever_its_processes(tmp_path, case):
+    source = write_images(tmp_path / "src", ["ant", "bee", "owl"], 50, (300, 300), "BMP")
+    (source / "bee" / "rotten.jpg").write_text("no image")
+    masked = sorted(path.relative_to(source) for path in source.rglob("*.bmp"))[::3]
+    for path in masked:
+        (tmp_path / "src/masks" / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (300, 300), len(path.name)).save(tmp_path / "src/masks" / path)
+    rows = [
+        f"{path},{path.parent},{Path('masks') / path if path in masked else ''}"
+        for path in sorted(path.relative_to(source) for path in source.glob("[abo]*/*"))
+    ]
+    (tmp_path / "t.csv").write_text("\n".join(["file,class,mask", *rows, ""]))
+    options = [
+        "--table",
+        str(tmp_path / "t.csv"),
+        "--mask-column",
+        "mask",
+        "--shard-size-mb",
+        "2",
+        *CASES[case],
+    ]
+    assert run("pack", source, tmp_path / "expected", "--processes", "1", *options)[0] == 1
+    expected = all_bytes(tmp_path / "expected")
+
+    def is_there(pattern, number):
+        return lambda: len(list((tmp_path / ".out.partial").glob(pattern))) >= number
+
+    command = [*COMMAND, "pack", str(source), str(tmp_path / "out"), *options, "--processes"]
+    kill_when([*command, "2"], is_there("*/checked/*.json", 1))
+    kill_when([*command, "1"], is_there("*/out/shards/*", 2))
+    kill_when([*command, "3"], is_there("*/out/shards/*", 4))
+    assert not (tmp_path / "out").exists()
+    code, out, err = run("pack", source, tmp_path / "out", *options, "--processes", "2", "--json")
+    assert (code, json.loads(out)["num_bad"]) == (1, 1)
+    assert json.loads(out)["num_reused"] >= 3 + 4
+    assert "going on: 3 of 3 chunks of images are checked" in err
+    assert f" of {json.loads(out)['num_shards']} shards are written" in err
+    assert all_bytes(tmp_path / "out") == expected
+    assert sorted(os.listdir(tmp_path)) == ["expected", "out", "src", "t.csv"]
+
+
+def test_a_killed_append_goes_on(tmp_path):
+    first = write_images(tmp_path / "src", ["ant"], 8, (20, 20), "PNG")
+    more = write_images(tmp_path / "more", ["bee"], 40, (300, 300), "BMP")
+    for name in ("out", "expected"):
+        assert run("pack", first, tmp_path / name)[0] == 0
+    options = ["--append", "--shard-size-mb", "1"]
+    assert run("pack", more, tmp_path / "expected", *options)[0] == 0
+    shards = tmp_path / "out/.append.partial"
+    kill_when(
+        [*COMMAND, "pack", str(more), str(tmp_path / "out"), *options],
+        lambda: len(list(shards.glob("*/out/appended-000002/*"))) >= 2,
+    )
+    assert Catalogue.open(tmp_path / "out").version == 1
+    code, out, _ = run("pack", more, tmp_path / "out", *options, "--json")
+    assert code == 0
+    assert json.loads(out)["num_reused"] >= 3
+    assert all_bytes(tmp_path / "out") == all_bytes(tmp_path / "expected")
 
 
 def test_two_packs_of_one_output_do_not_mix(tmp_path):
