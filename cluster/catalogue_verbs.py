@@ -32,6 +32,11 @@ from cluster.dataset_options import emit_written, make_progress, split_options
     "[default: the only one called like an image]",
 )
 @click.option(
+    "--mask-key",
+    metavar="EXT",
+    help="Member that is the image's mask, such as mask.png; samples may lack it.",
+)
+@click.option(
     "--shard-in-key", is_flag=True, help="Put the shard's name before keys, where every shard counts from 0."
 )
 @click.option(
@@ -41,7 +46,7 @@ from cluster.dataset_options import emit_written, make_progress, split_options
 )
 @split_options
 @click.option(
-    "--threads", type=click.IntRange(min=0), default=0, help="Checking threads; 0: one a core, at most 8."
+    "--processes", type=click.IntRange(min=0), default=0, help="Processes that check; 0: one a core."
 )
 @click.option("--allow-bad", is_flag=True, help="Exit 0 although some samples had to be left out.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
@@ -53,10 +58,11 @@ def adopt(
     split_key: str | None,
     keep_together: str | None,
     image_extensions: tuple[str, ...],
+    mask_key: str | None,
     shard_in_key: bool,
     relative: bool,
     split: dict[str, Any],
-    threads: int,
+    processes: int,
     allow_bad: bool,
     as_json: bool,
 ) -> None:
@@ -74,10 +80,11 @@ def adopt(
         group=group_key or "",
         split=split_key or "",
         unit=keep_together or "",
+        mask=(mask_key or "").lower().lstrip("."),
         image_extensions=tuple(extension.lower().lstrip(".") for extension in image_extensions),
         shard_in_key=shard_in_key,
     )
-    options = AdoptOptions(keys=keys, relative=relative, threads=threads, **split)
+    options = AdoptOptions(keys=keys, relative=relative, processes=processes, **split)
     emit_written("adopted", adopt_shards(shards, out, options, make_progress()), allow_bad, as_json)
 
 

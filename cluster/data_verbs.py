@@ -47,10 +47,10 @@ from cluster.dataset_options import emit_written, make_progress, split_options
 )
 @click.option("--shard-size-mb", type=int, default=256, show_default=True, help="Largest shard, 10⁶ bytes.")
 @click.option(
-    "--threads",
+    "--processes",
     type=click.IntRange(min=0),
     default=0,
-    help="Threads that check and resize; 0: one a core, at most 8.",
+    help="Processes that check, resize and write; 0: one a core.",
 )
 @click.option("--allow-bad", is_flag=True, help="Exit 0 although some images had to be left out.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
@@ -72,7 +72,7 @@ def pack(
     resize: str | None,
     dedupe: str | None,
     shard_size_mb: int,
-    threads: int,
+    processes: int,
     allow_bad: bool,
     as_json: bool,
 ) -> None:
@@ -120,7 +120,7 @@ def pack(
         resize_shorter=resize_shorter,
         resize=_parse_extents(resize),
         dedupe=dedupe,  # type: ignore[arg-type]  # click has checked the choice
-        threads=threads,
+        processes=processes,
         **split,
     )
     write = append if is_appended else pack_source

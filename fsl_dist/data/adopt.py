@@ -6,11 +6,14 @@ from pathlib import Path
 
 from fsl_dist.data.catalogue import CatalogueMetadata, ShardFile, write_catalogue
 from fsl_dist.data.division import SplitOptions, divide
-from fsl_dist.data.images import CheckedImage, check_encoded
-from fsl_dist.data.listing import Candidate
+from fsl_dist.data.images import CheckedImage
+from fsl_dist.data.member_images import CheckMembers, MemberFile
 from fsl_dist.data.next_version import check_new
-from fsl_dist.data.rows import NamedSamples, Progress, StoredAt, WriteReport, check_samples, make_report, warn
-from fsl_dist.data.wds_samples import Place, SampleKeys, find_shards, list_shards
+from fsl_dist.data.pieces import run_pieces
+from fsl_dist.data.rows import NamedSamples, Progress, WriteReport, make_report, sort_out, warn
+from fsl_dist.data.shard_writer import StoredAt
+from fsl_dist.data.source_images import CHUNK_SIZE
+from fsl_dist.data.wds_samples import SampleKeys, ShardListing, find_shards, list_shards
 from fsl_dist.errors import RequestError
 from index.storage import create_folder, hold_lock, remove_folder
 
@@ -23,8 +26,8 @@ class AdoptOptions(SplitOptions):
     relative: bool = False
     """name the shards relative to the data set's folder, so that both can move together; else by absolute paths.
     Shards inside that folder are always named relative to it"""
-    threads: int = 0
-    """threads that check images; 0: one a core, at most 8"""
+    processes: int = 0
+    """processes that check images; 0: one a core. One works in this process alone"""
 
     @property
     def split_source(self) -> tuple[str, str]:
@@ -36,7 +39,7 @@ def adopt(
 ) -> WriteReport:
     """Write a catalogue of the samples in `shards` (a folder or a pattern, as `find_shards` takes) to folder `out`.
 
-    `out` must be new or empty, or hold the shards and no catalogue yet. Every image is decoded once; what cannot be
+    `out` must be new or empty, or hold the shards and no catalogue yet. Every image and mask is decoded once; what cannot be
     used is named with the reason in the log, the report and the catalogue. The catalogue knows each shard's
     size and each image's checksum, so a shard that changes afterwards is caught when it is read. It appears in
     one step. Raises RequestError, with nothing written, where the request cannot be served.
@@ -46,12 +49,7 @@ def adopt(
     is_inside = out.is_dir() and all(_is_below(path, out) for path in paths)
     _check_out(out, is_inside)
     found = list_shards(paths, options.keys)
-    samples, images, bad = check_samples(
-        found.listing,
-        lambda sample: _check_member(sample, found.places[sample.key]),
-        options.threads,
-        progress,
-    )
+    samples, images, bad = sort_out(found.listing, _check_images(found, options.processes, progress))
     named = NamedSamples.number(samples)
     sides, warnings = divide(
         named.labels, named.units, [sample.split for sample in samples], named.names, options
@@ -69,7 +67,7 @@ def adopt(
         options={"source": "shards", "keys": asdict(options.keys), **options.rule},
     )
     found_at = [found.places[sample.key] for sample in samples]
-    places = [StoredAt(place.shard, place.offset) for place in found_at]
+    places = [StoredAt(place.shard, place.offset, place.mask_offset) for place in found_at]
     partial = out.absolute().parent / f".{out.name}.partial"
     with hold_lock(partial.with_name(f".{out.name}.lock")):
         _check_out(out, is_inside)
@@ -98,16 +96,19 @@ def _check_out(out: Path, is_inside: bool) -> None:
         )
 
 
-def _check_member(sample: Candidate, place: Place) -> CheckedImage | str:
-    """What the member holds, or why it cannot be used. Reads and decodes all of it."""
-    try:
-        with open(sample.file, "rb", buffering=0) as shard:
-            data = os.pread(shard.fileno(), place.size, place.offset)
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
-    if len(data) != place.size:
-        return "is cut: the shard ended before it"
-    return check_encoded(data, sample.path)
+def _check_images(found: ShardListing, processes: int, progress: Progress | None) -> list[CheckedImage | str]:
+    """Decode every image once: what each candidate is, or why it cannot be used."""
+    candidates = found.listing.candidates
+    files = [MemberFile(sample.source, found.places[sample.key]) for sample in candidates]
+    chunks = [files[start : start + CHUNK_SIZE] for start in range(0, len(files), CHUNK_SIZE)]
+    results: list[list[CheckedImage | str]] = [[] for _ in chunks]
+    done = 0
+    for position, checked in run_pieces(CheckMembers(), chunks, processes):
+        results[position] = checked
+        done += len(checked)
+        if progress is not None:
+            progress("checking", done, len(files))
+    return [image for checked in results for image in checked]
 
 
 def _is_below(path: Path, folder: Path) -> bool:

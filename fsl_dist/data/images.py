@@ -5,11 +5,8 @@ import os
 import struct
 import warnings
 import zlib
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Optional, TypeVar
+from typing import Optional
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -19,8 +16,6 @@ from fsl_dist.data.resize import StoredSize
 
 Encoded = bytes | memoryview
 """An image file's content."""
-
-_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +29,8 @@ class CheckedImage:
     crc32: int
     extension: str
     """without the dot, fitting the content"""
-    kept_at: int | None = None
-    """first byte in the file of re-encoded images; None: stored as the source has it"""
+    kept_at: tuple[int, int] | None = None
+    """(chunk, first byte in its file of re-encoded images); None: stored as the source has it"""
     mask: Optional["CheckedImage"] = None
     fingerprint: bytes = b""
     """what near-duplicates are found by; empty where none are looked for"""
@@ -133,12 +128,6 @@ def find_excess_pixels(encoded: Encoded, max_pixels: int) -> str | None:
     return f"declares {size[0]} × {size[1]} pixels, more than the {max_pixels} allowed; not decoded"
 
 
-def check_encoded(data: bytes, file: str) -> CheckedImage | str:
-    """What the content of a file called `file` holds, or why it cannot be used. Decodes all of it."""
-    prepared = prepare_encoded(data, file, StoredSize())
-    return prepared if isinstance(prepared, str) else prepared.image
-
-
 def prepare_encoded(
     data: bytes, file: str, size: StoredSize, *, has_fingerprint: bool = False
 ) -> PreparedImage | str:
@@ -176,22 +165,6 @@ def prepare_encoded(
     if has_fingerprint:
         checked = replace(checked, fingerprint=fingerprint(image))
     return PreparedImage(checked, data, upright, resized)
-
-
-def check_in_order(
-    items: Sequence[_Item], check: Callable[[_Item], CheckedImage | str], threads: int
-) -> Iterator[tuple[_Item, CheckedImage | str]]:
-    """Check on `threads` threads (0: one a core, at most 8), in order, with few images in memory at a time."""
-    threads = threads or min(8, os.cpu_count() or 1)
-    running: deque[tuple[_Item, Future[CheckedImage | str]]] = deque()
-    with ThreadPoolExecutor(threads, thread_name_prefix="fsl-dist-check") as pool:
-        for item in items:
-            running.append((item, pool.submit(check, item)))
-            if len(running) > 4 * threads:
-                first, future = running.popleft()
-                yield first, future.result()
-        for last, future in running:
-            yield last, future.result()
 
 
 def explain(error: Exception) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from fsl_dist.data.catalogue import SPLITS, BadSample
+from fsl_dist.data.source_images import SourceFile
 from fsl_dist.errors import RequestError
 
 IMAGE_SUFFIXES = frozenset(
@@ -52,6 +53,11 @@ class Candidate:
     """where to read the mask"""
     mask_path: str = ""
     """the same relative to the source, as told to the user"""
+
+    @property
+    def source(self) -> SourceFile:
+        """What is needed to read it."""
+        return SourceFile(self.file, self.path, self.mask, self.mask_path)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from fsl_dist.errors import RequestError
 from index.storage import hold_lock, remove_folder
 
 STAGING = ".append.partial"
-"""Where appended shards are written until all of them are there."""
+"""Where an append works until all of it is there."""
 _PARTIAL = ".next.partial"
 
 
@@ -21,12 +21,11 @@ _PARTIAL = ".next.partial"
 def hold_dataset(dataset: Path) -> Iterator[Catalogue]:
     """The current catalogue of `dataset`, which no other process changes meanwhile; RequestError where one does.
 
-    What a killed writer left of the next version is removed first.
+    What a killed writer left of the next version is removed first, but for the pieces that an append may go on from.
     """
     Catalogue.open(dataset)  # a folder that is no data set gets no lock file
     with hold_lock(dataset / "catalogue" / ".lock"):
         current = Catalogue.open(dataset)
-        remove_folder(dataset / STAGING)
         remove_folder(dataset / name_appended(current.version + 1))
         (dataset / "catalogue" / _PARTIAL).unlink(missing_ok=True)
         yield current
@@ -56,4 +55,5 @@ def add_version(
     partial = folder / _PARTIAL
     fingerprint = write_catalogue(partial, columns, metadata)
     os.replace(partial, folder / f"{version:06d}.arrow")
+    remove_folder(dataset / STAGING)  # pieces are of one version
     return fingerprint

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from fsl_dist.data.catalogue import SPLITS, BadSample, Catalogue, CatalogueMetadata, Duplicate, ShardFile
 from fsl_dist.data.division import number_names
-from fsl_dist.data.images import CheckedImage, check_in_order
+from fsl_dist.data.images import CheckedImage
 from fsl_dist.data.listing import Candidate, Listing
+from fsl_dist.data.shard_writer import StoredAt
 from fsl_dist.errors import RequestError
 
 logger = logging.getLogger(__name__)
@@ -22,17 +23,6 @@ Progress = Callable[[str, int, int], None]
 
 Columns = Mapping[str, Sequence[Any] | NDArray[Any]]
 """One sequence a field of the catalogue."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoredAt:
-    """Where a sample lies."""
-
-    shard: int
-    offset: int
-    """first byte of the image in its shard"""
-    mask_offset: int = 0
-    """the same of its mask; 0 where there is none"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +46,8 @@ class WriteReport:
     fingerprint: str
     duplicates: tuple[Duplicate, ...] = ()
     """what `pack --dedupe` left out"""
+    num_reused: int = 0
+    """pieces of work (chunks of checked images, shards) that a killed try had finished"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,25 +128,20 @@ def warn(warnings: Sequence[str]) -> None:
         logger.warning("%s", warning)
 
 
-def check_samples(
-    listing: Listing,
-    check: Callable[[Candidate], CheckedImage | str],
-    threads: int,
-    progress: Progress | None,
+def sort_out(
+    listing: Listing, checked: Sequence[CheckedImage | str]
 ) -> tuple[list[Candidate], list[CheckedImage], list[BadSample]]:
-    """Decode every image once; (the good ones, what they are, the bad ones, which the log names).
+    """(the good samples, what they are, the bad ones, which the log names).
 
-    RequestError where none is good.
+    checked: what each candidate is, or why it cannot be used. RequestError where none is good.
     """
     samples, images, bad = [], [], list(listing.bad)
-    for done, (candidate, image) in enumerate(check_in_order(listing.candidates, check, threads)):
+    for candidate, image in zip(listing.candidates, checked, strict=True):
         if isinstance(image, str):
             bad.append(BadSample(candidate.path, image))
         else:
             samples.append(candidate)
             images.append(image)
-        if progress is not None:
-            progress("checking", done + 1, len(listing.candidates))
     log_bad(bad)
     if not samples:
         raise RequestError(
@@ -176,6 +163,7 @@ def make_report(
     warnings: Sequence[str],
     fingerprint: str,
     duplicates: Sequence[Duplicate] = (),
+    num_reused: int = 0,
 ) -> WriteReport:
     """The report on rows with these `sides` (int8 [n]) and `shards`."""
     counts = np.bincount(sides, minlength=len(SPLITS)).tolist()
@@ -192,6 +180,7 @@ def make_report(
         warnings=tuple(warnings),
         fingerprint=fingerprint,
         duplicates=tuple(duplicates),
+        num_reused=num_reused,
     )
 
 

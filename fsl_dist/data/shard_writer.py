@@ -1,67 +1,115 @@
-"""Writes samples to WebDataset tar shards: plain USTAR, no times, no owners, so bytes follow from the input."""
+"""Samples in WebDataset tar shards: plain USTAR, no times, no owners, so bytes follow from the input.
 
-import io
-import os
+Workers load this file: nothing here imports more than PIL and NumPy.
+"""
+
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from fsl_dist.data.catalogue import ShardFile
 from fsl_dist.data.images import CheckedImage
-from fsl_dist.data.rows import StoredAt
+from fsl_dist.data.source_images import SourceFile, read_stored
+from fsl_dist.data.work_folder import WorkFolder
 
 _TAR_BLOCK = 512
+_END = bytes(2 * _TAR_BLOCK)
 
 
-class ShardWriter:
-    """Appends samples to `folder`/`subfolder`/shard-000000.tar …, each at most `max_bytes` unless one sample is larger."""
+@dataclass(frozen=True, slots=True)
+class StoredAt:
+    """Where a sample lies."""
 
-    def __init__(self, folder: Path, max_bytes: int, subfolder: str = "shards") -> None:
-        (folder / subfolder).mkdir(parents=True)
-        self.shards: list[ShardFile] = []
-        self.places: dict[int, StoredAt] = {}
-        """by row"""
-        self._folder = folder
-        self._subfolder = subfolder
-        self._max_bytes = max_bytes
-        self._file: io.BufferedWriter | None = None
+    shard: int
+    offset: int
+    """first byte of the image in its shard"""
+    mask_offset: int = 0
+    """the same of its mask; 0 where there is none"""
 
-    def add(self, key: str, images: Sequence[tuple[CheckedImage, bytes]], label: int, row: int) -> None:
-        """Append a sample of one image, and its mask after it if there is one."""
-        members = [(f"{key}.{image.extension}", data) for image, data in images]
-        members.insert(1, (f"{key}.cls", str(label).encode()))
-        needed = sum(_TAR_BLOCK + _padded(len(content)) for _, content in members)
-        if self._file is not None and self._file.tell() + needed + 2 * _TAR_BLOCK > self._max_bytes:
-            self.finish()
-        if self._file is None:
-            self._file = open(self._folder / self._name(), "wb")  # noqa: SIM115  closed by close()
+
+@dataclass(slots=True)
+class PlannedShard:
+    """A shard before it is written."""
+
+    rows: list[int]
+    """in the order of their bytes"""
+    places: list[StoredAt]
+    """of each of `rows`"""
+    size_bytes: int
+    """of the whole file"""
+
+
+def plan_shards(
+    images: Sequence[CheckedImage], labels: Sequence[int], order: Iterable[int], max_bytes: int
+) -> list[PlannedShard]:
+    """Which rows of `images` and `labels` come into which shard, in `order`, and where in it.
+
+    Each shard has at most `max_bytes` unless one sample is larger.
+    """
+    shards: list[PlannedShard] = []
+    for row in order:
+        sizes = _member_sizes(images[row], labels[row])
+        needed = sum(_TAR_BLOCK + _padded(size) for size in sizes)
+        if not shards or shards[-1].size_bytes + needed > max_bytes:
+            shards.append(PlannedShard([], [], len(_END)))
+        shard = shards[-1]
+        offset = shard.size_bytes - len(_END)
         offsets = []
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            self._file.write(info.tobuf(tarfile.USTAR_FORMAT))
-            offsets.append(self._file.tell())
-            self._file.write(content.ljust(_padded(len(content)), b"\0"))
-        self.places[row] = StoredAt(len(self.shards), offsets[0], *offsets[2:])
+        for size in sizes:
+            offsets.append(offset + _TAR_BLOCK)
+            offset += _TAR_BLOCK + _padded(size)
+        shard.rows.append(row)
+        shard.places.append(StoredAt(len(shards) - 1, offsets[0], *offsets[2:]))
+        shard.size_bytes += needed
+    return shards
 
-    def _name(self) -> str:
-        return f"{self._subfolder}/shard-{len(self.shards):06d}.tar"
 
-    def finish(self) -> None:
-        """End the open shard: two empty blocks, on disk."""
-        if self._file is None:
-            return
-        self._file.write(bytes(2 * _TAR_BLOCK))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self.shards.append(ShardFile(self._name(), self._file.tell()))
-        self.close()
+class ShardSample(NamedTuple):
+    """A sample to write: an image, and its mask after it if there is one."""
 
-    def close(self) -> None:
-        """Close the open shard as it is; without `finish` before, it is of no use."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+    key: str
+    label: int
+    image: CheckedImage
+    source: SourceFile
+
+
+class ShardContent(NamedTuple):
+    """A piece: a shard to write."""
+
+    path: Path
+    samples: list[ShardSample]
+
+
+@dataclass(frozen=True, slots=True)
+class WriteShards:
+    """Writes a shard, on the disk before it takes its place."""
+
+    work: WorkFolder
+
+    def __call__(self, content: ShardContent) -> None:
+        with self.work.replacing(content.path, is_forced=True) as file:
+            for sample in content.samples:
+                members = [
+                    (f"{sample.key}.{image.extension}", data)
+                    for image, data in read_stored(self.work, sample.source, sample.image)
+                ]
+                members.insert(1, (f"{sample.key}.cls", _encode_label(sample.label)))
+                for name, data in members:
+                    info = tarfile.TarInfo(name)
+                    info.size = len(data)
+                    file.write(info.tobuf(tarfile.USTAR_FORMAT))
+                    file.write(data.ljust(_padded(len(data)), b"\0"))
+            file.write(_END)
+
+
+def _member_sizes(image: CheckedImage, label: int) -> list[int]:
+    sizes = [image.size_bytes, len(_encode_label(label))]
+    return sizes if image.mask is None else [*sizes, image.mask.size_bytes]
+
+
+def _encode_label(label: int) -> bytes:
+    return str(label).encode()
 
 
 def _padded(size: int) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fsl_dist.data.catalogue import SPLITS, BadSample, ShardFile
 from fsl_dist.data.listing import IMAGE_SUFFIXES, Candidate, Listing
+from fsl_dist.data.member_images import Place
 from fsl_dist.data.tar_members import Member, list_members
 from fsl_dist.errors import RequestError
 
@@ -32,17 +33,10 @@ class SampleKeys:
     """key of `.json`: samples with one value stay on one side of any split"""
     image_extensions: tuple[str, ...] = ()
     """which member is the image, the first that a sample has; empty: its only one that is called like an image"""
+    mask: str = ""
+    """extension of the member that is the image's mask, such as `mask.png`; a sample may lack it"""
     shard_in_key: bool = False
     """the shard's name goes before each key: for shards that all count from 0"""
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where an image lies."""
-
-    shard: int
-    offset: int
-    size: int
 
 
 @dataclass(slots=True)
@@ -111,11 +105,11 @@ def list_shards(paths: list[Path], keys: SampleKeys) -> ShardListing:
                 if not key:
                     num_ignored += 1
                     continue
-                sample = _read_sample(descriptor, path, key, members, keys)
+                sample = _read_sample(descriptor, path, shard, key, members, keys)
                 if isinstance(sample, BadSample):
                     bad.append(sample)
                     continue
-                candidate, image = sample
+                candidate, place = sample
                 if candidate.key in first_of:
                     bad.append(
                         BadSample(
@@ -127,7 +121,7 @@ def list_shards(paths: list[Path], keys: SampleKeys) -> ShardListing:
                     continue
                 first_of[candidate.key] = candidate.path
                 candidates.append(candidate)
-                found.places[candidate.key] = Place(shard, image.offset, image.size)
+                found.places[candidate.key] = place
                 is_used = True
             if is_used:
                 found.shards.append(ShardFile(str(path), os.fstat(descriptor).st_size))
@@ -164,9 +158,10 @@ def _group(descriptor: int, path: Path, bad: list[BadSample]) -> Iterator[tuple[
 
 
 def _read_sample(
-    descriptor: int, path: Path, key: str, members: dict[str, Member], keys: SampleKeys
-) -> tuple[Candidate, Member] | BadSample:
+    descriptor: int, path: Path, shard: int, key: str, members: dict[str, Member], keys: SampleKeys
+) -> tuple[Candidate, Place] | BadSample:
     where = f"{path.name}:{key}"
+    mask = members.pop(keys.mask, None) if keys.mask else None
     image = _choose_image(members, keys.image_extensions)
     if isinstance(image, str):
         return BadSample(where, image)
@@ -180,10 +175,14 @@ def _read_sample(
             group=_as_text(values, keys.group),
             unit=_as_text(values, keys.unit),
             split=_as_text(values, keys.split),
+            mask=str(path) if mask is not None else "",
+            mask_path=f"{path.name}:{mask.name}" if mask is not None else "",
         )
     except _ValueError as error:
         return BadSample(f"{path.name}:{image.name}", str(error))
-    return candidate, image
+    if mask is None:
+        return candidate, Place(shard, image.offset, image.size)
+    return candidate, Place(shard, image.offset, image.size, mask.offset, mask.size)
 
 
 class _ValueError(Exception):
@@ -230,7 +229,12 @@ def _read_label(
     descriptor: int, members: dict[str, Member], values: dict[str, object], label_key: str
 ) -> str:
     if not label_key and "cls" in members:
-        label = _read_text(descriptor, members["cls"]).strip()
+        text = _read_text(descriptor, members["cls"])
+        if any(character < " " and character not in "\t\r\n" for character in text):
+            raise _ValueError(
+                "its .cls is not text; write the label as a name or in digits, not as a binary number"
+            )
+        label = text.strip()
         where = "its .cls is empty"
     else:
         wanted = (label_key,) if label_key else DEFAULT_LABEL_KEYS

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -88,6 +89,16 @@ def kill_at_random(command, num_kills, seconds, done):
     )
 
 
+def kill_when(command, is_time):
+    """Start `command` and kill it as soon as `is_time()`, before it ends."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not is_time():
+        assert process.poll() is None, "it ended before it was to be killed"
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
 def test_a_pack_killed_at_20_moments_ends_byte_identical(tmp_path):
     # 60 images of 270 kB: a dozen shards of 2 MB, each forced to the disk.
     source = write_images(tmp_path / "src", ["ant", "bee", "owl"], 20, (300, 300), "BMP")
@@ -134,16 +145,105 @@ def test_a_killed_append_leaves_the_data_set_as_it_was(tmp_path):
     expected = all_bytes(tmp_path / "undisturbed")
 
     def check():
-        now = all_bytes(tmp_path / "out")
         if Catalogue.open(tmp_path / "out").version == 2:
-            assert {name: now[name] for name in expected} == expected
+            assert {name: (tmp_path / "out" / name).read_bytes() for name in expected} == expected
             (tmp_path / "out/catalogue/000002.arrow").unlink()
-        assert {name: now[name] for name in before} == before
+        assert {name: (tmp_path / "out" / name).read_bytes() for name in before} == before
 
     command = [*COMMAND, "pack", str(more), str(tmp_path / "out"), *options]
     kill_at_random(command, 10, seconds, check)
     assert run("pack", more, tmp_path / "out", *options)[0] == 0
     assert all_bytes(tmp_path / "out") == expected
+
+
+CASES = {
+    "plain": [],
+    "resized": ["--resize-shorter", "250"],
+    "class order": ["--order", "class", "--resize", "280x200"],
+    "deduplicated": ["--dedupe", "phash"],
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_killed_pack_goes_on_whatever_its_processes(tmp_path, case):
+    source = write_images(tmp_path / "src", ["ant", "bee", "owl"], 50, (300, 300), "BMP")
+    (source / "bee" / "rotten.jpg").write_text("no image")
+    masked = sorted(path.relative_to(source) for path in source.rglob("*.bmp"))[::3]
+    for path in masked:
+        (tmp_path / "src/masks" / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (300, 300), len(path.name)).save(tmp_path / "src/masks" / path)
+    rows = [
+        f"{path},{path.parent},{Path('masks') / path if path in masked else ''}"
+        for path in sorted(path.relative_to(source) for path in source.glob("[abo]*/*"))
+    ]
+    (tmp_path / "t.csv").write_text("\n".join(["file,class,mask", *rows, ""]))
+    options = [
+        "--table",
+        str(tmp_path / "t.csv"),
+        "--mask-column",
+        "mask",
+        "--shard-size-mb",
+        "2",
+        *CASES[case],
+    ]
+    assert run("pack", source, tmp_path / "expected", "--processes", "1", *options)[0] == 1
+    expected = all_bytes(tmp_path / "expected")
+
+    def is_there(pattern, number):
+        return lambda: len(list((tmp_path / ".out.partial").glob(pattern))) >= number
+
+    command = [*COMMAND, "pack", str(source), str(tmp_path / "out"), *options, "--processes"]
+    kill_when([*command, "2"], is_there("*/checked/*.json", 1))
+    kill_when([*command, "1"], is_there("*/out/shards/*", 2))
+    kill_when([*command, "3"], is_there("*/out/shards/*", 4))
+    assert not (tmp_path / "out").exists()
+    code, out, err = run("pack", source, tmp_path / "out", *options, "--processes", "2", "--json")
+    assert (code, json.loads(out)["num_bad"]) == (1, 1)
+    assert json.loads(out)["num_reused"] >= 3 + 4
+    assert "going on: 3 of 3 chunks of images are checked" in err
+    assert f" of {json.loads(out)['num_shards']} shards are written" in err
+    assert all_bytes(tmp_path / "out") == expected
+    assert sorted(os.listdir(tmp_path)) == ["expected", "out", "src", "t.csv"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are read from /proc")
+def test_a_killed_worker_is_one_line_and_the_next_try_goes_on(tmp_path):
+    source = write_images(tmp_path / "src", ["ant", "bee", "owl"], 60, (300, 300), "BMP")
+    command = [*COMMAND, "pack", str(source), str(tmp_path / "out"), "--shard-size-mb", "1", "--processes"]
+    process = subprocess.Popen([*command, "2"], stderr=subprocess.PIPE, text=True)
+    while not list((tmp_path / ".out.partial").glob("*/out/shards/*")):
+        assert process.poll() is None
+        time.sleep(0.002)
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(workers[0]), signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert err == (
+        "error: a worker process was killed, perhaps for want of memory; fewer --processes need less; the same command "
+        "goes on with the pieces that are finished\n"
+    )
+    code, out, _ = run("pack", source, tmp_path / "out", "--shard-size-mb", "1", "--json")
+    assert code == 0
+    assert json.loads(out)["num_reused"] >= 3 + 1
+
+
+def test_a_killed_append_goes_on(tmp_path):
+    first = write_images(tmp_path / "src", ["ant"], 8, (20, 20), "PNG")
+    more = write_images(tmp_path / "more", ["bee"], 40, (300, 300), "BMP")
+    for name in ("out", "expected"):
+        assert run("pack", first, tmp_path / name)[0] == 0
+    options = ["--append", "--shard-size-mb", "1"]
+    assert run("pack", more, tmp_path / "expected", *options)[0] == 0
+    shards = tmp_path / "out/.append.partial"
+    kill_when(
+        [*COMMAND, "pack", str(more), str(tmp_path / "out"), *options],
+        lambda: len(list(shards.glob("*/out/appended-000002/*"))) >= 2,
+    )
+    assert Catalogue.open(tmp_path / "out").version == 1
+    code, out, _ = run("pack", more, tmp_path / "out", *options, "--json")
+    assert code == 0
+    assert json.loads(out)["num_reused"] >= 3
+    assert all_bytes(tmp_path / "out") == all_bytes(tmp_path / "expected")
 
 
 def test_two_packs_of_one_output_do_not_mix(tmp_path):
@@ -183,17 +283,78 @@ def sets(tmp_path_factory):
     return root / "packed", root / "adopted"
 
 
+def train(dataset, out, **settings):
+    """The losses of a run's steps; `settings` in place of those in SETTINGS, with `__` for the dot."""
+    keys = {name.replace("__", "."): value for name, value in settings.items()}
+    given = [setting for setting in SETTINGS if setting.partition("=")[0] not in keys]
+    given += [f"{key}={value}" for key, value in keys.items()]
+    code, _, err = run("train", f"data.dataset={dataset}", f"run.dir={out}", *given)
+    assert code == 0, err[-2000:]
+    return [line["train/loss"] for line in read_metrics(Path(out)) if "train/loss" in line]
+
+
 def test_adopted_shards_train_to_the_loss_of_packed_ones(sets, tmp_path):
-    losses = []
-    for dataset in sets:
-        code, _, err = run(
-            "train", f"data.dataset={dataset}", f"run.dir={tmp_path / dataset.name}", *SETTINGS
-        )
-        assert code == 0, err[-2000:]
-        lines = read_metrics(Path(tmp_path / dataset.name))
-        losses.append([line["train/loss"] for line in lines if "train/loss" in line])
+    losses = [train(dataset, tmp_path / dataset.name) for dataset in sets]
     assert len(losses[0]) == 6
     assert losses[0] == losses[1]
+
+
+def test_shards_with_dalis_index_train_to_the_loss_of_packed_ones(tmp_path):
+    """Members 000000.jpg and 000000.cls (digits), and beside each shard the index that DALI's `wds2idx` makes."""
+    fn = pytest.importorskip("nvidia.dali.fn", reason="DALI has no wheel for this machine")
+    from nvidia.dali import pipeline_def
+    from wds2idx import IndexCreator
+
+    draw = np.random.default_rng(7)
+    photos, shards, indexes = [], [], []
+    for shard in range(3):
+        shards.append(str(tmp_path / "theirs" / f"train-{shard:06d}.tar"))
+        Path(shards[-1]).parent.mkdir(exist_ok=True)
+        with tarfile.open(shards[-1], "w", format=tarfile.GNU_FORMAT) as tar:
+            for _ in range(40):
+                buffer = io.BytesIO()
+                pixels = draw.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+                Image.fromarray(pixels).resize((24, 20)).save(buffer, "JPEG", quality=90)
+                number, label = len(photos), len(photos) * 7 % 12
+                photos.append((buffer.getvalue(), label))
+                for extension, content in (("jpg", buffer.getvalue()), ("cls", str(label).encode())):
+                    member = tarfile.TarInfo(f"{number:06d}.{extension}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+        indexes.append(shards[-1].replace(".tar", ".idx"))
+        with IndexCreator(shards[-1], indexes[-1], verbose=False) as index:
+            index.create_index()
+        assert Path(indexes[-1]).read_text().startswith("v1.2 40\njpg ")
+
+    @pipeline_def(batch_size=120, num_threads=1, device_id=None)
+    def read():
+        return tuple(fn.readers.webdataset(paths=shards, index_paths=indexes, ext=["jpg", "cls"]))
+
+    pipeline = read()
+    pipeline.build()
+    images, labels = pipeline.run()
+    found = [(images.at(i).tobytes(), int(labels.at(i).tobytes())) for i in range(120)]
+    assert found == photos
+
+    rows = ["file,class"]
+    for number, (content, label) in enumerate(photos):
+        (tmp_path / "src").mkdir(exist_ok=True)
+        (tmp_path / "src" / f"{number:06d}.jpg").write_bytes(content)
+        rows.append(f"{number:06d}.jpg,{label}")
+    (tmp_path / "t.csv").write_text("\n".join([*rows, ""]))
+    code, _, err = run("pack", tmp_path / "src", tmp_path / "packed", "--table", tmp_path / "t.csv")
+    assert code == 0, err
+    code, _, err = run("adopt", tmp_path / "theirs", tmp_path / "adopted")
+    assert code == 0, err
+    settings = {
+        "episode__per_epoch": 12,
+        "data__channels": 3,
+        "data__mean": "[0.5,0.5,0.5]",
+        "data__std": "[0.5,0.5,0.5]",
+    }
+    packed = train(tmp_path / "packed", tmp_path / "run-packed", **settings)
+    assert len(packed) == 12
+    assert train(tmp_path / "adopted", tmp_path / "run-adopted", **settings) == packed
 
 
 def test_a_run_keeps_its_version_when_the_data_set_grows(sets, tmp_path):

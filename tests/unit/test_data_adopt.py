@@ -12,6 +12,8 @@ from PIL import Image
 
 from fsl_dist.data.adopt import AdoptOptions, adopt
 from fsl_dist.data.catalogue import Catalogue
+from fsl_dist.data.inspection import find_damage
+from fsl_dist.data.listing import TableColumns
 from fsl_dist.data.pack import PackOptions, pack
 from fsl_dist.data.store import ShardStore
 from fsl_dist.data.wds_samples import SampleKeys, find_shards
@@ -142,6 +144,58 @@ def test_which_member_is_the_image(tmp_path):
     assert reasons(report)["a.tar:masked"] == "has no member right.jpg or png; it has jpg, mask.png, cls"
 
 
+def grey(height, width, kind="PNG"):
+    pixels = np.arange(height * width, dtype=np.uint8).reshape(height, width)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def test_masks_of_adopted_shards_are_catalogued_as_pack_stores_them(tmp_path):
+    rows = ["file,class,mask"]
+    for number in range(9):
+        path = tmp_path / "src" / f"{number}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(encode(number))
+        if number % 3:
+            path.with_suffix(".png").write_bytes(grey(10, 12))
+        rows.append(f"{number}.jpg,{'ab'[number % 2]},{f'{number}.png' if number % 3 else ''}")
+    (tmp_path / "t.csv").write_text("\n".join([*rows, ""]))
+    columns = TableColumns(table=str(tmp_path / "t.csv"), mask="mask")
+    pack(tmp_path / "src", tmp_path / "packed", PackOptions(columns=columns, seed=3))
+    keys = SampleKeys(mask="mask.png")
+    adopt(str(tmp_path / "packed/shards"), tmp_path / "adopted", AdoptOptions(keys=keys, seed=3))
+    packed, adopted = Catalogue.open(tmp_path / "packed"), Catalogue.open(tmp_path / "adopted")
+    for name, column in packed.columns().items():
+        assert list(column) == list(adopted.columns()[name]), name
+    store = ShardStore(adopted)
+    masks = dict(zip(adopted.keys(range(9)), store.read_masks(np.arange(9)), strict=True))
+    store.close()
+    assert {key: mask if mask is None else bytes(mask) for key, mask in masks.items()} == {
+        str(number): grey(10, 12) if number % 3 else None for number in range(9)
+    }
+    assert find_damage(adopted) == []
+
+
+def test_masks_that_do_not_serve_are_bad_samples(tmp_path):
+    good = {"jpg": encode(1), "cls": "a"}
+    samples = [
+        ("fits", {**good, "png": grey(10, 12)}),
+        ("none", good),
+        ("turned", {**good, "png": grey(12, 10)}),
+        ("jpeg", {**good, "png": grey(10, 12, "JPEG")}),
+        ("text", {**good, "png": "no image"}),
+    ]
+    write_shard(tmp_path / "a.tar", samples)
+    report = adopt(str(tmp_path / "a.tar"), tmp_path / "out", options(mask="png"))
+    assert rows(tmp_path / "out").keys() == {"fits", "none"}
+    assert reasons(report) == {
+        "a.tar:turned.jpg": "its mask 'a.tar:turned.png' has 10 × 12 pixels, its image 12 × 10",
+        "a.tar:jpeg.jpg": "its mask 'a.tar:jpeg.png' is not an upright PNG; `fsl-dist pack --mask-column` takes others",
+        "a.tar:text.jpg": "its mask 'a.tar:text.png' is not an image that decodes: its format is not known",
+    }
+
+
 def test_bad_samples_are_named_and_the_rest_is_adopted(tmp_path):
     good = encode(1)
     samples = [
@@ -157,6 +211,7 @@ def test_bad_samples_are_named_and_the_rest_is_adopted(tmp_path):
         ("odd", {"jpg": good, "json": {"label": [1]}}),
         ("flag", {"jpg": good, "json": {"label": True}}),
         ("bytes", {"jpg": good, "cls": b"\xff\xfe"}),
+        ("binary", {"jpg": good, "cls": b"\n\0\0\0"}),  # 10 as DALI reads it with dtypes=INT32
         ("ok", {"jpg": encode(2), "cls": "b"}),
         (".hidden", {"jpg": good, "cls": "a"}),
         ("__info__", {"json": {}}),
@@ -181,9 +236,12 @@ def test_bad_samples_are_named_and_the_rest_is_adopted(tmp_path):
         == "'label' in .json is neither text nor a whole number"
     )
     assert found["a.tar:bytes.jpg"] == "'bytes.cls' is not UTF-8 text"
+    assert found["a.tar:binary.jpg"].startswith(
+        "its .cls is not text; write the label as a name or in digits"
+    )
     assert found["a.tar:ok.jpg"].startswith("duplicate key 'ok', taken by a.tar:ok.jpg (--shard-in-key")
     assert found["a.tar:__info__"] == "has no image; it has json"
-    assert len(found) == 13
+    assert len(found) == 14
     assert report.num_ignored == 2
     assert Catalogue.open(tmp_path / "out").bad_samples == list(report.bad_samples)
 

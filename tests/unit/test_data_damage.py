@@ -16,9 +16,10 @@ from fsl_dist.data.augment import draw_augment
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.config import DataConfig
 from fsl_dist.data.decode import make_decoder
-from fsl_dist.data.images import MAX_PIXELS, check_encoded, declared_size, find_excess_pixels
+from fsl_dist.data.images import MAX_PIXELS, declared_size, find_excess_pixels, prepare_encoded
 from fsl_dist.data.loader import Loader, Request, open_source
 from fsl_dist.data.pack import PackOptions, pack
+from fsl_dist.data.resize import StoredSize
 from fsl_dist.data.store import ShardStore
 from fsl_dist.errors import ConfigError, DataError
 
@@ -185,7 +186,7 @@ def test_a_decompression_bomb_is_not_decoded(tmp_path, packed, monkeypatch):
     bomb.write_bytes(declare(60_000, 50_000))
     monkeypatch.setattr("fsl_dist.data.images._turn_upright", lambda *_: pytest.fail("decoded"))
     monkeypatch.setattr("fsl_dist.data.decode_torchvision.open_upright", lambda *_: pytest.fail("decoded"))
-    said = check_encoded(bomb.read_bytes(), str(bomb))
+    said = prepare_encoded(bomb.read_bytes(), str(bomb), StoredSize())
     assert said == f"declares 60000 × 50000 pixels, more than the {MAX_PIXELS} allowed; not decoded"
     with pytest.raises(
         DataError, match=r"1 of 180 .* declares 120 × 110 pixels, more than the 13199 allowed"

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageEnhance
 from sklearn.datasets import load_sample_images
 
-from fsl_dist.data import duplicates
+from fsl_dist.data import duplicates, pack_pieces
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.duplicates import describe_near_duplicates, drop_duplicates, find_near_duplicates
 from fsl_dist.data.images import CheckedImage
@@ -108,10 +108,11 @@ def test_a_looser_bound_holds_under_one_name(tmp_path):
     assert left_out == ["owl/other.png"]  # equal to bee/SAME.png, which stays
 
 
-def test_the_same_bytes_whatever_the_threads(tmp_path):
+def test_the_same_bytes_whatever_the_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr(pack_pieces, "CHUNK_SIZE", 2)
     source = write_source(tmp_path / "src")
-    for threads in (1, 3):
-        pack(source, tmp_path / str(threads), PackOptions(dedupe="phash", threads=threads))
+    for processes in (1, 3):
+        pack(source, tmp_path / str(processes), PackOptions(dedupe="phash", processes=processes))
     assert all_bytes(tmp_path / "1") == all_bytes(tmp_path / "3")
 
 

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from fsl_dist.data import pack_pieces
 from fsl_dist.data.catalogue import SPLITS, Catalogue
 from fsl_dist.data.listing import TableColumns, make_key
 from fsl_dist.data.pack import PackOptions, pack
@@ -91,8 +92,9 @@ def test_shards_are_plain_tar_with_label_files(source, tmp_path):
     assert order != sorted(order)
 
 
-def test_one_seed_gives_the_same_bytes_whatever_the_threads(source, tmp_path):
-    options = {"a": PackOptions(threads=1), "b": PackOptions(threads=3), "c": PackOptions(seed=1)}
+def test_one_seed_gives_the_same_bytes_whatever_the_processes(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(pack_pieces, "CHUNK_SIZE", 5)
+    options = {"a": PackOptions(processes=1), "b": PackOptions(processes=3), "c": PackOptions(seed=1)}
     for name, option in options.items():
         pack(source, tmp_path / name, option)
     assert all_bytes(tmp_path / "a") == all_bytes(tmp_path / "b")
@@ -364,7 +366,7 @@ def test_an_output_that_holds_something_is_left_alone(source, tmp_path):
 
 def test_a_failure_midway_leaves_nothing(source, tmp_path):
     def meddle(stage, done, total):
-        if (stage, done) == ("packing", 1):
+        if (stage, done) == ("checking", total):
             for file in source.rglob("*.png"):
                 file.write_bytes(encode(99))
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from fsl_dist.data import pack_pieces
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.images import JPEG_QUALITY, open_upright
 from fsl_dist.data.inspection import find_damage
@@ -141,9 +142,10 @@ def test_no_side_grows_and_what_is_stored_stays(height, width, side):
             assert rule.extents(*extents) is None
 
 
-def test_one_seed_gives_the_same_bytes_and_leaves_nothing_beside(source, tmp_path):
-    for name, threads in (("one", 1), ("four", 4)):
-        pack(source, tmp_path / name, PackOptions(resize_shorter=40, threads=threads))
+def test_one_seed_gives_the_same_bytes_and_leaves_nothing_beside(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(pack_pieces, "CHUNK_SIZE", 2)
+    for name, processes in (("one", 1), ("four", 4)):
+        pack(source, tmp_path / name, PackOptions(resize_shorter=40, processes=processes))
     assert all_bytes(tmp_path / "one") == all_bytes(tmp_path / "four")
     assert all_bytes(tmp_path / "one") != {}
     left = {path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")}
@@ -225,7 +227,7 @@ def test_masks_are_stored_beside_their_images(masked, tmp_path):
 
 def test_masks_are_resized_with_their_images_by_the_nearest_pixel(masked, tmp_path):
     source, columns = masked
-    pack(source, tmp_path / "out", PackOptions(columns=columns, resize_shorter=20, threads=3))
+    pack(source, tmp_path / "out", PackOptions(columns=columns, resize_shorter=20, processes=3))
     found = read_all(tmp_path / "out")
     for key, factor in (("0", 1), ("1", 300), ("2", 1)):
         _, mask, size = found[key]
