@@ -17,7 +17,7 @@ class BackboneConfig:
     pretrained: bool = False
     """start from torchvision's ImageNet weights (downloaded once); not with `weights`"""
     embedding_dim: int = 0
-    """width of a linear head on the features, 0 (no head) or more"""
+    """width of a linear head on the features, 0 (no head) or more; a ReLU stands between it and a classifier"""
     padding: Literal["symmetric", "same"] = "symmetric"
     """mobilenet_v2: zeros around a strided convolution's input; `same` for weights that were trained in TensorFlow"""
     width: int = 64

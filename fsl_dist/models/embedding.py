@@ -27,7 +27,8 @@ class GlobalAverage(nn.Module):
 class Network(nn.Module):
     """Embeds images or vectors; with `num_classes` > 0 its forward also classifies them.
 
-    Parameters live under `backbone.`, `head.` and `classifier.`; the latter two only where asked for.
+    Parameters live under `backbone.`, `head.` and `classifier.`; the latter two only where asked for. Between a head and a
+    classifier stands a ReLU, so that the two are a hidden layer and an output layer; the embedding is what enters it.
     """
 
     def __init__(
@@ -58,10 +59,15 @@ class Network(nn.Module):
             embeddings = self.head(embeddings)
         return _to_unit_length(embeddings) if self.normalise else embeddings
 
+    def classify(self, embeddings: Tensor) -> Tensor:
+        """Class logits float32 [n, num_classes] of what `embed` gave, for a network with a classifier."""
+        assert self.classifier is not None
+        return self.classifier(embeddings if self.head is None else functional.relu(embeddings))
+
     def forward(self, samples: Tensor) -> Tensor:
         """Class logits float32 [n, num_classes], or the embeddings of `embed` where there is no classifier."""
         embeddings = self.embed(samples)
-        return embeddings if self.classifier is None else self.classifier(embeddings)
+        return embeddings if self.classifier is None else self.classify(embeddings)
 
 
 def _at_least_float32(values: Tensor) -> Tensor:
