@@ -8,6 +8,7 @@ from cluster.catalogue_verbs import adopt, resplit
 from cluster.data_verbs import inspect, pack
 from cluster.index_verbs import index_group
 from cluster.output import configure_logging
+from cluster.predict_verb import predict
 from cluster.run_verbs import demo, doctor, embed, evaluate, train
 from index.errors import FslDistError
 
@@ -22,7 +23,7 @@ def fsl_dist() -> None:
     configure_logging()
 
 
-for verb in (doctor, demo, pack, adopt, resplit, inspect, train, embed, evaluate, index_group):
+for verb in (doctor, demo, pack, adopt, resplit, inspect, train, embed, evaluate, predict, index_group):
     fsl_dist.add_command(verb)
 
 
