@@ -103,7 +103,7 @@ def embed(run: Path, dataset: Path, out: Path | None, as_json: bool) -> None:
 @click.option(
     "--protocol",
     type=click.Choice(["knn", "prototypes", "few_shot_knn", "fine_tune"]),
-    help="All that the method has, unless named; but fine_tune, which trains, only by name.",
+    help="The method's own (prototypes, knn), unless named.",
 )
 @JSON
 @click.argument("overrides", nargs=-1, metavar="[evaluation.KEY=VALUE]…")

@@ -67,7 +67,7 @@ def evaluate_fine_tune(
             ids = np.concatenate([base_ids, novel.ids[draw.test]])
             if not finished.is_file():
                 write_array(finished, _train_and_rank(trained, config, splits, novel, draw, ids, folder))
-                remove_folder(finished.with_suffix(""))
+            remove_folder(finished.with_suffix(""))
             labels = trained.catalogue.labels[ids]
             scores.append(draw_scores(np.asarray(open_array(finished)), labels, len(base_ids)))
             shown = ", ".join(f"{name} {value:.4f}" for name, value in scores[-1].items() if "mca/" in name)

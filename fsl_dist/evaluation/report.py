@@ -46,8 +46,8 @@ def evaluate_run(
 ) -> EvaluationReport:
     """Score a run's best checkpoint on its own data set.
 
-    protocol: one of `PROTOCOLS`, or None for all the method has that need no training: `prototypes` for pcn, `few_shot_knn`
-    for other methods where there are novel classes, and `knn`. settings: in place of the run's `evaluation.*`.
+    protocol: one of `PROTOCOLS`, or None for the method's own: `prototypes` for pcn, and `knn` for all. The baselines
+    `few_shot_knn` and `fine_tune` run by name only. settings: in place of the run's `evaluation.*`.
     Embeddings are kept under RUN/evaluation, so that scoring again with other settings embeds nothing.
 
     Raises RequestError when the data set has nothing to score, or the method has no such protocol.
@@ -79,8 +79,7 @@ def evaluate_run(
 
 
 def _default_protocols(config: RunConfig, splits: RunSplits) -> list[str]:
-    few_shot = ["prototypes"] if config.is_episodic else ["few_shot_knn"] if splits.novel is not None else []
-    return few_shot + (["knn"] if splits.query is not None else [])
+    return (["prototypes"] if config.is_episodic else []) + (["knn"] if splits.query is not None else [])
 
 
 def open_selection(trained: TrainedRun, config: RunConfig, name: str, selection: Selection) -> LocalIndex:
