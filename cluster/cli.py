@@ -9,6 +9,7 @@ from cluster.data_verbs import inspect, pack
 from cluster.feature_verbs import baseline, plot
 from cluster.index_verbs import index_group
 from cluster.output import configure_logging
+from cluster.predict_verb import predict
 from cluster.reproduce_verbs import reproduce
 from cluster.run_verbs import demo, doctor, embed, evaluate, train
 from index.errors import FslDistError
@@ -34,6 +35,7 @@ for verb in (
     train,
     embed,
     evaluate,
+    predict,
     baseline,
     plot,
     index_group,

@@ -101,12 +101,18 @@ def embed(run: Path, dataset: Path, out: Path | None, as_json: bool) -> None:
 @click.command(epilog="Example: fsl-dist evaluate runs/omniglot-pcn evaluation.novel_shots=10 --json")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
-    "--protocol", type=click.Choice(["knn", "prototypes"]), help="All the method has, unless named."
+    "--protocol",
+    type=click.Choice(["knn", "prototypes", "few_shot_knn", "fine_tune"]),
+    help="The method's own (prototypes, knn), unless named.",
 )
 @JSON
 @click.argument("overrides", nargs=-1, metavar="[evaluation.KEY=VALUE]…")
 def evaluate(run: Path, protocol: str | None, as_json: bool, overrides: tuple[str, ...]) -> None:
-    """Score a run's best checkpoint: kNN, and prototypes with novel classes for episodic methods."""
+    """Score a run's best checkpoint: kNN, and novel classes where there are any.
+
+    Novel classes are scored over draws of a few images: by prototypes (pcn), by the vote of neighbours (few_shot_knn), or
+    by a classifier trained again for each draw (fine_tune, of cross_entropy).
+    """
     from fsl_dist.config import load_evaluation
 
     settings = load_evaluation(run, overrides)

@@ -11,7 +11,7 @@ from pathlib import Path
 from fsl_dist.data.config import DataConfig
 from fsl_dist.errors import ConfigError
 from fsl_dist.evaluation.config import EvaluationConfig
-from fsl_dist.methods.config import DeepKNNConfig, MethodConfig, MiningConfig, PCNConfig
+from fsl_dist.methods.config import CrossEntropyConfig, DeepKNNConfig, MethodConfig, MiningConfig, PCNConfig
 from fsl_dist.models.config import BackboneConfig
 from fsl_dist.samplers.episode import EpisodeConfig
 from fsl_dist.training.config import TrainingConfig, WorkersConfig
@@ -110,22 +110,33 @@ class RunConfig:
         return isinstance(self.method, PCNConfig)
 
     @property
+    def has_classifier(self) -> bool:
+        """Whether the network ends in a classifier over the training classes."""
+        return isinstance(self.method, CrossEntropyConfig)
+
+    @property
     def stop_metric(self) -> str:
         """The validation metric by which the best epoch is kept."""
         if self.training.stop_metric:
             return self.training.stop_metric
         if self.is_episodic:
             return "mca/base"
-        k_ps = self.evaluation.k_p
-        return f"knn/mcr@{5 if 5 in k_ps else k_ps[0]}"
+        return f"knn/mcr@{self.validation_k_p}"
+
+    @property
+    def validation_k_p(self) -> int:
+        """Neighbours that vote where one number is wanted: 5, else the first that is scored."""
+        return 5 if 5 in self.evaluation.k_p else self.evaluation.k_p[0]
 
     @property
     def validation_metrics(self) -> tuple[str, ...]:
-        """What a validation measures."""
+        """What a validation can measure: of one family, the stop metric's own (`knn/…`, or `…/base`)."""
+        of_classes = ("mca", "recall@5", "recall@10", "balanced_recall@5", "balanced_recall@10")
+        base = tuple(f"{score}/base" for score in of_classes)
         if self.is_episodic:
-            scores = ("recall@5", "recall@10", "balanced_recall@5", "balanced_recall@10")
-            return ("mca/base", *(f"{score}/base" for score in scores))
-        return tuple(f"knn/{score}@{k_p}" for k_p in self.evaluation.k_p for score in ("acc", "mcr", "rs"))
+            return base
+        knn = tuple(f"knn/{score}@{k_p}" for k_p in self.evaluation.k_p for score in ("acc", "mcr", "rs"))
+        return (*knn, *base) if self.has_classifier else knn
 
     @property
     def base_clusters(self) -> int:

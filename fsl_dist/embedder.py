@@ -70,11 +70,36 @@ class Embedder:
         requests = (Request(ids[rows]) for rows in batches)
         with evaluation_mode(self.network), Loader(self.source, requests, self.prefetch) as loader:
             for rows, (_, images) in zip(batches, loader, strict=True):
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.use_bf16):
-                    embedded = self.network.embed(images.to(self.device))
-                vectors[rows] = embedded.float().cpu().numpy()
+                vectors[rows] = self._forward(images)
         self.num_embedded += len(ids)
         return vectors
+
+    def embed_images(self, images: torch.Tensor) -> NDArray[np.float32]:
+        """float32 [n, dim]: embeddings of one batch of decoded images (float32 [n, *sample_shape]), in eval mode."""
+        with evaluation_mode(self.network):
+            return self._forward(images)
+
+    def classify(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """float32 [n, num_classes]: the classifier's logits of embeddings (float32 [n, dim])."""
+        with evaluation_mode(self.network):
+            # A copy: vectors of an index are mapped read-only, which torch warns of.
+            return self.network.classify(torch.tensor(vectors, device=self.device)).float().cpu().numpy()
+
+    def of_network(self, network: Network) -> "Embedder":
+        """The same samples, batches and precision for another network, which must be on this device."""
+        return Embedder(
+            network,
+            self.source,
+            device=self.device,
+            batch_size=self.batch_size,
+            prefetch=self.prefetch,
+            use_bf16=self.use_bf16,
+        )
+
+    def _forward(self, images: torch.Tensor) -> NDArray[np.float32]:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.use_bf16):
+            embedded = self.network.embed(images.to(self.device))
+        return embedded.float().cpu().numpy()
 
 
 class TableMiners(Protocol):

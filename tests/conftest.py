@@ -91,6 +91,27 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def base_novel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A packed data set of the digits as 7 base and 3 novel classes, 24 images of each."""
+    import numpy as np
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    from fsl_dist.data.pack import PackOptions, pack
+
+    scans = load_digits()
+    source = tmp_path_factory.mktemp("images")
+    for label in range(10):
+        (source / str(label)).mkdir()
+        for member in np.flatnonzero(scans.target == label)[:24]:
+            scan = (scans.images[member] * (255 / 16)).astype(np.uint8)
+            Image.fromarray(scan).save(source / str(label) / f"{member}.png")
+    out = tmp_path_factory.mktemp("packed") / "digits"
+    pack(source, out, PackOptions(split="base-novel", num_base=7))
+    return out
+
+
+@pytest.fixture(scope="session")
 def damaged_digits(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The digits (220 samples, of which 1 % are 2) with a bit flipped in samples 0 and 13, both of train."""
     import shutil

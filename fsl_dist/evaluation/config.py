@@ -1,4 +1,4 @@
-"""Settings of an evaluation: nothing here needs training anew."""
+"""Settings of an evaluation: nothing here needs the run to be trained anew."""
 
 import math
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ class EvaluationConfig:
     """How a trained embedding is scored."""
 
     k_p: tuple[int, ...] = (5,)
-    """neighbours that vote, each 1 or more; each value is scored"""
+    """neighbours that vote (knn, few_shot_knn), each 1 or more; each value is scored"""
     delta_tau: tuple[float, ...] = (-2.0, 0.0, 3.0)
     """added to method.temperature at test time (PCN Fig. 5); each value is scored, each sum must be above 0"""
     base_clusters: int = 0
@@ -26,6 +26,8 @@ class EvaluationConfig:
     """draws of novel support and test images, 1 or more; scores are mean ± standard deviation over them"""
     kmeans_runs: int = 10
     """k-means++ starts, 1 or more, of which the best is kept"""
+    fine_tune_epochs: int = 10
+    """epochs at most for which protocol fine_tune trains in each draw, 1 or more; the paper is silent"""
     batch_size: int = 256
     """images embedded at a time, 1 or more"""
 
@@ -49,6 +51,7 @@ class EvaluationConfig:
             ("novel_test", self.novel_test, 1),
             ("draws", self.draws, 1),
             ("kmeans_runs", self.kmeans_runs, 1),
+            ("fine_tune_epochs", self.fine_tune_epochs, 1),
             ("batch_size", self.batch_size, 1),
         ):
             if value < least:

@@ -1,6 +1,5 @@
 """Prototypes of classes by k-means, and the few-shot protocol that scores them (PCN, section 4)."""
 
-import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,18 +13,18 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from fsl_dist.errors import RequestError, TrainingError
 from fsl_dist.evaluation.config import EvaluationConfig
-from fsl_dist.evaluation.metrics import (
-    Floats,
-    Repeated,
-    class_mean_share_within,
-    rank_targets,
-    share_within,
+from fsl_dist.evaluation.few_shot import (
+    check_novel,
+    draw_scores,
+    draws_of,
+    group_scores,
+    over_draws,
+    positions_among,
+    warn_of_untrained,
 )
+from fsl_dist.evaluation.metrics import Floats, Repeated, rank_targets
 from fsl_dist.seeding import generator
 
-log = logging.getLogger(__name__)
-
-RECALL_AT = (5, 10)
 # Samples are scored in chunks of this many distances: 2**22 float64 are 32 MB.
 _DISTANCES_AT_A_TIME = 2**22
 
@@ -203,50 +202,42 @@ def evaluate_prototypes(
         epoch=0,
         starts=config.kmeans_runs,
     )
-    untrained = np.setdiff1d(test_labels, base.labels)
-    if len(untrained):
-        named = ", ".join(_name_of(label, class_names) for label in untrained.tolist())
-        log.warning("no training image of %s: test images of it count as wrong", named)
+    warn_of_untrained(test_labels, base.labels, class_names)
     base_scores = _scores_at(test_embeddings, base, temperatures)
-    base_targets = _positions(test_labels, base.labels)
+    base_targets = positions_among(test_labels, base.labels)
+    suffixes = [f";dtau={delta:.12g}" if delta else "" for delta in config.delta_tau]
     if novel_embeddings is None or novel_labels is None:
         scores: dict[str, float | Repeated] = {}
-        for delta, scores_at in zip(config.delta_tau, base_scores, strict=True):
-            scores |= _group_scores("base", rank_targets(scores_at, base_targets), test_labels, delta)
+        for suffix, scores_at in zip(suffixes, base_scores, strict=True):
+            scores |= group_scores("base", rank_targets(scores_at, base_targets), test_labels, suffix)
         return scores
 
-    _check_novel(novel_labels, base.labels, config, class_names)
-    draws = [_draw_novel(novel_labels, config, seed=seed, draw=draw) for draw in range(config.draws)]
-    tested, rows_of_draw = np.unique([test for _, test in draws], return_inverse=True)
+    check_novel(novel_labels, base.labels, config, class_names)
+    draws = list(draws_of(novel_labels, config, seed=seed))
+    tested, rows_of_draw = np.unique([draw.test for draw in draws], return_inverse=True)
     novel_scores = _scores_at(novel_embeddings[tested], base, temperatures)
-    repeated: dict[str, list[float]] = {}
-    for draw, ((support, test), rows) in enumerate(zip(draws, rows_of_draw, strict=True)):
+    of_draws: list[dict[str, float]] = []
+    for draw, rows in zip(draws, rows_of_draw, strict=True):
         novel = fit_prototypes(
-            novel_embeddings[support],
-            novel_labels[support],
+            novel_embeddings[draw.support],
+            novel_labels[draw.support],
             config.novel_clusters or novel_clusters,
             seed=seed,
-            epoch=draw,
+            epoch=draw.number,
             starts=config.kmeans_runs,
         )
-        to_novel = _scores_at(np.concatenate([test_embeddings, novel_embeddings[test]]), novel, temperatures)
-        labels = np.concatenate([test_labels, novel_labels[test]])
-        targets = np.concatenate(
-            [base_targets, _positions(novel_labels[test], novel.labels) + len(base.labels)]
-        )
-        is_base = np.arange(len(labels)) < len(test_labels)
-        for which, delta in enumerate(config.delta_tau):
+        images = np.concatenate([test_embeddings, novel_embeddings[draw.test]])
+        to_novel = _scores_at(images, novel, temperatures)
+        labels = np.concatenate([test_labels, novel_labels[draw.test]])
+        novel_targets = positions_among(novel_labels[draw.test], novel.labels) + len(base.labels)
+        targets = np.concatenate([base_targets, novel_targets])
+        found: dict[str, float] = {}
+        for which, suffix in enumerate(suffixes):
             to_base = np.concatenate([base_scores[which], novel_scores[which, rows]])
             ranks = rank_targets(np.concatenate([to_base, to_novel[which]], axis=1), targets)
-            for group, members in (("base_novel", is_base | True), ("base", is_base), ("novel", ~is_base)):
-                for name, value in _group_scores(group, ranks[members], labels[members], delta).items():
-                    repeated.setdefault(name, []).append(value)
-    return {name: Repeated.from_values(values) for name, values in repeated.items()}
-
-
-def _name_of(label: int, class_names: Sequence[str]) -> str:
-    """What an error or a warning calls a class: its name where there is one, else its label."""
-    return f"class '{class_names[label]}'" if label < len(class_names) else f"class {label}"
+            found |= draw_scores(ranks, labels, len(test_labels), suffix)
+        of_draws.append(found)
+    return over_draws(of_draws)
 
 
 def _test_temperature(temperature: float, delta: float) -> float:
@@ -256,60 +247,3 @@ def _test_temperature(temperature: float, delta: float) -> float:
             f"{temperature + delta:g}; it must be above 0 (leave this value out of evaluation.delta_tau)"
         )
     return temperature + delta
-
-
-def _check_novel(
-    novel_labels: NDArray[np.int64],
-    base_labels: NDArray[np.int64],
-    config: EvaluationConfig,
-    class_names: Sequence[str],
-) -> None:
-    """Refuse novel classes that are base classes too, or have too few images for a draw."""
-    labels, counts = np.unique(novel_labels, return_counts=True)
-    if len(labels) == 0:
-        raise RequestError("the novel split holds no image (leave it out, or pack with --split base-novel)")
-    shared = np.intersect1d(labels, base_labels)
-    if len(shared):
-        raise RequestError(
-            f"{_name_of(int(shared[0]), class_names)} has images in both the training and the novel split, {len(shared)} classes "
-            "in all; a novel class must be new (pack with --split base-novel)"
-        )
-    needed = config.novel_shots + config.novel_test
-    smallest = int(counts.argmin())
-    if counts[smallest] < needed:
-        raise RequestError(
-            f"evaluation.novel_shots={config.novel_shots} with novel_test={config.novel_test} needs {needed} images a "
-            f"novel class; {_name_of(int(labels[smallest]), class_names)} has {counts[smallest]} "
-            f"({int((counts < needed).sum())} classes have too few: lower either)"
-        )
-
-
-def _draw_novel(
-    novel_labels: NDArray[np.int64], config: EvaluationConfig, *, seed: int, draw: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows of support (int64 [classes · novel_shots]) and of test images (int64 [classes · novel_test])."""
-    support, test = [], []
-    for label in np.unique(novel_labels).tolist():
-        rows = generator(seed, "novel_draw", draw, label).permutation(np.flatnonzero(novel_labels == label))
-        test.append(rows[: config.novel_test])
-        support.append(rows[config.novel_test : config.novel_test + config.novel_shots])
-    return np.concatenate(support), np.concatenate(test)
-
-
-def _positions(labels: NDArray[np.int64], among: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where each of `labels` (int64 [n]) stands in the ascending `among` (int64 [C], C ≥ 1), −1 where it does not."""
-    places = np.minimum(np.searchsorted(among, labels), len(among) - 1)
-    return np.where(among[places] == labels, places, -1).astype(np.int64)
-
-
-def _group_scores(
-    group: str, ranks: NDArray[np.int64], labels: NDArray[np.int64], delta_tau: float
-) -> dict[str, float]:
-    """The five scores of a group of test images (`ranks`, `labels`: int64 [n]); none where it has no images."""
-    if len(ranks) == 0:
-        return {}
-    suffix = f"{group};dtau={delta_tau:.12g}" if delta_tau else group
-    scores = {f"mca/{suffix}": class_mean_share_within(ranks, labels, 1)}
-    scores |= {f"recall@{k}/{suffix}": share_within(ranks, k) for k in RECALL_AT}
-    scores |= {f"balanced_recall@{k}/{suffix}": class_mean_share_within(ranks, labels, k) for k in RECALL_AT}
-    return scores

@@ -11,6 +11,8 @@ from fsl_dist.data.selection import Selection
 from fsl_dist.embedder import SelectionIndex
 from fsl_dist.errors import RequestError
 from fsl_dist.evaluation.config import EvaluationConfig
+from fsl_dist.evaluation.few_shot_knn import evaluate_few_shot_knn
+from fsl_dist.evaluation.fine_tune import evaluate_fine_tune
 from fsl_dist.evaluation.knn import score_knn
 from fsl_dist.evaluation.metrics import Repeated
 from fsl_dist.evaluation.prototypes import evaluate_prototypes
@@ -20,7 +22,7 @@ from fsl_dist.training.splits import RunSplits, split_run
 from fsl_dist.training.trained import TrainedRun, open_trained
 from index import LocalIndex
 
-PROTOCOLS = ("knn", "prototypes")
+PROTOCOLS = ("knn", "prototypes", "few_shot_knn", "fine_tune")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -44,7 +46,8 @@ def evaluate_run(
 ) -> EvaluationReport:
     """Score a run's best checkpoint on its own data set.
 
-    protocol: `knn`, `prototypes`, or None for all the method has. settings: in place of the run's `evaluation.*`.
+    protocol: one of `PROTOCOLS`, or None for the method's own: `prototypes` for pcn, and `knn` for all. The baselines
+    `few_shot_knn` and `fine_tune` run by name only. settings: in place of the run's `evaluation.*`.
     Embeddings are kept under RUN/evaluation, so that scoring again with other settings embeds nothing.
 
     Raises RequestError when the data set has nothing to score, or the method has no such protocol.
@@ -57,15 +60,16 @@ def evaluate_run(
         config = dataclasses.replace(config, evaluation=settings)
     splits = split_run(trained.catalogue, config)
     scores: dict[str, float | Repeated] = {}
-    if protocol in (None, "prototypes"):
-        if isinstance(config.method, PCNConfig):
-            scores |= _score_prototypes(trained, config, config.method, splits)
-        elif protocol is not None:
-            raise RequestError(
-                f"--protocol prototypes belongs to method.kind=pcn; {run} has {config.method.kind}"
-            )
-    if protocol == "knn" or (protocol is None and splits.query is not None):
-        scores |= _score_knn(trained, config, splits)
+    for name in [protocol] if protocol else _default_protocols(config, splits):
+        match name:
+            case "knn":
+                scores |= _score_knn(trained, config, splits)
+            case "prototypes":
+                scores |= _score_prototypes(trained, config, splits)
+            case "few_shot_knn":
+                scores |= _score_few_shot_knn(trained, config, splits)
+            case "fine_tune":
+                scores |= _score_fine_tune(trained, config, splits)
     if not scores:
         raise RequestError(
             f"data.dataset={config.data.dataset} has no test, val or novel split to score {run} on"
@@ -74,7 +78,12 @@ def evaluate_run(
     return EvaluationReport(str(run), config.data.dataset, splits.query_split, scores)
 
 
-def _open(trained: TrainedRun, config: RunConfig, name: str, selection: Selection) -> LocalIndex:
+def _default_protocols(config: RunConfig, splits: RunSplits) -> list[str]:
+    return (["prototypes"] if config.is_episodic else []) + (["knn"] if splits.query is not None else [])
+
+
+def open_selection(trained: TrainedRun, config: RunConfig, name: str, selection: Selection) -> LocalIndex:
+    """The embeddings of a selection as the index RUN/evaluation/NAME, made where it is not there or not of this network."""
     index = SelectionIndex(
         trained.embedder,
         trained.catalogue,
@@ -92,39 +101,84 @@ def _open(trained: TrainedRun, config: RunConfig, name: str, selection: Selectio
 def _score_knn(trained: TrainedRun, config: RunConfig, splits: RunSplits) -> dict[str, float | Repeated]:
     if splits.query is None:
         raise RequestError(f"data.dataset={config.data.dataset} has no test and no val split to query with")
-    gallery = _open(trained, config, "gallery", splits.gallery)
-    queries = _open(trained, config, splits.query_split, splits.query)
-    vectors = queries.vectors(0, queries.num_vectors)
-    return dict(score_knn(gallery, vectors, queries.labels, config.evaluation.k_p))
+    gallery = open_selection(trained, config, "gallery", splits.gallery)
+    return dict(score_knn(gallery, *_queries(trained, config, splits), config.evaluation.k_p))
 
 
 def _score_prototypes(
-    trained: TrainedRun, config: RunConfig, method: PCNConfig, splits: RunSplits
+    trained: TrainedRun, config: RunConfig, splits: RunSplits
 ) -> dict[str, float | Repeated]:
-    gallery = _open(trained, config, "gallery", splits.gallery)
-    tested, tested_labels = _empty(gallery.dim)
-    if splits.query is not None:
-        queries = _open(trained, config, splits.query_split, splits.query)
-        tested, tested_labels = queries.vectors(0, queries.num_vectors), queries.labels
-    novel, novel_labels = None, None
-    if splits.novel is not None:
-        novels = _open(trained, config, "novel", splits.novel)
-        novel, novel_labels = novels.vectors(0, novels.num_vectors), novels.labels
+    if not isinstance(config.method, PCNConfig):
+        raise _other_method("prototypes", "pcn", config)
+    gallery = open_selection(trained, config, "gallery", splits.gallery)
+    novel, novel_labels = (
+        (None, None) if splits.novel is None else _vectors(trained, config, "novel", splits.novel)
+    )
     return evaluate_prototypes(
         gallery.vectors(0, gallery.num_vectors),
         gallery.labels,
-        tested,
-        tested_labels,
+        *_queries(trained, config, splits),
         novel,
         novel_labels,
         base_clusters=config.base_clusters,
         novel_clusters=config.novel_clusters,
-        temperature=method.temperature,
+        temperature=config.method.temperature,
         config=config.evaluation,
         seed=config.run.seed,
         class_names=trained.catalogue.class_names,
     )
 
 
-def _empty(dim: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    return np.empty((0, dim), dtype=np.float32), np.empty(0, dtype=np.int64)
+def _score_few_shot_knn(
+    trained: TrainedRun, config: RunConfig, splits: RunSplits
+) -> dict[str, float | Repeated]:
+    novel = _require_novel("few_shot_knn", config, splits)
+    gallery = open_selection(trained, config, "gallery", splits.gallery)
+    return evaluate_few_shot_knn(
+        gallery.vectors(0, gallery.num_vectors),
+        gallery.labels,
+        *_queries(trained, config, splits),
+        *_vectors(trained, config, "novel", novel),
+        config=config.evaluation,
+        seed=config.run.seed,
+        metric=gallery.metric,
+        class_names=trained.catalogue.class_names,
+    )
+
+
+def _score_fine_tune(
+    trained: TrainedRun, config: RunConfig, splits: RunSplits
+) -> dict[str, float | Repeated]:
+    if not config.has_classifier:
+        raise _other_method("fine_tune", "cross_entropy", config)
+    return evaluate_fine_tune(trained, config, splits, _require_novel("fine_tune", config, splits))
+
+
+def _other_method(protocol: str, kind: str, config: RunConfig) -> RequestError:
+    return RequestError(
+        f"--protocol {protocol} belongs to method.kind={kind}; {config.run.dir} has {config.method.kind}"
+    )
+
+
+def _require_novel(protocol: str, config: RunConfig, splits: RunSplits) -> Selection:
+    if splits.novel is None:
+        raise RequestError(
+            f"--protocol {protocol} scores novel classes; data.dataset={config.data.dataset} has none "
+            "(pack with --split base-novel; --protocol knn scores the others)"
+        )
+    return splits.novel
+
+
+Vectors = tuple[NDArray[np.float32], NDArray[np.int64]]
+
+
+def _queries(trained: TrainedRun, config: RunConfig, splits: RunSplits) -> Vectors:
+    """Embeddings and labels of the base classes' test images, in the order of ids; none where there are none."""
+    if splits.query is None:
+        return np.empty((0, trained.embedder.dim), dtype=np.float32), np.empty(0, dtype=np.int64)
+    return _vectors(trained, config, splits.query_split, splits.query)
+
+
+def _vectors(trained: TrainedRun, config: RunConfig, name: str, selection: Selection) -> Vectors:
+    index = open_selection(trained, config, name, selection)
+    return index.vectors(0, index.num_vectors), index.labels

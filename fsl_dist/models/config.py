@@ -33,7 +33,7 @@ class BackboneConfig:
     """start from ImageNet weights, torchvision's or timm's (downloaded once); not with `weights`. Those of `resnet50_v2`
     expect `data.mean` and `data.std` of 0.5"""
     embedding_dim: int = 0
-    """width of a linear head on the features, 0 (no head) or more"""
+    """width of a linear head on the features, 0 (no head) or more; a ReLU stands between it and a classifier"""
     padding: Literal["symmetric", "same"] = "symmetric"
     """mobilenet_v2: zeros around a strided convolution's input; `same` for weights that were trained in TensorFlow"""
     width: int = 64

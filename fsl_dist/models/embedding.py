@@ -41,7 +41,8 @@ class MapBackbone(nn.Sequential):
 class Network(nn.Module):
     """Embeds images or vectors; with `num_classes` > 0 its forward also classifies them.
 
-    Parameters live under `backbone.`, `head.` and `classifier.`; the latter two only where asked for.
+    Parameters live under `backbone.`, `head.` and `classifier.`; the latter two only where asked for. Between a head and a
+    classifier stands a ReLU, so that the two are a hidden layer and an output layer; the embedding is what enters it.
     """
 
     def __init__(
@@ -84,10 +85,15 @@ class Network(nn.Module):
             )
         return self.backbone.feature_maps(samples)
 
+    def classify(self, embeddings: Tensor) -> Tensor:
+        """Class logits float32 [n, num_classes] of what `embed` gave, for a network with a classifier."""
+        assert self.classifier is not None
+        return self.classifier(embeddings if self.head is None else functional.relu(embeddings))
+
     def forward(self, samples: Tensor) -> Tensor:
         """Class logits float32 [n, num_classes], or the embeddings of `embed` where there is no classifier."""
         embeddings = self.embed(samples)
-        return embeddings if self.classifier is None else self.classifier(embeddings)
+        return embeddings if self.classifier is None else self.classify(embeddings)
 
 
 def _at_least_float32(values: Tensor) -> Tensor:

@@ -66,7 +66,8 @@ class TrainingConfig:
     lr_gamma: float = 0.1
     """factor at a milestone, above 0"""
     stop_metric: str = ""
-    """validation metric to keep the best epoch of; empty = mca/base for episodic methods, else knn/mcr@5"""
+    """validation metric to keep the best epoch of; empty = mca/base for episodic methods, else knn/mcr@5. For cross_entropy,
+    mca/base is the classifier's own mean class accuracy"""
     patience: int = 10
     """validations without a better value before the run stops; 0 = no validation, the last epoch counts"""
     validate_every: int = 1

@@ -46,7 +46,9 @@ class Trainer:
         device: torch.device,
         owner: Owner | None,
         miners: TableMiners | None = None,
+        splits: RunSplits | None = None,
     ) -> None:
+        """`splits`: in place of the data set's own, for training on a selection of one's own."""
         self.config = config
         self.group = group
         self.device = device
@@ -56,7 +58,7 @@ class Trainer:
             config.data, config.run.seed, str(device), max_batch=max(config.evaluation.batch_size, 256)
         )
         self.catalogue = self.source.catalogue
-        self.splits: RunSplits = split_run(self.catalogue, config)
+        self.splits: RunSplits = splits or split_run(self.catalogue, config)
         self.method: Method = build_method(config, self.catalogue, self.splits.train, device)
         self.network = self._build_network()
         self.optimizer = build_optimizer(

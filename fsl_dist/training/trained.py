@@ -72,20 +72,22 @@ def open_trained(run: Path, *, dataset: Path | None = None) -> TrainedRun:
     folder = find_checkpoint(run)
     device = torch.device("cuda:0" if torch.cuda.is_available() and config.workers.gpu == "auto" else "cpu")
     source = open_source(config.data, config.run.seed, str(device), max_batch=config.evaluation.batch_size)
-    # The classifier serves training alone; the weights come from the checkpoint.
+    checkpoint = read_checkpoint(folder, device)
+    biases = checkpoint.network.get("classifier.bias")
+    # The weights come from the checkpoint.
     backbone = dataclasses.replace(config.backbone, weights="", pretrained=False)
     network = build_network(
-        backbone, sample_shape=source.sample_shape, normalise=getattr(config.method, "normalise", False)
+        backbone,
+        sample_shape=source.sample_shape,
+        num_classes=0 if biases is None else len(biases),
+        normalise=getattr(config.method, "normalise", False),
     ).to(device)
-    checkpoint = read_checkpoint(folder, device)
     if config.data.features and checkpoint.catalogue != source.catalogue.fingerprint:
         raise RequestError(
             f"{run} was trained on the features of another data set (data.features={config.data.features}); "
             f"{config.data.dataset} has no features of its own here (a run on images embeds any data set)"
         )
-    network.load_state_dict(
-        {name: value for name, value in checkpoint.network.items() if not name.startswith("classifier.")}
-    )
+    network.load_state_dict(checkpoint.network)
     embedder = Embedder(
         network,
         source,

@@ -1,4 +1,4 @@
-"""The score a run stops by: prototypes for episodic methods, kNN for the others, on images kept out of training."""
+"""The score a run stops by, on images kept out of training: prototypes for episodic methods, kNN or the classifier."""
 
 import dataclasses
 import json
@@ -9,10 +9,12 @@ import torch
 from fsl_dist.config import RunConfig
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.embedder import Embedder, SelectionIndex
+from fsl_dist.evaluation.few_shot import group_scores, positions_among
 from fsl_dist.evaluation.knn import count_right_inside, score_knn
-from fsl_dist.evaluation.metrics import Repeated
+from fsl_dist.evaluation.metrics import Repeated, rank_targets
 from fsl_dist.evaluation.prototypes import evaluate_prototypes
 from fsl_dist.methods.config import PCNConfig
+from fsl_dist.training.distributed import WorkerGroup
 from fsl_dist.training.splits import RunSplits
 from index.storage import Owner
 
@@ -31,6 +33,7 @@ class Validation:
     ) -> None:
         self.config = config
         self.splits = splits
+        self.embedder = embedder
         self.train_index = train_index
         self.device = embedder.device
         self.stop_index = None
@@ -56,14 +59,16 @@ class Validation:
         return {f"knn/train_acc@{k_p}": value for k_p, value in zip(k_ps, shares.tolist(), strict=True)}
 
     def measure(self) -> dict[str, float]:
-        """All validation metrics, the same on every worker. Collective.
+        """The validation metrics of the stop metric's family, the same on every worker. Collective.
 
         The first worker scores; embedding, the dear part, is shared by all.
         """
         assert self.stop_index is not None
         self.stop_index.move_to(self.train_index.parameters)
-        gallery, queries = self.train_index.open(), self.stop_index.open()
         group = self.train_index.group
+        if self.config.has_classifier and not self.config.stop_metric.startswith("knn/"):
+            return self._measure_classifier(group)
+        gallery, queries = self.train_index.open(), self.stop_index.open()
         metrics: dict[str, float] = {}
         if group.is_first:
             vectors, labels = queries.vectors(0, queries.num_vectors), queries.labels
@@ -86,4 +91,15 @@ class Validation:
                 }
             else:
                 metrics = score_knn(gallery, vectors, labels, self.config.evaluation.k_p)
+        return json.loads(group.share_text(json.dumps(metrics)))
+
+    def _measure_classifier(self, group: WorkerGroup) -> dict[str, float]:
+        """Scores of the network's own classifier; no training image is embedded for them. Collective."""
+        assert self.stop_index is not None
+        queries = self.stop_index.open()
+        metrics: dict[str, float] = {}
+        if group.is_first:
+            logits = self.embedder.classify(queries.vectors(0, queries.num_vectors))
+            targets = positions_among(queries.labels, self.splits.train.labels)
+            metrics = group_scores("base", rank_targets(logits, targets), queries.labels)
         return json.loads(group.share_text(json.dumps(metrics)))

@@ -71,26 +71,6 @@ def refused(answer: tuple[int, str, str], *words: str) -> None:
         assert word in lines[0]
 
 
-@pytest.fixture(scope="module")
-def base_novel(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Digits as 7 base and 3 novel classes."""
-    from fsl_dist.data.pack import PackOptions, pack
-
-    source = tmp_path_factory.mktemp("images")
-    from PIL import Image
-    from sklearn.datasets import load_digits
-
-    scans = load_digits()
-    for label in range(10):
-        (source / str(label)).mkdir()
-        for member in np.flatnonzero(scans.target == label)[:24]:
-            scan = (scans.images[member] * (255 / 16)).astype(np.uint8)
-            Image.fromarray(scan).save(source / str(label) / f"{member}.png")
-    out = tmp_path_factory.mktemp("packed") / "digits"
-    pack(source, out, PackOptions(split="base-novel", num_base=7))
-    return out
-
-
 def test_help_is_instant() -> None:
     program = Path(sys.executable).with_name("fsl-dist")
     seconds = []
@@ -115,6 +95,7 @@ def test_every_verb_explains_itself_with_an_example(cli: Cli) -> None:
         "evaluate",
         "baseline",
         "plot tsne",
+        "predict",
         "index build",
         "index search",
     ):

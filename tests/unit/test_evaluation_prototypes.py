@@ -11,6 +11,7 @@ from threadpoolctl import threadpool_limits
 from fsl_dist.errors import RequestError, TrainingError
 from fsl_dist.evaluation import prototypes as module
 from fsl_dist.evaluation.config import EvaluationConfig
+from fsl_dist.evaluation.few_shot import draw_novel, draws_of
 from fsl_dist.evaluation.metrics import Repeated
 from fsl_dist.evaluation.prototypes import (
     evaluate_prototypes,
@@ -177,7 +178,8 @@ def reference_protocol(train, test, novel, temperature):
     base = fit_prototypes(*train, 3, seed=5, epoch=0, starts=2)
     collected = {}
     for draw in range(3):
-        support, tested = module._draw_novel(novel[1], config, seed=5, draw=draw)
+        drawn = draw_novel(novel[1], config, seed=5, draw=draw)
+        support, tested = drawn.support, drawn.test
         fresh = fit_prototypes(novel[0][support], novel[1][support], 2, seed=5, epoch=draw, starts=2)
         classes = [
             (int(label), means[mask])
@@ -236,16 +238,16 @@ def test_without_novel_classes_the_scores_are_numbers_over_base():
 
 def test_draws_are_disjoint_and_the_test_images_the_same_for_any_shots():
     labels = np.repeat([9, 4], [20, 12])
-    for draw in range(4):
-        support, tested = module._draw_novel(labels, EvaluationConfig(novel_shots=5), seed=0, draw=draw)
-        more, tested_too = module._draw_novel(labels, EvaluationConfig(novel_shots=7), seed=0, draw=draw)
-        assert not set(support) & set(tested)
-        assert len(set(support)) == len(set(tested)) == 10
-        assert sorted(labels[support]) == sorted(labels[tested]) == [4] * 5 + [9] * 5
-        assert tested.tolist() == tested_too.tolist()
-        assert not set(more) & set(tested)
-    first = [module._draw_novel(labels, EvaluationConfig(), seed=0, draw=draw)[1].tolist() for draw in (0, 1)]
-    assert first[0] != first[1]
+    for number in range(4):
+        draw = draw_novel(labels, EvaluationConfig(novel_shots=5), seed=0, draw=number)
+        more = draw_novel(labels, EvaluationConfig(novel_shots=7), seed=0, draw=number)
+        assert not set(draw.support) & set(draw.test)
+        assert len(set(draw.support)) == len(set(draw.test)) == 10
+        assert sorted(labels[draw.support]) == sorted(labels[draw.test]) == [4] * 5 + [9] * 5
+        assert draw.test.tolist() == more.test.tolist()
+        assert not set(more.support) & set(draw.test)
+    first, second = (draw.test.tolist() for draw in draws_of(labels, EvaluationConfig(draws=2), seed=0))
+    assert first != second
 
 
 def test_config_clusters_override_the_methods():

@@ -1,0 +1,174 @@
+"""Fine-tuning on novel classes (PCN's FT-CE): the classifier is trained again for each draw, with its support.
+
+A draw starts from the run's best network. Its classifier keeps the base classes' rows and gets a new row for each novel
+class; then the whole network trains on base training images and the draw's support, classes drawn with equal chances,
+by the run's own optimizer and learning rate, for `evaluation.fine_tune_epochs` epochs at most. The best epoch by mean
+class accuracy over the base classes' validation images counts, since novel classes have none; without validation
+(training.patience=0) the last one. The paper is silent on where FT-CE starts and how long it trains.
+"""
+
+import hashlib
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fsl_dist.config import RunConfig, RunFolder
+from fsl_dist.data.selection import Selection
+from fsl_dist.embedder import Embedder
+from fsl_dist.evaluation.few_shot import (
+    Draw,
+    check_novel,
+    draw_scores,
+    draws_of,
+    over_draws,
+    positions_among,
+    warn_of_untrained,
+)
+from fsl_dist.evaluation.metrics import Repeated, rank_targets
+from fsl_dist.methods.config import CrossEntropyConfig
+from fsl_dist.models.embedding import Network
+from fsl_dist.seeding import generator
+from fsl_dist.training.checkpoint import Progress, read_checkpoint
+from fsl_dist.training.distributed import WorkerGroup
+from fsl_dist.training.loop import Trainer
+from fsl_dist.training.splits import RunSplits
+from fsl_dist.training.trained import TrainedRun
+from index.gate import dump
+from index.storage import hold_lock, open_array, remove_folder, write_array
+
+log = logging.getLogger(__name__)
+
+
+def evaluate_fine_tune(
+    trained: TrainedRun, config: RunConfig, splits: RunSplits, novel: Selection
+) -> dict[str, float | Repeated]:
+    """Scores of base and novel classes in one label space by a classifier trained again for each draw.
+
+    Draws, groups and names as in `evaluate_prototypes`. `trained` must have a classifier; `novel`: all novel images.
+    Trains in this process. RUN/evaluation/fine_tune keeps the ranks of every finished draw and the checkpoints of the one
+    under way, so that a killed evaluation goes on where it was; other settings make other folders.
+
+    Raises RequestError where the novel classes cannot serve, or another process does the same.
+    """
+    novel_labels, class_names = novel.sample_labels, trained.catalogue.class_names
+    check_novel(novel_labels, splits.train.labels, config.evaluation, class_names)
+    base_ids = np.empty(0, dtype=np.int64) if splits.query is None else splits.query.ids
+    base_labels = trained.catalogue.labels[base_ids]
+    warn_of_untrained(base_labels, splits.train.labels, class_names)
+    folder = Path(config.run.dir) / "evaluation" / "fine_tune" / name_of_settings(trained, config, splits)
+    scores: list[dict[str, float]] = []
+    with hold_lock(folder.with_suffix(".lock")):
+        for draw in draws_of(novel_labels, config.evaluation, seed=config.run.seed):
+            finished = folder / f"draw-{draw.number:03d}.npy"
+            ids = np.concatenate([base_ids, novel.ids[draw.test]])
+            if not finished.is_file():
+                write_array(finished, _train_and_rank(trained, config, splits, novel, draw, ids, folder))
+            remove_folder(finished.with_suffix(""))
+            labels = trained.catalogue.labels[ids]
+            scores.append(draw_scores(np.asarray(open_array(finished)), labels, len(base_ids)))
+            shown = ", ".join(f"{name} {value:.4f}" for name, value in scores[-1].items() if "mca/" in name)
+            log.info("fine_tune: draw %d of %d: %s", draw.number + 1, config.evaluation.draws, shown)
+    return over_draws(scores)
+
+
+def _train_and_rank(
+    trained: TrainedRun,
+    config: RunConfig,
+    splits: RunSplits,
+    novel: Selection,
+    draw: Draw,
+    ids: NDArray[np.int64],
+    folder: Path,
+) -> NDArray[np.int64]:
+    """Ranks of the true classes of `ids` (int64 [n] → int64 [n]) by a network trained for this draw."""
+    train = selection_of_draw(splits, novel, draw)
+    embedder = trained.embedder
+    trainer = Trainer(
+        config_of_draw(config, folder / f"draw-{draw.number:03d}", draw),
+        group=WorkerGroup(),
+        device=embedder.device,
+        owner=None,
+        splits=replace(splits, train=train, gallery=train),
+    )
+    if trainer.progress == Progress():
+        start_from(embedder.network, trainer.network, positions_among(splits.train.labels, train.labels))
+    trainer.train()
+    best = trainer.checkpoints.best() or trainer.checkpoints.latest()
+    assert best is not None
+    trainer.network.load_state_dict(read_checkpoint(best, embedder.device).network)
+    tuned: Embedder = embedder.of_network(trainer.network)
+    targets = positions_among(trained.catalogue.labels[ids], train.labels)
+    return rank_targets(tuned.classify(tuned.embed(ids)), targets)
+
+
+def selection_of_draw(splits: RunSplits, novel: Selection, draw: Draw) -> Selection:
+    """What a draw trains on: the run's own training images and the draw's support."""
+    return Selection.from_labels(
+        np.concatenate([splits.train.ids, novel.ids[draw.support]]),
+        np.concatenate([splits.train.sample_labels, novel.sample_labels[draw.support]]),
+    )
+
+
+def config_of_draw(config: RunConfig, folder: Path, draw: Draw) -> RunConfig:
+    """The run's configuration, for training in `folder` with random draws of its own."""
+    seed = int(generator(config.run.seed, "fine_tune", draw.number).integers(2**31))
+    return replace(
+        config,
+        run=RunFolder(dir=str(folder), seed=seed),
+        backbone=replace(config.backbone, weights="", pretrained=False),
+        method=CrossEntropyConfig(balance="sampling"),
+        training=replace(
+            config.training,
+            epochs=config.evaluation.fine_tune_epochs,
+            images=0,
+            lr_milestones=(),
+            stop_metric="mca/base",
+            checkpoint_steps=0,
+        ),
+    )
+
+
+def start_from(start: Network, network: Network, rows: NDArray[np.int64]) -> None:
+    """Copy the run's network into `network`, its classifier's rows to `rows` (int64 [base classes]) of the larger one."""
+    state = network.state_dict()
+    for name, value in start.state_dict().items():
+        if name.startswith("classifier."):
+            state[name][rows] = value
+        else:
+            state[name].copy_(value)
+
+
+def name_of_settings(trained: TrainedRun, config: RunConfig, splits: RunSplits) -> str:
+    """12 hexadecimal digits: what a draw's result follows from, beside its number."""
+    training = dump(config.training)
+    facts = {
+        "parameters": trained.parameters,
+        "catalogue": trained.catalogue.fingerprint,
+        "queries": splits.query_split,
+        "seed": config.run.seed,
+        "training": {name: value for name, value in training.items() if name not in _NO_MATTER},
+        "holdout": config.data.holdout_fraction,
+        "evaluation": [
+            config.evaluation.novel_shots,
+            config.evaluation.novel_test,
+            config.evaluation.fine_tune_epochs,
+        ],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+# Settings of training that a draw has of its own, or that change nothing in its result.
+_NO_MATTER = (
+    "epochs",
+    "images",
+    "lr_milestones",
+    "lr_gamma",
+    "stop_metric",
+    "checkpoint_steps",
+    "keep_checkpoints",
+    "compile",
+)
