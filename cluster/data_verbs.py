@@ -45,6 +45,7 @@ from cluster.dataset_options import emit_written, make_progress, split_options
     type=click.Choice(["name", "phash"]),
     help="Leave out near-duplicates of an image kept: phash: all of them; name: only under the same file name.",
 )
+@click.option("--num-classes", type=int, metavar="N", help="Pack only the N classes with the most images.")
 @click.option("--shard-size-mb", type=int, default=256, show_default=True, help="Largest shard, 10⁶ bytes.")
 @click.option(
     "--processes",
@@ -71,6 +72,7 @@ def pack(
     resize_shorter: int | None,
     resize: str | None,
     dedupe: str | None,
+    num_classes: int | None,
     shard_size_mb: int,
     processes: int,
     allow_bad: bool,
@@ -79,7 +81,8 @@ def pack(
     """Pack images into WebDataset shards and a catalogue, in the new folder OUT, or --append them to the data set OUT.
 
     SRC holds one folder a class, or the images that --table names. Images are stored as they are, or
-    with --resize-shorter or --resize at the size training needs; none is enlarged. Those that cannot be used are named and left out: exit 1, or 0 with --allow-bad.
+    with --resize-shorter or --resize at the size training needs; none is enlarged. Those that cannot be used are
+    named and left out: exit 1, or 0 with --allow-bad.
     """
     from fsl_dist.data.listing import TableColumns
     from fsl_dist.data.pack import PackOptions, append
@@ -120,6 +123,7 @@ def pack(
         resize_shorter=resize_shorter,
         resize=_parse_extents(resize),
         dedupe=dedupe,  # type: ignore[arg-type]  # click has checked the choice
+        num_classes=num_classes,
         processes=processes,
         **split,
     )

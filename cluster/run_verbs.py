@@ -102,7 +102,7 @@ def embed(run: Path, dataset: Path, out: Path | None, as_json: bool) -> None:
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "--protocol",
-    type=click.Choice(["knn", "prototypes", "few_shot_knn", "fine_tune"]),
+    type=click.Choice(["knn", "prototypes", "softmax", "few_shot_knn", "fine_tune"]),
     help="The method's own (prototypes, knn), unless named.",
 )
 @JSON

@@ -1,6 +1,8 @@
 """Pack a source into WebDataset tar shards and a catalogue; append one to a data set that is there."""
 
 import os
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +12,8 @@ import numpy as np
 from fsl_dist.data.catalogue import BadSample, Catalogue, CatalogueMetadata, write_catalogue
 from fsl_dist.data.division import SplitOptions, divide, divide_added
 from fsl_dist.data.duplicates import Dedupe, drop_duplicates
-from fsl_dist.data.listing import Listing, TableColumns, list_folder, list_table
+from fsl_dist.data.images import CheckedImage
+from fsl_dist.data.listing import Candidate, Listing, TableColumns, list_folder, list_table
 from fsl_dist.data.next_version import STAGING, add_version, check_new, hold_dataset, name_appended
 from fsl_dist.data.pack_pieces import check_images, make_plan, write_shards
 from fsl_dist.data.resize import StoredSize
@@ -36,12 +39,16 @@ class PackOptions(SplitOptions):
     """(height, width) in pixels at which larger images are stored, ≥ 1, in place of `resize_shorter`"""
     dedupe: Dedupe | None = None
     """near-duplicates to leave out: `name`: those with one file name; `phash`: all; None: none"""
+    num_classes: int | None = None
+    """pack only this many classes, those with the most usable images; None: all"""
     processes: int = 0
     """processes that check, resize and write; 0: one a core. One works in this process alone"""
 
     def __post_init__(self) -> None:
         if self.shard_size_mb < 1:
             raise RequestError(f"--shard-size-mb={self.shard_size_mb} must be at least 1")
+        if self.num_classes is not None and self.num_classes < 1:
+            raise RequestError(f"--num-classes={self.num_classes} must be at least 1")
         _ = self.stored_size
         SplitOptions.__post_init__(self)
 
@@ -65,6 +72,7 @@ class PackOptions(SplitOptions):
             "shard_size_mb": self.shard_size_mb,
             **self.stored_size.record,
             "dedupe": self.dedupe,
+            "num_classes": self.num_classes,
         }
 
 
@@ -74,9 +82,9 @@ def pack(
     """Write every readable image of `source` to shards and a catalogue in the new folder `out`.
 
     Images are stored as they are, unless `options` resize them. Those that cannot be used are named with the
-    reason in the log, the report and the catalogue; the rest is packed, without near-duplicates
-    where `options` say so. The output's bytes depend on the source and `options` (but not on its processes) alone. It is written beside `out` and renamed, so `out` is complete or not
-    there. What a killed or interrupted try had finished beside it is taken over where source and options are the same,
+    reason in the log, the report and the catalogue; the rest is packed, without near-duplicates where `options` say so.
+    The output's bytes depend on the source and `options` (but not on its processes) alone. It is written beside `out`
+    and renamed, so `out` is complete or not there. What a killed or interrupted try had finished beside it is taken over where source and options are the same,
     else removed; after an error that lies in the source or the request nothing is left.
     `progress(stage, done, total)` is called as the work goes on. Reads every image twice, or once where it is
     resized, and decodes it once.
@@ -96,6 +104,8 @@ def pack(
             checked = check_images(work, listing, options, progress)
             samples, images, bad = sort_out(listing, checked.results)
             samples, images, duplicates = drop_duplicates(samples, images, options.dedupe)
+            if options.num_classes is not None:
+                samples, images = _keep_largest(samples, images, options.num_classes)
             named = NamedSamples.number(samples)
             sides, warnings = divide(
                 named.labels, named.units, [sample.split for sample in samples], named.names, options
@@ -193,6 +203,20 @@ def append(
     )
 
 
+def _keep_largest(
+    samples: Sequence[Candidate], images: Sequence[CheckedImage], num_classes: int
+) -> tuple[list[Candidate], list[CheckedImage]]:
+    """The images of the `num_classes` classes with the most of them; by name where they have equally many."""
+    counts = Counter(sample.label for sample in samples)
+    if num_classes > len(counts):
+        raise RequestError(
+            f"--num-classes={num_classes} asks for more classes than the {len(counts)} there are"
+        )
+    kept = set(sorted(counts, key=lambda label: (-counts[label], label))[:num_classes])
+    pairs = [(sample, image) for sample, image in zip(samples, images, strict=True) if sample.label in kept]
+    return [sample for sample, _ in pairs], [image for _, image in pairs]
+
+
 def _list_source(source: Path, options: PackOptions) -> Listing:
     if not source.is_dir():
         raise RequestError(f"source '{source}': no such folder")
@@ -214,6 +238,8 @@ def _with_rule_of(old: Catalogue, options: PackOptions) -> PackOptions:
     given: dict[str, Any] = {
         name: old.options.get(name) for name in ("split", "num_base", "fractions", "seed")
     }
+    if options.num_classes is not None:
+        raise RequestError("--append adds every class; leave --num-classes out")
     if options.stored_size != StoredSize():
         raise RequestError(
             "--append resizes images as the data set was packed; leave --resize and --resize-shorter out"

@@ -18,6 +18,8 @@ class EvaluationConfig:
     """prototypes of a base class, 0: method.clusters"""
     novel_clusters: int = 0
     """prototypes of a novel class, 0: the method's"""
+    novel_classes: int = 0
+    """novel classes that are scored, those with the most images, 0: all of them (PCN Fig. 4)"""
     novel_shots: int = 5
     """support images of a novel class in each draw, 1 or more"""
     novel_test: int = 5
@@ -47,6 +49,7 @@ class EvaluationConfig:
         for field, value, least in (
             ("base_clusters", self.base_clusters, 0),
             ("novel_clusters", self.novel_clusters, 0),
+            ("novel_classes", self.novel_classes, 0),
             ("novel_shots", self.novel_shots, 1),
             ("novel_test", self.novel_test, 1),
             ("draws", self.draws, 1),

@@ -155,6 +155,7 @@ def name_of_settings(trained: TrainedRun, config: RunConfig, splits: RunSplits) 
         "evaluation": [
             config.evaluation.novel_shots,
             config.evaluation.novel_test,
+            config.evaluation.novel_classes,
             config.evaluation.fine_tune_epochs,
         ],
     }

@@ -13,7 +13,7 @@ from fsl_dist.errors import RequestError
 from fsl_dist.evaluation.config import EvaluationConfig
 from fsl_dist.evaluation.few_shot_knn import evaluate_few_shot_knn
 from fsl_dist.evaluation.fine_tune import evaluate_fine_tune
-from fsl_dist.evaluation.knn import score_knn
+from fsl_dist.evaluation.knn import knn_metrics, score_knn
 from fsl_dist.evaluation.metrics import Repeated
 from fsl_dist.evaluation.prototypes import evaluate_prototypes
 from fsl_dist.methods.config import PCNConfig
@@ -22,7 +22,7 @@ from fsl_dist.training.splits import RunSplits, split_run
 from fsl_dist.training.trained import TrainedRun, open_trained
 from index import LocalIndex
 
-PROTOCOLS = ("knn", "prototypes", "few_shot_knn", "fine_tune")
+PROTOCOLS = ("knn", "prototypes", "softmax", "few_shot_knn", "fine_tune")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -46,7 +46,8 @@ def evaluate_run(
 ) -> EvaluationReport:
     """Score a run's best checkpoint on its own data set.
 
-    protocol: one of `PROTOCOLS`, or None for the method's own: `prototypes` for pcn, and `knn` for all. The baselines
+    protocol: one of `PROTOCOLS`, or None for the method's own: `prototypes` for pcn, `softmax` for
+    cross_entropy, and `knn` for all. The baselines
     `few_shot_knn` and `fine_tune` run by name only. settings: in place of the run's `evaluation.*`.
     Embeddings are kept under RUN/evaluation, so that scoring again with other settings embeds nothing.
 
@@ -66,6 +67,8 @@ def evaluate_run(
                 scores |= _score_knn(trained, config, splits)
             case "prototypes":
                 scores |= _score_prototypes(trained, config, splits)
+            case "softmax":
+                scores |= _score_softmax(trained, config, splits)
             case "few_shot_knn":
                 scores |= _score_few_shot_knn(trained, config, splits)
             case "fine_tune":
@@ -79,7 +82,10 @@ def evaluate_run(
 
 
 def _default_protocols(config: RunConfig, splits: RunSplits) -> list[str]:
-    return (["prototypes"] if config.is_episodic else []) + (["knn"] if splits.query is not None else [])
+    own = [
+        name for name, has in (("prototypes", config.is_episodic), ("softmax", config.has_classifier)) if has
+    ]
+    return [*own, "knn"] if splits.query is not None else [name for name in own if name == "prototypes"]
 
 
 def open_selection(trained: TrainedRun, config: RunConfig, name: str, selection: Selection) -> LocalIndex:
@@ -105,15 +111,27 @@ def _score_knn(trained: TrainedRun, config: RunConfig, splits: RunSplits) -> dic
     return dict(score_knn(gallery, *_queries(trained, config, splits), config.evaluation.k_p))
 
 
+def _score_softmax(trained: TrainedRun, config: RunConfig, splits: RunSplits) -> dict[str, float | Repeated]:
+    """`softmax/acc`, `softmax/mcr` and `softmax/rs`: the network's own classifier instead of neighbours."""
+    if not config.has_classifier:
+        raise _other_method("softmax", "cross_entropy", config)
+    if splits.query is None:
+        raise RequestError(f"data.dataset={config.data.dataset} has no test and no val split to classify")
+    vectors, labels = _queries(trained, config, splits)
+    predictions = splits.train.labels[trained.embedder.classify(vectors).argmax(axis=1)]
+    scores = knn_metrics(
+        predictions, labels, class_labels=splits.gallery.labels, class_counts=splits.gallery.counts
+    )
+    return {f"softmax/{name}": value for name, value in scores.items()}
+
+
 def _score_prototypes(
     trained: TrainedRun, config: RunConfig, splits: RunSplits
 ) -> dict[str, float | Repeated]:
     if not isinstance(config.method, PCNConfig):
         raise _other_method("prototypes", "pcn", config)
     gallery = open_selection(trained, config, "gallery", splits.gallery)
-    novel, novel_labels = (
-        (None, None) if splits.novel is None else _vectors(trained, config, "novel", splits.novel)
-    )
+    novel, novel_labels = (None, None) if splits.novel is None else _novel(trained, config, splits.novel)
     return evaluate_prototypes(
         gallery.vectors(0, gallery.num_vectors),
         gallery.labels,
@@ -138,7 +156,7 @@ def _score_few_shot_knn(
         gallery.vectors(0, gallery.num_vectors),
         gallery.labels,
         *_queries(trained, config, splits),
-        *_vectors(trained, config, "novel", novel),
+        *_novel(trained, config, novel),
         config=config.evaluation,
         seed=config.run.seed,
         metric=gallery.metric,
@@ -151,7 +169,9 @@ def _score_fine_tune(
 ) -> dict[str, float | Repeated]:
     if not config.has_classifier:
         raise _other_method("fine_tune", "cross_entropy", config)
-    return evaluate_fine_tune(trained, config, splits, _require_novel("fine_tune", config, splits))
+    novel = _require_novel("fine_tune", config, splits)
+    kept = _largest(novel.sample_labels, config)
+    return evaluate_fine_tune(trained, config, splits, novel.keep_classes(np.isin(novel.labels, kept)))
 
 
 def _other_method(protocol: str, kind: str, config: RunConfig) -> RequestError:
@@ -177,6 +197,25 @@ def _queries(trained: TrainedRun, config: RunConfig, splits: RunSplits) -> Vecto
     if splits.query is None:
         return np.empty((0, trained.embedder.dim), dtype=np.float32), np.empty(0, dtype=np.int64)
     return _vectors(trained, config, splits.query_split, splits.query)
+
+
+def _novel(trained: TrainedRun, config: RunConfig, selection: Selection) -> Vectors:
+    """Embeddings and labels of the images of the novel classes that `evaluation.novel_classes` asks for."""
+    vectors, labels = _vectors(trained, config, "novel", selection)
+    kept = np.isin(labels, _largest(labels, config))
+    return vectors[kept], labels[kept]
+
+
+def _largest(labels: NDArray[np.int64], config: RunConfig) -> NDArray[np.int64]:
+    """The `evaluation.novel_classes` classes with the most images among `labels`; the smaller label where equal."""
+    classes, counts = np.unique(labels, return_counts=True)
+    wanted = config.evaluation.novel_classes or len(classes)
+    if wanted > len(classes):
+        raise RequestError(
+            f"evaluation.novel_classes={wanted} asks for more novel classes than data.dataset={config.data.dataset} has: "
+            f"{len(classes)} (0 takes them all)"
+        )
+    return classes[np.argsort(-counts, kind="stable")[:wanted]]
 
 
 def _vectors(trained: TrainedRun, config: RunConfig, name: str, selection: Selection) -> Vectors:

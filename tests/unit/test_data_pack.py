@@ -13,7 +13,7 @@ from PIL import Image
 from fsl_dist.data import pack_pieces
 from fsl_dist.data.catalogue import SPLITS, Catalogue
 from fsl_dist.data.listing import TableColumns, make_key
-from fsl_dist.data.pack import PackOptions, pack
+from fsl_dist.data.pack import PackOptions, append, pack
 from fsl_dist.errors import DataError, RequestError
 
 
@@ -392,3 +392,15 @@ def test_long_and_foreign_names_survive_the_tar(tmp_path):
     with tarfile.open(tmp_path / "out/shards/shard-000000.tar") as tar:
         names = {name.rsplit(".", 1)[0] for name in tar.getnames() if name.endswith(".jpeg")}
     assert names == set(Catalogue.open(tmp_path / "out").keys(range(3)))
+
+
+def test_only_the_largest_classes(tmp_path):
+    write_folder(tmp_path / "source", {"few": 3, "many": 9, "some": 6, "as_some": 6})
+    report = pack(tmp_path / "source", tmp_path / "out", PackOptions(num_classes=2))
+    # Of two classes with equally many images, the name decides.
+    assert list(Catalogue.open(tmp_path / "out").class_names) == ["as_some", "many"]
+    assert report.num_samples == 15
+    with pytest.raises(RequestError, match="--num-classes=5 asks for more classes than the 4 there are"):
+        pack(tmp_path / "source", tmp_path / "other", PackOptions(num_classes=5))
+    with pytest.raises(RequestError, match="leave --num-classes out"):
+        append(tmp_path / "source", tmp_path / "out", PackOptions(num_classes=2))

@@ -268,6 +268,7 @@ def test_a_plan_names_what_pieces_follow_from(source, tmp_path):
         "--resize-shorter",
         "--resize",
         "--dedupe",
+        "--num-classes",
         "--seed",
         "version of the data set",
         "version of Pillow",
