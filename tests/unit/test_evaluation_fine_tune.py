@@ -241,3 +241,38 @@ def test_requests_that_cannot_be_served_are_refused(
         pytest.raises(RequestError, match="is locked"),
     ):
         evaluate_run(run, protocol="fine_tune")
+
+
+def test_the_classifiers_own_scores(run: Path, features: Path) -> None:
+    metrics = evaluate_run(run, protocol="softmax").metrics
+    trained = open_trained(run)
+    splits = split_run(trained.catalogue, trained.config)
+    assert splits.query is not None
+    logits = plain_logits(
+        trained.embedder.network.state_dict(), np.load(features)[splits.query.ids].astype(np.float64)
+    )
+    right = splits.train.labels[logits.argmax(axis=1)] == splits.query.sample_labels
+    recalls = {label: right[splits.query.sample_labels == label].mean() for label in splits.query.labels}
+    rarest = splits.gallery.labels[splits.gallery.counts == splits.gallery.counts.min()]
+    assert metrics["softmax/acc"] == pytest.approx(right.mean(), abs=1e-12)
+    assert metrics["softmax/mcr"] == pytest.approx(np.mean(list(recalls.values())), abs=1e-12)
+    of_rarest = right[np.isin(splits.query.sample_labels, rarest)]
+    assert metrics["softmax/rs"] == pytest.approx(of_rarest.mean(), abs=1e-12)
+    # It belongs to what a classifier is scored by unless a protocol is named.
+    assert metrics.items() <= evaluate_run(run).metrics.items()
+
+
+def test_fewer_novel_classes_are_the_largest(run: Path) -> None:
+    def scores(novel_classes: int) -> dict[str, float | Repeated]:
+        config = dataclasses.replace(open_trained(run).config.evaluation, novel_classes=novel_classes)
+        return evaluate_run(run, protocol="few_shot_knn", settings=config).metrics
+
+    # All novel classes have equally many images: the first by label stays.
+    everything, one = scores(0), scores(1)
+    assert everything == scores(3)
+    name = f"mca/novel;k_p={open_trained(run).config.evaluation.k_p[0]}"
+    for found in (everything, one):
+        assert isinstance(found[name], Repeated)
+    assert one[name] != everything[name] or one[name].mean == 1.0  # type: ignore[union-attr]
+    with pytest.raises(RequestError, match=r"novel_classes=4 asks for more novel classes .* has: 3"):
+        scores(4)
