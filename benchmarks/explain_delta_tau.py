@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fsl_dist.evaluation.few_shot import draw_novel
+from fsl_dist.evaluation.few_shot import draws_of
 from fsl_dist.evaluation.prototypes import Prototypes, fit_prototypes
-from fsl_dist.evaluation.report import _open
+from fsl_dist.evaluation.report import open_selection
 from fsl_dist.training.splits import split_run
 from fsl_dist.training.trained import open_trained
 
@@ -43,7 +43,7 @@ def examine(run: Path, deltas: list[float]) -> np.ndarray:
     assert splits.query is not None
     assert splits.novel is not None
     gallery, queries, novels = (
-        _open(trained, config, name, selection)
+        open_selection(trained, config, name, selection)
         for name, selection in (
             ("gallery", splits.gallery),
             (splits.query_split, splits.query),
@@ -57,11 +57,11 @@ def examine(run: Path, deltas: list[float]) -> np.ndarray:
     )
     tested = queries.vectors(0, queries.num_vectors).astype(np.float64)
     found = []
-    for draw in range(settings.draws):
-        support, test = draw_novel(novels.labels, settings, seed=seed, draw=draw)
-        all_novel = novels.vectors(0, novels.num_vectors)
+    all_novel = novels.vectors(0, novels.num_vectors)
+    for draw in draws_of(novels.labels, settings, seed=seed):
+        support, test = draw.support, draw.test
         novel = fit_prototypes(
-            all_novel[support], novels.labels[support], config.novel_clusters, seed=seed, epoch=draw
+            all_novel[support], novels.labels[support], config.novel_clusters, seed=seed, epoch=draw.number
         )
         points = np.concatenate([tested, all_novel[test].astype(np.float64)])
         labels = np.concatenate([queries.labels, novels.labels[test]])
