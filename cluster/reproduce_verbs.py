@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from cluster.output import align_columns, emit
+from cluster.output import emit
 
 
 @click.command(epilog="Example: fsl-dist reproduce pcn-1 --data omniglot --seeds 3")
@@ -51,11 +51,12 @@ def reproduce(
         known = {
             name: (found.title, tables.families_of(found)) for name, found in tables.list_tables().items()
         }
-        rows = [["table", "what", "families"], *([n, t, ", ".join(f)] for n, (t, f) in known.items())]
+        width = max(map(len, known))
+        lines = [f"{n:<{width}}  {t}\n{'':<{width}}  --family {', '.join(f)}" for n, (t, f) in known.items()]
         emit(
             {name: {"title": t, "families": f} for name, (t, f) in known.items()},
             as_json,
-            align_columns(rows),
+            "\n".join(lines),
         )
         return
     wanted = tables.read_table(table)
