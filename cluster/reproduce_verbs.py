@@ -14,7 +14,7 @@ from cluster.output import emit
 @click.option(
     "--family",
     default="",
-    help="Folder of experiments/ with the rows' YAML; the table's first, unless named.",
+    help="Folder of experiments/ with the rows' YAML; the table's own small one, unless named.",
 )
 @click.option(
     "--data", type=click.Path(path_type=Path), help="A packed data set, or the images the family packs."
@@ -49,7 +49,8 @@ def reproduce(
 
     if lists or table is None:
         known = {
-            name: (found.title, tables.families_of(found)) for name, found in tables.list_tables().items()
+            name: (found.title, sorted(tables.families_of(found), key=lambda family: family != found.family))
+            for name, found in tables.list_tables().items()
         }
         width = max(map(len, known))
         lines = [f"{n:<{width}}  {t}\n{'':<{width}}  --family {', '.join(f)}" for n, (t, f) in known.items()]
@@ -60,8 +61,7 @@ def reproduce(
         )
         return
     wanted = tables.read_table(table)
-    families = tables.families_of(wanted)
-    family = family or next(iter(families), "")
+    family = family or wanted.family
     tables.read_family(family)
     if data is None:
         raise RequestError(

@@ -60,6 +60,8 @@ class Table:
     title: str
     paper_data: str
     """data set of the paper's figures"""
+    family: str
+    """family that it is run on unless another is named"""
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     x_title: str = ""
