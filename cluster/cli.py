@@ -6,9 +6,10 @@ import click
 
 from cluster.catalogue_verbs import adopt, resplit
 from cluster.data_verbs import inspect, pack
-from cluster.feature_verbs import baseline, plot
+from cluster.feature_verbs import baseline
 from cluster.index_verbs import index_group
 from cluster.output import configure_logging
+from cluster.plot_verbs import plot
 from cluster.predict_verb import predict
 from cluster.reproduce_verbs import reproduce
 from cluster.run_verbs import demo, doctor, embed, evaluate, train

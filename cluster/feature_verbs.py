@@ -1,4 +1,4 @@
-"""Verbs on embeddings: baseline, plot tsne."""
+"""Verbs on frozen features: baseline."""
 
 import dataclasses
 from pathlib import Path
@@ -54,42 +54,4 @@ def baseline(
         dataclasses.asdict(report),
         as_json,
         f"{head}\non {report.dataset} (queries: {report.split})\n{align_columns(rows)}",
-    )
-
-
-@click.group()
-def plot() -> None:
-    """Draw pictures of a trained run.
-
-    \b
-    Example:
-      fsl-dist plot tsne runs/skin --out tsne.png
-    """
-
-
-@plot.command(epilog="Example: fsl-dist plot tsne runs/skin --out train.png --split train")
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="A .png file.")
-@click.option(
-    "--split",
-    type=click.Choice(["train", "val", "test", "novel"]),
-    help="Whose images.  [default: the queries of evaluate: test, else val]",
-)
-@click.option(
-    "--images",
-    type=click.IntRange(min=2),
-    default=5000,
-    show_default=True,
-    help="Images at most, drawn by run.seed.",
-)
-@JSON
-def tsne(run: Path, out: Path, split: str | None, images: int, as_json: bool) -> None:
-    """Lay out a run's embeddings in the plane by t-SNE, one dot an image, one colour a class."""
-    from fsl_dist.evaluation.tsne import plot_run
-
-    drawn = plot_run(run, out, split=split, max_images=images)
-    emit(
-        dataclasses.asdict(drawn),
-        as_json,
-        f"{drawn.out}: {drawn.num_images} images of {drawn.num_classes} classes ({drawn.split})",
     )

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from fsl_dist.data.catalogue import SPLITS, Catalogue
-from fsl_dist.data.images import MAX_PIXELS, find_excess_pixels, open_upright
+from fsl_dist.data.images import MAX_PIXELS, Encoded, find_excess_pixels, open_upright
 from fsl_dist.data.store import ShardStore
 
 DISTRIBUTION_FILE = "class_distribution.png"
@@ -155,14 +155,8 @@ def draw_samples(catalogue: Catalogue) -> Image.Image:
         shown = np.unique(np.linspace(0, len(members) - 1, min(_IMAGES_A_CLASS, len(members))).astype(int))
         samples, mismatched = store.read_compared(members[shown])
         for place, sample in enumerate(samples):
-            tile = None if place in mismatched else _make_tile(sample)
-            left, top = _GAP + place * (_TILE + _GAP), y + _CAPTION
-            if tile is not None:
-                sheet.paste(tile, (left + (_TILE - tile.width) // 2, top + (_TILE - tile.height) // 2))
-                continue
-            draw.rectangle((left, top, left + _TILE - 1, top + _TILE - 1), _GRID)
-            draw.line((left, top, left + _TILE - 1, top + _TILE - 1), _INK)
-            draw.line((left, top + _TILE - 1, left + _TILE - 1, top), _INK)
+            usable = None if place in mismatched else sample
+            paste_tile(sheet, usable, _GAP + place * (_TILE + _GAP), y + _CAPTION, _TILE)
         y += row_height
     store.close()
     return sheet
@@ -173,14 +167,27 @@ def _caption(catalogue: Catalogue, label: int, count: int) -> str:
     return f"{name if len(name) <= 80 else name[:79] + '…'}: {count}"
 
 
-def _make_tile(sample: memoryview) -> Image.Image | None:
-    """The image within a tile's size; None where it cannot be used."""
-    if find_excess_pixels(sample, MAX_PIXELS):
+def paste_tile(sheet: Image.Image, encoded: Encoded | None, left: int, top: int, side: int) -> None:
+    """Draw an encoded image into the square of `side` pixels at (`left`, `top`), aspect kept; a crossed square where it
+    is None or cannot be used."""
+    tile = None if encoded is None else _make_tile(encoded, side)
+    if tile is not None:
+        sheet.paste(tile, (left + (side - tile.width) // 2, top + (side - tile.height) // 2))
+        return
+    draw, right, bottom = ImageDraw.Draw(sheet), left + side - 1, top + side - 1
+    draw.rectangle((left, top, right, bottom), _GRID)
+    draw.line((left, top, right, bottom), _INK)
+    draw.line((left, bottom, right, top), _INK)
+
+
+def _make_tile(encoded: Encoded, side: int) -> Image.Image | None:
+    """The image within `side` pixels; None where it cannot be used."""
+    if find_excess_pixels(encoded, MAX_PIXELS):
         return None
     try:
-        image = open_upright(sample)
+        image = open_upright(encoded)
     except Exception:  # PIL raises a dozen types for damaged images
         return None
-    scale = _TILE / max(image.size)
+    scale = side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return image.resize(size, Image.Resampling.BOX if scale < 1 else Image.Resampling.NEAREST)

@@ -49,6 +49,21 @@ def draws_of(novel_labels: NDArray[np.int64], config: EvaluationConfig, *, seed:
     return (draw_novel(novel_labels, config, seed=seed, draw=draw) for draw in range(config.draws))
 
 
+def largest_classes(novel_labels: NDArray[np.int64], config: EvaluationConfig) -> NDArray[np.int64]:
+    """The `config.novel_classes` classes with the most images among `novel_labels`; the smaller label where equal.
+
+    RequestError where there are fewer.
+    """
+    classes, counts = np.unique(novel_labels, return_counts=True)
+    wanted = config.novel_classes or len(classes)
+    if wanted > len(classes):
+        raise RequestError(
+            f"evaluation.novel_classes={wanted} asks for more novel classes than the data set has: {len(classes)} "
+            "(0 takes them all)"
+        )
+    return classes[np.argsort(-counts, kind="stable")[:wanted]]
+
+
 def check_novel(
     novel_labels: NDArray[np.int64],
     base_labels: NDArray[np.int64],

@@ -60,10 +60,20 @@ def share_within(ranks: NDArray[np.int64], k: int) -> float:
     return float(np.mean(ranks < k))
 
 
+def class_shares(
+    is_right: NDArray[np.bool_], labels: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Share of each class's samples that are right: (labels int64 [C] ascending, shares float64 [C]).
+
+    `is_right`: bool [n]; `labels`: int64 [n]. Their mean over the classes is MCA (PCN Eq. 9).
+    """
+    tested, classes = np.unique(labels, return_inverse=True)
+    return tested, np.bincount(classes, weights=is_right) / np.bincount(classes)
+
+
 def class_mean_share_within(ranks: NDArray[np.int64], labels: NDArray[np.int64], k: int) -> float:
     """`share_within` of each class that has samples, averaged over these classes. `labels`: int64 [n]."""
-    _, classes = np.unique(labels, return_inverse=True)
-    return float(np.mean(np.bincount(classes, weights=ranks < k) / np.bincount(classes)))
+    return float(np.mean(class_shares(ranks < k, labels)[1]))
 
 
 def accuracy(scores: Floats, targets: NDArray[np.int64]) -> float:

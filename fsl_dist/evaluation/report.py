@@ -11,6 +11,7 @@ from fsl_dist.data.selection import Selection
 from fsl_dist.embedder import SelectionIndex
 from fsl_dist.errors import RequestError
 from fsl_dist.evaluation.config import EvaluationConfig
+from fsl_dist.evaluation.few_shot import largest_classes
 from fsl_dist.evaluation.few_shot_knn import evaluate_few_shot_knn
 from fsl_dist.evaluation.fine_tune import evaluate_fine_tune
 from fsl_dist.evaluation.knn import knn_metrics, score_knn
@@ -170,7 +171,7 @@ def _score_fine_tune(
     if not config.has_classifier:
         raise _other_method("fine_tune", "cross_entropy", config)
     novel = _require_novel("fine_tune", config, splits)
-    kept = _largest(novel.sample_labels, config)
+    kept = largest_classes(novel.sample_labels, config.evaluation)
     return evaluate_fine_tune(trained, config, splits, novel.keep_classes(np.isin(novel.labels, kept)))
 
 
@@ -202,20 +203,8 @@ def _queries(trained: TrainedRun, config: RunConfig, splits: RunSplits) -> Vecto
 def _novel(trained: TrainedRun, config: RunConfig, selection: Selection) -> Vectors:
     """Embeddings and labels of the images of the novel classes that `evaluation.novel_classes` asks for."""
     vectors, labels = _vectors(trained, config, "novel", selection)
-    kept = np.isin(labels, _largest(labels, config))
+    kept = np.isin(labels, largest_classes(labels, config.evaluation))
     return vectors[kept], labels[kept]
-
-
-def _largest(labels: NDArray[np.int64], config: RunConfig) -> NDArray[np.int64]:
-    """The `evaluation.novel_classes` classes with the most images among `labels`; the smaller label where equal."""
-    classes, counts = np.unique(labels, return_counts=True)
-    wanted = config.evaluation.novel_classes or len(classes)
-    if wanted > len(classes):
-        raise RequestError(
-            f"evaluation.novel_classes={wanted} asks for more novel classes than data.dataset={config.data.dataset} has: "
-            f"{len(classes)} (0 takes them all)"
-        )
-    return classes[np.argsort(-counts, kind="stable")[:wanted]]
 
 
 def _vectors(trained: TrainedRun, config: RunConfig, name: str, selection: Selection) -> Vectors:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from fsl_dist.errors import RequestError
+from fsl_dist.evaluation.picture_files import check_png, write_picture
 from fsl_dist.seeding import generator
 from fsl_dist.training.splits import split_run
 from fsl_dist.training.trained import open_trained
@@ -39,8 +40,7 @@ def plot_run(run: Path, out: Path, *, split: str | None = None, max_images: int 
     More than `max_images` are thinned out by the run's seed, which the layout depends on too. RequestError where the
     split has fewer than two images.
     """
-    if out.suffix != ".png":
-        raise RequestError(f"--out {out} must end in .png")
+    check_png(out)
     trained = open_trained(run)
     catalogue, seed = trained.catalogue, trained.config.run.seed
     split = split or split_run(catalogue, trained.config).query_split
@@ -57,8 +57,7 @@ def plot_run(run: Path, out: Path, *, split: str | None = None, max_images: int 
     shown = np.unique(labels)
     names = [catalogue.label_name(int(label)) for label in shown]
     picture = draw_points(lay_out(vectors, seed), np.searchsorted(shown, labels), names)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(out)
+    write_picture(picture, out)
     return TSNEPicture(str(run), trained.config.data.dataset, split, str(out), len(ids), len(shown))
 
 

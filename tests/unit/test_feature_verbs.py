@@ -11,7 +11,8 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from threadpoolctl import threadpool_limits
 
-from cluster.feature_verbs import baseline, plot
+from cluster.feature_verbs import baseline
+from cluster.plot_verbs import plot
 from fsl_dist.config import load_config
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.evaluation.tsne import class_colours, draw_points, lay_out

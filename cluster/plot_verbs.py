@@ -1,0 +1,141 @@
+"""The verb group `plot`: pictures of trained runs."""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from cluster.output import align_columns, emit
+
+JSON = click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON object on stdout.")
+RUN = click.argument("run", type=click.Path(path_type=Path))
+OUT = click.option("--out", type=click.Path(path_type=Path), required=True, help="A .png file.")
+EVALUATION = click.argument("overrides", nargs=-1, metavar="[evaluation.KEY=VALUE]…")
+
+
+@click.group()
+def plot() -> None:
+    """Draw pictures of trained runs, as PNG.
+
+    \b
+    Example:
+      fsl-dist plot prototypes runs/omniglot-pcn --out prototypes.png
+    """
+
+
+@plot.command(epilog="Example: fsl-dist plot tsne runs/skin --out train.png --split train")
+@RUN
+@OUT
+@click.option(
+    "--split",
+    type=click.Choice(["train", "val", "test", "novel"]),
+    help="Whose images.  [default: the queries of evaluate: test, else val]",
+)
+@click.option(
+    "--images",
+    type=click.IntRange(min=2),
+    default=5000,
+    show_default=True,
+    help="Images at most, drawn by run.seed.",
+)
+@JSON
+def tsne(run: Path, out: Path, split: str | None, images: int, as_json: bool) -> None:
+    """Lay out a run's embeddings in the plane by t-SNE, one dot an image, one colour a class."""
+    from fsl_dist.evaluation.tsne import plot_run
+
+    drawn = plot_run(run, out, split=split, max_images=images)
+    emit(
+        dataclasses.asdict(drawn),
+        as_json,
+        f"{drawn.out}: {drawn.num_images} images of {drawn.num_classes} classes ({drawn.split})",
+    )
+
+
+@plot.command(
+    epilog="Example: fsl-dist plot prototypes runs/omniglot-pcn --out p.png --classes Greek,Tagalog"
+)
+@RUN
+@OUT
+@click.option(
+    "--classes",
+    default="",
+    help="Names with commas between them.  [default: the 4 largest base and the 2 largest novel classes]",
+)
+@click.option("--draw", default=0, show_default=True, help="Which of evaluate's draws of novel images.")
+@JSON
+@EVALUATION
+def prototypes(
+    run: Path, out: Path, classes: str, draw: int, as_json: bool, overrides: tuple[str, ...]
+) -> None:
+    """Show what the prototypes of a pcn run are, and how test images use them.
+
+    A panel a class: the nearest training image of each prototype (nearest support image, for a novel class), then test
+    images, taken for the right class (green) or another (red). The bars under a test image are its responsibilities
+    over the prototypes of the class it was taken for, in percent, with their images below.
+    """
+    from fsl_dist.config import load_evaluation
+
+    settings = load_evaluation(run, overrides)
+    from fsl_dist.evaluation.prototype_picture import plot_prototypes
+
+    names = [name.strip() for name in classes.split(",") if name.strip()]
+    drawn = plot_prototypes(run, out, classes=names, draw=draw, settings=settings)
+    shown = ", ".join(example.name for example in drawn.classes)
+    emit(dataclasses.asdict(drawn), as_json, f"{drawn.out}: prototypes of {shown}")
+
+
+@plot.command(
+    epilog="Example: fsl-dist plot comparison runs/omniglot-pn runs/omniglot-pcn --out compared.png"
+)
+@click.argument("run_a", type=click.Path(path_type=Path))
+@click.argument("run_b", type=click.Path(path_type=Path))
+@OUT
+@JSON
+@EVALUATION
+def comparison(run_a: Path, run_b: Path, out: Path, as_json: bool, overrides: tuple[str, ...]) -> None:
+    """Compare two runs class by class: a dot a class, the accuracy of RUN_A to the right, that of RUN_B upwards.
+
+    Each run is scored by its own protocol: prototypes for pcn, over all draws; the vote of the nearest training images
+    for others. The area of a dot is the number of training images of the class.
+    """
+    from fsl_dist.config import load_evaluation
+
+    settings = [load_evaluation(run, overrides) for run in (run_a, run_b)]
+    from fsl_dist.evaluation.comparison import plot_comparison
+
+    drawn = plot_comparison(run_a, run_b, out, settings=settings)
+    rows = [["class", "", "training images", "A %", "B %"]]
+    for of_class in drawn.classes:
+        kind = "novel" if of_class.is_novel else "base"
+        accuracies = [f"{value * 100:.1f}" for value in (of_class.accuracy_a, of_class.accuracy_b)]
+        rows.append([of_class.name, kind, str(of_class.train_images), *accuracies])
+    left_out = f"\nscored by one run only: {', '.join(drawn.left_out)}" if drawn.left_out else ""
+    emit(
+        dataclasses.asdict(drawn),
+        as_json,
+        f"{drawn.out}: A {run_a} by {drawn.protocol_a}, B {run_b} by {drawn.protocol_b}\n{align_columns(rows)}{left_out}",
+    )
+
+
+@plot.command(epilog="Example: fsl-dist plot curves runs/deep-knn runs/triplet --out curves.png --x images")
+@click.argument("runs", type=click.Path(path_type=Path), nargs=-1, required=True)
+@OUT
+@click.option("--metric", default="eval/knn/train_acc@5", show_default=True, help="As in metrics.jsonl.")
+@click.option(
+    "--x",
+    type=click.Choice(["epoch", "images"]),
+    default="epoch",
+    show_default=True,
+    help="Epochs, with the mean over each; or images seen, line by line.",
+)
+@JSON
+def curves(
+    runs: tuple[Path, ...], out: Path, metric: str, x: Literal["epoch", "images"], as_json: bool
+) -> None:
+    """Draw a logged metric of one or more runs over epochs or images seen, a curve a run."""
+    from fsl_dist.evaluation.curves import plot_curves
+
+    drawn = plot_curves(runs, out, metric=metric, x=x)
+    last = "\n".join(f"{curve.name}: {len(curve.values)} points" for curve in drawn.curves)
+    emit(dataclasses.asdict(drawn), as_json, f"{drawn.out}: {drawn.metric} by {drawn.x}\n{last}")
