@@ -57,9 +57,15 @@ class GhostBatchNorm(_ChangedBatchNorm):
     In training the first `sizes[0]` images are one group, the next `sizes[1]` another, and so on; without sizes the
     whole call is one group, as in torch. The running statistics move once a call, by the groups' statistics
     averaged by size (variances unbiased, as in torch). In eval mode the running statistics are used.
+
+    Workers that cut a batch average their running statistics later. A worker's own move is by its `share` of the
+    groups, while what was there fades alike on all, so that the average is what one worker with all groups has,
+    also where one has more groups than another, or none.
     """
 
     sizes: tuple[int, ...] | None = None
+    share: float = 1.0
+    """of this worker's images in those of all workers, times the number of workers"""
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalised `input` (float [n, C] or [n, C, h, w]), same shape.
@@ -120,8 +126,9 @@ class GhostBatchNorm(_ChangedBatchNorm):
         momentum = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
         shares = torch.tensor(sizes, dtype=self.running_mean.dtype, device=self.running_mean.device)
         shares = shares / shares.sum()
-        self.running_mean.lerp_(shares @ torch.stack(means), momentum)
-        self.running_var.lerp_(shares @ torch.stack(variances), momentum)
+        move = momentum * self.share
+        self.running_mean.mul_(1 - momentum).add_(shares @ torch.stack(means), alpha=move)
+        self.running_var.mul_(1 - momentum).add_(shares @ torch.stack(variances), alpha=move)
 
 
 def apply_batch_norm(model: nn.Module, mode: BatchNormMode) -> None:
@@ -195,14 +202,26 @@ def deal_to_groups(labels: NDArray[np.int64], group: int) -> NDArray[np.int64]:
     return np.concatenate([by_label[first::num_groups] for first in range(num_groups)])
 
 
-def set_ghost_groups(model: nn.Module, sizes: Sequence[int] | None) -> None:
+def set_ghost_groups(model: nn.Module, sizes: Sequence[int] | None, share: float = 1.0) -> None:
     """Name the groups of the next forward calls: consecutive `sizes` images; None makes each call one group.
 
-    They hold until set again; a training call of another length is refused.
+    share: of these images in those of all workers, times the number of workers. Both hold until set again; a training
+    call of another length is refused.
     """
     for module in model.modules():
         if isinstance(module, GhostBatchNorm):
             module.sizes = None if sizes is None else tuple(sizes)
+            module.share = share
+
+
+@torch.no_grad()
+def fade_running_statistics(model: nn.Module) -> None:
+    """Move running statistics as a call does of which this worker has no image: those of `GhostBatchNorm` alone."""
+    for module in model.modules():
+        if isinstance(module, GhostBatchNorm) and module.momentum is not None:
+            for statistic in (module.running_mean, module.running_var):
+                if statistic is not None:
+                    statistic.mul_(1 - module.momentum)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fsl_dist.data.loader import Loader, Request
 from fsl_dist.errors import TrainingError
 from fsl_dist.methods.method import Batch, Method
-from fsl_dist.models.batch_norm import deal_to_groups, group_sizes
+from fsl_dist.models.batch_norm import deal_to_groups, fade_running_statistics, group_sizes
 from fsl_dist.samplers.scan import split_evenly
 from fsl_dist.training.chunked import Chunk, PieceForward, cut_chunks
 from fsl_dist.training.distributed import WorkerGroup
@@ -51,6 +51,12 @@ class Piece:
         """Positions in the batch that this worker forwards; one stand-in image when it has none."""
         own = self.order[self.rows]
         return own if len(own) else self.order[:1]
+
+    @property
+    def share(self) -> float:
+        """Of this worker's images in the batch's, times the number of workers it is cut between."""
+        total = sum(self.rows_of_rank)
+        return len(self.rows_of_rank) * (self.rows.stop - self.rows.start) / total if total else 0.0
 
     @property
     def is_empty(self) -> bool:
@@ -223,8 +229,10 @@ def run_step(
     updates: list[tuple[int, tuple[Tensor, ...]]] = []
     for position, piece in enumerate(planned.pieces):
         batch = planned.batches[piece.batch]
-        # A stand-in image must leave no trace in the batch-norm statistics.
+        # A stand-in image must leave no trace in the batch-norm statistics; the other workers' images do.
         bare.train(not piece.is_empty)
+        if piece.is_empty and method.is_global:
+            fade_running_statistics(bare)
         work = PieceForward(
             network,
             piece.chunks,
@@ -234,6 +242,7 @@ def run_step(
             use_bf16=use_bf16,
             # DDP reduces gradients once a step: in the backward pass of the last piece.
             holds_back=position < len(planned.pieces) - 1,
+            share=piece.share,
         )
         outputs = work.forward()
         if piece.is_empty and not method.is_global:

@@ -43,6 +43,7 @@ PCN = [
 DEEP_KNN = ["method.kind=deep_knn", "training.batch_size=66"]
 GROUPS = ["backbone.batch_norm_group=16"]
 MINED = [*DEEP_KNN, "mining.source=dataset"]
+REFRESHED = ["mining.refresh_steps=4", "training.images=900", "training.lr=1e-2", "training.optimizer=sgd"]
 
 STEPS = {
     "pcn": [*PCN, "episode.per_step=2"],
@@ -84,6 +85,9 @@ MEMORY = {"means", "mask"}
 RUNS = {
     "pcn": [*PCN, "episode.per_step=2", "backbone.batch_norm=frozen", "training.epochs=2"],
     "mined": [*MINED, "training.images=66"],
+    # Three groups of images a step for two workers, then one: what is mined later rests on running statistics.
+    "mined anew, unequal groups": [*MINED, *REFRESHED, "backbone.batch_norm_group=22"],
+    "mined anew, one group": [*MINED, *REFRESHED, "backbone.batch_norm_group=66"],
     "counted": [*DEEP_KNN, *GROUPS, "training.images=66", "training.log_train_knn=true"],
     "deep kNN": [*DEEP_KNN, *GROUPS, "training.epochs=2"],
     "deep kNN, chunked": [*DEEP_KNN, *GROUPS, "training.epochs=2", "training.chunk_size=28"],
@@ -240,9 +244,22 @@ def test_two_workers_mine_what_brute_force_finds(worlds: dict[int, Path]) -> Non
             np.testing.assert_allclose(squared[rows], np.sort(squared[allowed])[:5], rtol=1e-6)
 
 
+@pytest.mark.parametrize("groups", ["unequal groups", "one group"])
+def test_two_workers_mine_anew_what_one_mines(worlds: dict[int, Path], groups: str) -> None:
+    one, two = (
+        read_metrics(place_of(worlds, world_size, f"train mined anew, {groups}")) for world_size in (1, 2)
+    )
+    assert sum("mining/refreshed_at_step" in line for line in one) >= 3
+    # The images of every step, so the same tables; losses up to float32's rounding over 18 steps.
+    assert [line["train/images_seen"] for line in two] == [line["train/images_seen"] for line in one]
+    np.testing.assert_allclose(
+        [line["train/loss"] for line in two], [line["train/loss"] for line in one], rtol=5e-3
+    )
+
+
 def test_two_workers_count_the_training_accuracy_of_one(worlds: dict[int, Path]) -> None:
     found = [
-        [line["eval/knn/train_acc@5"] for line in read_metrics(place_of(worlds, world_size, "train", "counted"))
+        [line["eval/knn/train_acc@5"] for line in read_metrics(place_of(worlds, world_size, "train counted"))
          if "eval/knn/train_acc@5" in line]
         for world_size in (1, 2)
     ]  # fmt: skip
