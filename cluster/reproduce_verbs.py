@@ -1,6 +1,5 @@
 """The verb `reproduce`: a paper's table, run and put beside the paper."""
 
-import json
 from pathlib import Path
 
 import click
@@ -30,9 +29,7 @@ from cluster.output import emit
 @click.option("--jobs", default=0, help="Runs at a time; 0: one, and on a machine without a GPU one a core.")
 @click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON object on stdout.")
 @click.argument("settings", nargs=-1, metavar="[KEY=VALUE]…")
-@click.pass_context
 def reproduce(
-    context: click.Context,
     table: str | None,
     lists: bool,
     family: str,
@@ -62,13 +59,13 @@ def reproduce(
         return
     wanted = tables.read_table(table)
     family = family or wanted.family
-    tables.read_family(family)
+    source = tables.read_family(family).source
     if data is None:
-        raise RequestError(
-            f"--data is missing: name a packed data set, or {tables.read_family(family).source}"
-        )
+        raise RequestError(f"--data is missing: name a packed data set, or {source}")
     if seeds < 1:
         raise RequestError(f"--seeds {seeds} must be at least 1")
+    if jobs < 0:
+        raise RequestError(f"--jobs {jobs} must be 0 (as many as fit) or more")
     from tune.reproduce import reproduce as run_table
     from tune.table_report import draw, render_csv, render_markdown
 
@@ -103,7 +100,7 @@ def reproduce(
         "columns": [c.title for c in found.columns],
         "rows": rows_json,
     }
-    emit(json.loads(json.dumps(report)), as_json, f"{text}\n{out / name}.md, .csv, .png")
+    emit(report, as_json, f"{text}\n{out / name}.md, .csv, .png")
     if any(result.problem for result in results):
         raise FslDistError("some rows failed; the same command goes on with them")
 

@@ -9,14 +9,11 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fsl_dist.config import RunConfig, parse_config, render_config
 from fsl_dist.errors import FslDistError, VersionError
 from index.storage import Owner
-
-if TYPE_CHECKING:
-    import torch
 
 # A restarted actor does its call again; every call may be done twice.
 _RESTARTS = 3
@@ -107,19 +104,15 @@ class _Miner:
 
     def embed(self, folder: str, _created: None) -> None:
         """Write the embeddings of this actor's share as its shard of the index."""
-        from index import Staging
-
-        self.network.load_state_dict(self._weights(folder))
-        vectors = self.embedder.embed(self.selection.ids[self.share])
-        Staging.open(self.out, Path(folder).name, self.owner).write_shard(self.rank, vectors)
-
-    def _weights(self, folder: str) -> "dict[str, torch.Tensor]":
         import torch
 
         from fsl_dist.methods.neighbour_table import WEIGHTS
+        from index import Staging
 
         weights = torch.load(Path(folder) / WEIGHTS, map_location=self.device, weights_only=True)
-        return {name: value for name, value in weights.items() if not name.startswith("classifier.")}
+        self.network.load_state_dict(weights)
+        vectors = self.embedder.embed(self.selection.ids[self.share])
+        Staging.open(self.out, Path(folder).name, self.owner).write_shard(self.rank, vectors)
 
     def publish(self, folder: str, *_embedded: None) -> str:
         """Publish the index of all shards; returns the version's folder."""

@@ -66,6 +66,7 @@ def test_requests_that_cannot_be_served(tmp_path: Path) -> None:
         (["pcn-1"], "--data is missing"),
         (["pcn-1", "--data", tmp_path / "nowhere"], "must name a packed data set, or the unpacked folder"),
         (["pcn-1", "--data", tmp_path, "--seeds", "0"], "--seeds 0 must be at least 1"),
+        (["pcn-1", "--data", tmp_path, "--jobs", "-1"], "--jobs -1 must be 0"),
     ):
         refused = fsl_dist("reproduce", *arguments)
         assert refused.returncode == 2, refused.stderr
