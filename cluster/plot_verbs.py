@@ -11,6 +11,11 @@ from cluster.output import align_columns, emit
 JSON = click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON object on stdout.")
 RUN = click.argument("run", type=click.Path(path_type=Path))
 OUT = click.option("--out", type=click.Path(path_type=Path), required=True, help="A .png file.")
+PROTOCOLS = click.option(
+    "--protocols",
+    default="",
+    help="knn, prototypes or fine_tune, one a run, with commas between them.  [default: prototypes for pcn, else knn]",
+)
 EVALUATION = click.argument("overrides", nargs=-1, metavar="[evaluation.KEY=VALUE]…")
 
 
@@ -79,10 +84,42 @@ def prototypes(
     settings = load_evaluation(run, overrides)
     from fsl_dist.evaluation.prototype_picture import plot_prototypes
 
-    names = [name.strip() for name in classes.split(",") if name.strip()]
-    drawn = plot_prototypes(run, out, classes=names, draw=draw, settings=settings)
+    drawn = plot_prototypes(run, out, classes=_split(classes), draw=draw, settings=settings)
     shown = ", ".join(example.name for example in drawn.classes)
     emit(dataclasses.asdict(drawn), as_json, f"{drawn.out}: prototypes of {shown}")
+
+
+@plot.command(epilog="Example: fsl-dist plot queries runs/omniglot-pn runs/omniglot-pcn --out queries.png")
+@click.argument("arguments", nargs=-1, required=True, metavar="RUN… [evaluation.KEY=VALUE]…")
+@OUT
+@PROTOCOLS
+@click.option("--classes", default="", help="Names with commas between them.  [default: any]")
+@click.option("--draw", default=0, show_default=True, help="Which of evaluate's draws of novel images.")
+@JSON
+def queries(
+    arguments: tuple[str, ...], out: Path, protocols: str, classes: str, draw: int, as_json: bool
+) -> None:
+    """Show test images with what each of several runs takes them for, green where right.
+
+    A column an image, a row a run. Below an answer the image that stands for it: that of the prototype which answers
+    (pcn), or the nearest neighbour of the class (knn). Images on which the runs differ come first.
+    """
+    from fsl_dist.config import load_evaluation
+
+    overrides = [argument for argument in arguments if argument.startswith("evaluation.")]
+    runs = [Path(argument) for argument in arguments if argument not in overrides]
+    settings = [load_evaluation(run, overrides) for run in runs]
+    from fsl_dist.evaluation.query_picture import plot_queries
+
+    drawn = plot_queries(
+        runs, out, protocols=_split(protocols), settings=settings, classes=_split(classes), draw=draw
+    )
+    rows = [["image of", *drawn.runs]]
+    rows += [
+        [query.name, *(answer.predicted + " (right)" * answer.is_right for answer in query.answers)]
+        for query in drawn.queries
+    ]
+    emit(dataclasses.asdict(drawn), as_json, f"{drawn.out}\n{align_columns(rows)}")
 
 
 @plot.command(
@@ -91,20 +128,23 @@ def prototypes(
 @click.argument("run_a", type=click.Path(path_type=Path))
 @click.argument("run_b", type=click.Path(path_type=Path))
 @OUT
+@PROTOCOLS
 @JSON
 @EVALUATION
-def comparison(run_a: Path, run_b: Path, out: Path, as_json: bool, overrides: tuple[str, ...]) -> None:
+def comparison(
+    run_a: Path, run_b: Path, out: Path, protocols: str, as_json: bool, overrides: tuple[str, ...]
+) -> None:
     """Compare two runs class by class: a dot a class, the accuracy of RUN_A to the right, that of RUN_B upwards.
 
     Each run is scored by its own protocol: prototypes for pcn, over all draws; the vote of the nearest training images
-    for others. The area of a dot is the number of training images of the class.
+    for others; --protocols names others. The area of a dot is the number of training images of the class.
     """
     from fsl_dist.config import load_evaluation
 
     settings = [load_evaluation(run, overrides) for run in (run_a, run_b)]
     from fsl_dist.evaluation.comparison import plot_comparison
 
-    drawn = plot_comparison(run_a, run_b, out, settings=settings)
+    drawn = plot_comparison(run_a, run_b, out, settings=settings, protocols=_split(protocols) or ("", ""))
     rows = [["class", "", "training images", "A %", "B %"]]
     for of_class in drawn.classes:
         kind = "novel" if of_class.is_novel else "base"
@@ -139,3 +179,7 @@ def curves(
     drawn = plot_curves(runs, out, metric=metric, x=x)
     last = "\n".join(f"{curve.name}: {len(curve.values)} points" for curve in drawn.curves)
     emit(dataclasses.asdict(drawn), as_json, f"{drawn.out}: {drawn.metric} by {drawn.x}\n{last}")
+
+
+def _split(names: str) -> list[str]:
+    return [name.strip() for name in names.split(",") if name.strip()]

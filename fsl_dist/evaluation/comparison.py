@@ -40,7 +40,7 @@ class ComparisonPicture:
     run_a: str
     run_b: str
     protocol_a: str
-    """`prototypes`, or `knn@K_p`"""
+    """`prototypes`, `fine_tune`, or `knn@K_p`"""
     protocol_b: str
     dataset: str
     out: str
@@ -51,21 +51,28 @@ class ComparisonPicture:
 
 
 def plot_comparison(
-    run_a: Path, run_b: Path, out: Path, *, settings: Sequence[EvaluationConfig | None] = (None, None)
+    run_a: Path,
+    run_b: Path,
+    out: Path,
+    *,
+    settings: Sequence[EvaluationConfig | None] = (None, None),
+    protocols: Sequence[str] = ("", ""),
 ) -> ComparisonPicture:
     """Score two runs of one data set on each class, and write `out`, a PNG. Deterministic.
 
-    settings: in place of each run's `evaluation.*`. Raises RequestError where the runs are of different data sets, or
+    settings: in place of each run's `evaluation.*`. protocols: as in `measure_class_accuracies`. Raises RequestError where the runs are of different data sets, or
     have no tested class in common.
     """
     check_png(out)
+    if len(protocols) != 2:
+        raise RequestError(f"{len(protocols)} protocols for 2 runs; name one a run, or none")
     with open_embedded(run_a, settings[0]) as a, open_embedded(run_b, settings[1]) as b:
         if a.catalogue.fingerprint != b.catalogue.fingerprint:
             raise RequestError(
                 f"{run_a} and {run_b} are of different data sets or versions of one ({a.catalogue.folder} version "
                 f"{a.catalogue.version}, {b.catalogue.folder} version {b.catalogue.version}); compare runs whose data.dataset and data.version are the same"
             )
-        of_a, of_b = measure_class_accuracies(a), measure_class_accuracies(b)
+        of_a, of_b = measure_class_accuracies(a, protocols[0]), measure_class_accuracies(b, protocols[1])
         catalogue = a.catalogue
     train = np.bincount(catalogue.labels[catalogue.split_ids("train")], minlength=catalogue.num_classes)
     novel = set(catalogue.labels[catalogue.split_ids("novel")].tolist())

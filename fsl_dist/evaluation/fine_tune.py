@@ -10,7 +10,7 @@ class accuracy over the base classes' validation images counts, since novel clas
 import hashlib
 import json
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +22,9 @@ from fsl_dist.embedder import Embedder
 from fsl_dist.evaluation.few_shot import (
     Draw,
     check_novel,
+    draw_novel,
     draw_scores,
-    draws_of,
+    largest_classes,
     over_draws,
     positions_among,
     warn_of_untrained,
@@ -43,39 +44,62 @@ from index.storage import hold_lock, open_array, remove_folder, write_array
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class TunedDraw:
+    """What a classifier trained again for a draw made of its test images."""
+
+    ids: NDArray[np.int64]
+    """int64 [n]: sample ids of the base classes' test images, then of the draw's novel ones"""
+    ranks: NDArray[np.int64]
+    """int64 [n]: rank of the true class, 0 the best"""
+    predicted: NDArray[np.int64]
+    """int64 [n]: label of the best class"""
+
+
 def evaluate_fine_tune(
     trained: TrainedRun, config: RunConfig, splits: RunSplits, novel: Selection
 ) -> dict[str, float | Repeated]:
     """Scores of base and novel classes in one label space by a classifier trained again for each draw.
 
     Draws, groups and names as in `evaluate_prototypes`. `trained` must have a classifier; `novel`: all novel images.
-    Trains in this process. RUN/evaluation/fine_tune keeps the ranks of every finished draw and the checkpoints of the one
-    under way, so that a killed evaluation goes on where it was; other settings make other folders.
+    Trains in this process. RUN/evaluation/fine_tune keeps what became of every finished draw and the checkpoints of the
+    one under way, so that a killed evaluation goes on where it was; other settings make other folders.
 
     Raises RequestError where the novel classes cannot serve, or another process does the same.
     """
-    novel_labels, class_names = novel.sample_labels, trained.catalogue.class_names
-    check_novel(novel_labels, splits.train.labels, config.evaluation, class_names)
-    base_ids = np.empty(0, dtype=np.int64) if splits.query is None else splits.query.ids
-    base_labels = trained.catalogue.labels[base_ids]
-    warn_of_untrained(base_labels, splits.train.labels, class_names)
-    folder = Path(config.run.dir) / "evaluation" / "fine_tune" / name_of_settings(trained, config, splits)
+    labels = trained.catalogue.labels
+    base_labels = labels[:0] if splits.query is None else splits.query.sample_labels
+    warn_of_untrained(base_labels, splits.train.labels, trained.catalogue.class_names)
     scores: list[dict[str, float]] = []
-    with hold_lock(folder.with_suffix(".lock")):
-        for draw in draws_of(novel_labels, config.evaluation, seed=config.run.seed):
-            finished = folder / f"draw-{draw.number:03d}.npy"
-            ids = np.concatenate([base_ids, novel.ids[draw.test]])
-            if not finished.is_file():
-                write_array(finished, _train_and_rank(trained, config, splits, novel, draw, ids, folder))
-            remove_folder(finished.with_suffix(""))
-            labels = trained.catalogue.labels[ids]
-            scores.append(draw_scores(np.asarray(open_array(finished)), labels, len(base_ids)))
-            shown = ", ".join(f"{name} {value:.4f}" for name, value in scores[-1].items() if "mca/" in name)
-            log.info("fine_tune: draw %d of %d: %s", draw.number + 1, config.evaluation.draws, shown)
+    for number in range(config.evaluation.draws):
+        tuned = tune_draw(trained, config, splits, novel, number)
+        scores.append(draw_scores(tuned.ranks, labels[tuned.ids], len(base_labels)))
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in scores[-1].items() if "mca/" in name)
+        log.info("fine_tune: draw %d of %d: %s", number + 1, config.evaluation.draws, shown)
     return over_draws(scores)
 
 
-def _train_and_rank(
+def tune_draw(
+    trained: TrainedRun, config: RunConfig, splits: RunSplits, novel: Selection, number: int
+) -> TunedDraw:
+    """Draw `number`, trained and tested, or read where that was done before. Arguments as in `evaluate_fine_tune`."""
+    kept = largest_classes(novel.sample_labels, config.evaluation)
+    novel = novel.keep_classes(np.isin(novel.labels, kept))
+    check_novel(novel.sample_labels, splits.train.labels, config.evaluation, trained.catalogue.class_names)
+    draw = draw_novel(novel.sample_labels, config.evaluation, seed=config.run.seed, draw=number)
+    base_ids = np.empty(0, dtype=np.int64) if splits.query is None else splits.query.ids
+    ids = np.concatenate([base_ids, novel.ids[draw.test]])
+    folder = Path(config.run.dir) / "evaluation" / "fine_tune" / name_of_settings(trained, config, splits)
+    finished = folder / f"draw-{number:03d}.npy"
+    with hold_lock(folder.with_suffix(".lock")):
+        if not finished.is_file():
+            write_array(finished, _train_and_classify(trained, config, splits, novel, draw, ids, folder))
+        remove_folder(finished.with_suffix(""))
+    ranks, predicted = np.asarray(open_array(finished))
+    return TunedDraw(ids, ranks, predicted)
+
+
+def _train_and_classify(
     trained: TrainedRun,
     config: RunConfig,
     splits: RunSplits,
@@ -84,7 +108,7 @@ def _train_and_rank(
     ids: NDArray[np.int64],
     folder: Path,
 ) -> NDArray[np.int64]:
-    """Ranks of the true classes of `ids` (int64 [n] → int64 [n]) by a network trained for this draw."""
+    """Ranks of the true classes of `ids` (int64 [n]) and labels of the best, int64 [2, n], by a network trained for this draw."""
     train = selection_of_draw(splits, novel, draw)
     embedder = trained.embedder
     trainer = Trainer(
@@ -101,8 +125,9 @@ def _train_and_rank(
     assert best is not None
     trainer.network.load_state_dict(read_checkpoint(best, embedder.device).network)
     tuned: Embedder = embedder.of_network(trainer.network)
-    targets = positions_among(trained.catalogue.labels[ids], train.labels)
-    return rank_targets(tuned.classify(tuned.embed(ids)), targets)
+    logits = tuned.classify(tuned.embed(ids))
+    ranks = rank_targets(logits, positions_among(trained.catalogue.labels[ids], train.labels))
+    return np.stack([ranks, train.labels[logits.argmax(axis=1)]])
 
 
 def selection_of_draw(splits: RunSplits, novel: Selection, draw: Draw) -> Selection:
@@ -146,6 +171,7 @@ def name_of_settings(trained: TrainedRun, config: RunConfig, splits: RunSplits) 
     """12 hexadecimal digits: what a draw's result follows from, beside its number."""
     training = dump(config.training)
     facts = {
+        "holds": ["rank", "label"],
         "parameters": trained.parameters,
         "catalogue": trained.catalogue.fingerprint,
         "queries": splits.query_split,

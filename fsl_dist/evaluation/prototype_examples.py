@@ -60,6 +60,17 @@ def choose_labels(catalogue: Catalogue, names: Sequence[str]) -> list[int]:
             for label in np.argsort(-counts[split], kind="stable")[:num].tolist()
             if counts[split][label]
         ]
+    labels = labels_of_names(catalogue, names)
+    for label in labels:
+        if not counts["train"][label] + counts["novel"][label]:
+            raise RequestError(
+                f"--classes: '{catalogue.label_name(label)}' has no training and no novel image, so it has no prototype"
+            )
+    return labels
+
+
+def labels_of_names(catalogue: Catalogue, names: Sequence[str]) -> list[int]:
+    """Labels of the classes `names`, each once; RequestError for a name that the data set lacks."""
     labels = []
     for name in names:
         if name not in catalogue.class_names:
@@ -67,12 +78,7 @@ def choose_labels(catalogue: Catalogue, names: Sequence[str]) -> list[int]:
             raise RequestError(
                 f"--classes: '{name}' is no class of '{catalogue.folder}'; did you mean '{near[0]}'?"
             )
-        label = catalogue.class_names.index(name)
-        if not counts["train"][label] + counts["novel"][label]:
-            raise RequestError(
-                f"--classes: '{name}' has no training and no novel image, so it has no prototype"
-            )
-        labels.append(label)
+        labels.append(catalogue.class_names.index(name))
     return list(dict.fromkeys(labels))
 
 

@@ -21,9 +21,9 @@ from fsl_dist.evaluation.prototype_examples import (
 )
 from fsl_dist.evaluation.run_draws import open_embedded
 
-_INK, _GRID, _PAPER = (40, 40, 40), (215, 215, 215), (255, 255, 255)
-_GREEN, _RED, _BAR = (0, 140, 70), (205, 40, 30), (0, 114, 178)
-_EDGE, _LINE, _FRAME = 16, 20, 4
+INK, GRID, PAPER = (40, 40, 40), (215, 215, 215), (255, 255, 255)
+GREEN, RED, _BAR = (0, 140, 70), (205, 40, 30), (0, 114, 178)
+EDGE, _LINE, _FRAME = 16, 20, 4
 _PROTOTYPE, _QUERY = 72, 88
 # A prototype's place under a query: its bar, and below that its image.
 _SLOT, _SMALL, _BARS = 38, 34, 60
@@ -89,29 +89,29 @@ def draw_examples(examples: Sequence[ClassExample], store: ShardStore) -> Image.
         for example in examples
         for nearest in (example.nearest, *(q.nearest for q in example.queries))
     )
-    block = max(_LEAST_BLOCK, most * _SLOT) + _EDGE
-    width = _EDGE + max(QUERIES_A_CLASS * block, most * (_PROTOTYPE + 6))
-    panel = _LINE * 2 + _PROTOTYPE + _EDGE + _QUERY + 2 * _FRAME + _LINE + _BARS + _SMALL + 2 * _EDGE
-    sheet = Image.new("RGB", (width, _EDGE + panel * len(examples)), _PAPER)
+    block = max(_LEAST_BLOCK, most * _SLOT) + EDGE
+    width = EDGE + max(QUERIES_A_CLASS * block, most * (_PROTOTYPE + 6))
+    panel = _LINE * 2 + _PROTOTYPE + EDGE + _QUERY + 2 * _FRAME + _LINE + _BARS + _SMALL + 2 * EDGE
+    sheet = Image.new("RGB", (width, EDGE + panel * len(examples)), PAPER)
     draw = ImageDraw.Draw(sheet)
     font, heading = ImageFont.load_default(14), ImageFont.load_default(18)
     for number, example in enumerate(examples):
-        top = _EDGE + number * panel
+        top = EDGE + number * panel
         if number:
-            draw.line((_EDGE, top - _EDGE, width - _EDGE, top - _EDGE), _GRID)
-        draw.text((_EDGE, top), _fit(example.name, heading, width - 2 * _EDGE), _INK, heading)
+            draw.line((EDGE, top - EDGE, width - EDGE, top - EDGE), GRID)
+        draw.text((EDGE, top), fit_text(example.name, heading, width - 2 * EDGE), INK, heading)
         made_from = f"{example.num_images} {'support' if example.is_novel else 'training'} images"
         kind = "novel" if example.is_novel else "base"
         count = f"{len(example.nearest)} prototype{'s' * (len(example.nearest) > 1)}"
-        draw.text((_EDGE, top + _LINE + 2), f"{kind} class: {count} of {made_from}", _INK, font)
+        draw.text((EDGE, top + _LINE + 2), f"{kind} class: {count} of {made_from}", INK, font)
         top += 2 * _LINE + 4
         for place, sample in enumerate(example.nearest):
-            _paste(sheet, store, sample, _EDGE + place * (_PROTOTYPE + 6), top, _PROTOTYPE)
-        top += _PROTOTYPE + _EDGE
+            paste_sample(sheet, store, sample, EDGE + place * (_PROTOTYPE + 6), top, _PROTOTYPE)
+        top += _PROTOTYPE + EDGE
         if not example.queries:
-            draw.text((_EDGE, top), "no test image", _INK, font)
+            draw.text((EDGE, top), "no test image", INK, font)
         for place, query in enumerate(example.queries):
-            _draw_query(sheet, store, query, _EDGE + place * block, top, block - _EDGE)
+            _draw_query(sheet, store, query, EDGE + place * block, top, block - EDGE)
     return sheet
 
 
@@ -119,17 +119,17 @@ def _draw_query(
     sheet: Image.Image, store: ShardStore, query: QueryExample, left: int, top: int, width: int
 ) -> None:
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
-    colour = _GREEN if query.is_right else _RED
+    colour = GREEN if query.is_right else RED
     side = _QUERY + 2 * _FRAME
     draw.rectangle((left, top, left + side - 1, top + side - 1), colour)
     draw.rectangle(
-        (left + _FRAME, top + _FRAME, left + _FRAME + _QUERY - 1, top + _FRAME + _QUERY - 1), _PAPER
+        (left + _FRAME, top + _FRAME, left + _FRAME + _QUERY - 1, top + _FRAME + _QUERY - 1), PAPER
     )
-    _paste(sheet, store, query.id, left + _FRAME, top + _FRAME, _QUERY)
+    paste_sample(sheet, store, query.id, left + _FRAME, top + _FRAME, _QUERY)
     said = "right" if query.is_right else f"taken for {query.predicted}"
-    draw.text((left, top + side + 3), _fit(said, font, width), colour, font)
+    draw.text((left, top + side + 3), fit_text(said, font, width), colour, font)
     floor = top + side + _LINE + _BARS
-    draw.line((left, floor, left + len(query.nearest) * _SLOT, floor), _GRID)
+    draw.line((left, floor, left + len(query.nearest) * _SLOT, floor), GRID)
     for place, (share, sample) in enumerate(zip(query.responsibilities, query.nearest, strict=True)):
         x = left + place * _SLOT
         height = round(share * (_BARS - 16))
@@ -139,20 +139,21 @@ def _draw_query(
             draw.text(
                 (x + _SMALL // 2, floor - height - 2),
                 f"{share * 100:.0f}",
-                _INK,
+                INK,
                 ImageFont.load_default(12),
                 anchor="mb",
             )
-        _paste(sheet, store, sample, x, floor + 4, _SMALL)
+        paste_sample(sheet, store, sample, x, floor + 4, _SMALL)
 
 
-def _paste(sheet: Image.Image, store: ShardStore, sample: int, left: int, top: int, side: int) -> None:
+def paste_sample(sheet: Image.Image, store: ShardStore, sample: int, left: int, top: int, side: int) -> None:
+    """Paste a sample's image into a square; a damaged one leaves its place marked."""
     (encoded,), mismatched = store.read_compared(np.array([sample]))
     paste_tile(sheet, None if mismatched else encoded, left, top, side)
-    ImageDraw.Draw(sheet).rectangle((left - 1, top - 1, left + side, top + side), outline=_GRID)
+    ImageDraw.Draw(sheet).rectangle((left - 1, top - 1, left + side, top + side), outline=GRID)
 
 
-def _fit(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
+def fit_text(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
     """`text`, cut where it is wider than `width` pixels."""
     if font.getlength(text) <= width:
         return text

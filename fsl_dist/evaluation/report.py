@@ -115,7 +115,7 @@ def _score_knn(trained: TrainedRun, config: RunConfig, splits: RunSplits) -> dic
 def _score_softmax(trained: TrainedRun, config: RunConfig, splits: RunSplits) -> dict[str, float | Repeated]:
     """`softmax/acc`, `softmax/mcr` and `softmax/rs`: the network's own classifier instead of neighbours."""
     if not config.has_classifier:
-        raise _other_method("softmax", "cross_entropy", config)
+        raise other_method("softmax", "cross_entropy", config)
     if splits.query is None:
         raise RequestError(f"data.dataset={config.data.dataset} has no test and no val split to classify")
     vectors, labels = _queries(trained, config, splits)
@@ -130,7 +130,7 @@ def _score_prototypes(
     trained: TrainedRun, config: RunConfig, splits: RunSplits
 ) -> dict[str, float | Repeated]:
     if not isinstance(config.method, PCNConfig):
-        raise _other_method("prototypes", "pcn", config)
+        raise other_method("prototypes", "pcn", config)
     gallery = open_selection(trained, config, "gallery", splits.gallery)
     novel, novel_labels = (None, None) if splits.novel is None else _novel(trained, config, splits.novel)
     return evaluate_prototypes(
@@ -151,7 +151,7 @@ def _score_prototypes(
 def _score_few_shot_knn(
     trained: TrainedRun, config: RunConfig, splits: RunSplits
 ) -> dict[str, float | Repeated]:
-    novel = _require_novel("few_shot_knn", config, splits)
+    novel = require_novel("few_shot_knn", config, splits)
     gallery = open_selection(trained, config, "gallery", splits.gallery)
     return evaluate_few_shot_knn(
         gallery.vectors(0, gallery.num_vectors),
@@ -169,19 +169,20 @@ def _score_fine_tune(
     trained: TrainedRun, config: RunConfig, splits: RunSplits
 ) -> dict[str, float | Repeated]:
     if not config.has_classifier:
-        raise _other_method("fine_tune", "cross_entropy", config)
-    novel = _require_novel("fine_tune", config, splits)
-    kept = largest_classes(novel.sample_labels, config.evaluation)
-    return evaluate_fine_tune(trained, config, splits, novel.keep_classes(np.isin(novel.labels, kept)))
+        raise other_method("fine_tune", "cross_entropy", config)
+    novel = require_novel("fine_tune", config, splits)
+    return evaluate_fine_tune(trained, config, splits, novel)
 
 
-def _other_method(protocol: str, kind: str, config: RunConfig) -> RequestError:
+def other_method(protocol: str, kind: str, config: RunConfig) -> RequestError:
+    """The error for a run whose method has no such protocol."""
     return RequestError(
         f"--protocol {protocol} belongs to method.kind={kind}; {config.run.dir} has {config.method.kind}"
     )
 
 
-def _require_novel(protocol: str, config: RunConfig, splits: RunSplits) -> Selection:
+def require_novel(protocol: str, config: RunConfig, splits: RunSplits) -> Selection:
+    """The novel split; RequestError where the data set has none."""
     if splits.novel is None:
         raise RequestError(
             f"--protocol {protocol} scores novel classes; data.dataset={config.data.dataset} has none "

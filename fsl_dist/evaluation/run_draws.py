@@ -15,8 +15,9 @@ from fsl_dist.data.selection import Selection
 from fsl_dist.errors import RequestError
 from fsl_dist.evaluation.config import EvaluationConfig
 from fsl_dist.evaluation.few_shot import check_novel, draw_novel, largest_classes
+from fsl_dist.evaluation.fine_tune import TunedDraw, tune_draw
 from fsl_dist.evaluation.prototypes import Prototypes, fit_prototypes, join, prototype_scores
-from fsl_dist.evaluation.report import open_selection
+from fsl_dist.evaluation.report import open_selection, other_method, require_novel
 from fsl_dist.methods.config import PCNConfig
 from fsl_dist.training.splits import split_run
 from fsl_dist.training.trained import TrainedRun, open_trained
@@ -87,6 +88,11 @@ class EmbeddedRun:
         return self._open("gallery", self._splits.gallery)
 
     @cached_property
+    def learnt(self) -> Images:
+        """The training images."""
+        return _read(self.gallery)
+
+    @cached_property
     def query(self) -> Images:
         """Base classes' test images, else val; RequestError where there is nothing at all to test."""
         query, novel = self._splits.query, self._splits.novel
@@ -137,7 +143,7 @@ class EmbeddedRun:
         Raises RequestError where the run has no prototypes, nothing to test, or novel classes with too few images.
         """
         temperature = self.temperature
-        prototypes, learnt, tested = self._base, _read(self.gallery), self.query
+        prototypes, learnt, tested = self._base, self.learnt, self.query
         if self.novel is not None:
             support, test = self._draw_novel(self.novel, number)
             novel = self._fit(support, self.config.novel_clusters, epoch=number)
@@ -146,9 +152,19 @@ class EmbeddedRun:
         scores = prototype_scores(tested.vectors, prototypes, temperature)
         return Draw(prototypes, learnt, tested, prototypes.labels[scores.argmax(axis=1)])
 
+    def tuned_draw(self, number: int) -> TunedDraw:
+        """Draw `number` by a classifier trained again for it, as protocol fine_tune scores it; trains unless it has.
+
+        Raises RequestError where the run has no classifier, or the data set no novel classes.
+        """
+        if not self.config.has_classifier:
+            raise other_method("fine_tune", "cross_entropy", self.config)
+        novel = require_novel("fine_tune", self.config, self._splits)
+        return tune_draw(self._trained, self.config, self._splits, novel, number)
+
     @cached_property
     def _base(self) -> Prototypes:
-        return self._fit(_read(self.gallery), self.config.base_clusters, epoch=0)
+        return self._fit(self.learnt, self.config.base_clusters, epoch=0)
 
     def _fit(self, images: Images, num_clusters: int, *, epoch: int) -> Prototypes:
         starts = self.config.evaluation.kmeans_runs

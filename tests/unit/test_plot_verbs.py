@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from cluster.plot_verbs import plot
-from fsl_dist.config import load_config, load_run
+from fsl_dist.config import load_config, load_evaluation, load_run
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.listing import TableColumns
 from fsl_dist.data.pack import PackOptions, pack
@@ -20,6 +20,7 @@ from fsl_dist.evaluation.class_accuracy import measure_class_accuracies
 from fsl_dist.evaluation.curves import read_curve
 from fsl_dist.evaluation.metrics import Repeated
 from fsl_dist.evaluation.picture_files import name_runs
+from fsl_dist.evaluation.query_picture import choose_shown
 from fsl_dist.evaluation.report import evaluate_run
 from fsl_dist.evaluation.run_draws import open_embedded
 from fsl_dist.training.launch import train_run
@@ -314,3 +315,125 @@ def test_runs_are_named_by_the_folders_that_tell_them_apart() -> None:
         "pcn/seed-0",
         "pcn/seed-1",
     ]
+
+
+def test_queries_on_which_runs_differ_come_first() -> None:
+    is_right = np.array([[1, 1, 0, 0, 1, 1, 0], [1, 0, 0, 1, 1, 0, 0]], dtype=bool)
+    labels = np.array([0, 0, 1, 1, 2, 3, 4])
+    # One a class; (wrong, right) and (right, wrong) before both right, before both wrong.
+    assert choose_shown(is_right, labels, 2).tolist() == [3, 5]
+    chosen = choose_shown(is_right, labels, 9)
+    assert sorted(labels[chosen].tolist()) == [0, 1, 2, 3, 4]
+    assert labels[chosen].tolist() == sorted(labels[chosen].tolist())
+    assert choose_shown(is_right[:, :0], labels[:0], 3).tolist() == []
+
+
+def test_queries_are_shown_with_the_answers_of_all_runs(
+    shapes: Path, features: Path, pcn: Path, classifier: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "q.png"
+    pn = train(
+        shapes, features, tmp_path / "pn", "method.kind=pcn", "method.clusters=1", "method.novel_clusters=1",
+        "method.memory=0", "evaluation.delta_tau=[0]", "episode.k_shot=2", "episode.n_query=2", "episode.n_way=4",
+    )  # fmt: skip
+    shots = ["evaluation.novel_shots=4", "evaluation.novel_test=5", "evaluation.fine_tune_epochs=1"]
+    found = answer(
+        "queries",
+        pn,
+        pcn,
+        classifier,
+        *shots,
+        "--out",
+        out,
+        "--draw",
+        1,
+        "--protocols",
+        "prototypes,prototypes,fine_tune",
+    )
+    assert found["protocols"] == ["prototypes", "prototypes", "fine_tune"]
+    assert [query["is_novel"] for query in found["queries"]] == [False] * 6 + [True] * 2
+    catalogue = Catalogue.open(shapes)
+    with open_embedded(pcn) as embedded:
+        draw = embedded.draw(1)
+    said = dict(zip(draw.tested.ids.tolist(), draw.predicted.tolist(), strict=True))
+    vectors = np.zeros((catalogue.num_samples, draw.tested.vectors.shape[1]))
+    for images in (draw.learnt, draw.tested):
+        vectors[images.ids] = images.vectors
+    answers = []
+    for query in found["queries"]:
+        assert catalogue.label_name(int(catalogue.labels[query["id"]])) == query["name"]
+        assert all(
+            of_run["is_right"] == (of_run["predicted"] == query["name"]) for of_run in query["answers"]
+        )
+        of_pcn = query["answers"][1]
+        label = said[query["id"]]
+        assert of_pcn["predicted"] == catalogue.label_name(label)
+        # The prototype of the largest responsibility is the nearest one of the class.
+        place = draw.prototypes.labels.tolist().index(label)
+        means = draw.prototypes.means[place][draw.prototypes.mask[place]]
+        top = min(means, key=lambda mean: squared(mean, vectors[query["id"]]))
+        own = [i for i in draw.learnt.ids.tolist() if catalogue.labels[i] == label]
+        assert of_pcn["reason"] == min(own, key=lambda i: squared(top, vectors[i]))
+        assert query["answers"][2]["reason"] is None
+        answers.append([of_run["is_right"] for of_run in query["answers"]])
+    assert any(len(set(of_query)) > 1 for of_query in answers)
+    # fine_tune says what `evaluate --protocol fine_tune` scored.
+    with open_embedded(classifier, load_evaluation(classifier, shots)) as embedded:
+        tuned = embedded.tuned_draw(1)
+    labels = catalogue.labels[tuned.ids]
+    assert ((tuned.ranks == 0) == (tuned.predicted == labels)).all()
+    by_id = dict(zip(tuned.ids.tolist(), tuned.predicted.tolist(), strict=True))
+    for query in found["queries"]:
+        assert query["answers"][2]["predicted"] == catalogue.label_name(by_id[query["id"]])
+    compared = answer(
+        "comparison",
+        classifier,
+        pcn,
+        "--out",
+        tmp_path / "c.png",
+        "--protocols",
+        "fine_tune,prototypes",
+        *shots,
+    )
+    assert compared["protocol_a"] == "fine_tune"
+    assert not compared["left_out"]
+    scores = evaluate_run(
+        classifier, protocol="fine_tune", settings=load_evaluation(classifier, shots)
+    ).metrics
+    score = scores["mca/base_novel"]
+    assert isinstance(score, Repeated)
+    mean = np.mean([of_class["accuracy_a"] for of_class in compared["classes"]])
+    assert mean == pytest.approx(score.mean, abs=1e-12)
+    # By neighbours, base classes alone; the image that stands for the answer is the nearest of that class.
+    voted = answer("queries", classifier, "--out", out, "--classes", "zero,two")
+    assert sorted((query["name"], query["is_novel"]) for query in voted["queries"]) == [
+        ("two", False),
+        ("zero", False),
+    ]
+    with open_embedded(classifier) as embedded:
+        query_of = {int(i): v for i, v in zip(embedded.query.ids, embedded.query.vectors, strict=True)}
+        learnt = embedded.learnt
+    assert set(learnt.ids.tolist()) == set(catalogue.split_ids("train"))
+    for query in voted["queries"]:
+        of_run = query["answers"][0]
+        same = [
+            n
+            for n, i in enumerate(learnt.ids)
+            if catalogue.label_name(int(learnt.labels[n])) == of_run["predicted"]
+        ]
+        nearest = min(same, key=lambda n: squared(learnt.vectors[n], query_of[query["id"]]))
+        assert of_run["reason"] == learnt.ids[nearest]
+
+
+def test_mistakes_about_queries(pcn: Path, classifier: Path, tmp_path: Path) -> None:
+    out = tmp_path / "q.png"
+    assert "2 protocols for 1 runs" in refusal("queries", pcn, "--out", out, "--protocols", "knn,knn")
+    assert "3 protocols for 2 runs" in refusal(
+        "comparison", pcn, classifier, "--out", out, "--protocols", "knn,knn,knn"
+    )
+    assert "protocol softmax is none of" in refusal("queries", pcn, "--out", out, "--protocols", "softmax")
+    assert "fine_tune belongs to method.kind=cross_entropy" in refusal(
+        "queries", pcn, "--out", out, "--protocols", "fine_tune"
+    )
+    assert "did you mean 'zero'" in refusal("queries", pcn, "--out", out, "--classes", "zeero")
+    assert "no run is named" in refusal("queries", "evaluation.draws=2", "--out", out)
