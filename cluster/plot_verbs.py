@@ -10,6 +10,7 @@ from cluster.output import align_columns, emit
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON object on stdout.")
 RUN = click.argument("run", type=click.Path(path_type=Path))
+RUNS = click.argument("runs", metavar="RUN…", type=click.Path(path_type=Path), nargs=-1, required=True)
 OUT = click.option("--out", type=click.Path(path_type=Path), required=True, help="A .png file.")
 PROTOCOLS = click.option(
     "--protocols",
@@ -29,8 +30,8 @@ def plot() -> None:
     """
 
 
-@plot.command(epilog="Example: fsl-dist plot tsne runs/skin --out train.png --split train")
-@RUN
+@plot.command(epilog="Example: fsl-dist plot tsne runs/triplet runs/deep-knn --out train.png --split train")
+@RUNS
 @OUT
 @click.option(
     "--split",
@@ -45,16 +46,16 @@ def plot() -> None:
     help="Images at most, drawn by run.seed.",
 )
 @JSON
-def tsne(run: Path, out: Path, split: str | None, images: int, as_json: bool) -> None:
-    """Lay out a run's embeddings in the plane by t-SNE, one dot an image, one colour a class."""
-    from fsl_dist.evaluation.tsne import plot_run
+def tsne(runs: tuple[Path, ...], out: Path, split: str | None, images: int, as_json: bool) -> None:
+    """Lay out runs' embeddings in the plane by t-SNE, a panel a run, one dot an image, one colour a class."""
+    from fsl_dist.evaluation.tsne import plot_runs
 
-    drawn = plot_run(run, out, split=split, max_images=images)
-    emit(
-        dataclasses.asdict(drawn),
-        as_json,
-        f"{drawn.out}: {drawn.num_images} images of {drawn.num_classes} classes ({drawn.split})",
-    )
+    drawn = plot_runs(runs, out, split=split, max_images=images)
+    lines = [
+        f"{panel.run}: {panel.num_images} images of {panel.num_classes} classes ({panel.split})"
+        for panel in drawn.panels
+    ]
+    emit(dataclasses.asdict(drawn), as_json, "\n".join([str(drawn.out), *lines]))
 
 
 @plot.command(
@@ -159,7 +160,7 @@ def comparison(
 
 
 @plot.command(epilog="Example: fsl-dist plot curves runs/deep-knn runs/triplet --out curves.png --x images")
-@click.argument("runs", type=click.Path(path_type=Path), nargs=-1, required=True)
+@RUNS
 @OUT
 @click.option("--metric", default="eval/knn/train_acc@5", show_default=True, help="As in metrics.jsonl.")
 @click.option(

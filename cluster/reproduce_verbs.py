@@ -66,8 +66,12 @@ def reproduce(
         raise RequestError(f"--seeds {seeds} must be at least 1")
     if jobs < 0:
         raise RequestError(f"--jobs {jobs} must be 0 (as many as fit) or more")
+    from tune.reproduce import draw_pictures
     from tune.reproduce import reproduce as run_table
     from tune.table_report import draw, render_csv, render_markdown
+
+    def show(line: str) -> None:
+        click.echo(line, err=True)
 
     found, results = run_table(
         table,
@@ -77,11 +81,12 @@ def reproduce(
         seeds=seeds,
         jobs=jobs or _default_jobs(),
         settings=settings,
-        show=lambda line: click.echo(line, err=True),
+        show=show,
     )
-    text = render_markdown(found, results, family=family, seeds=seeds)
     name = f"{table}-{family}"
     out.mkdir(parents=True, exist_ok=True)
+    pictures = draw_pictures(found, results, out / name, show)
+    text = render_markdown(found, results, family=family, seeds=seeds, pictures=pictures)
     (out / f"{name}.md").write_text(text, encoding="utf-8")
     (out / f"{name}.csv").write_text(render_csv(found, results), encoding="utf-8")
     draw(found, results, out / f"{name}.png")
@@ -99,8 +104,10 @@ def reproduce(
         "family": family,
         "columns": [c.title for c in found.columns],
         "rows": rows_json,
+        "pictures": [str(path) for path, _ in pictures],
     }
-    emit(report, as_json, f"{text}\n{out / name}.md, .csv, .png")
+    files = "".join(f"\n{path}" for path, _ in pictures)
+    emit(report, as_json, f"{text}\n{out / name}.md, .csv, .png{files}")
     if any(result.problem for result in results):
         raise FslDistError("some rows failed; the same command goes on with them")
 

@@ -20,7 +20,7 @@ from fsl_dist.training.resume import check_resumable
 from index.errors import FslDistError, RequestError
 from index.gate import parse_overrides, parse_yaml
 from index.storage import write_atomic
-from tune.tables import Row, Table, config_of, has_row, read_family, read_table
+from tune.tables import Row, Table, config_of, has_row, on_family, read_family, read_table
 
 _SUMMARY = "summary.json"
 
@@ -138,7 +138,7 @@ def reproduce(
 
     Raises RequestError for an unknown table, family or data, before anything runs.
     """
-    table = read_table(name)
+    table = on_family(read_table(name), family)
     dataset = find_dataset(family, data, out, show)
     features = embed_features(family, dataset, out, settings, show)
     # Settings of the network that makes the features are not those of the networks that learn from them.
@@ -198,6 +198,30 @@ def embed_features(
         _train(run)
         _fsl_dist(["embed", str(run.folder), str(dataset), "--out", str(features)], run.folder)
     return features
+
+
+def draw_pictures(
+    table: Table, results: list[RowResult], stem: Path, show: Callable[[str], None] = lambda line: None
+) -> list[tuple[Path, str]]:
+    """Draw the table's pictures as STEM-NAME.png; returns each file with its command. Those whose rows were not measured
+    are left out.
+
+    Raises FslDistError where a picture cannot be drawn.
+    """
+    first_run = {
+        result.row.name: result.runs[0].folder for result in results if result.runs and not result.problem
+    }
+    drawn = []
+    for picture in table.pictures:
+        if not all(name in first_run for name in picture.rows):
+            continue
+        out = stem.with_name(f"{stem.name}-{picture.name}.png")
+        runs = [str(first_run[name]) for name in picture.rows]
+        command = ["plot", picture.plot, *runs, *picture.options, "--out", str(out)]
+        show(f"drawing {out}")
+        _fsl_dist(command, None)
+        drawn.append((out, f"fsl-dist {' '.join(command)}"))
+    return drawn
 
 
 def _run_all(wanted: dict[PlannedRun, set[Cell]], jobs: int, show: Callable[[str], None]) -> dict[Path, str]:

@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,18 @@ def show_score(scores: list[Any]) -> str:
     return f"{mean:.1f}" if math.isnan(deviation) else f"{mean:.1f} ± {deviation:.1f}"
 
 
-def render_markdown(table: Table, results: list[RowResult], *, family: str, seeds: int) -> str:
-    """The table with the paper's figures in brackets, its footnotes, and the command of every row."""
+def render_markdown(
+    table: Table,
+    results: list[RowResult],
+    *,
+    family: str,
+    seeds: int,
+    pictures: Sequence[tuple[Path, str]] = (),
+) -> str:
+    """The table with the paper's figures in brackets, its footnotes, and the command of every row and picture.
+
+    pictures: files with the commands that drew them.
+    """
     lines = [
         f"### {table.title}",
         "",
@@ -56,7 +67,7 @@ def render_markdown(table: Table, results: list[RowResult], *, family: str, seed
         lines.append(f"| {result.row.name} | " + " | ".join(cells) + " |")
     lines += ["", *(f"- {note}" for note in table.notes)]
     lines += [f"- {result.row.name}: not measured; {result.problem}" for result in results if result.problem]
-    lines += ["", "```", *commands_of(results), "```", ""]
+    lines += ["", "```", *commands_of(results), *(command for _, command in pictures), "```", ""]
     return "\n".join(lines)
 
 

@@ -5,7 +5,7 @@ data set: `experiments/omniglot/pcn.yaml`. The same table can be run on every fa
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from index.errors import ConfigError, RequestError
@@ -51,6 +51,24 @@ class Row:
     """name of the curve it belongs to"""
     paper: tuple[str, ...] = ()
     """what the paper prints, one for each column; empty text: nothing"""
+    paper_on: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """the same for families whose data the paper has other figures of"""
+    optional: bool = False
+    """a family may lack the system; the row is then left out there"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Picture:
+    """A figure drawn by `fsl-dist plot` from the runs of seed 0."""
+
+    name: str
+    """of its file, behind the table's"""
+    plot: str
+    """verb of `fsl-dist plot`"""
+    rows: tuple[str, ...]
+    """names of the rows whose runs are drawn, in this order"""
+    options: tuple[str, ...] = ()
+    """what follows the runs on the command line"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,20 +78,32 @@ class Table:
     title: str
     paper_data: str
     """data set of the paper's figures"""
+    paper_data_on: dict[str, str] = field(default_factory=dict)
+    """data set of `Row.paper_on`, by family"""
     family: str
     """family that it is run on unless another is named"""
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     x_title: str = ""
     """what `Row.x` counts; empty: the plot is of bars"""
+    pictures: tuple[Picture, ...] = ()
+    """figures beside the scores' own plot"""
     notes: tuple[str, ...] = ()
     """footnotes: misprints, and what differs from the paper"""
 
     def __post_init__(self) -> None:
+        names = [row.name for row in self.rows if row.system]
+        for picture in self.pictures:
+            for name in picture.rows:
+                if name not in names:
+                    raise ConfigError(
+                        f"pictures: '{picture.name}' draws '{name}', which is no row with a system"
+                    )
         for row in self.rows:
             if bool(row.system) == bool(row.baseline):
                 raise ConfigError(f"rows: '{row.name}' needs either a system or a baseline")
-            for name, cells in (("metrics", row.metrics), ("paper", row.paper)):
+            papers = [(f"paper_on {family}", cells) for family, cells in row.paper_on.items()]
+            for name, cells in (("metrics", row.metrics), ("paper", row.paper), *papers):
                 if cells and len(cells) != len(self.columns):
                     raise ConfigError(
                         f"rows: '{row.name}' has {len(cells)} {name} for {len(self.columns)} columns; one a column, "
@@ -117,6 +147,19 @@ def read_family(name: str) -> Family:
     return validate(Family, parse_yaml(path.read_text("utf-8"), str(path)), str(path))
 
 
+def on_family(table: Table, family: str) -> Table:
+    """The table as `family` runs it: with the paper's figures on that data, without optional rows that it lacks."""
+    rows = tuple(
+        replace(row, paper=row.paper_on.get(family, () if family in table.paper_data_on else row.paper))
+        for row in table.rows
+        if not row.optional or has_row(family, row)
+    )
+    kept = {row.name for row in rows}
+    pictures = tuple(picture for picture in table.pictures if kept.issuperset(picture.rows))
+    paper_data = table.paper_data_on.get(family, table.paper_data)
+    return replace(table, rows=rows, pictures=pictures, paper_data=paper_data)
+
+
 def config_of(family: str, system: str) -> Path | None:
     """The YAML that trains `system` on the data of `family`; None where that family has none."""
     path = EXPERIMENTS / family / f"{system}.yaml"
@@ -124,9 +167,9 @@ def config_of(family: str, system: str) -> Path | None:
 
 
 def families_of(table: Table) -> list[str]:
-    """Families that have every system of the table."""
+    """Families that have every system of the table but optional ones."""
     families = sorted(path.parent.name for path in EXPERIMENTS.glob("*/family.yaml"))
-    return [family for family in families if all(has_row(family, row) for row in table.rows)]
+    return [family for family in families if all(row.optional or has_row(family, row) for row in table.rows)]
 
 
 def has_row(family: str, row: Row) -> bool:

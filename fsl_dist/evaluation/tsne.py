@@ -1,6 +1,7 @@
 """A run's embeddings in the plane, laid out by t-SNE (deep kNN Fig. S1)."""
 
 import colorsys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from fsl_dist.errors import RequestError
-from fsl_dist.evaluation.picture_files import check_png, write_picture
+from fsl_dist.evaluation.picture_files import check_png, name_runs, write_picture
 from fsl_dist.seeding import generator
 from fsl_dist.training.splits import split_run
 from fsl_dist.training.trained import open_trained
@@ -23,24 +24,45 @@ Colour = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class TSNEPicture:
-    """What `fsl-dist plot tsne` prints."""
+class TSNEPanel:
+    """One run's images in the plane."""
 
     run: str
     dataset: str
     split: str
-    out: str
     num_images: int
     num_classes: int
 
 
-def plot_run(run: Path, out: Path, *, split: str | None = None, max_images: int = 5000) -> TSNEPicture:
-    """Embed images of `split` (test, else val) with a run's best network, lay them out, and write `out`, a PNG.
+@dataclass(frozen=True, slots=True)
+class TSNEPicture:
+    """What `fsl-dist plot tsne` prints."""
+
+    out: str
+    panels: list[TSNEPanel]
+    """from left to right, in the order of the runs"""
+
+
+def plot_runs(
+    runs: Sequence[Path], out: Path, *, split: str | None = None, max_images: int = 5000
+) -> TSNEPicture:
+    """Embed images of `split` (test, else val) with each run's best network, lay them out, and write `out`, a PNG.
 
     More than `max_images` are thinned out by the run's seed, which the layout depends on too. RequestError where the
     split has fewer than two images.
     """
     check_png(out)
+    drawn = [_draw_run(run, name, split, max_images) for run, name in zip(runs, name_runs(runs), strict=True)]
+    sheet = Image.new("RGB", (sum(picture.width for _, picture in drawn), _SIDE), _PAPER)
+    left = 0
+    for _, picture in drawn:
+        sheet.paste(picture, (left, 0))
+        left += picture.width
+    write_picture(sheet, out)
+    return TSNEPicture(str(out), [panel for panel, _ in drawn])
+
+
+def _draw_run(run: Path, name: str, split: str | None, max_images: int) -> tuple[TSNEPanel, Image.Image]:
     trained = open_trained(run)
     catalogue, seed = trained.catalogue, trained.config.run.seed
     split = split or split_run(catalogue, trained.config).query_split
@@ -57,8 +79,8 @@ def plot_run(run: Path, out: Path, *, split: str | None = None, max_images: int 
     shown = np.unique(labels)
     names = [catalogue.label_name(int(label)) for label in shown]
     picture = draw_points(lay_out(vectors, seed), np.searchsorted(shown, labels), names)
-    write_picture(picture, out)
-    return TSNEPicture(str(run), trained.config.data.dataset, split, str(out), len(ids), len(shown))
+    ImageDraw.Draw(picture).text((_EDGE, 2), f"{name}, {split}", _INK, ImageFont.load_default(14))
+    return TSNEPanel(str(run), trained.config.data.dataset, split, len(ids), len(shown)), picture
 
 
 def lay_out(vectors: NDArray[np.float32], seed: int) -> NDArray[np.float32]:

@@ -54,6 +54,15 @@ def test_a_table_is_run_once_and_found_again(digits: Path, tmp_path: Path) -> No
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["rows"] == report["rows"]
 
+    # A figure of the same runs: class by class, FT-CE against PCN.
+    figure = fsl_dist(
+        "reproduce", "pcn-fig9", "--data", data, "--out", out, "--jobs", "1", *SETTINGS, "--json"
+    )
+    assert figure.returncode == 0, figure.stderr
+    (picture,) = json.loads(figure.stdout)["pictures"]
+    assert Path(picture).stat().st_size > 1000
+    assert "fsl-dist plot comparison" in (out / "pcn-fig9-omniglot.md").read_text()
+
     other = reproduce("training.lr=0.5", "--json")
     assert other.returncode == 1
     assert "training.lr=0.5 differs from the run's 0.001" in other.stderr

@@ -1,6 +1,7 @@
 """The verbs on frozen features: baselines against plain loops, t-SNE's picture, and their one-line errors."""
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,7 +111,7 @@ def test_tsne_of_a_run_is_drawn(digits: Path, features: Path, tmp_path: Path) ->
     train_run(load_config(None, overrides))
     answer = call(plot, "tsne", run, "--out", out, "--images", 30, "--json")
     assert answer.exit_code == 0, answer.exception
-    drawn = json.loads(answer.stdout)
+    (drawn,) = json.loads(answer.stdout)["panels"]
     assert (drawn["split"], drawn["num_images"]) == ("test", 30)
     shown = {colour for _, colour in Image.open(out).getcolors(1 << 20)}
     assert 5 < drawn["num_classes"] <= 10
@@ -118,6 +119,16 @@ def test_tsne_of_a_run_is_drawn(digits: Path, features: Path, tmp_path: Path) ->
     again = tmp_path / "again.png"
     call(plot, "tsne", run, "--out", again, "--images", 30)
     assert again.read_bytes() == out.read_bytes()
+    # Several runs stand side by side.
+    copied, both = shutil.copytree(run, tmp_path / "copied"), tmp_path / "both.png"
+    answer = call(plot, "tsne", run, copied, "--out", both, "--images", 30, "--json")
+    assert [panel["run"] for panel in json.loads(answer.stdout)["panels"]] == [str(run), str(copied)]
+    with Image.open(both) as two, Image.open(out) as one:
+        assert (two.width, two.height) == (2 * one.width, one.height)
+        assert (
+            two.crop((20, 40, one.width, one.height)).tobytes()
+            == one.crop((20, 40, one.width, one.height)).tobytes()
+        )
     assert "--out x.pdf must end in .png" in refusal(plot, "tsne", run, "--out", "x.pdf")
     told = refusal(plot, "tsne", run, "--out", out, "--split", "novel")
     assert "split novel" in told

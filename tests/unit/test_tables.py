@@ -7,17 +7,20 @@ from pathlib import Path
 
 import pytest
 
+from cluster.plot_verbs import plot
 from index.errors import ConfigError, RequestError
 from tune.reproduce import RowResult, cells_of, plan_run
 from tune.table_report import commands_of, draw, render_csv, render_markdown, show_score, summarise
 from tune.tables import (
     EXPERIMENTS,
     Column,
+    Picture,
     Row,
     Table,
     config_of,
     families_of,
     list_tables,
+    on_family,
     read_family,
     read_table,
 )
@@ -32,8 +35,42 @@ def test_a_table_can_be_run_on_a_family(name: str) -> None:
     for row in table.rows:
         cells = cells_of(table, row)
         assert any(cells), row.name
-        for paper in row.paper:
+        for paper in (*row.paper, *(cell for cells in row.paper_on.values() for cell in cells)):
             assert not paper or re.fullmatch(r"\d+\.\d+( ± \d+\.\d+)?[¹²³]?", paper), paper
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_pictures_are_drawn_by_verbs_that_exist(name: str) -> None:
+    for picture in TABLES[name].pictures:
+        verb = plot.commands[picture.plot]
+        runs = ["RUN"] * len(picture.rows)
+        verb.make_context(picture.plot, [*runs, *picture.options, "--out", "p.png"])
+
+
+def test_a_family_has_the_papers_figures_of_its_own_data() -> None:
+    table = read_table("dknn-2")
+    row_of = {row.name: row for row in on_family(table, "sd198").rows}
+    assert on_family(table, "sd198").paper_data == "SD-198"
+    assert row_of["kNN, K_p 1"].paper == ("27.6", "28.4", "29.2")
+    assert row_of["deep kNN (data set), K_p 5"].paper == ()
+    assert "kNN (VGG19), K_p 1" in row_of
+    here = on_family(table, "ham10000")
+    assert here.paper_data == "Skin-7"
+    # HAM10000's small family has no VGG19, and may lack it.
+    assert "kNN (VGG19), K_p 1" not in {row.name for row in here.rows}
+    assert next(row for row in here.rows if row.name == "kNN, K_p 1").paper[0] == "75.6"
+
+
+def test_a_picture_draws_rows_of_its_table() -> None:
+    with pytest.raises(ConfigError, match="pictures: 'a' draws 'PCN', which is no row with a system"):
+        Table(
+            title="t",
+            paper_data="d",
+            family="omniglot",
+            columns=(Column(title="a", metric="m"),),
+            rows=(Row(name="PN", system="pn"),),
+            pictures=(Picture(name="a", plot="curves", rows=("PN", "PCN")),),
+        )
 
 
 @pytest.mark.parametrize("family", sorted(path.parent.name for path in EXPERIMENTS.glob("*/family.yaml")))
@@ -123,7 +160,9 @@ def test_a_table_is_shown_beside_the_paper(tmp_path: Path, x_title: str) -> None
         notes=("¹ a misprint.",),
     )
     results = results_of(table, tmp_path)
-    text = render_markdown(table, results, family="omniglot", seeds=1)
+    picture = (tmp_path / "t-p.png", "fsl-dist plot curves a --out t-p.png")
+    text = render_markdown(table, results, family="omniglot", seeds=1, pictures=[picture])
+    assert text.rstrip().splitlines()[-2] == picture[1]
     assert "| PN | 40.0 ± 1.0 (43.92 ± 0.40¹) | 50.0 |" in text
     assert "| PCN | — | — |" in text
     assert "PCN: not measured; it failed" in text
