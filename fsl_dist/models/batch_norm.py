@@ -57,15 +57,9 @@ class GhostBatchNorm(_ChangedBatchNorm):
     In training the first `sizes[0]` images are one group, the next `sizes[1]` another, and so on; without sizes the
     whole call is one group, as in torch. The running statistics move once a call, by the groups' statistics
     averaged by size (variances unbiased, as in torch). In eval mode the running statistics are used.
-
-    Workers that cut a batch average their running statistics later. A worker's own move is by its `share` of the
-    groups, while what was there fades alike on all, so that the average is what one worker with all groups has,
-    also where one has more groups than another, or none.
     """
 
     sizes: tuple[int, ...] | None = None
-    share: float = 1.0
-    """of this worker's images in those of all workers, times the number of workers"""
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalised `input` (float [n, C] or [n, C, h, w]), same shape.
@@ -126,9 +120,8 @@ class GhostBatchNorm(_ChangedBatchNorm):
         momentum = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
         shares = torch.tensor(sizes, dtype=self.running_mean.dtype, device=self.running_mean.device)
         shares = shares / shares.sum()
-        move = momentum * self.share
-        self.running_mean.mul_(1 - momentum).add_(shares @ torch.stack(means), alpha=move)
-        self.running_var.mul_(1 - momentum).add_(shares @ torch.stack(variances), alpha=move)
+        self.running_mean.lerp_(shares @ torch.stack(means), momentum)
+        self.running_var.lerp_(shares @ torch.stack(variances), momentum)
 
 
 def apply_batch_norm(model: nn.Module, mode: BatchNormMode) -> None:
@@ -202,26 +195,14 @@ def deal_to_groups(labels: NDArray[np.int64], group: int) -> NDArray[np.int64]:
     return np.concatenate([by_label[first::num_groups] for first in range(num_groups)])
 
 
-def set_ghost_groups(model: nn.Module, sizes: Sequence[int] | None, share: float = 1.0) -> None:
+def set_ghost_groups(model: nn.Module, sizes: Sequence[int] | None) -> None:
     """Name the groups of the next forward calls: consecutive `sizes` images; None makes each call one group.
 
-    share: of these images in those of all workers, times the number of workers. Both hold until set again; a training
-    call of another length is refused.
+    It holds until set again; a training call of another length is refused.
     """
     for module in model.modules():
         if isinstance(module, GhostBatchNorm):
             module.sizes = None if sizes is None else tuple(sizes)
-            module.share = share
-
-
-@torch.no_grad()
-def fade_running_statistics(model: nn.Module) -> None:
-    """Move running statistics as a call does of which this worker has no image: those of `GhostBatchNorm` alone."""
-    for module in model.modules():
-        if isinstance(module, GhostBatchNorm) and module.momentum is not None:
-            for statistic in (module.running_mean, module.running_var):
-                if statistic is not None:
-                    statistic.mul_(1 - module.momentum)
 
 
 @contextmanager
@@ -241,7 +222,7 @@ def updating_running_statistics(model: nn.Module, on: bool) -> Iterator[None]:
             norm.track_running_stats = was
 
 
-def as_one_call(model: nn.Module, sizes: Sequence[int]) -> Iterator[int]:
+def as_one_call(model: nn.Module, sizes: Sequence[int], share: float = 1.0) -> Iterator[int]:
     """Yield 0, 1 … for training calls of `sizes[0]`, `sizes[1]` … images that together count as one call.
 
         for number in as_one_call(model, [6, 4]):
@@ -249,22 +230,39 @@ def as_one_call(model: nn.Module, sizes: Sequence[int]) -> Iterator[int]:
 
     Running statistics move as by one call of all the groups: each call starts from the same ones, and the mean of
     what the calls leave, weighted by size, is what one call leaves, since a move is linear in the groups' statistics.
+
+    share: of these images in those of all workers that call alike and average their running statistics later, times the
+    number of workers. A worker moves by its share, while what was there fades alike on all, so that the average is what
+    one worker with all images has, also where one has more than another, or none (`sizes` empty, share 0).
     """
+    if len(sizes) == 1 and share == 1.0:
+        yield 0
+        return
     norms = [norm for norm in _batch_norms(model) if not isinstance(norm, FrozenBatchNorm)]
     statistics = [
-        part for norm in norms for part in (norm.running_mean, norm.running_var) if part is not None
+        (part, norm.momentum)
+        for norm in norms
+        for part in (norm.running_mean, norm.running_var)
+        if part is not None
     ]
     counts = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
-    starts = [part.clone() for part in (*statistics, *counts)]
-    means = [torch.zeros_like(part) for part in statistics]
+    starts = [part.clone() for part, _ in statistics]
+    first_counts = [count.clone() for count in counts]
+    means = [torch.zeros_like(start) for start in starts]
     for number, size in enumerate(sizes):
-        for part, start in zip((*statistics, *counts), starts, strict=True):
+        for (part, _), start in zip(statistics, starts, strict=True):
             part.copy_(start)
+        for count, first in zip(counts, first_counts, strict=True):
+            count.copy_(first)
         yield number
-        for mean, part in zip(means, statistics, strict=True):
+        for mean, (part, _) in zip(means, statistics, strict=True):
             mean.add_(part, alpha=size / sum(sizes))
-    for part, mean in zip(statistics, means, strict=True):
-        part.copy_(mean)
+    for (part, momentum), start, mean in zip(statistics, starts, means, strict=True):
+        if momentum is None:  # a cumulative average knows no share
+            part.copy_(mean if len(sizes) else start)
+            continue
+        faded = start * (1 - momentum)
+        part.copy_(faded + share * (mean - faded) if len(sizes) else faded)
 
 
 def running_statistics(model: nn.Module) -> list[Tensor]:

@@ -70,12 +70,11 @@ class PieceForward:
         device: torch.device,
         use_bf16: bool = False,
         holds_back: bool = False,
-        share: float = 1.0,
     ) -> None:
         """network: DDP, or the bare network for one worker. images: the chunks' in order, and again if `is_cached`.
 
         holds_back: DDP must not reduce gradients in this piece's backward pass; else it does so once, in that of
-        the last chunk. share: of the piece's images in those of all workers, times the number of workers.
+        the last chunk.
         """
         assert is_cached or len(chunks) == 1
         self._wrapped = network if isinstance(network, DistributedDataParallel) else None
@@ -87,7 +86,6 @@ class PieceForward:
         self._device = device
         self._use_bf16 = use_bf16
         self._holds_back = holds_back
-        self._share = share
         self._outputs: Tensor | None = None
         self._random_states: list[list[Tensor]] = []
 
@@ -121,7 +119,7 @@ class PieceForward:
                 self._call(self._network, chunk).backward(gradient[chunk.rows])
 
     def _call(self, network: torch.nn.Module, chunk: Chunk) -> Tensor:
-        set_ghost_groups(self._bare, chunk.ghost_sizes, self._share)
+        set_ghost_groups(self._bare, chunk.ghost_sizes)
         images = next(self._images).to(self._device, non_blocking=True)
         # Autocast keeps a weight's bf16 copy until it ends: one that spanned both passes would hand the second
         # pass the first one's copies, which have no graph.

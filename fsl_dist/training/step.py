@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fsl_dist.data.loader import Loader, Request
 from fsl_dist.errors import TrainingError
 from fsl_dist.methods.method import Batch, Method
-from fsl_dist.models.batch_norm import deal_to_groups, fade_running_statistics, group_sizes
+from fsl_dist.models.batch_norm import as_one_call, deal_to_groups, group_sizes
 from fsl_dist.samplers.scan import split_evenly
 from fsl_dist.training.chunked import Chunk, PieceForward, cut_chunks
 from fsl_dist.training.distributed import WorkerGroup
@@ -53,15 +53,14 @@ class Piece:
         return own if len(own) else self.order[:1]
 
     @property
-    def share(self) -> float:
-        """Of this worker's images in the batch's, times the number of workers it is cut between."""
-        total = sum(self.rows_of_rank)
-        return len(self.rows_of_rank) * (self.rows.stop - self.rows.start) / total if total else 0.0
+    def num_rows(self) -> int:
+        """Images of the batch that this worker forwards."""
+        return self.rows.stop - self.rows.start
 
     @property
     def is_empty(self) -> bool:
         """Whether this worker has no row of the batch and only takes part in the collective calls."""
-        return self.rows.start == self.rows.stop
+        return self.num_rows == 0
 
 
 def deal_pieces(
@@ -225,14 +224,15 @@ def run_step(
     """
     bare = network.module if isinstance(network, DistributedDataParallel) else network
     total_weight = sum(batch.weight for batch in planned.batches)
+    calls = _statistics_calls(bare, planned, is_global=method.is_global, group=group)
     sums: dict[str, Tensor] = {}
     updates: list[tuple[int, tuple[Tensor, ...]]] = []
     for position, piece in enumerate(planned.pieces):
         batch = planned.batches[piece.batch]
         # A stand-in image must leave no trace in the batch-norm statistics; the other workers' images do.
         bare.train(not piece.is_empty)
-        if piece.is_empty and method.is_global:
-            fade_running_statistics(bare)
+        if not piece.is_empty:
+            next(calls)
         work = PieceForward(
             network,
             piece.chunks,
@@ -242,7 +242,6 @@ def run_step(
             use_bf16=use_bf16,
             # DDP reduces gradients once a step: in the backward pass of the last piece.
             holds_back=position < len(planned.pieces) - 1,
-            share=piece.share,
         )
         outputs = work.forward()
         if piece.is_empty and not method.is_global:
@@ -262,6 +261,7 @@ def run_step(
             sums[name] = sums.get(name, torch.zeros((), device=device)) + value.float() * share
         if result.update is not None:
             updates.append((piece.batch, result.update))
+    next(calls, None)  # the last call's move
     metrics = _reduce(sums, ("train/loss", *method.metrics), group, device)
     if not np.isfinite(metrics["train/loss"]):
         raise TrainingError(
@@ -269,6 +269,28 @@ def run_step(
             "(a smaller training.lr, or training.precision=float32, may help)"
         )
     return StepResult(metrics, updates)
+
+
+def _statistics_calls(
+    bare: torch.nn.Module, planned: PlannedStep, *, is_global: bool, group: WorkerGroup
+) -> Iterator[int]:
+    """What is one move of the running statistics: yields before each piece with images.
+
+    A batch that all workers cut is a move; batches that are dealt out whole make one together. So the average over the
+    workers is the same for any number of them.
+    """
+    if is_global:
+        return chain.from_iterable(
+            as_one_call(
+                bare,
+                [] if piece.is_empty else [piece.num_rows],
+                group.world_size * piece.num_rows / sum(piece.rows_of_rank),
+            )
+            for piece in planned.pieces
+        )
+    own = [piece.num_rows for piece in planned.pieces if not piece.is_empty]
+    total = sum(len(batch.ids) for batch in planned.batches)
+    return as_one_call(bare, own, group.world_size * sum(own) / total)
 
 
 def _put_back(outputs: Tensor, order: NDArray[np.int64]) -> Tensor:

@@ -169,6 +169,8 @@ def test_a_step_over_two_workers_is_the_plain_step(name: str, worlds: dict[int, 
     relative = np.linalg.norm(one["gradient"] - two["gradient"]) / np.linalg.norm(one["gradient"])
     assert relative <= 1e-9
     assert abs(one["loss"] - two["loss"]) <= 1e-6 * abs(one["loss"])
+    # Whoever forwarded how many of the images.
+    np.testing.assert_allclose(one["statistics"], two["statistics"], rtol=1e-9, atol=1e-9)
     for state in MEMORY & set(one):
         np.testing.assert_allclose(one[state], two[state], rtol=1e-6, atol=1e-6)
 
@@ -180,7 +182,7 @@ def test_a_step_in_chunks_is_the_plain_step(
     name: str, dtype: str, limit: float, world_size: int, worlds: dict[int, Path]
 ) -> None:
     chunked = step_of(worlds, world_size, f"chunked {dtype} {name}")
-    plain, same_world = (step_of(worlds, world, f"plain {dtype} {name}") for world in (1, world_size))
+    plain = step_of(worlds, 1, f"plain {dtype} {name}")
     assert chunked["calls"].sum() >= 2 * len(chunked["calls"])  # else nothing was cached
     assert plain["calls"].tolist() == [1] * len(plain["calls"])
     assert chunked["ids"].tolist() == plain["ids"].tolist()
@@ -188,8 +190,7 @@ def test_a_step_in_chunks_is_the_plain_step(
     relative = np.linalg.norm(plain["gradient"] - chunked["gradient"]) / np.linalg.norm(plain["gradient"])
     assert relative <= limit
     assert abs(plain["loss"] - chunked["loss"]) <= 1e-5 * abs(plain["loss"])
-    # Ghost groups over several workers leave each one statistics of its own, chunks or not.
-    np.testing.assert_allclose(same_world["statistics"], chunked["statistics"], rtol=limit, atol=limit)
+    np.testing.assert_allclose(plain["statistics"], chunked["statistics"], rtol=limit, atol=limit)
     for state in MEMORY & set(plain):
         np.testing.assert_allclose(plain[state], chunked[state], rtol=1e-5, atol=1e-5)
 
