@@ -159,7 +159,11 @@ def _check_temperatures(method: PCNConfig, evaluation: EvaluationConfig) -> None
         raise ConfigError(
             f"evaluation.delta_tau={illegal[0]:g} with method.temperature={method.temperature:g} gives a test "
             f"temperature of {method.temperature + illegal[0]:g}, which must be above 0 "
-            f"(evaluation.delta_tau={legal} allows the rest)".replace("'", "")
+            + (
+                f"(evaluation.delta_tau={legal} keeps the rest)"
+                if legal
+                else f"(any Δτ above {-method.temperature:g} will do)"
+            )
         )
 
 

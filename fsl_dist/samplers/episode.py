@@ -99,7 +99,7 @@ def fit_selection(selection: Selection, config: EpisodeConfig, class_names: Sequ
         skipped = selection.num_classes - fitting.num_classes
         why = f" ({skipped} smaller ones left out by episode.small_classes=skip)" if skipped else ""
         raise RequestError(
-            f"episode.n_way={config.n_way} needs as many classes; the data has {fitting.num_classes}{why}: "
+            f"episode.n_way={config.n_way} needs as many classes in every episode; the training images have {fitting.num_classes}{why}: "
             f"set episode.n_way to at most {fitting.num_classes} or add classes"
         )
     return fitting

@@ -109,12 +109,12 @@ def test_fitting_classes_are_left_as_they_are() -> None:
         (
             [20, 20],
             "error",
-            "episode.n_way=3 needs as many classes; the data has 2: set episode.n_way to at most 2 or add classes",
+            "episode.n_way=3 needs as many classes in every episode; the training images have 2: set episode.n_way to at most 2 or add classes",
         ),
         (
             [20, 20, 4],
             "skip",
-            "episode.n_way=3 needs as many classes; the data has 2 (1 smaller ones left out by "
+            "episode.n_way=3 needs as many classes in every episode; the training images have 2 (1 smaller ones left out by "
             "episode.small_classes=skip): set episode.n_way to at most 2 or add classes",
         ),
     ],
