@@ -259,6 +259,18 @@ def test_responsibilities_sum_to_one_and_survive_huge_distances() -> None:
     assert (ones.grad == 0).all()
 
 
+def test_class_scores_have_the_papers_linear_form() -> None:
+    """Eq. 6 to 8: s_k(x) = w·f(x) − b − ‖f(x)‖², w = 2 Σ q μ and b = Σ q ‖μ‖², the last term the same for every class."""
+    x, prototypes, mask = random(6, 5), random(4, 3, 5, seed=1), padding([3, 1, 2, 3])
+    scores = class_scores(x, prototypes, mask, 0.7)
+    for i, point in enumerate(x):
+        for k in range(4):
+            real = prototypes[k][mask[k]]
+            q = torch.stack(q_of(point, list(real), 0.7))
+            w, b = 2 * (q[:, None] * real).sum(0), (q * (real**2).sum(1)).sum()
+            assert scores[i, k].item() == pytest.approx((w @ point - b - point @ point).item(), rel=1e-10)
+
+
 def test_class_scores_in_pieces_and_without_prototypes(monkeypatch: pytest.MonkeyPatch) -> None:
     x, prototypes, mask = random(11, 4), random(3, 2, 4, seed=1), padding([2, 1, 2])
     mask[2] = False
