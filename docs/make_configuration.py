@@ -63,9 +63,9 @@ def describe_type(hint: Any) -> str:
 
 
 def variants_of(hint: Any) -> list[type]:
-    """The dataclasses a field may hold: one, or the members of a union."""
+    """The dataclasses a field may hold: one, or those of a union (methods from elsewhere are not)."""
     is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-    return list(typing.get_args(hint)) if is_union else [hint]
+    return [cls for cls in (typing.get_args(hint) if is_union else [hint]) if dataclasses.is_dataclass(cls)]
 
 
 def describe_class(cls: type, part: str) -> Iterator[str]:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from fsl_dist.losses.deep_knn import batch_neighbours, deep_knn_loss
     from fsl_dist.losses.nca import few_shot_nca_loss
     from fsl_dist.losses.pcn import PCNEpisode, class_scores, pcn_episode_loss, update_prototypes
+    from fsl_dist.methods.method import Batch, BatchLoss, Memoryless, Method
+    from fsl_dist.methods.stratified import StratifiedBatches
     from fsl_dist.models.backbones import build_network
     from fsl_dist.models.config import BackboneConfig
     from fsl_dist.models.embedding import Network
@@ -47,6 +49,8 @@ _ROOM_OF = {
     "append": "fsl_dist.data.pack",
     "resplit": "fsl_dist.data.resplit",
     "BackboneConfig": "fsl_dist.models.config",
+    "Batch": "fsl_dist.methods.method",
+    "BatchLoss": "fsl_dist.methods.method",
     "Catalogue": "fsl_dist.data.catalogue",
     "DataConfig": "fsl_dist.data.config",
     "Episode": "fsl_dist.samplers.episode",
@@ -54,12 +58,15 @@ _ROOM_OF = {
     "FeatureSource": "fsl_dist.data.loader",
     "ImageSource": "fsl_dist.data.loader",
     "Loader": "fsl_dist.data.loader",
+    "Memoryless": "fsl_dist.methods.method",
+    "Method": "fsl_dist.methods.method",
     "Neighbourhood": "fsl_dist.samplers.neighbourhood",
     "Network": "fsl_dist.models.embedding",
     "PCNEpisode": "fsl_dist.losses.pcn",
     "PackOptions": "fsl_dist.data.pack",
     "Request": "fsl_dist.data.loader",
     "Selection": "fsl_dist.data.selection",
+    "StratifiedBatches": "fsl_dist.methods.stratified",
     "TableColumns": "fsl_dist.data.listing",
     "anchors_of_step": "fsl_dist.samplers.neighbourhood",
     "anchors_per_step": "fsl_dist.samplers.neighbourhood",
@@ -91,6 +98,8 @@ _ROOM_OF = {
 __all__ = [
     "AdoptOptions",
     "BackboneConfig",
+    "Batch",
+    "BatchLoss",
     "Catalogue",
     "ConfigError",
     "DataConfig",
@@ -101,6 +110,8 @@ __all__ = [
     "FslDistError",
     "ImageSource",
     "Loader",
+    "Memoryless",
+    "Method",
     "Neighbourhood",
     "Network",
     "PCNEpisode",
@@ -109,6 +120,7 @@ __all__ = [
     "RequestError",
     "ResplitOptions",
     "Selection",
+    "StratifiedBatches",
     "TableColumns",
     "TrainingError",
     "VersionError",

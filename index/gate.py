@@ -13,7 +13,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
@@ -177,6 +177,13 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class MoreVariants:
+    """In `Annotated[A | B, MoreVariants(find)]`: further dataclasses of the union, found when a value is built."""
+
+    find: Callable[[], Iterable[type]]
+
+
 class _Gate:
     """One validation: remembers the root class, for the nearest name, and the place, for errors."""
 
@@ -297,11 +304,13 @@ def _hints_of(cls: type) -> dict[str, Any]:
 
 
 def _dataclasses_of(hint: Any) -> list[type]:
-    """The dataclasses a hint offers: itself, or the members of a union, looking through Annotated."""
+    """The dataclasses a hint offers: itself, or the members of a union, looking through Annotated; and `MoreVariants`."""
+    more: list[type] = []
     if typing.get_origin(hint) is typing.Annotated:
-        hint = typing.get_args(hint)[0]
+        hint, *marks = typing.get_args(hint)
+        more = [cls for mark in marks if isinstance(mark, MoreVariants) for cls in mark.find()]
     options = typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
-    return [o for o in options if isinstance(o, type) and dataclasses.is_dataclass(o)]
+    return [*(o for o in options if isinstance(o, type) and dataclasses.is_dataclass(o)), *more]
 
 
 def _nested_of(hint: Any) -> list[type]:

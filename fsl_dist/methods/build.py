@@ -37,3 +37,5 @@ def build_method(
             return FewShotNCA(config, method, selection, catalogue.labels)
         case CrossEntropyConfig() as method:
             return CrossEntropy(config, method, selection, catalogue.labels, device)
+        case method:
+            return method.build(config, catalogue, selection, device)

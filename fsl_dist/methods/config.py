@@ -1,9 +1,11 @@
 """What can be set on each method. The papers' three alphas are `memory`, `margin` and `scatter_weight` here."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from fsl_dist.errors import ConfigError
+from fsl_dist.methods.own import OwnMethodConfig, own_methods
+from index.gate import MoreVariants
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,7 +110,10 @@ class CrossEntropyConfig:
     """none; loss weights N/(C·n_c); or batches that draw the class first, then the image"""
 
 
-MethodConfig = PCNConfig | DeepKNNConfig | BatchHardConfig | FewShotNCAConfig | CrossEntropyConfig
+MethodConfig = Annotated[
+    PCNConfig | DeepKNNConfig | BatchHardConfig | FewShotNCAConfig | CrossEntropyConfig | OwnMethodConfig,
+    MoreVariants(own_methods),
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,17 +1,35 @@
 """What methods on stratified batches share: one batch a step, split over all workers, its embeddings gathered."""
 
+from typing import Protocol
+
 import numpy as np
 from numpy.typing import NDArray
 
 from fsl_dist.config import RunConfig
 from fsl_dist.data.selection import Selection
-from fsl_dist.methods.config import BatchHardConfig, DeepKNNConfig, FewShotNCAConfig
 from fsl_dist.methods.method import Batch, Memoryless
 from fsl_dist.samplers.stratified import stratified_batch, stratified_steps
 
 
+class StratifiedSettings(Protocol):
+    """What a method's settings must hold to draw stratified batches."""
+
+    @property
+    def normalise(self) -> bool:
+        """Embeddings on the unit sphere."""
+        ...
+
+    @property
+    def classes_per_batch(self) -> int:
+        """Classes in a batch."""
+        ...
+
+
 class StratifiedBatches(Memoryless):
-    """Batches of a few classes in equal numbers; the loss on their embeddings is the subclass's."""
+    """Batches of a few classes in equal numbers; the loss on their embeddings is the subclass's.
+
+    method: settings with `normalise` and `classes_per_batch`; labels: int64 [num_samples], of all samples by id.
+    """
 
     is_global = True
     num_outputs = 0
@@ -19,7 +37,7 @@ class StratifiedBatches(Memoryless):
     def __init__(
         self,
         config: RunConfig,
-        method: DeepKNNConfig | BatchHardConfig | FewShotNCAConfig,
+        method: StratifiedSettings,
         selection: Selection,
         labels: NDArray[np.int64],
     ) -> None:
