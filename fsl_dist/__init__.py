@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fsl_dist.losses.deep_knn import batch_neighbours, deep_knn_loss
     from fsl_dist.losses.nca import few_shot_nca_loss
     from fsl_dist.losses.pcn import PCNEpisode, class_scores, pcn_episode_loss, update_prototypes
+    from fsl_dist.losses.scatter import ScatterEpisode, scatter_episode_loss, scatter_loss
     from fsl_dist.models.backbones import build_network
     from fsl_dist.models.config import BackboneConfig
     from fsl_dist.models.embedding import Network
@@ -59,6 +60,7 @@ _ROOM_OF = {
     "PCNEpisode": "fsl_dist.losses.pcn",
     "PackOptions": "fsl_dist.data.pack",
     "Request": "fsl_dist.data.loader",
+    "ScatterEpisode": "fsl_dist.losses.scatter",
     "Selection": "fsl_dist.data.selection",
     "TableColumns": "fsl_dist.data.listing",
     "anchors_of_step": "fsl_dist.samplers.neighbourhood",
@@ -80,6 +82,8 @@ _ROOM_OF = {
     "pack": "fsl_dist.data.pack",
     "pcn_episode_loss": "fsl_dist.losses.pcn",
     "scan_batches": "fsl_dist.samplers.scan",
+    "scatter_episode_loss": "fsl_dist.losses.scatter",
+    "scatter_loss": "fsl_dist.losses.scatter",
     "share_of_rank": "fsl_dist.samplers.scan",
     "shuffled_batch": "fsl_dist.samplers.shuffled",
     "shuffled_steps": "fsl_dist.samplers.shuffled",
@@ -108,6 +112,7 @@ __all__ = [
     "Request",
     "RequestError",
     "ResplitOptions",
+    "ScatterEpisode",
     "Selection",
     "TableColumns",
     "TrainingError",
@@ -135,6 +140,8 @@ __all__ = [
     "pcn_episode_loss",
     "resplit",
     "scan_batches",
+    "scatter_episode_loss",
+    "scatter_loss",
     "share_of_rank",
     "shuffled_batch",
     "shuffled_steps",

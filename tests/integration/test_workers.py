@@ -27,9 +27,9 @@ NETWORK = [
     "data.decoder=torchvision",
     "backbone.name=conv4",
     "backbone.width=16",
-    "training.patience=0",
     "evaluation.batch_size=32",
 ]
+UNVALIDATED = ["training.patience=0"]
 PCN = [
     "method.kind=pcn",
     "method.clusters=3",
@@ -147,6 +147,7 @@ def worlds(digits: Path, damaged_digits: Path, tmp_path_factory: pytest.TempPath
                 "out": f"{place}.npz",
                 "settings": [
                     *NETWORK,
+                    *([] if any(key.startswith("training.patience") for key in settings) else UNVALIDATED),
                     *settings,
                     f"data.dataset={damaged_digits if 'damaged' in name else digits}",
                     f"run.dir={place}",
