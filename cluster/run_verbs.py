@@ -124,7 +124,7 @@ def evaluate(run: Path, protocol: str | None, as_json: bool, overrides: tuple[st
 
 
 def _describe(report: dict) -> str:
-    rows = [["metric", "value %", "± std", "draws"]]
+    rows = [["metric", "value %", "± std", "repeats"]]
     for name, value in report["metrics"].items():
         if isinstance(value, dict):
             rows.append([name, f"{value['mean'] * 100:.2f}", f"{value['std'] * 100:.2f}", str(value["n"])])

@@ -48,14 +48,13 @@ def cluster_scores(clusters: NDArray[np.int64], labels: NDArray[np.int64]) -> di
 def find_clusters(points: Floats, num_clusters: int, *, starts: int, random_state: int) -> NDArray[np.int64]:
     """k-means: the cluster of each of `points` [n, D], int64 [n]. The best of `starts` k-means++ starts.
 
-    Independent of the number of threads. With fewer distinct points than clusters some stay empty.
+    Independent of the number of threads. scikit-learn takes the mean off first, so float32 keeps its digits far from the
+    origin. With fewer distinct points than clusters some stay empty.
     """
-    # Far from the origin float32 would lose the distances; the mean is taken off in float64.
-    centred = (points - points.mean(axis=0, dtype=np.float64)).astype(points.dtype)
     kmeans = KMeans(num_clusters, init="k-means++", n_init=starts, random_state=random_state)
     with warnings.catch_warnings(), threadpool_limits(limits=1):
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return kmeans.fit_predict(centred).astype(np.int64)
+        return kmeans.fit_predict(points).astype(np.int64)
 
 
 def score_clusters(
