@@ -5,8 +5,8 @@
 
 By default 160 classes of 50 vectors around class centres, the size of tiered-ImageNet's test classes, at several overlaps;
 with --run the vectors that `fsl-dist evaluate RUN` has kept. Both cluster by 10 neighbours and the best of 10 k-means starts, on
-one thread; seconds are CPU seconds, which other work on the machine does not lengthen. scikit-learn runs once a data set: most of its time goes into eigenvectors, which ours makes once for all runs. Prints a
-Markdown table, then one JSON object.
+one thread; seconds are CPU seconds, which other work on the machine does not lengthen. scikit-learn makes its eigenvectors
+anew in every run, ours once for all runs. Prints a Markdown table, then one JSON object.
 """
 
 import argparse
