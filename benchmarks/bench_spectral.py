@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=160)
     parser.add_argument("--images", type=int, default=50, help="of a class")
     parser.add_argument("--dim", type=int, default=128)
-    parser.add_argument("--spreads", type=float, nargs="+", default=[1.0, 1.8, 2.2])
+    parser.add_argument("--spreads", type=float, nargs="+", default=[1.0, 1.6, 1.8])
     parser.add_argument("--seeds", type=int, default=5, help="runs of ours")
     parser.add_argument("--sklearn-seeds", type=int, default=1, help="runs of scikit-learn's")
     options = parser.parse_args()
