@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fsl_dist.losses.deep_knn import batch_neighbours, deep_knn_loss
     from fsl_dist.losses.nca import few_shot_nca_loss
     from fsl_dist.losses.pcn import PCNEpisode, class_scores, pcn_episode_loss, update_prototypes
+    from fsl_dist.losses.scatter import ScatterEpisode, scatter_episode_loss, scatter_loss
     from fsl_dist.methods.method import Batch, BatchLoss, Memoryless, Method
     from fsl_dist.methods.stratified import StratifiedBatches
     from fsl_dist.models.backbones import build_network
@@ -65,6 +66,7 @@ _ROOM_OF = {
     "PCNEpisode": "fsl_dist.losses.pcn",
     "PackOptions": "fsl_dist.data.pack",
     "Request": "fsl_dist.data.loader",
+    "ScatterEpisode": "fsl_dist.losses.scatter",
     "Selection": "fsl_dist.data.selection",
     "StratifiedBatches": "fsl_dist.methods.stratified",
     "TableColumns": "fsl_dist.data.listing",
@@ -87,6 +89,8 @@ _ROOM_OF = {
     "pack": "fsl_dist.data.pack",
     "pcn_episode_loss": "fsl_dist.losses.pcn",
     "scan_batches": "fsl_dist.samplers.scan",
+    "scatter_episode_loss": "fsl_dist.losses.scatter",
+    "scatter_loss": "fsl_dist.losses.scatter",
     "share_of_rank": "fsl_dist.samplers.scan",
     "shuffled_batch": "fsl_dist.samplers.shuffled",
     "shuffled_steps": "fsl_dist.samplers.shuffled",
@@ -119,6 +123,7 @@ __all__ = [
     "Request",
     "RequestError",
     "ResplitOptions",
+    "ScatterEpisode",
     "Selection",
     "StratifiedBatches",
     "TableColumns",
@@ -147,6 +152,8 @@ __all__ = [
     "pcn_episode_loss",
     "resplit",
     "scan_batches",
+    "scatter_episode_loss",
+    "scatter_loss",
     "share_of_rank",
     "shuffled_batch",
     "shuffled_steps",

@@ -10,8 +10,15 @@ from pathlib import Path
 
 from fsl_dist.data.config import DataConfig
 from fsl_dist.errors import ConfigError
-from fsl_dist.evaluation.config import EvaluationConfig
-from fsl_dist.methods.config import CrossEntropyConfig, DeepKNNConfig, MethodConfig, MiningConfig, PCNConfig
+from fsl_dist.evaluation.config import CLUSTER_SCORES, EvaluationConfig
+from fsl_dist.methods.config import (
+    CrossEntropyConfig,
+    DeepKNNConfig,
+    MethodConfig,
+    MiningConfig,
+    PCNConfig,
+    ScatterConfig,
+)
 from fsl_dist.models.config import BackboneConfig
 from fsl_dist.samplers.episode import EpisodeConfig
 from fsl_dist.training.config import TrainingConfig, WorkersConfig
@@ -53,6 +60,16 @@ class RunConfig:
     def __post_init__(self) -> None:
         if isinstance(self.method, PCNConfig):
             _check_temperatures(self.method, self.evaluation)
+        if (
+            isinstance(self.method, ScatterConfig)
+            and self.method.scatter_weight > 0
+            and self.episode.k_shot < 2
+        ):
+            raise ConfigError(
+                f"episode.k_shot={self.episode.k_shot} with method.scatter_weight={self.method.scatter_weight:g}: one image "
+                "has no scatter about its mean, so that term would be 0 (episode.k_shot=2 or more, or "
+                "method.scatter_weight=0)"
+            )
         if self.mining.source == "dataset" and not isinstance(self.method, DeepKNNConfig):
             raise ConfigError(
                 f"mining.source=dataset belongs to method.kind=deep_knn; this run has method.kind={self.method.kind}"
@@ -106,7 +123,12 @@ class RunConfig:
 
     @property
     def is_episodic(self) -> bool:
-        """Whether the method trains on episodes and is scored by prototypes."""
+        """Whether the method trains on episodes."""
+        return isinstance(self.method, PCNConfig | ScatterConfig)
+
+    @property
+    def has_prototypes(self) -> bool:
+        """Whether the method is scored by prototypes."""
         return isinstance(self.method, PCNConfig)
 
     @property
@@ -119,8 +141,10 @@ class RunConfig:
         """The validation metric by which the best epoch is kept."""
         if self.training.stop_metric:
             return self.training.stop_metric
-        if self.is_episodic:
+        if self.has_prototypes:
             return "mca/base"
+        if isinstance(self.method, ScatterConfig):
+            return "kmeans/ca"
         return f"knn/mcr@{self.validation_k_p}"
 
     @property
@@ -130,13 +154,19 @@ class RunConfig:
 
     @property
     def validation_metrics(self) -> tuple[str, ...]:
-        """What a validation can measure: of one family, the stop metric's own (`knn/…`, or `…/base`)."""
+        """What a validation can measure: of one family, the stop metric's own (`knn/…`, `…/base` or `kmeans/…`)."""
         of_classes = ("mca", "recall@5", "recall@10", "balanced_recall@5", "balanced_recall@10")
         base = tuple(f"{score}/base" for score in of_classes)
-        if self.is_episodic:
-            return base
+        kmeans = tuple(f"kmeans/{score}" for score in CLUSTER_SCORES)
+        if self.has_prototypes:
+            return (*base, *kmeans)
         knn = tuple(f"knn/{score}@{k_p}" for k_p in self.evaluation.k_p for score in ("acc", "mcr", "rs"))
-        return (*knn, *base) if self.has_classifier else knn
+        return (*knn, *(base if self.has_classifier else ()), *kmeans)
+
+    @property
+    def stops_by_clusters(self) -> bool:
+        """Whether the best epoch is chosen by clusters, which need no class that was trained on."""
+        return self.stop_metric.startswith("kmeans/")
 
     @property
     def base_clusters(self) -> int:

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from fsl_dist.errors import ConfigError
 
+CLUSTER_SCORES = ("ca", "nmi", "nmi_max", "ami", "ari")
+"""of a clustering against the classes, as `evaluation.clustering` computes them"""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationConfig:
@@ -27,9 +30,17 @@ class EvaluationConfig:
     draws: int = 10
     """draws of novel support and test images, 1 or more; scores are mean ± standard deviation over them"""
     kmeans_runs: int = 10
-    """k-means++ starts, 1 or more, of which the best is kept"""
+    """k-means++ starts, 1 or more, of which the best is kept: for prototypes, and for the last step of spectral. Protocol kmeans
+    takes one start a run"""
     fine_tune_epochs: int = 10
     """epochs at most for which protocol fine_tune trains in each draw, 1 or more; the paper is silent"""
+    num_clusters: int = 0
+    """clusters that protocols kmeans and spectral look for, 0: as many as the images have classes"""
+    clustering_runs: int = 5
+    """runs of kmeans and of spectral from different seeds, 1 or more; scores are mean ± standard deviation over them. A
+    validation by kmeans/… makes one run"""
+    spectral_neighbors: int = 10
+    """images that spectral joins each image to, 2 or more, itself counted, as scikit-learn counts them; the paper is silent"""
     batch_size: int = 256
     """images embedded at a time, 1 or more"""
 
@@ -55,6 +66,9 @@ class EvaluationConfig:
             ("draws", self.draws, 1),
             ("kmeans_runs", self.kmeans_runs, 1),
             ("fine_tune_epochs", self.fine_tune_epochs, 1),
+            ("num_clusters", self.num_clusters, 0),
+            ("clustering_runs", self.clustering_runs, 1),
+            ("spectral_neighbors", self.spectral_neighbors, 2),
             ("batch_size", self.batch_size, 1),
         ):
             if value < least:

@@ -10,6 +10,7 @@ from fsl_dist.config import RunConfig
 from fsl_dist.data.selection import Selection
 from fsl_dist.embedder import SelectionIndex
 from fsl_dist.errors import RequestError
+from fsl_dist.evaluation.clustering import ClusterProtocol, score_clusters
 from fsl_dist.evaluation.config import EvaluationConfig
 from fsl_dist.evaluation.few_shot import largest_classes
 from fsl_dist.evaluation.few_shot_knn import evaluate_few_shot_knn
@@ -17,13 +18,13 @@ from fsl_dist.evaluation.fine_tune import evaluate_fine_tune
 from fsl_dist.evaluation.knn import knn_metrics, score_knn
 from fsl_dist.evaluation.metrics import Repeated
 from fsl_dist.evaluation.prototypes import evaluate_prototypes
-from fsl_dist.methods.config import PCNConfig
+from fsl_dist.methods.config import PCNConfig, ScatterConfig
 from fsl_dist.training.distributed import WorkerGroup
 from fsl_dist.training.splits import RunSplits, split_run
 from fsl_dist.training.trained import TrainedRun, open_trained
 from index import LocalIndex
 
-PROTOCOLS = ("knn", "prototypes", "softmax", "few_shot_knn", "fine_tune")
+PROTOCOLS = ("knn", "prototypes", "softmax", "few_shot_knn", "fine_tune", "kmeans", "spectral")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,8 +49,8 @@ def evaluate_run(
     """Score a run's best checkpoint on its own data set.
 
     protocol: one of `PROTOCOLS`, or None for the method's own: `prototypes` for pcn, `softmax` for
-    cross_entropy, and `knn` for all. The baselines
-    `few_shot_knn` and `fine_tune` run by name only. settings: in place of the run's `evaluation.*`.
+    cross_entropy, and `knn` for all; but `kmeans` and `spectral` for scatter, and for every method where no query is of a
+    class that was trained on. The baselines `few_shot_knn` and `fine_tune` run by name only. settings: in place of the run's `evaluation.*`.
     Embeddings are kept under RUN/evaluation, so that scoring again with other settings embeds nothing.
 
     Raises RequestError when the data set has nothing to score, or the method has no such protocol.
@@ -74,6 +75,8 @@ def evaluate_run(
                 scores |= _score_few_shot_knn(trained, config, splits)
             case "fine_tune":
                 scores |= _score_fine_tune(trained, config, splits)
+            case "kmeans" | "spectral":
+                scores |= _score_clusters(name, trained, config, splits)
     if not scores:
         raise RequestError(
             f"data.dataset={config.data.dataset} has no test, val or novel split to score {run} on"
@@ -83,8 +86,12 @@ def evaluate_run(
 
 
 def _default_protocols(config: RunConfig, splits: RunSplits) -> list[str]:
+    if isinstance(config.method, ScatterConfig) or splits.has_unseen_queries:
+        return ["kmeans", "spectral"]
     own = [
-        name for name, has in (("prototypes", config.is_episodic), ("softmax", config.has_classifier)) if has
+        name
+        for name, has in (("prototypes", config.has_prototypes), ("softmax", config.has_classifier))
+        if has
     ]
     return [*own, "knn"] if splits.query is not None else [name for name in own if name == "prototypes"]
 
@@ -172,6 +179,18 @@ def _score_fine_tune(
         raise other_method("fine_tune", "cross_entropy", config)
     novel = require_novel("fine_tune", config, splits)
     return evaluate_fine_tune(trained, config, splits, novel)
+
+
+def _score_clusters(
+    protocol: ClusterProtocol, trained: TrainedRun, config: RunConfig, splits: RunSplits
+) -> dict[str, float | Repeated]:
+    if splits.query is None:
+        raise RequestError(
+            f"--protocol {protocol} clusters the test images; data.dataset={config.data.dataset} has no test and no val split "
+            "(pack with --split classes)"
+        )
+    index = open_selection(trained, config, splits.query_split, splits.query)
+    return dict(score_clusters(protocol, index, config.evaluation, seed=config.run.seed))
 
 
 def other_method(protocol: str, kind: str, config: RunConfig) -> RequestError:

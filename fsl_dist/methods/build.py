@@ -12,12 +12,14 @@ from fsl_dist.methods.config import (
     DeepKNNConfig,
     FewShotNCAConfig,
     PCNConfig,
+    ScatterConfig,
 )
 from fsl_dist.methods.cross_entropy import CrossEntropy
 from fsl_dist.methods.deep_knn import BatchMining, DatasetMining
 from fsl_dist.methods.few_shot_nca import FewShotNCA
 from fsl_dist.methods.method import Method
 from fsl_dist.methods.pcn import PCN
+from fsl_dist.methods.scatter import Scatter
 
 
 def build_method(
@@ -27,6 +29,8 @@ def build_method(
     match config.method:
         case PCNConfig() as method:
             return PCN(config, method, selection, list(catalogue.class_names), device)
+        case ScatterConfig() as method:
+            return Scatter(config, method, selection, list(catalogue.class_names))
         case DeepKNNConfig() as method if config.mining.source == "dataset":
             return DatasetMining(config, method, selection, catalogue.labels)
         case DeepKNNConfig() as method:

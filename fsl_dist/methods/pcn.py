@@ -13,21 +13,20 @@ from fsl_dist.data.selection import Selection
 from fsl_dist.evaluation.prototypes import fit_class_prototypes
 from fsl_dist.losses.pcn import pcn_episode_loss, update_prototypes
 from fsl_dist.methods.config import PCNConfig
+from fsl_dist.methods.episodic import Episodes, split_outputs
 from fsl_dist.methods.method import Batch, BatchLoss, TrainingIndex
-from fsl_dist.samplers.episode import Episode, draw_episode, fit_selection
+from fsl_dist.samplers.episode import Episode
 from fsl_dist.training.distributed import WorkerGroup
 
 
-class PCN:
+class PCN(Episodes):
     """Episodes, PCN's loss, and a memory of prototypes [num_classes, clusters, dim]."""
 
-    num_outputs = 0
     metrics: tuple[str, ...] = (
         "train/accuracy",
         "train/responsibility_perplexity",
         "train/low_responsibility_share",
     )
-    normalise = False
 
     def __init__(
         self,
@@ -37,21 +36,13 @@ class PCN:
         class_names: list[str],
         device: torch.device,
     ) -> None:
+        super().__init__(config, selection, class_names)
         self.method = method
-        self.episode = config.episode
-        self.seed = config.run.seed
-        self.per_step = config.episode.per_step or config.workers.num
-        self.is_global = config.episode.scope == "global"
         self.all_classes = selection
-        self.selection = fit_selection(selection, config.episode, class_names)
         self.starts_of_kmeans = config.evaluation.kmeans_runs
         self.device = device
         self.means = torch.zeros(0, 0, 0, device=device)  # [num_classes, clusters, dim] once prepared
         self.mask = torch.zeros(0, 0, dtype=torch.bool, device=device)  # [num_classes, clusters]
-
-    def num_steps(self) -> int:
-        """An epoch is `episode.per_epoch` episodes in all, whatever the number of workers."""
-        return -(-self.episode.per_epoch // self.per_step)
 
     def prepares_at(self, epoch: int, step: int) -> bool:
         """The memory is set anew at the start of every epoch."""
@@ -95,32 +86,13 @@ class PCN:
         self.mask = torch.ones(self.selection.num_classes, 1, dtype=torch.bool, device=self.device)
         return {}
 
-    def batches(self, epoch: int, step: int) -> list[Batch]:
-        """Episodes step·per_step … of the epoch, fewer in a last step that `per_epoch` cuts short."""
-        first = step * self.per_step
-        return [
-            self._batch(
-                draw_episode(self.selection, self.episode, seed=self.seed, epoch=epoch, number=number)
-            )
-            for number in range(first, min(first + self.per_step, self.episode.per_epoch))
-        ]
-
-    def _batch(self, episode: Episode) -> Batch:
-        # Images class by class, support before query: [n_way, k_shot + n_query].
-        ids = np.concatenate([episode.support, episode.query], axis=1)
-        labels = np.repeat(episode.classes, ids.shape[1])
-        return Batch(ids.reshape(-1), labels, weight=float(episode.query.size), payload=episode)
-
     def loss(self, outputs: Tensor, batch: Batch) -> BatchLoss:
         """PCN's Algorithm 1 on one episode, against the prototypes of the step's start."""
-        episode = batch.payload
-        assert isinstance(episode, Episode)
-        k_shot = episode.support.shape[1]
-        by_class = outputs.reshape(len(episode.classes), -1, outputs.shape[-1])
+        episode, support, query = split_outputs(outputs, batch)
         rows = self._rows_of(episode.classes)
         result = pcn_episode_loss(
-            by_class[:, :k_shot],
-            by_class[:, k_shot:],
+            support,
+            query,
             self.means[rows],
             self.mask[rows],
             temperature=self.method.temperature,

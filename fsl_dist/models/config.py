@@ -44,8 +44,8 @@ class BackboneConfig:
     """learning rate of the backbone as a multiple of `training.lr`, 0 or more; a head or classifier takes `training.lr`
     itself. 0 = the backbone's parameters stay (`batch_norm=frozen` keeps its statistics too)"""
     batch_norm: Literal["auto", "batch", "frozen", "ghost"] = "auto"
-    """statistics used in training; auto: ghost where all workers share a batch (every method but pcn, and global
-    episodes) and with training.chunk_size, else batch"""
+    """statistics used in training; auto: ghost where all workers share a batch (every method but pcn and scatter,
+    and global episodes) and with training.chunk_size, else batch"""
     batch_norm_group: int = 32
     """ghost: images a group, at least 2, and at least episode.n_way"""
 

@@ -66,8 +66,9 @@ class TrainingConfig:
     lr_gamma: float = 0.1
     """factor at a milestone, above 0"""
     stop_metric: str = ""
-    """validation metric to keep the best epoch of; empty = mca/base for episodic methods, else knn/mcr@5. For cross_entropy,
-    mca/base is the classifier's own mean class accuracy"""
+    """validation metric to keep the best epoch of; empty = mca/base for pcn, kmeans/ca for scatter, else knn/mcr@5. For
+    cross_entropy, mca/base is the classifier's own mean class accuracy. kmeans/ca clusters the validation images, which may
+    then be of classes that are not trained on"""
     patience: int = 10
     """validations without a better value before the run stops; 0 = no validation, the last epoch counts"""
     validate_every: int = 1

@@ -23,7 +23,7 @@ from fsl_dist.training.loop import Trainer
 from fsl_dist.training.optimizer import build_optimizer
 from fsl_dist.training.resume import check_resumable, settle
 from fsl_dist.training.runlog import describe_progress, last_step
-from fsl_dist.training.splits import split_run
+from fsl_dist.training.splits import check_stop, split_run
 from fsl_dist.training.trained import resolve_weights
 from index.storage import Owner, write_atomic
 
@@ -113,7 +113,9 @@ def check_run(config: RunConfig) -> int:
     """
     cpu = torch.device("cpu")
     catalogue, sample_shape = describe_samples(config.data)
-    method = build_method(config, catalogue, split_run(catalogue, config).train, cpu)
+    splits = split_run(catalogue, config)
+    check_stop(splits, config)
+    method = build_method(config, catalogue, splits.train, cpu)
     network = build_network(
         dataclasses.replace(config.backbone, pretrained=False),
         sample_shape=sample_shape,

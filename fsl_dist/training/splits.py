@@ -33,6 +33,11 @@ class RunSplits:
         """Whether validation is possible."""
         return self.stop is not None and len(self.stop) > 0
 
+    @property
+    def has_unseen_queries(self) -> bool:
+        """Whether there are queries, and none is of a class that was trained on."""
+        return self.query is not None and not np.isin(self.query.labels, self.gallery.labels).any()
+
 
 def split_run(catalogue: Catalogue, config: RunConfig) -> RunSplits:
     """Gallery = train; queries = test, else val; with val as queries, early stopping holds out part of train.
@@ -61,3 +66,22 @@ def split_run(catalogue: Catalogue, config: RunConfig) -> RunSplits:
         query_split=query_split,
         novel=catalogue.select("novel") if "novel" in present else None,
     )
+
+
+def check_stop(splits: RunSplits, config: RunConfig) -> None:
+    """Raise RequestError where the images kept for validation cannot be scored by the stop metric."""
+    stop = splits.stop
+    if stop is None or not splits.has_stop or config.training.patience == 0 or config.training.epochs == 0:
+        return
+    if config.stops_by_clusters:
+        if stop.num_classes < 2:
+            raise RequestError(
+                f"training.stop_metric={config.stop_metric} clusters the images kept for validation and needs two classes of "
+                f"them; there is {stop.num_classes} (training.patience=0 keeps the last epoch instead)"
+            )
+    elif not np.isin(stop.labels, splits.train.labels).any():
+        raise RequestError(
+            f"training.stop_metric={config.stop_metric} compares images with others of their class; none of the "
+            f"{stop.num_classes} classes of the val split is among the {splits.train.num_classes} of train "
+            "(training.stop_metric=kmeans/ca clusters them instead)"
+        )

@@ -1,4 +1,4 @@
-"""The score a run stops by, on images kept out of training: prototypes for episodic methods, kNN or the classifier."""
+"""The score a run stops by, on images kept out of training: prototypes, kNN, the classifier, or clusters."""
 
 import dataclasses
 import json
@@ -9,6 +9,7 @@ import torch
 from fsl_dist.config import RunConfig
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.embedder import Embedder, SelectionIndex
+from fsl_dist.evaluation.clustering import score_clusters
 from fsl_dist.evaluation.few_shot import group_scores, positions_among
 from fsl_dist.evaluation.knn import count_right_inside, score_knn
 from fsl_dist.evaluation.metrics import Repeated, rank_targets
@@ -66,6 +67,8 @@ class Validation:
         assert self.stop_index is not None
         self.stop_index.move_to(self.train_index.parameters)
         group = self.train_index.group
+        if self.config.stops_by_clusters:
+            return self._measure_clusters(group)
         if self.config.has_classifier and not self.config.stop_metric.startswith("knn/"):
             return self._measure_classifier(group)
         gallery, queries = self.train_index.open(), self.stop_index.open()
@@ -102,4 +105,18 @@ class Validation:
             logits = self.embedder.classify(queries.vectors(0, queries.num_vectors))
             targets = positions_among(queries.labels, self.splits.train.labels)
             metrics = group_scores("base", rank_targets(logits, targets), queries.labels)
+        return json.loads(group.share_text(json.dumps(metrics)))
+
+    def _measure_clusters(self, group: WorkerGroup) -> dict[str, float]:
+        """Scores of one k-means run with as many clusters as classes; no training image is embedded. Collective.
+
+        Every validation starts from the same seed, as the authors' scripts do.
+        """
+        assert self.stop_index is not None
+        index = self.stop_index.open()
+        metrics: dict[str, float] = {}
+        if group.is_first:
+            settings = dataclasses.replace(self.config.evaluation, clustering_runs=1, num_clusters=0)
+            found = score_clusters("kmeans", index, settings, seed=self.config.run.seed)
+            metrics = {name: value.mean for name, value in found.items()}
         return json.loads(group.share_text(json.dumps(metrics)))

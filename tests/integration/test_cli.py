@@ -1,6 +1,7 @@
 """The command line as a person meets it: one chain from images to scores, and every mistake in one line."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -110,6 +111,43 @@ def test_doctor_tells_what_is_here(cli: Cli) -> None:
     assert code == 0
     assert found["torch"].startswith("2.")
     assert found["decoder"] in ("dali", "torchvision")
+
+
+def test_images_to_clusters_of_classes_that_were_not_trained_on(
+    cli: Cli, base_novel: Path, tmp_path: Path
+) -> None:
+    dataset, run = tmp_path / "digits", tmp_path / "run"
+    shutil.copytree(base_novel, dataset)
+    assert cli("resplit", dataset, "--split", "classes", "--fractions", "0.4,0.3,0.3")[0] == 0
+    settings = [*SMALL, f"data.dataset={dataset}", f"run.dir={run}", "training.epochs=2"]
+    refused(
+        cli("train", *settings, "method.kind=cross_entropy"),
+        "training.stop_metric=knn/mcr@5",
+        "none of the 3 classes of the val split is among the 4 of train",
+        "training.stop_metric=kmeans/ca",
+    )
+    assert not run.exists()
+    episodes = [*(key for key in PCN if key.startswith("episode.") and "n_way" not in key), "episode.n_way=4"]
+    code, out, err = cli("train", "--json", *settings, *episodes, "method.kind=scatter")
+    assert code == 0, err
+    assert json.loads(out)["stop_metric"] == "kmeans/ca"
+
+    code, out, err = cli("evaluate", run, "--json", "evaluation.clustering_runs=3")
+    assert code == 0, err
+    assert "no training image" not in err
+    report = json.loads(out)
+    assert report["split"] == "test"
+    scores = ("ca", "nmi", "nmi_max", "ami", "ari")
+    assert set(report["metrics"]) == {
+        f"{name}/{score}" for name in ("kmeans", "spectral") for score in scores
+    }
+    assert {value["n"] for value in report["metrics"].values()} == {3}
+    assert 1 / 3 <= report["metrics"]["kmeans/ca"]["mean"] <= 1
+    refused(
+        cli("evaluate", run, "--protocol", "spectral", "evaluation.num_clusters=1000"),
+        "--protocol spectral with evaluation.num_clusters=1000",
+        "72 images of 3 classes",
+    )
 
 
 def test_images_to_scores_with_novel_classes(cli: Cli, base_novel: Path, tmp_path: Path) -> None:

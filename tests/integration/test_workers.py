@@ -27,14 +27,22 @@ NETWORK = [
     "data.decoder=torchvision",
     "backbone.name=conv4",
     "backbone.width=16",
-    "training.patience=0",
     "evaluation.batch_size=32",
 ]
+UNVALIDATED = ["training.patience=0"]
 PCN = [
     "method.kind=pcn",
     "method.clusters=3",
     "method.temperature=1.0",
     "evaluation.delta_tau=[0]",
+    "episode.n_way=5",
+    "episode.k_shot=4",
+    "episode.n_query=3",
+    "episode.per_epoch=6",
+]
+SCATTER = [
+    "method.kind=scatter",
+    "method.scatter_weight=0.4",
     "episode.n_way=5",
     "episode.k_shot=4",
     "episode.n_query=3",
@@ -51,6 +59,8 @@ STEPS = {
     "pcn, fewer episodes than workers": [*PCN, "episode.per_step=1"],
     "pcn, one episode over all workers": [*PCN, "episode.scope=global", "episode.per_step=1"],
     "pcn, two episodes over all workers": [*PCN, "episode.scope=global", "episode.per_step=2"],
+    "scatter, three episodes": [*SCATTER, "episode.per_step=3"],
+    "scatter, two episodes over all workers": [*SCATTER, "episode.scope=global", "episode.per_step=2"],
     "deep kNN, batch": [*DEEP_KNN, *GROUPS],
     "deep kNN, dataset": [*MINED, *GROUPS],
     "deep kNN, dataset, damaged images": [*MINED, *GROUPS],
@@ -74,6 +84,11 @@ CHUNKED = {
     "pcn, frozen batch norm": (8, [*PCN, "backbone.batch_norm=frozen", "episode.per_step=2"]),
     "pcn, fewer episodes than workers": (9, [*PCN, *GHOST, "episode.per_step=1"]),
     "pcn, two episodes over all workers": (9, [*PCN, *GHOST, "episode.scope=global", "episode.per_step=2"]),
+    "scatter": (18, [*SCATTER, *GHOST, "episode.per_step=2"]),
+    "scatter, one episode over all workers": (
+        9,
+        [*SCATTER, *GHOST, "episode.scope=global", "episode.per_step=1"],
+    ),
     "deep kNN, batch": (28, [*DEEP_KNN, *GROUPS]),
     "deep kNN, dataset": (16, [*MINED, *GROUPS]),
     "cross entropy": (
@@ -84,6 +99,14 @@ CHUNKED = {
 MEMORY = {"means", "mask"}
 RUNS = {
     "pcn": [*PCN, "episode.per_step=2", "backbone.batch_norm=frozen", "training.epochs=2"],
+    "scatter": [
+        *SCATTER,
+        "episode.per_step=2",
+        "backbone.batch_norm=frozen",
+        "training.epochs=2",
+        "training.patience=2",
+        "data.holdout_fraction=0.4",
+    ],
     "mined": [*MINED, "training.images=66"],
     # Three groups of images a step for two workers, then one: what is mined later rests on running statistics.
     "mined anew, unequal groups": [*MINED, *REFRESHED, "backbone.batch_norm_group=22"],
@@ -124,6 +147,7 @@ def worlds(digits: Path, damaged_digits: Path, tmp_path_factory: pytest.TempPath
                 "out": f"{place}.npz",
                 "settings": [
                     *NETWORK,
+                    *([] if any(key.startswith("training.patience") for key in settings) else UNVALIDATED),
                     *settings,
                     f"data.dataset={damaged_digits if 'damaged' in name else digits}",
                     f"run.dir={place}",
@@ -212,6 +236,17 @@ def test_training_on_two_workers_learns_as_on_one(worlds: dict[int, Path]) -> No
     assert len(curves[0]) == 6
     # float32 over six steps and two k-means: rounding grows, nothing else differs.
     np.testing.assert_allclose(curves[0], curves[1], rtol=1e-3)
+
+
+def test_two_workers_stop_by_the_clusters_of_one(worlds: dict[int, Path]) -> None:
+    found = [
+        [line["eval/kmeans/ca"] for line in read_metrics(place_of(worlds, world_size, "train scatter"))
+         if "eval/kmeans/ca" in line]
+        for world_size in (1, 2)
+    ]  # fmt: skip
+    assert len(found[0]) == 2
+    # Of 50 images, rounding may move one.
+    assert found[0] == pytest.approx(found[1], abs=1.01 / 50)
 
 
 def test_training_in_chunks_learns_as_without(worlds: dict[int, Path]) -> None:

@@ -83,6 +83,17 @@ def test_defaults_round_trip() -> None:
             ["mining.source=dataset", "mining.refresh_steps=10", "mining.refresh_lag=10"],
             ["mining.refresh_lag=10", "below mining.refresh_steps=10"],
         ),
+        (["method.kind=scatter", "method.scatter_weight=1.1"], ["method.scatter_weight=1.1", "0 … 1"]),
+        (["method.kind=scatter", "method.distance=cosine"], ["method.distance", "euclidean", "squared"]),
+        (
+            ["method.kind=scatter", "episode.k_shot=1"],
+            ["episode.k_shot=1", "scatter_weight=0.1", "k_shot=2 or more"],
+        ),
+        (["method.kind=scatter", "training.stop_metric=mca/base"], ["mca/base", "scatter", "kmeans/ca"]),
+        (
+            ["method.kind=scatter", "backbone.batch_norm=ghost", "backbone.batch_norm_group=8"],
+            ["batch_norm_group=8", "n_way=10"],
+        ),
         (["mining.actors=0"], ["mining.actors=0", "at least 1"]),
         (["mining.gpus=-1"], ["mining.gpus=-1"]),
     ],
@@ -104,6 +115,13 @@ def test_stop_metric_follows_the_method() -> None:
     assert of("method.kind=pcn").stop_metric == "mca/base"
     assert of("evaluation.k_p=[1,5]").stop_metric == "knn/mcr@5"
     assert of("evaluation.k_p=[3]").stop_metric == "knn/mcr@3"
+    assert of("method.kind=scatter").stop_metric == "kmeans/ca"
+    assert of("method.kind=cross_entropy", "training.stop_metric=kmeans/ca").stops_by_clusters
+    assert not of("method.kind=cross_entropy").stops_by_clusters
+
+
+def test_episodes_of_one_image_a_class_have_cross_entropy_alone() -> None:
+    assert of("method.kind=scatter", "episode.k_shot=1", "method.scatter_weight=0").episode.k_shot == 1
 
 
 def test_evaluation_clusters_are_the_methods_unless_set() -> None:

@@ -82,6 +82,9 @@ def test_repeated_divides_by_n():
         ({"novel_test": 0}, r"evaluation\.novel_test=0 must be 1 or more"),
         ({"draws": 0}, r"evaluation\.draws=0 must be 1 or more"),
         ({"kmeans_runs": 0}, r"evaluation\.kmeans_runs=0 must be 1 or more"),
+        ({"num_clusters": -1}, r"evaluation\.num_clusters=-1 must be 0 or more"),
+        ({"clustering_runs": 0}, r"evaluation\.clustering_runs=0 must be 1 or more"),
+        ({"spectral_neighbors": 1}, r"evaluation\.spectral_neighbors=1 must be 2 or more"),
         ({"batch_size": 0}, r"evaluation\.batch_size=0 must be 1 or more"),
     ],
 )
