@@ -11,7 +11,14 @@ from pathlib import Path
 from fsl_dist.data.config import DataConfig
 from fsl_dist.errors import ConfigError
 from fsl_dist.evaluation.config import EvaluationConfig
-from fsl_dist.methods.config import CrossEntropyConfig, DeepKNNConfig, MethodConfig, MiningConfig, PCNConfig
+from fsl_dist.methods.config import (
+    CHAIConfig,
+    CrossEntropyConfig,
+    DeepKNNConfig,
+    MethodConfig,
+    MiningConfig,
+    PCNConfig,
+)
 from fsl_dist.models.config import BackboneConfig
 from fsl_dist.samplers.episode import EpisodeConfig
 from fsl_dist.training.config import TrainingConfig, WorkersConfig
@@ -65,6 +72,11 @@ class RunConfig:
             raise ConfigError(
                 f"training.stop_metric={self.stop_metric} is not measured for method.kind={self.method.kind}; "
                 f"measured are {', '.join(self.validation_metrics)}"
+            )
+        if self.backbone.fc7 and not self.has_classifier:
+            raise ConfigError(
+                "backbone.fc7=true stands before the classifier of method.kind=cross_entropy; this run has method.kind="
+                f"{self.method.kind}"
             )
         self._check_batch_norm()
 
@@ -130,12 +142,14 @@ class RunConfig:
 
     @property
     def validation_metrics(self) -> tuple[str, ...]:
-        """What a validation can measure: of one family, the stop metric's own (`knn/…`, or `…/base`)."""
+        """What a run can stop by; a validation measures the stop metric's own family (`knn/…`, `…/base`), chai's triplets too."""
         of_classes = ("mca", "recall@5", "recall@10", "balanced_recall@5", "balanced_recall@10")
         base = tuple(f"{score}/base" for score in of_classes)
         if self.is_episodic:
             return base
         knn = tuple(f"knn/{score}@{k_p}" for k_p in self.evaluation.k_p for score in ("acc", "mcr", "rs"))
+        if isinstance(self.method, CHAIConfig) and self.method.validation_triplets:
+            return (*knn, "triplet/acc")
         return (*knn, *base) if self.has_classifier else knn
 
     @property

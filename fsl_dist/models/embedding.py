@@ -137,7 +137,7 @@ class Network(nn.Module):
 
 def without_heads(network: Network) -> Network:
     """The same backbone, parameters shared, with its features as the embedding: what a map head or head is put on."""
-    return Network(network.backbone, network.feature_dim)
+    return Network(network.backbone, network.feature_dim).train(network.training)
 
 
 def _at_least_float32(values: Tensor) -> Tensor:

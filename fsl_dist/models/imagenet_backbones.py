@@ -91,7 +91,9 @@ def _with_linear_layers(network: nn.Module, *, last: int) -> MapBackbone:
 
 def alexnet_fc7() -> nn.Module:
     """AlexNet's second linear layer with the dropout before and the ReLU after it: float [n, 4096] → [n, 4096]."""
-    return nn.Sequential(OrderedDict(dropout=nn.Dropout(), linear=FullPrecisionLinear(4096, 4096), relu=nn.ReLU()))
+    return nn.Sequential(
+        OrderedDict(dropout=nn.Dropout(), linear=FullPrecisionLinear(4096, 4096), relu=nn.ReLU())
+    )
 
 
 def _convnext(network: nn.Module) -> MapBackbone:

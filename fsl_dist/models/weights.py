@@ -26,6 +26,7 @@ def load_initial(network: Network, config: BackboneConfig) -> None:
     A map head is taken along where both networks have one, and stays as drawn where the weights have none. Raises
     RequestError where the weights cannot be had or do not fit.
     """
+    loaded: Mapping[str, Tensor]
     if config.weights:
         source, loaded = f"backbone.weights={config.weights}", _read_tensors(config.weights)
     elif config.pretrained:
@@ -58,7 +59,9 @@ def _load_fc7(fc7: nn.Module, loaded: Mapping[str, Tensor], source: str) -> None
     """From a run with fc7, or from AlexNet's own file, where it is the fifth layer of `classifier`."""
     given = _part_of(loaded, "fc7.linear.") or _part_of(loaded, "classifier.4.")
     linear = fc7.get_submodule("linear")
-    if any(name not in given or given[name].shape != value.shape for name, value in linear.state_dict().items()):
+    if any(
+        name not in given or given[name].shape != value.shape for name, value in linear.state_dict().items()
+    ):
         raise RequestError(
             f"{source} has no fc7 of 4096 by 4096 to start from (AlexNet's own file has; backbone.fc7=false goes without)"
         )
