@@ -53,10 +53,6 @@ class MapHead(nn.Module):
     def __init__(self, channels: int, num_maps: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, num_maps, kernel_size=3, padding=1)
-        # He et al. 2015: torch's own start is √6 smaller, and squared distances 6 times, against a margin of 1.
-        nn.init.kaiming_normal_(self.conv.weight, nonlinearity="relu")
-        assert self.conv.bias is not None
-        nn.init.zeros_(self.conv.bias)
 
     def forward(self, maps: Tensor) -> Tensor:
         """`maps` (float, any precision) → the weights' dtype, 0 or more."""
