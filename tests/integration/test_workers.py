@@ -85,7 +85,7 @@ CHUNKED = {
         ["method.kind=cross_entropy", "training.batch_size=50", "backbone.batch_norm_group=10"],
     ),
 }
-MEMORY = {"means", "mask"}
+MEMORY = {"means", "mask", "blind_groups"}
 RUNS = {
     "pcn": [*PCN, "episode.per_step=2", "backbone.batch_norm=frozen", "training.epochs=2"],
     "mined": [*MINED, "training.images=66"],
