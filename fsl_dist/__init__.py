@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fsl_dist.losses.deep_knn import batch_neighbours, deep_knn_loss
     from fsl_dist.losses.nca import few_shot_nca_loss
     from fsl_dist.losses.pcn import PCNEpisode, class_scores, pcn_episode_loss, update_prototypes
+    from fsl_dist.losses.triplet import triplet_loss
     from fsl_dist.models.backbones import build_network
     from fsl_dist.models.config import BackboneConfig
     from fsl_dist.models.embedding import Network
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from fsl_dist.samplers.shuffled import class_balanced_batch, shuffled_batch, shuffled_steps
     from fsl_dist.samplers.split import holdout
     from fsl_dist.samplers.stratified import stratified_batch, stratified_steps
+    from fsl_dist.samplers.triplet import TripletKeys, draw_triplets, gather_images, sampling_keys
 
 _ROOM_OF = {
     "AdoptOptions": "fsl_dist.data.adopt",
@@ -61,6 +63,7 @@ _ROOM_OF = {
     "Request": "fsl_dist.data.loader",
     "Selection": "fsl_dist.data.selection",
     "TableColumns": "fsl_dist.data.listing",
+    "TripletKeys": "fsl_dist.samplers.triplet",
     "anchors_of_step": "fsl_dist.samplers.neighbourhood",
     "anchors_per_step": "fsl_dist.samplers.neighbourhood",
     "batch_hard_loss": "fsl_dist.losses.batch_hard",
@@ -72,19 +75,23 @@ _ROOM_OF = {
     "cross_entropy_loss": "fsl_dist.losses.cross_entropy",
     "deep_knn_loss": "fsl_dist.losses.deep_knn",
     "draw_episode": "fsl_dist.samplers.episode",
+    "draw_triplets": "fsl_dist.samplers.triplet",
     "few_shot_nca_loss": "fsl_dist.losses.nca",
     "fit_selection": "fsl_dist.samplers.episode",
+    "gather_images": "fsl_dist.samplers.triplet",
     "gather_neighbourhood": "fsl_dist.samplers.neighbourhood",
     "holdout": "fsl_dist.samplers.split",
     "open_source": "fsl_dist.data.loader",
     "pack": "fsl_dist.data.pack",
     "pcn_episode_loss": "fsl_dist.losses.pcn",
+    "sampling_keys": "fsl_dist.samplers.triplet",
     "scan_batches": "fsl_dist.samplers.scan",
     "share_of_rank": "fsl_dist.samplers.scan",
     "shuffled_batch": "fsl_dist.samplers.shuffled",
     "shuffled_steps": "fsl_dist.samplers.shuffled",
     "stratified_batch": "fsl_dist.samplers.stratified",
     "stratified_steps": "fsl_dist.samplers.stratified",
+    "triplet_loss": "fsl_dist.losses.triplet",
     "update_prototypes": "fsl_dist.losses.pcn",
 }
 
@@ -111,6 +118,7 @@ __all__ = [
     "Selection",
     "TableColumns",
     "TrainingError",
+    "TripletKeys",
     "VersionError",
     "WriteReport",
     "adopt",
@@ -126,20 +134,24 @@ __all__ = [
     "cross_entropy_loss",
     "deep_knn_loss",
     "draw_episode",
+    "draw_triplets",
     "few_shot_nca_loss",
     "fit_selection",
+    "gather_images",
     "gather_neighbourhood",
     "holdout",
     "open_source",
     "pack",
     "pcn_episode_loss",
     "resplit",
+    "sampling_keys",
     "scan_batches",
     "share_of_rank",
     "shuffled_batch",
     "shuffled_steps",
     "stratified_batch",
     "stratified_steps",
+    "triplet_loss",
     "update_prototypes",
 ]
 
