@@ -101,7 +101,8 @@ def adopt(
 @click.option("--label-column", help="Column of class names.  [default: classes stay]")
 @click.option("--group-column", help="Column of a second label.  [default: groups stay]")
 @click.option(
-    "--blind-group-column", help="Column of a label that only the evaluation sees.  [default: they stay]"
+    "--blind-group-column",
+    help="Column of a label given without a look at the class (chai's joint).  [default: they stay]",
 )
 @click.option("--split-column", help="Column with train, val, test or novel for every image.")
 @click.option(

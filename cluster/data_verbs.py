@@ -19,7 +19,9 @@ from cluster.dataset_options import emit_written, make_progress, split_options
 @click.option("--path-column", help="Column of image paths.  [default: file]")
 @click.option("--label-column", help="Column of class names.  [default: class]")
 @click.option("--group-column", help="Column of a second label (subclass, patient …).")
-@click.option("--blind-group-column", help="Column of a label that only the evaluation sees.")
+@click.option(
+    "--blind-group-column", help="Column of a label given without a look at the class (chai's joint)."
+)
 @click.option("--mask-column", help="Column of mask images, stored beside their images.")
 @click.option("--split-column", help="Column with train, val, test or novel for every image.")
 @click.option(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fsl_dist.losses.nca import few_shot_nca_loss
     from fsl_dist.losses.pcn import PCNEpisode, class_scores, pcn_episode_loss, update_prototypes
     from fsl_dist.losses.scatter import ScatterEpisode, scatter_episode_loss, scatter_loss
+    from fsl_dist.losses.triplet import triplet_loss
     from fsl_dist.methods.method import Batch, BatchLoss, Memoryless, Method
     from fsl_dist.methods.stratified import StratifiedBatches
     from fsl_dist.models.backbones import build_network
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from fsl_dist.samplers.shuffled import class_balanced_batch, shuffled_batch, shuffled_steps
     from fsl_dist.samplers.split import holdout
     from fsl_dist.samplers.stratified import stratified_batch, stratified_steps
+    from fsl_dist.samplers.triplet import TripletKeys, draw_triplets, gather_images, sampling_keys
 
 _ROOM_OF = {
     "AdoptOptions": "fsl_dist.data.adopt",
@@ -70,6 +72,7 @@ _ROOM_OF = {
     "Selection": "fsl_dist.data.selection",
     "StratifiedBatches": "fsl_dist.methods.stratified",
     "TableColumns": "fsl_dist.data.listing",
+    "TripletKeys": "fsl_dist.samplers.triplet",
     "anchors_of_step": "fsl_dist.samplers.neighbourhood",
     "anchors_per_step": "fsl_dist.samplers.neighbourhood",
     "batch_hard_loss": "fsl_dist.losses.batch_hard",
@@ -81,13 +84,16 @@ _ROOM_OF = {
     "cross_entropy_loss": "fsl_dist.losses.cross_entropy",
     "deep_knn_loss": "fsl_dist.losses.deep_knn",
     "draw_episode": "fsl_dist.samplers.episode",
+    "draw_triplets": "fsl_dist.samplers.triplet",
     "few_shot_nca_loss": "fsl_dist.losses.nca",
     "fit_selection": "fsl_dist.samplers.episode",
+    "gather_images": "fsl_dist.samplers.triplet",
     "gather_neighbourhood": "fsl_dist.samplers.neighbourhood",
     "holdout": "fsl_dist.samplers.split",
     "open_source": "fsl_dist.data.loader",
     "pack": "fsl_dist.data.pack",
     "pcn_episode_loss": "fsl_dist.losses.pcn",
+    "sampling_keys": "fsl_dist.samplers.triplet",
     "scan_batches": "fsl_dist.samplers.scan",
     "scatter_episode_loss": "fsl_dist.losses.scatter",
     "scatter_loss": "fsl_dist.losses.scatter",
@@ -96,6 +102,7 @@ _ROOM_OF = {
     "shuffled_steps": "fsl_dist.samplers.shuffled",
     "stratified_batch": "fsl_dist.samplers.stratified",
     "stratified_steps": "fsl_dist.samplers.stratified",
+    "triplet_loss": "fsl_dist.losses.triplet",
     "update_prototypes": "fsl_dist.losses.pcn",
 }
 
@@ -128,6 +135,7 @@ __all__ = [
     "StratifiedBatches",
     "TableColumns",
     "TrainingError",
+    "TripletKeys",
     "VersionError",
     "WriteReport",
     "adopt",
@@ -143,14 +151,17 @@ __all__ = [
     "cross_entropy_loss",
     "deep_knn_loss",
     "draw_episode",
+    "draw_triplets",
     "few_shot_nca_loss",
     "fit_selection",
+    "gather_images",
     "gather_neighbourhood",
     "holdout",
     "open_source",
     "pack",
     "pcn_episode_loss",
     "resplit",
+    "sampling_keys",
     "scan_batches",
     "scatter_episode_loss",
     "scatter_loss",
@@ -159,6 +170,7 @@ __all__ = [
     "shuffled_steps",
     "stratified_batch",
     "stratified_steps",
+    "triplet_loss",
     "update_prototypes",
 ]
 

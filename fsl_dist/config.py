@@ -12,6 +12,7 @@ from fsl_dist.data.config import DataConfig
 from fsl_dist.errors import ConfigError
 from fsl_dist.evaluation.config import CLUSTER_SCORES, EvaluationConfig
 from fsl_dist.methods.config import (
+    CHAIConfig,
     CrossEntropyConfig,
     DeepKNNConfig,
     MethodConfig,
@@ -82,6 +83,11 @@ class RunConfig:
             raise ConfigError(
                 f"training.stop_metric={self.stop_metric} is not measured for method.kind={self.method.kind}; "
                 f"measured are {', '.join(self.validation_metrics)}"
+            )
+        if self.backbone.fc7 and not self.has_classifier:
+            raise ConfigError(
+                "backbone.fc7=true stands before the classifier of method.kind=cross_entropy; this run has method.kind="
+                f"{self.method.kind}"
             )
         self._check_batch_norm()
 
@@ -154,14 +160,17 @@ class RunConfig:
 
     @property
     def validation_metrics(self) -> tuple[str, ...]:
-        """What a validation can measure: of one family, the stop metric's own (`knn/…`, `…/base` or `kmeans/…`)."""
+        """What a run can stop by; a validation measures the stop metric's own family (`knn/…`, `…/base`, `kmeans/…`), chai's triplets too."""
         of_classes = ("mca", "recall@5", "recall@10", "balanced_recall@5", "balanced_recall@10")
         base = tuple(f"{score}/base" for score in of_classes)
         kmeans = tuple(f"kmeans/{score}" for score in CLUSTER_SCORES)
         if self.has_prototypes:
             return (*base, *kmeans)
         knn = tuple(f"knn/{score}@{k_p}" for k_p in self.evaluation.k_p for score in ("acc", "mcr", "rs"))
-        return (*knn, *(base if self.has_classifier else ()), *kmeans)
+        own: tuple[str, ...] = base if self.has_classifier else ()
+        if isinstance(self.method, CHAIConfig) and self.method.validation_triplets:
+            own = ("triplet/acc",)
+        return (*knn, *own, *kmeans)
 
     @property
     def stops_by_clusters(self) -> bool:

@@ -17,7 +17,7 @@ from fsl_dist.data.loader import Loader, Request, Source
 from fsl_dist.data.selection import Selection
 from fsl_dist.errors import TrainingError, VersionError
 from fsl_dist.methods.neighbour_table import WEIGHTS, mine_part
-from fsl_dist.models.embedding import Network
+from fsl_dist.models.embedding import Network, without_heads
 from fsl_dist.samplers.scan import scan_batches, share_of_rank
 from fsl_dist.training.distributed import WorkerGroup
 from index import IndexConfig, LocalIndex, Owner, Staging, open_index
@@ -168,6 +168,17 @@ class SelectionIndex:
             finished = self.group.share_text(str(self._find(source) or "") if self.group.is_first else "")
             self._opened = open_index(Path(finished) if finished else self._build(source))
         return self._opened
+
+    def features(self) -> NDArray[np.float32]:
+        """float32 [num_images, feature_dim]: the backbone's features before any head, in the selection's order.
+
+        At the present parameters, kept nowhere. Collective: each worker embeds its share.
+        """
+        bare = self.embedder.of_network(without_heads(self.embedder.network))
+        features = torch.zeros(len(self.selection), bare.dim, device=bare.device)
+        own = bare.embed(self.selection.ids[self.share()])
+        features[self.share()] = torch.from_numpy(own).to(bare.device)
+        return self.group.sum_(features).cpu().numpy()
 
     def start_table(self, folder: Path, num_same: int, num_other: int, weights: Path | None = None) -> None:
         """Begin to fill `folder` with the neighbour table at the present parameters, or at those in `weights`.

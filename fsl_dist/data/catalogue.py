@@ -97,7 +97,7 @@ class CatalogueMetadata:
     group_names: Sequence[str] = ()
     """name of each group"""
     blind_group_names: Sequence[str] = ()
-    """name of each blind group (kept from the methods, read by the evaluation)"""
+    """name of each blind group: a second label given without a look at the class"""
     unit_names: Sequence[str] = ()
     """name of each unit that no split divides (a patient, a lesion)"""
     shards: Sequence[ShardFile] = ()

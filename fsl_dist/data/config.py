@@ -44,7 +44,7 @@ class DataConfig:
     """half-width of the training saturation factor about each pixel's luma, 0 … 1 (no effect on grey)"""
     holdout_fraction: float = 0.1
     """share of train held out for early stopping where no val split is free for it (val serves as queries, or is not
-    there), by group, 0 … 1 exclusive"""
+    there), by group, or by unit for chai; 0 … 1 exclusive"""
     threads: int = 2
     """threads a worker reads and decodes with, ≥ 1"""
     prefetch: int = 2

@@ -6,8 +6,10 @@ from fsl_dist.config import RunConfig
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.selection import Selection
 from fsl_dist.methods.batch_hard import BatchHard
+from fsl_dist.methods.chai import CHAI
 from fsl_dist.methods.config import (
     BatchHardConfig,
+    CHAIConfig,
     CrossEntropyConfig,
     DeepKNNConfig,
     FewShotNCAConfig,
@@ -41,5 +43,7 @@ def build_method(
             return FewShotNCA(config, method, selection, catalogue.labels)
         case CrossEntropyConfig() as method:
             return CrossEntropy(config, method, selection, catalogue.labels, device)
+        case CHAIConfig() as method:
+            return CHAI(config, method, catalogue, selection)
         case method:
             return method.build(config, catalogue, selection, device)

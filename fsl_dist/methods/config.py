@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from fsl_dist.errors import ConfigError
 from fsl_dist.methods.own import OwnMethodConfig, own_methods
+from fsl_dist.samplers.triplet import Sampling
 from index.gate import MoreVariants
 
 
@@ -126,6 +127,38 @@ class ScatterConfig:
             raise ConfigError(f"method.scatter_weight={self.scatter_weight:g} must lie in 0 … 1")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CHAIConfig:
+    """CHAI: random triplets by class (disease) and by similarity group; its embedding is that of backbone.map_head=1024."""
+
+    kind: Literal["chai"] = "chai"
+    sampling: Sampling = "disease"
+    """who is alike, who unlike (CHAI section 2.2). disease: same class, other class; hierarchical: same group, other class;
+    non_hierarchical: same group, other group; joint: half by class, half by label-blind group"""
+    margin: float = 1.0
+    """l of CHAI Eq. 1, in units of squared distance, above 0"""
+    triplets: int = 150_000
+    """triplets drawn once for the run; an epoch is all of them, `training.batch_size` a step. At least 1"""
+    validation_triplets: int = 50_000
+    """triplets drawn once from the images that a validation is made on; 0 = none"""
+    image_fraction: float = 1.0
+    """share of the training images, drawn by the seed, that triplets are made of, above 0 to 1 (the paper: half for
+    hierarchical and non_hierarchical)"""
+    kmeans_groups: int = 37
+    """joint, where the data set has no blind groups: k-means groups of the start network's features, at least 2"""
+
+    def __post_init__(self) -> None:
+        if self.margin <= 0:
+            raise ConfigError(f"method.margin={self.margin} must be above 0")
+        for name, least in (("triplets", 1), ("validation_triplets", 0), ("kmeans_groups", 2)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"method.{name}={getattr(self, name)} must be at least {least}")
+        if not 0 < self.image_fraction <= 1:
+            raise ConfigError(
+                f"method.image_fraction={self.image_fraction:g} must be above 0 and at most 1 (all training images)"
+            )
+
+
 MethodConfig = Annotated[
     PCNConfig
     | DeepKNNConfig
@@ -133,6 +166,7 @@ MethodConfig = Annotated[
     | FewShotNCAConfig
     | CrossEntropyConfig
     | ScatterConfig
+    | CHAIConfig
     | OwnMethodConfig,
     MoreVariants(own_methods),
 ]

@@ -53,6 +53,10 @@ class TrainingIndex(Protocol):
         """The index, the same on every worker. Collective: all workers call it, or none."""
         ...
 
+    def features(self) -> NDArray[np.float32]:
+        """float32 [num_images, feature_dim]: the backbone's features before any head, in the selection's order. Collective."""
+        ...
+
     def start_table(self, folder: Path, num_same: int, num_other: int, weights: Path | None = None) -> None:
         """Begin to fill `folder` with the neighbour table at the present parameters, or at those in `weights`.
 

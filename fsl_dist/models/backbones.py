@@ -10,9 +10,11 @@ from fsl_dist.errors import ConfigError
 from fsl_dist.models.batch_norm import apply_batch_norm
 from fsl_dist.models.config import BackboneConfig
 from fsl_dist.models.embedding import FullPrecisionLinear, GlobalAverage, MapBackbone, Network
-from fsl_dist.models.imagenet_backbones import imagenet_backbone
+from fsl_dist.models.imagenet_backbones import alexnet_fc7, imagenet_backbone
 from fsl_dist.models.weights import load_initial
 
+# Maps before pooling, where they are not as many as the features.
+_NUM_MAPS = {"alexnet": 256, "vgg19": 512}
 # Pixels a side that leave at least one after all strides and poolings without padding.
 _LEAST_SIZE = {"conv4": 16, "alexnet": 63, "convnext_base": 32, "densenet121": 29, "vgg19": 32}
 
@@ -29,10 +31,19 @@ def build_network(
     Raises ConfigError where the architecture cannot take such samples, RequestError where weights do not fit.
     """
     backbone, feature_dim = _build_backbone(config, sample_shape)
-    load_initial(backbone, config)
+    if config.map_head:
+        assert isinstance(backbone, MapBackbone)
+        backbone, feature_dim = backbone.pooled(), _NUM_MAPS.get(config.name, feature_dim)
     network = Network(
-        backbone, feature_dim, head_dim=config.embedding_dim, num_classes=num_classes, normalise=normalise
+        backbone,
+        feature_dim,
+        head_dim=config.embedding_dim,
+        map_dim=config.map_head,
+        num_classes=num_classes,
+        normalise=normalise,
+        fc7=alexnet_fc7() if config.fc7 and num_classes else None,
     )
+    load_initial(network, config)
     apply_batch_norm(network, "batch" if config.batch_norm == "auto" else config.batch_norm)
     # Convolutions follow their weights: on a CPU a Conv4 step took 0.8 of the time, MobileNetV2 0.7, ResNets the same.
     return network.to(memory_format=torch.channels_last)

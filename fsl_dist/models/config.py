@@ -28,12 +28,18 @@ class BackboneConfig:
     """architecture; `mlp` takes feature vectors, the others images"""
     weights: str = ""
     """file of a state_dict to start from (.pth or .safetensors), or the folder of a run, whose best checkpoint's backbone
-    is taken; head and classifier ignored; empty: none"""
+    is taken, and its map head where this run has one; head and classifier ignored; empty: none"""
     pretrained: bool = False
     """start from ImageNet weights, torchvision's or timm's (downloaded once); not with `weights`. Those of `resnet50_v2`
     expect `data.mean` and `data.std` of 0.5"""
     embedding_dim: int = 0
     """width of a linear head on the features, 0 (no head) or more; a ReLU stands between it and a classifier"""
+    map_head: int = 0
+    """maps of a 3×3 convolution with ReLU on the backbone's feature maps, before any pooling; their means are the embedding
+    (CHAI section 2.1: 1024), and what comes after the maps in the backbone is left out. 0 = none"""
+    fc7: bool = False
+    """alexnet with a classifier: the second linear layer between the embedding, fc6, and the classifier (CHAI's BaselineFT);
+    it starts from the weights that the backbone starts from"""
     padding: Literal["symmetric", "same"] = "symmetric"
     """mobilenet_v2: zeros around a strided convolution's input; `same` for weights that were trained in TensorFlow"""
     width: int = 64
@@ -43,6 +49,9 @@ class BackboneConfig:
     lr_factor: float = 1.0
     """learning rate of the backbone as a multiple of `training.lr`, 0 or more; a head or classifier takes `training.lr`
     itself. 0 = the backbone's parameters stay (`batch_norm=frozen` keeps its statistics too)"""
+    linear_lr_factor: float = 1.0
+    """alexnet, vgg19: learning rate of the backbone's linear layers (fc6, fc7) as a multiple of that of its convolutions,
+    above 0"""
     batch_norm: Literal["auto", "batch", "frozen", "ghost"] = "auto"
     """statistics used in training; auto: ghost where all workers share a batch (every method but pcn and scatter,
     and global episodes) and with training.chunk_size, else batch"""
@@ -52,6 +61,7 @@ class BackboneConfig:
     def __post_init__(self) -> None:
         if self.embedding_dim < 0:
             raise ConfigError(f"backbone.embedding_dim={self.embedding_dim} must be 0 (no head) or more")
+        self._check_map_head()
         if self.width < 1:
             raise ConfigError(f"backbone.width={self.width} must be at least 1")
         if not self.hidden or min(self.hidden) < 1:
@@ -60,6 +70,16 @@ class BackboneConfig:
             )
         if self.lr_factor < 0:
             raise ConfigError(f"backbone.lr_factor={self.lr_factor:g} must be 0 (no training) or more")
+        if self.linear_lr_factor <= 0:
+            raise ConfigError(
+                f"backbone.linear_lr_factor={self.linear_lr_factor:g} must be above 0 (backbone.lr_factor=0 stops the whole "
+                "backbone)"
+            )
+        if self.linear_lr_factor != 1 and (self.name not in ("alexnet", "vgg19") or self.map_head):
+            raise ConfigError(
+                f"backbone.linear_lr_factor={self.linear_lr_factor:g} is for the linear layers of backbone.name=alexnet and "
+                f"vgg19 without a map head; this run has backbone.name={self.name} and backbone.map_head={self.map_head}"
+            )
         if self.batch_norm_group < 2:
             raise ConfigError(f"backbone.batch_norm_group={self.batch_norm_group} must be at least 2")
         if self.padding == "same" and self.name != "mobilenet_v2":
@@ -74,4 +94,24 @@ class BackboneConfig:
             raise ConfigError(
                 f"backbone.pretrained=true: there are no weights for backbone.name={self.name} "
                 "(backbone.weights=PATH loads a state_dict)"
+            )
+
+    def _check_map_head(self) -> None:
+        """A map head needs maps, and is the embedding's last layer; fc7 is AlexNet's and needs fc6 before it."""
+        if self.map_head < 0:
+            raise ConfigError(f"backbone.map_head={self.map_head} must be 0 (none) or more")
+        if self.map_head and self.name in ("mlp", "vit_b_16"):
+            raise ConfigError(
+                f"backbone.map_head={self.map_head} needs feature maps; backbone.name={self.name} makes none "
+                "(every backbone.name but mlp and vit_b_16 does)"
+            )
+        if self.map_head and self.embedding_dim:
+            raise ConfigError(
+                f"backbone.map_head={self.map_head} and backbone.embedding_dim={self.embedding_dim} both make the embedding: "
+                "leave one out"
+            )
+        if self.fc7 and (self.name != "alexnet" or self.map_head or self.embedding_dim):
+            raise ConfigError(
+                "backbone.fc7=true follows fc6 of backbone.name=alexnet as the embedding; this run has backbone.name="
+                f"{self.name}, backbone.map_head={self.map_head} and backbone.embedding_dim={self.embedding_dim}"
             )

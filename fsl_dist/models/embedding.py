@@ -1,5 +1,7 @@
 """A network: backbone, optional embedding head, optional classifier; the last layer always in full precision."""
 
+from collections import OrderedDict
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -37,12 +39,34 @@ class MapBackbone(nn.Sequential):
             samples = stage(samples)
         return samples
 
+    def pooled(self) -> "MapBackbone":
+        """The same stages up to the maps, then the maps' means: float [n, channels, height, width] → [n, C]."""
+        stages = OrderedDict(self.named_children())
+        for name in list(stages)[list(stages).index("pool") :]:
+            del stages[name]
+        return MapBackbone(OrderedDict(**stages, pool=GlobalAverage()))
+
+
+class MapHead(nn.Module):
+    """A 3×3 convolution and a ReLU on feature maps, outside autocast (CHAI section 2.1): [n, C, h, w] → [n, maps, h, w]."""
+
+    def __init__(self, channels: int, num_maps: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, num_maps, kernel_size=3, padding=1)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """`maps` (float, any precision) → the weights' dtype, 0 or more."""
+        with torch.autocast(maps.device.type, enabled=False):
+            return functional.relu(self.conv(maps.to(self.conv.weight.dtype)))
+
 
 class Network(nn.Module):
     """Embeds images or vectors; with `num_classes` > 0 its forward also classifies them.
 
-    Parameters live under `backbone.`, `head.` and `classifier.`; the latter two only where asked for. Between a head and a
-    classifier stands a ReLU, so that the two are a hidden layer and an output layer; the embedding is what enters it.
+    Parameters live under `backbone.`, `map_head.`, `head.`, `fc7.` and `classifier.`; all but the first only where asked for.
+    Between a head and a classifier stands a ReLU, so that the two are a hidden layer and an output layer; the embedding is
+    what enters it. With `map_dim` the embedding is the mean of each of the map head's maps; the backbone must be a
+    MapBackbone that ends in a GlobalAverage (`MapBackbone.pooled`) of `feature_dim` maps.
     """
 
     def __init__(
@@ -51,16 +75,20 @@ class Network(nn.Module):
         feature_dim: int,
         *,
         head_dim: int = 0,
+        map_dim: int = 0,
         num_classes: int = 0,
         normalise: bool = False,
+        fc7: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.feature_dim = feature_dim
-        self.embedding_dim = head_dim or feature_dim
+        self.embedding_dim = map_dim or head_dim or feature_dim
         self.num_classes = num_classes
         self.normalise = normalise
+        self.map_head = MapHead(feature_dim, map_dim) if map_dim else None
         self.head = FullPrecisionLinear(feature_dim, head_dim) if head_dim else None
+        self.fc7 = fc7
         self.classifier = FullPrecisionLinear(self.embedding_dim, num_classes) if num_classes else None
 
     def embed(self, samples: Tensor) -> Tensor:
@@ -68,32 +96,44 @@ class Network(nn.Module):
 
         A float64 network gives float64. With `normalise` each row has length 1; a row of zeros stays as it is.
         """
-        embeddings = _at_least_float32(self.backbone(samples))
+        if self.map_head is None:
+            embeddings = _at_least_float32(self.backbone(samples))
+        else:
+            embeddings = self.feature_maps(samples).mean(dim=(2, 3))
         if self.head is not None:
             embeddings = self.head(embeddings)
         return _to_unit_length(embeddings) if self.normalise else embeddings
 
     def feature_maps(self, samples: Tensor) -> Tensor:
-        """The backbone's last maps before any pooling to one vector (AlexNet, VGG: before their last pooling layer).
+        """The map head's maps, without one the backbone's last before pooling (AlexNet, VGG: before their last pooling layer).
 
-        samples: float [n, channels, height, width] → [n, C, h, w], in the precision of the forward pass.
+        samples: float [n, channels, height, width] → [n, C, h, w], in the precision of the forward pass. Their means are
+        the embedding with a map head (unless `normalise`), and where the backbone ends in their mean.
         Raises ConfigError for a backbone without maps.
         """
         if not isinstance(self.backbone, MapBackbone):
             raise ConfigError(
                 "backbone.name is mlp or vit_b_16, which make no feature maps (every other backbone.name does)"
             )
-        return self.backbone.feature_maps(samples)
+        maps = self.backbone.feature_maps(samples)
+        return maps if self.map_head is None else self.map_head(maps)
 
     def classify(self, embeddings: Tensor) -> Tensor:
         """Class logits float32 [n, num_classes] of what `embed` gave, for a network with a classifier."""
         assert self.classifier is not None
+        if self.fc7 is not None:
+            embeddings = self.fc7(embeddings)
         return self.classifier(embeddings if self.head is None else functional.relu(embeddings))
 
     def forward(self, samples: Tensor) -> Tensor:
         """Class logits float32 [n, num_classes], or the embeddings of `embed` where there is no classifier."""
         embeddings = self.embed(samples)
         return embeddings if self.classifier is None else self.classify(embeddings)
+
+
+def without_heads(network: Network) -> Network:
+    """The same backbone, parameters shared, with its features as the embedding: what a map head or head is put on."""
+    return Network(network.backbone, network.feature_dim).train(network.training)
 
 
 def _at_least_float32(values: Tensor) -> Tensor:

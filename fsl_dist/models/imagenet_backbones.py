@@ -89,6 +89,13 @@ def _with_linear_layers(network: nn.Module, *, last: int) -> MapBackbone:
     return MapBackbone(OrderedDict(**stages))
 
 
+def alexnet_fc7() -> nn.Module:
+    """AlexNet's second linear layer with the dropout before and the ReLU after it: float [n, 4096] → [n, 4096]."""
+    return nn.Sequential(
+        OrderedDict(dropout=nn.Dropout(), linear=FullPrecisionLinear(4096, 4096), relu=nn.ReLU())
+    )
+
+
 def _convnext(network: nn.Module) -> MapBackbone:
     """ConvNeXt's pooled features after the layer norm that its classifier begins with."""
     norm = network.get_submodule("classifier.0")

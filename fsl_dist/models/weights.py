@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fsl_dist.errors import RequestError
 from fsl_dist.models.config import BackboneConfig
+from fsl_dist.models.embedding import Network
 
 # The classifier of a weights file is for the classes it was trained on; what a backbone has of it, it keeps.
 _CLASSIFIER_PREFIXES = ("fc.", "classifier.", "head.", "heads.")
@@ -19,18 +20,57 @@ _TIMM_WEIGHTS = {"resnet50_v2": "resnetv2_50.a1h_in1k", "se_resnet50": "seresnet
 _NAMED_IN_ERROR = 3
 
 
-def load_initial(backbone: nn.Module, config: BackboneConfig) -> None:
-    """Copy the weights that `config` names, if any, into `backbone`.
+def load_initial(network: Network, config: BackboneConfig) -> None:
+    """Copy the weights that `config` names, if any, into the network's backbone, and into its map head and fc7.
 
-    Raises RequestError where they cannot be had or do not fit.
+    A map head is taken along where both networks have one, and stays as drawn where the weights have none. Raises
+    RequestError where the weights cannot be had or do not fit.
     """
+    loaded: Mapping[str, Tensor]
     if config.weights:
-        load_weights(
-            backbone, read_state_dict(config.weights), config, source=f"backbone.weights={config.weights}"
-        )
+        source, loaded = f"backbone.weights={config.weights}", _read_tensors(config.weights)
     elif config.pretrained:
-        fetched = _from_timm(config.name) if config.name in _TIMM_WEIGHTS else _from_torchvision(config.name)
-        load_weights(backbone, fetched, config, source="backbone.pretrained=true")
+        source = "backbone.pretrained=true"
+        loaded = _from_timm(config.name) if config.name in _TIMM_WEIGHTS else _from_torchvision(config.name)
+    else:
+        return
+    load_weights(network.backbone, _part_of(loaded, "backbone.") or loaded, config, source=source)
+    if network.map_head is not None:
+        _load_map_head(network.map_head, _part_of(loaded, "map_head."), source)
+    if network.fc7 is not None:
+        _load_fc7(network.fc7, loaded, source)
+
+
+def _load_map_head(head: nn.Module, given: Mapping[str, Tensor], source: str) -> None:
+    own = head.state_dict()
+    if not given:
+        return
+    if {name: value.shape for name, value in given.items()} != {
+        name: value.shape for name, value in own.items()
+    }:
+        raise RequestError(
+            f"{source} has a map head of {len(given['conv.bias'])} maps, this run has backbone.map_head="
+            f"{len(own['conv.bias'])} (the same number takes it along)"
+        )
+    head.load_state_dict(given)
+
+
+def _load_fc7(fc7: nn.Module, loaded: Mapping[str, Tensor], source: str) -> None:
+    """From a run with fc7, or from AlexNet's own file, where it is the fifth layer of `classifier`."""
+    given = _part_of(loaded, "fc7.linear.") or _part_of(loaded, "classifier.4.")
+    linear = fc7.get_submodule("linear")
+    if any(
+        name not in given or given[name].shape != value.shape for name, value in linear.state_dict().items()
+    ):
+        raise RequestError(
+            f"{source} has no fc7 of 4096 by 4096 to start from (AlexNet's own file has; backbone.fc7=false goes without)"
+        )
+    linear.load_state_dict({name: given[name] for name in linear.state_dict()})
+
+
+def _part_of(loaded: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names start with `prefix`, without it."""
+    return {key.removeprefix(prefix): value for key, value in loaded.items() if key.startswith(prefix)}
 
 
 def read_state_dict(path: str) -> dict[str, Tensor]:
@@ -39,6 +79,11 @@ def read_state_dict(path: str) -> dict[str, Tensor]:
     Of a file that holds a whole `Network`, or a run's checkpoint, the backbone's part is taken. Raises RequestError
     naming the file.
     """
+    loaded = _read_tensors(path)
+    return _part_of(loaded, "backbone.") or loaded
+
+
+def _read_tensors(path: str) -> dict[str, Tensor]:
     if not Path(path).is_file():
         raise RequestError(f"backbone.weights={path}: there is no such file")
     try:
@@ -61,9 +106,6 @@ def read_state_dict(path: str) -> dict[str, Tensor]:
             f"backbone.weights={path} does not hold a state_dict, which is names and tensors only "
             "(torch.save(model.state_dict(), PATH) writes one)"
         )
-    prefix = "backbone."
-    if any(key.startswith(prefix) for key in loaded):
-        return {key.removeprefix(prefix): value for key, value in loaded.items() if key.startswith(prefix)}
     return dict(loaded)
 
 

@@ -49,7 +49,7 @@ class TrainingConfig:
     images: int = 0
     """stop once this many images went forward (compare minings at equal cost); 0 = no such limit"""
     batch_size: int = 96
-    """images of a step over all workers (methods without episodes), at least 1"""
+    """images of a step over all workers (methods without episodes), or triplets (chai), at least 1"""
     chunk_size: int = 0
     """images of a worker's share that go through the network at a time (gradient caching): memory for that many,
     the gradient of all; a larger share is loaded and forwarded twice. 0 = all at once"""
@@ -68,7 +68,8 @@ class TrainingConfig:
     stop_metric: str = ""
     """validation metric to keep the best epoch of; empty = mca/base for pcn, kmeans/ca for scatter, else knn/mcr@5. For
     cross_entropy, mca/base is the classifier's own mean class accuracy. kmeans/ca clusters the validation images, which may
-    then be of classes that are not trained on"""
+    then be of classes that are not trained on. For chai, triplet/acc is the share of the validation triplets whose images
+    alike are nearer to each other than to the third"""
     patience: int = 10
     """validations without a better value before the run stops; 0 = no validation, the last epoch counts"""
     validate_every: int = 1

@@ -122,7 +122,12 @@ def check_run(config: RunConfig) -> int:
         num_classes=method.num_outputs,
         normalise=method.normalise,
     )
-    build_optimizer(network, config.training, lr_factor=config.backbone.lr_factor)
+    build_optimizer(
+        network,
+        config.training,
+        lr_factor=config.backbone.lr_factor,
+        linear_lr_factor=config.backbone.linear_lr_factor,
+    )
     return method.num_steps()
 
 

@@ -65,6 +65,7 @@ class Trainer:
             self.network,
             config.training,
             lr_factor=config.backbone.lr_factor,
+            linear_lr_factor=config.backbone.linear_lr_factor,
             fused=device.type == "cuda",
         )
         self.progress = Progress()

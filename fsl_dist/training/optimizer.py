@@ -9,26 +9,47 @@ from fsl_dist.training.config import TrainingConfig
 
 
 def build_optimizer(
-    network: Network, settings: TrainingConfig, *, lr_factor: float = 1.0, fused: bool = False
+    network: Network,
+    settings: TrainingConfig,
+    *,
+    lr_factor: float = 1.0,
+    linear_lr_factor: float = 1.0,
+    fused: bool = False,
 ) -> torch.optim.Optimizer:
-    """Adam or SGD over two groups: head and classifier at `settings.lr`, the backbone at `lr_factor` times that.
+    """Adam or SGD over groups: heads and classifier at `settings.lr`, the backbone at `lr_factor` times that.
 
-    A group without parameters is left out; with a factor of 1 all parameters are one group. A factor of 0 takes the
-    gradient away from the backbone's parameters (`requires_grad`), so it must come before DDP. A group keeps its
-    factor as `lr_factor`, in the optimizer's state_dict too.
+    The backbone's linear layers and fc7 learn at `lr_factor`·`linear_lr_factor`, if that is not 1 (AlexNet, VGG). Layers
+    of the same factor are one group, and a group without parameters is left out. A `lr_factor` of 0 takes the gradient
+    away from the backbone's parameters (`requires_grad`), so it must come before DDP. A group keeps its factor as
+    `lr_factor`, in the optimizer's state_dict too.
 
     Raises ConfigError where nothing is left to train.
     """
     if lr_factor == 0:
-        network.backbone.requires_grad_(False)
-    fresh = [*_trainable(network.head), *_trainable(network.classifier)]
-    transferred = _trainable(network.backbone)
-    factors = {1.0: [*transferred, *fresh]} if lr_factor == 1 else {1.0: fresh, lr_factor: transferred}
-    groups = [{"params": params, "lr_factor": factor} for factor, params in factors.items() if params]
+        for transferred in (network.backbone, network.fc7):
+            if transferred is not None:
+                transferred.requires_grad_(False)
+    linear = {
+        parameter
+        for module in network.backbone.modules()
+        if isinstance(module, nn.Linear)
+        for parameter in module.parameters()
+    }
+    linear.update(_trainable(network.fc7))
+    groups: list[dict] = [{"params": [], "lr_factor": 1.0}]
+    for parameter in (*_trainable(network.backbone), *_trainable(network.fc7)):
+        factor = lr_factor * (linear_lr_factor if parameter in linear else 1.0)
+        _group_of(groups, factor)["params"].append(parameter)
+    groups[0]["params"] += [
+        *_trainable(network.map_head),
+        *_trainable(network.head),
+        *_trainable(network.classifier),
+    ]
+    groups = [group for group in groups if group["params"]]
     if not groups:
         raise ConfigError(
             "backbone.lr_factor=0 leaves nothing to train: this network is its backbone alone "
-            "(backbone.embedding_dim=N adds a head)"
+            "(backbone.embedding_dim=N or backbone.map_head=N adds a head)"
         )
     optimizer: torch.optim.Optimizer
     if settings.optimizer == "adam":
@@ -45,6 +66,15 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Give each group of `build_optimizer` its share of the learning rate `lr`."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_factor"]
+
+
+def _group_of(groups: list[dict], factor: float) -> dict:
+    """The group of `factor` among `groups`, added where there is none."""
+    found = next((group for group in groups if group["lr_factor"] == factor), None)
+    if found is None:
+        found = {"params": [], "lr_factor": factor}
+        groups.append(found)
+    return found
 
 
 def _trainable(module: nn.Module | None) -> list[nn.Parameter]:

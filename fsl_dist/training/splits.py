@@ -8,6 +8,7 @@ from fsl_dist.config import RunConfig
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.selection import Selection
 from fsl_dist.errors import RequestError
+from fsl_dist.methods.config import CHAIConfig
 from fsl_dist.samplers.split import holdout
 
 
@@ -42,6 +43,8 @@ class RunSplits:
 def split_run(catalogue: Catalogue, config: RunConfig) -> RunSplits:
     """Gallery = train; queries = test, else val; with val as queries, early stopping holds out part of train.
 
+    What is held out divides no group; for chai, which learns from groups, no unit (`pack --keep-together`).
+
     Raises RequestError when there is no train split.
     """
     present = catalogue.split_names
@@ -55,8 +58,8 @@ def split_run(catalogue: Catalogue, config: RunConfig) -> RunSplits:
     if "test" in present and "val" in present:
         stop = catalogue.select("val")
     elif config.data.holdout_fraction > 0 and config.training.patience > 0:
-        groups = np.asarray(catalogue.groups)
-        train, stop = holdout(gallery, groups, config.data.holdout_fraction, config.run.seed)
+        undivided = catalogue.units if isinstance(config.method, CHAIConfig) else catalogue.groups
+        train, stop = holdout(gallery, np.asarray(undivided), config.data.holdout_fraction, config.run.seed)
     query_split = next((split for split in ("test", "val") if split in present), "")
     return RunSplits(
         train=train,

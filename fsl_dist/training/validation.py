@@ -14,7 +14,9 @@ from fsl_dist.evaluation.few_shot import group_scores, positions_among
 from fsl_dist.evaluation.knn import count_right_inside, score_knn
 from fsl_dist.evaluation.metrics import Repeated, rank_targets
 from fsl_dist.evaluation.prototypes import evaluate_prototypes
-from fsl_dist.methods.config import PCNConfig
+from fsl_dist.losses.triplet import score_triplets
+from fsl_dist.methods.chai import draw_validation
+from fsl_dist.methods.config import CHAIConfig, PCNConfig
 from fsl_dist.training.distributed import WorkerGroup
 from fsl_dist.training.splits import RunSplits
 from index.storage import Owner
@@ -48,6 +50,9 @@ class Validation:
                 config=config.index,
                 owner=owner,
             )
+        self.triplets: torch.Tensor | None = None  # int64 [num, 3] positions in splits.stop
+        if isinstance(config.method, CHAIConfig) and config.method.validation_triplets and splits.stop:
+            self.triplets = torch.from_numpy(draw_validation(config, config.method, catalogue, splits.stop))
 
     def measure_train(self) -> dict[str, float]:
         """`knn/train_acc@K_p`: accuracy of each training image by the vote of its K_p nearest others. Collective.
@@ -71,6 +76,9 @@ class Validation:
             return self._measure_clusters(group)
         if self.config.has_classifier and not self.config.stop_metric.startswith("knn/"):
             return self._measure_classifier(group)
+        triplets = self._measure_triplets(group)
+        if self.config.stop_metric.startswith("triplet/"):
+            return triplets
         gallery, queries = self.train_index.open(), self.stop_index.open()
         metrics: dict[str, float] = {}
         if group.is_first:
@@ -93,7 +101,7 @@ class Validation:
                     name: float(value) for name, value in found.items() if not isinstance(value, Repeated)
                 }
             else:
-                metrics = score_knn(gallery, vectors, labels, self.config.evaluation.k_p)
+                metrics = score_knn(gallery, vectors, labels, self.config.evaluation.k_p) | triplets
         return json.loads(group.share_text(json.dumps(metrics)))
 
     def _measure_classifier(self, group: WorkerGroup) -> dict[str, float]:
@@ -119,4 +127,20 @@ class Validation:
             settings = dataclasses.replace(self.config.evaluation, clustering_runs=1, num_clusters=0)
             found = score_clusters("kmeans", index, settings, seed=self.config.run.seed)
             metrics = {name: value.mean for name, value in found.items()}
+        return json.loads(group.share_text(json.dumps(metrics)))
+
+    def _measure_triplets(self, group: WorkerGroup) -> dict[str, float]:
+        """chai: `triplet/loss` and `triplet/acc` over the validation triplets, the same on every worker. Collective."""
+        if self.triplets is None:
+            return {}
+        assert self.stop_index is not None
+        assert isinstance(self.config.method, CHAIConfig)
+        queries = self.stop_index.open()
+        metrics: dict[str, float] = {}
+        if group.is_first:
+            # A copy: vectors of an index are mapped read-only, which torch warns of.
+            vectors = torch.tensor(queries.vectors(0, queries.num_vectors), device=self.device)
+            triplets = self.triplets.to(self.device)
+            loss, right = score_triplets(vectors, triplets, self.config.method.margin)
+            metrics = {"triplet/loss": loss, "triplet/acc": right}
         return json.loads(group.share_text(json.dumps(metrics)))

@@ -50,6 +50,7 @@ SCATTER = [
 ]
 DEEP_KNN = ["method.kind=deep_knn", "training.batch_size=66"]
 GROUPS = ["backbone.batch_norm_group=16"]
+CHAI = ["method.kind=chai", "method.triplets=90", "training.batch_size=30", "backbone.map_head=24"]
 MINED = [*DEEP_KNN, "mining.source=dataset"]
 REFRESHED = ["mining.refresh_steps=4", "training.images=900", "training.lr=1e-2", "training.optimizer=sgd"]
 
@@ -69,6 +70,8 @@ STEPS = {
     "deep kNN, batch smaller than its group": [*DEEP_KNN, "backbone.batch_norm_group=96"],
     "batch hard": ["method.kind=batch_hard", "training.batch_size=66", *GROUPS],
     "few-shot NCA": ["method.kind=few_shot_nca", "training.batch_size=66", *GROUPS],
+    "chai": [*CHAI, *GROUPS],
+    "chai, joint": [*CHAI, *GROUPS, "method.sampling=joint", "method.kmeans_groups=5"],
     "cross entropy, weighted": [
         "method.kind=cross_entropy",
         "method.balance=weights",
@@ -91,12 +94,13 @@ CHUNKED = {
     ),
     "deep kNN, batch": (28, [*DEEP_KNN, *GROUPS]),
     "deep kNN, dataset": (16, [*MINED, *GROUPS]),
+    "chai": (16, [*CHAI, *GROUPS]),
     "cross entropy": (
         10,
         ["method.kind=cross_entropy", "training.batch_size=50", "backbone.batch_norm_group=10"],
     ),
 }
-MEMORY = {"means", "mask"}
+MEMORY = {"means", "mask", "blind_groups"}
 RUNS = {
     "pcn": [*PCN, "episode.per_step=2", "backbone.batch_norm=frozen", "training.epochs=2"],
     "scatter": [

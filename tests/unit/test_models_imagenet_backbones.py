@@ -14,6 +14,8 @@ from fsl_dist.models.backbones import build_network
 from fsl_dist.models.batch_norm import apply_batch_norm, running_statistics, set_ghost_groups
 from fsl_dist.models.config import BackboneConfig
 from fsl_dist.models.weights import load_weights
+from fsl_dist.training.config import TrainingConfig
+from fsl_dist.training.optimizer import build_optimizer
 
 # name: (pixels a side, feature_dim, shape of the maps). Where an architecture has a smallest size, it is that one.
 NETWORKS = {
@@ -231,3 +233,68 @@ def test_pretrained_offline_says_what_to_do(name, words, tmp_path, monkeypatch):
     with pytest.raises(RequestError, match=words) as refused:
         build(name, pretrained=True)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("name", "num_maps"), [("alexnet", 256), ("densenet121", 1024)])
+def test_the_map_head_is_a_convolution_with_relu_whose_means_are_the_embedding(name, num_maps):
+    network, size = build(name, map_head=20), NETWORKS[name][0] + 64
+    plain = build(name)
+    images = torch.randn(2, 3, size, size)
+    plain.backbone.load_state_dict(network.backbone.state_dict(), strict=False)
+    maps = plain.eval().feature_maps(images)
+    assert maps.shape[1] == num_maps
+    head = network.map_head.conv
+    assert head.weight.shape == (20, num_maps, 3, 3)
+    expected = nn.functional.conv2d(maps, head.weight, head.bias, padding=1).clamp(min=0)
+    found = network.eval().feature_maps(images)
+    assert_alike(found, expected)
+    assert found.shape[2:] == maps.shape[2:]
+    embeddings = network(images)
+    assert embeddings.shape == (2, network.embedding_dim) == (2, 20)
+    assert_alike(embeddings, expected.mean(dim=(2, 3)))
+    embeddings.square().sum().backward()
+    # What comes after the maps is not there, so every parameter learns.
+    assert [n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        assert network.feature_maps(images).dtype == torch.float32
+
+
+def test_baseline_ft_has_fc6_as_embedding_and_learns_at_three_rates():
+    """CHAI section 2.3: 0.01 for fc8, 0.001 for fc7 and fc6, 0.00001 for earlier layers."""
+    torch.manual_seed(0)
+    config = BackboneConfig(name="alexnet", fc7=True, lr_factor=1e-3, linear_lr_factor=100.0)
+    network = build_network(config, sample_shape=(3, 63, 63), num_classes=3).eval()
+    images = torch.randn(2, 3, 63, 63)
+    fc6 = network.embed(images)
+    assert fc6.shape == (2, 4096)
+    fc7 = network.fc7.linear
+    expected = network.classifier(nn.functional.linear(fc6, fc7.weight, fc7.bias).clamp(min=0))
+    assert_alike(network(images), expected)
+    assert_alike(network.classify(fc6), expected)
+    settings = TrainingConfig(optimizer="sgd", lr=0.01)
+    optimizer = build_optimizer(network, settings, lr_factor=1e-3, linear_lr_factor=100.0)
+    rate = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    for parameter_name, parameter in network.named_parameters():
+        is_linear = parameter_name.startswith(("backbone.classifier.", "fc7."))
+        expected_rate = 1e-3 if is_linear else 0.01 if parameter_name.startswith("classifier.") else 1e-5
+        assert rate[id(parameter)] == pytest.approx(expected_rate), parameter_name
+    assert len(rate) == len(list(network.parameters()))
+
+
+def test_fc7_starts_from_alexnets_own_file(tmp_path):
+    torch.manual_seed(0)
+    original = models.alexnet()
+    torch.save(original.state_dict(), tmp_path / "alexnet.pth")
+    config = BackboneConfig(name="alexnet", fc7=True, weights=str(tmp_path / "alexnet.pth"))
+    network = build_network(config, sample_shape=(3, 63, 63), num_classes=2)
+    images = torch.randn(1, 3, 63, 63)
+    with torch.no_grad():
+        hidden = original.eval().classifier[:6](original.avgpool(original.features(images)).flatten(1))
+        assert_alike(network.eval().fc7(network.embed(images)), hidden)
+    torch.save({f"backbone.{k}": v for k, v in network.backbone.state_dict().items()}, tmp_path / "fc6.pth")
+    with pytest.raises(RequestError, match=r"fc6\.pth has no fc7 of 4096 by 4096.*backbone\.fc7=false"):
+        build_network(
+            BackboneConfig(name="alexnet", fc7=True, weights=str(tmp_path / "fc6.pth")),
+            sample_shape=(3, 63, 63),
+            num_classes=2,
+        )

@@ -69,3 +69,18 @@ def test_a_factor_of_zero_leaves_the_backbone_alone():
     assert all(parameter.grad is not None for parameter in fresh)
     with pytest.raises(ConfigError, match=r"backbone\.lr_factor=0 leaves nothing to train.*embedding_dim"):
         build_optimizer(small_network(), TrainingConfig(), lr_factor=0.0)
+
+
+def test_a_map_head_is_new_and_its_backbone_transferred():
+    torch.manual_seed(0)
+    config = BackboneConfig(name="conv4", width=4, map_head=5)
+    network = build_network(config, sample_shape=(1, 16, 16))
+    optimizer = build_optimizer(network, TrainingConfig(lr=0.01), lr_factor=1e-3)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in network.named_parameters():
+        assert rates[id(parameter)] == pytest.approx(0.01 if name.startswith("map_head.") else 1e-5)
+    assert len(rates) == len(list(network.parameters()))
+    build_optimizer(network, TrainingConfig(), lr_factor=0.0)
+    network(torch.randn(2, 1, 16, 16)).sum().backward()
+    assert all(parameter.grad is not None for parameter in network.map_head.parameters())
+    assert all(parameter.grad is None for parameter in network.backbone.parameters())

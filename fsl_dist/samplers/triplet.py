@@ -1,0 +1,136 @@
+"""CHAI's random triplets: two images alike and one unlike, from one or two levels of labels.
+
+Who is alike and who is unlike are two keys an image (int64, −1: none). Two images are alike when they share the first
+key. An image is unlike another when both have the second and it differs. The samplings of CHAI section 2.2 are pairs
+of such keys: `sampling_keys`.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fsl_dist.samplers.scan import split_evenly
+from fsl_dist.samplers.shuffled import shuffled_order
+
+Ints = NDArray[np.int64]
+Sampling = Literal["disease", "hierarchical", "non_hierarchical", "joint"]
+
+
+@dataclass(frozen=True, slots=True)
+class TripletKeys:
+    """Which images of a list are alike, and which unlike; images alike have the same `unlike`."""
+
+    alike: Ints
+    """int64 [n]: images that share it are alike; −1 = neither anchor nor mate"""
+    unlike: Ints
+    """int64 [n]: images that differ in it are unlike; −1 = never the unlike image"""
+
+
+def sampling_keys(sampling: Sampling, diseases: Ints, groups: Ints, blind_groups: Ints) -> list[TripletKeys]:
+    """The keys of a sampling, one for each equal part of the triplets.
+
+    diseases, groups, blind_groups: int64 [n], −1 for an image that lacks it.
+
+    - disease: alike = same disease, unlike = other disease.
+    - hierarchical: alike = same disease and same group, unlike = other disease; never a cousin (same disease,
+      other group).
+    - non_hierarchical: alike = same group, unlike = other group, cousins among them.
+    - joint: half by disease, half by blind group.
+    """
+    match sampling:
+        case "disease":
+            return [TripletKeys(diseases, diseases)]
+        case "hierarchical":
+            has_both = (diseases >= 0) & (groups >= 0)
+            pairs = diseases * (groups.max(initial=-1) + 1) + groups
+            return [TripletKeys(np.where(has_both, pairs, -1), diseases)]
+        case "non_hierarchical":
+            return [TripletKeys(groups, groups)]
+        case "joint":
+            return [TripletKeys(diseases, diseases), TripletKeys(blind_groups, blind_groups)]
+
+
+def find_divided_group(diseases: Ints, groups: Ints) -> tuple[int, int, int] | None:
+    """A group whose images have two diseases, with the two, the smallest first; None where groups nest.
+
+    diseases, groups: int64 [n], −1 for none; such images say nothing.
+    """
+    has_both = (diseases >= 0) & (groups >= 0)
+    pairs = np.unique(np.stack([groups[has_both], diseases[has_both]]), axis=1)
+    again = np.flatnonzero(pairs[0, 1:] == pairs[0, :-1])
+    if len(again) == 0:
+        return None
+    first = int(again[0])
+    return int(pairs[0, first]), int(pairs[1, first]), int(pairs[1, first + 1])
+
+
+def count_anchors(keys: TripletKeys) -> int:
+    """Images that can be anchors: those with a mate and an image unlike them."""
+    return len(_find_anchors(keys))
+
+
+def draw_triplets(keys: TripletKeys, num: int, rng: np.random.Generator) -> Ints:
+    """`num` triplets at random: int64 [num, 3] positions (a, b, c) in the list, a ≠ b alike, c unlike both.
+
+    a is uniform over `count_anchors` images, which must be one or more; b over a's mates; c over the images unlike
+    a. Triplets repeat. Two sorts of n, and a few operations on [num] arrays.
+    """
+    anchors = _find_anchors(keys)
+    assert len(anchors)
+    a = anchors[rng.integers(len(anchors), size=num)]
+
+    # Images by `alike`: a's mates are its run, but for its own place in it.
+    by_alike = np.argsort(keys.alike, kind="stable")
+    sorted_alike = keys.alike[by_alike]
+    first, last = (np.searchsorted(sorted_alike, keys.alike[a], side) for side in ("left", "right"))
+    place = np.empty(len(by_alike), dtype=np.int64)
+    place[by_alike] = np.arange(len(by_alike))
+    chosen = first + rng.integers(last - first - 1)
+    b = by_alike[chosen + (chosen >= place[a])]
+
+    # Images that have `unlike`, by it: those unlike a are all but one run.
+    by_unlike = np.argsort(keys.unlike, kind="stable")
+    by_unlike = by_unlike[keys.unlike[by_unlike] >= 0]
+    sorted_unlike = keys.unlike[by_unlike]
+    first, last = (np.searchsorted(sorted_unlike, keys.unlike[a], side) for side in ("left", "right"))
+    chosen = rng.integers(len(by_unlike) - (last - first))
+    c = by_unlike[np.where(chosen >= first, chosen + (last - first), chosen)]
+    return np.stack([a, b, c], axis=1)
+
+
+def _find_anchors(keys: TripletKeys) -> Ints:
+    """Positions of images that have a mate and an image unlike them: int64 [≤ n], ascending."""
+    values, inverse, counts = np.unique(keys.alike, return_inverse=True, return_counts=True)
+    has_mate = (counts[inverse] > 1) & (values[inverse] >= 0)
+    given = keys.unlike[keys.unlike >= 0]
+    is_divided = len(given) > 0 and bool(given.min() < given.max())
+    return np.flatnonzero(has_mate & (keys.unlike >= 0) & is_divided)
+
+
+def triplet_steps(num: int, per_step: int) -> int:
+    """Steps of an epoch: ⌈num / per_step⌉."""
+    return -(-num // per_step)
+
+
+def triplets_of_step(num: int, per_step: int, *, seed: int, epoch: int, step: int) -> Ints:
+    """Which triplets a step has: int64 [≤ per_step] of 0 … num - 1, sizes within an epoch differing by 1 at most.
+
+    The steps of an epoch hold every triplet once, shuffled. Deterministic in (seed, epoch, step).
+    """
+    order = shuffled_order(num, "triplets", seed, epoch)
+    edges = split_evenly(num, triplet_steps(num, per_step))
+    return order[edges[step] : edges[step + 1]]
+
+
+def gather_images(triplets: Ints) -> tuple[Ints, Ints]:
+    """The images of some triplets (int64 [T, 3]), each once, and the triplets as positions in them.
+
+    Returns int64 [B] in order of first use (all a's, then all b's, then all c's), and int64 [T, 3].
+    """
+    unique, first_use, inverse = np.unique(triplets.T.ravel(), return_index=True, return_inverse=True)
+    order = np.argsort(first_use)
+    place = np.empty(len(unique), dtype=np.int64)
+    place[order] = np.arange(len(unique))
+    return unique[order], np.ascontiguousarray(place[inverse].reshape(3, -1).T)
