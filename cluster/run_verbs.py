@@ -102,8 +102,8 @@ def embed(run: Path, dataset: Path, out: Path | None, as_json: bool) -> None:
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "--protocol",
-    type=click.Choice(["knn", "prototypes", "softmax", "few_shot_knn", "fine_tune"]),
-    help="The method's own (prototypes, knn), unless named.",
+    type=click.Choice(["knn", "prototypes", "softmax", "retrieval", "maps", "few_shot_knn", "fine_tune"]),
+    help="The method's own (prototypes, retrieval, knn), unless named.",
 )
 @JSON
 @click.argument("overrides", nargs=-1, metavar="[evaluation.KEY=VALUE]…")
@@ -111,7 +111,9 @@ def evaluate(run: Path, protocol: str | None, as_json: bool, overrides: tuple[st
     """Score a run's best checkpoint: kNN, and novel classes where there are any.
 
     Novel classes are scored over draws of a few images: by prototypes (pcn), by the vote of neighbours (few_shot_knn), or
-    by a classifier trained again for each draw (fine_tune, of cross_entropy).
+    by a classifier trained again for each draw (fine_tune, of cross_entropy). As evidence for a decision, retrieved images
+    are scored by AUC, by how many of them are of the query's group, and by whether activation maps fall on the query's mask
+    (retrieval; the last alone: maps).
     """
     from fsl_dist.config import load_evaluation
 
@@ -127,6 +129,8 @@ def _describe(report: dict) -> str:
     for name, value in report["metrics"].items():
         if isinstance(value, dict):
             rows.append([name, f"{value['mean'] * 100:.2f}", f"{value['std'] * 100:.2f}", str(value["n"])])
+        elif name.startswith("rel@"):  # a number of images
+            rows.append([name, f"{value:.2f} of {name.removeprefix('rel@')}", "", ""])
         else:
             rows.append([name, f"{value * 100:.2f}", "", ""])
     split = report["split"] or "novel classes only"
