@@ -273,5 +273,7 @@ def test_a_mask_that_is_no_image_or_of_another_size_is_named(discs, run):
         (b"text", "does not decode: its format is not known"),
         (small.getvalue(), "has 40 × 48 pixels, its image 48 × 40"),
     ):
-        with pytest.raises(DataError, match=rf"the mask of sample '.*' \(id {sample}\) .* {told}; pack again"):
+        with pytest.raises(
+            DataError, match=rf"the mask of sample '.*' \(id {sample}\) .* {told}; pack again"
+        ):
             read_masks(catalogue, HeldMasks({int(sample): data}), ids, config)
