@@ -16,6 +16,13 @@ from fsl_dist.evaluation.retrieval import NO_GROUP
 from fsl_dist.training.trained import TrainedRun
 from index import LocalIndex
 
+# Of an embedding's length. Batches of different sizes may round an image differently, and bfloat16 keeps 8 bits; a map of
+# that would show noise at full colour.
+_SAME = 1e-3
+
+Pair = tuple[NDArray[np.float64] | None, NDArray[np.float64] | None]
+"""float64 [h, w] twice: QAM and RAM; None where maps were not asked for"""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Result:
@@ -29,12 +36,19 @@ class Result:
     """name of its group, empty where it has none"""
     distance: float
     """Euclidean; of index.metric=inner_product the negated product"""
+    is_same: bool
+    """the network sees no difference: the embeddings differ by rounding alone, and the maps are zero"""
     pixels: NDArray[np.uint8]
     """uint8 [S, S, 3]: what the network sees of it"""
     query_map: NDArray[np.float64] | None
     """float64 [h, w]: activation map of the query against this result (QAM); None where maps were not asked for"""
     result_map: NDArray[np.float64] | None
     """float64 [h, w]: of this result against the query (RAM)"""
+
+    @property
+    def distance_text(self) -> str:
+        """The distance as people read it, to four digits."""
+        return "0" if self.is_same else f"{self.distance:#.4g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,42 +120,45 @@ def gather_evidence(
     ).tolist()
     found = []
     for row, pixels in enumerate(pixels_of(images, config.data)):
-        shown = [_fetch(trained, config, ids, has_maps) for ids in _batches(answer.ids[row], config)]
-        result_pixels = np.concatenate([part for part, _ in shown])
-        maps: list[tuple[NDArray[np.float64] | None, NDArray[np.float64] | None]] = [(None, None)] * k
+        ids, query = answer.ids[row], vectors[row]
+        shown = embedder.source.fetch(ids, None)
+        maps: list[Pair] = [(None, None)] * k
         if has_maps:
-            of_results = [mapped for _, mapped in shown if mapped is not None]
-            results = MappedImages(
-                np.concatenate([part.vectors for part in of_results]),
-                np.concatenate([part.maps for part in of_results]),
-            )
-            query_maps = np.broadcast_to(queries.maps[row], results.maps.shape)
-            query = np.broadcast_to(vectors[row], results.vectors.shape)
-            qams = activation_maps(query_maps, query, results.vectors)
-            maps = list(zip(qams, activation_maps(results.maps, results.vectors, query), strict=True))
-        found.append(Evidence(pixels, _describe(trained, answer.ids[row], costs[row], result_pixels, maps)))
+            results = map_images(embedder, shown, config)
+            is_same = _is_same(query, results.vectors)
+            maps = _map_pairs(query, queries.maps[row], results, is_same)
+        else:
+            is_same = _is_same(query, embedder.embed_images(shown))
+        described = _describe(trained, ids, costs[row], is_same, pixels_of(shown, config.data), maps)
+        found.append(Evidence(pixels, described))
     return found
 
 
-def _batches(ids: NDArray[np.int64], config: RunConfig) -> list[NDArray[np.int64]]:
-    size = config.evaluation.batch_size
-    return [ids[start : start + size] for start in range(0, len(ids), size)]
+def _is_same(query: NDArray[np.float32], vectors: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """bool [k]: which of `vectors` (float32 [k, D]) are `query` (float32 [D]) but for rounding."""
+    return np.linalg.norm(vectors - query, axis=1) <= _SAME * np.linalg.norm(query)
 
 
-def _fetch(
-    trained: TrainedRun, config: RunConfig, ids: NDArray[np.int64], has_maps: bool
-) -> tuple[NDArray[np.uint8], MappedImages | None]:
-    images = trained.embedder.source.fetch(ids, None)
-    mapped = map_images(trained.embedder, images, config) if has_maps else None
-    return pixels_of(images, config.data), mapped
+def _map_pairs(
+    query: NDArray[np.float32],
+    query_maps: NDArray[np.float32],
+    results: MappedImages,
+    is_same: NDArray[np.bool_],
+) -> list[Pair]:
+    """QAM and RAM of a query (float32 [D], maps [D, h, w]) against each result; zero where the two are the same."""
+    own = np.broadcast_to(query, results.vectors.shape)
+    other = np.where(is_same[:, None], own, results.vectors)
+    qams = activation_maps(np.broadcast_to(query_maps, results.maps.shape), own, other)
+    return list(zip(qams, activation_maps(results.maps, other, own), strict=True))
 
 
 def _describe(
     trained: TrainedRun,
     ids: NDArray[np.int64],
     costs: list[float],
+    is_same: NDArray[np.bool_],
     pixels: NDArray[np.uint8],
-    maps: Sequence[tuple[NDArray[np.float64] | None, NDArray[np.float64] | None]],
+    maps: Sequence[Pair],
 ) -> list[Result]:
     catalogue = trained.catalogue
     groups = [int(group) for group in catalogue.groups[ids]]
@@ -152,11 +169,12 @@ def _describe(
             label=catalogue.label_name(int(catalogue.labels[sample])),
             group="" if group == NO_GROUP else catalogue.group_names[group],
             distance=cost,
+            is_same=same,
             pixels=image,
             query_map=qam,
             result_map=ram,
         )
-        for sample, key, group, cost, image, (qam, ram) in zip(
-            ids.tolist(), catalogue.keys(ids), groups, costs, pixels, maps, strict=True
+        for sample, key, group, cost, same, image, (qam, ram) in zip(
+            ids.tolist(), catalogue.keys(ids), groups, costs, is_same.tolist(), pixels, maps, strict=True
         )
     ]

@@ -131,7 +131,9 @@ def _render_vote(vote: Vote, k: int, is_answer: bool) -> str:
 
 def _render_card(rank: int, result: Result, evidence: Evidence, answer: str) -> str:
     figures = [_figure(_image(result.pixels, f"training image {rank}, {result.key}"), "training image")]
-    note = ""
+    note = (
+        '<p class="note">The network sees no difference between the two images.</p>' if result.is_same else ""
+    )
     if result.query_map is not None and result.result_map is not None:
         figures += [
             _figure(
@@ -150,7 +152,7 @@ def _render_card(rank: int, result: Result, evidence: Evidence, answer: str) -> 
 <p class="label"><span class="rank">{rank}</span><strong>{escape(result.label)}</strong>{group}</p>
 <div class="figures">{"".join(figures)}</div>
 {note}
-<p class="detail"><span>distance {result.distance:#.4g}</span><span>{escape(result.key)}</span></p>
+<p class="detail"><span>distance {result.distance_text}</span><span>{escape(result.key)}</span></p>
 </li>"""
 
 

@@ -124,7 +124,7 @@ def test_neighbours_and_votes_are_those_of_the_loops(runs, images, tmp_path):
 
 def test_equal_votes_go_to_the_nearest_member():
     def result(label, distance):
-        return Result(0, "", label, "", distance, np.zeros((1, 1, 3), np.uint8), None, None)
+        return Result(0, "", label, "", distance, False, np.zeros((1, 1, 3), np.uint8), None, None)
 
     labels = ["b", "a", "c", "a", "b"]
     votes = Evidence(
@@ -202,11 +202,16 @@ def test_the_page_holds_what_was_found_and_loads_nothing(runs, images, tmp_path)
                 np.testing.assert_array_equal(image[2], expected)
             for image, plane in ((ram, expected_ram), (qam, expected_qam)):
                 assert image[0] == "map"
-                if neighbour["distance"] > 1e-3:
+                if sample == neighbour["id"]:
+                    assert not image[2][..., 3].any()
+                else:
                     difference = image[2].astype(int) - np.asarray(tint(plane, 32)).astype(int)
                     assert np.abs(difference).max() <= 6
             assert neighbour["key"] in page.text
-            assert f"distance {neighbour['distance']:#.4g}" in page.text
+            if sample != neighbour["id"]:
+                assert f"distance {neighbour['distance']:#.4g}" in page.text
+    assert page.text.count("no difference between the two") == 1
+    assert "0" in re.findall(r"distance (0|\d+\.\d+)", page.text)
     assert catalogue.num_samples == 48
     source.close()
 
