@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fsl_dist.evaluation.evidence import Evidence, Result
 from fsl_dist.evaluation.map_overlay import overlay
+from fsl_dist.evaluation.picture_files import fit_text
 
 INK, MUTED, GRID, PAPER = (40, 40, 40), (105, 105, 105), (215, 215, 215), (255, 255, 255)
 AGREES, DIFFERS = (0, 114, 178), (230, 159, 0)
@@ -72,8 +73,4 @@ def write(
 ) -> None:
     """One line of text, cut where it is wider than `width` pixels."""
     font = ImageFont.load_default(size)
-    if font.getlength(text) > width:
-        while text and font.getlength(text + "…") > width:
-            text = text[:-1]
-        text += "…"
-    draw.text((left, top), text, colour, font)
+    draw.text((left, top), fit_text(text, font, width), colour, font)
