@@ -47,7 +47,7 @@ def _is_mean_of(vectors: NDArray[np.float32], maps: NDArray[np.float32], normali
     if normalise:
         lengths = np.linalg.norm(means, axis=1, keepdims=True)
         means /= np.where(lengths > 0, lengths, 1.0)
-    return bool(np.abs(vectors - means).max() <= _TOLERANCE * max(float(np.abs(means).max()), 1e-12))
+    return bool(np.abs(vectors - means).max() <= _TOLERANCE * np.abs(means).max())
 
 
 def _refuse(config: RunConfig, reason: str) -> RequestError:

@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,12 +17,15 @@ from cluster.run_verbs import evaluate
 from fsl_dist.config import load_config, load_evaluation
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.store import ShardStore
+from fsl_dist.embedder import Embedder
 from fsl_dist.errors import ConfigError, DataError, RequestError, TrainingError
 from fsl_dist.evaluation import retrieval
 from fsl_dist.evaluation.activation_maps import foreground, jaccard, upsample
 from fsl_dist.evaluation.config import EvaluationConfig
+from fsl_dist.evaluation.mapped_images import _is_mean_of, map_images
 from fsl_dist.evaluation.mask_agreement import masked_ids, read_masks
 from fsl_dist.evaluation.report import evaluate_run
+from fsl_dist.models.backbones import build_network
 from fsl_dist.training.launch import train_run
 from fsl_dist.training.trained import open_trained
 
@@ -277,3 +281,30 @@ def test_a_mask_that_is_no_image_or_of_another_size_is_named(discs, run):
             DataError, match=rf"the mask of sample '.*' \(id {sample}\) .* {told}; pack again"
         ):
             read_masks(catalogue, HeldMasks({int(sample): data}), ids, config)
+
+
+@pytest.mark.parametrize(
+    ("name", "has_maps"),
+    [("alexnet", False), ("convnext_base", False), ("densenet121", True), ("efficientnet_b3", True), ("resnet18", True)],
+)  # fmt: skip
+def test_which_backbones_have_activation_maps(name, has_maps):
+    torch.manual_seed(0)
+    settings = [f"backbone.name={name}", "run.dir=r", "data.dataset=d"]
+    config = load_config(None, settings)
+    network = build_network(config.backbone, sample_shape=(3, 64, 64))
+    embedder = Embedder(
+        network, source=None, device=torch.device("cpu"), batch_size=2, prefetch=1
+    )  # no sample is fetched
+    images = torch.randn(2, 3, 64, 64)
+    if not has_maps:
+        told = rf"backbone\.name={name}, which embeds by layers after its \d+ feature maps, not by their mean"
+        with pytest.raises(RequestError, match=told):
+            map_images(embedder, images, config)
+        return
+    mapped = map_images(embedder, images, config)
+    np.testing.assert_allclose(mapped.maps.mean(axis=(2, 3)), mapped.vectors, rtol=1e-4, atol=1e-5)
+    lame = np.array(mapped.vectors)
+    lame[1] *= 1.01
+    assert _is_mean_of(mapped.vectors, mapped.maps, False)
+    assert not _is_mean_of(lame, mapped.maps, False)
+    assert not _is_mean_of(mapped.vectors, mapped.maps, True)
