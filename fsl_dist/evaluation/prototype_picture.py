@@ -11,7 +11,7 @@ from fsl_dist.data.plots import paste_tile
 from fsl_dist.data.store import ShardStore
 from fsl_dist.errors import RequestError
 from fsl_dist.evaluation.config import EvaluationConfig
-from fsl_dist.evaluation.picture_files import check_png, fit_text, write_picture
+from fsl_dist.evaluation.picture_files import check_png, write_picture
 from fsl_dist.evaluation.prototype_examples import (
     QUERIES_A_CLASS,
     ClassExample,
@@ -99,7 +99,7 @@ def draw_examples(examples: Sequence[ClassExample], store: ShardStore) -> Image.
         top = _EDGE + number * panel
         if number:
             draw.line((_EDGE, top - _EDGE, width - _EDGE, top - _EDGE), _GRID)
-        draw.text((_EDGE, top), fit_text(example.name, heading, width - 2 * _EDGE), _INK, heading)
+        draw.text((_EDGE, top), _fit(example.name, heading, width - 2 * _EDGE), _INK, heading)
         made_from = f"{example.num_images} {'support' if example.is_novel else 'training'} images"
         kind = "novel" if example.is_novel else "base"
         count = f"{len(example.nearest)} prototype{'s' * (len(example.nearest) > 1)}"
@@ -127,7 +127,7 @@ def _draw_query(
     )
     _paste(sheet, store, query.id, left + _FRAME, top + _FRAME, _QUERY)
     said = "right" if query.is_right else f"taken for {query.predicted}"
-    draw.text((left, top + side + 3), fit_text(said, font, width), colour, font)
+    draw.text((left, top + side + 3), _fit(said, font, width), colour, font)
     floor = top + side + _LINE + _BARS
     draw.line((left, floor, left + len(query.nearest) * _SLOT, floor), _GRID)
     for place, (share, sample) in enumerate(zip(query.responsibilities, query.nearest, strict=True)):
@@ -150,3 +150,12 @@ def _paste(sheet: Image.Image, store: ShardStore, sample: int, left: int, top: i
     (encoded,), mismatched = store.read_compared(np.array([sample]))
     paste_tile(sheet, None if mismatched else encoded, left, top, side)
     ImageDraw.Draw(sheet).rectangle((left - 1, top - 1, left + side, top + side), outline=_GRID)
+
+
+def _fit(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
+    """`text`, cut where it is wider than `width` pixels."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"
