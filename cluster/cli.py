@@ -6,6 +6,7 @@ import click
 
 from cluster.catalogue_verbs import adopt, resplit
 from cluster.data_verbs import inspect, pack
+from cluster.explain_verb import explain
 from cluster.feature_verbs import baseline
 from cluster.index_verbs import index_group
 from cluster.output import configure_logging
@@ -37,6 +38,7 @@ for verb in (
     embed,
     evaluate,
     predict,
+    explain,
     baseline,
     plot,
     index_group,

@@ -182,5 +182,55 @@ def curves(
     emit(dataclasses.asdict(drawn), as_json, f"{drawn.out}: {drawn.metric} by {drawn.x}\n{last}")
 
 
+@plot.command(
+    epilog="Example: fsl-dist plot retrieval runs/disease runs/hierarchical --out r.png --query mel/ISIC_0028579"
+)
+@RUNS
+@OUT
+@click.option("--query", required=True, metavar="KEY", help="An image of the data set: its key or sample id.")
+@click.option("--k", type=click.IntRange(min=1), default=5, show_default=True, help="Training images a run.")
+@JSON
+def retrieval(runs: tuple[Path, ...], out: Path, query: str, k: int, as_json: bool) -> None:
+    """Show the training images nearest to one image by several runs, a row a run.
+
+    Results are framed in blue where they are of the query's class, else in orange; below each its class and group.
+    """
+    from fsl_dist.evaluation.retrieval_picture import plot_retrieval
+
+    drawn = plot_retrieval(runs, out, query=query, k=k)
+    rows = [
+        f"{system.name}: {', '.join(result.label for result in system.results)}" for system in drawn.systems
+    ]
+    head = f"{drawn.out}: {drawn.query.key} ({drawn.query.label})"
+    emit(dataclasses.asdict(drawn), as_json, "\n".join([head, *rows]))
+
+
+@plot.command(epilog="Example: fsl-dist plot maps runs/hierarchical --out maps.png --pairs 9")
+@RUN
+@OUT
+@click.option(
+    "--query",
+    "queries",
+    multiple=True,
+    metavar="KEY",
+    help="An image of the data set: its key or sample id; may be repeated.  [default: --pairs of evaluate's queries]",
+)
+@click.option(
+    "--pairs", type=click.IntRange(min=1), default=6, show_default=True, help="Queries, spread over classes."
+)
+@JSON
+def maps(run: Path, out: Path, queries: tuple[str, ...], pairs: int, as_json: bool) -> None:
+    """Show queries with their nearest training images and both activation maps, in blocks of four.
+
+    Above the query and its map, below the result and its map. Colour marks the places that the distance between the
+    two comes from.
+    """
+    from fsl_dist.evaluation.retrieval_picture import plot_maps
+
+    drawn = plot_maps(run, out, queries=queries, pairs=pairs)
+    lines = [f"{query.key} ({query.label}): {result.key} ({result.label})" for query, result in drawn.pairs]
+    emit(dataclasses.asdict(drawn), as_json, "\n".join([f"{drawn.out}: {len(drawn.pairs)} pairs", *lines]))
+
+
 def _split(names: str) -> list[str]:
     return [name.strip() for name in names.split(",") if name.strip()]

@@ -102,8 +102,20 @@ def embed(run: Path, dataset: Path, out: Path | None, as_json: bool) -> None:
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "--protocol",
-    type=click.Choice(["knn", "prototypes", "softmax", "few_shot_knn", "fine_tune", "kmeans", "spectral"]),
-    help="The method's own (prototypes, knn; kmeans, spectral), unless named.",
+    type=click.Choice(
+        [
+            "knn",
+            "prototypes",
+            "softmax",
+            "retrieval",
+            "maps",
+            "kmeans",
+            "spectral",
+            "few_shot_knn",
+            "fine_tune",
+        ]
+    ),
+    help="The method's own (prototypes, retrieval, knn; kmeans, spectral), unless named.",
 )
 @JSON
 @click.argument("overrides", nargs=-1, metavar="[evaluation.KEY=VALUE]…")
@@ -111,8 +123,9 @@ def evaluate(run: Path, protocol: str | None, as_json: bool, overrides: tuple[st
     """Score a run's best checkpoint: kNN, and novel classes where there are any.
 
     Novel classes are scored over draws of a few images: by prototypes (pcn), by the vote of neighbours (few_shot_knn), or
-    by a classifier trained again for each draw (fine_tune, of cross_entropy). Test images of classes that were not trained
-    on are clustered (kmeans, spectral), in several runs.
+    by a classifier trained again for each draw (fine_tune, of cross_entropy). As evidence for a decision, retrieved images
+    are scored by AUC, by how many of them are of the query's group, and by whether activation maps fall on the query's mask
+    (retrieval; the last alone: maps). Test images of classes that were not trained on are clustered (kmeans, spectral), in several runs.
     """
     from fsl_dist.config import load_evaluation
 
@@ -128,6 +141,8 @@ def _describe(report: dict) -> str:
     for name, value in report["metrics"].items():
         if isinstance(value, dict):
             rows.append([name, f"{value['mean'] * 100:.2f}", f"{value['std'] * 100:.2f}", str(value["n"])])
+        elif name.startswith("rel@"):  # a number of images
+            rows.append([name, f"{value:.2f} of {name.removeprefix('rel@')}", "", ""])
         else:
             rows.append([name, f"{value * 100:.2f}", "", ""])
     split = report["split"] or "novel classes only"

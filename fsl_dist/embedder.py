@@ -79,6 +79,17 @@ class Embedder:
         with evaluation_mode(self.network):
             return self._forward(images)
 
+    def map_images(self, images: torch.Tensor) -> NDArray[np.float32]:
+        """float32 [n, C, h, w]: feature maps of one batch of decoded images, in eval mode.
+
+        Raises ConfigError for a backbone without maps.
+        """
+        with (
+            evaluation_mode(self.network),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=self.use_bf16),
+        ):
+            return self.network.feature_maps(images.to(self.device)).float().cpu().numpy()
+
     def classify(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         """float32 [n, num_classes]: the classifier's logits of embeddings (float32 [n, dim])."""
         with evaluation_mode(self.network):

@@ -16,15 +16,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fsl_dist.config import RunConfig
-from fsl_dist.data.decode import Decoder, make_decoder
-from fsl_dist.data.images import find_excess_pixels
 from fsl_dist.data.listing import IMAGE_SUFFIXES
 from fsl_dist.embedder import Embedder
-from fsl_dist.errors import RequestError, UndecodableError
+from fsl_dist.errors import RequestError
 from fsl_dist.evaluation.few_shot_knn import find_nearest, join_nearest, rank_classes
 from fsl_dist.evaluation.prototypes import Prototypes, fit_prototypes, join, prototype_scores
 from fsl_dist.evaluation.report import open_selection
+from fsl_dist.image_files import FailedImage, ImageFiles
 from fsl_dist.methods.config import PCNConfig
 from fsl_dist.training.splits import split_run
 from fsl_dist.training.trained import TrainedRun, open_trained
@@ -50,14 +48,6 @@ class Prediction:
 
     image: str
     classes: list[ScoredClass]
-
-
-@dataclass(frozen=True, slots=True)
-class FailedImage:
-    """An image that could not be used."""
-
-    image: str
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +91,9 @@ def predict(
             f"--support {support}: class '{known[0]}' is one the run was trained on, {len(known)} classes in all; "
             "a novel class must be new (take these folders out)"
         )
-    with _FileEmbedder(trained.embedder, config) as files:
+    with ImageFiles(trained.embedder, config) as files:
         paths = [path for of_class in novel_files.values() for path in of_class]
-        support_vectors, usable = files.embed(paths)
+        support_vectors, usable = _embed_files(files, trained.embedder, paths)
         labels = np.repeat(
             np.arange(len(names), len(names) + len(novel_files)),
             [len(of_class) for of_class in novel_files.values()],
@@ -111,7 +101,7 @@ def predict(
         for number, name in enumerate(novel_files):
             if len(names) + number not in labels:
                 raise RequestError(f"--support {support}: no image of class '{name}' can be read")
-        vectors, found = files.embed(images)
+        vectors, found = _embed_files(files, trained.embedder, images)
         failed = files.failed
     all_names = [*names, *novel_files]
     score = _score_by_prototypes if isinstance(config.method, PCNConfig) else _score_by_neighbours
@@ -152,56 +142,15 @@ def _list_support(support: Path) -> dict[str, list[Path]]:
     return files
 
 
-class _FileEmbedder:
-    """Embeds image files with the test transform, and remembers those that it cannot."""
-
-    def __init__(self, embedder: Embedder, config: RunConfig) -> None:
-        self.failed: list[FailedImage] = []
-        self._embedder = embedder
-        self._max_pixels = config.data.max_pixels
-        self._decoder: Decoder = make_decoder(
-            config.data, device=str(embedder.device), max_batch=embedder.batch_size
-        )
-
-    def __enter__(self) -> "_FileEmbedder":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._decoder.close()
-
-    def embed(self, paths: Sequence[Path]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Embeddings (float32 [n, dim]) of those files that are images, and which they are (int64 [n])."""
-        vectors, usable = [np.empty((0, self._embedder.dim), dtype=np.float32)], []
-        for start in range(0, len(paths), self._embedder.batch_size):
-            some = range(start, min(start + self._embedder.batch_size, len(paths)))
-            read = {row: data for row in some if (data := self._read(paths[row])) is not None}
-            while read:
-                try:
-                    images = self._decoder.decode(list(read.values()), None)
-                except UndecodableError as error:
-                    row = list(read)[error.position]
-                    self._fail(paths[row], f"is not an image that decodes: {error.reason}")
-                    del read[row]
-                    continue
-                vectors.append(self._embedder.embed_images(images))
-                usable += list(read)
-                break
-        return np.concatenate(vectors), np.array(usable, dtype=np.int64)
-
-    def _read(self, path: Path) -> bytes | None:
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            self._fail(path, f"cannot be read: {error.strerror}")
-            return None
-        reason = "has zero bytes" if not data else find_excess_pixels(data, self._max_pixels)
-        if reason is not None:
-            self._fail(path, reason)
-            return None
-        return data
-
-    def _fail(self, path: Path, reason: str) -> None:
-        self.failed.append(FailedImage(str(path), reason))
+def _embed_files(
+    files: ImageFiles, embedder: Embedder, paths: Sequence[Path]
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Embeddings (float32 [n, dim]) of those files that are images, and which they are (int64 [n])."""
+    vectors, usable = [np.empty((0, embedder.dim), dtype=np.float32)], []
+    for rows, images in files.batches(paths):
+        vectors.append(embedder.embed_images(images))
+        usable += rows
+    return np.concatenate(vectors), np.array(usable, dtype=np.int64)
 
 
 Ranking = tuple[NDArray[np.int64], NDArray[np.float64]]

@@ -129,3 +129,39 @@ def damaged_digits(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
             shard.seek(offset + 60)
             shard.write(bytes([byte ^ 4]))
     return out
+
+
+@pytest.fixture(scope="session")
+def discs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A packed data set of 40 × 48 px images of a disc on dark ground, with masks of the disc (254; a ring of 127 in it).
+
+    Classes `blue` and `red <b>`, in each the groups of its small and its large discs: 8 training and 4 test images a group,
+    the first test image of each group without a mask.
+    """
+    import numpy as np
+    from PIL import Image, ImageDraw
+
+    from fsl_dist.data.listing import TableColumns
+    from fsl_dist.data.pack import PackOptions, pack
+
+    source, rng = tmp_path_factory.mktemp("discs"), np.random.default_rng(0)
+    rows = ["file,class,group,split,mask"]
+    for name, colour in (("blue", (60, 90, 230)), ("red <b>", (220, 60, 40))):
+        for group, radius in ((f"small {name}", 6), (f"large {name}", 13)):
+            for number in range(12):
+                file = f"{name[:3]}-{radius}-{number}.png"
+                x, y = (int(place) for place in rng.integers(radius, [48 - radius, 40 - radius]))
+                image = Image.fromarray(rng.integers(0, 40, (40, 48, 3), dtype=np.uint8))
+                box = (x - radius, y - radius, x + radius, y + radius)
+                ImageDraw.Draw(image).ellipse(box, colour)
+                image.save(source / file)
+                mask = Image.new("L", image.size)
+                ImageDraw.Draw(mask).ellipse(box, fill=254, outline=127)
+                mask.save(source / f"mask-{file}")
+                split = "train" if number < 8 else "test"
+                rows.append(f"{file},{name},{group},{split},{'' if number == 8 else f'mask-{file}'}")
+    (source / "labels.csv").write_text("\n".join(rows) + "\n")
+    out = tmp_path_factory.mktemp("packed") / "discs"
+    columns = TableColumns(table=str(source / "labels.csv"), group="group", split="split", mask="mask")
+    pack(source, out, PackOptions(columns=columns))
+    return out

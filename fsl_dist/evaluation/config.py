@@ -41,14 +41,22 @@ class EvaluationConfig:
     validation by kmeans/… makes one run"""
     spectral_neighbors: int = 10
     """images that spectral joins each image to, 2 or more, itself counted, as scikit-learn counts them; the paper is silent"""
+    k: tuple[int, ...] = (3, 5, 10, 20, 40)
+    """retrieval: nearest training images that are scored, each 1 or more and no more than there are; each value is scored"""
+    positive_class: str = ""
+    """class whose AUC is measured (retrieval, softmax); empty: every class against the others, averaged; CHAI has one such
+    class and is silent on more"""
+    mask_above: int = 0
+    """maps: mask pixels above this value are foreground, 0 … 65534; 0: all that is not background"""
     batch_size: int = 256
     """images embedded at a time, 1 or more"""
 
     def __post_init__(self) -> None:
-        if not self.k_p or min(self.k_p) < 1 or len(set(self.k_p)) < len(self.k_p):
-            raise ConfigError(
-                f"evaluation.k_p={list(self.k_p)} must name different whole numbers, each 1 or more"
-            )
+        for field, numbers in (("k_p", self.k_p), ("k", self.k)):
+            if not numbers or min(numbers) < 1 or len(set(numbers)) < len(numbers):
+                raise ConfigError(
+                    f"evaluation.{field}={list(numbers)} must name different whole numbers, each 1 or more"
+                )
         if (
             not self.delta_tau
             or not all(math.isfinite(delta) for delta in self.delta_tau)
@@ -57,6 +65,8 @@ class EvaluationConfig:
             raise ConfigError(
                 f"evaluation.delta_tau={list(self.delta_tau)} must name different finite numbers"
             )
+        if not 0 <= self.mask_above <= 65534:
+            raise ConfigError(f"evaluation.mask_above={self.mask_above} must lie in 0 … 65534")
         for field, value, least in (
             ("base_clusters", self.base_clusters, 0),
             ("novel_clusters", self.novel_clusters, 0),

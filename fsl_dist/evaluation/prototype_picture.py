@@ -11,7 +11,7 @@ from fsl_dist.data.plots import paste_tile
 from fsl_dist.data.store import ShardStore
 from fsl_dist.errors import RequestError
 from fsl_dist.evaluation.config import EvaluationConfig
-from fsl_dist.evaluation.picture_files import check_png, write_picture
+from fsl_dist.evaluation.picture_files import check_png, fit_text, write_picture
 from fsl_dist.evaluation.prototype_examples import (
     QUERIES_A_CLASS,
     ClassExample,
@@ -151,12 +151,3 @@ def paste_sample(sheet: Image.Image, store: ShardStore, sample: int, left: int, 
     (encoded,), mismatched = store.read_compared(np.array([sample]))
     paste_tile(sheet, None if mismatched else encoded, left, top, side)
     ImageDraw.Draw(sheet).rectangle((left - 1, top - 1, left + side, top + side), outline=GRID)
-
-
-def fit_text(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
-    """`text`, cut where it is wider than `width` pixels."""
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text + "…"

@@ -1,10 +1,12 @@
 """A run's scores: its embedding made once, and every protocol it has measured on it."""
 
 import dataclasses
+import logging
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import softmax
 
 from fsl_dist.config import RunConfig
 from fsl_dist.data.selection import Selection
@@ -16,15 +18,36 @@ from fsl_dist.evaluation.few_shot import largest_classes
 from fsl_dist.evaluation.few_shot_knn import evaluate_few_shot_knn
 from fsl_dist.evaluation.fine_tune import evaluate_fine_tune
 from fsl_dist.evaluation.knn import knn_metrics, score_knn
+from fsl_dist.evaluation.mask_agreement import masked_ids, measure_agreement
 from fsl_dist.evaluation.metrics import Repeated
 from fsl_dist.evaluation.prototypes import evaluate_prototypes
-from fsl_dist.methods.config import PCNConfig, ScatterConfig
+from fsl_dist.evaluation.retrieval import (
+    NO_GROUP,
+    class_auc,
+    evaluate_retrieval,
+    find_neighbours,
+    find_positive,
+    relevance,
+)
+from fsl_dist.methods.config import CHAIConfig, PCNConfig, ScatterConfig
 from fsl_dist.training.distributed import WorkerGroup
 from fsl_dist.training.splits import RunSplits, split_run
 from fsl_dist.training.trained import TrainedRun, open_trained
 from index import LocalIndex
 
-PROTOCOLS = ("knn", "prototypes", "softmax", "few_shot_knn", "fine_tune", "kmeans", "spectral")
+PROTOCOLS = (
+    "knn",
+    "prototypes",
+    "softmax",
+    "retrieval",
+    "maps",
+    "kmeans",
+    "spectral",
+    "few_shot_knn",
+    "fine_tune",
+)
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,7 +59,7 @@ class EvaluationReport:
     split: str
     """where the base classes' queries came from: test, else val"""
     metrics: dict[str, float | Repeated]
-    """fractions in 0 … 1"""
+    """fractions in 0 … 1; `rel@k` is a number of images, 0 … k"""
 
     def to_json(self) -> dict:
         """The report as plain values; a repeated score is {"mean", "std", "n"}."""
@@ -48,9 +71,9 @@ def evaluate_run(
 ) -> EvaluationReport:
     """Score a run's best checkpoint on its own data set.
 
-    protocol: one of `PROTOCOLS`, or None for the method's own: `prototypes` for pcn, `softmax` for
-    cross_entropy, and `knn` for all; but `kmeans` and `spectral` for scatter, and for every method where no query is of a
-    class that was trained on. The baselines `few_shot_knn` and `fine_tune` run by name only. settings: in place of the run's `evaluation.*`.
+    protocol: one of `PROTOCOLS`, or None for the method's own: `prototypes` for pcn, `softmax` for cross_entropy,
+    `retrieval` for chai, and `knn` for all; but `kmeans` and `spectral` for scatter, and for every method where no query is of
+    a class that was trained on. The others run by name only. settings: in place of the run's `evaluation.*`.
     Embeddings are kept under RUN/evaluation, so that scoring again with other settings embeds nothing.
 
     Raises RequestError when the data set has nothing to score, or the method has no such protocol.
@@ -71,6 +94,10 @@ def evaluate_run(
                 scores |= _score_prototypes(trained, config, splits)
             case "softmax":
                 scores |= _score_softmax(trained, config, splits)
+            case "retrieval":
+                scores |= _score_retrieval(trained, config, splits)
+            case "maps":
+                scores |= _score_maps(trained, config, splits)
             case "few_shot_knn":
                 scores |= _score_few_shot_knn(trained, config, splits)
             case "fine_tune":
@@ -88,11 +115,12 @@ def evaluate_run(
 def _default_protocols(config: RunConfig, splits: RunSplits) -> list[str]:
     if isinstance(config.method, ScatterConfig) or splits.has_unseen_queries:
         return ["kmeans", "spectral"]
-    own = [
-        name
-        for name, has in (("prototypes", config.has_prototypes), ("softmax", config.has_classifier))
-        if has
-    ]
+    kinds = (
+        ("prototypes", config.has_prototypes),
+        ("softmax", config.has_classifier),
+        ("retrieval", isinstance(config.method, CHAIConfig)),
+    )
+    own = [name for name, has in kinds if has]
     return [*own, "knn"] if splits.query is not None else [name for name in own if name == "prototypes"]
 
 
@@ -113,23 +141,85 @@ def open_selection(trained: TrainedRun, config: RunConfig, name: str, selection:
 
 
 def _score_knn(trained: TrainedRun, config: RunConfig, splits: RunSplits) -> dict[str, float | Repeated]:
-    if splits.query is None:
-        raise RequestError(f"data.dataset={config.data.dataset} has no test and no val split to query with")
-    gallery = open_selection(trained, config, "gallery", splits.gallery)
+    gallery, _ = _open_compared(trained, config, splits)
     return dict(score_knn(gallery, *_queries(trained, config, splits), config.evaluation.k_p))
 
 
+def _open_compared(trained: TrainedRun, config: RunConfig, splits: RunSplits) -> tuple[LocalIndex, Selection]:
+    """(index of the training images, the test images compared with them); RequestError where there are none."""
+    if splits.query is None:
+        raise RequestError(f"data.dataset={config.data.dataset} has no test and no val split to query with")
+    return open_selection(trained, config, "gallery", splits.gallery), splits.query
+
+
+def _score_retrieval(
+    trained: TrainedRun, config: RunConfig, splits: RunSplits
+) -> dict[str, float | Repeated]:
+    """`auc@k`; `rel@k` where the data set has groups; `ja` where it has masks and the network activation maps.
+
+    The log says what is left out and why.
+    """
+    gallery, query = _open_compared(trained, config, splits)
+    catalogue, settings = trained.catalogue, config.evaluation
+    vectors, labels = _queries(trained, config, splits)
+    nearest = find_neighbours(gallery, vectors, settings.k)
+    scores: dict[str, float | Repeated] = dict(
+        evaluate_retrieval(
+            gallery.labels_of(nearest),
+            labels,
+            classes=splits.gallery.labels,
+            ks=settings.k,
+            positive=find_positive(settings.positive_class, catalogue.class_names),
+            class_names=catalogue.class_names,
+        )
+    )
+    groups = np.asarray(catalogue.groups)
+    if (groups[query.ids] != NO_GROUP).any():
+        scores |= {f"rel@{k}": relevance(groups[nearest], groups[query.ids], k) for k in settings.k}
+    else:
+        log.info(
+            "rel@k is left out: it counts neighbours of the query's own group, and no query of data.dataset=%s has one "
+            "(method.kind=%s; %d classes, %d groups; pack --group-column names groups)",
+            config.data.dataset, config.method.kind, catalogue.num_classes, len(catalogue.group_names),
+        )  # fmt: skip
+    if len(masked_ids(catalogue, query)):
+        try:
+            scores |= measure_agreement(trained, config, gallery, query)
+        except RequestError as error:
+            log.info("ja is left out: %s", error)
+    return scores
+
+
+def _score_maps(trained: TrainedRun, config: RunConfig, splits: RunSplits) -> dict[str, float | Repeated]:
+    """`ja` alone, and an error where it cannot be measured."""
+    gallery, query = _open_compared(trained, config, splits)
+    return dict(measure_agreement(trained, config, gallery, query))
+
+
 def _score_softmax(trained: TrainedRun, config: RunConfig, splits: RunSplits) -> dict[str, float | Repeated]:
-    """`softmax/acc`, `softmax/mcr` and `softmax/rs`: the network's own classifier instead of neighbours."""
+    """`softmax/acc`, `softmax/mcr`, `softmax/rs`, `softmax/auc`: the network's own classifier instead of neighbours.
+
+    An AUC needs queries of two classes, and is left out where there are none.
+    """
     if not config.has_classifier:
         raise other_method("softmax", "cross_entropy", config)
     if splits.query is None:
         raise RequestError(f"data.dataset={config.data.dataset} has no test and no val split to classify")
     vectors, labels = _queries(trained, config, splits)
-    predictions = splits.train.labels[trained.embedder.classify(vectors).argmax(axis=1)]
+    logits = trained.embedder.classify(vectors).astype(np.float64)
+    predictions = splits.train.labels[logits.argmax(axis=1)]
     scores = knn_metrics(
         predictions, labels, class_labels=splits.gallery.labels, class_counts=splits.gallery.counts
     )
+    positive = find_positive(config.evaluation.positive_class, trained.catalogue.class_names)
+    if positive is not None or len(np.unique(labels)) > 1:
+        scores["auc"] = class_auc(
+            softmax(logits, axis=1),
+            splits.train.labels,
+            labels,
+            positive=positive,
+            class_names=trained.catalogue.class_names,
+        )
     return {f"softmax/{name}": value for name, value in scores.items()}
 
 

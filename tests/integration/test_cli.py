@@ -96,7 +96,10 @@ def test_every_verb_explains_itself_with_an_example(cli: Cli) -> None:
         "evaluate",
         "baseline",
         "plot tsne",
+        "plot retrieval",
+        "plot maps",
         "predict",
+        "explain",
         "index build",
         "index search",
     ):

@@ -1,0 +1,61 @@
+"""Where in two images their distance comes from (CHAI Eq. 2), and how such a map compares with a mask. Pure arithmetic."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from fsl_dist.evaluation.metrics import Floats
+
+
+def activation_maps(maps: Floats, own: Floats, other: Floats) -> NDArray[np.float64]:
+    """Σ_z g_z(i,j) · (f_z(own) − f_z(other))²: float64 [n, h, w] (CHAI Eq. 2).
+
+    maps: [n, D, h, w], the feature maps g of `own`. own, other: [n, D], the embeddings f of the two images of each pair.
+    The maps of the query give the query activation map (QAM), those of the result the result activation map (RAM).
+    Where f is the mean of g over the map, the mean of the result is Σ_z f_z(own) · (f_z(own) − f_z(other))².
+    """
+    weights = np.square(own.astype(np.float64) - other.astype(np.float64))
+    return np.einsum("ndhw,nd->nhw", maps, weights, dtype=np.float64, casting="same_kind")
+
+
+def upsample(maps: Floats, side: int) -> NDArray[np.float64]:
+    """Bilinear: [n, h, w] → float64 [n, side, side], pixel centres on pixel areas, edges repeated."""
+    planes = torch.from_numpy(np.ascontiguousarray(maps, dtype=np.float64))[:, None]
+    return functional.interpolate(planes, size=(side, side), mode="bilinear", align_corners=False)[
+        :, 0
+    ].numpy()
+
+
+def scale_to_unit(plane: Floats) -> NDArray[np.float64]:
+    """`plane` (any shape) moved and stretched to 0 … 1; zeros where it is constant."""
+    low, high = float(plane.min()), float(plane.max())
+    if not high > low:
+        return np.zeros(plane.shape)
+    return (plane.astype(np.float64) - low) / (high - low)
+
+
+def otsu_threshold(plane: Floats) -> float:
+    """The value t for which {≤ t} and {> t} have the largest variance between them (Otsu 1979); the least such t.
+
+    plane: any shape, of two different values at least. Exact, over all values that occur, not over bins of a histogram.
+    Costs a sort.
+    """
+    values, counts = np.unique(plane, return_counts=True)
+    below = np.cumsum(counts)[:-1]
+    sums = np.cumsum(values.astype(np.float64) * counts)
+    above = plane.size - below
+    means_apart = sums[:-1] / below - (sums[-1] - sums[:-1]) / above
+    return float(values[:-1][(below * above * np.square(means_apart)).argmax()])
+
+
+def foreground(plane: Floats) -> NDArray[np.bool_]:
+    """Where a map (any shape) is high, by Otsu's threshold; nowhere, where it is constant."""
+    scaled = scale_to_unit(plane)
+    return scaled > otsu_threshold(scaled) if scaled.any() else np.zeros(plane.shape, dtype=np.bool_)
+
+
+def jaccard(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
+    """Share of the pixels of either (bool, one shape) that are in both; 1 where both are empty."""
+    either = int((first | second).sum())
+    return int((first & second).sum()) / either if either else 1.0

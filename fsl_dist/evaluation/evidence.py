@@ -1,0 +1,180 @@
+"""What speaks for an answer: an image's nearest training images, their vote, and where each distance comes from (CHAI)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fsl_dist.config import RunConfig
+from fsl_dist.data.config import DataConfig
+from fsl_dist.errors import RequestError
+from fsl_dist.evaluation.activation_maps import activation_maps
+from fsl_dist.evaluation.mapped_images import MappedImages, map_images
+from fsl_dist.evaluation.retrieval import NO_GROUP
+from fsl_dist.training.trained import TrainedRun
+from index import LocalIndex
+
+# Of an embedding's length. Batches of different sizes may round an image differently, and bfloat16 keeps 8 bits; a map of
+# that would show noise at full colour.
+_SAME = 1e-3
+
+Pair = tuple[NDArray[np.float64] | None, NDArray[np.float64] | None]
+"""float64 [h, w] twice: QAM and RAM; None where maps were not asked for"""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Result:
+    """One of the nearest training images."""
+
+    id: int
+    key: str
+    label: str
+    """name of its class"""
+    group: str
+    """name of its group, empty where it has none"""
+    distance: float
+    """Euclidean; of index.metric=inner_product the negated product"""
+    is_same: bool
+    """the network sees no difference: the embeddings differ by rounding alone, and the maps are zero"""
+    pixels: NDArray[np.uint8]
+    """uint8 [S, S, 3]: what the network sees of it"""
+    query_map: NDArray[np.float64] | None
+    """float64 [h, w]: activation map of the query against this result (QAM); None where maps were not asked for"""
+    result_map: NDArray[np.float64] | None
+    """float64 [h, w]: of this result against the query (RAM)"""
+
+    @property
+    def distance_text(self) -> str:
+        """The distance as people read it, to four digits."""
+        return "0" if self.is_same else f"{self.distance:#.4g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """What the results say for one class."""
+
+    name: str
+    count: int
+    share: float
+    """of all results, 0 … 1"""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evidence:
+    """An image and the training images nearest to it."""
+
+    pixels: NDArray[np.uint8]
+    """uint8 [S, S, 3]: what the network sees of the image"""
+    results: list[Result]
+    """nearest first"""
+
+    @property
+    def votes(self) -> list[Vote]:
+        """Classes with a vote, the answer first: equal votes by the nearest member, as `evaluate` decides."""
+        labels = [result.label for result in self.results]
+        # The results are in the order of distance, so a class's first place is its nearest member's.
+        order = sorted(dict.fromkeys(labels), key=lambda name: (-labels.count(name), labels.index(name)))
+        return [Vote(name, labels.count(name), labels.count(name) / len(labels)) for name in order]
+
+
+def pixels_of(images: torch.Tensor, config: DataConfig) -> NDArray[np.uint8]:
+    """uint8 [n, S, S, 3] of normalised images (float32 [n, C, S, S]): the pixels that the decoder had, to half a level."""
+    mean, std = (
+        torch.tensor(values[: config.channels]).view(-1, 1, 1) for values in (config.mean, config.std)
+    )
+    levels = ((images.float().cpu() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+    return levels.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).contiguous().numpy()
+
+
+def gather_evidence(
+    trained: TrainedRun,
+    config: RunConfig,
+    gallery: LocalIndex,
+    images: torch.Tensor,
+    k: int,
+    *,
+    has_maps: bool = True,
+    query_ids: Sequence[int] | None = None,
+) -> list[Evidence]:
+    """The `k` nearest training images of each of a batch of images (float32 [n, *sample_shape]), with activation maps.
+
+    query_ids: sample ids of the images, where they are the data set's own: a training image is not its own neighbour.
+
+    Raises RequestError for a `k` above the number of training images, and where maps are asked of a network without.
+    """
+    left = gallery.num_vectors - (query_ids is not None)
+    if k > left:
+        raise RequestError(f"--k {k} asks for more neighbours than there are training images: {left}")
+    embedder = trained.embedder
+    if has_maps:
+        queries = map_images(embedder, images, config)
+        vectors = queries.vectors
+    else:
+        vectors = embedder.embed_images(images)
+    own = None if query_ids is None else np.array(query_ids, dtype=np.int64)
+    answer = gallery.search(vectors, k, query_ids=own)
+    costs = (
+        np.sqrt(np.maximum(answer.distances, 0.0)) if gallery.metric == "l2" else -answer.distances
+    ).tolist()
+    found = []
+    for row, pixels in enumerate(pixels_of(images, config.data)):
+        ids, query = answer.ids[row], vectors[row]
+        shown = embedder.source.fetch(ids, None)
+        maps: list[Pair] = [(None, None)] * k
+        if has_maps:
+            results = map_images(embedder, shown, config)
+            is_same = _is_same(query, results.vectors)
+            maps = _map_pairs(query, queries.maps[row], results, is_same)
+        else:
+            is_same = _is_same(query, embedder.embed_images(shown))
+        described = _describe(trained, ids, costs[row], is_same, pixels_of(shown, config.data), maps)
+        found.append(Evidence(pixels, described))
+    return found
+
+
+def _is_same(query: NDArray[np.float32], vectors: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """bool [k]: which of `vectors` (float32 [k, D]) are `query` (float32 [D]) but for rounding."""
+    return np.linalg.norm(vectors - query, axis=1) <= _SAME * np.linalg.norm(query)
+
+
+def _map_pairs(
+    query: NDArray[np.float32],
+    query_maps: NDArray[np.float32],
+    results: MappedImages,
+    is_same: NDArray[np.bool_],
+) -> list[Pair]:
+    """QAM and RAM of a query (float32 [D], maps [D, h, w]) against each result; zero where the two are the same."""
+    own = np.broadcast_to(query, results.vectors.shape)
+    other = np.where(is_same[:, None], own, results.vectors)
+    qams = activation_maps(np.broadcast_to(query_maps, results.maps.shape), own, other)
+    return list(zip(qams, activation_maps(results.maps, other, own), strict=True))
+
+
+def _describe(
+    trained: TrainedRun,
+    ids: NDArray[np.int64],
+    costs: list[float],
+    is_same: NDArray[np.bool_],
+    pixels: NDArray[np.uint8],
+    maps: Sequence[Pair],
+) -> list[Result]:
+    catalogue = trained.catalogue
+    groups = [int(group) for group in catalogue.groups[ids]]
+    return [
+        Result(
+            id=sample,
+            key=key,
+            label=catalogue.label_name(int(catalogue.labels[sample])),
+            group="" if group == NO_GROUP else catalogue.group_names[group],
+            distance=cost,
+            is_same=same,
+            pixels=image,
+            query_map=qam,
+            result_map=ram,
+        )
+        for sample, key, group, cost, same, image, (qam, ram) in zip(
+            ids.tolist(), catalogue.keys(ids), groups, costs, is_same.tolist(), pixels, maps, strict=True
+        )
+    ]

@@ -1,0 +1,332 @@
+"""`fsl-dist explain`, `plot retrieval`, `plot maps`: what they show against plain loops over the run's own embeddings."""
+
+import base64
+import io
+import json
+import math
+import re
+from html import unescape
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from cluster.explain_verb import explain
+from cluster.plot_verbs import plot
+from fsl_dist.config import load_config
+from fsl_dist.data.catalogue import Catalogue
+from fsl_dist.data.config import DataConfig
+from fsl_dist.data.normalise import Normaliser
+from fsl_dist.data.store import ShardStore
+from fsl_dist.errors import FslDistError
+from fsl_dist.evaluation.activation_maps import activation_maps
+from fsl_dist.evaluation.evidence import Evidence, Result, pixels_of
+from fsl_dist.evaluation.map_overlay import overlay, tint
+from fsl_dist.training.launch import train_run
+from fsl_dist.training.trained import open_trained
+
+
+def train(dataset, run, *more, backbone=("backbone.name=conv4", "backbone.width=12")):
+    train_run(
+        load_config(
+            None,
+            [
+                f"data.dataset={dataset}", f"run.dir={run}", "data.resize_size=36", "data.image_size=32",
+                "data.decoder=torchvision", *backbone, "training.epochs=0", "training.patience=0", *more,
+            ],
+        )
+    )  # fmt: skip
+    return run
+
+
+@pytest.fixture(scope="module")
+def runs(discs, tmp_path_factory):
+    """Two runs of one data set: `a` and, of another seed, `b`."""
+    folder = tmp_path_factory.mktemp("runs")
+    train(discs, folder / "a")
+    train(discs, folder / "b", "run.seed=1")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(discs, tmp_path_factory):
+    """Image files with their sample ids: two test images and a training image, under hostile names."""
+    catalogue, folder = Catalogue.open(discs), tmp_path_factory.mktemp("queries")
+    test, train = catalogue.select("test").ids, catalogue.select("train").ids
+    ids = np.array([test[0], test[-1], train[3]])
+    names = ["one.png", "<img src=x onerror=alert(1)>.png", "known.png"]
+    for name, data in zip(names, ShardStore(catalogue).read(ids), strict=True):
+        (folder / name).write_bytes(data)
+    return {folder / name: int(sample) for name, sample in zip(names, ids, strict=True)}
+
+
+def call(verb, *arguments):
+    return CliRunner().invoke(verb, [str(argument) for argument in arguments])
+
+
+def answer(verb, *arguments):
+    result = call(verb, *arguments, "--json")
+    assert result.exit_code == 0, result.exception
+    return json.loads(result.stdout)
+
+
+def refusal(verb, *arguments):
+    error = call(verb, *arguments).exception
+    assert isinstance(error, FslDistError), error
+    assert error.exit_code == 2
+    assert "\n" not in str(error)
+    return str(error)
+
+
+def nearest(run, sample, k, *, leave_out=False):
+    """(distance, id) of the k nearest training images, by plain loops."""
+    trained = open_trained(run)
+    train = trained.catalogue.select("train").ids
+    query = trained.embedder.embed(np.array([sample]))[0].astype(np.float64)
+    gallery = trained.embedder.embed(train).astype(np.float64)
+    trained.embedder.source.close()
+    found = sorted(
+        (math.sqrt(sum((a - b) ** 2 for a, b in zip(query, row, strict=True))), int(i))
+        for i, row in zip(train, gallery, strict=True)
+    )
+    return [pair for pair in found if not (leave_out and pair[1] == sample)][:k]
+
+
+def test_neighbours_and_votes_are_those_of_the_loops(runs, images, tmp_path):
+    found = answer(explain, runs / "a", *images, "--out", tmp_path / "why", "--k", 6)
+    catalogue = open_trained(runs / "a").catalogue
+    assert found["failed"] == []
+    for shown, (path, sample) in zip(found["explanations"], images.items(), strict=True):
+        assert shown["image"] == str(path)
+        expected = nearest(runs / "a", sample, 6)
+        assert [neighbour["id"] for neighbour in shown["neighbours"]] == [i for _, i in expected]
+        distances = [neighbour["distance"] for neighbour in shown["neighbours"]]
+        assert distances == pytest.approx([d for d, _ in expected], rel=1e-4, abs=1e-6)
+        for neighbour in shown["neighbours"]:
+            assert neighbour["label"] == catalogue.class_names[catalogue.labels[neighbour["id"]]]
+            assert neighbour["group"] == catalogue.group_names[catalogue.groups[neighbour["id"]]]
+            assert neighbour["key"] == catalogue.keys([neighbour["id"]])[0]
+        labels = [neighbour["label"] for neighbour in shown["neighbours"]]
+        for vote in shown["votes"]:
+            assert vote["count"] == labels.count(vote["name"])
+            assert vote["share"] == pytest.approx(vote["count"] / 6)
+        assert sum(vote["count"] for vote in shown["votes"]) == 6
+        with Image.open(shown["picture"]) as picture:
+            assert picture.format == "PNG"
+    assert found["explanations"][2]["neighbours"][0]["distance"] == pytest.approx(0, abs=1e-5)
+    assert {path.name for path in (tmp_path / "why").iterdir()} == {
+        "index.html", "one.png", "<img src=x onerror=alert(1)>.png", "known.png",
+    }  # fmt: skip
+
+
+def test_equal_votes_go_to_the_nearest_member():
+    def result(label, distance):
+        return Result(0, "", label, "", distance, False, np.zeros((1, 1, 3), np.uint8), None, None)
+
+    labels = ["b", "a", "c", "a", "b"]
+    votes = Evidence(
+        np.zeros((1, 1, 3), np.uint8), [result(label, place) for place, label in enumerate(labels)]
+    ).votes
+    assert [(vote.name, vote.count, vote.share) for vote in votes] == [
+        ("b", 2, 0.4),
+        ("a", 2, 0.4),
+        ("c", 1, 0.2),
+    ]
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def pictures(page):
+    """(class, alternative text, pixels) of every image of a page."""
+    for tag, attributes in page.tags:
+        if tag == "img":
+            kind, _, data = attributes["src"].partition(",")
+            assert kind == "data:image/png;base64"
+            yield (
+                attributes["class"],
+                attributes["alt"],
+                np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))),
+            )
+
+
+def test_the_page_holds_what_was_found_and_loads_nothing(runs, images, tmp_path):
+    found = answer(explain, runs / "a", *images, "--out", tmp_path, "--k", 3)
+    text = (tmp_path / "index.html").read_text("utf-8")
+    page = Page(text)
+    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "iframe", "object", "a", "form"})
+    assert not re.search(r"https?:|url\(|@import|srcset", text)
+    (policy,) = [a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; img-src data:;")
+    for attributes in (attributes for _, attributes in page.tags):
+        assert not any(name.startswith("on") for name in attributes)
+    for path in images:
+        assert unescape(path.name) in page.text
+    assert "The 32 training images were compared" in page.text
+    for neighbour in (n for explanation in found["explanations"] for n in explanation["neighbours"]):
+        assert f"{neighbour['label']}group {neighbour['group']}" in page.text
+    assert "red <b>" in page.text
+    assert ("b", {}) not in page.tags
+    trained = open_trained(runs / "a")
+    source, catalogue = trained.embedder.source, trained.catalogue
+    shown = list(pictures(page))
+    # A query, then per neighbour: itself, itself with its map, the query with its map.
+    assert len(shown) == 3 * (1 + 3 * 5)
+    for number, (explanation, sample) in enumerate(zip(found["explanations"], images.values(), strict=True)):
+        of_image = shown[number * 16 : (number + 1) * 16]
+        seen = pixels_of(source.fetch(np.array([sample]), None), trained.config.data)[0]
+        np.testing.assert_array_equal(of_image[0][2], seen)
+        for place, neighbour in enumerate(explanation["neighbours"]):
+            plain, under, ram, query, qam = of_image[1 + 5 * place : 6 + 5 * place]
+            pair = source.fetch(np.array([sample, neighbour["id"]]), None)
+            f = trained.embedder.embed_images(pair)
+            g = trained.embedder.map_images(pair)
+            expected_qam, expected_ram = activation_maps(g, f, f[::-1])
+            result = pixels_of(pair[1:], trained.config.data)[0]
+            for image, expected in ((plain, result), (under, result), (query, seen)):
+                np.testing.assert_array_equal(image[2], expected)
+            for image, plane in ((ram, expected_ram), (qam, expected_qam)):
+                assert image[0] == "map"
+                if sample == neighbour["id"]:
+                    assert not image[2][..., 3].any()
+                else:
+                    difference = image[2].astype(int) - np.asarray(tint(plane, 32)).astype(int)
+                    assert np.abs(difference).max() <= 6
+            assert neighbour["key"] in page.text
+            if sample != neighbour["id"]:
+                assert f"distance {neighbour['distance']:#.4g}" in page.text
+    assert page.text.count("no difference between the two") == 1
+    assert "0" in re.findall(r"distance (0|\d+\.\d+)", page.text)
+    assert catalogue.num_samples == 48
+    source.close()
+
+
+def test_without_maps_any_network_is_explained(discs, runs, images, tmp_path):
+    query = next(iter(images))
+    answer(explain, runs / "a", query, "--out", tmp_path / "a", "--no-maps")
+    page = Page((tmp_path / "a" / "index.html").read_text("utf-8"))
+    assert len(list(pictures(page))) == 6
+    assert "Activation maps" not in page.text
+    mlp = ("backbone.name=mlp", "backbone.hidden=[8]")
+    flat = train(discs, tmp_path / "mlp", backbone=mlp)
+    assert "backbone.name=mlp, which makes no feature maps" in refusal(
+        explain, flat, query, "--out", tmp_path / "b"
+    )
+    assert not (tmp_path / "b").exists()
+    answer(explain, flat, query, "--out", tmp_path / "b", "--no-maps")
+    headed = train(discs, tmp_path / "headed", "backbone.embedding_dim=6")
+    assert "explain --no-maps" in refusal(explain, headed, query, "--out", tmp_path / "c")
+    products = train(discs, tmp_path / "products", "index.metric=inner_product")
+    found = answer(explain, products, query, "--out", tmp_path / "d")["explanations"][0]["neighbours"]
+    assert [n["distance"] for n in found] == sorted(n["distance"] for n in found)
+    assert "inner product, negated" in (tmp_path / "d" / "index.html").read_text("utf-8")
+
+
+def test_bad_images_are_named_and_bad_requests_refused(discs, runs, images, tmp_path):
+    query = next(iter(images))
+    (tmp_path / "text.png").write_text("no image")
+    result = call(explain, runs / "a", tmp_path / "text.png", query, "--out", tmp_path / "why", "--json")
+    assert result.exit_code == 1
+    report = json.loads(result.stdout)
+    assert [failed["image"] for failed in report["failed"]] == [str(tmp_path / "text.png")]
+    assert len(report["explanations"]) == 1
+    assert "error: " in result.stderr
+    nothing = call(explain, runs / "a", tmp_path / "none.png", "--out", tmp_path / "nothing", "--json")
+    assert nothing.exit_code == 1
+    assert json.loads(nothing.stdout)["page"] == ""
+    assert not (tmp_path / "nothing").exists()
+    lines = call(explain, runs / "a", query, query, "--out", tmp_path / "twice", "--k", 2).stdout.splitlines()
+    assert len(lines) == 1 + 2 * 3
+    assert (tmp_path / "twice" / "one-2.png").is_file()
+    assert "is a file; explain writes a folder" in refusal(explain, runs / "a", query, "--out", query)
+    assert "--k 33 asks for more neighbours than there are training images: 32" in refusal(
+        explain, runs / "a", query, "--out", tmp_path / "k", "--k", 33
+    )
+    assert "is no run" in refusal(explain, tmp_path / "nowhere", query, "--out", tmp_path / "k")
+    catalogue = Catalogue.open(discs)
+    np.save(tmp_path / "x.npy", np.zeros((catalogue.num_samples, 4), dtype=np.float32))
+    mlp = ("backbone.name=mlp", "backbone.hidden=[8]")
+    features = train(discs, tmp_path / "features", f"data.features={tmp_path / 'x.npy'}", backbone=mlp)
+    assert "explain takes images" in refusal(explain, features, query, "--out", tmp_path / "k")
+    told = refusal(plot, "retrieval", features, "--query", 0, "--out", tmp_path / "r.png")
+    assert "the picture shows images" in told
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_normalised_images_become_their_pixels_again(channels):
+    config = DataConfig(channels=channels, image_size=16, resize_size=16)
+    pixels = torch.arange(256).repeat(channels, 1).T.reshape(1, 16, 16, channels).to(torch.uint8)
+    images = torch.empty(1, channels, 16, 16)
+    Normaliser(config, "cpu")(pixels, images)
+    np.testing.assert_array_equal(pixels_of(images, config), pixels.expand(-1, -1, -1, 3).numpy())
+
+
+def test_an_overlay_is_grey_where_a_map_is_low_and_warm_where_it_is_high():
+    pixels = np.full((8, 8, 3), (40, 200, 90), dtype=np.uint8)
+    plane = np.zeros((2, 2))
+    plane[0, 0] = 3.0
+    found = np.asarray(overlay(pixels, plane)).astype(int)
+    assert np.ptp(found[7, 7]) == 0
+    red, green, blue = found[0, 0]
+    assert min(red, green) > 150
+    assert blue < green - 60
+    nothing = np.asarray(overlay(pixels, np.full((2, 2), 5.0)))
+    assert (np.ptp(nothing, axis=2) == 0).all()
+
+
+def test_one_query_over_systems(runs, discs, digits, tmp_path):
+    catalogue = Catalogue.open(discs)
+    sample = int(catalogue.select("train").ids[5])
+    key, out = catalogue.keys([sample])[0], tmp_path / "r.png"
+    found = answer(plot, "retrieval", runs / "a", runs / "b", "--query", key, "--out", out, "--k", 4)
+    assert found["query"]["id"] == sample
+    assert [system["name"] for system in found["systems"]] == ["a", "b"]
+    for system in found["systems"]:
+        expected = nearest(runs / system["name"], sample, 4, leave_out=True)
+        assert [result["id"] for result in system["results"]] == [i for _, i in expected]
+        assert system["distances"] == pytest.approx([d for d, _ in expected], rel=1e-4)
+    first = out.read_bytes()
+    answer(plot, "retrieval", runs / "a", runs / "b", "--query", sample, "--out", out, "--k", 4)
+    assert out.read_bytes() == first
+    assert "red <b>" in call(plot, "retrieval", runs / "a", "--query", 47, "--out", out).stdout
+    frames = {tuple(pixel) for pixel in np.asarray(Image.open(out).convert("RGB")).reshape(-1, 3).tolist()}
+    assert frames & {(0, 114, 178), (230, 159, 0)}
+    told = refusal(plot, "retrieval", runs / "a", "--query", "blue", "--out", out)
+    assert "--query blue is neither a key of" in told
+    assert "nor a sample id, 0 … 47" in told
+    assert "nor a sample id" in refusal(plot, "retrieval", runs / "a", "--query", "48", "--out", out)
+    other = train(digits, tmp_path / "digits")
+    told = refusal(plot, "retrieval", runs / "a", other, "--query", "3", "--out", out)
+    assert "are of different data sets or versions" in told
+    assert "must end in .png" in refusal(plot, "retrieval", runs / "a", "--query", "3", "--out", "r.jpg")
+
+
+def test_pairs_with_their_maps(runs, discs, tmp_path):
+    out = tmp_path / "m.png"
+    found = answer(plot, "maps", runs / "a", "--out", out, "--pairs", 5)
+    test = Catalogue.open(discs).select("test").ids
+    queries = [query["id"] for query, _ in found["pairs"]]
+    assert queries == [int(test[place]) for place in (0, 3, 7, 11, 15)]
+    for query, result in found["pairs"]:
+        assert result["id"] == nearest(runs / "a", query["id"], 1)[0][1]
+    with Image.open(out) as picture:
+        size = picture.size
+    assert "1 pairs" in call(plot, "maps", runs / "a", "--out", out, "--query", 40).stdout
+    with Image.open(out) as picture:
+        assert picture.size < size
+    assert "is neither a key" in refusal(plot, "maps", runs / "a", "--out", out, "--query", "x")
