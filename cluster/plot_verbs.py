@@ -187,7 +187,12 @@ def curves(
 )
 @RUNS
 @OUT
-@click.option("--query", required=True, metavar="KEY", help="An image of the data set: its key or sample id.")
+@click.option(
+    "--query",
+    default="",
+    metavar="KEY",
+    help="An image of the data set: its key or sample id.  [default: the middle one of evaluate's queries]",
+)
 @click.option("--k", type=click.IntRange(min=1), default=5, show_default=True, help="Training images a run.")
 @JSON
 def retrieval(runs: tuple[Path, ...], out: Path, query: str, k: int, as_json: bool) -> None:

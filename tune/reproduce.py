@@ -323,11 +323,13 @@ def _collect(table: Table, row: Row, runs: tuple[PlannedRun, ...], problems: dic
     if failed := [problems[run.folder] for run in runs if run.folder in problems]:
         return _unmeasured(table, row, runs, failed[0])
     scores: list[list[Any]] = []
-    for cell in cells:
+    for column, cell in zip(table.columns, cells, strict=True):
         found = []
         for run in runs if cell else ():
             assert cell is not None
             metrics = json.loads(cell.scores_file(run.folder).read_text("utf-8"))["metrics"]
+            if cell.metric not in metrics and column.optional:
+                continue
             if cell.metric not in metrics:
                 return _unmeasured(table, row, runs, f"{cell.metric} is not among the scores of {run.folder}")
             found.append(metrics[cell.metric])

@@ -10,11 +10,11 @@ from typing import Any
 
 from index.storage import write_atomic
 from tune.reproduce import RowResult
-from tune.tables import Table
+from tune.tables import Column, Table
 
 
-def summarise(scores: list[Any]) -> tuple[float, float, int] | None:
-    """(mean, standard deviation, count) in percent, over seeds; over draws, where there is one seed with draws.
+def summarise(scores: list[Any], scale: float = 100.0) -> tuple[float, float, int] | None:
+    """(mean, standard deviation, count) times `scale`, over seeds; over draws, where there is one seed with draws.
 
     The deviation is of the whole set (ddof 0), NaN where there is one value alone.
     """
@@ -22,18 +22,24 @@ def summarise(scores: list[Any]) -> tuple[float, float, int] | None:
         return None
     if len(scores) == 1 and isinstance(scores[0], dict):
         only = scores[0]
-        return 100 * only["mean"], 100 * only["std"], only["n"]
-    values = [100 * (score["mean"] if isinstance(score, dict) else score) for score in scores]
+        return scale * only["mean"], scale * only["std"], only["n"]
+    values = [scale * (score["mean"] if isinstance(score, dict) else score) for score in scores]
     return statistics.fmean(values), statistics.pstdev(values) if len(values) > 1 else math.nan, len(values)
 
 
-def show_score(scores: list[Any]) -> str:
-    """A score as text: "47.5 ± 1.1"."""
-    found = summarise(scores)
+def scale_of(column: Column) -> float:
+    """What a column's scores are multiplied by: 100 makes fractions percent."""
+    return 1.0 if column.is_count else 100.0
+
+
+def show_score(scores: list[Any], column: Column) -> str:
+    """A score as text: "47.5 ± 1.1"; counts with three decimals, as CHAI has them."""
+    found = summarise(scores, scale_of(column))
     if found is None:
         return "—"
     mean, deviation, _ = found
-    return f"{mean:.1f}" if math.isnan(deviation) else f"{mean:.1f} ± {deviation:.1f}"
+    digits = 3 if column.is_count else 1
+    return f"{mean:.{digits}f}" if math.isnan(deviation) else f"{mean:.{digits}f} ± {deviation:.{digits}f}"
 
 
 def render_markdown(
@@ -61,8 +67,8 @@ def render_markdown(
     for result in results:
         papers = result.row.paper or ("",) * len(table.columns)
         cells = [
-            f"{show_score(scores)} ({paper})" if paper else show_score(scores)
-            for scores, paper in zip(result.scores, papers, strict=True)
+            f"{show_score(scores, column)} ({paper})" if paper else show_score(scores, column)
+            for column, scores, paper in zip(table.columns, result.scores, papers, strict=True)
         ]
         lines.append(f"| {result.row.name} | " + " | ".join(cells) + " |")
     lines += ["", *(f"- {note}" for note in table.notes)]
@@ -87,7 +93,7 @@ def commands_of(results: list[RowResult]) -> list[str]:
 
 
 def render_csv(table: Table, results: list[RowResult]) -> str:
-    """One line a score: row, column, metric, mean, std and count here (percent), and what the paper prints."""
+    """One line a score: row, column, metric, mean, std and count here (percent, or a number), and what the paper prints."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["row", "column", "metric", "mean", "std", "count", "paper"])
@@ -96,7 +102,7 @@ def render_csv(table: Table, results: list[RowResult]) -> str:
         for column, cell, scores, paper in zip(
             table.columns, result.cells, result.scores, papers, strict=True
         ):
-            mean, deviation, count = summarise(scores) or ("", "", 0)
+            mean, deviation, count = summarise(scores, scale_of(column)) or ("", "", 0)
             metric = cell.metric if cell else ""
             writer.writerow([result.row.name, column.title, metric, mean, deviation, count, paper])
     return buffer.getvalue()
@@ -114,9 +120,9 @@ def draw(table: Table, results: list[RowResult], path: Path) -> None:
     )
     for number, column in enumerate(table.columns):
         axis = axes[0][number]
-        (_draw_curves if table.x_title else _draw_bars)(axis, results, number)
+        (_draw_curves if table.x_title else _draw_bars)(axis, results, number, scale_of(column))
         axis.set_title(column.title, fontsize=10)
-        axis.set_ylabel("%")
+        axis.set_ylabel("number" if column.is_count else "%")
         if table.x_title:
             axis.set_xlabel(table.x_title)
     axes[0][-1].legend(fontsize=8)
@@ -127,14 +133,14 @@ def draw(table: Table, results: list[RowResult], path: Path) -> None:
     write_atomic(path, buffer.getvalue())
 
 
-def _draw_curves(axis: Any, results: list[RowResult], number: int) -> None:
+def _draw_curves(axis: Any, results: list[RowResult], number: int, scale: float) -> None:
     for curve in dict.fromkeys(result.row.curve for result in results):
         points = [
             (result.row.x, *summary[:2])
             for result in results
             if result.row.curve == curve
             and result.row.x is not None
-            and (summary := summarise(result.scores[number]))
+            and (summary := summarise(result.scores[number], scale))
         ]
         if points:
             x, mean, deviation = zip(*points, strict=True)
@@ -142,11 +148,11 @@ def _draw_curves(axis: Any, results: list[RowResult], number: int) -> None:
             axis.errorbar(x, mean, spread, marker="o", capsize=3, label=curve)
 
 
-def _draw_bars(axis: Any, results: list[RowResult], number: int) -> None:
+def _draw_bars(axis: Any, results: list[RowResult], number: int, scale: float) -> None:
     for offset, label, colour in ((-0.2, "here", "#0072b2"), (0.2, "paper", "#e69f00")):
         for place, result in enumerate(results):
             paper = result.row.paper[number] if result.row.paper else ""
-            summary = summarise(result.scores[number]) if label == "here" else _read_paper(paper)
+            summary = summarise(result.scores[number], scale) if label == "here" else _read_paper(paper)
             if summary is not None:
                 error = None if math.isnan(summary[1]) else summary[1]
                 axis.bar(place + offset, summary[0], 0.4, yerr=error, color=colour, capsize=3)

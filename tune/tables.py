@@ -24,6 +24,10 @@ class Column:
     """as `fsl-dist evaluate` names it; a row may name its own"""
     evaluate: tuple[str, ...] = ()
     """evaluation.KEY=VALUE that this score is measured with"""
+    is_count: bool = False
+    """the score is a number of things, shown as it is; others are fractions, shown in percent"""
+    optional: bool = False
+    """a run may lack the score (a data set without masks); its cell stays empty"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

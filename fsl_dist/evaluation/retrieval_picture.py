@@ -76,16 +76,17 @@ class MapPicture:
     """query and its nearest training image"""
 
 
-def plot_retrieval(runs: Sequence[Path], out: Path, *, query: str, k: int = 5) -> RetrievalPicture:
+def plot_retrieval(runs: Sequence[Path], out: Path, *, query: str = "", k: int = 5) -> RetrievalPicture:
     """Show the `k` training images nearest to one image of the data set by each of `runs`, a row a run; write `out`, a PNG.
 
-    query: a key of the catalogue, or a sample id. The image itself is never among its results. Deterministic.
+    query: a key of the catalogue, or a sample id; by default the middle one of the first run's queries. The image itself is
+    never among its results. Deterministic.
 
     Raises RequestError for runs of different data sets, on feature vectors, and a query that the data set lacks.
     """
     check_png(out)
     rows: list[tuple[str, Evidence]] = []
-    systems, fingerprint, shown, dataset = [], "", None, ""
+    systems, fingerprint, shown, dataset, sample = [], "", None, "", -1
     for run, name in zip(runs, name_runs(runs), strict=True):
         with _open(run) as trained:
             catalogue, config = trained.catalogue, trained.config
@@ -95,8 +96,9 @@ def plot_retrieval(runs: Sequence[Path], out: Path, *, query: str, k: int = 5) -
                     "query's results are compared on the same images"
                 )
             fingerprint, dataset = catalogue.fingerprint, config.data.dataset
-            sample = find_sample(catalogue, query)
-            shown = _describe(catalogue, sample)
+            if shown is None:
+                sample = find_sample(catalogue, query) if query else _spread_queries(trained, 1)[0]
+                shown = _describe(catalogue, sample)
             evidence = _gather(trained, [sample], k, has_maps=False)[0]
             rows.append((name, evidence))
             results = [_describe(catalogue, result.id) for result in evidence.results]
@@ -117,15 +119,7 @@ def plot_maps(run: Path, out: Path, *, queries: Sequence[str] = (), pairs: int =
     check_png(out)
     with _open(run) as trained:
         catalogue, config = trained.catalogue, trained.config
-        samples = [find_sample(catalogue, query) for query in queries]
-        if not samples:
-            selection = split_run(catalogue, config).query
-            if selection is None:
-                raise RequestError(
-                    f"data.dataset={config.data.dataset} has no test and no val split to take queries from (--query names them)"
-                )
-            places = np.linspace(0, len(selection) - 1, min(pairs, len(selection))).astype(np.int64)
-            samples = selection.ids[np.unique(places)].tolist()
+        samples = [find_sample(catalogue, query) for query in queries] or _spread_queries(trained, pairs)
         found = _gather(trained, samples, 1, has_maps=True)
         described = [
             (_describe(catalogue, sample), _describe(catalogue, evidence.results[0].id))
@@ -133,6 +127,18 @@ def plot_maps(run: Path, out: Path, *, queries: Sequence[str] = (), pairs: int =
         ]
         write_picture(draw_pairs(list(zip(described, found, strict=True))), out)
         return MapPicture(str(run), config.data.dataset, str(out), described)
+
+
+def _spread_queries(trained: TrainedRun, num: int) -> list[int]:
+    """Sample ids of `num` of the run's queries, evenly spread over classes; the middle one where `num` is 1."""
+    selection = split_run(trained.catalogue, trained.config).query
+    if selection is None:
+        raise RequestError(
+            f"data.dataset={trained.config.data.dataset} has no test and no val split to take queries from (--query names them)"
+        )
+    last = len(selection) - 1
+    places = np.linspace(0, last, min(num, len(selection))) if num > 1 else np.array([last / 2])
+    return selection.ids[np.unique(places.astype(np.int64))].tolist()
 
 
 def find_sample(catalogue: Catalogue, query: str) -> int:

@@ -121,10 +121,12 @@ def test_a_run_that_starts_from_another_names_it(tmp_path: Path) -> None:
 
 def test_scores_are_summed_up_over_seeds_or_over_the_draws_of_one() -> None:
     assert summarise([]) is None
-    assert show_score([]) == "—"
-    assert show_score([0.5]) == "50.0"
-    assert show_score([{"mean": 0.475, "std": 0.011, "n": 10}]) == "47.5 ± 1.1"
-    assert show_score([0.4, 0.6]) == "50.0 ± 10.0"
+    share, number = Column(title="acc"), Column(title="rel", is_count=True)
+    assert show_score([], share) == "—"
+    assert show_score([0.5], share) == "50.0"
+    assert show_score([{"mean": 0.475, "std": 0.011, "n": 10}], share) == "47.5 ± 1.1"
+    assert show_score([0.4, 0.6], share) == "50.0 ± 10.0"
+    assert show_score([1.505, 1.495], number) == "1.500 ± 0.005"
     assert summarise([{"mean": 0.4, "std": 0.1, "n": 10}, {"mean": 0.6, "std": 0.2, "n": 10}]) == (
         pytest.approx(50.0),
         pytest.approx(10.0),
