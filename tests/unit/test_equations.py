@@ -19,15 +19,15 @@ def test_the_page_has_rows() -> None:
     assert len(ROWS) == len(lines) - len(heads) > 20
 
 
-@pytest.mark.parametrize("number", range(1, 11))
-def test_every_equation_of_pcn_has_a_row(number: int) -> None:
-    text = (ROOT / "docs/equations.md").read_text().split("## Deep kNN")[0]
-    numbers = {
-        n
-        for first, last in re.findall(r"^\| Eq\. (\d+)(?: (?:to|and) (\d+))?", text, re.M)
-        for n in range(int(first), int(last or first) + 1)
-    }
-    assert number in numbers
+@pytest.mark.parametrize(
+    ("paper", "last"),
+    [("Prototypical clustering networks (PCN)", 10), ("Deep kNN", 3), ("CHAI", 3), ("Deep clustering", 4)],
+)
+def test_every_equation_of_a_paper_has_a_row(paper: str, last: int) -> None:
+    text = (ROOT / "docs/equations.md").read_text().split(f"## {paper}\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| Eq\. (\d+)(?: (?:to|and) (\d+))?", text, re.M)
+    numbers = {n for first, end in rows for n in range(int(first), int(end or first) + 1)}
+    assert numbers == set(range(1, last + 1))
 
 
 @pytest.mark.parametrize(("equation", "function", "file", "test"), ROWS)
