@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from cluster.output import align_columns, emit
+from fsl_dist.evaluation.config import PROTOCOLS
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON object on stdout.")
 
@@ -102,19 +103,7 @@ def embed(run: Path, dataset: Path, out: Path | None, as_json: bool) -> None:
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "--protocol",
-    type=click.Choice(
-        [
-            "knn",
-            "prototypes",
-            "softmax",
-            "retrieval",
-            "maps",
-            "kmeans",
-            "spectral",
-            "few_shot_knn",
-            "fine_tune",
-        ]
-    ),
+    type=click.Choice(PROTOCOLS),
     help="The method's own (prototypes, retrieval, knn; kmeans, spectral), unless named.",
 )
 @JSON

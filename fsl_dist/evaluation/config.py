@@ -8,6 +8,19 @@ from fsl_dist.errors import ConfigError
 CLUSTER_SCORES = ("ca", "nmi", "nmi_max", "ami", "ari")
 """of a clustering against the classes, as `evaluation.clustering` computes them"""
 
+PROTOCOLS = (
+    "knn",
+    "prototypes",
+    "softmax",
+    "retrieval",
+    "maps",
+    "kmeans",
+    "spectral",
+    "few_shot_knn",
+    "fine_tune",
+)
+"""what a run can be scored by"""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationConfig:

@@ -13,7 +13,7 @@ from fsl_dist.data.selection import Selection
 from fsl_dist.embedder import SelectionIndex
 from fsl_dist.errors import RequestError
 from fsl_dist.evaluation.clustering import ClusterProtocol, score_clusters
-from fsl_dist.evaluation.config import EvaluationConfig
+from fsl_dist.evaluation.config import PROTOCOLS, EvaluationConfig
 from fsl_dist.evaluation.few_shot import largest_classes
 from fsl_dist.evaluation.few_shot_knn import evaluate_few_shot_knn
 from fsl_dist.evaluation.fine_tune import evaluate_fine_tune
@@ -34,18 +34,6 @@ from fsl_dist.training.distributed import WorkerGroup
 from fsl_dist.training.splits import RunSplits, split_run
 from fsl_dist.training.trained import TrainedRun, open_trained
 from index import LocalIndex
-
-PROTOCOLS = (
-    "knn",
-    "prototypes",
-    "softmax",
-    "retrieval",
-    "maps",
-    "kmeans",
-    "spectral",
-    "few_shot_knn",
-    "fine_tune",
-)
 
 log = logging.getLogger(__name__)
 
