@@ -44,7 +44,8 @@ def test_pictures_are_drawn_by_verbs_that_exist(name: str) -> None:
     for picture in TABLES[name].pictures:
         verb = plot.commands[picture.plot]
         runs = ["RUN"] * len(picture.rows)
-        verb.make_context(picture.plot, [*runs, *picture.options, "--out", "p.png"])
+        context = verb.make_context(picture.plot, [*runs, *picture.options, "--out", "p.png"])
+        assert context.params["out"] == Path("p.png")
 
 
 def test_a_family_has_the_papers_figures_of_its_own_data() -> None:
