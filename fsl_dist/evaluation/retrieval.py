@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
+from sklearn.metrics import roc_auc_score
 
 from fsl_dist.errors import DataError, RequestError, TrainingError
 from fsl_dist.evaluation.few_shot import name_of, positions_among
@@ -48,11 +48,7 @@ def auc(scores: Floats, is_positive: NDArray[np.bool_]) -> float:
             f"{int(np.isnan(scores).sum())} of {len(scores)} scores are not numbers: the embedding is not finite (a "
             "lower learning rate, or an earlier checkpoint)"
         )
-    positives = int(is_positive.sum())
-    negatives = len(is_positive) - positives
-    # The rank sum of the positives, less what they would have among themselves (Mann & Whitney).
-    wins = float(rankdata(scores)[is_positive].sum()) - positives * (positives + 1) / 2
-    return wins / (positives * negatives)
+    return float(roc_auc_score(is_positive, scores))
 
 
 def class_auc(

@@ -90,8 +90,8 @@ def main() -> None:
         group.barrier()
     if group.world_size > 1:
         dist.destroy_process_group()
-    # Results are in files. At Python's own end a thread of gloo or autograd that still wants the interpreter aborts the
-    # process ("terminate called without an active exception"; seen once in some twenty starts of two workers).
+    # Results are in files. One of a pair of workers was once aborted at the interpreter's own end ("terminate called
+    # without an active exception"), after both had left the group.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
