@@ -1,8 +1,11 @@
-"""How large the embeddings of trained runs are: mean norm, and mean distance between two training images.
+"""How large the embeddings of trained runs are, and in how many directions their classes lie.
 
     python benchmarks/embedding_scale.py RUN …
 
-A margin says nothing without the distances it is added to. 2,000 pairs of training images are drawn, the same for every run.
+Over the training images: mean norm; mean distance between two images, 2,000 pairs that are the same for every run (a margin
+says nothing without the distances it is added to); within / between, the mean squared distance of an image to its class mean
+over that of a class mean to the mean of all; directions, (Σλ)² / Σλ² of the eigenvalues λ of the class means' covariance: 1
+where all class means lie on a line, as many as dimensions where they spread alike in all.
 """
 
 import argparse
@@ -17,10 +20,22 @@ from fsl_dist.training.trained import open_trained
 NUM_PAIRS = 2000
 
 
+def spread_of_classes(vectors: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """Within / between and directions of vectors [n, dim] with labels [n]."""
+    points = vectors.astype(np.float64)
+    classes, inverse = np.unique(labels, return_inverse=True)
+    means = np.stack([points[inverse == c].mean(axis=0) for c in range(len(classes))])
+    within = np.square(points - means[inverse]).sum(axis=1).mean()
+    between = np.square(means - means.mean(axis=0)).sum(axis=1).mean()
+    eigenvalues = np.linalg.eigvalsh(np.cov(means.T))
+    return within / between, eigenvalues.sum() ** 2 / np.square(eigenvalues).sum()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path)
-    print("| run | mean norm | mean distance of two images |\n| --- | ---: | ---: |")
+    print("| run | mean norm | mean distance of two images | within / between | directions |")
+    print("| --- | ---: | ---: | ---: | ---: |")
     for run in parser.parse_args().runs:
         trained = open_trained(run)
         splits = split_run(trained.catalogue, trained.config)
@@ -29,7 +44,10 @@ def main() -> None:
         rng = np.random.default_rng(0)
         first, second = (rng.integers(len(vectors), size=NUM_PAIRS) for _ in range(2))
         distance = np.linalg.norm(vectors[first] - vectors[second], axis=1).mean()
-        print(f"| {run} | {np.linalg.norm(vectors, axis=1).mean():.1f} | {distance:.1f} |")
+        ratio, directions = spread_of_classes(vectors, np.asarray(index.labels))
+        print(
+            f"| {run} | {np.linalg.norm(vectors, axis=1).mean():.1f} | {distance:.1f} | {ratio:.3f} | {directions:.1f} |"
+        )
         trained.embedder.source.close()
 
 
