@@ -1,4 +1,4 @@
-"""The verbs `fsl-dist index build`, `search` and `status`."""
+"""The verbs `fsl-dist index build`, `search` and `status`; `tune` has a file of its own."""
 
 import re
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cluster.index_tune_verb import tune
 from cluster.output import emit
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ def index_group() -> None:
       fsl-dist index build --vectors X.npy --labels Y.npy my-index metric=l2
       fsl-dist index search my-index --queries Q.npy --k 10 --out R.npz
     """
+
+
+index_group.add_command(tune)
 
 
 @index_group.command()
@@ -175,6 +179,8 @@ def _describe(index: Path, *, verify: bool = False) -> dict[str, object]:
         "versions": versions.list_versions(index) or [manifest.version],
         "path": str(folder),
         "kind": manifest.kind,
+        "factory": manifest.factory,
+        "parameters": manifest.parameters,
         "metric": manifest.metric,
         "num_vectors": manifest.num_vectors,
         "dim": manifest.dim,

@@ -62,7 +62,7 @@ def test_bad_requests_are_one_line(arrays: Path) -> None:
     both = (*vectors, "--labels", arrays / "Y.npy", out)
     assert "--vectors and --labels belong together" in refusal("build", *vectors, out)
     assert "did you mean shards?" in refusal("build", *both, "shard=2")
-    assert "metric=" in refusal("build", *both, "metric=cosine")
+    assert "metric=" in refusal("build", *both, "metric=manhattan")
     assert "takes --vectors X.npy --labels Y.npy OUT, or RUN DATASET OUT" in refusal("build", "a", "b")
     assert "X.npy has dtype float32; it must hold integers" in refusal(
         "build", *vectors, "--labels", arrays / "X.npy", out
@@ -77,7 +77,7 @@ def test_bad_requests_are_one_line(arrays: Path) -> None:
     assert not out.exists()
 
 
-@pytest.mark.parametrize("verb", [(), ("build",), ("search",), ("status",)])
+@pytest.mark.parametrize("verb", [(), ("build",), ("search",), ("status",), ("tune",)])
 def test_every_help_has_an_example(verb: tuple[str, ...]) -> None:
     result = call(*verb, "--help")
     assert result.exit_code == 0
