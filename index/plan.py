@@ -52,7 +52,7 @@ class Task:
 class Planner:
     """Positions of a version: where its classes and ids are, and which tasks a filter makes of queries."""
 
-    def __init__(self, labels: np.ndarray, ids: np.ndarray, ids_offset: int | None, *, is_flat: bool) -> None:
+    def __init__(self, labels: np.ndarray, ids: np.ndarray, ids_offset: int | None) -> None:
         """labels, ids: int64 [n] by position; ids_offset: ids are ids_offset + position, or None."""
         changes = np.flatnonzero(labels[1:] != labels[:-1]) + 1
         # class c of the gallery: label classes[c], positions [starts[c], starts[c + 1])
@@ -61,7 +61,6 @@ class Planner:
         self._ids = ids
         self._offset = ids_offset
         self._by_id = None if ids_offset is not None else np.argsort(ids)
-        self._is_flat = is_flat
 
     def positions_of(self, ids: np.ndarray) -> np.ndarray:
         """Positions of ids, -1 for those that the index lacks; O(1) an id for a range of ids, else O(log N)."""
@@ -83,15 +82,18 @@ class Planner:
                 "filter=same_class needs classes of the index"
             )
 
-    def plan(self, filter: Filter | None, labels: np.ndarray, spans: np.ndarray | None) -> tuple[Task, ...]:
+    def plan(
+        self, filter: Filter | None, labels: np.ndarray, spans: np.ndarray | None, *, is_flat: bool = True
+    ) -> tuple[Task, ...]:
         """Tasks for queries with these labels, int64 [n], and allowed ids, int64 [n, 4] (`id_spans`) or None for all.
 
-        Queries are in the order of `order_queries`. A query that nothing is left for has no task.
+        Queries are in the order of `order_queries`. A query that nothing is left for has no task. Masked tasks are
+        for comparing with all vectors; without `is_flat` there are none.
         """
         num_queries = len(labels)
         if filter is None and spans is None:
             return (Task(0, num_queries, 0, len(self._ids)),)
-        if filter == "other_class" and spans is None and self._is_flat:
+        if filter == "other_class" and spans is None and is_flat:
             return self._plan_blocks(labels)
         if not num_queries:
             return ()

@@ -64,7 +64,7 @@ class ShardedIndex(abc.ABC):
         self.manifest = manifest
         self.labels = versions.read_labels(path, manifest)
         self.ids = versions.read_ids(path, manifest)
-        self._planner = Planner(self.labels, self.ids, manifest.ids_offset, is_flat=manifest.kind == "flat")
+        self._planner = Planner(self.labels, self.ids, manifest.ids_offset)
 
     @property
     def num_vectors(self) -> int:
@@ -147,7 +147,12 @@ class ShardedIndex(abc.ABC):
         at_once = max(1, min(_QUERIES_AT_ONCE, _ANSWERS_AT_ONCE // k))
         for start in range(0, num_queries, at_once):
             rows = order[start : start + at_once]
-            tasks = self._planner.plan(filter, query_labels[rows], None if spans is None else spans[rows])
+            tasks = self._planner.plan(
+                filter,
+                query_labels[rows],
+                None if spans is None else spans[rows],
+                is_flat=exact or self.manifest.kind == "flat",
+            )
             request = Request(
                 np.ascontiguousarray(queries[rows]),
                 query_labels[rows],
