@@ -7,7 +7,7 @@ outside the filter is dropped, so an index that ignores selectors gives too few,
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import faiss
+import faiss as typed_faiss
 import numpy as np
 
 from index import kinds
@@ -18,12 +18,14 @@ from index.flat import gpu_resources
 Ranges = Sequence[tuple[int, int]]
 
 _QUERIES_FOR_BLAS = 4
+# FAISS's type hints know neither search parameters nor selectors nor graphs.
+faiss: Any = typed_faiss
 
 
 class Candidates:
     """A FAISS index whose ids are rows of the shard."""
 
-    def __init__(self, index: faiss.Index, device: Literal["cpu", "gpu"] = "cpu") -> None:
+    def __init__(self, index: typed_faiss.Index, device: Literal["cpu", "gpu"] = "cpu") -> None:
         self._ivf = kinds.ivf_of(index)
         self._graph = kinds.graph_of(index)
         self._index = index
@@ -98,7 +100,7 @@ def _select(allowed: Ranges | np.ndarray, num_rows: int) -> tuple[Any, Any]:
     return faiss.IDSelectorBitmap(np.packbits(is_allowed, bitorder="little")), lambda rows: is_allowed[rows]
 
 
-def _settings(index: faiss.Index, parameters: Mapping[str, int], selector: Any) -> Any:
+def _settings(index: typed_faiss.Index, parameters: Mapping[str, int], selector: Any) -> Any:
     """FAISS's search parameters for the index, down to the one inside that does the work."""
     index = faiss.downcast_index(index)
     options = {} if selector is None else {"sel": selector}

@@ -151,14 +151,13 @@ class Shard:
     def _propose(self, request: Request, part: slice, tasks: list[Task]) -> np.ndarray:
         """Rows of this shard that may be among the k best: int64 [queries, any], -1 for none."""
         num_allowed = sum(_num_rows(task) for task in tasks)
-        is_exact = (
-            request.is_exact or self._candidates is None or any(t.is_class or t.is_masked for t in tasks)
-        )
-        if is_exact or num_allowed <= self._candidates.visits(request.parameters):
+        index = self._candidates
+        is_exact = request.is_exact or any(task.is_class or task.is_masked for task in tasks)
+        if index is None or is_exact or num_allowed <= index.visits(request.parameters):
             return self._propose_all(request, part, tasks)
         width = min(request.parameters["k_factor"] * request.k + MARGIN + 1, num_allowed)
         allowed = [(t.start, t.stop) for t in tasks] if tasks[0].positions is None else tasks[0].positions
-        rows = self._candidates.propose(request.queries[part], width, allowed, request.parameters)
+        rows = index.propose(request.queries[part], width, allowed, request.parameters)
         # One more than k for the position that is left out. Who got fewer is answered from the vectors.
         short = np.flatnonzero((rows >= 0).sum(axis=1) < min(request.k + 1, num_allowed))
         if len(short):
