@@ -53,7 +53,7 @@ class Request:
     """Tasks of the same queries stand side by side; their ranges are disjoint and ascend, masked ones apart."""
 
     parameters: Mapping[str, int] = field(default_factory=dict)
-    """nprobe, ef_search, k_factor: those that the kind has. More clusters than there are is all of them."""
+    """nprobe, ef_search, k_factor in place of the version's own. More clusters than there are is all of them."""
 
     is_exact: bool = False
     """Leave the FAISS index aside, whatever the kind."""
@@ -63,7 +63,7 @@ class Shard:
     """The vectors of positions [start, start + rows), raw on disk, and what proposes candidates among them.
 
     vectors: float32 [rows, dim]; ids, labels: int64 [rows]; mean: float [dim], l2 alone; candidates: the shard's
-    FAISS index, None for flat. Memory: flat l2 holds one float32 copy of the shard, other flat ones none; other
+    FAISS index, None for flat; parameters: what it is asked with. Memory: flat l2 holds one float32 copy of the shard, other flat ones none; other
     kinds hold what FAISS holds.
     """
 
@@ -77,6 +77,7 @@ class Shard:
         mean: np.ndarray | None,
         *,
         candidates: Candidates | None = None,
+        parameters: Mapping[str, int] | None = None,
         device: Literal["cpu", "gpu"] = "cpu",
     ) -> None:
         self.start = start
@@ -85,6 +86,7 @@ class Shard:
         self._ids = ids
         self._is_l2 = metric == "l2"
         self._candidates = candidates
+        self._parameters = parameters or {}
         self._flat = FlatRows(
             vectors,
             labels,
@@ -113,6 +115,7 @@ class Shard:
             manifest.metric,
             None if manifest.mean is None else np.array(manifest.mean),
             candidates=candidates,
+            parameters=manifest.parameters,
             device=chosen,
         )
 
@@ -153,11 +156,12 @@ class Shard:
         num_allowed = sum(_num_rows(task) for task in tasks)
         index = self._candidates
         is_exact = request.is_exact or any(task.is_class or task.is_masked for task in tasks)
-        if index is None or is_exact or num_allowed <= index.visits(request.parameters):
+        parameters = {**self._parameters, **request.parameters}
+        if index is None or is_exact or num_allowed <= index.visits(parameters):
             return self._propose_all(request, part, tasks)
-        width = min(request.parameters["k_factor"] * request.k + MARGIN + 1, num_allowed)
+        width = min(parameters["k_factor"] * request.k + MARGIN + 1, num_allowed)
         allowed = [(t.start, t.stop) for t in tasks] if tasks[0].positions is None else tasks[0].positions
-        rows = index.propose(request.queries[part], width, allowed, request.parameters)
+        rows = index.propose(request.queries[part], width, allowed, parameters)
         # One more than k for the position that is left out. Who got fewer is answered from the vectors.
         short = np.flatnonzero((rows >= 0).sum(axis=1) < min(request.k + 1, num_allowed))
         if len(short):
