@@ -1,4 +1,4 @@
-"""The verbs `fsl-dist index build`, `search` and `status`."""
+"""The verbs `fsl-dist index build`, `search` and `status`; `tune` has a file of its own."""
 
 import re
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cluster.index_tune_verb import tune
 from cluster.output import emit
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ def index_group() -> None:
     """
 
 
+index_group.add_command(tune)
+
+
 @index_group.command()
 @click.argument("arguments", nargs=-1, required=True, metavar="[RUN DATASET] OUT [KEY=VALUE]...")
 @click.option("--vectors", type=_FILE, help="float32 .npy [n, dim]; ids are its rows. With --labels.")
@@ -37,13 +41,13 @@ def index_group() -> None:
 def build(arguments: tuple[str, ...], vectors: Path | None, labels: Path | None, as_json: bool) -> None:
     """Build an index at OUT and publish it as its next version.
 
-    Either from arrays, or by embedding DATASET with the network of RUN. Keys: kind, metric, shards,
-    keep_versions.
+    Either from arrays, or by embedding DATASET with the network of RUN. Keys: kind (flat, ivf_flat, ivf_pq,
+    hnsw, factory) and its settings, metric, device, shards, keep_versions.
 
     \b
     Example:
       fsl-dist index build --vectors X.npy --labels Y.npy my-index kind=flat metric=l2 shards=4
-      fsl-dist index build runs/first data/skin my-index
+      fsl-dist index build runs/first data/skin my-index kind=ivf_flat metric=cosine
     """
     from index import gate
     from index.config import IndexConfig
@@ -75,6 +79,7 @@ def build(arguments: tuple[str, ...], vectors: Path | None, labels: Path | None,
 
 @index_group.command()
 @click.argument("index", type=_FOLDER)
+@click.argument("settings", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--queries", type=_FILE, required=True, help="float32 .npy [n, dim].")
 @click.option("--k", type=click.IntRange(min=1), required=True, help="Neighbours a query.")
 @click.option("--filter", "filter_name", type=click.Choice(["same_class", "other_class"]))
@@ -82,33 +87,44 @@ def build(arguments: tuple[str, ...], vectors: Path | None, labels: Path | None,
 @click.option(
     "--query-ids", type=_FILE, help="integer .npy [n]: the id left out of each answer, -1 for none."
 )
+@click.option(
+    "--include-ids", type=_FILE, help="integer .npy [n, 2]: ids [from, to) that alone are searched."
+)
+@click.option("--exclude-ids", type=_FILE, help="integer .npy [n, 2]: ids [from, to) that are not.")
+@click.option("--exact", is_flag=True, help="Compare with every vector, whatever the kind.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="R.npz.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def search(
     index: Path,
+    settings: tuple[str, ...],
     queries: Path,
     k: int,
     filter_name: str | None,
     query_labels: Path | None,
     query_ids: Path | None,
+    include_ids: Path | None,
+    exclude_ids: Path | None,
+    exact: bool,
     out: Path,
     as_json: bool,
 ) -> None:
     """Find the K nearest vectors of INDEX for each query.
 
     R.npz holds `ids` int64 [n, k], -1 where there are fewer, and `distances` float32 [n, k]: squared Euclidean
-    distances, or inner products, as the index was built.
+    distances, inner products or cosines, as the index was built. KEY=VALUE is nprobe, ef_search or k_factor, this
+    once.
 
     \b
     Example:
       fsl-dist index search my-index --queries Q.npy --k 10 --out R.npz
       fsl-dist index search my-index --queries X.npy --k 5 --filter other_class \\
-          --query-labels Y.npy --query-ids I.npy --out R.npz
+          --query-labels Y.npy --query-ids I.npy --out R.npz nprobe=32
     """
     import io
 
     import numpy as np
 
+    from index import gate
     from index.search import open_index
     from index.storage import write_atomic
 
@@ -117,8 +133,12 @@ def search(
         _read_array(queries),
         k,
         filter=filter_name,  # type: ignore[arg-type]  # click.Choice allows the two names alone
-        query_labels=None if query_labels is None else _read_integers(query_labels),
-        query_ids=None if query_ids is None else _read_integers(query_ids),
+        query_labels=query_labels and _read_integers(query_labels),
+        query_ids=query_ids and _read_integers(query_ids),
+        include_ids=include_ids and _read_integers(include_ids),
+        exclude_ids=exclude_ids and _read_integers(exclude_ids),
+        parameters=gate.parse_overrides(settings),
+        exact=exact,
     )
     packed = io.BytesIO()
     np.savez(packed, ids=result.ids, distances=result.distances)
@@ -175,6 +195,8 @@ def _describe(index: Path, *, verify: bool = False) -> dict[str, object]:
         "versions": versions.list_versions(index) or [manifest.version],
         "path": str(folder),
         "kind": manifest.kind,
+        "factory": manifest.factory,
+        "parameters": manifest.parameters,
         "metric": manifest.metric,
         "num_vectors": manifest.num_vectors,
         "dim": manifest.dim,

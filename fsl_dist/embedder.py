@@ -177,7 +177,8 @@ class SelectionIndex:
         if self._opened is None:
             source = {"catalogue": self.catalogue.fingerprint, "parameters": self.parameters}
             finished = self.group.share_text(str(self._find(source) or "") if self.group.is_first else "")
-            self._opened = open_index(Path(finished) if finished else self._build(source))
+            path = Path(finished) if finished else self._build(source)
+            self._opened = open_index(path, device=self.config.device)
         return self._opened
 
     def features(self) -> NDArray[np.float32]:
@@ -236,7 +237,8 @@ class SelectionIndex:
             manifest = read_manifest(version)
         except VersionError:
             return None
-        is_same = dict(manifest.source) == source and manifest.metric == self.config.metric
+        wanted = (source, self.config.kind, self.config.metric)
+        is_same = (dict(manifest.source), manifest.kind, manifest.metric) == wanted
         return version if is_same and manifest.num_vectors == len(self.selection) else None
 
     def _build(self, source: dict[str, str]) -> Path:

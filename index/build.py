@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from index import storage, versions
+from index import kinds, storage, versions
 from index.config import IndexConfig
 from index.errors import RequestError, VersionError
 from index.storage import Owner
@@ -46,6 +46,22 @@ def check_vectors(vectors: np.ndarray, name: str, dim: int | None = None) -> Non
                 "a norm near 1e18 or above" if np.isfinite(vectors[row]).all() else "a NaN or infinite number"
             )
             raise RequestError(f"{name} row {row} holds {what}; every vector must be finite")
+
+
+def unit_vectors(vectors: np.ndarray, name: str) -> np.ndarray:
+    """float32 [n, dim] divided by their lengths; a vector of zeros has no direction (RequestError, naming the row)."""
+    units = np.empty(vectors.shape, dtype=np.float32)
+    rows_at_once = max(1, (1 << 20) // vectors.shape[1])
+    for start in range(0, len(vectors), rows_at_once):
+        part = vectors[start : start + rows_at_once].astype(np.float64)
+        norms = np.linalg.norm(part, axis=1, keepdims=True)
+        if not norms.all():
+            row = start + int(np.argmin(norms))
+            raise RequestError(
+                f"{name} row {row} is all zeros and has no direction; metric=cosine needs one (metric=l2)"
+            )
+        units[start : start + rows_at_once] = part / norms
+    return units
 
 
 def check_column(column: np.ndarray, name: str, length: int) -> None:
@@ -83,6 +99,8 @@ def build(
     check_column(ids, "ids", len(vectors))
     if len(vectors) == 0:
         raise RequestError("vectors has no rows; an index needs at least one")
+    if config.metric == "cosine":
+        vectors = unit_vectors(vectors, "vectors")
     order = np.lexsort((ids, labels))
     labels, ids = labels[order], ids[order]
     _check_order(labels, ids)
@@ -187,11 +205,15 @@ class Staging:
         if not is_range:
             storage.write_array(self.folder / versions.IDS, ids)
             crcs[versions.IDS] = storage.crc32_of_file(self.folder / versions.IDS)
+        if config.kind != "flat":
+            crcs |= self._write_faiss(numbers, num_vectors, config)
         mean = np.sum([f["total"] for f in facts], axis=0) / num_vectors
         manifest = versions.Manifest(
             format=versions.FORMAT,
             version=0,
             kind=config.kind,
+            factory=kinds.factory_of(config, next(iter(dims)), num_vectors),
+            parameters=kinds.parameters_of(config, next(iter(dims)), num_vectors),
             metric=config.metric,
             dim=dims.pop(),
             num_vectors=num_vectors,
@@ -208,6 +230,28 @@ class Staging:
         for shard in numbers:
             self._facts_path(shard).unlink()
         return versions.publish_version(self.out, self.folder, manifest, config.keep_versions)
+
+    def _write_faiss(self, shards: range, num_vectors: int, config: IndexConfig) -> dict[str, int]:
+        """Train and fill the FAISS index of every shard; names and checksums of the files."""
+        arrays = [storage.open_array(self.folder / versions.shard_name(r)) for r in shards]
+        dim = arrays[0].shape[1]
+        kinds.check(config, dim, num_vectors)
+        size = kinds.sample_size(config, dim, num_vectors)
+        drawn = np.sort(np.random.default_rng(0).choice(num_vectors, size, replace=False))
+        starts = np.cumsum([0, *(len(a) for a in arrays)])
+        sample = np.concatenate(
+            [a[drawn[(drawn >= s) & (drawn < s + len(a))] - s] for a, s in zip(arrays, starts, strict=False)]
+        )
+        trained = kinds.train(sample, num_vectors, config)
+        written = {versions.QUANTIZER: trained} if trained else {}
+        crcs = {}
+        for name, make in [
+            *((name, lambda: trained) for name in written),
+            *((versions.faiss_name(r), lambda r=r: kinds.add(trained, arrays[r], config)) for r in shards),
+        ]:
+            storage.write_atomic(self.folder / name, make())
+            crcs[name] = storage.crc32_of_file(self.folder / name)
+        return crcs
 
     def _facts_path(self, shard: int) -> Path:
         return self.folder / f"{versions.shard_name(shard)}{_FACTS}"

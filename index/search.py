@@ -1,33 +1,28 @@
-"""Searching an index: what to ask each shard, and what to make of the answers.
+"""Searching an index: what is asked, checked and planned, and one answer out of those of all shards.
 
-A label filter is a list of ranges of positions, never a mask over vectors: rows are sorted by label, so a class
-is one range and all other classes are two.
+Where the shards are is the subclass's business (`_answers`); which positions a filter leaves is `plan`'s.
 """
 
 import abc
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from index import versions
-from index.build import check_column, check_vectors
-from index.config import Metric
+from index.build import check_column, check_vectors, unit_vectors
+from index.config import Device, Metric
 from index.errors import RequestError
 from index.merge import merge_top_k
-from index.shard import Request, Shard, Task
+from index.plan import Filter, Planner, id_spans, order_queries
+from index.shard import Request, Shard
 from index.versions import Manifest
 
-Filter = Literal["same_class", "other_class"]
-
-# Searching "all other classes": consecutive classes form blocks of about this many rows. One block's queries
-# search the two ranges outside it as they are, and the block itself masked. Fewer rows make more calls, more
-# rows make a larger masked part, which costs about 1.4 times as much a pair.
-_BLOCK_ROWS = 2048
-# A block waits for this many queries, too: a handful would read the whole gallery for little.
-_BLOCK_QUERIES = 256
+# More neighbours a query than this are refused: answers of 16,384 already take 256 KiB a query.
+MAX_K = 16384
 _QUERIES_AT_ONCE = 32768
+_ANSWERS_AT_ONCE = 1 << 26  # times 16 bytes for each shard: ids and costs
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +33,7 @@ class SearchResult:
     """int64 [n, k], best first; -1 where there are fewer than k."""
 
     distances: np.ndarray
-    """float32 [n, k]: squared distances (l2) or products (inner_product); +inf or -inf where the id is -1."""
+    """float32 [n, k]: squared distances (l2) or products (inner_product, cosine); +inf or -inf where the id is -1."""
 
     num_missing: int
     """How many ids are -1, over all queries."""
@@ -69,11 +64,7 @@ class ShardedIndex(abc.ABC):
         self.manifest = manifest
         self.labels = versions.read_labels(path, manifest)
         self.ids = versions.read_ids(path, manifest)
-        changes = np.flatnonzero(self.labels[1:] != self.labels[:-1]) + 1
-        # class c of the gallery: label classes[c], positions [starts[c], starts[c + 1])
-        self._starts = np.concatenate([[0], changes, [len(self.labels)]])
-        self._classes = np.asarray(self.labels[self._starts[:-1]])
-        self._by_id = None if manifest.ids_offset is not None else np.argsort(self.ids)
+        self._planner = Planner(self.labels, self.ids, manifest.ids_offset)
 
     @property
     def num_vectors(self) -> int:
@@ -87,8 +78,13 @@ class ShardedIndex(abc.ABC):
 
     @property
     def metric(self) -> Metric:
-        """l2 or inner_product."""
+        """l2, inner_product or cosine."""
         return self.manifest.metric
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """What a search takes where it is told nothing else: nprobe, ef_search, k_factor, as built or tuned."""
+        return dict(self.manifest.parameters)
 
     @abc.abstractmethod
     def _answers(self, request: Request) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -102,17 +98,31 @@ class ShardedIndex(abc.ABC):
         filter: Filter | None = None,
         query_labels: np.ndarray | None = None,
         query_ids: np.ndarray | None = None,
+        include_ids: np.ndarray | None = None,
+        exclude_ids: np.ndarray | None = None,
+        parameters: Mapping[str, int] | None = None,
+        exact: bool = False,
     ) -> SearchResult:
-        """The k nearest of each query; exact, ties go to the smaller id.
+        """The k nearest of each query; ties go to the smaller id, and distances are exact on every kind.
 
-        queries: float32 [n, dim]. `same_class` and `other_class` take only vectors of the query's label, or of
-        any other label: query_labels int64 [n]. query_ids int64 [n]: this id is left out of the query's answer
-        (itself, when the queries are in the index); -1 or an id that the index lacks leaves nothing out.
+        queries: float32 [n, dim]; k: at most 16,384. `same_class` and `other_class` take only vectors of the query's
+        label, or of any other label: query_labels int64 [n]. query_ids int64 [n]: this id is left out of the query's
+        answer (itself, when the queries are in the index); -1 or an id that the index lacks leaves nothing out.
+        include_ids, exclude_ids: int64 [n, 2], half-open ranges of ids [from, to) that alone are searched, or are
+        not; all of these go together.
+
+        flat finds the true neighbours, and so does every kind with `exact`, with `same_class`, and ivf_flat with
+        nprobe of all clusters; elsewhere some may be missed, never a filter broken, never fewer answered than there are.
+        `parameters` changes nprobe, ef_search, k_factor for this search. Queries that search the same ids are searched
+        together; each different range of ids costs a pass of its own.
+
         Raises RequestError for queries that do not fit and for a label without a vector under `same_class`.
         """
         check_vectors(queries, "queries", self.dim)
-        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-            raise RequestError(f"k={k} must be a whole number of at least 1")
+        if self.metric == "cosine":
+            queries = unit_vectors(queries, "queries")
+        if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= MAX_K:
+            raise RequestError(f"k={k} must be a whole number from 1 to {MAX_K}")
         if filter not in (None, "same_class", "other_class"):
             raise RequestError(f"filter={filter} is none of same_class, other_class")
         num_queries = len(queries)
@@ -124,22 +134,35 @@ class ShardedIndex(abc.ABC):
         skip = np.full(num_queries, -1, dtype=np.int64)
         if query_ids is not None:
             check_column(query_ids, "query_ids", num_queries)
-            skip = self._positions_of(query_ids)
+            skip = self._planner.positions_of(query_ids)
         if filter == "same_class":
-            self._check_classes(query_labels)
+            self._planner.check_classes(query_labels, self.path)
+        spans = id_spans(include_ids, exclude_ids, num_queries)
+        chosen = self._choose_parameters(parameters or {})
 
         ids = np.full((num_queries, k), -1, dtype=np.int64)
         distances = np.empty((num_queries, k), dtype=np.float32)
-        # Sorted by label, the queries of a class are one slice, and so are those of a block of classes.
-        order = np.argsort(query_labels, kind="stable") if filter else np.arange(num_queries)
-        for start in range(0, num_queries, _QUERIES_AT_ONCE):
-            rows = order[start : start + _QUERIES_AT_ONCE]
-            labels = query_labels[rows]
+        sign = 1.0 if self.metric == "l2" else -1.0
+        order = order_queries(filter, query_labels, spans)
+        at_once = max(1, min(_QUERIES_AT_ONCE, _ANSWERS_AT_ONCE // k))
+        for start in range(0, num_queries, at_once):
+            rows = order[start : start + at_once]
+            tasks = self._planner.plan(
+                filter,
+                query_labels[rows],
+                None if spans is None else spans[rows],
+                is_flat=exact or self.manifest.kind == "flat",
+            )
             request = Request(
-                np.ascontiguousarray(queries[rows]), labels, skip[rows], int(k), self._plan(filter, labels)
+                np.ascontiguousarray(queries[rows]),
+                query_labels[rows],
+                skip[rows],
+                int(k),
+                tasks,
+                chosen,
+                exact,
             )
             answers = self._answers(request)
-            sign = 1.0 if self.metric == "l2" else -1.0
             ids[rows], distances[rows] = merge_top_k(
                 [a[0] for a in answers], [sign * a[1] for a in answers], int(k), self.metric
             )
@@ -169,93 +192,43 @@ class ShardedIndex(abc.ABC):
 
     def labels_of(self, ids: np.ndarray) -> np.ndarray:
         """Labels of ids of any shape, int64; -1 stays -1. Raises RequestError for an id the index lacks."""
-        positions = self._positions_of(ids)
+        positions = self._planner.positions_of(ids)
         unknown = (positions < 0) & (ids != -1)
         if unknown.any():
             raise RequestError(f"id {ids[unknown].flat[0]} is not in the index {self.path}")
         return np.where(positions < 0, -1, self.labels[positions])
 
-    def _positions_of(self, ids: np.ndarray) -> np.ndarray:
-        """Positions of ids, -1 for those that the index lacks; O(1) an id for a range of ids, else O(log N)."""
-        if self._by_id is None:
-            positions = ids - (self.manifest.ids_offset or 0)
-            return np.where((ids >= 0) & (positions >= 0) & (positions < self.num_vectors), positions, -1)
-        places = np.searchsorted(self.ids, ids, sorter=self._by_id).clip(max=self.num_vectors - 1)
-        positions = self._by_id[places]
-        return np.where(self.ids[positions] == ids, positions, -1)
-
-    def _check_classes(self, query_labels: np.ndarray) -> None:
-        unknown = ~np.isin(query_labels, self._classes)
-        if unknown.any():
-            row = int(np.argmax(unknown))
-            raise RequestError(
-                f"query {row} has label {query_labels[row]}, which no vector of {self.path} has; "
-                "filter=same_class needs classes of the index"
-            )
-
-    def _plan(self, filter: Filter | None, labels: np.ndarray) -> tuple[Task, ...]:
-        """Rectangles to search for queries with these labels, ascending where there is a filter."""
-        if filter is None:
-            return (Task(0, len(labels), 0, self.num_vectors),)
-        # queries of gallery class c: [firsts[c], lasts[c])
-        firsts = np.searchsorted(labels, self._classes, side="left")
-        lasts = np.searchsorted(labels, self._classes, side="right")
-        if filter == "same_class":
-            return tuple(
-                Task(
-                    int(firsts[c]),
-                    int(lasts[c]),
-                    int(self._starts[c]),
-                    int(self._starts[c + 1]),
-                    is_class=True,
+    def _choose_parameters(self, wanted: Mapping[str, int]) -> dict[str, int]:
+        """The index's own parameters with these in their place; RequestError for one that it does not have."""
+        own = self.parameters
+        for name, value in wanted.items():
+            if name not in own:
+                takes = f"takes {', '.join(own)}" if own else "takes none"
+                raise RequestError(
+                    f"parameters has {name}; the index {self.path} (kind={self.manifest.kind}) {takes}"
                 )
-                for c in np.flatnonzero(lasts > firsts)
-            )
-        tasks: list[Task] = []
-        done = 0
-        for first, last in self._blocks(lasts - firsts):
-            start, stop = int(self._starts[first]), int(self._starts[last])
-            # A query between the labels of two gallery classes has no class here; masking lets all through.
-            end = int(lasts[last - 1]) if last < len(self._classes) else len(labels)
-            has_only_own = last - first == 1 and firsts[first] == done and lasts[first] == end
-            if end > done:
-                tasks += [Task(done, end, 0, start), Task(done, end, stop, self.num_vectors)]
-                if not has_only_own:
-                    tasks.append(Task(done, end, start, stop, is_masked=True))
-            done = end
-        return tuple(tasks)
-
-    def _blocks(self, queries_of_class: np.ndarray) -> list[tuple[int, int]]:
-        """Cut the gallery's classes into blocks [first, last) of enough rows and queries each."""
-        blocks, first, rows, queries = [], 0, 0, 0
-        sizes = np.diff(self._starts)
-        for c, size in enumerate(sizes):
-            # A large class stands alone, without a masked part, unless the block before it is too small.
-            if queries >= _BLOCK_QUERIES and rows + size > 2 * _BLOCK_ROWS:
-                blocks.append((first, c))
-                first, rows, queries = c, 0, 0
-            rows += int(size)
-            queries += int(queries_of_class[c])
-            if rows >= _BLOCK_ROWS and queries >= _BLOCK_QUERIES:
-                blocks.append((first, c + 1))
-                first, rows, queries = c + 1, 0, 0
-        if first < len(sizes):
-            blocks.append((first, len(sizes)))
-        return blocks
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+                raise RequestError(f"parameters has {name}={value}; it must be a whole number of at least 1")
+        return {**own, **{name: int(value) for name, value in wanted.items()}}
 
 
 class LocalIndex(ShardedIndex):
     """An index whose shards are in this process."""
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: Path, manifest: Manifest, device: Device = "auto") -> None:
         super().__init__(path, manifest)
-        self._shards = [Shard.open(path, manifest, r) for r in range(len(manifest.shard_starts))]
+        self._shards = [Shard.open(path, manifest, r, device) for r in range(len(manifest.shard_starts))]
 
     def _answers(self, request: Request) -> list[tuple[np.ndarray, np.ndarray]]:
         return [shard.answer(request) for shard in self._shards]
 
+    @property
+    def num_clusters(self) -> int:
+        """Clusters that nprobe chooses from, 0 for an index without."""
+        return max(shard.num_clusters for shard in self._shards)
+
     def vectors(self, start: int, stop: int) -> np.ndarray:
-        """The stored vectors at positions [start, stop), float32 [stop - start, dim]; off the disk where it can be."""
+        """The stored vectors (of length 1 for cosine) at positions [start, stop), float32 [stop - start, dim]; off the disk where it can be."""
         parts = [
             versions.read_shard(self.path, self.manifest, shard)[max(start - first, 0) : max(stop - first, 0)]
             for shard, first in enumerate(self.manifest.shard_starts)
@@ -266,12 +239,13 @@ class LocalIndex(ShardedIndex):
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def open_index(path: Path, *, verify: bool = False) -> LocalIndex:
+def open_index(path: Path, *, verify: bool = False, device: Device = "auto") -> LocalIndex:
     """Open an index (its current version) or a version folder, in this process.
 
-    File sizes are checked always, checksums with `verify`. Raises VersionError for what is missing or damaged.
+    File sizes are checked always, checksums with `verify`. Raises VersionError for what is missing or damaged,
+    RequestError for device=gpu where FAISS sees no GPU.
     """
     folder = versions.find_version(Path(path))
     manifest = versions.read_manifest(folder)
     versions.check_files(folder, manifest, verify=verify)
-    return LocalIndex(folder, manifest)
+    return LocalIndex(folder, manifest, device)

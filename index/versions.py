@@ -5,6 +5,8 @@ OUT/versions/000001/manifest.json
                     shard-00000.npy …   float32 [rows, dim], rows sorted by (label, id)
                     labels.npy          int64 [num_vectors], by position
                     ids.npy             int64 [num_vectors], left out when ids are ids_offset + position
+                    shard-00000.faiss … every kind but flat: the shard's FAISS index
+                    quantizer.faiss     what they share: trained, empty; no such file for flat and hnsw
 OUT/staging/TOKEN/              versions being written
 OUT/owner/                      claims (storage.Owner)
 """
@@ -14,12 +16,11 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from index import gate, storage
-from index.config import Metric
+from index.config import Kind, Metric
 from index.errors import ConfigError, VersionError
 
 FORMAT = 1
@@ -29,8 +30,9 @@ STAGING = "staging"
 MANIFEST = "manifest.json"
 LABELS = "labels.npy"
 IDS = "ids.npy"
+QUANTIZER = "quantizer.faiss"
 
-_FILE_NAME = re.compile(r"^(?:shard-[0-9]{5}|labels|ids)\.npy$")
+_FILE_NAME = re.compile(r"^(?:(?:shard-[0-9]{5}|labels|ids)\.npy|(?:shard-[0-9]{5}|quantizer)\.faiss)$")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,11 +56,17 @@ class Manifest:
     version: int
     """Number of the version in its index, from 1."""
 
-    kind: Literal["flat"]
+    kind: Kind
     """Kind of index."""
 
+    factory: str
+    """FAISS's description of it; Flat where FAISS has no file."""
+
+    parameters: dict[str, int]
+    """What a search takes where it is told nothing else: nprobe, ef_search, k_factor, as built or tuned."""
+
     metric: Metric
-    """l2 or inner_product."""
+    """l2, inner_product, or cosine, whose vectors have length 1."""
 
     dim: int
     """Numbers in a vector."""
@@ -67,7 +75,7 @@ class Manifest:
     """Vectors in all shards together."""
 
     mean: tuple[float, ...] | None
-    """Mean of all vectors [dim], which the float32 ranking subtracts; null for inner_product."""
+    """Mean of all vectors [dim], which the float32 ranking subtracts; null but for l2."""
 
     shard_starts: tuple[int, ...]
     """First position of each shard; the next start, or num_vectors, ends it. A shard may be empty."""
@@ -95,6 +103,11 @@ def shard_name(shard: int) -> str:
     return f"shard-{shard:05d}.npy"
 
 
+def faiss_name(shard: int) -> str:
+    """File name of a shard's FAISS index."""
+    return f"shard-{shard:05d}.faiss"
+
+
 def encode_manifest(manifest: Manifest) -> bytes:
     """The manifest as JSON; floats are written so that they read back exactly."""
     return (json.dumps(gate.dump(manifest), indent=1) + "\n").encode()
@@ -115,6 +128,10 @@ def read_manifest(folder: Path) -> Manifest:
         raise VersionError(f"{path} is damaged: shard_starts={list(manifest.shard_starts)} are not ascending")
     needed = {LABELS, *(shard_name(r) for r in range(len(manifest.shard_starts)))}
     needed |= {IDS} if manifest.ids_offset is None else set()
+    if manifest.kind != "flat":
+        needed |= {faiss_name(r) for r in range(len(manifest.shard_starts))}
+    if manifest.kind not in ("flat", "hnsw"):
+        needed.add(QUANTIZER)
     if needed != set(manifest.files) or not all(_FILE_NAME.match(name) for name in manifest.files):
         raise VersionError(f"{path} is damaged: files lists {sorted(manifest.files)}, not {sorted(needed)}")
     return manifest
@@ -181,6 +198,30 @@ def read_shard(folder: Path, manifest: Manifest, shard: int) -> np.ndarray:
             f"float32 {[stop - start, manifest.dim]}"
         )
     return array
+
+
+def read_faiss(path: Path) -> np.ndarray:
+    """The bytes of a FAISS file, uint8 [size], memory-mapped. Raises VersionError."""
+    try:
+        return np.memmap(path, dtype=np.uint8, mode="r")
+    except (OSError, ValueError) as error:
+        raise VersionError(f"{path} cannot be read: {error}") from None
+
+
+def check_faiss(path: Path, num_vectors: int, dim: int, rows: int, manifest_dim: int) -> None:
+    """Refuse a shard's FAISS index that does not hold the shard's rows (VersionError)."""
+    if (num_vectors, dim) != (rows, manifest_dim):
+        raise VersionError(
+            f"{path} is damaged: it holds {num_vectors} vectors of dim {dim}, its manifest says {rows} of dim "
+            f"{manifest_dim}; build the index again"
+        )
+
+
+def write_parameters(folder: Path, manifest: Manifest, parameters: dict[str, int]) -> Manifest:
+    """Store other search parameters in a published version, in one step; returns its manifest. No data file changes."""
+    changed = dataclasses.replace(manifest, parameters=dict(parameters))
+    storage.write_atomic(folder / MANIFEST, encode_manifest(changed))
+    return changed
 
 
 def list_versions(out: Path) -> list[int]:

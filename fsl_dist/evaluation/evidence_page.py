@@ -88,7 +88,7 @@ def _render_facts(facts: PageFacts) -> str:
         ("Method", facts.method),
         ("Network", facts.backbone),
         ("Data set", facts.dataset),
-        ("Distance", "Euclidean" if facts.metric == "l2" else "inner product, negated"),
+        ("Distance", "Euclidean" if facts.metric == "l2" else f"{facts.metric.replace('_', ' ')}, negated"),
         ("Shown", f"the {facts.image_size} × {facts.image_size} px that the network sees of each image"),
     ]
     return "\n".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in rows)

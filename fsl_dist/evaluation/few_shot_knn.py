@@ -90,8 +90,10 @@ def find_nearest(
 
 def _distances(x: NDArray[np.float64], y: NDArray[np.float64], metric: Metric) -> NDArray[np.float64]:
     """float64 [n, m] of `x` [n, D] and `y` [m, D]."""
+    if metric == "cosine":
+        x, y = (points / np.linalg.norm(points, axis=1, keepdims=True) for points in (x, y))
     products = x @ y.T
-    if metric == "inner_product":
+    if metric != "l2":
         return -products
     return np.maximum(np.square(x).sum(axis=1)[:, None] + np.square(y).sum(axis=1) - 2.0 * products, 0.0)
 

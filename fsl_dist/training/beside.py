@@ -134,7 +134,7 @@ class _Miner:
         from fsl_dist.methods.neighbour_table import mine_part
         from index import open_index
 
-        index = open_index(Path(version))
+        index = open_index(Path(version), device=self.config.index.device)
         self.owner.check()
         mine_part(Path(folder), self.rank, index, self.selection, self.share, num_same, num_other)
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import index.plan
 import index.search
 from index.build import build
 from index.config import IndexConfig
@@ -115,8 +116,8 @@ def long_tail(offset: float, spread: float, dim: int = 16) -> tuple[np.ndarray, 
 @pytest.mark.parametrize("block", [(1, 1), (64, 16), (2048, 256)], ids=lambda b: f"blocks of {b[0]}")
 @pytest.mark.parametrize(("offset", "spread"), [(0.0, 1.0), (16.0, 0.01)])
 def test_neighbours_by_blocks_equal_brute_force(tmp_path, monkeypatch, metric, block, offset, spread) -> None:
-    monkeypatch.setattr(index.search, "_BLOCK_ROWS", block[0])
-    monkeypatch.setattr(index.search, "_BLOCK_QUERIES", block[1])
+    monkeypatch.setattr(index.plan, "_BLOCK_ROWS", block[0])
+    monkeypatch.setattr(index.plan, "_BLOCK_QUERIES", block[1])
     monkeypatch.setattr(index.search, "_QUERIES_AT_ONCE", 100)  # cuts classes and blocks
     vectors, labels, ids = long_tail(offset, spread)
     build(tmp_path, vectors, labels, ids, IndexConfig(metric=metric, shards=3))
@@ -231,8 +232,14 @@ def test_requests_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         ((vectors[:3, :5], 3), {}, "queries has dim=5; the index holds vectors of dim=16"),
         ((vectors[:3].astype(np.float64), 3), {}, "queries has dtype float64"),
         ((vectors[0], 3), {}, r"queries has shape \[16\]"),
-        ((vectors[:3], 0), {}, "k=0 must be a whole number of at least 1"),
+        ((vectors[:3], 0), {}, "k=0 must be a whole number from 1 to 16384"),
         ((vectors[:3], True), {}, "k=True must be"),
+        ((vectors[:3], 16385), {}, "k=16385 must be a whole number from 1 to 16384"),
+        (
+            (vectors[:3], 3),
+            {"parameters": {"nprobe": 2}},
+            r"parameters has nprobe; .*\(kind=flat\) takes none",
+        ),
         ((vectors[:3], 3), {"filter": "any"}, "filter=any is none of same_class, other_class"),
         ((vectors[:3], 3), same, "filter=same_class needs query_labels"),
         (
@@ -257,10 +264,10 @@ def test_every_pair_of_classes_is_searched_once_whatever_the_blocks(tmp_path, mo
     opened = open_index(tmp_path)
     query_labels = np.sort(np.concatenate([labels[::2], [0, 3, 99]]))
     for rows, queries in itertools.product((1, 40, 100, 5000), (1, 30, 5000)):
-        monkeypatch.setattr(index.search, "_BLOCK_ROWS", rows)
-        monkeypatch.setattr(index.search, "_BLOCK_QUERIES", queries)
+        monkeypatch.setattr(index.plan, "_BLOCK_ROWS", rows)
+        monkeypatch.setattr(index.plan, "_BLOCK_QUERIES", queries)
         searched = np.zeros((len(query_labels), len(ids)), int)
-        for task in opened._plan("other_class", query_labels):
+        for task in opened._planner.plan("other_class", query_labels, None):
             pairs = np.ones((task.query_stop - task.query_start, task.stop - task.start), int)
             if task.is_masked:
                 own = query_labels[task.query_start : task.query_stop, None]

@@ -52,6 +52,7 @@ def test_build_search_status(arrays: Path) -> None:
     assert json.loads(searched.stdout)["num_missing"] == (ids == -1).sum() > 0
     assert all((labels[row[row >= 0]] == label).all() for row, label in zip(ids, labels, strict=True))
     assert not (ids == np.arange(50)[:, None]).any()
+    assert described["factory"] == "Flat"
     assert json.loads(call("status", out, "--verify", "--json").stdout) == described
     assert "version 1, 50 vectors of 6 numbers" in call("status", out).stdout
 
@@ -62,7 +63,7 @@ def test_bad_requests_are_one_line(arrays: Path) -> None:
     both = (*vectors, "--labels", arrays / "Y.npy", out)
     assert "--vectors and --labels belong together" in refusal("build", *vectors, out)
     assert "did you mean shards?" in refusal("build", *both, "shard=2")
-    assert "metric=" in refusal("build", *both, "metric=cosine")
+    assert "metric=" in refusal("build", *both, "metric=manhattan")
     assert "takes --vectors X.npy --labels Y.npy OUT, or RUN DATASET OUT" in refusal("build", "a", "b")
     assert "X.npy has dtype float32; it must hold integers" in refusal(
         "build", *vectors, "--labels", arrays / "X.npy", out
@@ -77,7 +78,22 @@ def test_bad_requests_are_one_line(arrays: Path) -> None:
     assert not out.exists()
 
 
-@pytest.mark.parametrize("verb", [(), ("build",), ("search",), ("status",)])
+def test_search_takes_ranges_of_ids_and_parameters(arrays: Path) -> None:
+    out = arrays / "index"
+    both = ("--vectors", arrays / "X.npy", "--labels", arrays / "Y.npy", out)
+    assert call("build", *both, "kind=ivf_flat", "nlist=5", "nprobe=1").exit_code == 0
+    np.save(arrays / "ranges.npy", np.full((50, 2), [10, 30]))
+    search = ("search", out, "--queries", arrays / "X.npy", "--k", 4, "--out", arrays / "R.npz")
+    for option in ("--include-ids", "--exclude-ids"):
+        assert call(*search, "nprobe=5", option, arrays / "ranges.npy").exit_code == 0
+        with np.load(arrays / "R.npz", allow_pickle=False) as answers:
+            inside = (answers["ids"] >= 10) & (answers["ids"] < 30)
+        assert inside.all() if option == "--include-ids" else not inside.any()
+    assert call(*search, "--exact").exit_code == 0
+    assert "parameters has ef_search" in refusal(*search, "ef_search=5")
+
+
+@pytest.mark.parametrize("verb", [(), ("build",), ("search",), ("status",), ("tune",)])
 def test_every_help_has_an_example(verb: tuple[str, ...]) -> None:
     result = call(*verb, "--help")
     assert result.exit_code == 0

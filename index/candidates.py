@@ -1,0 +1,118 @@
+"""Candidates out of a shard's FAISS index: clusters, codes, graphs, and whatever else FAISS makes.
+
+A filter goes along as a selector over ranges of rows where the index takes one. What comes back is checked: a row
+outside the filter is dropped, so an index that ignores selectors gives too few, never wrong ones.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import faiss as typed_faiss
+import numpy as np
+
+from index import kinds
+from index.blas import matrix_product_from
+from index.errors import RequestError
+from index.flat import gpu_resources
+
+Ranges = Sequence[tuple[int, int]]
+
+_QUERIES_FOR_BLAS = 4
+# FAISS's type hints know neither search parameters nor selectors nor graphs.
+faiss: Any = typed_faiss
+
+
+class Candidates:
+    """A FAISS index whose ids are rows of the shard."""
+
+    def __init__(self, index: typed_faiss.Index, device: Literal["cpu", "gpu"] = "cpu") -> None:
+        self._ivf = kinds.ivf_of(index)
+        self._graph = kinds.graph_of(index)
+        self._index = index
+        self._num_rows = index.ntotal
+        # The GPU's index ignores selectors: it answers unfiltered searches, filters are left to the flat rows.
+        self._takes_filter = device == "cpu"
+        if device == "gpu":
+            try:
+                self._index = faiss.index_cpu_to_gpu(gpu_resources(), 0, index)
+            except RuntimeError as error:
+                raise RequestError(
+                    f"index.device=gpu: FAISS has no such index on a GPU: {' '.join(str(error).split())[-120:]} "
+                    "(index.device=cpu)"
+                ) from None
+
+    @property
+    def num_clusters(self) -> int:
+        """Clusters that nprobe chooses from, 0 for an index without."""
+        return 0 if self._ivf is None else int(self._ivf.nlist)
+
+    def visits(self, parameters: Mapping[str, int]) -> int:
+        """About how many vectors a query is compared with: a filter that leaves fewer is cheaper without the index."""
+        if self._ivf is not None:
+            return -(-self._num_rows * min(parameters["nprobe"], self._ivf.nlist) // self._ivf.nlist)
+        if self._graph is not None:
+            return parameters["ef_search"] * self._graph.hnsw.nb_neighbors(0)
+        return 0
+
+    def propose(
+        self, queries: np.ndarray, width: int, allowed: Ranges | np.ndarray, parameters: Mapping[str, int]
+    ) -> np.ndarray:
+        """Rows that are probably among the nearest: int64 [n, width], best first as the index sees it, −1 for none.
+
+        allowed: ascending ranges [start, stop) of rows, or rows int64 [m].
+        """
+        selector, keeps = _select(allowed, self._num_rows)
+        if selector is not None and not self._takes_filter:
+            return np.full((len(queries), width), -1, dtype=np.int64)
+        try:
+            with matrix_product_from(_QUERIES_FOR_BLAS, len(queries)):
+                settings = _settings(self._index, parameters, selector)
+                _, rows = self._index.search(queries, width, params=settings)
+        except RuntimeError:
+            if selector is None:
+                raise
+            self._takes_filter = False  # this kind refuses selectors; so it will the next time
+            return np.full((len(queries), width), -1, dtype=np.int64)
+        if selector is not None:
+            rows[~keeps(rows)] = -1
+        return rows
+
+
+def _select(allowed: Ranges | np.ndarray, num_rows: int) -> tuple[Any, Any]:
+    """FAISS's selector of these rows (None for all), and a function that says which of an array of rows are among them."""
+    if isinstance(allowed, np.ndarray):
+        is_allowed = np.zeros(num_rows, dtype=bool)
+        is_allowed[allowed] = True
+    elif len(allowed) == 1:
+        ((start, stop),) = allowed
+        if (start, stop) == (0, num_rows):
+            return None, None
+        # Rows ascend in every cluster, so a range of them is cut out there without looking at each.
+        return faiss.IDSelectorRange(start, stop, True), lambda rows: (rows >= start) & (rows < stop)
+    elif len(allowed) == 2 and allowed[0][0] == 0 and allowed[1][1] == num_rows:
+        start, stop = allowed[0][1], allowed[1][0]
+        selector = faiss.IDSelectorNot(faiss.IDSelectorRange(start, stop))
+        return selector, lambda rows: (rows < start) | (rows >= stop)
+    else:
+        is_allowed = np.zeros(num_rows, dtype=bool)
+        for start, stop in allowed:
+            is_allowed[start:stop] = True
+    return faiss.IDSelectorBitmap(np.packbits(is_allowed, bitorder="little")), lambda rows: is_allowed[rows]
+
+
+def _settings(index: typed_faiss.Index, parameters: Mapping[str, int], selector: Any) -> Any:
+    """FAISS's search parameters for the index, down to the one inside that does the work."""
+    index = faiss.downcast_index(index)
+    options = {} if selector is None else {"sel": selector}
+    if isinstance(index, faiss.IndexPreTransform):
+        inner = _settings(index.index, parameters, selector)
+        return faiss.SearchParametersPreTransform(index_params=inner, **options)
+    if isinstance(index, faiss.IndexRefine):
+        return faiss.IndexRefineSearchParameters(
+            base_index_params=_settings(index.base_index, parameters, selector), **options
+        )
+    if isinstance(index, faiss.IndexIVF) or type(index).__name__.startswith("GpuIndexIVF"):
+        return faiss.SearchParametersIVF(nprobe=parameters["nprobe"], **options)
+    if isinstance(index, faiss.IndexHNSW):
+        return faiss.SearchParametersHNSW(efSearch=parameters["ef_search"], **options)
+    return faiss.SearchParameters(**options) if options else None
