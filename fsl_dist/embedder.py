@@ -177,7 +177,7 @@ class SelectionIndex:
         if self._opened is None:
             source = {"catalogue": self.catalogue.fingerprint, "parameters": self.parameters}
             finished = self.group.share_text(str(self._find(source) or "") if self.group.is_first else "")
-            self._opened = open_index(Path(finished) if finished else self._build(source))
+            self._opened = open_index(Path(finished or self._build(source)), verify=bool(finished))
         return self._opened
 
     def features(self) -> NDArray[np.float32]:
@@ -246,7 +246,8 @@ class SelectionIndex:
             Staging.create(self.folder, token, self.owner)
         self.group.barrier()
         staging = Staging.open(self.folder, token, self.owner)
-        staging.write_shard(self.group.rank, self.embedder.embed(self.selection.ids[self.share()]))
+        vectors = self.embedder.embed(self.selection.ids[self.share()])
+        staging.write_shard(self.group.rank, vectors, self.config.metric)
         self.group.barrier()
         version = ""
         if self.group.is_first:

@@ -24,6 +24,9 @@ class IndexConfig:
     keep_versions: int = 3
     """Published versions that are kept, the new one included, at least 1."""
 
+    memory_mb: int = 256
+    """Vectors that a building process holds at once, in 10⁶ bytes, at least 1. FAISS's index of one shard comes on top."""
+
     def __post_init__(self) -> None:
         if self.shards < 1:
             raise ConfigError(f"index.shards={self.shards} must be at least 1")
@@ -31,3 +34,5 @@ class IndexConfig:
             raise ConfigError(
                 f"index.keep_versions={self.keep_versions} must be at least 1 (the new version)"
             )
+        if self.memory_mb < 1:
+            raise ConfigError(f"index.memory_mb={self.memory_mb} must be at least 1")

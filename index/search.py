@@ -67,6 +67,7 @@ class ShardedIndex(abc.ABC):
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
         self.manifest = manifest
+        versions.hold(path, self)
         self.labels = versions.read_labels(path, manifest)
         self.ids = versions.read_ids(path, manifest)
         changes = np.flatnonzero(self.labels[1:] != self.labels[:-1]) + 1
@@ -266,12 +267,16 @@ class LocalIndex(ShardedIndex):
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def open_index(path: Path, *, verify: bool = False) -> LocalIndex:
+def open_index(path: Path, *, verify: bool = True) -> LocalIndex:
     """Open an index (its current version) or a version folder, in this process.
 
-    File sizes are checked always, checksums with `verify`. Raises VersionError for what is missing or damaged.
+    File sizes are checked always, checksums with `verify`, once in a process. Raises VersionError for what is missing or
+    damaged.
     """
-    folder = versions.find_version(Path(path))
-    manifest = versions.read_manifest(folder)
-    versions.check_files(folder, manifest, verify=verify)
-    return LocalIndex(folder, manifest)
+
+    def open_version(folder: Path) -> LocalIndex:
+        manifest = versions.read_manifest(folder)
+        versions.check_files(folder, manifest, verify=verify)
+        return LocalIndex(folder, manifest)
+
+    return versions.open_current(Path(path), open_version)
