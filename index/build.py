@@ -57,18 +57,23 @@ def check_vectors(
 
 
 def unit_vectors(vectors: np.ndarray, name: str, rows: np.ndarray | None = None) -> np.ndarray:
-    """float32 [n, dim]: each vector divided by its length, as metric=cosine stores and asks them.
+    """float32 [n, dim] divided by their lengths; a vector of zeros has no direction (RequestError, naming the row).
 
-    Raises RequestError for a vector of zeros, named by its row as in `check_vectors`.
+    `rows` as for `check_vectors`.
     """
-    norms = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
-    if not norms.all():
-        row = int(np.argmin(norms))
-        known_by = row if rows is None else rows[row]
-        raise RequestError(
-            f"{name} row {known_by} is a vector of zeros, which metric=cosine has no direction for"
-        )
-    return (vectors / norms[:, None]).astype(np.float32)
+    units = np.empty(vectors.shape, dtype=np.float32)
+    rows_at_once = max(1, (1 << 20) // vectors.shape[1])
+    for start in range(0, len(vectors), rows_at_once):
+        part = vectors[start : start + rows_at_once].astype(np.float64)
+        norms = np.linalg.norm(part, axis=1, keepdims=True)
+        if not norms.all():
+            row = start + int(np.argmin(norms))
+            known_by = row if rows is None else rows[row]
+            raise RequestError(
+                f"{name} row {known_by} is all zeros and has no direction; metric=cosine needs one (metric=l2)"
+            )
+        units[start : start + rows_at_once] = part / norms
+    return units
 
 
 def check_column(column: np.ndarray, name: str, length: int) -> None:

@@ -247,11 +247,10 @@ def hold(folder: Path, holder: object) -> None:
     Raises VersionError where it is just being removed. Where the file system has no locks, nothing is held: files that
     are mapped stay readable all the same.
     """
-    path = folder / MANIFEST
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(folder, os.O_RDONLY)
     except FileNotFoundError:
-        raise VersionError(f"{path} is missing; {_WAY_OUT}") from None
+        raise VersionError(f"{folder} is missing; {_WAY_OUT}") from None
     weakref.finalize(holder, os.close, descriptor)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -259,8 +258,8 @@ def hold(folder: Path, holder: object) -> None:
         raise VersionError(f"{folder} is just being removed; open the index again") from None
     except OSError:
         return
-    if not path.exists():  # removed between opening and locking
-        raise VersionError(f"{path} is missing; {_WAY_OUT}")
+    if not folder.exists():  # removed between opening and locking
+        raise VersionError(f"{folder} is missing; {_WAY_OUT}")
 
 
 def read_labels(folder: Path, manifest: Manifest) -> np.ndarray:
@@ -311,7 +310,8 @@ def publish_version(out: Path, staging: Path, manifest: Manifest, keep_versions:
     # A version above the new one can only be another process's; it is not ours to remove.
     own = [v for v in list_versions(out) if v <= version]
     for old in own[:-keep_versions]:
-        _remove_version(out, old)
+        with contextlib.suppress(FileNotFoundError):  # another process removed it just now
+            _remove_version(out, old)
     return final
 
 
@@ -345,30 +345,22 @@ def roll_back(out: Path, to: int | None = None) -> Manifest:
 
 
 def _remove_version(out: Path, version: int) -> None:
-    """Remove a version's folder, unless a reader of this machine has it open."""
+    """Remove a version's folder, unless a reader of this machine has it open; nobody sees it half removed."""
     folder = out / VERSIONS / version_name(version)
-    with contextlib.suppress(FileNotFoundError):
-        descriptor = os.open(folder / MANIFEST, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.info("%s is open elsewhere and stays", folder)
-            return
-        except OSError:  # a file system without locks: who has mapped its files keeps them
-            pass
-        else:
-            _withdraw(out, folder)
-        finally:
-            os.close(descriptor)
-    storage.remove_folder(folder)
-
-
-def _withdraw(out: Path, folder: Path) -> None:
-    """Remove a folder so that nobody sees it half removed."""
-    removed = out / STAGING / f"removed-{storage.new_token()}"
-    removed.parent.mkdir(parents=True, exist_ok=True)
-    folder.rename(removed)
-    storage.remove_folder(removed)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks: who has mapped its files keeps them
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                logger.info("%s is open elsewhere and stays", folder)
+                return
+        removed = out / STAGING / f"removed-{storage.new_token()}"
+        removed.parent.mkdir(parents=True, exist_ok=True)
+        folder.rename(removed)
+        storage.remove_folder(removed)
+    finally:
+        os.close(descriptor)
 
 
 def _open_column(path: Path, manifest: Manifest) -> np.ndarray:

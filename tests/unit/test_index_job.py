@@ -218,7 +218,7 @@ def test_unit_vectors_have_length_one_or_a_name() -> None:
     wanted = [row / np.sqrt(sum(float(x) ** 2 for x in row)) for row in vectors.astype(np.float64)]
     np.testing.assert_allclose(unit_vectors(vectors, "vectors"), wanted, rtol=1e-6)
     vectors[3] = 0
-    with pytest.raises(RequestError, match="vectors row 103 is a vector of zeros"):
+    with pytest.raises(RequestError, match="vectors row 103 is all zeros and has no direction"):
         unit_vectors(vectors, "vectors", np.arange(100, 150))
 
 
