@@ -12,6 +12,7 @@ from fsl_dist.errors import RequestError
 from fsl_dist.training.trained import TrainedRun, open_trained
 from index import IndexConfig, LocalIndex, gate, job, open_index
 from index.storage import new_token
+from index.vector_files import identify
 from index.versions import check_source
 
 SPLIT = "train"
@@ -77,8 +78,11 @@ def build_from_run(
     embed = EmbedSamples.open(run, dataset)
     trained = embed.trained
     selection = trained.catalogue.select(SPLIT)
+    data = trained.config.data
     settings = {
-        "data": gate.dump(trained.config.data),
+        # The catalogue is in the source, and the folder may have two names.
+        "data": {name: value for name, value in gate.dump(data).items() if name != "dataset"},
+        "features": identify(Path(data.features)) if data.features else "",
         "batch_size": embed.batch_size,
         "bf16": trained.embedder.use_bf16,
         "split": SPLIT,

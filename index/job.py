@@ -144,12 +144,13 @@ def run(
         assert open_vectors is not None
         storage.write_array(staging.path_of(_ROWS), order)
         return job.finish(open_vectors(staging))
-    except RequestError:
-        storage.remove_folder(staging.folder)
-        raise
-    except OSError as error:
-        # Who takes over removes what its predecessor is still writing; that is the better reason.
+    except (FslDistError, OSError) as error:
+        # Who took over works in the same folder: that is the better reason for what went wrong, and the folder is theirs.
         owner.check()
+        if isinstance(error, RequestError):
+            storage.remove_folder(staging.folder)
+        if not isinstance(error, OSError):
+            raise
         reason = f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
         raise FslDistError(
             f"building {plan.out} stopped: {reason}; what is published is as it was, and the same command goes on from "

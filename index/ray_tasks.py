@@ -28,6 +28,8 @@ def on_ray(workers: int, *, gpus: float = 0.0) -> Spread:
     """
 
     def spread(work: Work, numbers: Sequence[int]) -> Iterator[int]:
+        if not numbers:
+            return
         import ray
 
         remote = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=_RESTARTS, max_task_retries=_RESTARTS)(

@@ -199,7 +199,7 @@ def build_from_files(
         config=config,
         source={name: str(path) for name, path in files.items()},
         identity={
-            **{name: _identify(path) for name, path in files.items()},
+            **{name: identify(path) for name, path in files.items()},
             "columns": f"{labels}, {ids}",
         },
     )
@@ -214,7 +214,8 @@ def build_from_files(
     return job.run(plan, open_vectors=open_vectors, spread=spread, progress=progress)
 
 
-def _identify(path: Path) -> str:
+def identify(path: Path) -> str:
+    """What a file is taken for the same by, beside its path."""
     found = path.stat()
     return f"{found.st_size} bytes, changed {found.st_mtime_ns} {found.st_ctime_ns}"
 
