@@ -50,6 +50,11 @@ def contents(version: Path) -> dict[str, object]:
     return files
 
 
+def flip_last_byte(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
 def write_files(folder: Path, vectors: np.ndarray | None = None) -> tuple[Path, Path]:
     rng = np.random.default_rng(1)
     if vectors is None:
@@ -159,7 +164,7 @@ def test_a_piece_that_was_damaged_meanwhile_is_made_again(
     with pytest.raises(KeyboardInterrupt):
         job.run(plan_at(tmp_path / "a"), embed=Sines(), spread=stop_at_shards)
     (piece,) = (tmp_path / "a" / "staging").glob("*/piece-000001.npy")
-    piece.write_bytes(piece.read_bytes()[:-1] + b"?")
+    flip_last_byte(piece)
     embed = Sines()
     found = job.run(plan_at(tmp_path / "a"), embed=embed)
     assert "piece-000001.npy of an earlier try is damaged and is made again" in caplog.text
@@ -180,8 +185,7 @@ def test_something_else_starts_anew_and_the_same_is_not_built_twice(tmp_path: Pa
     assert job.run(plan_at(tmp_path, shards=2), embed=embed) == second
     assert versions.find_version(tmp_path) == second
     # A version that is damaged is no answer.
-    shard = second / "shard-00000.npy"
-    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    flip_last_byte(second / "shard-00000.npy")
     assert job.run(plan_at(tmp_path, shards=2), embed=embed).name == "000003"
 
 

@@ -245,7 +245,7 @@ def test_rolling_back_names_another_version_and_removes_none(tmp_path: Path) -> 
     with pytest.raises(VersionError, match="holds no published index"):
         versions.roll_back(tmp_path / "none")
     shard = tmp_path / "versions" / "000002" / "shard-00000.npy"
-    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\0")
     with pytest.raises(VersionError, match="is damaged: its checksum"):
         versions.roll_back(tmp_path, 2)
     assert open_index(tmp_path).manifest.version == 1
@@ -294,7 +294,7 @@ def test_a_following_index_goes_along_between_searches(
     versions.roll_back(tmp_path)
     assert following.latest().manifest.version == 1
     path = build(tmp_path, vectors, labels) / "labels.npy"
-    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    path.write_bytes(path.read_bytes()[:-1] + b"\1")
     for _ in range(3):
         assert following.latest().manifest.version == 1
     assert caplog.text.count("stays at version 1") == 1
