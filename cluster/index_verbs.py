@@ -1,22 +1,29 @@
-"""The verbs `fsl-dist index build`, `search` and `status`; `tune` has a file of its own."""
+"""The verbs `fsl-dist index build`, `search`, `status` and `rollback`; `tune` has a file of its own."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from cluster.dataset_options import make_progress
 from cluster.index_tune_verb import tune
 from cluster.output import emit
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from index.config import IndexConfig
+    from index.job import Spread
 
 _SETTING = re.compile(r"^[A-Za-z_][A-Za-z0-9_.]*=")
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _FOLDER = click.Path(path_type=Path)
+_VERIFY = click.option(
+    "--verify/--no-verify",
+    default=True,
+    show_default=True,
+    help="Compare every file's checksum first (1.5 GB/s or so).",
+)
 
 
 @click.group(name="index")
@@ -35,19 +42,36 @@ index_group.add_command(tune)
 
 @index_group.command()
 @click.argument("arguments", nargs=-1, required=True, metavar="[RUN DATASET] OUT [KEY=VALUE]...")
-@click.option("--vectors", type=_FILE, help="float32 .npy [n, dim]; ids are its rows. With --labels.")
-@click.option("--labels", type=_FILE, help="integer .npy [n], in any order. With --vectors.")
+@click.option(
+    "--vectors",
+    type=_FILE,
+    help="float32 .npy [n, dim], or .parquet with one column of lists. With --labels.",
+)
+@click.option("--labels", help="integer .npy [n] in any order, or a column of the .parquet file.")
+@click.option("--ids", help="The same for ids, at least 0 and unique; row numbers by default.")
+@click.option(
+    "--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Ray tasks; 1 needs no Ray."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def build(arguments: tuple[str, ...], vectors: Path | None, labels: Path | None, as_json: bool) -> None:
+def build(
+    arguments: tuple[str, ...],
+    vectors: Path | None,
+    labels: str | None,
+    ids: str | None,
+    workers: int,
+    as_json: bool,
+) -> None:
     """Build an index at OUT and publish it as its next version.
 
-    Either from arrays, or by embedding DATASET with the network of RUN. Keys: kind (flat, ivf_flat, ivf_pq,
-    hnsw, factory) and its settings, metric, device, shards, keep_versions.
+    Either from arrays, or by embedding DATASET with the network of RUN. Keys: those of `index` in docs/configuration.md
+    without the prefix (kind and its settings, metric, device, shards, keep_versions, memory_mb). Killed at any moment, the
+    same command goes on with what is finished; after it has ended well, it finds its version there and builds nothing.
 
     \b
     Example:
       fsl-dist index build --vectors X.npy --labels Y.npy my-index kind=flat metric=l2 shards=4
       fsl-dist index build runs/first data/skin my-index kind=ivf_flat metric=cosine
+      fsl-dist index build runs/first data/skin my-index --workers 2
     """
     from index import gate
     from index.config import IndexConfig
@@ -59,6 +83,8 @@ def build(arguments: tuple[str, ...], vectors: Path | None, labels: Path | None,
     if (vectors is None) != (labels is None):
         raise RequestError("--vectors and --labels belong together: give both, or RUN and DATASET instead")
     is_from_arrays = vectors is not None
+    if ids is not None and not is_from_arrays:
+        raise RequestError("--ids goes with --vectors; ids of a data set are its sample ids")
     if len(paths) != (1 if is_from_arrays else 3):
         raise RequestError(
             f"index build takes --vectors X.npy --labels Y.npy OUT, or RUN DATASET OUT; it was given "
@@ -67,14 +93,46 @@ def build(arguments: tuple[str, ...], vectors: Path | None, labels: Path | None,
     out = paths[-1]
     if out.exists() and not out.is_dir():
         raise RequestError(f"{out} is a file; OUT must be a folder, new or of an index")
-    if vectors is not None and labels is not None:
-        _build_from_arrays(out, vectors, labels, config)
-    else:
-        from fsl_dist.indexing import build_from_run
+    # Workers have working folders of their own.
+    with _spread_over(workers, embeds=not is_from_arrays) as spread:
+        if vectors is not None and labels is not None:
+            from index.vector_files import build_from_files
 
-        build_from_run(paths[0], paths[1], out, config)
+            build_from_files(
+                out.absolute(),
+                vectors.absolute(),
+                labels,
+                ids,
+                config,
+                spread=spread,
+                progress=make_progress(),
+            )
+        else:
+            from fsl_dist.indexing import build_from_run
+
+            build_from_run(
+                paths[0], paths[1], out.absolute(), config, spread=spread, progress=make_progress()
+            )
     status = _describe(out)
     emit(status, as_json, f"{out}: version {status['version']}, {_in_words(status)}")
+
+
+@contextmanager
+def _spread_over(workers: int, *, embeds: bool) -> Iterator["Spread"]:
+    """How pieces are done: in this process, or by Ray."""
+    from index.job import do_here
+
+    if workers == 1:
+        yield do_here
+        return
+    from cluster.local import ray_session
+    from index.ray_tasks import on_ray
+
+    with ray_session(workers):
+        import ray
+
+        gpus = ray.cluster_resources().get("GPU", 0.0) if embeds else 0.0
+        yield on_ray(workers, gpus=min(1.0, gpus / workers))
 
 
 @index_group.command()
@@ -93,6 +151,7 @@ def build(arguments: tuple[str, ...], vectors: Path | None, labels: Path | None,
 @click.option("--exclude-ids", type=_FILE, help="integer .npy [n, 2]: ids [from, to) that are not.")
 @click.option("--exact", is_flag=True, help="Compare with every vector, whatever the kind.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="R.npz.")
+@_VERIFY
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def search(
     index: Path,
@@ -106,6 +165,7 @@ def search(
     exclude_ids: Path | None,
     exact: bool,
     out: Path,
+    verify: bool,
     as_json: bool,
 ) -> None:
     """Find the K nearest vectors of INDEX for each query.
@@ -127,16 +187,17 @@ def search(
     from index import gate
     from index.search import open_index
     from index.storage import write_atomic
+    from index.vector_files import read_array, read_integers
 
-    opened = open_index(index)
+    opened = open_index(index, verify=verify)
     result = opened.search(
-        _read_array(queries),
+        read_array(queries),
         k,
         filter=filter_name,  # type: ignore[arg-type]  # click.Choice allows the two names alone
-        query_labels=query_labels and _read_integers(query_labels),
-        query_ids=query_ids and _read_integers(query_ids),
-        include_ids=include_ids and _read_integers(include_ids),
-        exclude_ids=exclude_ids and _read_integers(exclude_ids),
+        query_labels=query_labels and read_integers(query_labels),
+        query_ids=query_ids and read_integers(query_ids),
+        include_ids=include_ids and read_integers(include_ids),
+        exclude_ids=exclude_ids and read_integers(exclude_ids),
         parameters=gate.parse_overrides(settings),
         exact=exact,
     )
@@ -160,31 +221,56 @@ def search(
 
 @index_group.command()
 @click.argument("index", type=_FOLDER)
-@click.option("--verify", is_flag=True, help="Read every byte and compare checksums.")
+@_VERIFY
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def status(index: Path, verify: bool, as_json: bool) -> None:
-    """Say what INDEX holds: version, vectors, metric, shards, sources.
+    """Say what INDEX holds: its current version and the others, and builds that are not finished.
 
     \b
     Example:
-      fsl-dist index status my-index --verify
+      fsl-dist index status my-index
     """
     described = _describe(index, verify=verify)
     lines = [f"{index}: version {described['version']}, {_in_words(described)}"]
-    lines += [f"{name}: {described[name]}" for name in ("created", "versions", "size_bytes", "source")]
+    lines += [
+        f"{name}: {described[name]}"
+        for name in ("created", "factory", "parameters", "versions", "size_bytes", "source")
+    ]
+    lines += [
+        f"unfinished: {attempt['token']}, {attempt['num_vectors']} vectors, embedded pieces {attempt['pieces']}, shards "
+        f"{attempt['shards']}, last written {attempt['written_s']:g} s ago"
+        for attempt in described["unfinished"]  # type: ignore[attr-defined]
+    ]
     emit(described, as_json, "\n".join(lines))
 
 
-def _build_from_arrays(out: Path, vectors: Path, labels: Path, config: "IndexConfig") -> None:
-    from index.build import build as build_index
+@index_group.command()
+@click.argument("index", type=_FOLDER)
+@click.option(
+    "--to", type=click.IntRange(min=1), help="Version to go to; the one before the current by default."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def rollback(index: Path, to: int | None, as_json: bool) -> None:
+    """Make an older version of INDEX current, once its checksums are compared. Readers go along; nothing is removed.
 
-    build_index(out, _read_array(vectors), _read_integers(labels), config=config)
+    \b
+    Example:
+      fsl-dist index rollback my-index --to 3
+    """
+    from index import versions
+
+    versions.roll_back(index, to)
+    described = _describe(index)
+    emit(described, as_json, f"{index}: version {described['version']} is current, {_in_words(described)}")
 
 
 def _describe(index: Path, *, verify: bool = False) -> dict[str, object]:
+    import dataclasses
+
     import numpy as np
 
     from index import versions
+    from index.job import list_attempts
 
     folder = versions.find_version(index)
     manifest = versions.read_manifest(folder)
@@ -205,6 +291,7 @@ def _describe(index: Path, *, verify: bool = False) -> dict[str, object]:
         "size_bytes": sum(record.size_bytes for record in manifest.files.values()),
         "created": manifest.created,
         "source": manifest.source,
+        "unfinished": [dataclasses.asdict(attempt) for attempt in list_attempts(index)],
     }
 
 
@@ -213,30 +300,3 @@ def _in_words(status: dict[str, object]) -> str:
         f"{status['num_vectors']} vectors of {status['dim']} numbers in {status['num_classes']} classes, "
         f"{status['metric']}, {status['shards']} shard(s)"
     )
-
-
-def _read_array(path: Path) -> "np.ndarray":
-    import numpy as np
-
-    from index.errors import RequestError
-
-    try:
-        # Never unpickled: an array of objects is refused.
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise RequestError(f"{path} is not a .npy array of numbers: {' '.join(str(error).split())}") from None
-    if not isinstance(array, np.ndarray):
-        array.close()
-        raise RequestError(f"{path} holds several arrays (.npz); save the one that is meant with numpy.save")
-    return array
-
-
-def _read_integers(path: Path) -> "np.ndarray":
-    import numpy as np
-
-    from index.errors import RequestError
-
-    array = _read_array(path)
-    if not np.issubdtype(array.dtype, np.integer):
-        raise RequestError(f"{path} has dtype {array.dtype}; it must hold integers (.astype('int64'))")
-    return array.astype(np.int64)

@@ -177,8 +177,8 @@ class SelectionIndex:
         if self._opened is None:
             source = {"catalogue": self.catalogue.fingerprint, "parameters": self.parameters}
             finished = self.group.share_text(str(self._find(source) or "") if self.group.is_first else "")
-            path = Path(finished) if finished else self._build(source)
-            self._opened = open_index(path, device=self.config.device)
+            path = Path(finished or self._build(source))
+            self._opened = open_index(path, verify=bool(finished), device=self.config.device)
         return self._opened
 
     def features(self) -> NDArray[np.float32]:
@@ -248,7 +248,8 @@ class SelectionIndex:
             Staging.create(self.folder, token, self.owner)
         self.group.barrier()
         staging = Staging.open(self.folder, token, self.owner)
-        staging.write_shard(self.group.rank, self.embedder.embed(self.selection.ids[self.share()]))
+        vectors = self.embedder.embed(self.selection.ids[self.share()])
+        staging.write_shard(self.group.rank, vectors, self.config.metric)
         self.group.barrier()
         version = ""
         if self.group.is_first:

@@ -1,27 +1,116 @@
 """From a trained run and a data set to embeddings in a file, or to a published index."""
 
+import hashlib
+import json
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fsl_dist.errors import RequestError
-from fsl_dist.training.trained import open_trained
-from index import IndexConfig
-from index.build import build
+from fsl_dist.training.trained import TrainedRun, open_trained
+from index import IndexConfig, LocalIndex, gate, job, open_index
 from index.storage import new_token
+from index.vector_files import identify
+from index.versions import check_source
+
+SPLIT = "train"
 
 
-def build_from_run(run: Path, dataset: Path, out: Path, config: IndexConfig) -> Path:
+@dataclass(slots=True)
+class EmbedSamples:
+    """Embeds samples of a data set with a run's network, in whichever process it is unpickled."""
+
+    run: Path
+    dataset: Path
+    source: dict[str, str]
+    """What the network and the data set must be: a run that is trained further has another network."""
+    batch_size: int
+    _trained: TrainedRun | None = field(default=None, repr=False)
+
+    @classmethod
+    def open(cls, run: Path, dataset: Path) -> "EmbedSamples":
+        """Open them here, which says what is wrong with either."""
+        trained = open_trained(run, dataset=dataset)
+        return cls(
+            run.absolute(), dataset.absolute(), source_of(trained), trained.embedder.batch_size, trained
+        )
+
+    @property
+    def trained(self) -> TrainedRun:
+        """The run, opened for the data set."""
+        if self._trained is None:
+            self._trained = open_trained(self.run, dataset=self.dataset)
+            found = source_of(self._trained)
+            if found != self.source:
+                raise RequestError(
+                    f"{self.run} or {self.dataset} changed while they were embedded: {found}, before {self.source}; "
+                    "start the build again"
+                )
+        return self._trained
+
+    def __call__(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        return self.trained.embedder.embed(ids)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.run, self.dataset, self.source, self.batch_size)
+
+
+def source_of(trained: TrainedRun) -> dict[str, str]:
+    """What an index made with a run on a data set says of its source."""
+    return {"catalogue": trained.catalogue.fingerprint, "parameters": trained.parameters}
+
+
+def build_from_run(
+    run: Path,
+    dataset: Path,
+    out: Path,
+    config: IndexConfig,
+    *,
+    spread: job.Spread = job.do_here,
+    progress: job.Progress | None = None,
+) -> Path:
     """Embed the train split of `dataset` with a run's network and publish it as a version of the index `out`.
 
-    Returns the version's folder. Answers of the index are sample ids of `dataset`.
+    Returns the version's folder. Answers of the index are sample ids of `dataset`. A build that was killed goes on.
     """
+    embed = EmbedSamples.open(run, dataset)
+    trained = embed.trained
+    selection = trained.catalogue.select(SPLIT)
+    data = trained.config.data
+    settings = {
+        # The catalogue is in the source, and the folder may have two names.
+        "data": {name: value for name, value in gate.dump(data).items() if name != "dataset"},
+        "features": identify(Path(data.features)) if data.features else "",
+        "batch_size": embed.batch_size,
+        "bf16": trained.embedder.use_bf16,
+        "split": SPLIT,
+    }
+    plan = job.Plan(
+        out=out,
+        labels=selection.sample_labels,
+        ids=selection.ids,
+        dim=trained.embedder.dim,
+        config=config,
+        source=embed.source,
+        identity={
+            "settings of the run": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        },
+    )
+    try:
+        return job.run(plan, embed=embed, spread=spread, progress=progress)
+    finally:
+        trained.embedder.source.close()
+
+
+def open_for_run(index: Path, run: Path, dataset: Path) -> LocalIndex:
+    """Open an index to be used with a run on a data set; RequestError where it was made from another network or data."""
     trained = open_trained(run, dataset=dataset)
-    selection = trained.catalogue.select("train")
-    vectors = trained.embedder.embed(selection.ids)
-    source = {"catalogue": trained.catalogue.fingerprint, "parameters": trained.parameters}
     trained.embedder.source.close()
-    return build(out, vectors, selection.sample_labels, selection.ids, config, source)
+    opened = open_index(index)
+    check_source(opened.path, opened.manifest, source_of(trained))
+    return opened
 
 
 def embed_dataset(run: Path, dataset: Path, out: Path) -> tuple[Path, tuple[int, int]]:

@@ -1,6 +1,6 @@
 """Neighbours: vectors, ids and labels in; ids and distances out. NumPy and FAISS, Ray only where it serves shards.
 
-Building is `index.build.build` (the name `index.build` is the module). FAISS is imported on first use of a
+Building is `index.build.build` (the name `index.build` is the module), in stages `index.job.run`. FAISS is imported on first use of a
 search, so that settings, errors and storage cost nothing.
 """
 
@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from index.build import Staging
     from index.client import RayIndex, open_ray_index
     from index.config import IndexConfig
+    from index.following import FollowingIndex
     from index.search import LocalIndex, Neighbours, SearchResult, ShardedIndex, open_index
     from index.storage import Owner
 
 _ROOM_OF = {
+    "FollowingIndex": "index.following",
     "IndexConfig": "index.config",
     "LocalIndex": "index.search",
     "Neighbours": "index.search",
@@ -38,6 +40,7 @@ _ROOM_OF = {
 
 __all__ = [
     "ConfigError",
+    "FollowingIndex",
     "FslDistError",
     "IndexConfig",
     "LocalIndex",

@@ -1,32 +1,39 @@
 """Building an index: vectors, labels and ids in, a published version out.
 
-`build` does it in one process. `Staging` is the same in steps, for workers that write shards side by side: one
-process creates it, each worker opens it by path and writes its shards, one publishes.
+`build` does it in one process from arrays in memory. `Staging` is the same in steps, for workers that write shards
+side by side: one process creates it, each worker opens it by path and writes its shards, one publishes. `index.job`
+goes through the same steps for what does not fit in memory, and goes on after a kill.
 """
 
 import datetime
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from index import kinds, storage, versions
+from index import gate, kinds, storage, versions
 from index.config import IndexConfig
 from index.errors import RequestError, VersionError
 from index.storage import Owner
 
 # Squares of larger norms leave float32's range, and the search would lose such rows without a word.
 MAX_NORM = 1e18
-_FACTS = ".facts.json"
 _TOKEN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+# The mean is summed by this many rows, so that it does not depend on how many are held at once.
+SUM_ROWS = 1024
+_SAMPLE_SEED = 0
 
 
-def check_vectors(vectors: np.ndarray, name: str, dim: int | None = None) -> None:
-    """Refuse what is not a finite float32 [n, dim] array; `name` is named in errors (RequestError)."""
+def check_vectors(
+    vectors: np.ndarray, name: str, dim: int | None = None, rows: np.ndarray | None = None
+) -> None:
+    """Refuse what is not a finite float32 [n, dim] array; `name` is named in errors (RequestError).
+
+    rows: int64 [n], what the user knows the vectors by; their places here if it is left out.
+    """
     if vectors.ndim != 2 or vectors.shape[1] < 1:
         raise RequestError(f"{name} has shape {list(vectors.shape)}; it must be [n, dim]")
     if dim is not None and vectors.shape[1] != dim:
@@ -45,11 +52,15 @@ def check_vectors(vectors: np.ndarray, name: str, dim: int | None = None) -> Non
             what = (
                 "a norm near 1e18 or above" if np.isfinite(vectors[row]).all() else "a NaN or infinite number"
             )
-            raise RequestError(f"{name} row {row} holds {what}; every vector must be finite")
+            known_by = row if rows is None else rows[row]
+            raise RequestError(f"{name} row {known_by} holds {what}; every vector must be finite")
 
 
-def unit_vectors(vectors: np.ndarray, name: str) -> np.ndarray:
-    """float32 [n, dim] divided by their lengths; a vector of zeros has no direction (RequestError, naming the row)."""
+def unit_vectors(vectors: np.ndarray, name: str, rows: np.ndarray | None = None) -> np.ndarray:
+    """float32 [n, dim] divided by their lengths; a vector of zeros has no direction (RequestError, naming the row).
+
+    `rows` as for `check_vectors`.
+    """
     units = np.empty(vectors.shape, dtype=np.float32)
     rows_at_once = max(1, (1 << 20) // vectors.shape[1])
     for start in range(0, len(vectors), rows_at_once):
@@ -57,8 +68,9 @@ def unit_vectors(vectors: np.ndarray, name: str) -> np.ndarray:
         norms = np.linalg.norm(part, axis=1, keepdims=True)
         if not norms.all():
             row = start + int(np.argmin(norms))
+            known_by = row if rows is None else rows[row]
             raise RequestError(
-                f"{name} row {row} is all zeros and has no direction; metric=cosine needs one (metric=l2)"
+                f"{name} row {known_by} is all zeros and has no direction; metric=cosine needs one (metric=l2)"
             )
         units[start : start + rows_at_once] = part / norms
     return units
@@ -99,20 +111,42 @@ def build(
     check_column(ids, "ids", len(vectors))
     if len(vectors) == 0:
         raise RequestError("vectors has no rows; an index needs at least one")
-    if config.metric == "cosine":
-        vectors = unit_vectors(vectors, "vectors")
-    order = np.lexsort((ids, labels))
+    order = sort_rows(labels, ids)
     labels, ids = labels[order], ids[order]
-    _check_order(labels, ids)
+    kinds.check(config, vectors.shape[1], len(vectors))
     staging = Staging.create(out, f"build-{storage.new_token()}", owner)
     try:
         for shard in range(config.shards):
             start, stop = (len(order) * r // config.shards for r in (shard, shard + 1))
-            staging.write_shard(shard, vectors[order[start:stop]])
+            staging.write_shard(shard, vectors[order[start:stop]], config.metric, order[start:stop])
         return staging.publish(labels, ids, config, source or {})
     except BaseException:
         storage.remove_folder(staging.folder)
         raise
+
+
+def sort_rows(labels: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """int64 [n]: the rows sorted by (label, id), the order of an index. Raises RequestError for ids that repeat."""
+    order = np.lexsort((ids, labels))
+    _check_order(labels[order], ids[order])
+    return order
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Facts:
+    """What is noted beside a finished file of a build; a file without facts is not finished."""
+
+    crc32: int
+    """CRC-32 of the bytes that were written."""
+
+    num_vectors: int = 0
+    """Rows of a file of vectors."""
+
+    dim: int = 0
+    """Numbers in each of them."""
+
+    total: tuple[float, ...] = ()
+    """Their sum [dim] in float64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,18 +164,29 @@ class Staging:
 
     @property
     def folder(self) -> Path:
-        """Where the files lie until they are published."""
+        """Where everything about this attempt lies until it is published."""
         return self.out / versions.STAGING / self.token
+
+    @property
+    def version_folder(self) -> Path:
+        """The files of the version; publishing renames this folder."""
+        return self.folder / "version"
 
     @classmethod
     def create(cls, out: Path, token: str, owner: Owner | None = None) -> "Staging":
         """Start an attempt with an empty folder; what an earlier attempt of this token left is removed."""
-        if not _TOKEN.match(token):
-            raise RequestError(f"staging token '{token}' must be made of letters, digits, '.', '_' and '-'")
         staging = cls(out, token, owner)
-        staging._check_owner()
-        storage.remove_stale_staging(out / versions.STAGING, keep=(token,))
+        staging._prepare()
         storage.create_folder(staging.folder)
+        staging.version_folder.mkdir()
+        return staging
+
+    @classmethod
+    def resume(cls, out: Path, token: str, owner: Owner | None = None) -> "Staging":
+        """Go on with an attempt, or start it; what is finished is kept."""
+        staging = cls(out, token, owner)
+        staging._prepare()
+        staging.version_folder.mkdir(parents=True, exist_ok=True)
         return staging
 
     @classmethod
@@ -152,24 +197,111 @@ class Staging:
             raise VersionError(f"{staging.folder} is not there; it was published, removed or never created")
         return staging
 
-    def write_shard(self, shard: int, vectors: np.ndarray) -> None:
+    def path_of(self, name: str) -> Path:
+        """Where a file of this attempt lies: what is published in the version's folder, other things beside it."""
+        return (self.version_folder if versions.is_file_name(name) else self.folder) / name
+
+    def is_finished(self, name: str) -> bool:
+        """Whether a file was finished, and still has the bytes it was finished with (reads all of them)."""
+        facts = self._find_facts(name)
+        if facts is None:
+            return False
+        try:
+            return storage.crc32_of_file(self.path_of(name)) == facts.crc32
+        except FileNotFoundError:
+            return False
+
+    def has(self, name: str) -> bool:
+        """Whether a file is noted as finished."""
+        return self._facts_path(name).exists()
+
+    def list_finished(self) -> list[str]:
+        """Names of the files that are noted as finished."""
+        return [name.removesuffix(".json") for name in storage.list_folder(self.folder / "finished")]
+
+    def drop_damaged(self) -> list[str]:
+        """Forget finished files that have other bytes now; returns their names. Reads all that is finished."""
+        damaged = [name for name in self.list_finished() if not self.is_finished(name)]
+        for name in damaged:
+            self._facts_path(name).unlink()
+        return damaged
+
+    def finish(self, name: str, facts: Facts) -> None:
+        """Note that a file is finished, unless another process has taken over."""
+        self.check_owner()
+        storage.write_atomic(self._facts_path(name), json.dumps(gate.dump(facts)).encode())
+
+    def write_shard(
+        self, shard: int, vectors: np.ndarray, metric: str = "l2", rows: np.ndarray | None = None
+    ) -> None:
         """Write shard number `shard`, from 0: float32 [rows, dim], the shard-th range of the sorted rows.
 
-        Rows may be none. Writing a shard again replaces it. Its sum and checksum are written beside it, so that
-        publishing reads no vector again.
+        Rows may be none. Writing a shard again replaces it. metric=cosine divides vectors by their lengths. Its sum
+        and checksum are noted, so that publishing reads no vector again. `rows` as for `check_vectors`.
         """
-        check_vectors(vectors, f"shard {shard}")
-        self._check_owner()
-        path = self.folder / versions.shard_name(shard)
-        storage.write_array(path, np.ascontiguousarray(vectors))
-        facts = {
-            "num_vectors": len(vectors),
-            "dim": vectors.shape[1],
-            "total": vectors.sum(axis=0, dtype=np.float64).tolist(),
-            "crc32": storage.crc32_of_file(path),
-        }
-        self._check_owner()
-        storage.write_atomic(self._facts_path(shard), json.dumps(facts).encode())
+        name = f"shard {shard}" if rows is None else "vectors"
+        check_vectors(vectors, name, rows=rows)
+        if metric == "cosine":
+            vectors = unit_vectors(vectors, name, rows)
+        self.write_vectors(versions.shard_name(shard), vectors.shape, [vectors])
+
+    def write_vectors(self, name: str, shape: tuple[int, ...], blocks: Iterable[np.ndarray]) -> None:
+        """Write a file float32 `shape` = [rows, dim] from blocks of its rows, which are checked already.
+
+        Every block but the last has a multiple of SUM_ROWS rows.
+        """
+        total = np.zeros(shape[1])
+
+        def summed() -> Iterable[np.ndarray]:
+            for block in blocks:
+                for start in range(0, len(block), SUM_ROWS):
+                    np.add(total, block[start : start + SUM_ROWS].sum(axis=0, dtype=np.float64), out=total)
+                yield block
+
+        self.check_owner()
+        num, dim = shape
+        crc32 = storage.write_vectors(self.path_of(name), (num, dim), summed())
+        self.finish(name, Facts(crc32=crc32, num_vectors=num, dim=dim, total=tuple(total.tolist())))
+
+    def train(self, config: IndexConfig) -> None:
+        """Train what the shards share, on a sample of all of them that depends on their number alone; kinds that train."""
+        if not kinds.is_trained(config.kind) or self.has(versions.QUANTIZER):
+            return
+        facts = self._facts_of_shards()
+        counts = [f.num_vectors for f in facts]
+        num_vectors = sum(counts)
+        size = kinds.sample_size(config, facts[0].dim, num_vectors)
+        drawn = np.sort(np.random.default_rng(_SAMPLE_SEED).choice(num_vectors, size, replace=False))
+        parts, start = [], 0
+        for shard, count in enumerate(counts):
+            first, last = np.searchsorted(drawn, [start, start + count])
+            vectors = storage.open_array(self.path_of(versions.shard_name(shard)))
+            parts.append(vectors[drawn[first:last] - start])
+            start += count
+        trained = kinds.train(np.concatenate(parts), num_vectors, config)
+        self.check_owner()
+        storage.write_atomic(self.path_of(versions.QUANTIZER), trained)
+        self.finish(versions.QUANTIZER, Facts(crc32=storage.crc32_of_file(self.path_of(versions.QUANTIZER))))
+
+    def add(self, shard: int, config: IndexConfig) -> None:
+        """Make the FAISS index of a shard that is written, once all is trained; kinds that have one."""
+        name = versions.faiss_name(shard)
+        if not kinds.needs_files(config) or self.has(name):
+            return
+        import faiss
+
+        quantizer = self.path_of(versions.QUANTIZER)
+        trained = quantizer.read_bytes() if kinds.is_trained(config.kind) else b""
+        vectors = storage.open_array(self.path_of(versions.shard_name(shard)))
+        filled = kinds.fill(trained, vectors, config)
+        self.check_owner()
+        with storage.replacing(self.path_of(name)) as file:
+            try:
+                # By the path: as bytes the index would be in memory twice more.
+                faiss.write_index(filled, file.name)
+            except RuntimeError as error:
+                raise OSError(None, f"FAISS could not write it: {error}") from None
+        self.finish(name, Facts(crc32=storage.crc32_of_file(self.path_of(name))))
 
     def publish(
         self,
@@ -178,102 +310,122 @@ class Staging:
         config: IndexConfig,
         source: Mapping[str, str],
         owner: Owner | None = None,
+        *,
+        fingerprint: str = "",
+        verify: bool = False,
     ) -> Path:
         """Publish the shards written so far as the next version, in one step; returns its folder.
 
         labels, ids: int64 [num_vectors] of the rows of all shards in order, sorted by (label, id). There are as
-        many shards as were written, whatever config.shards says. Raises VersionError when a shard is missing,
-        RequestError when labels or ids do not fit, StaleOwnerError when another process has taken over.
+        many shards as were written, whatever config.shards says; what was not trained or added yet is, here. `verify`
+        reads every file once more before. Raises VersionError when a shard is missing or damaged, RequestError when
+        labels or ids do not fit, StaleOwnerError when another process has taken over.
         """
-        numbers = self._list_shards()
-        facts = [self._read_facts(shard) for shard in numbers]
-        dims = {int(f["dim"]) for f in facts}
+        facts = self._facts_of_shards()
+        dims = {f.dim for f in facts}
         if len(dims) > 1:
             raise RequestError(f"shards of {self.folder} have different dims: {sorted(dims)}")
-        counts = np.array([int(f["num_vectors"]) for f in facts])
+        counts = np.array([f.num_vectors for f in facts])
         num_vectors = int(counts.sum())
         if num_vectors == 0:
             raise RequestError(f"no shard of {self.folder} holds a vector; an index needs at least one")
         check_column(labels, "labels", num_vectors)
         check_column(ids, "ids", num_vectors)
         _check_order(labels, ids)
-        storage.write_array(self.folder / versions.LABELS, labels)
-        names = [versions.shard_name(r) for r in numbers]
-        crcs = {name: int(f["crc32"]) for name, f in zip(names, facts, strict=True)}
-        crcs[versions.LABELS] = storage.crc32_of_file(self.folder / versions.LABELS)
+        self.train(config)
+        for shard in range(len(facts)):
+            self.add(shard, config)
+        self._write_column(versions.LABELS, labels)
         is_range = bool((ids == ids[0] + np.arange(num_vectors)).all())
         if not is_range:
-            storage.write_array(self.folder / versions.IDS, ids)
-            crcs[versions.IDS] = storage.crc32_of_file(self.folder / versions.IDS)
-        if config.kind != "flat":
-            crcs |= self._write_faiss(numbers, num_vectors, config)
-        mean = np.sum([f["total"] for f in facts], axis=0) / num_vectors
+            self._write_column(versions.IDS, ids)
+        mean = np.sum([f.total for f in facts], axis=0) / num_vectors
+        dim = dims.pop()
         manifest = versions.Manifest(
             format=versions.FORMAT,
             version=0,
             kind=config.kind,
-            factory=kinds.factory_of(config, next(iter(dims)), num_vectors),
-            parameters=kinds.parameters_of(config, next(iter(dims)), num_vectors),
+            factory=kinds.factory_of(config, dim, num_vectors),
+            parameters=kinds.parameters_of(config, dim, num_vectors),
             metric=config.metric,
-            dim=dims.pop(),
+            dim=dim,
             num_vectors=num_vectors,
             mean=tuple(mean.tolist()) if config.metric == "l2" else None,
             shard_starts=tuple((np.cumsum(counts) - counts).tolist()),
             ids_offset=int(ids[0]) if is_range else None,
-            files={name: self._record(name, crc) for name, crc in crcs.items()},
+            files=self._record_files(),
             source=dict(source),
+            fingerprint=fingerprint,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
+        if verify:
+            self._verify(manifest)
         for claim in (self.owner, owner):
             if claim is not None:
                 claim.check()
-        for shard in numbers:
-            self._facts_path(shard).unlink()
-        return versions.publish_version(self.out, self.folder, manifest, config.keep_versions)
+        final = versions.publish_version(self.out, self.version_folder, manifest, config.keep_versions)
+        storage.remove_folder(self.folder)
+        return final
 
-    def _write_faiss(self, shards: range, num_vectors: int, config: IndexConfig) -> dict[str, int]:
-        """Train and fill the FAISS index of every shard; names and checksums of the files."""
-        arrays = [storage.open_array(self.folder / versions.shard_name(r)) for r in shards]
-        dim = arrays[0].shape[1]
-        kinds.check(config, dim, num_vectors)
-        size = kinds.sample_size(config, dim, num_vectors)
-        drawn = np.sort(np.random.default_rng(0).choice(num_vectors, size, replace=False))
-        starts = np.cumsum([0, *(len(a) for a in arrays)])
-        sample = np.concatenate(
-            [a[drawn[(drawn >= s) & (drawn < s + len(a))] - s] for a, s in zip(arrays, starts, strict=False)]
-        )
-        trained = kinds.train(sample, num_vectors, config)
-        written = {versions.QUANTIZER: trained} if trained else {}
-        crcs = {}
-        for name, make in [
-            *((name, lambda: trained) for name in written),
-            *((versions.faiss_name(r), lambda r=r: kinds.add(trained, arrays[r], config)) for r in shards),
-        ]:
-            storage.write_atomic(self.folder / name, make())
-            crcs[name] = storage.crc32_of_file(self.folder / name)
-        return crcs
+    def check_owner(self) -> None:
+        """Raise StaleOwnerError where another process has taken over."""
+        if self.owner is not None:
+            self.owner.check()
 
-    def _facts_path(self, shard: int) -> Path:
-        return self.folder / f"{versions.shard_name(shard)}{_FACTS}"
+    def _prepare(self) -> None:
+        if not _TOKEN.match(self.token):
+            raise RequestError(
+                f"staging token '{self.token}' must be made of letters, digits, '.', '_' and '-'"
+            )
+        self.check_owner()
+        storage.remove_stale_staging(self.out / versions.STAGING, keep=(self.token,))
 
-    def _list_shards(self) -> range:
-        names = [name for name in storage.list_folder(self.folder) if name.endswith(_FACTS)]
-        for shard, name in enumerate(names):
-            if name != self._facts_path(shard).name:
+    def _facts_path(self, name: str) -> Path:
+        return self.folder / "finished" / f"{name}.json"
+
+    def _find_facts(self, name: str) -> Facts | None:
+        path = self._facts_path(name)
+        return gate.validate(Facts, json.loads(storage.read_text(path)), str(path)) if path.exists() else None
+
+    def _facts_of_shards(self) -> list[Facts]:
+        """Facts of all shards that are written; VersionError where one before another is missing."""
+        names = [name for name in self.list_finished() if versions.is_shard_name(name)]
+        facts = []
+        for shard in range(len(names)):
+            found = self._find_facts(versions.shard_name(shard))
+            if found is None:
                 raise VersionError(
                     f"shard {shard} was not written to {self.folder}; write it before publishing"
                 )
-        return range(len(names))
+            facts.append(found)
+        return facts
 
-    def _read_facts(self, shard: int) -> dict[str, Any]:
-        return json.loads(storage.read_text(self._facts_path(shard)))
+    def _write_column(self, name: str, column: np.ndarray) -> None:
+        storage.write_array(self.path_of(name), column)
+        self.finish(name, Facts(crc32=storage.crc32_of_file(self.path_of(name))))
 
-    def _record(self, name: str, crc32: int) -> versions.FileRecord:
-        return versions.FileRecord(size_bytes=(self.folder / name).stat().st_size, crc32=crc32)
+    def _record_files(self) -> dict[str, versions.FileRecord]:
+        """Size and checksum of every file to publish; what a killed process left half written is removed."""
+        finished = {
+            name: self._find_facts(name) for name in self.list_finished() if versions.is_file_name(name)
+        }
+        for name in storage.list_folder(self.version_folder):
+            if name not in finished:
+                (self.version_folder / name).unlink()
+        return {
+            name: versions.FileRecord(size_bytes=self.path_of(name).stat().st_size, crc32=facts.crc32)
+            for name, facts in finished.items()
+            if facts is not None
+        }
 
-    def _check_owner(self) -> None:
-        if self.owner is not None:
-            self.owner.check()
+    def _verify(self, manifest: versions.Manifest) -> None:
+        for name in manifest.files:
+            if not self.is_finished(name):
+                self._facts_path(name).unlink()
+                raise VersionError(
+                    f"{self.path_of(name)} is not what was written there; is the disk sound? "
+                    "The same command writes it again"
+                )
 
 
 def _check_order(labels: np.ndarray, ids: np.ndarray) -> None:

@@ -77,6 +77,9 @@ class IndexConfig:
     keep_versions: int = 3
     """Published versions that are kept, the new one included, at least 1."""
 
+    memory_mb: int = 256
+    """Vectors that a building process holds at once, in 10⁶ bytes, at least 1. FAISS's index of one shard comes on top."""
+
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value, kinds = getattr(self, field.name), _KINDS_OF.get(field.name)
@@ -104,6 +107,8 @@ class IndexConfig:
             raise ConfigError(
                 f"index.keep_versions={self.keep_versions} must be at least 1 (the new version)"
             )
+        if self.memory_mb < 1:
+            raise ConfigError(f"index.memory_mb={self.memory_mb} must be at least 1")
 
     @staticmethod
     def _check_number(name: str, value: int) -> None:

@@ -62,6 +62,7 @@ class ShardedIndex(abc.ABC):
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
         self.manifest = manifest
+        versions.hold(path, self)
         self.labels = versions.read_labels(path, manifest)
         self.ids = versions.read_ids(path, manifest)
         self._planner = Planner(self.labels, self.ids, manifest.ids_offset)
@@ -239,13 +240,16 @@ class LocalIndex(ShardedIndex):
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def open_index(path: Path, *, verify: bool = False, device: Device = "auto") -> LocalIndex:
+def open_index(path: Path, *, verify: bool = True, device: Device = "auto") -> LocalIndex:
     """Open an index (its current version) or a version folder, in this process.
 
-    File sizes are checked always, checksums with `verify`. Raises VersionError for what is missing or damaged,
-    RequestError for device=gpu where FAISS sees no GPU.
+    File sizes are checked always, checksums with `verify`, once in a process. Raises VersionError for what is missing or
+    damaged, RequestError for device=gpu where FAISS sees no GPU.
     """
-    folder = versions.find_version(Path(path))
-    manifest = versions.read_manifest(folder)
-    versions.check_files(folder, manifest, verify=verify)
-    return LocalIndex(folder, manifest, device)
+
+    def open_version(folder: Path) -> LocalIndex:
+        manifest = versions.read_manifest(folder)
+        versions.check_files(folder, manifest, verify=verify)
+        return LocalIndex(folder, manifest, device)
+
+    return versions.open_current(Path(path), open_version)

@@ -5,23 +5,35 @@ OUT/versions/000001/manifest.json
                     shard-00000.npy …   float32 [rows, dim], rows sorted by (label, id)
                     labels.npy          int64 [num_vectors], by position
                     ids.npy             int64 [num_vectors], left out when ids are ids_offset + position
-                    shard-00000.faiss … every kind but flat: the shard's FAISS index
+                    shard-00000.faiss … every kind but flat: the shard's FAISS index, ids = its rows
                     quantizer.faiss     what they share: trained, empty; no such file for flat and hnsw
-OUT/staging/TOKEN/              versions being written
+OUT/staging/TOKEN/              versions being written (build.Staging)
 OUT/owner/                      claims (storage.Owner)
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import json
+import logging
+import os
 import re
+import time
+import weakref
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from index import gate, storage
 from index.config import Kind, Metric
-from index.errors import ConfigError, VersionError
+from index.errors import ConfigError, RequestError, VersionError
+
+logger = logging.getLogger(__name__)
+
+_Opened = TypeVar("_Opened")
 
 FORMAT = 1
 CURRENT = "current"
@@ -32,7 +44,12 @@ LABELS = "labels.npy"
 IDS = "ids.npy"
 QUANTIZER = "quantizer.faiss"
 
+_SHARD_NAME = re.compile(r"^shard-[0-9]{5}\.npy$")
+_WAY_OUT = "build the index again, or go back to a version that is whole: fsl-dist index rollback"
 _FILE_NAME = re.compile(r"^(?:(?:shard-[0-9]{5}|labels|ids)\.npy|(?:shard-[0-9]{5}|quantizer)\.faiss)$")
+_SETTLED_NS = 1_000_000_000
+# What was found whole in this process, by path, size and times: opening a version again reads it no second time.
+_verified: set[tuple[str, int, int, int, int]] = set()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,6 +106,9 @@ class Manifest:
     source: dict[str, str]
     """Where the vectors came from: fingerprints of checkpoint and catalogue, by name."""
 
+    fingerprint: str
+    """Of everything that decided these files (index.job); empty where that is not known."""
+
     created: str
     """Time of publishing, ISO 8601, UTC."""
 
@@ -106,6 +126,16 @@ def shard_name(shard: int) -> str:
 def faiss_name(shard: int) -> str:
     """File name of a shard's FAISS index."""
     return f"shard-{shard:05d}.faiss"
+
+
+def is_shard_name(name: str) -> bool:
+    """Whether a file of this name holds a shard's vectors."""
+    return _SHARD_NAME.match(name) is not None
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a version may have a data file of this name."""
+    return _FILE_NAME.match(name) is not None
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
@@ -132,7 +162,7 @@ def read_manifest(folder: Path) -> Manifest:
         needed |= {faiss_name(r) for r in range(len(manifest.shard_starts))}
     if manifest.kind not in ("flat", "hnsw"):
         needed.add(QUANTIZER)
-    if needed != set(manifest.files) or not all(_FILE_NAME.match(name) for name in manifest.files):
+    if needed != set(manifest.files):
         raise VersionError(f"{path} is damaged: files lists {sorted(manifest.files)}, not {sorted(needed)}")
     return manifest
 
@@ -141,39 +171,97 @@ def find_version(path: Path) -> Path:
     """The version folder to open: `path` itself, or the current version of the index at `path`."""
     if (path / MANIFEST).exists():
         return path
-    if not (path / CURRENT).exists():
-        raise VersionError(
-            f"{path} holds no published index (no file '{CURRENT}'); build one with: fsl-dist index build"
-        )
-    name = storage.read_text(path / CURRENT).strip()
-    if not name.isdecimal():
-        raise VersionError(f"{path / CURRENT} is damaged: '{name}' is no version's name")
-    folder = path / VERSIONS / name
+    folder = path / VERSIONS / version_name(current_version(path))
     if not (folder / MANIFEST).exists():
-        raise VersionError(
-            f"{path / CURRENT} names version {name}, which is not there; build the index again"
-        )
+        raise VersionError(f"{path / CURRENT} names version {folder.name}, which is not there; {_WAY_OUT}")
     return folder
 
 
-def check_files(folder: Path, manifest: Manifest, *, verify: bool = False) -> None:
-    """Compare every file with the manifest: its size always, its checksum with `verify` (reads all bytes).
+def current_version(out: Path) -> int:
+    """Number of the version that readers open. Raises VersionError where nothing is published."""
+    if not (out / CURRENT).exists():
+        raise VersionError(
+            f"{out} holds no published index (no file '{CURRENT}'); build one with: fsl-dist index build"
+        )
+    name = storage.read_text(out / CURRENT).strip()
+    if not name.isdecimal():
+        raise VersionError(f"{out / CURRENT} is damaged: '{name}' is no version's name")
+    return int(name)
 
-    Raises VersionError naming the first file that is missing or damaged.
+
+def open_current(path: Path, open_version: Callable[[Path], _Opened]) -> _Opened:
+    """`open_version` of the version folder to open at `path`; once more where that went out of use meanwhile."""
+    while True:
+        folder = find_version(path)
+        try:
+            return open_version(folder)
+        except VersionError:
+            # A version that was replaced and removed while it was opened is no damage.
+            if find_version(path) == folder:
+                raise
+
+
+def check_files(folder: Path, manifest: Manifest, *, verify: bool = False) -> None:
+    """Compare every file with the manifest: its size always, its checksum with `verify`.
+
+    Verifying reads all bytes (about 1.5 GB/s and core), once in a process as long as a file stays as it is. Raises
+    VersionError naming the first file that is missing or damaged.
     """
     for name, record in manifest.files.items():
         path = folder / name
-        size_bytes = storage.size_of_file(path)
-        if size_bytes is None:
-            raise VersionError(f"{path} is missing; build the index again")
-        if size_bytes != record.size_bytes:
+        try:
+            found = path.stat()
+        except FileNotFoundError:
+            raise VersionError(f"{path} is missing; {_WAY_OUT}") from None
+        if found.st_size != record.size_bytes:
             raise VersionError(
-                f"{path} is damaged: {size_bytes} bytes, its manifest says {record.size_bytes}; build the index again"
+                f"{path} is damaged: {found.st_size} bytes, its manifest says {record.size_bytes}; {_WAY_OUT}"
             )
-        if verify and storage.crc32_of_file(path) != record.crc32:
-            raise VersionError(
-                f"{path} is damaged: its checksum is not the manifest's; build the index again"
+        if not verify:
+            continue
+        state = (str(path.absolute()), found.st_ino, found.st_size, found.st_mtime_ns, record.crc32)
+        if state in _verified:
+            continue
+        if storage.crc32_of_file(path) != record.crc32:
+            raise VersionError(f"{path} is damaged: its checksum is not the manifest's; {_WAY_OUT}")
+        # A file changed this moment may change once more without another time of change.
+        if time.time_ns() - found.st_mtime_ns > _SETTLED_NS:
+            _verified.add(state)
+
+
+def check_source(folder: Path, manifest: Manifest, wanted: Mapping[str, str]) -> None:
+    """Refuse an index that was made from something else (RequestError): `wanted` is what its source must say, by name.
+
+    A run asks for {"catalogue": fingerprint of its data set, "parameters": name of its checkpoint}.
+    """
+    for name, value in wanted.items():
+        found = manifest.source.get(name)
+        if found != value:
+            of = f"was made from {name} {found}" if found else f"does not say which {name} it was made from"
+            raise RequestError(
+                f"{folder} {of}; this run has {name} {value} (build it with: fsl-dist index build RUN DATASET OUT)"
             )
+
+
+def hold(folder: Path, holder: object) -> None:
+    """Keep publishers on this machine from removing a version for as long as `holder` lives.
+
+    Raises VersionError where it is just being removed. Where the file system has no locks, nothing is held: files that
+    are mapped stay readable all the same.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        raise VersionError(f"{folder} is missing; {_WAY_OUT}") from None
+    weakref.finalize(holder, os.close, descriptor)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise VersionError(f"{folder} is just being removed; open the index again") from None
+    except OSError:
+        return
+    if not folder.exists():  # removed between opening and locking
+        raise VersionError(f"{folder} is missing; {_WAY_OUT}")
 
 
 def read_labels(folder: Path, manifest: Manifest) -> np.ndarray:
@@ -237,18 +325,68 @@ def version_name(version: int) -> str:
 def publish_version(out: Path, staging: Path, manifest: Manifest, keep_versions: int) -> Path:
     """Give the staged folder the next number, make it current, remove versions beyond `keep_versions`.
 
-    A process killed before the last step leaves the old version current. `manifest.version` is set here.
+    A process killed before the last step leaves the old version current. `manifest.version` is set here. Versions that
+    a reader of this machine has open stay until a later publication.
     """
     version = max(list_versions(out), default=0) + 1
     final = out / VERSIONS / version_name(version)
     storage.write_atomic(staging / MANIFEST, encode_manifest(dataclasses.replace(manifest, version=version)))
     storage.publish_folder(staging, final)
-    storage.write_atomic(out / CURRENT, f"{version_name(version)}\n".encode())
+    make_current(out, version)
     # A version above the new one can only be another process's; it is not ours to remove.
     own = [v for v in list_versions(out) if v <= version]
     for old in own[:-keep_versions]:
-        storage.remove_folder(out / VERSIONS / version_name(old))
+        with contextlib.suppress(FileNotFoundError):  # another process removed it just now
+            _remove_version(out, old)
     return final
+
+
+def make_current(out: Path, version: int) -> None:
+    """Let readers open this version from now on; one step."""
+    storage.write_atomic(out / CURRENT, f"{version_name(version)}\n".encode())
+
+
+def roll_back(out: Path, to: int | None = None) -> Manifest:
+    """Make an older version current, the newest before the current one unless `to` names one; returns its manifest.
+
+    All its bytes are checked first. The version that was current stays until versions beyond `keep_versions` are
+    removed. Raises RequestError where there is no such version, VersionError where it is damaged.
+    """
+    if (out / MANIFEST).exists():
+        raise RequestError(f"{out} is one version; name the folder of its index")
+    current, present = current_version(out), list_versions(out)
+    listed = ", ".join(map(str, present))
+    if to is None:
+        older = [version for version in present if version < current]
+        if not older:
+            raise RequestError(f"{out} has no version before the current {current} (it has {listed})")
+        to = older[-1]
+    if to not in present:
+        raise RequestError(f"{out} has no version {to}; it has {listed}")
+    folder = out / VERSIONS / version_name(to)
+    manifest = read_manifest(folder)
+    check_files(folder, manifest, verify=True)
+    make_current(out, to)
+    return manifest
+
+
+def _remove_version(out: Path, version: int) -> None:
+    """Remove a version's folder, unless a reader of this machine has it open; nobody sees it half removed."""
+    folder = out / VERSIONS / version_name(version)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks: who has mapped its files keeps them
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                logger.info("%s is open elsewhere and stays", folder)
+                return
+        removed = out / STAGING / f"removed-{storage.new_token()}"
+        removed.parent.mkdir(parents=True, exist_ok=True)
+        folder.rename(removed)
+        storage.remove_folder(removed)
+    finally:
+        os.close(descriptor)
 
 
 def _open_column(path: Path, manifest: Manifest) -> np.ndarray:

@@ -73,6 +73,8 @@ def test_bad_requests_are_one_line(arrays: Path) -> None:
     assert "holds no published index" in refusal(
         "search", out, "--queries", arrays / "X.npy", "--k", 1, "--out", "R"
     )
+    assert "--ids goes with --vectors" in refusal("build", "a", "b", "c", "--ids", arrays / "I.npy")
+    assert "is not a .npy array" in refusal("build", *vectors, "--labels", "none.npy", out)
     np.savez(arrays / "several.npz", a=np.zeros(3))
     assert "holds several arrays" in refusal("build", "--vectors", arrays / "several.npz", *both[2:])
     assert not out.exists()
@@ -93,7 +95,27 @@ def test_search_takes_ranges_of_ids_and_parameters(arrays: Path) -> None:
     assert "parameters has ef_search" in refusal(*search, "ef_search=5")
 
 
-@pytest.mark.parametrize("verb", [(), ("build",), ("search",), ("status",), ("tune",)])
+def test_rollback_and_what_a_version_is_damaged_by(arrays: Path) -> None:
+    out = arrays / "index"
+    both = ("build", "--vectors", arrays / "X.npy", "--labels", arrays / "Y.npy", out)
+    assert json.loads(call(*both, "--json").stdout)["version"] == 1
+    assert json.loads(call(*both, "--json").stdout)["versions"] == [1]  # the same is not built twice
+    assert json.loads(call(*both, "shards=2", "--json").stdout)["versions"] == [1, 2]
+    assert "version 1 is current, 50 vectors" in call("rollback", out).stdout
+    assert json.loads(call("rollback", out, "--to", 2, "--json").stdout)["version"] == 2
+    assert "has no version 7; it has 1, 2" in refusal("rollback", out, "--to", 7)
+    for name in ("shard-00001.npy", "labels.npy"):
+        path = out / "versions" / "000002" / name
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        search = ("search", out, "--queries", arrays / "X.npy", "--k", 1, "--out", arrays / "R.npz")
+        assert f"{name} is damaged: its checksum" in refusal(*search)
+        assert f"{name} is damaged: its checksum" in refusal("status", out)
+        assert call("status", out, "--no-verify").exit_code == 0
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("verb", [(), ("build",), ("search",), ("status",), ("tune",), ("rollback",)])
 def test_every_help_has_an_example(verb: tuple[str, ...]) -> None:
     result = call(*verb, "--help")
     assert result.exit_code == 0

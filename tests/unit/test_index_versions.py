@@ -10,6 +10,7 @@ from index import storage, versions
 from index.build import Staging, build
 from index.config import IndexConfig
 from index.errors import ConfigError, RequestError, StaleOwnerError, VersionError
+from index.following import FollowingIndex
 from index.search import open_index
 from index.storage import Owner
 
@@ -166,9 +167,9 @@ def test_damage_is_found_and_named(tmp_path: Path, name: str) -> None:
     path = build(tmp_path, *example(), IndexConfig(shards=2)) / name
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    open_index(tmp_path)  # the size is right; only the checksum tells
+    open_index(tmp_path, verify=False)  # the size is right; only the checksum tells
     with pytest.raises(VersionError, match=f"{name} is damaged: its checksum"):
-        open_index(tmp_path, verify=True)
+        open_index(tmp_path)
     path.write_bytes(content[:-1])
     with pytest.raises(VersionError, match=f"{name} is damaged: {len(content) - 1} bytes"):
         open_index(tmp_path)
@@ -224,3 +225,91 @@ def test_a_stale_owner_neither_writes_nor_publishes(tmp_path: Path) -> None:
         with pytest.raises(StaleOwnerError):
             attempt()
     assert versions.list_versions(tmp_path) == []
+
+
+def test_rolling_back_names_another_version_and_removes_none(tmp_path: Path) -> None:
+    vectors, labels, _ = example()
+    for factor in (1, 2, 3):
+        build(tmp_path, vectors * np.float32(factor), labels)
+    assert versions.roll_back(tmp_path).version == 2
+    assert open_index(tmp_path).manifest.version == 2
+    assert versions.roll_back(tmp_path, 3).version == 3
+    assert versions.roll_back(tmp_path, 1).version == 1
+    assert versions.list_versions(tmp_path) == [1, 2, 3]
+    with pytest.raises(RequestError, match=r"has no version before the current 1 \(it has 1, 2, 3\)"):
+        versions.roll_back(tmp_path)
+    with pytest.raises(RequestError, match="has no version 9; it has 1, 2, 3"):
+        versions.roll_back(tmp_path, 9)
+    with pytest.raises(RequestError, match="is one version; name the folder of its index"):
+        versions.roll_back(tmp_path / "versions" / "000001")
+    with pytest.raises(VersionError, match="holds no published index"):
+        versions.roll_back(tmp_path / "none")
+    shard = tmp_path / "versions" / "000002" / "shard-00000.npy"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\0")
+    with pytest.raises(VersionError, match="is damaged: its checksum"):
+        versions.roll_back(tmp_path, 2)
+    assert open_index(tmp_path).manifest.version == 1
+    # The next version is the highest number, whichever was current.
+    build(tmp_path, vectors, labels)
+    assert open_index(tmp_path).manifest.version == 4
+
+
+def test_going_back_works_when_the_current_version_is_gone(tmp_path: Path) -> None:
+    vectors, labels, _ = example()
+    for _ in range(2):
+        build(tmp_path, vectors, labels)
+    storage.remove_folder(tmp_path / "versions" / "000002")
+    with pytest.raises(VersionError, match=r"names version 000002, which is not there; .*index rollback"):
+        open_index(tmp_path)
+    assert versions.roll_back(tmp_path).version == 1
+    assert open_index(tmp_path).num_vectors == 40
+
+
+def test_a_version_that_is_open_stays_until_it_is_closed(tmp_path: Path) -> None:
+    vectors, labels, _ = example()
+    config = IndexConfig(keep_versions=1)
+    build(tmp_path, vectors, labels, config=config)
+    reader = open_index(tmp_path)
+    for _ in range(2):
+        build(tmp_path, vectors, labels, config=config)
+    assert versions.list_versions(tmp_path) == [1, 3]
+    assert reader.search(vectors, 1).num_missing == 0
+    del reader
+    build(tmp_path, vectors, labels, config=config)
+    assert versions.list_versions(tmp_path) == [4]
+    assert storage.list_folder(tmp_path / "staging") == []
+
+
+def test_a_following_index_goes_along_between_searches(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    vectors, labels, _ = example()
+    build(tmp_path, vectors, labels)
+    following = FollowingIndex(tmp_path)
+    first = following.latest()
+    assert following.latest() is first
+    build(tmp_path, vectors * np.float32(2), labels)
+    assert following.latest().manifest.version == 2
+    assert first.search(vectors[:3], 1).distances.max() == 0  # who has the old version keeps it
+    versions.roll_back(tmp_path)
+    assert following.latest().manifest.version == 1
+    path = build(tmp_path, vectors, labels) / "labels.npy"
+    path.write_bytes(path.read_bytes()[:-1] + b"\1")
+    for _ in range(3):
+        assert following.latest().manifest.version == 1
+    assert caplog.text.count("stays at version 1") == 1
+    build(tmp_path, vectors, labels)
+    assert following.latest().manifest.version == 4
+    (tmp_path / "current").unlink()
+    assert following.latest().manifest.version == 4
+
+
+def test_an_index_of_another_source_is_refused(tmp_path: Path) -> None:
+    vectors, labels, _ = example()
+    build(tmp_path, vectors, labels, source={"catalogue": "abc"})
+    index = open_index(tmp_path)
+    versions.check_source(index.path, index.manifest, {"catalogue": "abc"})
+    with pytest.raises(RequestError, match="was made from catalogue abc; this run has catalogue xyz"):
+        versions.check_source(index.path, index.manifest, {"catalogue": "xyz"})
+    with pytest.raises(RequestError, match="does not say which parameters it was made from"):
+        versions.check_source(index.path, index.manifest, {"parameters": "step-1"})
