@@ -5,6 +5,7 @@ is one range and all other classes are two.
 """
 
 import abc
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -43,6 +44,9 @@ class SearchResult:
     num_missing: int
     """How many ids are -1, over all queries."""
 
+    missing_shards: tuple[int, ...] = ()
+    """Shards that did not answer, where partial answers were allowed: their vectors are not among the ids."""
+
 
 @dataclass(frozen=True, slots=True)
 class Neighbours:
@@ -59,6 +63,9 @@ class Neighbours:
 
     other_distances: np.ndarray
     """float32 [n, num_other], as in SearchResult."""
+
+    missing_shards: tuple[int, ...] = ()
+    """As in SearchResult, of either search."""
 
 
 class ShardedIndex(abc.ABC):
@@ -91,8 +98,11 @@ class ShardedIndex(abc.ABC):
         return self.manifest.metric
 
     @abc.abstractmethod
-    def _answers(self, request: Request) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Every shard's (ids [n, k], costs [n, k]); raises PartialSearchError if one does not answer."""
+    def _answers(self, request: Request) -> Sequence[tuple[np.ndarray, np.ndarray] | None]:
+        """Every shard's (ids [n, k], costs [n, k]); None for one that did not answer, where that is allowed.
+
+        Raises PartialSearchError where it is not, or where none answered.
+        """
 
     def search(
         self,
@@ -130,6 +140,7 @@ class ShardedIndex(abc.ABC):
 
         ids = np.full((num_queries, k), -1, dtype=np.int64)
         distances = np.empty((num_queries, k), dtype=np.float32)
+        missing: set[int] = set()
         # Sorted by label, the queries of a class are one slice, and so are those of a block of classes.
         order = np.argsort(query_labels, kind="stable") if filter else np.arange(num_queries)
         for start in range(0, num_queries, _QUERIES_AT_ONCE):
@@ -138,12 +149,14 @@ class ShardedIndex(abc.ABC):
             request = Request(
                 np.ascontiguousarray(queries[rows]), labels, skip[rows], int(k), self._plan(filter, labels)
             )
-            answers = self._answers(request)
+            asked = self._answers(request)
+            missing.update(shard for shard, answer in enumerate(asked) if answer is None)
+            answers = [answer for answer in asked if answer is not None]
             sign = 1.0 if self.metric == "l2" else -1.0
             ids[rows], distances[rows] = merge_top_k(
                 [a[0] for a in answers], [sign * a[1] for a in answers], int(k), self.metric
             )
-        return SearchResult(ids, distances, int((ids < 0).sum()))
+        return SearchResult(ids, distances, int((ids < 0).sum()), tuple(sorted(missing)))
 
     def neighbours(
         self,
@@ -159,13 +172,15 @@ class ShardedIndex(abc.ABC):
         """
         wanted: tuple[tuple[int, Filter], ...] = ((num_same, "same_class"), (num_other, "other_class"))
         found: list[np.ndarray] = []
+        missing: set[int] = set()
         for count, name in wanted:
             if count == 0:
                 found += [np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32)]
                 continue
             result = self.search(queries, count, filter=name, query_labels=query_labels, query_ids=query_ids)
             found += [result.ids, result.distances]
-        return Neighbours(*found)
+            missing.update(result.missing_shards)
+        return Neighbours(found[0], found[1], found[2], found[3], tuple(sorted(missing)))
 
     def labels_of(self, ids: np.ndarray) -> np.ndarray:
         """Labels of ids of any shape, int64; -1 stays -1. Raises RequestError for an id the index lacks."""
@@ -251,7 +266,7 @@ class LocalIndex(ShardedIndex):
         super().__init__(path, manifest)
         self._shards = [Shard.open(path, manifest, r) for r in range(len(manifest.shard_starts))]
 
-    def _answers(self, request: Request) -> list[tuple[np.ndarray, np.ndarray]]:
+    def _answers(self, request: Request) -> Sequence[tuple[np.ndarray, np.ndarray] | None]:
         return [shard.answer(request) for shard in self._shards]
 
     def vectors(self, start: int, stop: int) -> np.ndarray:
