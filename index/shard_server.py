@@ -6,7 +6,7 @@ opened when it is not open, so an actor that was started again answers like the 
 
 import asyncio
 import dataclasses
-import functools
+import os
 import time
 import zlib
 from collections.abc import Hashable, Sequence
@@ -77,9 +77,12 @@ class ShardServer:
         self._used: dict[ServedVersion, float] = {}
         self._waiting: list[tuple[ServedVersion, Request, asyncio.Future[list[Answer]]]] = []
         self._at_work: asyncio.Task[None] | None = None
+        # For reports: their ratio says how many requests were joined.
+        self.num_requests = self.num_searches = 0
 
-    async def ping(self) -> None:
-        """Answered beside a search that runs: silence means trouble."""
+    async def ping(self) -> int:
+        """The process's id, answered beside a search that runs: silence means trouble."""
+        return os.getpid()
 
     async def open(self, version: ServedVersion) -> None:
         """Open a version's shards beside the searches that go on; done when they have answered a query."""
@@ -123,23 +126,30 @@ class ShardServer:
 
     async def _work(self) -> None:
         """Search until nothing waits."""
-        loop = asyncio.get_running_loop()
         while self._waiting:
             version, requests, done = self._take()
             try:
-                shards = await self._shards(version)
-                found = await loop.run_in_executor(
-                    self._searcher, functools.partial(answer_together, shards, requests)
-                )
+                found = await self._search(version, requests)
             except Exception as error:
-                for future in done:
-                    future.set_exception(error)
-            else:
-                for future, answers in zip(done, found, strict=True):
-                    if not future.done():
-                        future.set_result(answers)
-            self._close_idle()
+                found = [error] * len(done)
+            for future, answers in zip(done, found, strict=True):
+                if future.done():  # nobody waits any more
+                    continue
+                if isinstance(answers, Exception):
+                    future.set_exception(answers)
+                else:
+                    future.set_result(answers)
         self._at_work = None
+
+    async def _search(
+        self, version: ServedVersion, requests: list[Request]
+    ) -> Sequence[list[Answer] | Exception]:
+        shards = await self._shards(version)
+        self.num_requests += len(requests)
+        self.num_searches += 1
+        self._close_idle()
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._searcher, answer_together, shards, requests)
 
     def _take(self) -> tuple[ServedVersion, list[Request], list[asyncio.Future[list[Answer]]]]:
         """Take the request that waits longest, and all that can be searched with it."""
