@@ -128,6 +128,8 @@ def open_ray_index(
     for name, value in (("replicas", replicas), ("max_batch", max_batch)):
         if value < 1:
             raise RequestError(f"{name}={value} must be at least 1")
+    if not num_cpus >= 0:
+        raise RequestError(f"num_cpus={num_cpus} must be at least 0")
     for name, seconds in (("timeout_s", timeout_s), ("silence_s", silence_s)):
         if not seconds > 0:
             raise RequestError(f"{name}={seconds} must be above 0")

@@ -82,15 +82,20 @@ class _Lost(Exception):
     """A replica is dead or silent, or failed; says how in words that follow "the actor serving …"."""
 
     def __init__(
-        self, how: str, *, is_dead: bool = False, error: BaseException | None = None, silent_s: float = 0.0
+        self,
+        how: str,
+        *,
+        last_sign: float = -math.inf,
+        is_dead: bool = False,
+        error: BaseException | None = None,
     ) -> None:
         super().__init__(how)
         # Dead for good: Ray does not start it again.
         self.is_dead = is_dead
         # What was raised inside the actor, which is alive.
         self.error = error
-        # How long it gave no sign of life.
-        self.silent_s = silent_s
+        # When it last gave a sign of life while it was waited for (monotonic).
+        self.last_sign = last_sign
 
 
 class Replicas:
@@ -139,7 +144,11 @@ class Replicas:
         PartialSearchError where replicas give no sign of life for `timeout_s`.
         """
         deadline = time.monotonic() + self.timeout_s
-        opening = [(r, r.actor.open.remote(version)) for rs in self._parts for r in rs if r.probe is None]
+        opening = [
+            (replica, replica.actor.open.remote(version))
+            for replicas in self._parts
+            for replica in ([r for r in replicas if r.probe is None] or replicas)
+        ]
         is_open = [False] * self.num_parts
         failures: list[_Lost | None] = [None] * self.num_parts
         for replica, reference in opening:
@@ -149,7 +158,7 @@ class Replicas:
         for part, failure in enumerate(failures):
             if failure is not None and (everywhere or not is_open[part]):
                 if failure.error is not None:
-                    raise self._as_error(failure, part, version) from failure
+                    raise self._as_error(failure, part, version, has_waited=False) from failure
                 raise PartialSearchError(
                     f"no actor for {version.names(part, self.num_parts)} was ready within {self.timeout_s:g} s: it "
                     f"{failure}; {self._describe_cpus()}: free some CPUs or ask for fewer actors"
@@ -180,6 +189,8 @@ class Replicas:
 
         with self._making:
             self._is_closed = True
+            if not ray.is_initialized():
+                return  # and with Ray went its actors
             for replica in (replica for replicas in self._parts for replica in replicas):
                 if end_detached or (replica.is_made_here and not self._detached):
                     ray.kill(replica.actor)
@@ -245,10 +256,15 @@ class Replicas:
             chosen = min(drawn, key=lambda replica: replica.num_outstanding)
             chosen.num_outstanding += 1
             dead = [replica for replica in replicas if replica.is_dead]
-        for replica in dead:
-            self._make_anew(replica, replica.actor, version)
-        actor = chosen.actor
-        return Call(version, request, chosen, actor, actor.answer.remote(version, request))
+        try:
+            for replica in dead:
+                self._make_anew(replica, replica.actor, version)
+            actor = chosen.actor
+            return Call(version, request, chosen, actor, actor.answer.remote(version, request))
+        except BaseException:
+            with self._lock:
+                chosen.num_outstanding -= 1
+            raise
 
     def _release(self, call: Call) -> None:
         """Count a call as no longer outstanding, once."""
@@ -262,7 +278,7 @@ class Replicas:
         num_replicas = len(self._parts[part])
         moves_on = num_replicas > 1 or not is_patient
         tried: list[Replica] = []
-        lost_since = math.inf
+        last_sign = time.monotonic()
         while True:
             tried.append(call.replica)
             try:
@@ -270,12 +286,12 @@ class Replicas:
             except _Lost as lost:
                 self._check_open()
                 self._set_aside(call.replica, call.actor, call.version, lost)
-                lost_since = min(lost_since, time.monotonic() - lost.silent_s)
+                last_sign = max(last_sign, lost.last_sign)
                 if len(tried) == num_replicas:
                     # What one alive actor cannot do it cannot do a moment later either; a dead one comes back.
-                    is_over = not is_patient or time.monotonic() - lost_since >= self.timeout_s
+                    is_over = not is_patient or time.monotonic() - last_sign >= self.timeout_s
                     if lost.error is not None or is_over:
-                        error = self._as_error(lost, part, call.version)
+                        error = self._as_error(lost, part, call.version, has_waited=is_over and is_patient)
                         if isinstance(error, PartialSearchError):
                             return error
                         raise error from lost
@@ -292,7 +308,8 @@ class Replicas:
         """
         import ray
 
-        last_sign = time.monotonic()
+        start = time.monotonic()
+        last_sign = -math.inf
         while True:
             try:
                 return ray.get(reference, timeout=self._silence_s / 2)
@@ -304,13 +321,15 @@ class Replicas:
                 raise _Lost(f"failed: {type(cause).__name__}: {cause}", error=cause) from error
             except ray.exceptions.RayError as error:
                 is_dead = isinstance(error, ray.exceptions.ActorDiedError)
-                raise _Lost(f"did not answer ({type(error).__name__})", is_dead=is_dead) from error
+                how = f"did not answer ({type(error).__name__})"
+                raise _Lost(how, last_sign=last_sign, is_dead=is_dead) from error
             now = time.monotonic()
-            # The ping of a dead actor comes back, too, as an error; so does the answer, then.
+            silent_s = now - max(start, last_sign)
+            # A dead actor's ping comes back, too, as an error; and so does its answer, then.
             if answered:
                 last_sign = now
-            elif moves_on or now - last_sign >= self.timeout_s:
-                raise _Lost(f"did not answer for {now - last_sign:.0f} s", silent_s=now - last_sign)
+            elif moves_on or silent_s >= self.timeout_s:
+                raise _Lost(f"did not answer for {silent_s:.0f} s", last_sign=last_sign)
 
     def _set_aside(self, replica: Replica, actor: "ActorHandle", version: ServedVersion, lost: _Lost) -> None:
         """Note that a replica is lost: others are preferred until it has answered a probe."""
@@ -330,7 +349,9 @@ class Replicas:
                 return
             actor, is_made_here = self._find_or_make(replica.part, replica.name)
             with self._lock:
-                replica.actor, replica.is_made_here, replica.is_dead = actor, is_made_here, False
+                replica.is_dead = False
+                if actor != dead:  # else it comes back after all; the handle of who made it keeps it alive
+                    replica.actor, replica.is_made_here = actor, is_made_here
                 self._probe(replica, version)
 
     def _probe(self, replica: Replica, version: ServedVersion) -> None:
@@ -358,12 +379,13 @@ class Replicas:
         replica.probe = None
         return True
 
-    def _as_error(self, lost: _Lost, part: int, version: ServedVersion) -> FslDistError:
+    def _as_error(self, lost: _Lost, part: int, version: ServedVersion, *, has_waited: bool) -> FslDistError:
         if isinstance(lost.error, FslDistError):
             return lost.error
+        waited = f", and none came back within {self.timeout_s:g} s" if has_waited else ""
         return PartialSearchError(
-            f"the actor serving {version.names(part, self.num_parts)} {lost}, nor did another one within "
-            f"{self.timeout_s:g} s; open the index again, or allow partial answers (partial=allow)"
+            f"the actor serving {version.names(part, self.num_parts)} {lost}{waited}; open the index again, or allow "
+            "partial answers (partial=allow)"
         )
 
     def _describe_cpus(self) -> str:
