@@ -27,9 +27,15 @@ class RayIndex(ShardedIndex):
     """
 
     def __init__(
-        self, path: Path, manifest: Manifest, replicas: Replicas, partial: Literal["error", "allow"]
+        self,
+        path: Path,
+        manifest: Manifest,
+        replicas: Replicas,
+        partial: Literal["error", "allow"],
+        verify: bool,
     ) -> None:
         super().__init__(path, manifest)
+        self._verify = verify
         self._replicas = replicas
         self._partial: Literal["error", "allow"] = partial
         self._version = ServedVersion.of(path, manifest)
@@ -50,17 +56,25 @@ class RayIndex(ShardedIndex):
     def refresh(self) -> "RayIndex":
         """The index's current version on the same actors; this object itself where that is the version it is.
 
-        The actors open the version beside the queries they answer, and keep this one as long as it is asked for, so
-        there is no moment without answers: `index = index.refresh()`. After a rollback that is an older version. Raises as
-        `open_ray_index` does, and then this version goes on.
+        `index = index.refresh()`. After a rollback that is an older version. Raises as `open_version` does.
         """
         folder = versions.find_version(self._replicas.root)
-        manifest = versions.read_manifest(folder)
-        if folder == self.path and manifest == self.manifest:
+        if folder == self.path and versions.read_manifest(folder) == self.manifest:
             return self
-        versions.check_files(folder, manifest)
+        return self.open_version(folder)
+
+    def open_version(self, folder: Path) -> "RayIndex":
+        """Another version of the index, on the same actors.
+
+        They open it beside the queries they answer, and keep each version as long as it is asked for, so there is no
+        moment without answers. Raises VersionError and PartialSearchError as `open_ray_index` does; then the versions
+        that are open go on.
+        """
+        folder = Path(folder).absolute()
+        manifest = versions.read_manifest(folder)
+        versions.check_files(folder, manifest, verify=self._verify)
         self._replicas.open(ServedVersion.of(folder, manifest), everywhere=False)
-        return RayIndex(folder, manifest, self._replicas, self._partial)
+        return RayIndex(folder, manifest, self._replicas, self._partial, self._verify)
 
     def close(self, *, end_detached: bool = False) -> None:
         """Search no more, here and in what `refresh` gave; the actors that this client made end.
@@ -89,6 +103,7 @@ def open_ray_index(
     num_actors: int,
     replicas: int = 1,
     partial: Literal["error", "allow"] = "error",
+    verify: bool = True,
     num_cpus: float = 1.0,
     max_batch: int = 256,
     timeout_s: float = 120.0,
@@ -105,6 +120,7 @@ def open_ray_index(
     partial: what a search does when no replica of a part answers. `error`: it waits `timeout_s` for one to come
         back, then raises PartialSearchError. `allow`: it goes on at once without these shards and names them in
         `SearchResult.missing_shards`; PartialSearchError only where nothing answered.
+    verify: whether this process first compares the checksums of the version's files (reads all of them); sizes always.
     num_cpus: CPUs that each actor asks Ray for; it searches with as many threads, at least one.
     max_batch: small requests that wait for an actor are searched together, up to this many queries; 1 joins none.
     timeout_s: how long no replica of a part may give a sign of life, when opening and when searching.
@@ -118,7 +134,7 @@ def open_ray_index(
     root = Path(path).absolute()
     folder = versions.find_version(root)
     manifest = versions.read_manifest(folder)
-    versions.check_files(folder, manifest)
+    versions.check_files(folder, manifest, verify=verify)
     num_shards = len(manifest.shard_starts)
     if not 1 <= num_actors <= num_shards:
         raise RequestError(
@@ -147,7 +163,7 @@ def open_ray_index(
     )
     try:
         served.open(ServedVersion.of(folder, manifest), everywhere=True)
-        return RayIndex(folder, manifest, served, partial)
+        return RayIndex(folder, manifest, served, partial, verify)
     except BaseException:
         served.close()
         raise

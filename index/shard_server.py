@@ -9,7 +9,7 @@ import dataclasses
 import os
 import time
 import zlib
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -184,10 +184,11 @@ def what_is_alike(request: Request) -> Hashable | None:
         return None
     own = ("queries", "labels", "skip", "tasks")
     others = [getattr(request, f.name) for f in dataclasses.fields(request) if f.name not in own]
+    others = [tuple(sorted(value.items())) if isinstance(value, Mapping) else value for value in others]
     alike = (dataclasses.replace(request.tasks[0], query_start=0, query_stop=0), *others)
     try:
         hash(alike)
-    except TypeError:
+    except TypeError:  # arrays: what they say differs from request to request
         return None
     return alike
 
