@@ -220,7 +220,7 @@ class Replicas:
             try:
                 num_threads = max(1, int(self._num_cpus))
                 return made.remote(part, self.num_parts, num_threads, self._max_batch), True
-            except ValueError as error:  # another client made one at this moment
+            except ray.exceptions.ActorAlreadyExistsError as error:  # another client made it at this moment
                 if time.monotonic() > deadline:
                     raise PartialSearchError(f"no actor '{name}' can be made: {error}") from None
             time.sleep(_PAUSE_S)

@@ -104,11 +104,13 @@ class ShardServer:
         self._used[version] = time.monotonic()
         opening = self._opened[version]
         try:
-            return await asyncio.shield(opening)
+            shards = await asyncio.shield(opening)
         except Exception:
             if self._opened.get(version) is opening:
                 del self._opened[version], self._used[version]
             raise
+        self._used[version] = time.monotonic()
+        return shards
 
     def _open(self, version: ServedVersion) -> list[Shard]:
         folder = version.folder
@@ -126,20 +128,22 @@ class ShardServer:
 
     async def _work(self) -> None:
         """Search until nothing waits."""
-        while self._waiting:
-            version, requests, done = self._take()
-            try:
-                found = await self._search(version, requests)
-            except Exception as error:
-                found = [error] * len(done)
-            for future, answers in zip(done, found, strict=True):
-                if future.done():  # nobody waits any more
-                    continue
-                if isinstance(answers, Exception):
-                    future.set_exception(answers)
-                else:
-                    future.set_result(answers)
-        self._at_work = None
+        try:
+            while self._waiting:
+                version, requests, done = self._take()
+                try:
+                    found = await self._search(version, requests)
+                except Exception as error:
+                    found = [error] * len(done)
+                for future, answers in zip(done, found, strict=True):
+                    if future.done():  # nobody waits any more
+                        continue
+                    if isinstance(answers, Exception):
+                        future.set_exception(answers)
+                    else:
+                        future.set_result(answers)
+        finally:
+            self._at_work = None
 
     async def _search(
         self, version: ServedVersion, requests: list[Request]
@@ -170,9 +174,11 @@ class ShardServer:
 
     def _close_idle(self) -> None:
         last = max(self._used.values())
-        idle = [v for v, used in self._used.items() if used < last and used < time.monotonic() - IDLE_S]
-        for version in idle:
-            del self._used[version], self._opened[version]
+        since = time.monotonic() - IDLE_S
+        for version, used in list(self._used.items()):
+            # One that is being opened has waited for nobody; its time begins when it is open.
+            if used < last and used < since and self._opened[version].done():
+                del self._used[version], self._opened[version]
 
 
 def what_is_alike(request: Request) -> Hashable | None:
