@@ -119,11 +119,12 @@ class ShardServer:
             raise VersionError(f"{folder} was built again since the index was opened; open the index again")
         numbers = deal_shards(len(manifest.shard_starts), self._part, self._num_parts)
         shards = [Shard.open(folder, manifest, number) for number in numbers]
-        # The first search is the dear one (the centred copy, pages off the disk): no client's query is the first.
+        # The first search makes the centred copy: no client's query is the first. One row is enough for that.
         first = np.full((1, manifest.dim), manifest.dim**-0.5, dtype=np.float32)
         nothing = np.full(1, -1, dtype=np.int64)
         for shard in shards:
-            shard.answer(Request(first, nothing, nothing, 1, (Task(0, 1, shard.start, shard.stop),)))
+            task = Task(0, 1, shard.start, min(shard.start + 1, shard.stop), is_class=True)
+            shard.answer(Request(first, nothing, nothing, 1, (task,)))
         return shards
 
     async def _work(self) -> None:
