@@ -109,6 +109,8 @@ class ShardServer:
             if self._opened.get(version) is opening:
                 del self._opened[version], self._used[version]
             raise
+        # It may have been closed between its opening and this moment: somebody asks for it, so it stays.
+        self._opened.setdefault(version, opening)
         self._used[version] = time.monotonic()
         return shards
 
