@@ -2,46 +2,48 @@
 
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Literal
 
 from index import versions
-from index.errors import FslDistError, PartialSearchError, RequestError
+from index.errors import PartialSearchError, RequestError
+from index.replicas import Replicas
 from index.search import LocalIndex, ShardedIndex, open_index
-from index.shard import Request, Shard
+from index.shard import Request
+from index.shard_server import Answer, ServedVersion, deal_shards
 from index.versions import Manifest
-
-if TYPE_CHECKING:
-    from ray.actor import ActorHandle
 
 __all__ = ["LocalIndex", "RayIndex", "open_index", "open_ray_index"]
 
-
-class _ShardServer:
-    """What runs in an actor: opens its shards from disk once and answers for them."""
-
-    def __init__(self, folder: Path, manifest: Manifest, shards: range) -> None:
-        self._shards = [Shard.open(folder, manifest, r) for r in shards]
-
-    def count_vectors(self) -> int:
-        """Vectors served here; answering means that the actor is ready."""
-        return sum(shard.stop - shard.start for shard in self._shards)
-
-    def answer(self, request: Request) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Each shard's answer, as `Shard.answer`."""
-        return [shard.answer(request) for shard in self._shards]
+# Larger requests are put into Ray's object store once; every actor on a machine maps the same bytes. Smaller ones
+# travel with the call, which takes a step less.
+_PUT_BYTES = 1 << 16
 
 
 class RayIndex(ShardedIndex):
-    """An index whose shards are served by Ray actors; the same answers as LocalIndex. Close it when done."""
+    """One version of an index, its shards served by Ray actors; the same answers as LocalIndex.
+
+    Threads may share it. It stays the version it is, whatever is published; `refresh` gives the newest.
+    Close it, or use it as a context, when done.
+    """
 
     def __init__(
-        self, path: Path, manifest: Manifest, actors: "list[ActorHandle]", shards_of_actor: list[range]
+        self,
+        path: Path,
+        manifest: Manifest,
+        replicas: Replicas,
+        partial: Literal["error", "allow"],
+        verify: bool,
     ) -> None:
         super().__init__(path, manifest)
-        self._actors = actors
-        self._shards_of_actor = shards_of_actor
+        self._verify = verify
+        self._replicas = replicas
+        self._partial: Literal["error", "allow"] = partial
+        self._version = ServedVersion.of(path, manifest)
+        shards = (
+            deal_shards(self._version.num_shards, part, replicas.num_parts)
+            for part in range(replicas.num_parts)
+        )
+        self._parts = [part for part in shards if part]
 
     def __enter__(self) -> "RayIndex":
         return self
@@ -51,83 +53,117 @@ class RayIndex(ShardedIndex):
     ) -> None:
         self.close()
 
-    def close(self) -> None:
-        """End the actors; searching afterwards is an error."""
+    def refresh(self) -> "RayIndex":
+        """The index's current version on the same actors; this object itself where that is the version it is.
+
+        `index = index.refresh()`. After a rollback that is an older version. Raises as `open_version` does.
+        """
+        folder = versions.find_version(self._replicas.root)
+        if folder == self.path and versions.read_manifest(folder) == self.manifest:
+            return self
+        return self.open_version(folder)
+
+    def open_version(self, folder: Path) -> "RayIndex":
+        """Another version of the index, on the same actors.
+
+        They open it beside the queries they answer, and keep each version as long as it is asked for, so there is no
+        moment without answers. Raises VersionError and PartialSearchError as `open_ray_index` does; then the versions
+        that are open go on.
+        """
+        folder = Path(folder).absolute()
+        manifest = versions.read_manifest(folder)
+        versions.check_files(folder, manifest, verify=self._verify)
+        self._replicas.open(ServedVersion.of(folder, manifest), everywhere=False)
+        return RayIndex(folder, manifest, self._replicas, self._partial, self._verify)
+
+    def close(self, *, end_detached: bool = False) -> None:
+        """Search no more, here and in what `refresh` gave; the actors that this client made end.
+
+        Detached actors go on for other clients, unless `end_detached`.
+        """
+        self._replicas.close(end_detached=end_detached)
+
+    def _answers(self, request: Request) -> list[Answer | None]:
         import ray
 
-        for actor in self._actors:
-            ray.kill(actor)
-        self._actors = []
-
-    def _answers(self, request: Request) -> list[tuple[np.ndarray, np.ndarray]]:
-        import ray
-
-        if not self._actors:
-            raise RequestError(f"the index {self.path} is closed; open it again")
-        # put() once: every actor on a machine maps the same bytes.
-        shared = ray.put(request)
-        waiting = [actor.answer.remote(shared) for actor in self._actors]
-        answers: list[tuple[np.ndarray, np.ndarray]] = []
-        for actor, reference in enumerate(waiting):
-            answers += self._result_of(actor, reference)
+        shared = ray.put(request) if request.queries.nbytes >= _PUT_BYTES else request
+        found = self._replicas.ask(self._version, shared, is_patient=self._partial == "error")
+        lost = [part for part in found if isinstance(part, PartialSearchError)]
+        if lost and (self._partial == "error" or len(lost) == len(found)):
+            raise lost[0]
+        answers: list[Answer | None] = []
+        for part, shards in zip(found, self._parts, strict=True):
+            answers += [None] * len(shards) if isinstance(part, PartialSearchError) else part
         return answers
-
-    def _result_of(self, actor: int, reference: Any) -> Any:
-        return _wait_for(reference, self.path, self._shards_of_actor[actor], None)
 
 
 def open_ray_index(
-    path: Path, *, num_actors: int, num_cpus: float = 1.0, timeout_s: float = 120.0
+    path: Path,
+    *,
+    num_actors: int,
+    replicas: int = 1,
+    partial: Literal["error", "allow"] = "error",
+    verify: bool = True,
+    num_cpus: float = 1.0,
+    max_batch: int = 256,
+    timeout_s: float = 120.0,
+    silence_s: float = 10.0,
+    detached: bool = False,
 ) -> RayIndex:
-    """Open an index (its current version) or a version folder with its shards dealt to `num_actors` Ray actors.
+    """Open an index (its current version) or a version folder, its shards dealt to `num_actors` Ray actors.
 
-    Every node must see `path`. Each actor asks Ray for `num_cpus` CPUs; if they are not there within
-    `timeout_s` seconds, that is a PartialSearchError. Ray must be connected. Raises VersionError for what is
-    missing or damaged, RequestError for more actors than shards.
+    Ray must be connected, and every node must see `path`. Raises VersionError for what is missing or damaged,
+    RequestError for numbers that do not fit, PartialSearchError where the actors do not come up.
+
+    num_actors: into how many parts the shards are dealt, at most as many as there are shards.
+    replicas: actors that serve the same part. One more than one survives the loss of any actor without waiting.
+    partial: what a search does when no replica of a part answers. `error`: it waits `timeout_s` for one to come
+        back, then raises PartialSearchError. `allow`: it goes on at once without these shards and names them in
+        `SearchResult.missing_shards`; PartialSearchError only where nothing answered.
+    verify: whether this process first compares the checksums of the version's files (reads all of them); sizes always.
+    num_cpus: CPUs that each actor asks Ray for; it searches with as many threads, at least one.
+    max_batch: small requests that wait for an actor are searched together, up to this many queries; 1 joins none.
+    timeout_s: how long no replica of a part may give a sign of life, when opening and when searching.
+    silence_s: how long a replica may give no sign of life until another one is asked.
+    detached: the actors outlive this process, until `close(end_detached=True)`.
+
+    Actors are found by the path and `num_actors`: processes that open the same index share them, and the first one's
+    `num_cpus` and `max_batch` hold. They end with the client that made them; others make new ones in their place and
+    wait meanwhile, so ask for `detached` where processes come and go.
     """
-    import ray
-
-    folder = versions.find_version(Path(path)).absolute()
+    root = Path(path).absolute()
+    folder = versions.find_version(root)
     manifest = versions.read_manifest(folder)
-    versions.check_files(folder, manifest)
+    versions.check_files(folder, manifest, verify=verify)
     num_shards = len(manifest.shard_starts)
     if not 1 <= num_actors <= num_shards:
         raise RequestError(
             f"num_actors={num_actors} must be between 1 and the {num_shards} shards of {folder} "
             "(build it with more: index.shards)"
         )
-    deals = [
-        range(num_shards * a // num_actors, num_shards * (a + 1) // num_actors) for a in range(num_actors)
-    ]
-    serve = ray.remote(num_cpus=num_cpus)(_ShardServer)
-    actors = [serve.remote(folder, manifest, shards) for shards in deals]
+    for name, value in (("replicas", replicas), ("max_batch", max_batch)):
+        if value < 1:
+            raise RequestError(f"{name}={value} must be at least 1")
+    if not num_cpus >= 0:
+        raise RequestError(f"num_cpus={num_cpus} must be at least 0")
+    for name, seconds in (("timeout_s", timeout_s), ("silence_s", silence_s)):
+        if not seconds > 0:
+            raise RequestError(f"{name}={seconds} must be above 0")
+    if partial not in ("error", "allow"):
+        raise RequestError(f"partial={partial} is none of error, allow")
+    served = Replicas(
+        root,
+        num_actors,
+        replicas,
+        num_cpus=num_cpus,
+        max_batch=max_batch,
+        timeout_s=timeout_s,
+        silence_s=silence_s,
+        detached=detached,
+    )
     try:
-        for actor, shards in zip(actors, deals, strict=True):
-            _wait_for(actor.count_vectors.remote(), folder, shards, timeout_s)
+        served.open(ServedVersion.of(folder, manifest), everywhere=True)
+        return RayIndex(folder, manifest, served, partial, verify)
     except BaseException:
-        for actor in actors:
-            ray.kill(actor)
+        served.close()
         raise
-    return RayIndex(folder, manifest, actors, deals)
-
-
-def _wait_for(reference: Any, path: Path, shards: range, timeout_s: float | None) -> Any:
-    """An actor's result; its death or silence is a PartialSearchError that names its shards."""
-    import ray
-
-    names = ", ".join(versions.shard_name(r) for r in shards)
-    try:
-        return ray.get(reference, timeout=timeout_s)
-    except ray.exceptions.RayTaskError as error:
-        cause = error.cause
-        if isinstance(cause, FslDistError):
-            raise cause from None
-        raise PartialSearchError(f"{names} of {path} failed: {type(cause).__name__}: {cause}") from error
-    except ray.exceptions.GetTimeoutError:
-        raise PartialSearchError(
-            f"no actor for {names} of {path} was ready within {timeout_s:g} s; free some CPUs or ask for fewer actors"
-        ) from None
-    except ray.exceptions.RayActorError as error:
-        raise PartialSearchError(
-            f"the actor serving {names} of {path} did not answer ({type(error).__name__}); open the index again"
-        ) from None

@@ -4,7 +4,7 @@ Where the shards are is the subclass's business (`_answers`); which positions a 
 """
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +38,9 @@ class SearchResult:
     num_missing: int
     """How many ids are -1, over all queries."""
 
+    missing_shards: tuple[int, ...] = ()
+    """Shards that did not answer, where partial answers were allowed: their vectors are not among the ids."""
+
 
 @dataclass(frozen=True, slots=True)
 class Neighbours:
@@ -54,6 +57,9 @@ class Neighbours:
 
     other_distances: np.ndarray
     """float32 [n, num_other], as in SearchResult."""
+
+    missing_shards: tuple[int, ...] = ()
+    """As in SearchResult, of either search."""
 
 
 class ShardedIndex(abc.ABC):
@@ -88,8 +94,11 @@ class ShardedIndex(abc.ABC):
         return dict(self.manifest.parameters)
 
     @abc.abstractmethod
-    def _answers(self, request: Request) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Every shard's (ids [n, k], costs [n, k]); raises PartialSearchError if one does not answer."""
+    def _answers(self, request: Request) -> Sequence[tuple[np.ndarray, np.ndarray] | None]:
+        """Every shard's (ids [n, k], costs [n, k]); None for one that did not answer, where that is allowed.
+
+        Raises PartialSearchError where it is not, or where none answered.
+        """
 
     def search(
         self,
@@ -143,6 +152,7 @@ class ShardedIndex(abc.ABC):
 
         ids = np.full((num_queries, k), -1, dtype=np.int64)
         distances = np.empty((num_queries, k), dtype=np.float32)
+        missing: set[int] = set()
         sign = 1.0 if self.metric == "l2" else -1.0
         order = order_queries(filter, query_labels, spans)
         at_once = max(1, min(_QUERIES_AT_ONCE, _ANSWERS_AT_ONCE // k))
@@ -163,11 +173,13 @@ class ShardedIndex(abc.ABC):
                 chosen,
                 exact,
             )
-            answers = self._answers(request)
+            asked = self._answers(request)
+            missing.update(shard for shard, answer in enumerate(asked) if answer is None)
+            answers = [answer for answer in asked if answer is not None]
             ids[rows], distances[rows] = merge_top_k(
                 [a[0] for a in answers], [sign * a[1] for a in answers], int(k), self.metric
             )
-        return SearchResult(ids, distances, int((ids < 0).sum()))
+        return SearchResult(ids, distances, int((ids < 0).sum()), tuple(sorted(missing)))
 
     def neighbours(
         self,
@@ -183,13 +195,15 @@ class ShardedIndex(abc.ABC):
         """
         wanted: tuple[tuple[int, Filter], ...] = ((num_same, "same_class"), (num_other, "other_class"))
         found: list[np.ndarray] = []
+        missing: set[int] = set()
         for count, name in wanted:
             if count == 0:
                 found += [np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32)]
                 continue
             result = self.search(queries, count, filter=name, query_labels=query_labels, query_ids=query_ids)
             found += [result.ids, result.distances]
-        return Neighbours(*found)
+            missing.update(result.missing_shards)
+        return Neighbours(found[0], found[1], found[2], found[3], tuple(sorted(missing)))
 
     def labels_of(self, ids: np.ndarray) -> np.ndarray:
         """Labels of ids of any shape, int64; -1 stays -1. Raises RequestError for an id the index lacks."""
@@ -220,7 +234,7 @@ class LocalIndex(ShardedIndex):
         super().__init__(path, manifest)
         self._shards = [Shard.open(path, manifest, r, device) for r in range(len(manifest.shard_starts))]
 
-    def _answers(self, request: Request) -> list[tuple[np.ndarray, np.ndarray]]:
+    def _answers(self, request: Request) -> Sequence[tuple[np.ndarray, np.ndarray] | None]:
         return [shard.answer(request) for shard in self._shards]
 
     @property
