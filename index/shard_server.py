@@ -18,7 +18,8 @@ import numpy as np
 
 from index import versions
 from index.errors import VersionError
-from index.shard import Request, Shard, Task
+from index.plan import Task
+from index.shard import Request, Shard
 from index.versions import Manifest
 
 Answer = tuple[np.ndarray, np.ndarray]

@@ -52,7 +52,7 @@ def write_vectors(path: Path, shape: tuple[int, int], blocks: Iterable[np.ndarra
     with replacing(path) as file:
         file.write(header.getvalue())
         for block in blocks:
-            data = np.ascontiguousarray(block, dtype="<f4").reshape(-1).view(np.uint8)
+            data = np.ascontiguousarray(block, dtype="<f4").reshape(-1).view(np.uint8).data
             crc = zlib.crc32(data, crc)
             file.write(data)
     return crc
