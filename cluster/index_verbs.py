@@ -133,10 +133,10 @@ def search(
         _read_array(queries),
         k,
         filter=filter_name,  # type: ignore[arg-type]  # click.Choice allows the two names alone
-        query_labels=query_labels and _read_integers(query_labels),
-        query_ids=query_ids and _read_integers(query_ids),
-        include_ids=include_ids and _read_integers(include_ids),
-        exclude_ids=exclude_ids and _read_integers(exclude_ids),
+        query_labels=None if query_labels is None else _read_integers(query_labels),
+        query_ids=None if query_ids is None else _read_integers(query_ids),
+        include_ids=None if include_ids is None else _read_integers(include_ids),
+        exclude_ids=None if exclude_ids is None else _read_integers(exclude_ids),
         parameters=gate.parse_overrides(settings),
         exact=exact,
     )

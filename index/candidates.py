@@ -27,7 +27,7 @@ class Candidates:
 
     def __init__(self, index: typed_faiss.Index, device: Literal["cpu", "gpu"] = "cpu") -> None:
         self._ivf = kinds.ivf_of(index)
-        self._graph = kinds.graph_of(index)
+        self._graph: Any = kinds.graph_of(index)
         self._index = index
         self._num_rows = index.ntotal
         # The GPU's index ignores selectors: it answers unfiltered searches, filters are left to the flat rows.
