@@ -137,7 +137,7 @@ APPROXIMATE = [
     ({"kind": "ivf_flat", "nlist": 20, "nprobe": 8}, 0.8),
     ({"kind": "ivf_pq", "nlist": 20, "nprobe": 8, "pq_bits": 5}, 0.7),
     ({"kind": "hnsw"}, 0.95),
-    ({"kind": "factory", "factory": "OPQ4,IVF20,PQ4x5", "nprobe": 8}, 0.7),
+    ({"kind": "factory", "factory": "PCA6,IVF20,PQ3x5", "nprobe": 8}, 0.7),
     ({"kind": "factory", "factory": "SQ8"}, 0.95),
     ({"kind": "factory", "factory": "LSHrt", "k_factor": 40}, 0.5),  # refuses selectors
 ]
