@@ -14,6 +14,7 @@ import secrets
 import shutil
 import socket
 import time
+import types
 import zlib
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -37,7 +38,8 @@ def write_atomic(path: Path, data: bytes) -> None:
 def write_array(path: Path, array: np.ndarray) -> None:
     """Write `array` as .npy in one step, for `open_array`; objects are refused."""
     with replacing(path) as file:
-        np.save(file, array, allow_pickle=False)
+        # Not the file itself: NumPy then writes past Python, and a full disk is an error without a reason.
+        np.save(types.SimpleNamespace(write=file.write), array, allow_pickle=False)
 
 
 def write_vectors(path: Path, shape: tuple[int, int], blocks: Iterable[np.ndarray]) -> int:
