@@ -222,7 +222,11 @@ def check_files(folder: Path, manifest: Manifest, *, verify: bool = False) -> No
         state = (str(path.absolute()), found.st_ino, found.st_size, found.st_mtime_ns, record.crc32)
         if state in _verified:
             continue
-        if storage.crc32_of_file(path) != record.crc32:
+        try:
+            crc32 = storage.crc32_of_file(path)
+        except FileNotFoundError:  # a version may be removed while it is read
+            raise VersionError(f"{path} is missing; {_WAY_OUT}") from None
+        if crc32 != record.crc32:
             raise VersionError(f"{path} is damaged: its checksum is not the manifest's; {_WAY_OUT}")
         # A file changed this moment may change once more without another time of change.
         if time.time_ns() - found.st_mtime_ns > _SETTLED_NS:
