@@ -117,8 +117,27 @@ def check_killed_builds(folder: Path, arguments: list[str], num_kills: int) -> N
     assert storage.list_folder(out / "staging") == []
 
 
-def test_a_build_killed_at_random_moments_ends_with_the_same_files(tmp_path: Path) -> None:
-    check_killed_builds(tmp_path, write_files(tmp_path), 3)
+def kill_once_finished(command: list[str], out: Path, num_shards: int) -> None:
+    """Start a build and kill it as soon as it has finished so many shards."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while len(list(out.glob("staging/*/finished/shard-*.json"))) < num_shards:
+        assert process.poll() is None, "it ended before it was to be killed"
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+
+
+def test_a_build_killed_three_times_ends_with_the_same_files(tmp_path: Path) -> None:
+    arguments, out = write_files(tmp_path), tmp_path / "out"
+    assert run("index", "build", tmp_path / "undisturbed", *arguments)[0] == 0
+    for num_shards in (1, 5, 10):
+        kill_once_finished([*COMMAND, "index", "build", str(out), *arguments], out, num_shards)
+        assert not (out / "current").exists()
+    code, _, errors = run("index", "build", out, *arguments)
+    assert code == 0, errors
+    assert "resumed: " in errors
+    assert contents(out) == contents(tmp_path / "undisturbed")
+    assert storage.list_folder(out / "staging") == []
 
 
 @pytest.mark.slow
