@@ -125,16 +125,11 @@ def train(sample: np.ndarray, num_vectors: int, config: IndexConfig) -> bytes:
                 f"{_setting(config, 'train_size')}: {factory_of(config, dim, num_vectors)} cannot be trained on "
                 f"{len(sample)} vectors: {_reason(error)}"
             ) from None
-    return _to_bytes(index)
-
-
-def add(trained: bytes, vectors: np.ndarray, config: IndexConfig) -> bytes:
-    """A shard's FAISS index: what `train` gave, filled with float32 [rows, dim]; an id is a row of the shard."""
-    return _to_bytes(fill(trained, vectors, config))
+    return bytes(faiss.serialize_index(index))
 
 
 def fill(trained: bytes, vectors: np.ndarray, config: IndexConfig) -> faiss.Index:
-    """As `add`, still a FAISS index."""
+    """A shard's FAISS index: what `train` gave, filled with float32 [rows, dim]; an id is a row of the shard."""
     dim = vectors.shape[1]
     index = from_bytes(trained, "the trained index") if trained else _make(config, dim, max(1, len(vectors)))
     threads = faiss.omp_get_max_threads()
@@ -158,7 +153,7 @@ def fill(trained: bytes, vectors: np.ndarray, config: IndexConfig) -> faiss.Inde
 
 
 def from_bytes(data: bytes | np.ndarray, place: str) -> faiss.Index:
-    """Read what `train` or `add` gave; raises VersionError, which names `place`, for anything else."""
+    """Read what `train` gave, or a shard's index off its file; raises VersionError, which names `place`, for anything else."""
     numbers = np.frombuffer(data, dtype=np.uint8) if isinstance(data, bytes) else data
     try:
         return faiss.deserialize_index(numbers)
@@ -197,10 +192,6 @@ def _make(config: IndexConfig, dim: int, num_vectors: int) -> faiss.Index:
         raise ConfigError(
             f"index.factory={described} is nothing FAISS can make for dim={dim}: {_reason(error)}"
         ) from None
-
-
-def _to_bytes(index: faiss.Index) -> bytes:
-    return bytes(faiss.serialize_index(index))
 
 
 def _setting(config: IndexConfig, name: str) -> str:

@@ -120,7 +120,7 @@ def test_same_input_same_bytes_for_any_number_of_threads(options) -> None:
         for threads in (1, 2, 3):
             faiss.omp_set_num_threads(threads)
             trained = kinds.train(vectors[::2].copy(), len(vectors), config)
-            made.append((trained, kinds.add(trained, vectors, config)))
+            made.append((trained, bytes(faiss.serialize_index(kinds.fill(trained, vectors, config)))))
             assert faiss.omp_get_max_threads() == threads
     finally:
         faiss.omp_set_num_threads(before)
