@@ -22,7 +22,7 @@ _VERIFY = click.option(
     "--verify/--no-verify",
     default=True,
     show_default=True,
-    help="Compare every file's checksum first (1.5 GB/s or so).",
+    help="Compare every file's checksum first (reads all bytes).",
 )
 
 

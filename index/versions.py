@@ -204,7 +204,7 @@ def open_current(path: Path, open_version: Callable[[Path], _Opened]) -> _Opened
 def check_files(folder: Path, manifest: Manifest, *, verify: bool = False) -> None:
     """Compare every file with the manifest: its size always, its checksum with `verify`.
 
-    Verifying reads all bytes (about 1.5 GB/s and core), once in a process as long as a file stays as it is. Raises
+    Verifying reads all bytes, once in a process as long as a file stays as it is. Raises
     VersionError naming the first file that is missing or damaged.
     """
     for name, record in manifest.files.items():
