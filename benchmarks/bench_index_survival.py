@@ -23,7 +23,7 @@ import faiss
 import numpy as np
 
 from cluster.local import ray_session
-from index import storage, versions
+from index import changes
 from index.build import build
 from index.client import RayIndex, open_ray_index
 from index.config import IndexConfig
@@ -129,7 +129,7 @@ def main() -> None:
         load.remote = load.remote.refresh()
 
     def roll_back() -> None:
-        storage.write_atomic(out / versions.CURRENT, f"{versions.version_name(1)}\n".encode())
+        changes.roll_back(out, 1)
         load.remote = load.remote.refresh()
 
     queries = np.random.default_rng(9).standard_normal((256, options.dim), dtype=np.float32)

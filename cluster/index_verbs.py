@@ -1,4 +1,4 @@
-"""The verbs `fsl-dist index build`, `search`, `status` and `rollback`; `tune` has a file of its own."""
+"""The verbs `fsl-dist index build`, `search`, `status` and `rollback`; others have files of their own."""
 
 import re
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cluster.dataset_options import make_progress
+from cluster.index_change_verbs import add, merge, remove, update
 from cluster.index_tune_verb import tune
 from cluster.output import emit
 
@@ -37,7 +38,8 @@ def index_group() -> None:
     """
 
 
-index_group.add_command(tune)
+for _verb in (add, remove, update, merge, tune):
+    index_group.add_command(_verb)
 
 
 @index_group.command()
@@ -236,6 +238,11 @@ def status(index: Path, verify: bool, as_json: bool) -> None:
         f"{name}: {described[name]}"
         for name in ("created", "factory", "parameters", "versions", "size_bytes", "source")
     ]
+    if described["changes"]["batches"]:  # type: ignore[index]
+        lines.append(
+            "changed since by {batches} batches: {added} vectors added, {removed} removed or replaced (make the next version: "
+            "fsl-dist index merge)".format(**described["changes"])  # type: ignore[arg-type]
+        )
     lines += [
         f"unfinished: {attempt['token']}, {attempt['num_vectors']} vectors, embedded pieces {attempt['pieces']}, shards "
         f"{attempt['shards']}, last written {attempt['written_s']:g} s ago"
@@ -257,9 +264,9 @@ def rollback(index: Path, to: int | None, as_json: bool) -> None:
     Example:
       fsl-dist index rollback my-index --to 3
     """
-    from index import versions
+    from index.changes import roll_back
 
-    versions.roll_back(index, to)
+    roll_back(index, to)
     described = _describe(index)
     emit(described, as_json, f"{index}: version {described['version']} is current, {_in_words(described)}")
 
@@ -267,14 +274,15 @@ def rollback(index: Path, to: int | None, as_json: bool) -> None:
 def _describe(index: Path, *, verify: bool = False) -> dict[str, object]:
     import dataclasses
 
-    import numpy as np
-
     from index import versions
+    from index.changes import Contents
     from index.job import list_attempts
 
     folder = versions.find_version(index)
     manifest = versions.read_manifest(folder)
     versions.check_files(folder, manifest, verify=verify)
+    contents = Contents(folder, manifest, vectors=verify)  # with their vectors all bytes are read
+    changes = contents.changes
     return {
         "index": str(index),
         "version": manifest.version,
@@ -284,12 +292,17 @@ def _describe(index: Path, *, verify: bool = False) -> dict[str, object]:
         "factory": manifest.factory,
         "parameters": manifest.parameters,
         "metric": manifest.metric,
-        "num_vectors": manifest.num_vectors,
+        "num_vectors": contents.num_vectors,
         "dim": manifest.dim,
-        "num_classes": len(np.unique(versions.read_labels(folder, manifest))),
+        "num_classes": len(contents.classes),
         "shards": len(manifest.shard_starts),
         "size_bytes": sum(record.size_bytes for record in manifest.files.values()),
         "created": manifest.created,
+        "changes": {
+            "batches": changes.number,
+            "added": len(changes.ids),
+            "removed": len(changes.hidden),
+        },
         "source": manifest.source,
         "unfinished": [dataclasses.asdict(attempt) for attempt in list_attempts(index)],
     }

@@ -8,7 +8,7 @@ goes through the same steps for what does not fit in memory, and goes on after a
 import datetime
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,8 @@ _TOKEN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 # The mean is summed by this many rows, so that it does not depend on how many are held at once.
 SUM_ROWS = 1024
 _SAMPLE_SEED = 0
+# Settings of the machine that builds, not of the index.
+_OF_A_PLACE = ("memory_mb", "device")
 
 
 def check_vectors(
@@ -313,8 +315,9 @@ class Staging:
         *,
         fingerprint: str = "",
         verify: bool = False,
+        switch: Callable[[Path, int], None] = versions.make_current,
     ) -> Path:
-        """Publish the shards written so far as the next version, in one step; returns its folder.
+        """Publish the shards written so far as the next version, in one step (`switch`); returns its folder.
 
         labels, ids: int64 [num_vectors] of the rows of all shards in order, sorted by (label, id). There are as
         many shards as were written, whatever config.shards says; what was not trained or added yet is, here. `verify`
@@ -356,6 +359,7 @@ class Staging:
             files=self._record_files(),
             source=dict(source),
             fingerprint=fingerprint,
+            settings={name: value for name, value in gate.dump(config).items() if name not in _OF_A_PLACE},
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
         if verify:
@@ -363,7 +367,9 @@ class Staging:
         for claim in (self.owner, owner):
             if claim is not None:
                 claim.check()
-        final = versions.publish_version(self.out, self.version_folder, manifest, config.keep_versions)
+        final = versions.publish_version(
+            self.out, self.version_folder, manifest, config.keep_versions, switch
+        )
         storage.remove_folder(self.folder)
         return final
 

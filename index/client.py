@@ -22,7 +22,8 @@ _PUT_BYTES = 1 << 16
 class RayIndex(ShardedIndex):
     """One version of an index, its shards served by Ray actors; the same answers as LocalIndex.
 
-    Threads may share it. It stays the version it is, whatever is published; `refresh` gives the newest.
+    Threads may share it. It stays the version it is, whatever is published or changed; `refresh` gives the newest. Vectors
+    that were added to a version since it was published are searched in this process.
     Close it, or use it as a context, when done.
     """
 
@@ -54,13 +55,13 @@ class RayIndex(ShardedIndex):
         self.close()
 
     def refresh(self) -> "RayIndex":
-        """The index's current version on the same actors; this object itself where that is the version it is.
+        """The index's current version on the same actors, with its changes; this object itself where that is what it is.
 
         `index = index.refresh()`. After a rollback that is an older version. Raises as `open_version` does.
         """
         folder = versions.find_version(self._replicas.root)
         if folder == self.path and versions.read_manifest(folder) == self.manifest:
-            return self
+            return self.caught_up()
         return self.open_version(folder)
 
     def open_version(self, folder: Path) -> "RayIndex":

@@ -23,7 +23,7 @@ from typing import Protocol
 
 import numpy as np
 
-from index import gate, kinds, storage, versions
+from index import changes, gate, kinds, storage, versions
 from index.build import SUM_ROWS, Staging, check_vectors, sort_rows, unit_vectors
 from index.config import IndexConfig
 from index.errors import FslDistError, RequestError, VersionError
@@ -122,10 +122,11 @@ def run(
     open_vectors: Callable[[Staging], Vectors] | None = None,
     spread: Spread = do_here,
     progress: Progress | None = None,
+    switch: Callable[[Path, int], None] = changes.make_current,
 ) -> Path:
     """Build an index, or go on with it, and publish it; returns the version's folder.
 
-    Vectors are computed by `embed`, or read from what `open_vectors` gives. A build that was published already is made
+    Vectors are computed by `embed`, or read from what `open_vectors` gives. `switch` makes a version current. A build that was published already is made
     current, if it is not, and not built again. Raises StaleOwnerError once another builder has taken over, RequestError
     for vectors that do not fit (nothing is left of the attempt), FslDistError where the disk fails (the attempt stays).
     """
@@ -134,11 +135,11 @@ def run(
     owner = Owner.claim(plan.out)
     staging = Staging(plan.out, plan.token, owner)
     try:
-        published = _find_published(plan.out, plan.fingerprint)
+        published = _find_published(plan.out, plan.fingerprint, switch)
         if published is not None:
             storage.remove_folder(staging.folder)
             return published
-        job = _Job(plan, Staging.resume(plan.out, plan.token, owner), order, spread, progress)
+        job = _Job(plan, Staging.resume(plan.out, plan.token, owner), order, spread, progress, switch)
         if embed is not None:
             return job.finish(job.embed(embed))
         assert open_vectors is not None
@@ -163,7 +164,7 @@ def rows_path(staging: Staging) -> Path:
     return staging.path_of(_ROWS)
 
 
-def _find_published(out: Path, fingerprint: str) -> Path | None:
+def _find_published(out: Path, fingerprint: str, switch: Callable[[Path, int], None]) -> Path | None:
     """The version that is this very build, made current; None where there is none that is whole."""
     for version in reversed(versions.list_versions(out)):
         folder = out / versions.VERSIONS / versions.version_name(version)
@@ -177,7 +178,7 @@ def _find_published(out: Path, fingerprint: str) -> Path | None:
             continue
         logger.info("%s: version %d is this build already", out, version)
         if not (out / versions.CURRENT).exists() or versions.current_version(out) != version:
-            versions.make_current(out, version)
+            switch(out, version)
         return folder
     return None
 
@@ -186,13 +187,20 @@ class _Job:
     """One build, stage by stage."""
 
     def __init__(
-        self, plan: Plan, staging: Staging, order: np.ndarray, spread: Spread, progress: Progress | None
+        self,
+        plan: Plan,
+        staging: Staging,
+        order: np.ndarray,
+        spread: Spread,
+        progress: Progress | None,
+        switch: Callable[[Path, int], None],
     ) -> None:
         self.plan = plan
         self.staging = staging
         self.order = order
         self.spread = spread
         self.progress = progress
+        self.switch = switch
         bounds = np.arange(plan.config.shards + 1) * len(order) // plan.config.shards
         self.bounds: tuple[int, ...] = tuple(bounds.tolist())
         for name in staging.drop_damaged():
@@ -227,6 +235,7 @@ class _Job:
             plan.source,
             fingerprint=plan.fingerprint,
             verify=True,
+            switch=self.switch,
         )
 
     def _do(self, stage: str, work: Work, names: Sequence[str]) -> None:

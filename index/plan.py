@@ -4,6 +4,7 @@ Rows are sorted by (label, id), so a class is one range of positions, and all ot
 a range of positions where ids are, a range inside a class always, and otherwise a list of positions.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +20,8 @@ Filter = Literal["same_class", "other_class"]
 _BLOCK_ROWS = 2048
 # A block waits for this many queries, too: a handful would read the whole gallery for little.
 _BLOCK_QUERIES = 256
+# A table from ids to positions may have this many entries a vector, 8 bytes each.
+_TABLE_ENTRIES = 4
 # Positions in more runs than this are searched as a list, copied together, in place of one search a run.
 _MAX_RUNS = 32
 
@@ -55,32 +58,41 @@ class Planner:
     def __init__(self, labels: np.ndarray, ids: np.ndarray, ids_offset: int | None) -> None:
         """labels, ids: int64 [n] by position; ids_offset: ids are ids_offset + position, or None."""
         changes = np.flatnonzero(labels[1:] != labels[:-1]) + 1
-        # class c of the gallery: label classes[c], positions [starts[c], starts[c + 1])
+        # class c of the gallery: label classes[c], class_sizes[c] rows, positions [starts[c], starts[c + 1])
         self._starts = np.concatenate([[0], changes, [len(labels)]])
-        self._classes = np.asarray(labels[self._starts[:-1]])
+        self.classes = np.asarray(labels[self._starts[:-1]])
+        self.class_sizes = np.diff(self._starts)
         self._ids = ids
         self._offset = ids_offset
         self._by_id = None if ids_offset is not None else np.argsort(ids)
 
     def positions_of(self, ids: np.ndarray) -> np.ndarray:
-        """Positions of ids, -1 for those that the index lacks; O(1) an id for a range of ids, else O(log N)."""
+        """Positions of ids, -1 for those that the index lacks; O(1) an id, O(log N) where ids are spread far apart."""
         num = len(self._ids)
         if self._by_id is None:
             positions = ids - (self._offset or 0)
             return np.where((ids >= 0) & (positions >= 0) & (positions < num), positions, -1)
+        if self._table is not None:
+            is_inside = (ids >= 0) & (ids < len(self._table))
+            return np.where(is_inside, self._table[np.where(is_inside, ids, 0)], -1)
         places = np.searchsorted(self._ids, ids, sorter=self._by_id).clip(max=num - 1)
         positions = self._by_id[places]
         return np.where(self._ids[positions] == ids, positions, -1)
 
-    def check_classes(self, query_labels: np.ndarray, path: object) -> None:
-        """Refuse labels that no vector has (RequestError)."""
-        unknown = ~np.isin(query_labels, self._classes)
-        if unknown.any():
-            row = int(np.argmax(unknown))
-            raise RequestError(
-                f"query {row} has label {query_labels[row]}, which no vector of {path} has; "
-                "filter=same_class needs classes of the index"
-            )
+    @functools.cached_property
+    def _table(self) -> np.ndarray | None:
+        """Position by id, made at the first question; None where ids are too far apart for that."""
+        assert self._by_id is not None
+        largest = int(self._ids[self._by_id[-1]])
+        if largest >= _TABLE_ENTRIES * len(self._ids):
+            return None
+        table = np.full(largest + 1, -1, dtype=np.int64)
+        table[self._ids] = np.arange(len(self._ids))
+        return table
+
+    def class_numbers_of(self, positions: np.ndarray) -> np.ndarray:
+        """Which class each position has, as a place in `classes`: int64."""
+        return np.searchsorted(self._starts, positions, side="right") - 1
 
     def plan(
         self, filter: Filter | None, labels: np.ndarray, spans: np.ndarray | None, *, is_flat: bool = True
@@ -114,8 +126,8 @@ class Planner:
         num = len(self._ids)
         if filter is None:
             return [(0, num)]
-        place = int(np.searchsorted(self._classes, label))
-        if place == len(self._classes) or self._classes[place] != label:
+        place = int(np.searchsorted(self.classes, label))
+        if place == len(self.classes) or self.classes[place] != label:
             return [] if filter == "same_class" else [(0, num)]
         start, stop = int(self._starts[place]), int(self._starts[place + 1])
         ranges = [(start, stop)] if filter == "same_class" else [(0, start), (stop, num)]
@@ -150,14 +162,14 @@ class Planner:
     def _plan_blocks(self, labels: np.ndarray) -> tuple[Task, ...]:
         """Tasks of "all other classes" for queries of these labels, ascending."""
         # queries of gallery class c: [firsts[c], lasts[c])
-        firsts = np.searchsorted(labels, self._classes, side="left")
-        lasts = np.searchsorted(labels, self._classes, side="right")
+        firsts = np.searchsorted(labels, self.classes, side="left")
+        lasts = np.searchsorted(labels, self.classes, side="right")
         tasks: list[Task] = []
         done = 0
         for first, last in self._blocks(lasts - firsts):
             start, stop = int(self._starts[first]), int(self._starts[last])
             # A query between the labels of two gallery classes has no class here; masking lets all through.
-            end = int(lasts[last - 1]) if last < len(self._classes) else len(labels)
+            end = int(lasts[last - 1]) if last < len(self.classes) else len(labels)
             has_only_own = last - first == 1 and firsts[first] == done and lasts[first] == end
             if end > done:
                 tasks += [Task(done, end, 0, start), Task(done, end, stop, len(self._ids))]
@@ -169,7 +181,7 @@ class Planner:
     def _blocks(self, queries_of_class: np.ndarray) -> list[tuple[int, int]]:
         """Cut the gallery's classes into blocks [first, last) of enough rows and queries each."""
         blocks, first, rows, queries = [], 0, 0, 0
-        sizes = np.diff(self._starts)
+        sizes = self.class_sizes
         for c, size in enumerate(sizes):
             # A large class stands alone, without a masked part, unless the block before it is too small.
             if queries >= _BLOCK_QUERIES and rows + size > 2 * _BLOCK_ROWS:
@@ -183,6 +195,12 @@ class Planner:
         if first < len(sizes):
             blocks.append((first, len(sizes)))
         return blocks
+
+
+def is_among(numbers: np.ndarray, ascending: np.ndarray) -> np.ndarray:
+    """Which of `numbers` are in `ascending`, int64 [at least 1]: bool as `numbers`."""
+    places = np.searchsorted(ascending, numbers).clip(max=len(ascending) - 1)
+    return np.asarray(ascending[places] == numbers)
 
 
 def id_spans(include: np.ndarray | None, exclude: np.ndarray | None, num_queries: int) -> np.ndarray | None:

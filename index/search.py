@@ -4,19 +4,23 @@ Where the shards are is the subclass's business (`_answers`); which positions a 
 """
 
 import abc
+import copy
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
 from index import versions
 from index.build import check_column, check_vectors, unit_vectors
+from index.changes import Changes, Contents
 from index.config import Device, Metric
 from index.errors import RequestError
 from index.merge import merge_top_k
-from index.plan import Filter, Planner, id_spans, order_queries
-from index.shard import Request, Shard
+from index.plan import Filter, id_spans, order_queries
+from index.shard import NONE_HIDDEN, Request, Shard
 from index.versions import Manifest
 
 # More neighbours a query than this are refused: answers of 16,384 already take 256 KiB a query.
@@ -63,20 +67,50 @@ class Neighbours:
 
 
 class ShardedIndex(abc.ABC):
-    """A published version, open for search; where its shards live is the subclass's business."""
+    """A published version with the changes made to it until it was opened; where its shards live is the subclass's business."""
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    labels: np.ndarray
+    """int64 [manifest.num_vectors], by position, ascending: of the version, without its changes."""
+
+    ids: np.ndarray
+    """int64 [manifest.num_vectors], by position: of the version, without its changes."""
+
+    def __init__(self, path: Path, manifest: Manifest, *, changes: bool = True) -> None:
         self.path = path
         self.manifest = manifest
-        versions.hold(path, self)
-        self.labels = versions.read_labels(path, manifest)
-        self.ids = versions.read_ids(path, manifest)
-        self._planner = Planner(self.labels, self.ids, manifest.ids_offset)
+        self._hold = versions.Hold(path)
+        self._set_contents(Contents(path, manifest, changes=changes))
+        self.labels, self.ids = self._contents.labels, self._contents.ids
+
+    def _set_contents(self, contents: Contents) -> None:
+        """Take the version's contents, and make a shard of the vectors that were added."""
+        self._contents = contents
+        manifest, changes = self.manifest, contents.changes
+        mean = None if manifest.mean is None else np.array(manifest.mean)
+        self._added = Shard(0, changes.vectors, changes.ids, changes.labels, manifest.metric, mean)
+
+    @property
+    def has_more(self) -> bool:
+        """Whether the version was changed since; costs one look for a file."""
+        return self._contents.has_more
+
+    def caught_up(self) -> Self:
+        """This index with all changes made to its version until now; itself where there are none. Shards stay open."""
+        if not self.has_more:
+            return self
+        newer = copy.copy(self)
+        newer._set_contents(self._contents.caught_up())
+        return newer
 
     @property
     def num_vectors(self) -> int:
-        """Vectors in the index."""
-        return self.manifest.num_vectors
+        """Vectors in the index, with its changes."""
+        return self._contents.num_vectors
+
+    @property
+    def changes(self) -> Changes:
+        """What was added to the version and removed from it."""
+        return self._contents.changes
 
     @property
     def dim(self) -> int:
@@ -136,17 +170,18 @@ class ShardedIndex(abc.ABC):
         if filter not in (None, "same_class", "other_class"):
             raise RequestError(f"filter={filter} is none of same_class, other_class")
         num_queries = len(queries)
+        contents = self._contents
         if query_labels is None:
             if filter is not None:
                 raise RequestError(f"filter={filter} needs query_labels, one label for each query")
             query_labels = np.zeros(num_queries, dtype=np.int64)
         check_column(query_labels, "query_labels", num_queries)
-        skip = np.full(num_queries, -1, dtype=np.int64)
+        skip = skip_added = np.full(num_queries, -1, dtype=np.int64)
         if query_ids is not None:
             check_column(query_ids, "query_ids", num_queries)
-            skip = self._planner.positions_of(query_ids)
+            skip, skip_added = contents.find(query_ids)
         if filter == "same_class":
-            self._planner.check_classes(query_labels, self.path)
+            contents.check_classes(query_labels)
         spans = id_spans(include_ids, exclude_ids, num_queries)
         chosen = self._choose_parameters(parameters or {})
 
@@ -158,22 +193,25 @@ class ShardedIndex(abc.ABC):
         at_once = max(1, min(_QUERIES_AT_ONCE, _ANSWERS_AT_ONCE // k))
         for start in range(0, num_queries, at_once):
             rows = order[start : start + at_once]
-            tasks = self._planner.plan(
-                filter,
-                query_labels[rows],
-                None if spans is None else spans[rows],
-                is_flat=exact or self.manifest.kind == "flat",
-            )
-            request = Request(
+            part = Request(
                 np.ascontiguousarray(queries[rows]),
                 query_labels[rows],
                 skip[rows],
                 int(k),
-                tasks,
+                (),
                 chosen,
                 exact,
+                contents.changes.hidden,
+                contents.changes.number,
             )
-            asked = self._answers(request)
+            span = None if spans is None else spans[rows]
+            is_flat = exact or self.manifest.kind == "flat"
+            tasks = contents.planner.plan(filter, part.labels, span, is_flat=is_flat)
+            asked = list(self._answers(dataclasses.replace(part, tasks=tasks)))
+            if contents.added is not None:
+                tasks = contents.added.plan(filter, part.labels, span)
+                of_added = dataclasses.replace(part, tasks=tasks, skip=skip_added[rows], hidden=NONE_HIDDEN)
+                asked.append(self._added.answer(of_added))
             missing.update(shard for shard, answer in enumerate(asked) if answer is None)
             answers = [answer for answer in asked if answer is not None]
             ids[rows], distances[rows] = merge_top_k(
@@ -207,11 +245,7 @@ class ShardedIndex(abc.ABC):
 
     def labels_of(self, ids: np.ndarray) -> np.ndarray:
         """Labels of ids of any shape, int64; -1 stays -1. Raises RequestError for an id the index lacks."""
-        positions = self._planner.positions_of(ids)
-        unknown = (positions < 0) & (ids != -1)
-        if unknown.any():
-            raise RequestError(f"id {ids[unknown].flat[0]} is not in the index {self.path}")
-        return np.where(positions < 0, -1, self.labels[positions])
+        return self._contents.labels_of(ids)
 
     def _choose_parameters(self, wanted: Mapping[str, int]) -> dict[str, int]:
         """The index's own parameters with these in their place; RequestError for one that it does not have."""
@@ -230,8 +264,10 @@ class ShardedIndex(abc.ABC):
 class LocalIndex(ShardedIndex):
     """An index whose shards are in this process."""
 
-    def __init__(self, path: Path, manifest: Manifest, device: Device = "auto") -> None:
-        super().__init__(path, manifest)
+    def __init__(
+        self, path: Path, manifest: Manifest, device: Device = "auto", *, changes: bool = True
+    ) -> None:
+        super().__init__(path, manifest, changes=changes)
         self._shards = [Shard.open(path, manifest, r, device) for r in range(len(manifest.shard_starts))]
 
     def _answers(self, request: Request) -> Sequence[tuple[np.ndarray, np.ndarray] | None]:
@@ -243,7 +279,15 @@ class LocalIndex(ShardedIndex):
         return max(shard.num_clusters for shard in self._shards)
 
     def vectors(self, start: int, stop: int) -> np.ndarray:
-        """The stored vectors (of length 1 for cosine) at positions [start, stop), float32 [stop - start, dim]; off the disk where it can be."""
+        """The stored vectors (of length 1 for cosine) at positions [start, stop), float32 [stop - start, dim]; off the disk where it can be.
+
+        Positions are the version's: RequestError where it was changed since.
+        """
+        if self.changes.number:
+            raise RequestError(
+                f"{self.path} was changed since it was published, and vectors added have no position; merge them first: "
+                "fsl-dist index merge"
+            )
         parts = [
             versions.read_shard(self.path, self.manifest, shard)[max(start - first, 0) : max(stop - first, 0)]
             for shard, first in enumerate(self.manifest.shard_starts)
@@ -254,8 +298,10 @@ class LocalIndex(ShardedIndex):
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def open_index(path: Path, *, verify: bool = True, device: Device = "auto") -> LocalIndex:
-    """Open an index (its current version) or a version folder, in this process.
+def open_index(
+    path: Path, *, verify: bool = True, device: Device = "auto", changes: bool = True
+) -> LocalIndex:
+    """Open an index (its current version) or a version folder, in this process; with its changes, or as it was published.
 
     File sizes are checked always, checksums with `verify`, once in a process. Raises VersionError for what is missing or
     damaged, RequestError for device=gpu where FAISS sees no GPU.
@@ -264,6 +310,6 @@ def open_index(path: Path, *, verify: bool = True, device: Device = "auto") -> L
     def open_version(folder: Path) -> LocalIndex:
         manifest = versions.read_manifest(folder)
         versions.check_files(folder, manifest, verify=verify)
-        return LocalIndex(folder, manifest, device)
+        return LocalIndex(folder, manifest, device, changes=changes)
 
     return versions.open_current(Path(path), open_version)

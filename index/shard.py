@@ -20,17 +20,22 @@ from index.candidates import Candidates
 from index.config import Device, Metric
 from index.flat import FlatRows, choose_device, keep_best
 from index.merge import order_top_k
-from index.plan import Task
+from index.plan import Task, is_among
 from index.versions import Manifest
 
 # Candidates beyond k that float64 decides about. With none, 27% of rows had a wrong neighbour set on embeddings
 # of norm 16 and spread 0.01; with 10, no row had.
 MARGIN = 10
+# Candidates more where positions are hidden, at first; queries that hidden ones crowd ask again for eight times as many.
+_SPARE = 10
 _QUERIES_AT_ONCE = 4096
 # float64 numbers held at once while candidates are judged: 256 KiB stay in the cache. 2,048 queries with 16 candidates of
 # dim 256 took 36 ms with it, and about 100 ms with 16 MiB.
 _RERANK_NUMBERS = 1 << 15
 _RERANK_QUERIES = 512  # for fewer queries a thread, threads cost more than they bring
+
+
+NONE_HIDDEN = np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,12 @@ class Request:
 
     is_exact: bool = False
     """Leave the FAISS index aside, whatever the kind."""
+
+    hidden: np.ndarray = field(default_factory=lambda: NONE_HIDDEN)
+    """int64 [h], ascending: positions whose vectors were removed since the version was published."""
+
+    change: int = 0
+    """Number of the last change; requests of one version with the same number have the same hidden positions."""
 
 
 class Shard:
@@ -153,31 +164,41 @@ class Shard:
 
     def _propose(self, request: Request, part: slice, tasks: list[Task]) -> np.ndarray:
         """Rows of this shard that may be among the k best: int64 [queries, any], -1 for none."""
-        num_allowed = sum(_num_rows(task) for task in tasks)
+        num_rows = sum(_num_rows(task) for task in tasks)
         index = self._candidates
         is_exact = request.is_exact or any(task.is_class or task.is_masked for task in tasks)
         parameters = {**self._parameters, **request.parameters}
-        if index is None or is_exact or num_allowed <= index.visits(parameters):
+        if index is None or is_exact or num_rows <= index.visits(parameters):
             return self._propose_all(request, part, tasks)
-        width = min(parameters["k_factor"] * request.k + MARGIN + 1, num_allowed)
+        hidden = self._hidden_among(request, tasks)
+        width = parameters["k_factor"] * request.k + MARGIN + 1
+        # As many again, and queries that hidden rows crowd still get k of the others.
+        width = min(width + min(len(hidden), width), num_rows)
         allowed = [(t.start, t.stop) for t in tasks] if tasks[0].positions is None else tasks[0].positions
         rows = index.propose(request.queries[part], width, allowed, parameters)
+        _leave_out(rows, hidden)
         # One more than k for the position that is left out. Who got fewer is answered from the vectors.
-        short = np.flatnonzero((rows >= 0).sum(axis=1) < min(request.k + 1, num_allowed))
+        wanted = min(request.k + 1, num_rows - len(hidden))
+        short = np.flatnonzero((rows >= 0).sum(axis=1) < wanted)
         if len(short):
-            found = self._propose_all(request, short + part.start, tasks)
-            rows = np.pad(rows, [(0, 0), (0, max(0, found.shape[1] - width))], constant_values=-1)
-            rows[short] = -1
-            rows[short, : found.shape[1]] = found
+            rows = _put_in(rows, short, self._propose_all(request, short + part.start, tasks))
         return rows
 
-    def _propose_all(self, request: Request, part: slice | np.ndarray, tasks: list[Task]) -> np.ndarray:
-        """As `_propose`, by comparing these queries with every row of the tasks: at most k + 11 candidates."""
+    def _propose_all(
+        self, request: Request, part: slice | np.ndarray, tasks: list[Task], spare: int | None = None
+    ) -> np.ndarray:
+        """As `_propose`, by comparing these queries with every row of the tasks.
+
+        At most k + 11 candidates, and up to `spare` more in place of hidden ones among them.
+        """
+        spare = _SPARE if spare is None else spare
         queries = self._flat.centre(request.queries[part])
+        hidden = self._hidden_among(request, tasks)
         width = request.k + MARGIN + 1  # one more for the position that is left out
+        asked = width + min(spare, len(hidden))
         found = []
         for task in tasks:
-            count = min(width, _num_rows(task))
+            count = min(asked, _num_rows(task))
             if task.positions is not None:
                 found.append(self._flat.nearest_among(queries, task.positions, count))
             elif task.is_masked:
@@ -189,7 +210,29 @@ class Shard:
                 found.append(
                     self._flat.nearest(queries, task.start, task.stop, count, is_class=task.is_class)
                 )
-        return keep_best(found, width)[1]
+        rows = keep_best(found, asked)[1]
+        _leave_out(rows, hidden)
+        if spare < len(hidden):
+            # Hidden rows took more places than were spare: these queries ask for more.
+            wanted = min(width, sum(map(_num_rows, tasks)) - len(hidden))
+            short = np.flatnonzero((rows >= 0).sum(axis=1) < wanted)
+            if len(short):
+                numbers = short + part.start if isinstance(part, slice) else part[short]
+                rows = _put_in(rows, short, self._propose_all(request, numbers, tasks, 8 * spare))
+        return rows
+
+    def _hidden_among(self, request: Request, tasks: list[Task]) -> np.ndarray:
+        """Hidden rows of this shard that the tasks would search: int64, ascending."""
+        if not len(request.hidden):
+            return NONE_HIDDEN
+        hidden = request.hidden - self.start
+        parts = []
+        for task in tasks:
+            first, last = np.searchsorted(hidden, (task.start, task.stop))
+            part = hidden[first:last]
+            parts.append(part if task.positions is None else np.intersect1d(part, task.positions))
+        # Masked tasks stand after others, with ranges apart from theirs.
+        return np.sort(np.concatenate(parts))
 
     def _decide(self, request: Request, part: slice, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Order candidates by float64 costs of the raw vectors: ids [queries, k] and costs [queries, k]."""
@@ -225,6 +268,22 @@ class Shard:
             else:
                 np.sum(terms, axis=2, out=costs[some])
                 np.negative(costs[some], out=costs[some])
+
+
+def _leave_out(rows: np.ndarray, hidden: np.ndarray) -> None:
+    """Put -1 where `rows` has one of `hidden`, ascending."""
+    if len(hidden):
+        rows[is_among(rows, hidden)] = -1
+
+
+def _put_in(rows: np.ndarray, places: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """`rows` [n, any] with `found` [len(places), any] as the answers at `places`."""
+    width = max(rows.shape[1], found.shape[1])
+    wider = np.full((len(rows), width), -1, dtype=np.int64)
+    wider[:, : rows.shape[1]] = rows
+    wider[places] = -1
+    wider[places, : found.shape[1]] = found
+    return wider
 
 
 def _num_rows(task: Task) -> int:

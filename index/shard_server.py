@@ -192,7 +192,7 @@ def what_is_alike(request: Request) -> Hashable | None:
     """
     if len(request.tasks) != 1 or request.tasks[0].is_masked:
         return None
-    own = ("queries", "labels", "skip", "tasks")
+    own = ("queries", "labels", "skip", "tasks", "hidden")  # hidden: as `change` says
     others = [getattr(request, f.name) for f in dataclasses.fields(request) if f.name not in own]
     others = [tuple(sorted(value.items())) if isinstance(value, Mapping) else value for value in others]
     alike = (dataclasses.replace(request.tasks[0], query_start=0, query_stop=0), *others)

@@ -80,6 +80,29 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     _sync_folder(path.parent)
 
 
+def write_new(path: Path, data: bytes | memoryview) -> None:
+    """Write a file that is not there yet, in one step and forced to the disk; FileExistsError where it is there.
+
+    Of two processes that write the same name, one is refused. An OSError names `path`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{new_token()}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(temporary, path)  # rename() would replace what is there
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+    _sync_folder(path.parent)
+
+
 def new_token() -> str:
     """A name that no other writer has: 12 hexadecimal digits."""
     return secrets.token_hex(6)

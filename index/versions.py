@@ -5,6 +5,7 @@ OUT/versions/000001/manifest.json
                     shard-00000.npy …   float32 [rows, dim], rows sorted by (label, id)
                     labels.npy          int64 [num_vectors], by position
                     ids.npy             int64 [num_vectors], left out when ids are ids_offset + position
+                    changes/            vectors added and removed since (index.changes); there is none at first
                     shard-00000.faiss … every kind but flat: the shard's FAISS index, ids = its rows
                     quantizer.faiss     what they share: trained, empty; no such file for flat and hnsw
 OUT/staging/TOKEN/              versions being written (build.Staging)
@@ -38,6 +39,7 @@ _Opened = TypeVar("_Opened")
 FORMAT = 1
 CURRENT = "current"
 VERSIONS = "versions"
+CHANGES = "changes"
 STAGING = "staging"
 MANIFEST = "manifest.json"
 LABELS = "labels.npy"
@@ -108,6 +110,9 @@ class Manifest:
 
     fingerprint: str
     """Of everything that decided these files (index.job); empty where that is not known."""
+
+    settings: dict[str, int | str]
+    """What IndexConfig said when it was built: a merge builds the next version the same way."""
 
     created: str
     """Time of publishing, ISO 8601, UTC."""
@@ -247,25 +252,27 @@ def check_source(folder: Path, manifest: Manifest, wanted: Mapping[str, str]) ->
             )
 
 
-def hold(folder: Path, holder: object) -> None:
-    """Keep publishers on this machine from removing a version for as long as `holder` lives.
+class Hold:
+    """Keeps publishers on this machine from removing a version for as long as this object lives.
 
     Raises VersionError where it is just being removed. Where the file system has no locks, nothing is held: files that
     are mapped stay readable all the same.
     """
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except FileNotFoundError:
-        raise VersionError(f"{folder} is missing; {_WAY_OUT}") from None
-    weakref.finalize(holder, os.close, descriptor)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise VersionError(f"{folder} is just being removed; open the index again") from None
-    except OSError:
-        return
-    if not folder.exists():  # removed between opening and locking
-        raise VersionError(f"{folder} is missing; {_WAY_OUT}")
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            descriptor = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            raise VersionError(f"{folder} is missing; {_WAY_OUT}") from None
+        weakref.finalize(self, os.close, descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise VersionError(f"{folder} is just being removed; open the index again") from None
+        except OSError:
+            return
+        if not folder.exists():  # removed between opening and locking
+            raise VersionError(f"{folder} is missing; {_WAY_OUT}")
 
 
 def read_labels(folder: Path, manifest: Manifest) -> np.ndarray:
@@ -326,8 +333,30 @@ def version_name(version: int) -> str:
     return f"{version:06d}"
 
 
-def publish_version(out: Path, staging: Path, manifest: Manifest, keep_versions: int) -> Path:
-    """Give the staged folder the next number, make it current, remove versions beyond `keep_versions`.
+def make_current(out: Path, version: int, *, has_changes: bool = False) -> None:
+    """Let readers open this version from now on; one step. For one that was current before: `changes.make_current`.
+
+    `has_changes`: it has those of the version before; otherwise they stay with that one, and the log says so.
+    """
+    before = current_version(out) if (out / CURRENT).exists() else version
+    is_left = before != version and not has_changes
+    if is_left and storage.list_folder(out / VERSIONS / version_name(before) / CHANGES):
+        logger.warning(
+            "%s: version %d was changed after it was published; version %d has none of that (go back: "
+            "fsl-dist index rollback)",
+            *(out, before, version),
+        )
+    storage.write_atomic(out / CURRENT, f"{version_name(version)}\n".encode())
+
+
+def publish_version(
+    out: Path,
+    staging: Path,
+    manifest: Manifest,
+    keep_versions: int,
+    switch: Callable[[Path, int], None] = make_current,
+) -> Path:
+    """Give the staged folder the next number, make it current (by `switch`), remove versions beyond `keep_versions`.
 
     A process killed before the last step leaves the old version current. `manifest.version` is set here. Versions that
     a reader of this machine has open stay until a later publication.
@@ -336,7 +365,7 @@ def publish_version(out: Path, staging: Path, manifest: Manifest, keep_versions:
     final = out / VERSIONS / version_name(version)
     storage.write_atomic(staging / MANIFEST, encode_manifest(dataclasses.replace(manifest, version=version)))
     storage.publish_folder(staging, final)
-    make_current(out, version)
+    switch(out, version)
     # A version above the new one can only be another process's; it is not ours to remove.
     own = [v for v in list_versions(out) if v <= version]
     for old in own[:-keep_versions]:
@@ -345,16 +374,10 @@ def publish_version(out: Path, staging: Path, manifest: Manifest, keep_versions:
     return final
 
 
-def make_current(out: Path, version: int) -> None:
-    """Let readers open this version from now on; one step."""
-    storage.write_atomic(out / CURRENT, f"{version_name(version)}\n".encode())
+def check_older(out: Path, to: int | None = None) -> Manifest:
+    """The version to go back to, all its bytes checked: the newest before the current one unless `to` names one.
 
-
-def roll_back(out: Path, to: int | None = None) -> Manifest:
-    """Make an older version current, the newest before the current one unless `to` names one; returns its manifest.
-
-    All its bytes are checked first. The version that was current stays until versions beyond `keep_versions` are
-    removed. Raises RequestError where there is no such version, VersionError where it is damaged.
+    Raises RequestError where there is no such version, VersionError where it is damaged.
     """
     if (out / MANIFEST).exists():
         raise RequestError(f"{out} is one version; name the folder of its index")
@@ -370,7 +393,6 @@ def roll_back(out: Path, to: int | None = None) -> Manifest:
     folder = out / VERSIONS / version_name(to)
     manifest = read_manifest(folder)
     check_files(folder, manifest, verify=True)
-    make_current(out, to)
     return manifest
 
 

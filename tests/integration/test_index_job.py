@@ -324,6 +324,7 @@ from pathlib import Path
 import numpy as np
 from index import versions
 from index.build import build
+from index.changes import roll_back
 from index.config import IndexConfig
 
 out, until = Path(sys.argv[1]), time.monotonic() + float(sys.argv[2])
@@ -332,7 +333,7 @@ while time.monotonic() < until:
     for _ in range(2):
         number = max(versions.list_versions(out)) + 1
         build(out, vectors * np.float32(number), labels, config=IndexConfig(metric="inner_product", shards=3, keep_versions=2))
-    versions.roll_back(out)
+    roll_back(out)
 print(number)
 """
 

@@ -213,8 +213,8 @@ def test_same_class_is_exact_on_every_kind(tmp_path) -> None:
 
 def test_equal_ranges_are_searched_together(tmp_path) -> None:
     vectors, labels, _ = clustered()
-    build(tmp_path, vectors, labels)
-    planner = open_index(tmp_path)._planner
+    opened = open_index(build(tmp_path, vectors, labels))
+    planner = index.plan.Planner(opened.labels, opened.ids, opened.manifest.ids_offset)
     spans = index.plan.id_spans(None, np.full((99, 2), [10, 20]), 99)
     tasks = planner.plan(None, np.zeros(99, np.int64), spans)
     assert [(t.query_start, t.query_stop, t.start, t.stop) for t in tasks] == [

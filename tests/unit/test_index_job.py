@@ -11,6 +11,7 @@ import pytest
 
 from index import job, storage, versions
 from index.build import build, unit_vectors
+from index.changes import roll_back
 from index.config import IndexConfig
 from index.errors import FslDistError, RequestError, StaleOwnerError
 from index.search import open_index
@@ -180,7 +181,7 @@ def test_something_else_starts_anew_and_the_same_is_not_built_twice(tmp_path: Pa
     assert embed.num_computed == 0
     second = job.run(plan_at(tmp_path, shards=2), embed=embed)
     assert (second.name, embed.num_computed) == ("000002", NUM)
-    versions.roll_back(tmp_path)
+    roll_back(tmp_path)
     assert versions.find_version(tmp_path) == first
     assert job.run(plan_at(tmp_path, shards=2), embed=embed) == second
     assert versions.find_version(tmp_path) == second

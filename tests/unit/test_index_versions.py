@@ -8,6 +8,7 @@ import pytest
 
 from index import storage, versions
 from index.build import Staging, build
+from index.changes import roll_back
 from index.config import IndexConfig
 from index.errors import ConfigError, RequestError, StaleOwnerError, VersionError
 from index.following import FollowingIndex
@@ -231,23 +232,23 @@ def test_rolling_back_names_another_version_and_removes_none(tmp_path: Path) -> 
     vectors, labels, _ = example()
     for factor in (1, 2, 3):
         build(tmp_path, vectors * np.float32(factor), labels)
-    assert versions.roll_back(tmp_path).version == 2
+    assert roll_back(tmp_path).version == 2
     assert open_index(tmp_path).manifest.version == 2
-    assert versions.roll_back(tmp_path, 3).version == 3
-    assert versions.roll_back(tmp_path, 1).version == 1
+    assert roll_back(tmp_path, 3).version == 3
+    assert roll_back(tmp_path, 1).version == 1
     assert versions.list_versions(tmp_path) == [1, 2, 3]
     with pytest.raises(RequestError, match=r"has no version before the current 1 \(it has 1, 2, 3\)"):
-        versions.roll_back(tmp_path)
+        roll_back(tmp_path)
     with pytest.raises(RequestError, match="has no version 9; it has 1, 2, 3"):
-        versions.roll_back(tmp_path, 9)
+        roll_back(tmp_path, 9)
     with pytest.raises(RequestError, match="is one version; name the folder of its index"):
-        versions.roll_back(tmp_path / "versions" / "000001")
+        roll_back(tmp_path / "versions" / "000001")
     with pytest.raises(VersionError, match="holds no published index"):
-        versions.roll_back(tmp_path / "none")
+        roll_back(tmp_path / "none")
     shard = tmp_path / "versions" / "000002" / "shard-00000.npy"
     shard.write_bytes(shard.read_bytes()[:-1] + b"\0")
     with pytest.raises(VersionError, match="is damaged: its checksum"):
-        versions.roll_back(tmp_path, 2)
+        roll_back(tmp_path, 2)
     assert open_index(tmp_path).manifest.version == 1
     # The next version is the highest number, whichever was current.
     build(tmp_path, vectors, labels)
@@ -261,7 +262,7 @@ def test_going_back_works_when_the_current_version_is_gone(tmp_path: Path) -> No
     storage.remove_folder(tmp_path / "versions" / "000002")
     with pytest.raises(VersionError, match=r"names version 000002, which is not there; .*index rollback"):
         open_index(tmp_path)
-    assert versions.roll_back(tmp_path).version == 1
+    assert roll_back(tmp_path).version == 1
     assert open_index(tmp_path).num_vectors == 40
 
 
@@ -291,7 +292,7 @@ def test_a_following_index_goes_along_between_searches(
     build(tmp_path, vectors * np.float32(2), labels)
     assert following.latest().manifest.version == 2
     assert first.search(vectors[:3], 1).distances.max() == 0  # who has the old version keeps it
-    versions.roll_back(tmp_path)
+    roll_back(tmp_path)
     assert following.latest().manifest.version == 1
     path = build(tmp_path, vectors, labels) / "labels.npy"
     path.write_bytes(path.read_bytes()[:-1] + b"\1")
