@@ -22,6 +22,7 @@ from index.config import IndexConfig
 from index.errors import PartialSearchError, RequestError, VersionError
 from index.replicas import NAMESPACE
 from index.search import open_index
+from index.writer import IndexWriter
 
 pytestmark = pytest.mark.integration
 
@@ -55,6 +56,28 @@ def served(_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tup
     publish(out, 3)
     with open_ray_index(out, num_actors=2, replicas=2, num_cpus=0.5) as remote:
         yield out, remote
+
+
+@pytest.mark.usefixtures("_ray")
+def test_changes_reach_the_actors(tmp_path: Path) -> None:
+    publish(tmp_path, 5)
+    vectors, labels, ids = draw(5)
+    with open_ray_index(tmp_path, num_actors=2, num_cpus=0.5) as remote:
+        writer = IndexWriter(tmp_path)
+        writer.remove(np.sort(ids)[::3].copy())
+        writer.update(np.sort(ids)[1::3].copy(), vectors[: len(ids[1::3])] * 2)
+        added = writer.add(vectors[:9] + 1, labels[:9]).ids
+        before, changed = remote.search(vectors, K).ids, remote.refresh()
+        np.testing.assert_array_equal(before, open_index(tmp_path, changes=False).search(vectors, K).ids)
+        local = open_index(tmp_path)
+        for filter_name in (None, "same_class", "other_class"):
+            asked = {"filter": filter_name, "query_labels": labels} if filter_name else {}
+            kept = np.isin(labels, local._contents.classes)
+            asked = {name: value[kept] if name == "query_labels" else value for name, value in asked.items()}
+            found, wanted = (opened.search(vectors[kept], K, **asked) for opened in (changed, local))
+            np.testing.assert_array_equal(found.ids, wanted.ids)
+            np.testing.assert_array_equal(found.distances, wanted.distances)
+        assert np.isin(added, changed.search(vectors[:9] + 1, K).ids).all()
 
 
 def names_of_actors(path: Path) -> list[str]:
