@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from index.following import FollowingIndex
     from index.search import LocalIndex, Neighbours, SearchResult, ShardedIndex, open_index
     from index.storage import Owner
+    from index.writer import IndexWriter
 
 _ROOM_OF = {
     "FollowingIndex": "index.following",
     "IndexConfig": "index.config",
+    "IndexWriter": "index.writer",
     "LocalIndex": "index.search",
     "Neighbours": "index.search",
     "Owner": "index.storage",
@@ -43,6 +45,7 @@ __all__ = [
     "FollowingIndex",
     "FslDistError",
     "IndexConfig",
+    "IndexWriter",
     "LocalIndex",
     "Neighbours",
     "Owner",
