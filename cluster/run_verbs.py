@@ -4,13 +4,19 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from cluster.output import align_columns, emit
 from fsl_dist.evaluation.config import PROTOCOLS
+from index.errors import RequestError
+
+if TYPE_CHECKING:
+    from index import ShardedIndex
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON object on stdout.")
 
@@ -106,9 +112,26 @@ def embed(run: Path, dataset: Path, out: Path | None, as_json: bool) -> None:
     type=click.Choice(PROTOCOLS),
     help="The method's own (prototypes, retrieval, knn; kmeans, spectral), unless named.",
 )
+@click.option(
+    "--index",
+    type=click.Path(path_type=Path),
+    help="The training images' embeddings, by `index build RUN DATASET INDEX`; without it they are made under RUN.",
+)
+@click.option(
+    "--index-actors",
+    type=click.IntRange(min=1),
+    help="Search INDEX in so many Ray actors, each with some of its shards; in this process by default.",
+)
 @JSON
 @click.argument("overrides", nargs=-1, metavar="[evaluation.KEY=VALUE]…")
-def evaluate(run: Path, protocol: str | None, as_json: bool, overrides: tuple[str, ...]) -> None:
+def evaluate(
+    run: Path,
+    protocol: str | None,
+    index: Path | None,
+    index_actors: int | None,
+    as_json: bool,
+    overrides: tuple[str, ...],
+) -> None:
     """Score a run's best checkpoint: kNN, and novel classes where there are any.
 
     Novel classes are scored over draws of a few images: by prototypes (pcn), by the vote of neighbours (few_shot_knn), or
@@ -121,8 +144,28 @@ def evaluate(run: Path, protocol: str | None, as_json: bool, overrides: tuple[st
     settings = load_evaluation(run, overrides)
     from fsl_dist.evaluation.report import evaluate_run
 
-    report = evaluate_run(run, protocol=protocol, settings=settings)
+    with _open_gallery(index, index_actors) as gallery:
+        report = evaluate_run(run, protocol=protocol, settings=settings, gallery=gallery)
     emit(report.to_json(), as_json, _describe(report.to_json()))
+
+
+@contextmanager
+def _open_gallery(index: Path | None, actors: int | None) -> Iterator["ShardedIndex | None"]:
+    """The index to compare with, in this process or as Ray actors; None where none is named."""
+    if index is None:
+        if actors is not None:
+            raise RequestError("--index-actors goes with --index, which names the index that they serve")
+        yield None
+    elif actors is None:
+        from index.search import open_index
+
+        yield open_index(index)
+    else:
+        from cluster.local import ray_session
+        from index.client import open_ray_index
+
+        with ray_session(actors), open_ray_index(index, num_actors=actors) as gallery:
+            yield gallery
 
 
 def _describe(report: dict) -> str:

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fsl_dist.data.selection import Selection
 from fsl_dist.errors import RequestError
 from fsl_dist.training.trained import TrainedRun, open_trained
-from index import IndexConfig, LocalIndex, gate, job, open_index
+from index import IndexConfig, ShardedIndex, gate, job
 from index.storage import new_token
 from index.vector_files import identify
 from index.versions import check_source
@@ -104,13 +105,14 @@ def build_from_run(
         trained.embedder.source.close()
 
 
-def open_for_run(index: Path, run: Path, dataset: Path) -> LocalIndex:
-    """Open an index to be used with a run on a data set; RequestError where it was made from another network or data."""
-    trained = open_trained(run, dataset=dataset)
-    trained.embedder.source.close()
-    opened = open_index(index)
-    check_source(opened.path, opened.manifest, source_of(trained))
-    return opened
+def check_gallery(index: ShardedIndex, trained: TrainedRun, selection: Selection) -> None:
+    """Refuse an index that does not hold exactly these images by this network (RequestError): one made with another, or changed since."""
+    check_source(index.path, index.manifest, source_of(trained))
+    if index.changes.number or not np.array_equal(np.sort(index.ids), np.sort(selection.ids)):
+        raise RequestError(
+            f"{index.path} does not hold the {len(selection)} training images of {trained.config.data.dataset} and nothing else: "
+            "it was changed since it was built (build it with: fsl-dist index build RUN DATASET OUT)"
+        )
 
 
 def embed_dataset(run: Path, dataset: Path, out: Path) -> tuple[Path, tuple[int, int]]:

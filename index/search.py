@@ -247,6 +247,25 @@ class ShardedIndex(abc.ABC):
         """Labels of ids of any shape, int64; -1 stays -1. Raises RequestError for an id the index lacks."""
         return self._contents.labels_of(ids)
 
+    def vectors(self, start: int, stop: int) -> np.ndarray:
+        """The stored vectors (of length 1 for cosine) at positions [start, stop), float32 [stop - start, dim]; off the disk where it can be.
+
+        Positions are the version's: RequestError where it was changed since.
+        """
+        if self.changes.number:
+            raise RequestError(
+                f"{self.path} was changed since it was published, and vectors added have no position; merge them first: "
+                "fsl-dist index merge"
+            )
+        parts = [
+            versions.read_shard(self.path, self.manifest, shard)[max(start - first, 0) : max(stop - first, 0)]
+            for shard, first in enumerate(self.manifest.shard_starts)
+        ]
+        parts = [part for part in parts if len(part)]
+        if not parts:
+            return np.empty((0, self.dim), dtype=np.float32)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
     def _choose_parameters(self, wanted: Mapping[str, int]) -> dict[str, int]:
         """The index's own parameters with these in their place; RequestError for one that it does not have."""
         own = self.parameters
@@ -277,25 +296,6 @@ class LocalIndex(ShardedIndex):
     def num_clusters(self) -> int:
         """Clusters that nprobe chooses from, 0 for an index without."""
         return max(shard.num_clusters for shard in self._shards)
-
-    def vectors(self, start: int, stop: int) -> np.ndarray:
-        """The stored vectors (of length 1 for cosine) at positions [start, stop), float32 [stop - start, dim]; off the disk where it can be.
-
-        Positions are the version's: RequestError where it was changed since.
-        """
-        if self.changes.number:
-            raise RequestError(
-                f"{self.path} was changed since it was published, and vectors added have no position; merge them first: "
-                "fsl-dist index merge"
-            )
-        parts = [
-            versions.read_shard(self.path, self.manifest, shard)[max(start - first, 0) : max(stop - first, 0)]
-            for shard, first in enumerate(self.manifest.shard_starts)
-        ]
-        parts = [part for part in parts if len(part)]
-        if not parts:
-            return np.empty((0, self.dim), dtype=np.float32)
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def open_index(

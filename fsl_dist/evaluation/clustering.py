@@ -24,7 +24,7 @@ from fsl_dist.evaluation.config import EvaluationConfig
 from fsl_dist.evaluation.metrics import Floats, Repeated
 from fsl_dist.evaluation.spectral import neighbour_affinity, spectral_embedding
 from fsl_dist.seeding import generator
-from index.search import LocalIndex
+from index.search import ShardedIndex
 
 ClusterProtocol = Literal["kmeans", "spectral"]
 
@@ -58,7 +58,7 @@ def find_clusters(points: Floats, num_clusters: int, *, starts: int, random_stat
 
 
 def score_clusters(
-    protocol: ClusterProtocol, index: LocalIndex, config: EvaluationConfig, *, seed: int
+    protocol: ClusterProtocol, index: ShardedIndex, config: EvaluationConfig, *, seed: int
 ) -> dict[str, Repeated]:
     """`kmeans/…` or `spectral/…` of an index's vectors against its labels, over `config.clustering_runs` runs.
 

@@ -14,7 +14,7 @@ from fsl_dist.evaluation.activation_maps import activation_maps
 from fsl_dist.evaluation.mapped_images import MappedImages, map_images
 from fsl_dist.evaluation.retrieval import NO_GROUP
 from fsl_dist.training.trained import TrainedRun
-from index import LocalIndex
+from index import ShardedIndex
 
 # Of an embedding's length. Batches of different sizes may round an image differently, and bfloat16 keeps 8 bits; a map of
 # that would show noise at full colour.
@@ -91,7 +91,7 @@ def pixels_of(images: torch.Tensor, config: DataConfig) -> NDArray[np.uint8]:
 def gather_evidence(
     trained: TrainedRun,
     config: RunConfig,
-    gallery: LocalIndex,
+    gallery: ShardedIndex,
     images: torch.Tensor,
     k: int,
     *,

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from fsl_dist.errors import DataError, RequestError, TrainingError
 from fsl_dist.evaluation.metrics import Floats
-from index.search import LocalIndex, ShardedIndex
+from index.search import ShardedIndex
 
 NO_LABEL = -1
 """Stands for a missing neighbour, and for the prediction of a query that has none."""
@@ -112,7 +112,7 @@ def score_knn(
     )
 
 
-def count_right_inside(index: LocalIndex, rows: slice, k_ps: Sequence[int]) -> NDArray[np.int64]:
+def count_right_inside(index: ShardedIndex, rows: slice, k_ps: Sequence[int]) -> NDArray[np.int64]:
     """How many vectors at the positions `rows` of `index` get their own class by a vote of the others: int64 [len(k_ps)].
 
     Each is left out of its own neighbours by its id. Costs a search of these rows against the whole index.

@@ -20,7 +20,7 @@ from fsl_dist.evaluation.activation_maps import activation_maps, foreground, jac
 from fsl_dist.evaluation.mapped_images import map_images
 from fsl_dist.samplers.scan import scan_batches
 from fsl_dist.training.trained import TrainedRun
-from index import LocalIndex
+from index import ShardedIndex
 
 log = logging.getLogger(__name__)
 
@@ -50,14 +50,14 @@ def masked_ids(catalogue: Catalogue, selection: Selection) -> NDArray[np.int64]:
     return np.sort(selection.ids[catalogue.locate_masks(selection.ids).size > 0])
 
 
-def vectors_of(index: LocalIndex, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+def vectors_of(index: ShardedIndex, ids: NDArray[np.int64]) -> NDArray[np.float32]:
     """The index's vectors of `ids` (int64 [n], all in it): float32 [n, D]."""
     order = np.argsort(index.ids, kind="stable")
     return index.vectors(0, index.num_vectors)[order[np.searchsorted(index.ids, ids, sorter=order)]]
 
 
 def measure_agreement(
-    trained: TrainedRun, config: RunConfig, gallery: LocalIndex, query: Selection
+    trained: TrainedRun, config: RunConfig, gallery: ShardedIndex, query: Selection
 ) -> dict[str, float]:
     """`ja`: mean Jaccard index of a query's activation map (against its nearest training image) and its mask.
 

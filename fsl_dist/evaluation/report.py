@@ -29,11 +29,12 @@ from fsl_dist.evaluation.retrieval import (
     find_positive,
     relevance,
 )
+from fsl_dist.indexing import check_gallery
 from fsl_dist.methods.config import CHAIConfig, PCNConfig, ScatterConfig
 from fsl_dist.training.distributed import WorkerGroup
 from fsl_dist.training.splits import RunSplits, split_run
 from fsl_dist.training.trained import TrainedRun, open_trained
-from index import LocalIndex
+from index import ShardedIndex
 
 log = logging.getLogger(__name__)
 
@@ -55,16 +56,22 @@ class EvaluationReport:
 
 
 def evaluate_run(
-    run: Path, *, protocol: str | None = None, settings: EvaluationConfig | None = None
+    run: Path,
+    *,
+    protocol: str | None = None,
+    settings: EvaluationConfig | None = None,
+    gallery: ShardedIndex | None = None,
 ) -> EvaluationReport:
     """Score a run's best checkpoint on its own data set.
 
     protocol: one of `PROTOCOLS`, or None for the method's own: `prototypes` for pcn, `softmax` for cross_entropy,
     `retrieval` for chai, and `knn` for all; but `kmeans` and `spectral` for scatter, and for every method where no query is of
-    a class that was trained on. The others run by name only. settings: in place of the run's `evaluation.*`.
+    a class that was trained on. The others run by name only. settings: in place of the run's `evaluation.*`. gallery: the
+    index that `index build RUN DATASET` made of the training images, opened here or as Ray actors.
     Embeddings are kept under RUN/evaluation, so that scoring again with other settings embeds nothing.
 
-    Raises RequestError when the data set has nothing to score, or the method has no such protocol.
+    Raises RequestError when the data set has nothing to score, the method has no such protocol, or `gallery` was made with
+    another network, of other data, or was changed since.
     """
     if protocol not in (None, *PROTOCOLS):
         raise RequestError(f"--protocol {protocol} is none of {', '.join(PROTOCOLS)}")
@@ -73,6 +80,9 @@ def evaluate_run(
     if settings is not None:
         config = dataclasses.replace(config, evaluation=settings)
     splits = split_run(trained.catalogue, config)
+    if gallery is not None:
+        check_gallery(gallery, trained, splits.gallery)
+        trained = dataclasses.replace(trained, gallery=gallery)
     scores: dict[str, float | Repeated] = {}
     for name in [protocol] if protocol else _default_protocols(config, splits):
         match name:
@@ -112,8 +122,13 @@ def _default_protocols(config: RunConfig, splits: RunSplits) -> list[str]:
     return [*own, "knn"] if splits.query is not None else [name for name in own if name == "prototypes"]
 
 
-def open_selection(trained: TrainedRun, config: RunConfig, name: str, selection: Selection) -> LocalIndex:
-    """The embeddings of a selection as the index RUN/evaluation/NAME, made where it is not there or not of this network."""
+def open_selection(trained: TrainedRun, config: RunConfig, name: str, selection: Selection) -> ShardedIndex:
+    """The embeddings of a selection as the index RUN/evaluation/NAME, made where it is not there or not of this network.
+
+    Those of the gallery may be an index that was built elsewhere (`TrainedRun.gallery`).
+    """
+    if name == "gallery" and trained.gallery is not None:
+        return trained.gallery
     index = SelectionIndex(
         trained.embedder,
         trained.catalogue,
@@ -133,7 +148,9 @@ def _score_knn(trained: TrainedRun, config: RunConfig, splits: RunSplits) -> dic
     return dict(score_knn(gallery, *_queries(trained, config, splits), config.evaluation.k_p))
 
 
-def _open_compared(trained: TrainedRun, config: RunConfig, splits: RunSplits) -> tuple[LocalIndex, Selection]:
+def _open_compared(
+    trained: TrainedRun, config: RunConfig, splits: RunSplits
+) -> tuple[ShardedIndex, Selection]:
     """(index of the training images, the test images compared with them); RequestError where there are none."""
     if splits.query is None:
         raise RequestError(f"data.dataset={config.data.dataset} has no test and no val split to query with")

@@ -21,7 +21,7 @@ from fsl_dist.evaluation.report import open_selection, other_method, require_nov
 from fsl_dist.methods.config import PCNConfig
 from fsl_dist.training.splits import split_run
 from fsl_dist.training.trained import TrainedRun, open_trained
-from index import LocalIndex
+from index import ShardedIndex
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,7 +83,7 @@ class EmbeddedRun:
         """name of the split of `query`, empty where there is none"""
 
     @cached_property
-    def gallery(self) -> LocalIndex:
+    def gallery(self) -> ShardedIndex:
         """Index of the training images."""
         return self._open("gallery", self._splits.gallery)
 
@@ -180,11 +180,11 @@ class EmbeddedRun:
         draw = draw_novel(novel.labels, settings, seed=self.config.run.seed, draw=number)
         return novel.take(draw.support), novel.take(draw.test)
 
-    def _open(self, name: str, selection: Selection) -> LocalIndex:
+    def _open(self, name: str, selection: Selection) -> ShardedIndex:
         return open_selection(self._trained, self.config, name, selection)
 
 
-def _read(index: LocalIndex) -> Images:
+def _read(index: ShardedIndex) -> Images:
     return Images(index.ids, index.labels, index.vectors(0, index.num_vectors))
 
 

@@ -16,7 +16,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import eigsh
 
 from fsl_dist.seeding import generator
-from index.search import LocalIndex
+from index.search import ShardedIndex
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ _DENSE_SIZE = 1000
 _TOLERANCE = 1e-10
 
 
-def neighbour_affinity(index: LocalIndex, num_neighbors: int) -> csr_array:
+def neighbour_affinity(index: ShardedIndex, num_neighbors: int) -> csr_array:
     """½(C + Cᵀ) of an index's vectors, float64 [n, n], C[i, j] = 1 where j is among the nearest of i.
 
     num_neighbors counts the vector itself, as scikit-learn does, but the diagonal stays empty: a normalised Laplacian leaves

@@ -13,6 +13,7 @@ from fsl_dist.embedder import Embedder
 from fsl_dist.errors import ConfigError, RequestError
 from fsl_dist.models.backbones import build_network
 from fsl_dist.training.checkpoint import TENSORS, CheckpointFolder, read_checkpoint
+from index import ShardedIndex
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,8 @@ class TrainedRun:
     embedder: Embedder
     parameters: str
     """name of the checkpoint and its checksum: what an index made from it is known by"""
+    gallery: ShardedIndex | None = None
+    """an index of the training images that was built elsewhere; without it they are embedded where they are asked for"""
 
 
 def find_checkpoint(run: Path) -> Path:

@@ -18,8 +18,10 @@ import pytest
 from index import storage, versions
 from index.build import build
 from index.config import IndexConfig
+from index.errors import RequestError
 from index.following import FollowingIndex
 from index.search import open_index
+from index.writer import IndexWriter
 
 pytestmark = pytest.mark.integration
 
@@ -197,6 +199,33 @@ def test_images_are_embedded_where_a_killed_build_left_off(
     assert "resumed: " in errors
     assert contents(out) == contents(tmp_path / "undisturbed")
     assert versions.read_manifest(versions.find_version(out)).source.keys() == {"catalogue", "parameters"}
+
+
+def test_a_run_is_evaluated_against_an_index_here_or_as_actors(
+    trained: Path, digits: Path, tmp_path: Path
+) -> None:
+    from fsl_dist.evaluation.report import evaluate_run
+    from fsl_dist.indexing import build_from_run
+
+    out = tmp_path / "out"
+    build_from_run(trained, digits, out, IndexConfig(shards=2))
+    for protocol in ("knn", "prototypes"):
+        wanted = evaluate_run(trained, protocol=protocol).metrics
+        assert evaluate_run(trained, protocol=protocol, gallery=open_index(out)).metrics == wanted
+    code, printed, errors = run(
+        *("evaluate", trained, "--protocol", "prototypes", "--index", out, "--index-actors", 2, "--json")
+    )
+    assert code == 0, errors
+    assert json.loads(printed)["metrics"] == wanted
+    IndexWriter(out).remove(np.array([0]))
+    with pytest.raises(RequestError, match=r"changed since it was built .build it with: fsl-dist index build"):
+        evaluate_run(trained, gallery=open_index(out))
+    build(tmp_path / "other", np.eye(8, dtype=np.float32), np.arange(8))
+    with pytest.raises(RequestError, match="does not say which catalogue it was made from"):
+        evaluate_run(trained, gallery=open_index(tmp_path / "other"))
+    code, _, errors = run("evaluate", trained, "--index-actors", 2)
+    assert code == 2
+    assert "--index-actors goes with --index" in errors
 
 
 def test_workers_of_ray_write_the_same_files_and_may_die(tmp_path: Path) -> None:
