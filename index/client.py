@@ -106,6 +106,7 @@ def open_ray_index(
     partial: Literal["error", "allow"] = "error",
     verify: bool = True,
     num_cpus: float = 1.0,
+    num_gpus: float = 0.0,
     max_batch: int = 256,
     timeout_s: float = 120.0,
     silence_s: float = 10.0,
@@ -123,13 +124,14 @@ def open_ray_index(
         `SearchResult.missing_shards`; PartialSearchError only where nothing answered.
     verify: whether this process first compares the checksums of the version's files (reads all of them); sizes always.
     num_cpus: CPUs that each actor asks Ray for; it searches with as many threads, at least one.
+    num_gpus: GPUs, or the fraction of one, that each actor asks Ray for; above 0 it searches there.
     max_batch: small requests that wait for an actor are searched together, up to this many queries; 1 joins none.
     timeout_s: how long no replica of a part may give a sign of life, when opening and when searching.
     silence_s: how long a replica may give no sign of life until another one is asked.
     detached: the actors outlive this process, until `close(end_detached=True)`.
 
     Actors are found by the path and `num_actors`: processes that open the same index share them, and the first one's
-    `num_cpus` and `max_batch` hold. They end with the client that made them; others make new ones in their place and
+    `num_cpus`, `num_gpus` and `max_batch` hold. They end with the client that made them; others make new ones in their place and
     wait meanwhile, so ask for `detached` where processes come and go.
     """
     root = Path(path).absolute()
@@ -145,8 +147,9 @@ def open_ray_index(
     for name, value in (("replicas", replicas), ("max_batch", max_batch)):
         if value < 1:
             raise RequestError(f"{name}={value} must be at least 1")
-    if not num_cpus >= 0:
-        raise RequestError(f"num_cpus={num_cpus} must be at least 0")
+    for name, number in (("num_cpus", num_cpus), ("num_gpus", num_gpus)):
+        if not number >= 0:
+            raise RequestError(f"{name}={number} must be at least 0")
     for name, seconds in (("timeout_s", timeout_s), ("silence_s", silence_s)):
         if not seconds > 0:
             raise RequestError(f"{name}={seconds} must be above 0")
@@ -157,6 +160,7 @@ def open_ray_index(
         num_actors,
         replicas,
         num_cpus=num_cpus,
+        num_gpus=num_gpus,
         max_batch=max_batch,
         timeout_s=timeout_s,
         silence_s=silence_s,

@@ -126,8 +126,8 @@ def run(
 ) -> Path:
     """Build an index, or go on with it, and publish it; returns the version's folder.
 
-    Vectors are computed by `embed`, or read from what `open_vectors` gives. `switch` makes a version current. A build that was published already is made
-    current, if it is not, and not built again. Raises StaleOwnerError once another builder has taken over, RequestError
+    Vectors are computed by `embed`, or read from what `open_vectors` gives. `switch` makes a version current. A build
+    that was published already is made current, if it is not, and not built again. Raises StaleOwnerError once another builder has taken over, RequestError
     for vectors that do not fit (nothing is left of the attempt), FslDistError where the disk fails (the attempt stays).
     """
     kinds.check(plan.config, plan.dim, len(plan.ids))

@@ -111,6 +111,7 @@ class Replicas:
         num_replicas: int,
         *,
         num_cpus: float,
+        num_gpus: float,
         max_batch: int,
         timeout_s: float,
         silence_s: float,
@@ -121,6 +122,7 @@ class Replicas:
         self.timeout_s = timeout_s
         self._silence_s = min(silence_s, timeout_s)
         self._num_cpus = num_cpus
+        self._num_gpus = num_gpus
         self._max_batch = max_batch
         self._detached = detached
         self._lock = threading.Lock()
@@ -161,7 +163,7 @@ class Replicas:
                     raise self._as_error(failure, part, version, has_waited=False) from failure
                 raise PartialSearchError(
                     f"no actor for {version.names(part, self.num_parts)} was ready within {self.timeout_s:g} s: it "
-                    f"{failure}; {self._describe_cpus()}: free some CPUs or ask for fewer actors"
+                    f"{failure}; {self._describe_need()}: free some or ask for fewer actors"
                 ) from failure
 
     def ask(
@@ -208,6 +210,7 @@ class Replicas:
             namespace=NAMESPACE,
             lifetime="detached" if self._detached else None,
             num_cpus=self._num_cpus,
+            num_gpus=self._num_gpus,
             max_restarts=-1,
             # What a dead actor had not answered is asked of another one, not of the same one when it is back.
             max_task_retries=0,
@@ -219,7 +222,8 @@ class Replicas:
                 return ray.get_actor(name, NAMESPACE), False
             try:
                 num_threads = max(1, int(self._num_cpus))
-                return made.remote(part, self.num_parts, num_threads, self._max_batch), True
+                device = "gpu" if self._num_gpus else "cpu"
+                return made.remote(part, self.num_parts, num_threads, self._max_batch, device), True
             except ray.exceptions.ActorAlreadyExistsError as error:  # another client made it at this moment
                 if time.monotonic() > deadline:
                     raise PartialSearchError(f"no actor '{name}' can be made: {error}") from None
@@ -388,11 +392,15 @@ class Replicas:
             "partial answers (partial=allow)"
         )
 
-    def _describe_cpus(self) -> str:
+    def _describe_need(self) -> str:
+        """What all actors ask Ray for, and what it has."""
         import ray
 
         num_actors = sum(map(len, self._parts))
-        return (
-            f"{num_actors} actors of {self._num_cpus:g} CPUs need {num_actors * self._num_cpus:g}, "
-            f"Ray has {ray.cluster_resources().get('CPU', 0):g}, {ray.available_resources().get('CPU', 0):g} of them free"
+        has, free = ray.cluster_resources(), ray.available_resources()
+        needs = [("CPU", self._num_cpus), *([("GPU", self._num_gpus)] if self._num_gpus else [])]
+        return "; ".join(
+            f"{num_actors} actors of {each:g} {name}s need {num_actors * each:g}, Ray has {has.get(name, 0):g}, "
+            f"{free.get(name, 0):g} of them free"
+            for name, each in needs
         )

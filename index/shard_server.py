@@ -17,6 +17,7 @@ import faiss
 import numpy as np
 
 from index import versions
+from index.config import Device
 from index.errors import VersionError
 from index.plan import Task
 from index.shard import Request, Shard
@@ -66,8 +67,11 @@ class ShardServer:
     and many small ones share each pass over the vectors.
     """
 
-    def __init__(self, part: int, num_parts: int, num_threads: int, max_batch: int) -> None:
+    def __init__(
+        self, part: int, num_parts: int, num_threads: int, max_batch: int, device: Device = "cpu"
+    ) -> None:
         self._part, self._num_parts = part, num_parts
+        self._device = device
         self._max_batch = max_batch
         # OpenMP counts threads by calling thread, so both of these are told.
         self._searcher, self._opener = (
@@ -121,7 +125,7 @@ class ShardServer:
         if ServedVersion.of(folder, manifest) != version:
             raise VersionError(f"{folder} was built again since the index was opened; open the index again")
         numbers = deal_shards(len(manifest.shard_starts), self._part, self._num_parts)
-        shards = [Shard.open(folder, manifest, number) for number in numbers]
+        shards = [Shard.open(folder, manifest, number, self._device) for number in numbers]
         # The first search makes the centred copy: no client's query is the first. One row is enough for that.
         first = np.full((1, manifest.dim), manifest.dim**-0.5, dtype=np.float32)
         nothing = np.full(1, -1, dtype=np.int64)
