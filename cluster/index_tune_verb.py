@@ -36,7 +36,8 @@ def tune(index: Path, recall: float, k: int, sample: int, as_json: bool) -> None
     from index.tune import store
     from index.tune import tune as tune_index
 
-    opened = open_index(index)
+    # Vectors added since are compared with one by one, whatever the parameters.
+    opened = open_index(index, changes=False)
     if not opened.parameters:
         emit(
             {"index": str(opened.path), "kind": "flat", "parameters": {}, "recall": 1.0, "reached": True},
