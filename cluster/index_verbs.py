@@ -1,4 +1,4 @@
-"""The verbs `fsl-dist index build`, `search`, `status` and `rollback`; `tune` has a file of its own."""
+"""The verbs `fsl-dist index build`, `search`, `status` and `rollback`; `tune` and `serve` have files of their own."""
 
 import re
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cluster.dataset_options import make_progress
+from cluster.index_serve_verb import serve
 from cluster.index_tune_verb import tune
 from cluster.output import emit
 
@@ -37,6 +38,7 @@ def index_group() -> None:
     """
 
 
+index_group.add_command(serve)
 index_group.add_command(tune)
 
 
