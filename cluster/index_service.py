@@ -117,20 +117,14 @@ class IndexService:
         """The version that is served, and the limits. Raises HTTPException."""
         self._check_token(request)
         manifest, limits = self.index.manifest, self.settings.limits
-        told = (
-            "version",
-            "kind",
-            "factory",
-            "metric",
-            "dim",
-            "num_vectors",
-            "parameters",
-            "created",
-            "source",
-        )
-        return {name: getattr(manifest, name) for name in told} | {
-            name: getattr(limits, name) for name in ("max_k", "max_batch", "max_body_mb")
+        told = ("version", "kind", "factory", "metric", "dim", "parameters", "created")
+        # The rest of the source may be paths, of which a client knows nothing.
+        source = {
+            name: manifest.source[name] for name in ("catalogue", "parameters") if name in manifest.source
         }
+        limited = {name: getattr(limits, name) for name in ("max_k", "max_batch", "max_body_mb")}
+        facts = {name: getattr(manifest, name) for name in told}
+        return {**facts, "num_vectors": self.index.num_vectors, "source": source, **limited}
 
     def metrics(self) -> list[Metric]:
         """What this replica has counted, its name in each sample."""
@@ -199,8 +193,10 @@ class IndexService:
             return Response(write_raw(result, labels), headers=headers, media_type=RAW)
         keys = None
         if (catalogue := self._catalogue_of(index.manifest)) is not None:
+            # Vectors that were added later may be of no image.
+            known = (result.ids >= 0) & (result.ids < catalogue.num_samples)
             keys = np.full(result.ids.shape, None, dtype=object)
-            keys[result.ids >= 0] = catalogue.keys(result.ids[result.ids >= 0])
+            keys[known] = catalogue.keys(result.ids[known])
         return Response(write_json(index.manifest.version, result, labels, keys), media_type=JSON)
 
     def _open(self, folder: Path) -> ShardedIndex:
@@ -266,7 +262,14 @@ def build_app(service: IndexService) -> FastAPI:
 
     @app.post("/search", dependencies=token, openapi_extra={"requestBody": describe_body()})
     async def search(request: Request) -> Response:
-        """The k nearest vectors of each query, as JSON; raw where Accept says application/octet-stream."""
+        """The k nearest vectors of each query, best first.
+
+        JSON: {"version", "ids", "labels", "distances"}, the last three [n, k], and "keys" where the service knows the data
+        set. Where there are fewer than k, id and label are -1, distance and key null. Raw, where Accept is
+        application/octet-stream: ids int64 [n, k], labels int64 [n, k], distances float32 [n, k], one behind the other,
+        little-endian; headers Index-Version and Index-Shape (n,k). Refusals (400, 401, 413, 415, 422, 503) are
+        {"error": one line}.
+        """
         return await service.search(request)
 
     @app.get("/", dependencies=token)

@@ -27,7 +27,7 @@ class BadBody(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchSettings:
-    """Everything of a request but its queries; the arguments of `ShardedIndex.search`."""
+    """A search, apart from its queries."""
 
     k: int
     """Neighbours a query."""
@@ -166,7 +166,12 @@ def describe_body() -> dict[str, Any]:
     schema = pydantic.TypeAdapter(SearchSettings).json_schema()
     schema["properties"] = {"queries": queries, **schema["properties"]}
     schema |= {"required": ["queries", "k"], "additionalProperties": False}
-    raw = {"type": "string", "format": "binary", "description": read_raw.__doc__}
+    raw = {
+        "type": "string",
+        "format": "binary",
+        "description": "float32 [n, dim], little-endian; k, filter, exact, parameters.NAME are query parameters, and so is "
+        "columns, the names of int64 arrays behind the vectors: query_labels, query_ids [n], include_ids, exclude_ids [n, 2].",
+    }
     return {"required": True, "content": {JSON: {"schema": schema}, RAW: {"schema": raw}}}
 
 
