@@ -5,8 +5,10 @@ import ipaddress
 import os
 import signal
 import socket
+import sys
 import time
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, closing, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -98,19 +100,28 @@ def serve(
         num_replicas=replicas,
         num_cpus=cpus,
     )
+    stdout = sys.stdout
+
+    def say(facts: dict[str, object], text: str) -> None:
+        with redirect_stdout(stdout):  # which is stderr while Ray runs, for what Ray prints
+            emit(facts, as_json, text)
+
     try:
         with ray_session(replicas * (1 + actors * cpus if actors else cpus)):
             # Ray has handlers of its own; here SIGTERM, too, unwinds what is open.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
-            _run(settings, host, port, as_json)
+            _run(settings, host, port, say)
     except KeyboardInterrupt:
         click.echo("stopped", err=True)
 
 
-def _run(settings: "ServiceSettings", host: str, port: int, as_json: bool) -> None:
+def _run(
+    settings: "ServiceSettings", host: str, port: int, say: Callable[[dict[str, object], str], None]
+) -> None:
     """Start the service, say so, and wait for a signal; what was started here ends."""
     import logging
 
+    import ray
     from ray import serve
 
     from cluster.index_service import APP_NAME, make_application
@@ -124,8 +135,13 @@ def _run(settings: "ServiceSettings", host: str, port: int, as_json: bool) -> No
             f"the Ray cluster of RAY_ADDRESS already serves {names}, at an address of its own; end that "
             "(serve shutdown), or start this one on a cluster of its own"
         )
+    remote: RayIndex | None = None
+
+    def close_actors() -> None:
+        if remote is not None:
+            remote.close()
+
     with ExitStack() as started:
-        remote: RayIndex | None = None
         if settings.num_actors:
             # The replicas find these actors by name; they end with this command.
             remote = open_ray_index(
@@ -135,26 +151,37 @@ def _run(settings: "ServiceSettings", host: str, port: int, as_json: bool) -> No
                 num_cpus=settings.num_cpus,
                 verify=False,
             )
-            started.callback(remote.close)
-        started.callback(serve.shutdown)
+            started.callback(close_actors)
         logs = {"log_level": "WARNING", "enable_access_log": False}
-        serve.start(http_options={"host": host, "port": port}, logging_config=logs)
         try:
+            serve.start(http_options={"host": host, "port": port}, logging_config=logs)
+            started.callback(_end)
             serve.run(make_application(settings), name=APP_NAME, logging_config=logs)
-        except RuntimeError as error:
+        except (RuntimeError, ray.exceptions.RayError) as error:
             raise FslDistError(f"the service did not start: {' '.join(str(error).split())}") from None
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         if not os.environ.get("RAY_ADDRESS"):
             _wait_until_ready(host, port)
         manifest = read_manifest(find_version(settings.index))
         facts = {"url": url, "index": str(settings.index), "version": manifest.version}
-        emit(facts, as_json, f"{url} serves {settings.index}, version {manifest.version}")
+        say(facts, f"{url} serves {settings.index}, version {manifest.version}")
         while True:
             time.sleep(1)
             if remote is not None:
-                # Whoever has a version open keeps it from being removed.
+                # Who has a version open keeps it from being removed.
                 with suppress(FslDistError):
                     remote = remote.refresh()
+
+
+def _end() -> None:
+    """Let requests that are under way be answered, then take no more."""
+    from ray import serve
+
+    from cluster.index_service import APP_NAME
+
+    serve.delete(APP_NAME)
+    if os.environ.get("RAY_ADDRESS"):  # a Ray of this command's own ends with it, Ray Serve and all
+        serve.shutdown()
 
 
 def _check_address(host: str, port: int, *, has_token: bool) -> None:

@@ -20,6 +20,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 from ray import serve
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from cluster.search_requests import (
     JSON,
@@ -236,6 +237,8 @@ def refuse(error: Exception) -> Response:
             status, text, headers = error.status_code, error.detail, error.headers
         case BadBody():
             status, text = 400, str(error)
+        case ClientDisconnect():
+            status, text = 400, "the body ended before its end"
         case RequestError():
             status, text = 422, str(error)
         case FslDistError():
