@@ -1,32 +1,24 @@
-"""An index as an HTTP service: what Ray Serve runs in each replica, and its routes."""
+"""An index as an HTTP service: what Ray Serve runs in each replica."""
 
 import asyncio
 import hashlib
 import hmac
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import faiss
 import numpy as np
-from fastapi import Depends, FastAPI, Request, Response
-from fastapi.responses import JSONResponse
-from fastapi.security import HTTPBearer
+from fastapi import FastAPI, Request, Response
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
-from prometheus_client.registry import Collector
 from ray import serve
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
+from cluster.index_routes import build_app, refuse
 from cluster.search_requests import (
     JSON,
     RAW,
-    BadBody,
-    describe_body,
     read_json,
     read_raw,
     write_json,
@@ -36,7 +28,7 @@ from cluster.service_settings import ServiceSettings, find_catalogue
 from fsl_dist.data.catalogue import Catalogue
 from index import FollowingIndex, versions
 from index.client import open_ray_index
-from index.errors import FslDistError, RequestError
+from index.errors import RequestError
 from index.search import ShardedIndex, open_index
 from index.versions import Manifest
 
@@ -139,6 +131,18 @@ class IndexService:
             ]
         return families
 
+    async def all_metrics(self) -> list[Metric]:
+        """The same of every replica that answers, family by family."""
+        handle = serve.get_deployment_handle(_NAME, APP_NAME)
+        found = await handle.broadcast("metrics").results_async(timeout_s=5, return_exceptions=True)
+        families: dict[str, Metric] = {}
+        for family in (family for replica in found if isinstance(replica, list) for family in replica):
+            if family.name in families:
+                families[family.name].samples += family.samples
+            else:
+                families[family.name] = family
+        return list(families.values())
+
     def _check_token(self, request: Request) -> None:
         if not (wanted := self.settings.token_sha256):
             return
@@ -217,88 +221,6 @@ class IndexService:
         if wanted not in self._catalogues:
             self._catalogues[wanted] = find_catalogue(self.settings.dataset, wanted)
         return self._catalogues[wanted]
-
-
-class _Families(Collector):
-    """Families of several replicas, for `generate_latest`."""
-
-    def __init__(self, families: dict[str, Metric]) -> None:
-        self.families = families
-
-    def collect(self) -> Iterable[Metric]:
-        return self.families.values()
-
-
-def refuse(error: Exception) -> Response:
-    """An error as an answer: {"error": one line}."""
-    headers = None
-    match error:
-        case HTTPException():
-            status, text, headers = error.status_code, error.detail, error.headers
-        case BadBody():
-            status, text = 400, str(error)
-        case ClientDisconnect():
-            status, text = 400, "the body ended before its end"
-        case RequestError():
-            status, text = 422, str(error)
-        case FslDistError():
-            status, text = 503, "a part of the index does not answer; try again"
-        case _:
-            status, text = 500, "the search failed; the log of the service says how"
-    if status >= 500:
-        logger.error("%s", text, exc_info=error)
-    return JSONResponse({"error": text}, status, headers)
-
-
-def build_app(service: IndexService) -> FastAPI:
-    """The routes of a replica."""
-
-    @asynccontextmanager
-    async def follow(_: FastAPI) -> AsyncIterator[None]:
-        following = asyncio.create_task(service.follow())
-        yield
-        following.cancel()
-
-    app = FastAPI(title="fsl-dist index", summary="Nearest neighbours", redoc_url=None, lifespan=follow)
-    app.add_exception_handler(HTTPException, lambda _, error: refuse(error))
-    token = [Depends(HTTPBearer(auto_error=False, description="Where the service was started with a token."))]
-
-    @app.post("/search", dependencies=token, openapi_extra={"requestBody": describe_body()})
-    async def search(request: Request) -> Response:
-        """The k nearest vectors of each query, best first.
-
-        JSON: {"version", "ids", "labels", "distances"}, the last three [n, k], and "keys" where the service knows the data
-        set. Where there are fewer than k, id and label are -1, distance and key null. Raw, where Accept is
-        application/octet-stream: ids int64 [n, k], labels int64 [n, k], distances float32 [n, k], one behind the other,
-        little-endian; headers Index-Version and Index-Shape (n,k). Refusals (400, 401, 413, 415, 422, 503) are
-        {"error": one line}.
-        """
-        return await service.search(request)
-
-    @app.get("/", dependencies=token)
-    async def describe(request: Request) -> dict[str, object]:
-        """The version that is served, and the limits of a request."""
-        return service.describe(request)
-
-    @app.get("/health")
-    async def health() -> dict[str, object]:
-        """Ready: a version is open. Until then the proxy in front answers 404 or 503."""
-        return {"status": "ready", "version": service.index.manifest.version}
-
-    @app.get("/metrics")
-    async def metrics() -> Response:
-        """What all replicas have counted, for Prometheus."""
-        handle = serve.get_deployment_handle(_NAME, APP_NAME)
-        found = await handle.broadcast("metrics").results_async(timeout_s=5, return_exceptions=True)
-        families: dict[str, Metric] = {}
-        for replica in found:
-            for family in [] if isinstance(replica, BaseException) else replica:
-                families.setdefault(family.name, family)
-                if family is not families[family.name]:
-                    families[family.name].samples += family.samples
-        return Response(generate_latest(_Families(families)), media_type=CONTENT_TYPE_LATEST)
-
-    return app
 
 
 def make_application(settings: ServiceSettings) -> serve.Application:

@@ -160,7 +160,8 @@ def service(
 @pytest.fixture(scope="module")
 def alone(indexed: tuple[Path, LocalIndex], digits: Path) -> Iterator[Client]:
     """One replica's routes without Ray Serve before them, the index in the same process."""
-    from cluster.index_service import IndexService, build_app
+    from cluster.index_routes import build_app
+    from cluster.index_service import IndexService
 
     settings = ServiceSettings(
         index=indexed[0],
