@@ -106,9 +106,11 @@ def serve(
         with redirect_stdout(stdout):  # which is stderr while Ray runs, for what Ray prints
             emit(facts, as_json, text)
 
+    # Ray Serve gives up a process that listens after 5 s, which a busy machine takes to start one.
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", str(_READY_WITHIN_S))
     try:
         with ray_session(replicas * (1 + actors * cpus if actors else cpus)):
-            # Ray has handlers of its own; here SIGTERM, too, unwinds what is open.
+            # Ray has put its own handler in the place: exit 15, nothing unwound.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
             _run(settings, host, port, say)
     except KeyboardInterrupt:
