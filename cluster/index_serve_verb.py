@@ -156,7 +156,8 @@ def _run(
             started.callback(close_actors)
         logs = {"log_level": "WARNING", "enable_access_log": False}
         try:
-            serve.start(http_options={"host": host, "port": port}, logging_config=logs)
+            with suppress(TimeoutError):  # after 60 s, though it goes on starting; /health tells
+                serve.start(http_options={"host": host, "port": port}, logging_config=logs)
             started.callback(_end)
             serve.run(make_application(settings), name=APP_NAME, logging_config=logs)
         except (RuntimeError, ray.exceptions.RayError) as error:
