@@ -10,6 +10,7 @@ import click
 
 from cluster.dataset_options import make_progress
 from cluster.index_change_verbs import add, merge, remove, update
+from cluster.index_serve_verb import serve
 from cluster.index_tune_verb import tune
 from cluster.output import emit
 
@@ -38,7 +39,7 @@ def index_group() -> None:
     """
 
 
-for _verb in (add, remove, update, merge, tune):
+for _verb in (add, remove, update, merge, serve, tune):
     index_group.add_command(_verb)
 
 

@@ -1,6 +1,7 @@
 """The verbs of `fsl-dist index`: files in, files out, one JSON object, one-line errors."""
 
 import json
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -120,3 +121,26 @@ def test_every_help_has_an_example(verb: tuple[str, ...]) -> None:
     result = call(*verb, "--help")
     assert result.exit_code == 0
     assert "Example:\n" in result.stdout
+
+
+def test_serve_refuses_an_address_before_anything_starts(
+    arrays: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = arrays / "index"
+    call("build", "--vectors", arrays / "X.npy", "--labels", arrays / "Y.npy", out)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("A_TOKEN", "short")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert f"host=127.0.0.1 port={port}: Address already in use" in refusal("serve", out, "--port", port)
+    for host in ("0.0.0.0", "::"):
+        assert "lets others reach the index, and there is no token" in refusal("serve", out, "--host", host)
+    assert "host=256.1.1.1 is no address of this machine" in refusal("serve", out, "--host", "256.1.1.1")
+    assert "A_TOKEN must hold a token of at least 16" in refusal(
+        "serve", out, "--port", port, "--token-env", "A_TOKEN"
+    )
+    assert "max_k=0 must be" in refusal("serve", out, "--max-k", 0)
+    assert "is not a data set" in refusal("serve", out, "--port", port, "--dataset", arrays)
+    assert "holds no published index" in refusal("serve", arrays, "--port", port)
