@@ -102,7 +102,7 @@ class FlatRows:
         rows = np.empty((len(queries), count), dtype=np.int64)
         for first in range(0, len(queries), _TILE_QUERIES):
             part = slice(first, first + _TILE_QUERIES)
-            heap = _heap_over(costs[part], rows[part])
+            heap = heap_over(costs[part], rows[part])
             left = self._augment_queries(queries[part])
             for row in range(start, stop, _TILE_ROWS):
                 end = min(row + _TILE_ROWS, stop)
@@ -161,7 +161,7 @@ def keep_best(parts: list[tuple[np.ndarray, np.ndarray]], count: int) -> tuple[n
     return np.take_along_axis(costs, best, axis=1), np.take_along_axis(rows, best, axis=1)
 
 
-def _heap_over(costs: np.ndarray, rows: np.ndarray) -> Any:
+def heap_over(costs: np.ndarray, rows: np.ndarray) -> Any:
     """FAISS's heaps of the smallest costs, one a query, that live in the two arrays [queries, count]."""
     heap = faiss.float_maxheap_array_t()
     heap.nh, heap.k = costs.shape

@@ -78,14 +78,19 @@ def requests(draw):
     shards=st.integers(1, 4),
     k=st.integers(1, 18),
     max_runs=st.sampled_from([1, 32]),
+    queries_a_cluster=st.sampled_from([0, 10**9]),
 )
-def test_what_claims_to_be_exact_equals_brute_force(request, kind, metric, shards, k, max_runs) -> None:
+def test_what_claims_to_be_exact_equals_brute_force(
+    request, kind, metric, shards, k, max_runs, queries_a_cluster
+) -> None:
     gallery, filter_name, include, exclude, without_itself = request
     vectors, labels, ids = gallery
     nlist = {"nlist": min(3, len(ids)), "nprobe": min(3, len(ids))} if kind == "ivf_flat" else {}
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(index.plan, "_MAX_RUNS", max_runs)
         patch.setattr(index.flat, "_ROWS_AT_ONCE", 4)
+        # By matrix products over queries that share a cluster, or by FAISS's scan.
+        patch.setattr("index.candidates._QUERIES_A_CLUSTER", queries_a_cluster)
         # Otherwise so small a gallery is always searched flat.
         patch.setattr("index.candidates.Candidates.visits", lambda self, parameters: 0)
         build(
@@ -209,6 +214,22 @@ def test_same_class_is_exact_on_every_kind(tmp_path) -> None:
                 lambda label, number, row=row: label == labels[row] and number != ids[row],
             )
             assert found.ids[row].tolist() == expected
+
+
+@pytest.mark.parametrize("metric", ["l2", "inner_product", "cosine"])
+def test_queries_that_share_clusters_get_the_neighbours_of_a_scan(tmp_path, monkeypatch, metric) -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((3000, 16), dtype=np.float32) + 5  # far from the origin, too
+    build(tmp_path, vectors, rng.integers(0, 9, 3000), config=IndexConfig(kind="ivf_flat", metric=metric))
+    opened = open_index(tmp_path)
+    ranges = np.tile([[200, 1900]], (500, 1))
+    for asked in ({}, {"include_ids": ranges}, {"exclude_ids": ranges}):
+        found = {}
+        for least in (0, 10**9):
+            monkeypatch.setattr("index.candidates._QUERIES_A_CLUSTER", least)
+            found[least] = opened.search(vectors[:500], 7, parameters={"nprobe": 20}, **asked)
+        np.testing.assert_array_equal(found[0].ids, found[10**9].ids)
+        np.testing.assert_array_equal(found[0].distances, found[10**9].distances)
 
 
 def test_equal_ranges_are_searched_together(tmp_path) -> None:
