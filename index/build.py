@@ -219,7 +219,9 @@ class Staging:
 
     def list_finished(self) -> list[str]:
         """Names of the files that are noted as finished."""
-        return [name.removesuffix(".json") for name in storage.list_folder(self.folder / "finished")]
+        names = storage.list_folder(self.folder / "finished")
+        # What begins with a dot was being written when a process was killed.
+        return [name.removesuffix(".json") for name in names if not name.startswith(".")]
 
     def drop_damaged(self) -> list[str]:
         """Forget finished files that have other bytes now; returns their names. Reads all that is finished."""

@@ -109,6 +109,8 @@ def test_stopped_before_any_file_it_goes_on_to_the_same_files(
             nonlocal calls
             calls += 1
             if calls > stop_at:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.with_name(f".{path.name}.abc.tmp").write_bytes(b"half")  # as a kill leaves it
                 raise Killed
             return replacing(path)
 
