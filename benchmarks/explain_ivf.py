@@ -13,13 +13,19 @@ import io
 import json
 import os
 import platform
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import faiss
 import numpy as np
 from bench_index_ivf import draw_mixture, recall_of, search_plainly
 from faiss.contrib.big_batch_search import big_batch_search
+
+from index.build import build
+from index.config import IndexConfig
+from index.search import open_index
 
 
 def share_visited(
@@ -94,6 +100,15 @@ def main() -> None:
         ways[f"{name}, {num} candidates, not yet judged"] = timed(
             lambda codes=codes, num=num: codes.search(queries, num)[1]
         )
+    with tempfile.TemporaryDirectory() as folder:
+        for name, settings in (
+            ("index kind=flat", {}),
+            ("index kind=factory factory=PQ128x4fs k_factor=16", {"factory": "PQ128x4fs", "k_factor": 16}),
+        ):
+            config = IndexConfig(kind="factory" if settings else "flat", **settings)
+            opened = open_index(build(Path(folder) / name, vectors, labels, config=config), verify=False)
+            opened.search(queries[:8], k)  # the first search makes what is kept in memory
+            ways[name] = timed(lambda opened=opened: opened.search(queries, k).ids)
     lines = [
         f"Recall@{options.k} {options.recall:g}, {options.num:,} vectors, {len(queries):,} queries, {options.threads} thread(s).",
         "",
