@@ -181,12 +181,14 @@ class SweepConfig:
         Settings that take lists (`k_p`, `delta_tau`, `k`) take all of their values at once: their scores have names of their
         own. Combinations that the run refuses, such as a Δτ that leaves no temperature, are without those values.
         """
-        lists = {name: list(values) for name, values in self.evaluation.items() if name in _LIST_AXES}
+        lists: dict[str, list[Scalar]] = {
+            name: list(values) for name, values in self.evaluation.items() if name in _LIST_AXES
+        }
         single = {name: values for name, values in self.evaluation.items() if name not in _LIST_AXES}
         temperature = getattr(config.method, "temperature", None)
         if temperature is not None and "delta_tau" in lists:
-            legal = [d for d in lists["delta_tau"] if isinstance(d, int | float) and temperature + d > 0]
-            lists["delta_tau"] = legal or [0.0]
+            deltas = [delta for delta in lists["delta_tau"] if isinstance(delta, int | float)]
+            lists["delta_tau"] = [delta for delta in deltas if temperature + delta > 0] or [0.0]
         cells = []
         for values in product(*single.values()):
             cell: Point = dict(zip(single, values, strict=True))

@@ -24,11 +24,10 @@ class Judge:
         reports = SweepFolder(owner.folder).reports()
         for report in reports:
             self._decide(report.trial, report.epoch, report.value, report.stops)
-        path = owner.folder / REPORTS_FILE
+        self._path = owner.folder / REPORTS_FILE
         owner.check()
         # Anew, not appended to: a line that a kill cut off must not stand before the next one.
-        write_atomic(path, "".join(map(_line, reports)).encode())
-        self._file = path.open("a", encoding="utf-8")
+        write_atomic(self._path, "".join(map(_line, reports)).encode())
 
     def report(self, trial: int, epoch: int, value: float) -> bool:
         """Whether `trial` stops after `epoch` epochs; written down before it is said."""
@@ -36,9 +35,10 @@ class Judge:
             return self._decided[trial, epoch]
         stops = self._decide(trial, epoch, value)
         self.owner.check()
-        self._file.write(_line(Report(trial, epoch, value, stops)))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(_line(Report(trial, epoch, value, stops)))
+            file.flush()
+            os.fsync(file.fileno())
         return stops
 
     def is_stopped(self, trial: int) -> bool:

@@ -1,6 +1,6 @@
 """Which trial is next: those that were cut off, the base itself, then new points, without those that make no run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from index.errors import RequestError
 from tune.config import SweepConfig
@@ -76,8 +76,7 @@ class Plan:
 
     def best(self) -> Trial | None:
         """The trial of the largest value; of equal ones the first."""
-        scored = [trial for trial in self.trials.values() if trial.is_scored]
-        return max(scored, key=lambda trial: (trial.result.value, -trial.number), default=None)  # type: ignore[union-attr]
+        return best_of(self.trials.values())
 
     def _new_trial(self) -> Trial | None:
         if self.config.include_base and 0 not in self.trials:
@@ -95,3 +94,13 @@ class Plan:
     def _start(self, draw: int, point: Point) -> Trial:
         first = 0 if self.config.include_base else 1
         return self.folder.start(max(self.trials, default=first - 1) + 1, draw, point)
+
+
+def best_of(trials: Iterable[Trial]) -> Trial | None:
+    """The trial of the largest value; of equal ones the first."""
+    scored = [
+        (trial.result.value or 0.0, -trial.number, trial)
+        for trial in trials
+        if trial.is_scored and trial.result
+    ]
+    return max(scored)[2] if scored else None

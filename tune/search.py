@@ -57,18 +57,17 @@ def _told(
         for key, knob in config.space.items()
     }
     result = trial.result
-    if result is None:
-        return optuna.trial.create_trial(state=states.RUNNING, params=params, distributions=distributions)
-    if result.value is None or result.state in ("failed", "pruned"):
-        return optuna.trial.create_trial(state=states.FAIL, params=params, distributions=distributions)
-    if result.state == "stopped":
-        return optuna.trial.create_trial(
-            state=states.PRUNED,
-            params=params,
-            distributions=distributions,
-            intermediate_values={result.epochs: result.value},
-        )
-    return optuna.trial.create_trial(value=result.value, params=params, distributions=distributions)
+    if result is not None and result.state == "finished":
+        return optuna.trial.create_trial(value=result.value, params=params, distributions=distributions)
+    # Among trials that Optuna calls pruned, those without a value are the worst: a failed one's place is left alone, where a
+    # trial that it calls failed would be forgotten, and asked for again and again.
+    reached = {result.epochs: result.value} if result and result.state == "stopped" else {}
+    return optuna.trial.create_trial(
+        state=states.PRUNED if result else states.RUNNING,
+        params=params,
+        distributions=distributions,
+        intermediate_values=reached,
+    )
 
 
 def _distribution_of(knob: Knob) -> "optuna.distributions.BaseDistribution":

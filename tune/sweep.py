@@ -23,7 +23,7 @@ from index.storage import Owner, write_atomic
 from tune.config import SWEEP_FILE, SweepConfig, load_stored, render_sweep
 from tune.judge import Judge
 from tune.plan import Plan
-from tune.records import Result, Session, SweepFolder, Trial
+from tune.records import Result, Session, State, SweepFolder, Trial
 from tune.search import check_search
 from tune.space import show_point
 from tune.trial import run_trial
@@ -178,18 +178,22 @@ def fit_concurrency(config: SweepConfig, resources: dict[str, float]) -> int:
 def summarise(config: SweepConfig, plan: Plan, sessions: list[Session]) -> SweepSummary:
     """How a sweep stands."""
     best = plan.best()
-    counts = [len(plan.with_state(state)) for state in ("finished", "stopped", "failed", "pruned")]
+    states: tuple[State, ...] = ("finished", "stopped", "failed", "pruned")
+    finished, stopped, failed, pruned = (len(plan.with_state(state)) for state in states)
     wall_s = sum(session.wall_s for session in sessions)
     available = sum(session.wall_s * session.cores for session in sessions)
     busy = sum(session.busy_core_s for session in sessions)
     return SweepSummary(
-        config.dir,
-        config.trial_base().stop_metric,
-        *counts,
-        best.number if best else None,
-        best.result.value if best and best.result else None,
-        round(wall_s, 1),
-        round(busy / available, 3) if available else 0.0,
+        dir=config.dir,
+        metric=config.trial_base().stop_metric,
+        finished=finished,
+        stopped=stopped,
+        failed=failed,
+        pruned=pruned,
+        best_trial=best.number if best else None,
+        best_value=best.result.value if best and best.result else None,
+        wall_s=round(wall_s, 1),
+        utilisation=round(busy / available, 3) if available else 0.0,
     )
 
 
