@@ -59,7 +59,7 @@ def resume(folder: Path, retry_failed: bool, as_json: bool) -> None:
     started = time.monotonic()
     from tune.sweep import resume_sweep
 
-    _drive(resume_sweep(folder), as_json, started, retry_failed=retry_failed)
+    _drive(resume_sweep(folder, retry_failed=retry_failed), as_json, started, retry_failed=retry_failed)
 
 
 @sweep.command(epilog="Example: fsl-dist sweep report sweeps/pcn")

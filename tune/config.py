@@ -14,7 +14,8 @@ from index.errors import ConfigError
 from index.gate import dump, known_keys, merge, parse_overrides, parse_yaml, to_yaml, validate
 from tune.space import Knob, Point, Scalar, draw_point, grid_point, grid_size, nested, show_point
 
-SWEEP_FILE = "sweep.yaml"
+SWEEP_FILE = "sweep-config.yaml"
+"""in a sweep's folder; another name than people give the file that they start a sweep with"""
 
 _PROBES = 200
 """points of a space that are held against a run's rules before a sweep starts"""

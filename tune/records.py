@@ -1,6 +1,6 @@
 """What lies in a sweep's folder: the sweep, one folder a trial, what the trials reported, how long it all took.
 
-    SWEEP/sweep.yaml                   the sweep as it was started, its base whole
+    SWEEP/sweep-config.yaml            the sweep as it was started, its base whole
     SWEEP/trials/NNNN/                 a run's folder, as `fsl-dist train` makes it, and beside the run:
                       trial.json       the point, written before the trial starts
                       evaluation.json  its scores, one entry a combination of the evaluation grid

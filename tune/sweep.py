@@ -83,10 +83,15 @@ def num_cpus(config: SweepConfig) -> int:
     return config.trial_base().num_cpus * max(config.concurrency, 1)
 
 
-def resume_sweep(folder: Path) -> SweepConfig:
-    """The sweep that a folder holds, to be driven on."""
+def resume_sweep(folder: Path, *, retry_failed: bool = False) -> SweepConfig:
+    """The sweep that a folder holds, to be driven on.
+
+    Raises ConfigError for a folder without one, FslDistError where more trials failed than may and are not to be tried again.
+    """
     config = load_stored(folder)
     check_search(config)
+    if not retry_failed:
+        _check_failures(config, Plan(config, SweepFolder(folder)))
     return config
 
 
@@ -108,7 +113,6 @@ def drive(
     plan = Plan(config, folder)
     if retry_failed:
         plan.retry_failed()
-    _check_failures(config, plan)
     clock = _Clock(config, folder, owner, float(ray.cluster_resources()["CPU"]), started)
     judge = ray.remote(num_cpus=0)(Judge).remote(config, owner)
     crew = _Crew(config, judge)

@@ -12,7 +12,9 @@ import torch
 import yaml
 
 from fsl_dist.config import load_config
-from tune.config import load_sweep
+from fsl_dist.training.loop import Watch
+from index.errors import RequestError
+from tune.config import SWEEP_FILE, load_stored, load_sweep
 from tune.judge import build_scheduler
 from tune.plan import Plan
 from tune.records import EVALUATION_FILE, RESULT_FILE, SweepFolder
@@ -80,7 +82,7 @@ def results_of(folder: Path) -> dict[int, tuple]:
 class NoJudge:
     """Stops no trial."""
 
-    def watch(self, trial: int):  # noqa: ANN201
+    def watch(self, trial: int) -> Watch:
         return lambda epoch, value: False
 
     def is_stopped(self, trial: int) -> bool:
@@ -103,11 +105,11 @@ def run_here(config_path: Path) -> dict[int, tuple]:
 
 def test_a_killed_sweep_goes_on_as_if_nothing_had_been(digits: Path, tmp_path: Path) -> None:
     grid = {"delta_tau": [-0.05, 0, 3], "base_clusters": [1, 2]}
-    wanted = run_here(write_sweep(tmp_path / "whole", digits, evaluation=grid))
+    wanted = run_here(write_sweep(tmp_path / "whole", digits, evaluation=grid, seed=1))
     assert [row[1] for row in wanted.values()].count("finished") == 5
     assert "pruned" in [row[1] for row in wanted.values()]
 
-    config = write_sweep(tmp_path / "killed", digits, evaluation=grid)
+    config = write_sweep(tmp_path / "killed", digits, evaluation=grid, seed=1)
     folder = tmp_path / "killed" / "sweep"
     driver = subprocess.Popen(
         [PROGRAM, "sweep", "run", "--config", config],
@@ -180,9 +182,9 @@ def test_a_failing_trial_is_recorded_and_stops_the_sweep_only_when_asked(
     assert (summary["finished"], summary["failed"]) == (1, 1)
     failed = SweepFolder(tmp_path / "sweep").trials()[1]
     assert failed.result is not None
-    assert "finite" in failed.result.error
+    assert "the loss is nan at step" in failed.result.error
     assert (failed.folder / "error.txt").read_text().startswith("Traceback")
-    stored = tmp_path / "sweep" / "sweep.yaml"
+    stored = tmp_path / "sweep" / SWEEP_FILE
     stored.write_text(stored.read_text().replace("max_failures: -1", "max_failures: 0"))
     refused = fsl_dist("sweep", "resume", tmp_path / "sweep")
     assert refused.returncode == 1
@@ -196,21 +198,22 @@ def test_requests_that_cannot_be_served(digits: Path, tmp_path: Path) -> None:
         ({"metric": "knn/mcr@5"}, "is not measured for method.kind=pcn"),
         ({"dir": ""}, "dir is empty"),
     ):
-        refused = fsl_dist("sweep", "run", "--config", write_sweep(tmp_path, digits, **settings))
-        assert refused.returncode == 2, refused.stderr
-        assert words in refused.stderr
-        assert len(refused.stderr.strip().splitlines()) == 1
+        with pytest.raises(RequestError) as refused:
+            prepare_sweep(load_sweep(write_sweep(tmp_path, digits, **settings)))
+        assert words in str(refused.value)
+        assert "\n" not in str(refused.value)
         assert not (tmp_path / "sweep").exists()
-    nothing = fsl_dist("sweep", "resume", tmp_path)
-    assert nothing.returncode == 2
-    assert "is no sweep: it has no sweep.yaml" in nothing.stderr
+    # The file that sweeps are started with makes its folder no sweep.
+    with pytest.raises(RequestError, match=r"is no sweep: it has no sweep-config.yaml"):
+        load_stored(tmp_path)
 
 
+@pytest.mark.slow
 def test_more_gpus_than_there_are_is_an_error_at_once(digits: Path, tmp_path: Path) -> None:
     refused = fsl_dist("sweep", "run", "--config", write_sweep(tmp_path, digits, resources={"gpus": 64.0}))
     assert refused.returncode == 2, refused.stderr
     assert "a trial needs 64 GPUs and the Ray cluster has" in refused.stderr
-    assert not (tmp_path / "sweep" / "sweep.yaml").exists()
+    assert not (tmp_path / "sweep" / SWEEP_FILE).exists()
 
 
 def test_asha_stops_what_is_below_the_cut_of_a_rung_and_never_the_base() -> None:
