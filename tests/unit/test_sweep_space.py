@@ -14,6 +14,8 @@ from index.gate import parse_yaml, validate
 from tune.config import SweepConfig, load_sweep, render_sweep
 from tune.space import Knob, draw_point, grid_point, grid_size, nested, show_point
 
+ROOT = Path(__file__).parents[2]
+
 BASE = """
 base:
   data: {dataset: packed}
@@ -37,6 +39,17 @@ KNOBS = {
     "d": Knob(choice=("x", (1, 2), True)),
     "e": Knob(grid=(10, 20)),
 }
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "experiments" / "sweeps").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_the_sweeps_of_experiments_are_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    config = load_sweep(path)
+    assert config.num_points > 0
+    assert Path(config.dir) == ROOT / "sweeps" / path.stem
+    assert config.base.data.dataset.startswith(str(ROOT))
 
 
 @settings(deadline=None, max_examples=50)
