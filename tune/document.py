@@ -50,6 +50,8 @@ class Code:
 
 Block = Heading | Text | Table | Picture | Code
 
+_MARK = ' class="marked"'
+
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #1b1b1b; background: #fff; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2rem; } h3 { font-size: 1rem; }
@@ -115,7 +117,7 @@ def _html_of(block: Block) -> str:
             lines = [f"<tr>{cells}</tr>"]
             for number, row in enumerate(rows):
                 cells = "".join(f"<td>{escape(cell)}</td>" for cell in row)
-                lines.append(f"<tr{' class=marked' if number == block.marked else ''}>{cells}</tr>")
+                lines.append(f"<tr{_MARK if number == block.marked else ''}>{cells}</tr>")
             return '<div class="wide"><table>\n' + "\n".join(lines) + "\n</table></div>"
         case Picture():
             data = base64.b64encode(block.png).decode("ascii")
