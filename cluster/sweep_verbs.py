@@ -42,7 +42,7 @@ def sweep() -> None:
 def run(path: Path, as_json: bool, overrides: tuple[str, ...]) -> None:
     """Start a sweep in a new folder, `dir` of SWEEP.yaml."""
     started = time.monotonic()
-    from tune.config import load_sweep
+    from tune.sweep_file import load_sweep
 
     config = load_sweep(path, overrides)
     from tune.sweep import prepare_sweep

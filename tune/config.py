@@ -1,35 +1,21 @@
 """A sweep's settings: SWEEP.yaml through the same gate as a run's, and every key of its space held against a run's."""
 
-import difflib
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from fsl_dist.config import RunConfig, resolve_paths
+from fsl_dist.config import RunConfig
 from fsl_dist.evaluation.config import EvaluationConfig
 from index.errors import ConfigError
-from index.gate import dump, known_keys, merge, parse_overrides, parse_yaml, to_yaml, validate
+from index.gate import dump, merge, validate
 from tune.space import Knob, Point, Scalar, draw_point, grid_point, grid_size, nested, show_point
-
-SWEEP_FILE = "sweep-config.yaml"
-"""in a sweep's folder; another name than people give the file that they start a sweep with"""
+from tune.space_rules import check_evaluation, check_space
 
 _PROBES = 200
 """points of a space that are held against a run's rules before a sweep starts"""
 _LIST_AXES = ("k_p", "delta_tau", "k")
 """settings of an evaluation that take several values at a time"""
-_NO_KNOBS = (
-    "run.dir",
-    "data.dataset",
-    "data.version",
-    "workers.",
-    "mining.actors",
-    "mining.cpus",
-    "mining.gpus",
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,12 +109,17 @@ class SweepConfig:
                 f"mode=min with metric={self.metric or self.base.stop_metric}: every metric that a run validates by grows "
                 "with quality, and its best epoch is the one with the largest (mode=max)"
             )
-        _check_space(self.space, self.search)
-        _check_evaluation(self.evaluation)
+        check_space(self.space, self.search)
+        check_evaluation(self.evaluation)
         if self.base.training.patience == 0:
             raise ConfigError(
                 f"metric={self.metric or self.base.stop_metric} is reported by no trial: the base has training.patience=0 and "
                 "validates nothing (settings: training.patience: 10, or any number above 0)"
+            )
+        if self.base.training.validate_every > self.max_epochs:
+            raise ConfigError(
+                f"metric={self.metric or self.base.stop_metric} is reported by no trial: training.validate_every="
+                f"{self.base.training.validate_every} is above the {self.max_epochs} epochs of a trial"
             )
         base = self.trial_base()
         if base.workers.num > 1 and self.resources.gpus not in (0, base.workers.num):
@@ -199,137 +190,6 @@ class SweepConfig:
         return cells
 
 
-def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepConfig:
-    """The sweep of a YAML file with `key=value` over it: keys of a sweep, or of the run that it varies.
-
-    Under `settings` the file itself lays run keys over its base. Raises ConfigError with the key, the rule, the value and the
-    place.
-    """
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path} cannot be read: {error}") from error
-    raw, place = parse_yaml(text, str(path)), str(path)
-    settings = raw.pop("settings", {})
-    if not isinstance(settings, Mapping):
-        raise ConfigError(f"settings must be a mapping of keys to values ({place})")
-    over = parse_overrides(overrides)
-    own = {f.name for f in fields(SweepConfig)}
-    parts = {f.name for f in fields(RunConfig)} - own
-    raw = merge(raw, {key: value for key, value in over.items() if key not in parts})
-    raw["base"] = _read_base(raw.get("base"), place)
-    for laid in (_nest(settings), {key: value for key, value in over.items() if key in parts}):
-        raw["base"] = merge(raw["base"], laid)
-    raw["space"] = {
-        key: value for part in [raw.get("space") or {}] for key, value in _flatten_space(part, place)
-    }
-    raw["evaluation"] = {
-        str(name).removeprefix("evaluation."): values
-        for name, values in (raw.get("evaluation") or {}).items()
-    }
-    if isinstance(raw.get("scheduler"), str):
-        raw["scheduler"] = {"kind": raw["scheduler"]}
-    config = validate(SweepConfig, raw, f"{place} and the command line" if overrides else place)
-    base = resolve_paths(config.base)
-    folder = str(Path(config.dir).expanduser().resolve()) if config.dir else ""
-    return replace(config, base=base, dir=folder)
-
-
-def load_stored(folder: Path) -> SweepConfig:
-    """The sweep that lies in a folder; ConfigError where there is none."""
-    path = folder / SWEEP_FILE
-    if not path.is_file():
-        raise ConfigError(f"{folder} is no sweep: it has no {SWEEP_FILE} (fsl-dist sweep run writes one)")
-    config = validate(SweepConfig, parse_yaml(path.read_text("utf-8"), str(path)), str(path))
-    return replace(config, dir=str(folder.resolve()))
-
-
-def render_sweep(config: SweepConfig) -> str:
-    """The sweep as YAML that `validate` reads back to an equal one, without the kinds of knob that are empty."""
-    tree = dump(config)
-    tree["space"] = {
-        key: {kind: values for kind, values in knob.items() if values} for key, knob in tree["space"].items()
-    }
-    return to_yaml(tree)
-
-
-def _read_base(base: object, place: str) -> dict[str, Any]:
-    if isinstance(base, Mapping):
-        return dict(base)
-    if not isinstance(base, str) or not base:
-        raise ConfigError(f"base must name a run's YAML file, or be its mapping ({place})")
-    path = Path(base).expanduser()
-    if not path.is_file():
-        raise ConfigError(f"base={base} is no file; paths start from the working folder ({place})")
-    return parse_yaml(path.read_text("utf-8"), str(path))
-
-
-def _nest(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """{"training.epochs": 2} and {"training": {"epochs": 2}} alike."""
-    tree: dict[str, Any] = {}
-    for key, value in settings.items():
-        inner = _nest(value) if isinstance(value, Mapping) else value
-        for part in reversed(str(key).split(".")):
-            inner = {part: inner}
-        tree = merge(tree, inner)
-    return tree
-
-
-def _flatten_space(space: object, place: str, prefix: str = "") -> list[tuple[str, Any]]:
-    """Dotted key → knob, whether the keys were written dotted or nested."""
-    kinds = {f.name for f in fields(Knob)}
-    if not isinstance(space, Mapping):
-        raise ConfigError(f"space{'.' * bool(prefix)}{prefix} must be a mapping of keys to knobs ({place})")
-    flat = []
-    for name, value in space.items():
-        key = f"{prefix}.{name}" if prefix else str(name)
-        if isinstance(value, Mapping) and value and not kinds.intersection(value):
-            flat += _flatten_space(value, place, key)
-        elif not isinstance(value, Mapping):
-            raise ConfigError(
-                f"space.{key} must be a knob, such as {{choice: [1, 2]}} or {{loguniform: [0.1, 10]}} ({place})"
-            )
-        else:
-            flat.append((key, value))
-    return flat
-
-
-def _check_space(space: Mapping[str, Knob], search: str) -> None:
-    if not space:
-        raise ConfigError(
-            "space is empty: name what trials differ by, such as training.lr: {loguniform: [1e-4, 1e-2]}"
-        )
-    known = known_keys(RunConfig)
-    for key, knob in space.items():
-        if key.startswith("evaluation."):
-            raise ConfigError(
-                f"space.{key} needs no training: put it under evaluation ({key.partition('.')[2]}: [...]), where every value is "
-                "scored on each trial"
-            )
-        if key.startswith(_NO_KNOBS):
-            raise ConfigError(f"space.{key} is the same for all trials (settings or resources name it)")
-        if key not in known:
-            raise ConfigError(f"space.{key}: a run has no such key{_nearest(key, known)}")
-        knob.check(key)
-        if search == "grid" and not knob.options:
-            raise ConfigError(
-                f"space.{key} is a range, and search=grid needs choice or grid (search=random takes it)"
-            )
-
-
-def _check_evaluation(grid: Mapping[str, tuple[Scalar, ...]]) -> None:
-    names = {f.name for f in fields(EvaluationConfig)}
-    known = known_keys(RunConfig)
-    for name, values in grid.items():
-        if name not in names:
-            trained = sorted(key for key in known if name in (key, key.rpartition(".")[2]))
-            if trained:
-                raise ConfigError(f"evaluation.{name} changes what is trained: put {trained[0]} under space")
-            raise ConfigError(f"evaluation.{name}: an evaluation has no such key{_nearest(name, names)}")
-        if not values or len(set(values)) < len(values):
-            raise ConfigError(f"evaluation.{name}={list(values)} must name different values, one or more")
-
-
 def _check_points(config: SweepConfig) -> None:
     """Raise the first point's error where not one of many points makes a run."""
     first: ConfigError | None = None
@@ -342,8 +202,3 @@ def _check_points(config: SweepConfig) -> None:
             return
     assert first is not None
     raise ConfigError(f"no point of the space makes a run; the first one: {first}")
-
-
-def _nearest(key: str, known: Sequence[str] | set[str]) -> str:
-    near = difflib.get_close_matches(key, sorted(known), n=1)
-    return f"; did you mean {near[0]}?" if near else ""

@@ -3,30 +3,26 @@
 The driver holds nothing that its folder does not: after a kill, `resume_sweep` reads the folder and goes on.
 """
 
-import datetime
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fsl_dist.config import RunConfig
 from fsl_dist.data.loader import describe_samples
-from fsl_dist.training.launch import OnRay, check_run
-from fsl_dist.training.loop import Watch
+from fsl_dist.training.launch import check_run
 from fsl_dist.training.splits import split_run
 from index.errors import ConfigError, FslDistError, RequestError
-from index.gate import parse_yaml, validate
 from index.storage import Owner, write_atomic
-from tune.config import SWEEP_FILE, SweepConfig, load_stored, render_sweep
+from tune.clock import Clock
+from tune.config import SweepConfig
+from tune.crew import Crew
 from tune.judge import Judge
 from tune.plan import Plan
 from tune.records import Result, Session, State, SweepFolder, Trial
 from tune.search import check_search
 from tune.space import show_point
-from tune.trial import run_trial
+from tune.sweep_file import SWEEP_FILE, load_stored, render_sweep
 
 log = logging.getLogger(__name__)
 
@@ -113,9 +109,9 @@ def drive(
     plan = Plan(config, folder)
     if retry_failed:
         plan.retry_failed()
-    clock = _Clock(config, folder, owner, float(ray.cluster_resources()["CPU"]), started)
+    clock = Clock(config, folder, owner, float(ray.cluster_resources()["CPU"]), started)
     judge = ray.remote(num_cpus=0)(Judge).remote(config, owner)
-    crew = _Crew(config, judge)
+    crew = Crew(config, judge)
     running: dict[Any, tuple[Any, Trial]] = {}
     deaths: dict[int, int] = {}
     try:
@@ -199,124 +195,6 @@ def summarise(config: SweepConfig, plan: Plan, sessions: list[Session]) -> Sweep
         wall_s=round(wall_s, 1),
         utilisation=round(busy / available, 3) if available else 0.0,
     )
-
-
-class _Clock:
-    """How long the sweep has run, this time and before, written down as trials end."""
-
-    def __init__(
-        self, config: SweepConfig, folder: SweepFolder, owner: Owner, cores: float, started: float | None
-    ) -> None:
-        self._folder, self._number = folder, owner.epoch
-        self._started = time.monotonic() if started is None else started
-        self._before_s = sum(session.wall_s for session in folder.sessions())
-        self._limit_s = config.hours * 3600
-        self._cores_of_trial = config.trial_base().num_cpus
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        self._session = Session(started=now, cores=cores)
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the sweep's hours are used up."""
-        return 0 < self._limit_s <= self._before_s + time.monotonic() - self._started
-
-    def add(self, result: Result) -> None:
-        """Count the work of a trial."""
-        busy = (result.train_s + result.evaluate_s) * self._cores_of_trial
-        self._session = replace(self._session, busy_core_s=self._session.busy_core_s + busy)
-        self.write()
-
-    def write(self) -> None:
-        """Write down how long it has been."""
-        self._session = replace(self._session, wall_s=time.monotonic() - self._started)
-        self._folder.write_session(self._number, self._session)
-
-
-class _Crew:
-    """The actors that run trials: used again, started where too few are idle."""
-
-    def __init__(self, config: SweepConfig, judge: Any) -> None:
-        import ray
-
-        base = config.trial_base()
-        # With several workers the actor only waits for Ray Train's, which have the cores.
-        amount = (0, 0.0) if base.uses_ray else (base.num_cpus, config.resources.gpus)
-        self._class = ray.remote(num_cpus=amount[0], num_gpus=amount[1])(_Worker)
-        self._arguments = render_sweep(config), config.dir, judge
-        self._idle: list[Any] = []
-        self._all: list[Any] = []
-
-    def take(self) -> Any:
-        """An idle actor."""
-        if not self._idle:
-            self._idle.append(self._class.remote(*self._arguments))
-            self._all.append(self._idle[-1])
-        return self._idle.pop()
-
-    def give_back(self, worker: Any, *, is_sound: bool) -> None:
-        """An actor is idle again; one whose trial failed may hold anything, and is ended."""
-        if is_sound:
-            self._idle.append(worker)
-        else:
-            self._end(worker)
-
-    def dismiss(self) -> None:
-        """End all actors."""
-        for worker in list(self._all):
-            self._end(worker)
-
-    def _end(self, worker: Any) -> None:
-        import ray
-
-        self._all.remove(worker)
-        ray.kill(worker)
-
-
-class _Worker:
-    """Runs trials, one after another, in a process of its own."""
-
-    def __init__(self, text: str, folder: str, judge: Any) -> None:
-        import torch
-
-        # The sweep passes the gate again: a worker's installation may differ from the driver's.
-        config = validate(SweepConfig, parse_yaml(text, "the driver's sweep"), "the driver's sweep")
-        self.config = replace(config, dir=folder)
-        self.base: RunConfig = self.config.trial_base()
-        self.judge = judge
-        if not self.base.uses_ray:
-            torch.set_num_threads(self.base.workers.cpus)
-
-    def run(self, trial: Trial) -> Result:
-        """Run a trial and tell how it ended."""
-        import torch
-
-        result = run_trial(self.config, trial, self, _on_ray if self.base.uses_ray else None)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()  # other trials share the GPU
-        return result
-
-    def watch(self, trial: int) -> Watch:
-        """What the trial's run asks after each validation."""
-        return partial(_ask, self.judge, trial)
-
-    def is_stopped(self, trial: int) -> bool:
-        """Whether the trial was told to stop before."""
-        import ray
-
-        return ray.get(self.judge.is_stopped.remote(trial))
-
-
-def _ask(judge: Any, trial: int, epoch: int, value: float) -> bool:
-    import ray
-
-    return ray.get(judge.report.remote(trial, epoch, value))
-
-
-def _on_ray(watch: Watch) -> OnRay:
-    """Train a trial by Ray Train on the cluster that runs the sweep."""
-    from fsl_dist.training.ray_train import train_on_ray
-
-    return partial(train_on_ray, watch=watch)
 
 
 def _has_failed(config: SweepConfig, plan: Plan) -> bool:

@@ -4,7 +4,6 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tune.importance import position_of
 from tune.records import Report, Trial
 from tune.space import Knob, show_value
 
@@ -14,6 +13,7 @@ _ENDED, _STOPPED, _BASE = "#0072b2", "#999999", "#d55e00"
 def plot_knobs(trials: Sequence[Trial], space: Mapping[str, Knob], metric: str) -> bytes:
     """A panel a knob: the value of each trial over the knob's, hollow where it was stopped early, the base as a line."""
     from matplotlib import pyplot
+    from matplotlib.ticker import NullFormatter
 
     columns = min(3, len(space))
     rows = -(-len(space) // columns)
@@ -22,6 +22,8 @@ def plot_knobs(trials: Sequence[Trial], space: Mapping[str, Knob], metric: str) 
     for axis, (key, knob) in zip(axes.flat, space.items(), strict=False):
         for state, colour, face in (("stopped", _STOPPED, "none"), ("finished", _ENDED, _ENDED)):
             shown = [t for t in trials if t.point and t.is_scored and t.result and t.result.state == state]
+            if not shown:
+                continue
             axis.scatter(
                 [_x_of(knob, t.point[key]) for t in shown],
                 [t.result.value for t in shown if t.result],
@@ -32,11 +34,13 @@ def plot_knobs(trials: Sequence[Trial], space: Mapping[str, Knob], metric: str) 
             )
         if base is not None:
             axis.axhline(base, color=_BASE, linewidth=1, linestyle="--", label="the base")
-        if knob.loguniform:
+        if knob.options:
+            axis.set_xticks(range(len(knob.options)), [show_value(option) for option in knob.options])
+            axis.set_xlim(-0.5, len(knob.options) - 0.5)
+        elif knob.loguniform:
             axis.set_xscale("log")
-        elif knob.options:
-            places = [position_of(knob, option) for option in knob.options]
-            axis.set_xticks(places, [show_value(option) for option in knob.options])
+            axis.set_xlim(knob.loguniform[0] / 1.2, knob.loguniform[1] * 1.2)
+            axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_xlabel(key)
         axis.set_ylabel(metric)
     for axis in list(axes.flat)[len(space) :]:
@@ -70,7 +74,7 @@ def plot_reports(trials: Sequence[Trial], reports: Sequence[Report], metric: str
 
 
 def _x_of(knob: Knob, value: Any) -> float:
-    return float(value) if knob.loguniform else position_of(knob, value)
+    return float(knob.options.index(value)) if knob.options else float(value)
 
 
 def _new_figure(pyplot: Any, rows: int, columns: int, width: float = 3.6) -> tuple[Any, Any]:
@@ -78,7 +82,7 @@ def _new_figure(pyplot: Any, rows: int, columns: int, width: float = 3.6) -> tup
 
     matplotlib.use("Agg")
     return pyplot.subplots(
-        rows, columns, figsize=(width * columns, 3.0 * rows), squeeze=False, layout="constrained"
+        rows, columns, figsize=(width * columns, 3.0 * rows), squeeze=False, layout="constrained", sharey=True
     )
 
 

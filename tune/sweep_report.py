@@ -8,13 +8,14 @@ from pathlib import Path
 
 from fsl_dist.config import render_config
 from index.storage import write_atomic
-from tune.config import SweepConfig, load_stored
+from tune.config import SweepConfig
 from tune.document import Block, Code, Heading, Picture, Table, Text, render_html, render_markdown
 from tune.evaluation_tables import flatten, grid_tables, headline, show_score
 from tune.importance import LEAST_TRIALS, knob_importance
 from tune.plan import best_of
 from tune.records import Cell, Session, SweepFolder, Trial, read_evaluation
 from tune.space import show_value
+from tune.sweep_file import load_stored
 from tune.sweep_plots import plot_knobs, plot_reports
 
 _SHOWN = 10

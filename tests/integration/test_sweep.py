@@ -14,11 +14,11 @@ import yaml
 from fsl_dist.config import load_config
 from fsl_dist.training.loop import Watch
 from index.errors import RequestError
-from tune.config import SWEEP_FILE, load_stored, load_sweep
 from tune.judge import build_scheduler
 from tune.plan import Plan
 from tune.records import EVALUATION_FILE, RESULT_FILE, SweepFolder
 from tune.sweep import prepare_sweep
+from tune.sweep_file import SWEEP_FILE, load_stored, load_sweep
 from tune.trial import run_trial
 
 pytestmark = pytest.mark.integration
@@ -39,7 +39,7 @@ BASE = {
     },
     "backbone": {"name": "conv4", "width": 8},
     "method": {"kind": "pcn", "clusters": 2, "temperature": 1.0},
-    "episode": {"n_way": 6, "k_shot": 4, "n_query": 3, "per_step": 1, "per_epoch": 12},
+    "episode": {"n_way": 6, "k_shot": 4, "n_query": 3, "per_step": 1, "per_epoch": 8},
     "training": {"epochs": 4, "patience": 9, "lr": 1e-3},
     "evaluation": {"delta_tau": [0], "kmeans_runs": 2},
 }
@@ -53,7 +53,7 @@ SPACE = {
 def write_sweep(folder: Path, dataset: Path, **settings: object) -> Path:
     """SWEEP.yaml over the digits, its folder `folder`/sweep."""
     base = {**BASE, "data": {**BASE["data"], "dataset": str(dataset)}}
-    sweep = {"base": base, "space": SPACE, "dir": str(folder / "sweep"), "trials": 4, **settings}
+    sweep = {"base": base, "space": SPACE, "dir": str(folder / "sweep"), "trials": 3, **settings}
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "sweep.yaml"
     path.write_text(yaml.safe_dump(sweep))
@@ -106,7 +106,7 @@ def run_here(config_path: Path) -> dict[int, tuple]:
 def test_a_killed_sweep_goes_on_as_if_nothing_had_been(digits: Path, tmp_path: Path) -> None:
     grid = {"delta_tau": [-0.05, 0, 3], "base_clusters": [1, 2]}
     wanted = run_here(write_sweep(tmp_path / "whole", digits, evaluation=grid, seed=1))
-    assert [row[1] for row in wanted.values()].count("finished") == 5
+    assert [row[1] for row in wanted.values()].count("finished") == 4
     assert "pruned" in [row[1] for row in wanted.values()]
 
     config = write_sweep(tmp_path / "killed", digits, evaluation=grid, seed=1)
@@ -130,7 +130,7 @@ def test_a_killed_sweep_goes_on_as_if_nothing_had_been(digits: Path, tmp_path: P
     assert results_of(folder) == wanted
     assert {path: path.stat().st_mtime_ns for path in before} == before
     summary = json.loads(resumed.stdout)
-    assert (summary["finished"], summary["failed"]) == (5, 0)
+    assert (summary["finished"], summary["failed"]) == (4, 0)
     assert 0 < summary["utilisation"] <= 1
     assert len(SweepFolder(folder).sessions()) >= 1
 

@@ -14,12 +14,13 @@ from fsl_dist.evaluation.config import EvaluationConfig
 from fsl_dist.methods.config import PCNConfig
 from fsl_dist.training.config import TrainingConfig
 from index.errors import ConfigError
-from tune.config import SWEEP_FILE, SweepConfig, render_sweep
+from tune.config import SweepConfig
 from tune.document import Code, Heading, Picture, Table, Text, render_html, render_markdown
 from tune.evaluation_tables import flatten, grid_tables, headline
 from tune.importance import knob_importance
 from tune.records import Cell, Result, Session, SweepFolder, write_evaluation
 from tune.space import Knob
+from tune.sweep_file import SWEEP_FILE, render_sweep
 from tune.sweep_report import write_report
 
 BASE = RunConfig(

@@ -11,8 +11,9 @@ from fsl_dist.config import RunConfig
 from fsl_dist.methods.config import DeepKNNConfig
 from index.errors import ConfigError, RequestError
 from index.gate import parse_yaml, validate
-from tune.config import SweepConfig, load_sweep, render_sweep
+from tune.config import SweepConfig
 from tune.space import Knob, draw_point, grid_point, grid_size, nested, show_point
+from tune.sweep_file import load_sweep, render_sweep
 
 ROOT = Path(__file__).parents[2]
 
@@ -160,6 +161,10 @@ def test_another_kind_of_method_drops_the_settings_of_the_base(tmp_path: Path) -
         (
             BASE + SPACE + "settings: {training.patience: 0}",
             "is reported by no trial: the base has training.patience=0",
+        ),
+        (
+            BASE + SPACE + "settings: {training.validate_every: 7}",
+            "is reported by no trial: training.validate_every=7 is above the 6 epochs",
         ),
         (BASE + SPACE + "trails: 3", "did you mean trials?"),
         (BASE + SPACE + "trials: 0", "trials=0 must be 1 or more"),
