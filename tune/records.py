@@ -172,6 +172,12 @@ def read_evaluation(folder: Path) -> Iterator[Cell]:
             yield Cell(cell["settings"], cell["metrics"])
 
 
+def read_split(folder: Path) -> str:
+    """Where the base classes' queries of a trial's scores came from: test, else val; empty where it was not evaluated."""
+    path = folder / EVALUATION_FILE
+    return json.loads(path.read_text("utf-8"))["split"] if path.is_file() else ""
+
+
 def _read_result(folder: Path) -> Result | None:
     path = folder / RESULT_FILE
     return Result(**json.loads(path.read_text("utf-8"))) if path.is_file() else None

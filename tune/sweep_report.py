@@ -13,7 +13,7 @@ from tune.document import Block, Code, Heading, Picture, Table, Text, render_htm
 from tune.evaluation_tables import flatten, grid_tables, headline, show_score
 from tune.importance import LEAST_TRIALS, knob_importance
 from tune.plan import best_of
-from tune.records import Cell, Session, SweepFolder, Trial, read_evaluation
+from tune.records import Cell, Session, SweepFolder, Trial, read_evaluation, read_split
 from tune.space import show_value
 from tune.sweep_file import load_stored
 from tune.sweep_plots import plot_knobs, plot_reports
@@ -184,8 +184,8 @@ def _best_trials(
     return [
         Heading("Best trials"),
         Text(
-            "Chosen by validation; the other scores are of the test images (or of novel classes), which had no part in the choice. "
-            "A dot: the base's own value. Trials that were stopped early are not scored on test images."
+            f"Chosen by validation; the other scores are of {_scored_on(shown)}, which had no part in the choice. A dot: the base's "
+            "own value. Trials that were stopped early are not scored so."
         ),
         Table(rows, marked=0),
         Code(f"fsl-dist train --config {Path(config.dir) / 'best.yaml'}\nfsl-dist evaluate {best.folder}"),
@@ -275,6 +275,11 @@ def _left_out(trials: Sequence[Trial]) -> list[Block]:
     if not rows:
         return []
     return [Heading("Failed and pruned"), Table([["trial", "state", "why"], *rows])]
+
+
+def _scored_on(trials: Sequence[Trial]) -> str:
+    split = next(filter(None, (read_split(trial.folder) for trial in trials)), "")
+    return f"split {split}, and of novel classes where there are any" if split else "novel classes"
 
 
 def _state(trial: Trial) -> str:

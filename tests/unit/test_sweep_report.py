@@ -74,6 +74,7 @@ def test_the_best_trial_stands_beside_the_base(tmp_path: Path) -> None:
     assert f"| {wanted.number:04d} |" in written.text
     assert "| 0000, the base | 30.0 |" in written.text
     assert "60% of 80 core seconds" in written.text
+    assert "the other scores are of split test, and of novel classes" in written.text
     run = load_config(tmp_path / "s" / "best.yaml", [])
     assert run == config.trial_config(wanted.point, str(tmp_path / "s" / "best"))
     page = (tmp_path / "s" / "report.html").read_text()
