@@ -14,6 +14,7 @@ from cluster.plot_verbs import plot
 from cluster.predict_verb import predict
 from cluster.reproduce_verbs import reproduce
 from cluster.run_verbs import demo, doctor, embed, evaluate, train
+from cluster.sweep_verbs import sweep
 from index.errors import FslDistError
 
 
@@ -43,6 +44,7 @@ for verb in (
     plot,
     index_group,
     reproduce,
+    sweep,
 ):
     fsl_dist.add_command(verb)
 

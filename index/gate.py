@@ -101,8 +101,15 @@ def dump(config: Any) -> dict[str, Any]:
 
 
 def to_yaml(config: Any) -> str:
-    """Write a dataclass tree as YAML; `validate(cls, parse_yaml(to_yaml(config), place), place) == config`."""
-    return yaml.dump(dump(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1 << 20)
+    """Write a dataclass tree, or what `dump` makes of one, as YAML; `validate(cls, parse_yaml(to_yaml(config), place), place)`
+    gives an equal tree."""
+    data = dict(config) if isinstance(config, Mapping) else dump(config)
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1 << 20)
+
+
+def known_keys(cls: type) -> set[str]:
+    """Every dotted key of the dataclass tree `cls`, those of all variants."""
+    return set(_keys_of(cls, ""))
 
 
 class _Loader(yaml.SafeLoader):

@@ -168,6 +168,7 @@ def evaluate_prototypes(
     config: EvaluationConfig,
     seed: int,
     class_names: Sequence[str] = (),
+    fitted: dict[tuple[int, int], Prototypes] | None = None,
 ) -> dict[str, float | Repeated]:
     """Scores of the base classes' test images, and of novel classes learnt from a few images, in one label space.
 
@@ -175,7 +176,8 @@ def evaluate_prototypes(
     prototypes come from all training images by k-means; each of `config.draws` draws takes `novel_test` images and
     `novel_shots` others of each novel class as test and support, the same test images whatever the shots. Cluster
     numbers are the method's unless `config` names others; `temperature` is the training one, to which each
-    `delta_tau` is added. `class_names[label]` is what an error calls a class.
+    `delta_tau` is added. `class_names[label]` is what an error calls a class. `fitted`: base prototypes of these training
+    images and this seed by (clusters, k-means starts), for several calls to share; what is missing is added.
 
     Returns fractions named `mca/GROUP`, `recall@5/GROUP`, `recall@10/GROUP`, `balanced_recall@5/GROUP` and
     `balanced_recall@10/GROUP`, with `;dtau=D` behind those of a Δτ other than 0. With novel classes GROUP is
@@ -194,14 +196,13 @@ def evaluate_prototypes(
         raise RequestError(
             "there is nothing to test: no base test images and no novel class (pack with a test split)"
         )
-    base = fit_prototypes(
-        train_embeddings,
-        train_labels,
-        config.base_clusters or base_clusters,
-        seed=seed,
-        epoch=0,
-        starts=config.kmeans_runs,
-    )
+    fitted = {} if fitted is None else fitted
+    clusters, starts = config.base_clusters or base_clusters, config.kmeans_runs
+    if (clusters, starts) not in fitted:
+        fitted[clusters, starts] = fit_prototypes(
+            train_embeddings, train_labels, clusters, seed=seed, epoch=0, starts=starts
+        )
+    base = fitted[clusters, starts]
     warn_of_untrained(test_labels, base.labels, class_names)
     base_scores = _scores_at(test_embeddings, base, temperatures)
     base_targets = positions_among(test_labels, base.labels)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from fsl_dist.evaluation.fine_tune import evaluate_fine_tune
 from fsl_dist.evaluation.knn import knn_metrics, score_knn
 from fsl_dist.evaluation.mask_agreement import masked_ids, measure_agreement
 from fsl_dist.evaluation.metrics import Repeated
-from fsl_dist.evaluation.prototypes import evaluate_prototypes
+from fsl_dist.evaluation.prototypes import Prototypes, evaluate_prototypes
 from fsl_dist.evaluation.retrieval import (
     NO_GROUP,
     class_auc,
@@ -73,41 +74,94 @@ def evaluate_run(
     Raises RequestError when the data set has nothing to score, the method has no such protocol, or `gallery` was made with
     another network, of other data, or was changed since.
     """
+    (report,) = evaluate_settings(run, [settings], protocol=protocol, gallery=gallery)
+    return report
+
+
+def evaluate_settings(
+    run: Path,
+    settings: Sequence[EvaluationConfig | None],
+    *,
+    protocol: str | None = None,
+    gallery: ShardedIndex | None = None,
+) -> list[EvaluationReport]:
+    """`evaluate_run` under each of `settings`, with the same scores: the run is opened once, and what does not depend on what
+    differs between two settings is computed once."""
     if protocol not in (None, *PROTOCOLS):
         raise RequestError(f"--protocol {protocol} is none of {', '.join(PROTOCOLS)}")
     trained = open_trained(run)
-    config = trained.config
-    if settings is not None:
-        config = dataclasses.replace(config, evaluation=settings)
-    splits = split_run(trained.catalogue, config)
+    splits = split_run(trained.catalogue, trained.config)
     if gallery is not None:
         check_gallery(gallery, trained, splits.gallery)
         trained = dataclasses.replace(trained, gallery=gallery)
-    scores: dict[str, float | Repeated] = {}
-    for name in [protocol] if protocol else _default_protocols(config, splits):
-        match name:
-            case "knn":
-                scores |= _score_knn(trained, config, splits)
-            case "prototypes":
-                scores |= _score_prototypes(trained, config, splits)
-            case "softmax":
-                scores |= _score_softmax(trained, config, splits)
-            case "retrieval":
-                scores |= _score_retrieval(trained, config, splits)
-            case "maps":
-                scores |= _score_maps(trained, config, splits)
-            case "few_shot_knn":
-                scores |= _score_few_shot_knn(trained, config, splits)
-            case "fine_tune":
-                scores |= _score_fine_tune(trained, config, splits)
-            case "kmeans" | "spectral":
-                scores |= _score_clusters(name, trained, config, splits)
-    if not scores:
-        raise RequestError(
-            f"data.dataset={config.data.dataset} has no test, val or novel split to score {run} on"
-        )
+    done = _Done()
+    reports = []
+    for evaluation in settings:
+        config = trained.config
+        if evaluation is not None:
+            config = dataclasses.replace(config, evaluation=evaluation)
+        scores: dict[str, float | Repeated] = {}
+        for name in [protocol] if protocol else _default_protocols(config, splits):
+            key = (name, *(getattr(config.evaluation, field) for field in _READ_BY[name]))
+            if key not in done.scores:
+                done.scores[key] = _score(name, trained, config, splits, done)
+            scores |= done.scores[key]
+        if not scores:
+            raise RequestError(
+                f"data.dataset={config.data.dataset} has no test, val or novel split to score {run} on"
+            )
+        reports.append(EvaluationReport(str(run), config.data.dataset, splits.query_split, scores))
     trained.embedder.source.close()
-    return EvaluationReport(str(run), config.data.dataset, splits.query_split, scores)
+    return reports
+
+
+_NOVEL = ("novel_classes", "novel_shots", "novel_test", "draws")
+_READ_BY: dict[str, tuple[str, ...]] = {
+    "knn": ("k_p",),
+    "prototypes": (*_NOVEL, "delta_tau", "base_clusters", "novel_clusters", "kmeans_runs"),
+    "softmax": ("positive_class",),
+    "retrieval": ("k", "positive_class", "mask_above"),
+    "maps": ("mask_above",),
+    "few_shot_knn": (*_NOVEL, "k_p"),
+    "fine_tune": (*_NOVEL, "fine_tune_epochs"),
+    "kmeans": ("num_clusters", "clustering_runs"),
+    "spectral": ("num_clusters", "clustering_runs", "spectral_neighbors", "kmeans_runs"),
+}
+"""the `evaluation.*` settings that a protocol's scores depend on"""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Done:
+    """What settings of one evaluation share."""
+
+    scores: dict[tuple, dict[str, float | Repeated]] = dataclasses.field(default_factory=dict)
+    """by protocol and the settings that it reads"""
+    base: dict[tuple[int, int], Prototypes] = dataclasses.field(default_factory=dict)
+    """prototypes of the base classes, by clusters and starts of k-means"""
+
+
+def _score(
+    name: str, trained: TrainedRun, config: RunConfig, splits: RunSplits, done: _Done
+) -> dict[str, float | Repeated]:
+    match name:
+        case "knn":
+            return _score_knn(trained, config, splits)
+        case "prototypes":
+            return _score_prototypes(trained, config, splits, done.base)
+        case "softmax":
+            return _score_softmax(trained, config, splits)
+        case "retrieval":
+            return _score_retrieval(trained, config, splits)
+        case "maps":
+            return _score_maps(trained, config, splits)
+        case "few_shot_knn":
+            return _score_few_shot_knn(trained, config, splits)
+        case "fine_tune":
+            return _score_fine_tune(trained, config, splits)
+        case "kmeans" | "spectral":
+            return _score_clusters(name, trained, config, splits)
+        case _:
+            raise AssertionError(name)
 
 
 def _default_protocols(config: RunConfig, splits: RunSplits) -> list[str]:
@@ -229,7 +283,7 @@ def _score_softmax(trained: TrainedRun, config: RunConfig, splits: RunSplits) ->
 
 
 def _score_prototypes(
-    trained: TrainedRun, config: RunConfig, splits: RunSplits
+    trained: TrainedRun, config: RunConfig, splits: RunSplits, base: dict[tuple[int, int], Prototypes]
 ) -> dict[str, float | Repeated]:
     if not isinstance(config.method, PCNConfig):
         raise other_method("prototypes", "pcn", config)
@@ -247,6 +301,7 @@ def _score_prototypes(
         config=config.evaluation,
         seed=config.run.seed,
         class_names=trained.catalogue.class_names,
+        fitted=base,
     )
 
 

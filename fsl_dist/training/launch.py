@@ -19,7 +19,7 @@ from fsl_dist.methods.build import build_method
 from fsl_dist.models.backbones import build_network
 from fsl_dist.training.checkpoint import CheckpointFolder, read_progress
 from fsl_dist.training.distributed import WorkerGroup
-from fsl_dist.training.loop import Trainer
+from fsl_dist.training.loop import Trainer, Watch
 from fsl_dist.training.optimizer import build_optimizer
 from fsl_dist.training.resume import check_resumable, settle
 from fsl_dist.training.runlog import describe_progress, last_step
@@ -54,11 +54,12 @@ def train_run(
     resume: bool = False,
     on_ray: OnRay | None = None,
     show: Callable[[str], None] | None = None,
+    watch: Watch | None = None,
 ) -> TrainingSummary:
     """Train `config`, from the last checkpoint with `resume`, and return how it ended.
 
     on_ray: starts or joins a Ray cluster and trains there; needed when `workers` ask for Ray. show: prints a
-    progress line. Whoever trained this run before and still lives can no longer write once this call has begun.
+    progress line. watch: may end the run after a validation (`on_ray` hands it to its workers itself). Whoever trained this run before and still lives can no longer write once this call has begun.
 
     Raises RequestError for a folder that holds a run (without `resume`) and whatever the data cannot serve.
     """
@@ -83,7 +84,7 @@ def train_run(
     write_atomic(run / CONFIG_FILE, render_config(config).encode())
     try:
         with _progress_lines(config, num_steps, show):
-            _train(config, owner, on_ray)
+            _train(config, owner, on_ray, watch)
     except RequestError:
         if not is_known and checkpoints.latest() is None:
             # Nothing was trained: the folder is free for the corrected request.
@@ -92,7 +93,7 @@ def train_run(
     return _summarise(config, checkpoints, time.perf_counter() - started)
 
 
-def _train(config: RunConfig, owner: Owner, on_ray: OnRay | None) -> None:
+def _train(config: RunConfig, owner: Owner, on_ray: OnRay | None, watch: Watch | None) -> None:
     if config.uses_ray:
         if on_ray is None:
             raise RequestError(
@@ -103,7 +104,7 @@ def _train(config: RunConfig, owner: Owner, on_ray: OnRay | None) -> None:
         return
     has_gpu = torch.cuda.is_available() and config.workers.gpu == "auto"
     device = torch.device("cuda:0" if has_gpu else "cpu")
-    Trainer(config, group=WorkerGroup(), device=device, owner=owner).train()
+    Trainer(config, group=WorkerGroup(), device=device, owner=owner, watch=watch).train()
 
 
 def check_run(config: RunConfig) -> int:

@@ -6,6 +6,7 @@ It starts from whatever checkpoint the run's folder holds, so starting and resum
 import dataclasses
 import logging
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -34,6 +35,9 @@ from index.storage import Owner
 
 log = logging.getLogger(__name__)
 
+Watch = Callable[[int, float], bool]
+"""Asked after each validation with (epochs done, value of the stop metric), on the first worker; True ends the run there."""
+
 
 class Trainer:
     """One run on this worker: network, method, data, and where the run stands."""
@@ -47,11 +51,14 @@ class Trainer:
         owner: Owner | None,
         miners: TableMiners | None = None,
         splits: RunSplits | None = None,
+        watch: Watch | None = None,
     ) -> None:
-        """`splits`: in place of the data set's own, for training on a selection of one's own."""
+        """`splits`: in place of the data set's own, for training on a selection of one's own. `watch`: may end the run."""
         self.config = config
         self.group = group
         self.device = device
+        self.watch = watch
+        self.is_ended = False
         self.run = Path(config.run.dir)
         self.use_bf16 = config.training.uses_bf16(device.type)
         self.source: Source = open_source(
@@ -179,7 +186,8 @@ class Trainer:
     def _is_over(self) -> bool:
         settings, progress = self.config.training, self.progress
         return (
-            progress.epoch >= settings.epochs
+            self.is_ended
+            or progress.epoch >= settings.epochs
             or (settings.images > 0 and progress.images_seen >= settings.images)
             or (settings.patience > 0 and progress.validations_since_best >= settings.patience)
         )
@@ -299,6 +307,9 @@ class Trainer:
         self.train_index.move_to(f"step-{self.progress.global_step:08d}")
         metrics = self.validation.measure() if decides else {}
         is_better = decides and self._keep_best(metrics[self.config.stop_metric], epoch, runlog)
+        if decides and self.watch is not None:
+            ends = self.group.is_first and self.watch(epoch + 1, metrics[self.config.stop_metric])
+            self.is_ended = self.group.share_text("ends" if ends else "") == "ends"
         if settings.log_train_knn:
             metrics |= self.validation.measure_train()
         if runlog is not None:

@@ -13,14 +13,17 @@ if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
+    from fsl_dist.training.loop import Watch
+
 log = logging.getLogger(__name__)
 
 
-def train_on_ray(config: RunConfig, owner: Owner) -> None:
+def train_on_ray(config: RunConfig, owner: Owner, watch: "Watch | None" = None) -> None:
     """Train `config` with Ray Train on the Ray cluster this process is connected to.
 
     When a worker dies, all start again from the last checkpoint, up to `workers.max_failures` times, each time
-    under a new claim, so that a worker that only seemed dead writes nothing. Raises RequestError when the cluster
+    under a new claim, so that a worker that only seemed dead writes nothing. watch: may end the run after a validation;
+    it goes to the first worker, in another process. Raises RequestError when the cluster
     cannot hold the workers, and at once what a worker itself found wrong: trying again would not mend that.
     """
     from ray.train.v2.api.exceptions import TrainingFailedError
@@ -29,7 +32,7 @@ def train_on_ray(config: RunConfig, owner: Owner) -> None:
     for failures_left in range(config.workers.max_failures, -1, -1):
         try:
             with beside_training(config, owner) as miners:
-                _build_trainer(config, owner, use_gpu, miners).fit()
+                _build_trainer(config, owner, use_gpu, miners, watch).fit()
         except TrainingFailedError as error:
             if found := _own_error(error):
                 raise found from error
@@ -69,7 +72,9 @@ def _check_resources(config: RunConfig) -> bool:
     return True
 
 
-def _build_trainer(config: RunConfig, owner: Owner, use_gpu: bool, miners: Miners | None) -> "TorchTrainer":
+def _build_trainer(
+    config: RunConfig, owner: Owner, use_gpu: bool, miners: Miners | None, watch: "Watch | None"
+) -> "TorchTrainer":
     from ray.train import RunConfig as RayRunConfig
     from ray.train import ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -81,6 +86,7 @@ def _build_trainer(config: RunConfig, owner: Owner, use_gpu: bool, miners: Miner
             "config": render_config(config),
             "owner": (str(owner.folder), owner.epoch),
             "miners": miners,
+            "watch": watch,
         },
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=int(workers.timeout_s)),
         scaling_config=ScalingConfig(
@@ -128,5 +134,6 @@ def _train_worker(settings: dict) -> None:
         device=ray.train.torch.get_device(),
         owner=Owner(Path(folder), epoch),
         miners=settings["miners"],
+        watch=settings["watch"],
     )
     trainer.train()

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 RUNS = [
     path
     for path in sorted((ROOT / "experiments").rglob("*.yaml"))
-    if path.name != "family.yaml" and path.parent.name != "tables"
+    if path.name != "family.yaml" and path.parent.name not in ("tables", "sweeps")
 ]
 
 

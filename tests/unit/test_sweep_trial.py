@@ -1,0 +1,122 @@
+"""One trial without Ray: stopped by its judge, or trained to the end and scored as `evaluate` scores."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from fsl_dist.config import RunConfig
+from fsl_dist.data.config import DataConfig
+from fsl_dist.evaluation.config import EvaluationConfig
+from fsl_dist.evaluation.report import EvaluationReport, evaluate_run, evaluate_settings
+from fsl_dist.methods.config import PCNConfig
+from fsl_dist.models.config import BackboneConfig
+from fsl_dist.samplers.episode import EpisodeConfig
+from fsl_dist.training.config import TrainingConfig
+from fsl_dist.training.loop import Watch
+from fsl_dist.training.trained import find_checkpoint
+from tune.config import SweepConfig
+from tune.records import SweepFolder, read_evaluation
+from tune.space import Knob
+from tune.trial import run_trial
+
+
+class StopsAfter:
+    """Stops every trial after some epochs, and remembers what it was told."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+        self.told: list[tuple[int, float]] = []
+
+    def watch(self, trial: int) -> Watch:
+        def stops(epoch: int, value: float) -> bool:
+            self.told.append((epoch, value))
+            return epoch >= self.epochs
+
+        return stops
+
+    def is_stopped(self, trial: int) -> bool:
+        return any(epoch >= self.epochs for epoch, _ in self.told)
+
+
+def small_sweep(base_novel: Path, folder: Path) -> SweepConfig:
+    base = RunConfig(
+        data=DataConfig(
+            dataset=str(base_novel),
+            channels=1,
+            resize="exact",
+            resize_size=16,
+            image_size=16,
+            mean=(0.5,),
+            std=(0.5,),
+            flip=False,
+            decoder="torchvision",
+        ),
+        backbone=BackboneConfig(name="conv4", width=8),
+        method=PCNConfig(clusters=2, novel_clusters=2, temperature=1.0),
+        episode=EpisodeConfig(n_way=4, k_shot=3, n_query=2, per_step=1, per_epoch=4),
+        training=TrainingConfig(epochs=3, patience=5, lr=1e-3),
+        evaluation=EvaluationConfig(delta_tau=(0.0,), draws=2, novel_shots=4, kmeans_runs=2),
+    )
+    return SweepConfig(
+        dir=str(folder),
+        base=base,
+        space={"method.memory": Knob(choice=(0.0, 0.5))},
+        evaluation={
+            "k_p": (1, 3),
+            "delta_tau": (-0.5, 0.0),
+            "novel_clusters": (1, 3),
+            "base_clusters": (1, 2),
+        },
+    )
+
+
+def test_a_trial_ends_where_its_judge_says_and_is_not_scored(base_novel: Path, tmp_path: Path) -> None:
+    config = small_sweep(base_novel, tmp_path)
+    trial = SweepFolder(tmp_path).start(1, 0, {"method.memory": 0.5})
+    judge = StopsAfter(2)
+    result = run_trial(config, trial, judge)
+    assert (result.state, result.epochs) == ("stopped", 2)
+    assert [epoch for epoch, _ in judge.told] == [1, 2]
+    assert result.value == max(value for _, value in judge.told)
+    assert list(read_evaluation(trial.folder)) == []
+    assert find_checkpoint(trial.folder).is_dir()
+    # Cut off after it was told, before it was written down: nothing is trained again.
+    again = run_trial(config, trial, judge)
+    assert (again.state, again.epochs, again.value) == ("stopped", 2, result.value)
+    assert len(judge.told) == 2
+
+
+def test_a_grid_on_one_embedding_scores_as_evaluations_one_by_one(base_novel: Path, tmp_path: Path) -> None:
+    config = small_sweep(base_novel, tmp_path)
+    trial = SweepFolder(tmp_path).start(1, 0, {"method.memory": 0.5})
+    result = run_trial(config, trial, StopsAfter(99))
+    assert (result.state, result.epochs, result.error) == ("finished", 3, "")
+    cells = list(read_evaluation(trial.folder))
+    assert [cell.settings for cell in cells] == [
+        {"novel_clusters": novel, "base_clusters": base} for novel in (1, 3) for base in (1, 2)
+    ]
+    plain = replace(config.base.evaluation, k_p=(1, 3), delta_tau=(-0.5, 0.0))
+    for cell in cells:
+        alone = evaluate_run(trial.folder, settings=replace(plain, **cell.settings))
+        assert cell.metrics == alone.to_json()["metrics"]
+    assert cells[0].metrics != cells[3].metrics
+
+
+def test_what_settings_share_does_not_mix_them_up(base_novel: Path, tmp_path: Path) -> None:
+    config = small_sweep(base_novel, tmp_path)
+    trial = SweepFolder(tmp_path).start(1, 0, {})
+    run_trial(config, trial, StopsAfter(99))
+    plain = config.base.evaluation
+    several = [
+        plain,
+        replace(plain, novel_shots=2),
+        replace(plain, draws=3),
+        replace(plain, kmeans_runs=1),
+        plain,
+    ]
+    together = evaluate_settings(trial.folder, several)
+    apart: list[EvaluationReport] = [evaluate_run(trial.folder, settings=one) for one in several]
+    assert together == apart
+    assert together[0] == together[4]
+    for protocol in ("knn", "few_shot_knn", "kmeans"):
+        (shared, _) = evaluate_settings(trial.folder, [plain, plain], protocol=protocol)
+        assert shared == evaluate_run(trial.folder, settings=plain, protocol=protocol)

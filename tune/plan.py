@@ -1,0 +1,106 @@
+"""Which trial is next: those that were cut off, the base itself, then new points, without those that make no run."""
+
+from collections.abc import Callable, Iterable
+
+from index.errors import RequestError
+from tune.config import SweepConfig
+from tune.records import RESULT_FILE, Result, SweepFolder, Trial
+from tune.search import next_point
+from tune.space import Point
+from tune.trial import check_point
+
+_MOST_PRUNED = 200
+"""points in a row that may be refused before the sweep gives up on its space"""
+
+
+class Plan:
+    """The trials of a sweep, as its folder holds them, and those that it has yet to start."""
+
+    def __init__(
+        self, config: SweepConfig, folder: SweepFolder, check: Callable[..., object] = check_point
+    ) -> None:
+        """`check(config, point, folder)` raises RequestError for a point that makes no run."""
+        self.config = config
+        self.folder = folder
+        self.trials = {trial.number: trial for trial in folder.trials()}
+        self._check = check
+        self._cut_off = [trial for trial in self.trials.values() if trial.result is None]
+
+    def next(self) -> Trial | None:
+        """The trial to run now; None where there is none left to start. What is pruned on the way is written down."""
+        refusal = ""
+        for _ in range(_MOST_PRUNED):
+            trial = self._cut_off.pop(0) if self._cut_off else self._new_trial()
+            if trial is None:
+                return None
+            self.trials[trial.number] = trial
+            try:
+                self._check(self.config, trial.point, trial.folder)
+            except RequestError as error:
+                refusal = str(error)
+                self.finish(trial, Result(state="pruned", error=refusal))
+            else:
+                return trial
+        raise RequestError(f"{_MOST_PRUNED} points in a row make no run; the last one: {refusal}")
+
+    def finish(self, trial: Trial, result: Result) -> None:
+        """Write down how a trial ended."""
+        self.trials[trial.number] = self.folder.finish(trial, result)
+
+    def put_back(self, trial: Trial) -> None:
+        """Run a trial again, next, from its last checkpoint."""
+        self._cut_off.insert(0, trial)
+
+    def retry_failed(self) -> None:
+        """Run all failed trials again, from their last checkpoints."""
+        for trial in self.with_state("failed"):
+            (trial.folder / RESULT_FILE).unlink()
+        self.trials = {trial.number: trial for trial in self.folder.trials()}
+        self._cut_off = [trial for trial in self.trials.values() if trial.result is None]
+
+    def with_state(self, state: str) -> list[Trial]:
+        """All trials that ended so."""
+        return [trial for trial in self.trials.values() if trial.result and trial.result.state == state]
+
+    @property
+    def num_wanted(self) -> int:
+        """Trials that the sweep comes to where none of its points is pruned and its time suffices."""
+        return self.config.num_points + self.config.include_base
+
+    @property
+    def num_done(self) -> int:
+        """Trials that ended, the pruned ones left out."""
+        return sum(
+            trial.result is not None and trial.result.state != "pruned" for trial in self.trials.values()
+        )
+
+    def best(self) -> Trial | None:
+        """The trial of the largest value; of equal ones the first."""
+        return best_of(self.trials.values())
+
+    def _new_trial(self) -> Trial | None:
+        if self.config.include_base and 0 not in self.trials:
+            return self._start(-1, {})
+        tried = [
+            t for t in self.trials.values() if t.draw >= 0 and not (t.result and t.result.state == "pruned")
+        ]
+        found = (
+            next_point(self.config, list(self.trials.values()))
+            if len(tried) < self.config.num_points
+            else None
+        )
+        return self._start(*found) if found else None
+
+    def _start(self, draw: int, point: Point) -> Trial:
+        first = 0 if self.config.include_base else 1
+        return self.folder.start(max(self.trials, default=first - 1) + 1, draw, point)
+
+
+def best_of(trials: Iterable[Trial]) -> Trial | None:
+    """The trial of the largest value; of equal ones the first."""
+    scored = [
+        (trial.result.value or 0.0, -trial.number, trial)
+        for trial in trials
+        if trial.is_scored and trial.result
+    ]
+    return max(scored)[2] if scored else None

@@ -1,0 +1,187 @@
+"""What lies in a sweep's folder: the sweep, one folder a trial, what the trials reported, how long it all took.
+
+    SWEEP/sweep-config.yaml            the sweep as it was started, its base whole
+    SWEEP/trials/NNNN/                 a run's folder, as `fsl-dist train` makes it, and beside the run:
+                      trial.json       the point, written before the trial starts
+                      evaluation.json  its scores, one entry a combination of the evaluation grid
+                      result.json      how it ended, written last: without it the trial is not done
+    SWEEP/reports.jsonl                each validation of each trial, in the order they came
+    SWEEP/sessions/NNNNNNNN.json       how long each start of the sweep ran, and how much of that trials worked
+
+Every file is replaced in one step or appended to by lines; nothing is pickled.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from index.storage import write_atomic
+from tune.space import Point
+
+TRIAL_FILE = "trial.json"
+RESULT_FILE = "result.json"
+EVALUATION_FILE = "evaluation.json"
+REPORTS_FILE = "reports.jsonl"
+
+State = Literal["finished", "stopped", "pruned", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Result:
+    """How a trial ended."""
+
+    state: State
+    """finished: to its end; stopped: by the scheduler; pruned: its point makes no run; failed: by an error"""
+    value: float | None = None
+    """best validation value of the sweep's metric"""
+    epochs: int = 0
+    """epochs trained"""
+    train_s: float = 0.0
+    """seconds inside training, since the trial was last started"""
+    evaluate_s: float = 0.0
+    """seconds inside evaluation"""
+    error: str = ""
+    """one line: why it was pruned or failed"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trial:
+    """One trial as its folder says."""
+
+    number: int
+    """of its folder, from 0"""
+    folder: Path
+    point: Point
+    """what it changes of the base; nothing: it is the base"""
+    draw: int = -1
+    """number of the point among those of the search; −1 for the base"""
+    result: Result | None = None
+    """None: under way, or cut off"""
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether it has a value to compare."""
+        return self.result is not None and self.result.value is not None and self.result.state != "failed"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Session:
+    """One start of a sweep."""
+
+    started: str
+    """date and time"""
+    wall_s: float = 0.0
+    """seconds since, when last written"""
+    busy_core_s: float = 0.0
+    """seconds of trials inside training and evaluation, times the cores of a trial"""
+    cores: float = 0.0
+    """cores that the trials could take"""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One validation of a trial."""
+
+    trial: int
+    epoch: int
+    """epochs done"""
+    value: float
+    stops: bool
+    """whether the scheduler ended the trial here"""
+
+
+@dataclass(frozen=True, slots=True)
+class SweepFolder:
+    """The files of one sweep."""
+
+    folder: Path
+
+    def trial_folder(self, number: int) -> Path:
+        """The run folder of a trial."""
+        return self.folder / "trials" / f"{number:04d}"
+
+    def trials(self) -> list[Trial]:
+        """All trials that were started or pruned, by number."""
+        found = []
+        for path in sorted((self.folder / "trials").glob(f"*/{TRIAL_FILE}")):
+            about = json.loads(path.read_text("utf-8"))
+            point = {key: tuple(v) if isinstance(v, list) else v for key, v in about["point"].items()}
+            found.append(
+                Trial(
+                    number=about["number"],
+                    folder=path.parent,
+                    point=point,
+                    draw=about["draw"],
+                    result=_read_result(path.parent),
+                )
+            )
+        return found
+
+    def start(self, number: int, draw: int, point: Point) -> Trial:
+        """Write down a trial's point; whatever happens from now on, the trial keeps it."""
+        folder = self.trial_folder(number)
+        write_atomic(folder / TRIAL_FILE, _json({"number": number, "draw": draw, "point": point}))
+        return Trial(number=number, folder=folder, point=point, draw=draw)
+
+    def finish(self, trial: Trial, result: Result) -> Trial:
+        """Write down how a trial ended."""
+        write_atomic(trial.folder / RESULT_FILE, _json(asdict(result)))
+        return Trial(
+            number=trial.number, folder=trial.folder, point=trial.point, draw=trial.draw, result=result
+        )
+
+    def reports(self) -> list[Report]:
+        """All reports in the order they came; a last line that was cut off is left out."""
+        path = self.folder / REPORTS_FILE
+        if not path.is_file():
+            return []
+        return [Report(**json.loads(line)) for line in path.read_text("utf-8").split("\n")[:-1] if line]
+
+    def sessions(self) -> list[Session]:
+        """All starts of the sweep."""
+        paths = sorted((self.folder / "sessions").glob("*.json"))
+        return [Session(**json.loads(path.read_text("utf-8"))) for path in paths]
+
+    def write_session(self, number: int, session: Session) -> None:
+        """Replace what is known of one start."""
+        write_atomic(self.folder / "sessions" / f"{number:08d}.json", _json(asdict(session)))
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A trial's scores under one combination of the evaluation grid."""
+
+    settings: Point
+    """evaluation settings that distinguish it; `k_p`, `delta_tau` and `k` stand in the scores' names"""
+    metrics: dict[str, float | dict] = field(default_factory=dict)
+    """as `fsl-dist evaluate` prints them"""
+
+
+def write_evaluation(folder: Path, split: str, cells: list[Cell]) -> None:
+    """Write a trial's scores."""
+    write_atomic(folder / EVALUATION_FILE, _json({"split": split, "cells": [asdict(c) for c in cells]}))
+
+
+def read_evaluation(folder: Path) -> Iterator[Cell]:
+    """A trial's scores; none where it was not evaluated."""
+    path = folder / EVALUATION_FILE
+    if path.is_file():
+        for cell in json.loads(path.read_text("utf-8"))["cells"]:
+            yield Cell(cell["settings"], cell["metrics"])
+
+
+def read_split(folder: Path) -> str:
+    """Where the base classes' queries of a trial's scores came from: test, else val; empty where it was not evaluated."""
+    path = folder / EVALUATION_FILE
+    return json.loads(path.read_text("utf-8"))["split"] if path.is_file() else ""
+
+
+def _read_result(folder: Path) -> Result | None:
+    path = folder / RESULT_FILE
+    return Result(**json.loads(path.read_text("utf-8"))) if path.is_file() else None
+
+
+def _json(data: object) -> bytes:
+    return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()

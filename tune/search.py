@@ -1,0 +1,96 @@
+"""The next point of a sweep: drawn, counted through, or proposed by Optuna from the trials so far."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from fsl_dist.seeding import generator
+from index.errors import RequestError
+from tune.config import SweepConfig
+from tune.records import Trial
+from tune.space import Knob, Point, grid_size
+
+if TYPE_CHECKING:
+    import optuna
+
+
+def check_search(config: SweepConfig) -> None:
+    """Raise RequestError where the search needs what is not installed."""
+    if config.search == "optuna":
+        _import_optuna()
+
+
+def next_point(config: SweepConfig, trials: Sequence[Trial]) -> tuple[int, Point] | None:
+    """(number of the draw, the point) that follows those of `trials`; None where a grid has no more.
+
+    A drawn or counted point is a function of (seed, number of the draw); Optuna's of that and of the trials' values.
+    """
+    draw = max((trial.draw for trial in trials), default=-1) + 1
+    if config.search == "optuna":
+        return draw, _propose(config, trials, draw)
+    if config.search == "grid" and draw >= grid_size(config.space):
+        return None
+    return draw, config.point(draw)
+
+
+def _propose(config: SweepConfig, trials: Sequence[Trial], draw: int) -> Point:
+    """Optuna's TPE, told anew of all trials and seeded by the draw: it has no state to lose."""
+    optuna = _import_optuna()
+    distributions = {key: _distribution_of(knob) for key, knob in config.space.items()}
+    seed = int(generator(config.seed, "sweep optuna", draw).integers(2**32))
+    # A trial under way counts as a bad one, so that trials side by side do not all try the same place.
+    sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    for trial in trials:
+        if trial.point:
+            study.add_trial(_told(config, trial, distributions))
+    asked = study.ask(distributions)
+    return {key: _value_of(knob, asked.params[key]) for key, knob in config.space.items()}
+
+
+def _told(
+    config: SweepConfig, trial: Trial, distributions: "dict[str, optuna.distributions.BaseDistribution]"
+) -> "optuna.trial.FrozenTrial":
+    optuna = _import_optuna()
+    states = optuna.trial.TrialState
+    params = {
+        key: knob.options.index(trial.point[key]) if knob.options else trial.point[key]
+        for key, knob in config.space.items()
+    }
+    result = trial.result
+    if result is not None and result.state == "finished":
+        return optuna.trial.create_trial(value=result.value, params=params, distributions=distributions)
+    # Among trials that Optuna calls pruned, those without a value are the worst: a failed one's place is left alone, where a
+    # trial that it calls failed would be forgotten, and asked for again and again.
+    reached = {result.epochs: result.value} if result and result.state == "stopped" else {}
+    return optuna.trial.create_trial(
+        state=states.PRUNED if result else states.RUNNING,
+        params=params,
+        distributions=distributions,
+        intermediate_values=reached,
+    )
+
+
+def _distribution_of(knob: Knob) -> "optuna.distributions.BaseDistribution":
+    distributions = _import_optuna().distributions
+    if knob.options:
+        return distributions.CategoricalDistribution(range(len(knob.options)))
+    if knob.randint:
+        return distributions.IntDistribution(*knob.randint)
+    if knob.uniform:
+        return distributions.FloatDistribution(*knob.uniform)
+    return distributions.FloatDistribution(*knob.loguniform, log=True)
+
+
+def _value_of(knob: Knob, found: float) -> bool | int | float | str | tuple:
+    return knob.options[int(found)] if knob.options else found
+
+
+def _import_optuna():  # type: ignore[no-untyped-def]
+    try:
+        import optuna
+    except ImportError:
+        raise RequestError(
+            "search=optuna needs Optuna, which is not installed: pip install 'fsl-dist[optuna]' (search=random needs nothing)"
+        ) from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna

@@ -1,0 +1,93 @@
+"""Pictures of a sweep, as PNG: a scatter a knob, and how the trials learnt."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tune.records import Report, Trial
+from tune.space import Knob, show_value
+
+_ENDED, _STOPPED, _BASE = "#0072b2", "#999999", "#d55e00"
+
+
+def plot_knobs(trials: Sequence[Trial], space: Mapping[str, Knob], metric: str) -> bytes:
+    """A panel a knob: the value of each trial over the knob's, hollow where it was stopped early, the base as a line."""
+    from matplotlib import pyplot
+    from matplotlib.ticker import NullFormatter
+
+    columns = min(3, len(space))
+    rows = -(-len(space) // columns)
+    figure, axes = _new_figure(pyplot, rows, columns)
+    base = next((t.result.value for t in trials if not t.point and t.is_scored and t.result), None)
+    for axis, (key, knob) in zip(axes.flat, space.items(), strict=False):
+        for state, colour, face in (("stopped", _STOPPED, "none"), ("finished", _ENDED, _ENDED)):
+            shown = [t for t in trials if t.point and t.is_scored and t.result and t.result.state == state]
+            if not shown:
+                continue
+            axis.scatter(
+                [_x_of(knob, t.point[key]) for t in shown],
+                [t.result.value for t in shown if t.result],
+                s=26,
+                edgecolors=colour,
+                facecolors=face,
+                label="stopped early" if state == "stopped" else "to its end",
+            )
+        if base is not None:
+            axis.axhline(base, color=_BASE, linewidth=1, linestyle="--", label="the base")
+        if knob.options:
+            axis.set_xticks(range(len(knob.options)), [show_value(option) for option in knob.options])
+            axis.set_xlim(-0.5, len(knob.options) - 0.5)
+        elif knob.loguniform:
+            axis.set_xscale("log")
+            axis.set_xlim(knob.loguniform[0] / 1.2, knob.loguniform[1] * 1.2)
+            axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.set_xlabel(key)
+        axis.set_ylabel(metric)
+    for axis in list(axes.flat)[len(space) :]:
+        axis.set_visible(False)
+    axes.flat[0].legend(fontsize=7)
+    return _save(pyplot, figure)
+
+
+def plot_reports(trials: Sequence[Trial], reports: Sequence[Report], metric: str, best: int | None) -> bytes:
+    """The metric of every trial over epochs, a line a trial, the best and the base coloured."""
+    from matplotlib import pyplot
+
+    figure, axes = _new_figure(pyplot, 1, 1, width=7.2)
+    axis = axes.flat[0]
+    for trial in trials:
+        points = sorted((report.epoch, report.value) for report in reports if report.trial == trial.number)
+        if not points:
+            continue
+        epochs, values = zip(*points, strict=True)
+        label, colour, width = None, _STOPPED, 0.8
+        if trial.number == best:
+            label, colour, width = f"trial {trial.number:04d}, the best", _ENDED, 2.0
+        elif not trial.point:
+            label, colour, width = "the base", _BASE, 1.6
+        axis.plot(epochs, values, color=colour, linewidth=width, label=label, marker=".", markersize=3)
+    axis.set_xlabel("epochs")
+    axis.set_ylabel(metric)
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(fontsize=8)
+    return _save(pyplot, figure)
+
+
+def _x_of(knob: Knob, value: Any) -> float:
+    return float(knob.options.index(value)) if knob.options else float(value)
+
+
+def _new_figure(pyplot: Any, rows: int, columns: int, width: float = 3.6) -> tuple[Any, Any]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    return pyplot.subplots(
+        rows, columns, figsize=(width * columns, 3.0 * rows), squeeze=False, layout="constrained", sharey=True
+    )
+
+
+def _save(pyplot: Any, figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    pyplot.close(figure)
+    return buffer.getvalue()
