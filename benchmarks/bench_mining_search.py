@@ -23,6 +23,7 @@ import numpy as np
 from index.build import build
 from index.config import IndexConfig
 from index.search import LocalIndex, open_index
+from index.shard import Shard
 
 
 def draw_long_tail(num: int, dim: int, classes: int, tail: float) -> tuple[np.ndarray, np.ndarray]:
@@ -49,6 +50,29 @@ def search_by_class(vectors: np.ndarray, labels: np.ndarray, num_other: int) -> 
     for label in np.unique(labels):
         own = labels == label
         faiss.knn(vectors[own], vectors[~own], num_other)
+
+
+class JudgingClock:
+    """Seconds that shards spend judging candidates in float64, while this is in force."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __enter__(self) -> "JudgingClock":
+        self._decide = decide = Shard._decide
+
+        def clocked(shard: Shard, *arguments: object) -> object:
+            start = time.perf_counter()
+            try:
+                return decide(shard, *arguments)
+            finally:
+                self.seconds += time.perf_counter() - start
+
+        Shard._decide = clocked  # type: ignore[method-assign, assignment]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        Shard._decide = self._decide  # type: ignore[method-assign]
 
 
 def measure(work: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
@@ -96,17 +120,26 @@ def main() -> None:
             ),
         }
         seconds = measure(work, options.rounds)
+        with JudgingClock() as clock:
+            start = time.perf_counter()
+            work["neighbours (both)"]()
+            judging = clock.seconds / (time.perf_counter() - start)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     plain = min(medians["plain search, FAISS default"], medians["plain search, matrix product"])
     print("| search | seconds (median) | of the best plain search |\n| --- | ---: | ---: |")
     for name, value in medians.items():
         print(f"| {name} | {value:.2f} | {value / plain:.2f} |")
+    alone = medians["neighbours (both)"] * (1 - judging) / plain
+    print(
+        f"\nOf neighbours (both), {judging:.0%} of the time judges candidates in float64; without that {alone:.2f}."
+    )
     sizes = np.bincount(labels)
     report = {
         "benchmark": "mining_search",
         "options": vars(options),
         "class_sizes": {"smallest": int(sizes.min()), "largest": int(sizes.max())},
         "seconds": seconds,
+        "share_of_judging": judging,
         "ratio_to_best_plain": {name: value / plain for name, value in medians.items()},
         "machine": {"cpu": platform.processor() or platform.machine(), "num_cpus": os.cpu_count()},
         "versions": {

@@ -59,7 +59,8 @@ def train_run(
     """Train `config`, from the last checkpoint with `resume`, and return how it ended.
 
     on_ray: starts or joins a Ray cluster and trains there; needed when `workers` ask for Ray. show: prints a
-    progress line. watch: may end the run after a validation (`on_ray` hands it to its workers itself). Whoever trained this run before and still lives can no longer write once this call has begun.
+    progress line. watch: may end the run after a validation (`on_ray` hands it to its workers itself). Whoever trained
+    this run before and still lives can no longer write once this call has begun.
 
     Raises RequestError for a folder that holds a run (without `resume`) and whatever the data cannot serve.
     """
