@@ -213,10 +213,9 @@ class Contents:
         return self.changes.followed_by(batches, self.planner.positions_of) if batches else self.changes
 
     def _check_numbers(self) -> None:
-        names = [
-            name for name in storage.list_folder(self.folder / versions.CHANGES) if name.endswith(".npz")
-        ]
-        for number, name in enumerate((n for n in names if not n.startswith(".")), start=1):
+        # What is being written ends in .tmp.
+        names = storage.list_folder(self.folder / versions.CHANGES)
+        for number, name in enumerate((name for name in names if name.endswith(".npz")), start=1):
             if name != batch_path(self.folder, number).name:
                 raise VersionError(
                     f"{batch_path(self.folder, number)} is missing; {name} was written after it "

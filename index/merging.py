@@ -32,8 +32,8 @@ def merge(
     """Build the next version of the index `out` from the current one and its changes, and publish it.
 
     It is built with the settings of the current one, `settings` in their place, and keeps what `tune` found. Returns the
-    version's folder, and whether there was anything to merge. Killed, it goes on when it is called again. Raises RequestError where all vectors were
-    removed, else as `job.run`.
+    version's folder, and whether there was anything to merge. Killed, it goes on when it is called again. Raises
+    RequestError where all vectors were removed, else as `job.run`.
     """
     if (out / versions.MANIFEST).exists():
         raise RequestError(f"{out} is one version; name the folder of its index")
