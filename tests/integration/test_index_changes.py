@@ -67,7 +67,7 @@ def test_what_was_acknowledged_before_a_kill_is_there_and_merges_killed_at_rando
 ) -> None:
     rng, draw = np.random.default_rng(0), random.Random(0)
     vectors = rng.standard_normal((20_000, 8), dtype=np.float32)
-    build(tmp_path / "index", vectors, rng.integers(0, 5, 20_000), config=IndexConfig(shards=12))
+    build(tmp_path / "index", vectors, rng.integers(0, 5, 20_000), config=IndexConfig(shards=30))
     out = tmp_path / "index"
     added: set[int] = set()
     removed: set[int] = set()
@@ -79,9 +79,11 @@ def test_what_was_acknowledged_before_a_kill_is_there_and_merges_killed_at_rando
         merging = subprocess.Popen(
             [*COMMAND, "index", "merge", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        if attempt < 5:
-            time.sleep(draw.uniform(0.4, 1.6))
-            merging.kill()
+        wanted = draw.randint(1, 25)
+        while attempt < 5 and merging.poll() is None:
+            if len(list(out.glob("staging/*/finished/*.json"))) >= wanted:
+                merging.kill()
+            time.sleep(0.001)
         num_killed += merging.wait() == -9
         opened = open_index(out)
         there = np.array(sorted(added - removed))

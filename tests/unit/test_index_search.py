@@ -267,7 +267,7 @@ def test_every_pair_of_classes_is_searched_once_whatever_the_blocks(tmp_path, mo
         monkeypatch.setattr(index.plan, "_BLOCK_ROWS", rows)
         monkeypatch.setattr(index.plan, "_BLOCK_QUERIES", queries)
         searched = np.zeros((len(query_labels), len(ids)), int)
-        for task in opened._planner.plan("other_class", query_labels, None):
+        for task in opened._contents.planner.plan("other_class", query_labels, None):
             pairs = np.ones((task.query_stop - task.query_start, task.stop - task.start), int)
             if task.is_masked:
                 own = query_labels[task.query_start : task.query_stop, None]
