@@ -19,7 +19,7 @@ Ranges = Sequence[tuple[int, int]]
 
 _QUERIES_FOR_BLAS = 4
 # Where so many queries look into a cluster, on average, one matrix product for all of them is faster than FAISS's scan for each
-# (200,000 x 256, a quarter of the clusters: seven times).
+# (200,000 x 256, a quarter of the clusters: four times, benchmarks/explain_ivf.py).
 _QUERIES_A_CLUSTER = 16
 # FAISS's type hints know neither search parameters nor selectors nor graphs.
 faiss: Any = typed_faiss

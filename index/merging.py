@@ -89,16 +89,17 @@ class MergedVectors:
     folder: Path
     number: int
     staging: Staging
-    _contents: Contents | None = field(default=None, repr=False)
+    _opened: tuple[Contents, np.ndarray] | None = field(default=None, repr=False)
+    """What the version has, and the positions that are still there: once a process."""
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """As `job.Vectors`; vectors are known by their ids."""
-        if self._contents is None:
-            manifest = versions.read_manifest(self.folder)
-            self._contents = Contents(self.folder, manifest, up_to=self.number)
-        contents, manifest = self._contents, self._contents.manifest
+        if self._opened is None:
+            opened = Contents(self.folder, versions.read_manifest(self.folder), up_to=self.number)
+            self._opened = opened, _kept(opened.manifest, opened.changes.hidden)
+        contents, kept = self._opened
+        manifest = contents.manifest
         rows = np.array(storage.open_array(job.rows_path(self.staging))[start:stop])
-        kept = _kept(manifest, contents.changes.hidden)
         is_new = rows >= len(kept)
         vectors = np.empty((len(rows), manifest.dim), dtype=np.float32)
         vectors[is_new] = contents.changes.vectors[rows[is_new] - len(kept)]
