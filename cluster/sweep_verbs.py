@@ -1,9 +1,7 @@
 """The verb group `sweep`: many runs over a space of settings."""
 
 import dataclasses
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,11 +72,12 @@ def report(folder: Path, as_json: bool) -> None:
 
 
 def _drive(config: "SweepConfig", as_json: bool, started: float, *, retry_failed: bool = False) -> None:
+    from cluster.live_table import live_table
     from cluster.local import ray_session
     from tune.sweep import drive, num_cpus
 
-    with ray_session(num_cpus(config)):
-        summary = drive(config, show=_status_printer(), retry_failed=retry_failed, started=started)
+    with ray_session(num_cpus(config)), live_table() as show:
+        summary = drive(config, show=show, retry_failed=retry_failed, started=started)
     best = ""
     if summary.best_trial is not None:
         best = f", best {summary.metric} {summary.best_value:.4f} of trial {summary.best_trial:04d}"
@@ -89,10 +88,3 @@ def _drive(config: "SweepConfig", as_json: bool, started: float, *, retry_failed
         f"{summary.pruned} pruned{best}; {summary.wall_s:.0f} s, {summary.utilisation:.0%} of the cores' time in trials\n"
         f"next: fsl-dist sweep report {summary.dir}",
     )
-
-
-def _status_printer() -> Callable[[str], None]:
-    """Rewrite one line on a terminal, an empty one to wipe it; nothing elsewhere, where each trial's end is a line."""
-    if sys.stderr.isatty():
-        return lambda line: click.echo(f"\r\x1b[2K{line}", err=True, nl=False)
-    return lambda line: None

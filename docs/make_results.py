@@ -1,8 +1,9 @@
-"""Put the tables that `fsl-dist reproduce` wrote into docs/results.md.
+"""Put what `fsl-dist reproduce` and `fsl-dist sweep report` wrote into docs/results.md.
 
-    python docs/make_results.py runs/reproduce
+    python docs/make_results.py runs/reproduce sweeps
 
-Each block between `<!-- begin NAME -->` and `<!-- end NAME -->` becomes the text of OUT/NAME.md; blocks without such a file stay.
+Each block between `<!-- begin NAME -->` and `<!-- end NAME -->` becomes the text of OUT/NAME.md, or of the sweep's OUT/NAME/report.md,
+its headings one level lower and without pictures; blocks without such a file stay.
 """
 
 import argparse
@@ -14,18 +15,26 @@ PAGE = Path(__file__).with_name("results.md")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("out", type=Path)
-    out = parser.parse_args().out
+    parser.add_argument("out", type=Path, nargs="+")
+    folders = parser.parse_args().out
 
     def refresh(block: re.Match[str]) -> str:
-        source = out / f"{block[1]}.md"
-        if not source.is_file():
-            print(f"{source} is not there; its block stays")
-            return block[0]
-        return f"<!-- begin {block[1]} -->\n{source.read_text('utf-8').strip()}\n<!-- end {block[1]} -->"
+        for folder in folders:
+            table, sweep = folder / f"{block[1]}.md", folder / block[1] / "report.md"
+            if table.is_file():
+                return _mark(block[1], table.read_text("utf-8"))
+            if sweep.is_file():
+                text = re.sub(r"^!\[.*\n\n", "", sweep.read_text("utf-8"), flags=re.M)
+                return _mark(block[1], re.sub(r"^#", "##", text, flags=re.M))
+        print(f"{block[1]} is in none of the folders; its block stays")
+        return block[0]
 
     text = PAGE.read_text("utf-8")
     PAGE.write_text(re.sub(r"<!-- begin (\S+) -->\n.*?<!-- end \1 -->", refresh, text, flags=re.S), "utf-8")
+
+
+def _mark(name: str, text: str) -> str:
+    return f"<!-- begin {name} -->\n{text.strip()}\n<!-- end {name} -->"
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ class Clock:
         self, config: SweepConfig, folder: SweepFolder, owner: Owner, cores: float, started: float | None
     ) -> None:
         self._folder, self._number = folder, owner.epoch
-        self._started = time.monotonic() if started is None else started
+        self.started = time.monotonic() if started is None else started
         self._before_s = sum(session.wall_s for session in folder.sessions())
         self._limit_s = config.hours * 3600
         self._cores_of_trial = config.trial_base().num_cpus
@@ -26,7 +26,7 @@ class Clock:
     @property
     def is_over(self) -> bool:
         """Whether the sweep's hours are used up."""
-        return 0 < self._limit_s <= self._before_s + time.monotonic() - self._started
+        return 0 < self._limit_s <= self._before_s + time.monotonic() - self.started
 
     def add(self, result: Result) -> None:
         """Count the work of a trial."""
@@ -36,5 +36,5 @@ class Clock:
 
     def write(self) -> None:
         """Write down how long it has been."""
-        self._session = replace(self._session, wall_s=time.monotonic() - self._started)
+        self._session = replace(self._session, wall_s=time.monotonic() - self.started)
         self._folder.write_session(self._number, self._session)

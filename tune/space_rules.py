@@ -15,6 +15,7 @@ _NO_KNOBS = (
     "data.dataset",
     "data.version",
     "workers.",
+    "mining.run",
     "mining.actors",
     "mining.cpus",
     "mining.gpus",

@@ -4,6 +4,7 @@ The driver holds nothing that its folder does not: after a kill, `resume_sweep` 
 """
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,11 +23,12 @@ from tune.plan import Plan
 from tune.records import Result, Session, State, SweepFolder, Trial
 from tune.search import check_search
 from tune.space import show_point
+from tune.standing import Standing, stand
 from tune.sweep_file import SWEEP_FILE, load_stored, render_sweep
 
 log = logging.getLogger(__name__)
 
-Show = Callable[[str], None]
+Show = Callable[[Standing], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,7 @@ def drive(
     clock = Clock(config, folder, owner, float(ray.cluster_resources()["CPU"]), started)
     judge = ray.remote(num_cpus=0)(Judge).remote(config, owner)
     crew = Crew(config, judge)
-    running: dict[Any, tuple[Any, Trial]] = {}
+    running: dict[Any, tuple[Any, Trial, float]] = {}
     deaths: dict[int, int] = {}
     try:
         while True:
@@ -121,13 +123,14 @@ def drive(
                 if trial is None:
                     break
                 worker = crew.take()
-                running[worker.run.remote(trial)] = worker, trial
+                running[worker.run.remote(trial)] = worker, trial, time.monotonic()
             if not running:
                 break
-            show(_status(plan, len(running)))
+            since = {trial.number: at for _, trial, at in running.values()}
+            show(stand(plan, since, folder.reports(), config.trial_base().stop_metric, clock.started))
             ready, _ = ray.wait(list(running), num_returns=1, timeout=2.0)
             for reference in ready:
-                worker, trial = running.pop(reference)
+                worker, trial, _ = running.pop(reference)
                 try:
                     result = ray.get(reference)
                 except ray.exceptions.RayError as error:
@@ -142,13 +145,11 @@ def drive(
                 owner.check()
                 plan.finish(trial, result)
                 clock.add(result)
-                show("")
                 log.info("%s", _describe(plan, trial, result))
     finally:
         clock.write()
         crew.dismiss()
         ray.kill(judge)
-    show("")
     _check_failures(config, plan)
     return summarise(config, plan, folder.sessions())
 
@@ -210,12 +211,6 @@ def _check_failures(config: SweepConfig, plan: Plan) -> None:
             f"{len(failed)} trials failed, more than max_failures={config.max_failures}; trial {last.number:04d}: "
             f"{last.result.error} (fsl-dist sweep resume {config.dir} --retry-failed tries them again)"
         )
-
-
-def _status(plan: Plan, num_running: int) -> str:
-    best = plan.best()
-    shown = f", best {best.result.value:.4f} of trial {best.number:04d}" if best and best.result else ""
-    return f"{plan.num_done} of {plan.num_wanted} trials done, {num_running} running{shown}"
 
 
 def _describe(plan: Plan, trial: Trial, result: Result) -> str:

@@ -1,13 +1,23 @@
-"""Pictures of a sweep, as PNG: a scatter a knob, and how the trials learnt."""
+"""Pictures of a sweep, as PNG: a scatter a knob, how the trials learnt, and scores over a setting."""
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tune.records import Report, Trial
 from tune.space import Knob, show_value
 
 _ENDED, _STOPPED, _BASE = "#0072b2", "#999999", "#d55e00"
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A line of a plot."""
+
+    words: str
+    points: Sequence[tuple[float, float, float]]
+    """(x, mean, standard deviation), ascending"""
 
 
 def plot_knobs(trials: Sequence[Trial], space: Mapping[str, Knob], metric: str) -> bytes:
@@ -73,16 +83,39 @@ def plot_reports(trials: Sequence[Trial], reports: Sequence[Report], metric: str
     return _save(pyplot, figure)
 
 
+def plot_curves(panels: Mapping[str, Sequence[Curve]], x_words: str) -> bytes:
+    """A panel a score, its curves over x with their deviations; scores in percent."""
+    from matplotlib import pyplot
+
+    figure, axes = _new_figure(pyplot, 1, len(panels), share_y=False)
+    for axis, (score, curves) in zip(axes.flat, panels.items(), strict=True):
+        for curve in curves:
+            x, mean, deviation = zip(*curve.points, strict=True)
+            axis.errorbar(x, mean, deviation, marker="o", markersize=4, capsize=3, label=curve.words)
+        axis.set_xlabel(x_words)
+        axis.set_ylabel(f"{score} %")
+    if any(curve.words for curves in panels.values() for curve in curves):
+        axes.flat[0].legend(fontsize=7)
+    return _save(pyplot, figure)
+
+
 def _x_of(knob: Knob, value: Any) -> float:
     return float(knob.options.index(value)) if knob.options else float(value)
 
 
-def _new_figure(pyplot: Any, rows: int, columns: int, width: float = 3.6) -> tuple[Any, Any]:
+def _new_figure(
+    pyplot: Any, rows: int, columns: int, width: float = 3.6, *, share_y: bool = True
+) -> tuple[Any, Any]:
     import matplotlib
 
     matplotlib.use("Agg")
     return pyplot.subplots(
-        rows, columns, figsize=(width * columns, 3.0 * rows), squeeze=False, layout="constrained", sharey=True
+        rows,
+        columns,
+        figsize=(width * columns, 3.0 * rows),
+        squeeze=False,
+        layout="constrained",
+        sharey=share_y,
     )
 
 

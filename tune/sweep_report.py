@@ -12,6 +12,7 @@ from tune.config import SweepConfig
 from tune.document import Block, Code, Heading, Picture, Table, Text, render_html, render_markdown
 from tune.evaluation_tables import flatten, grid_tables, headline, show_score
 from tune.importance import LEAST_TRIALS, knob_importance
+from tune.paper_figures import paper_figures
 from tune.plan import best_of
 from tune.records import Cell, Session, SweepFolder, Trial, read_evaluation, read_split
 from tune.space import show_value
@@ -60,12 +61,15 @@ def write_report(folder: Path) -> WrittenReport:
     base = next((trial for trial in trials if not trial.point and trial.is_scored), None)
     importance = knob_importance(trials, config.space)
     scores = {trial.number: list(read_evaluation(trial.folder)) for trial in trials}
+    named = ((best, "the best by validation"), (base if base is not best else None, "the base"))
+    shown = [(trial, f"trial {trial.number:04d}, {words}") for trial, words in named if trial is not None]
     blocks = [
         *_head(config, trials, metric),
         *_best_trials(config, trials, scores, best, base),
         *_knobs(config, trials, importance, metric),
         *_learning(trials, files, metric, best),
-        *_evaluation(scores, best, base),
+        *_evaluation(scores, shown),
+        *paper_figures(trials, config.space, scores, metric, shown),
         *_time(trials, files.sessions()),
         *_left_out(trials),
     ]
@@ -184,11 +188,13 @@ def _best_trials(
     return [
         Heading("Best trials"),
         Text(
-            f"Chosen by validation; the other scores are of {_scored_on(shown)}, which had no part in the choice. A dot: the base's "
-            "own value. Trials that were stopped early are not scored so."
+            f"Chosen by validation, on images of neither training nor the other scores, which are of {_scored_on(shown)}. A dot: the "
+            "base's own value. Trials that were stopped early have no other scores."
         ),
         Table(rows, marked=0),
-        Code(f"fsl-dist train --config {Path(config.dir) / 'best.yaml'}\nfsl-dist evaluate {best.folder}"),
+        Code(
+            f"fsl-dist train --config {best.folder.parents[1] / 'best.yaml'}\nfsl-dist evaluate {best.folder}"
+        ),
     ]
 
 
@@ -224,12 +230,11 @@ def _learning(trials: Sequence[Trial], files: SweepFolder, metric: str, best: Tr
     ]
 
 
-def _evaluation(scores: dict[int, list[Cell]], best: Trial | None, base: Trial | None) -> list[Block]:
+def _evaluation(scores: dict[int, list[Cell]], shown: Sequence[tuple[Trial, str]]) -> list[Block]:
     blocks: list[Block] = []
-    named = [(best, "the best by validation"), (base if base is not best else None, "the base")]
-    for trial, words in named:
-        if trial is not None and scores[trial.number]:
-            blocks.append(Heading(f"Trial {trial.number:04d}, {words}", 3))
+    for trial, words in shown:
+        if scores[trial.number]:
+            blocks.append(Heading(words.capitalize(), 3))
             blocks += [Table(rows) for rows in grid_tables(scores[trial.number], list(scores.values()))]
     if not blocks:
         return []

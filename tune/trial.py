@@ -16,10 +16,11 @@ from fsl_dist.evaluation.report import evaluate_settings
 from fsl_dist.training.checkpoint import CheckpointFolder, read_progress
 from fsl_dist.training.launch import OnRay, check_run, train_run
 from fsl_dist.training.loop import Watch
+from fsl_dist.training.runlog import write_hparams
 from index.errors import FslDistError
 from tune.config import SweepConfig
 from tune.records import Cell, Result, State, Trial, write_evaluation
-from tune.space import Point
+from tune.space import Point, show_value
 
 ERROR_FILE = "error.txt"
 
@@ -70,6 +71,9 @@ def run_trial(
             error=_one_line(words),
         )
     result = _progress_of(run, "stopped" if is_stopped else "finished")
+    if result.value is not None:
+        told = {key: show_value(v) if isinstance(v, tuple) else v for key, v in trial.point.items()}
+        write_hparams(trial.folder, told, run.stop_metric, result.value)
     return replace(result, train_s=train_s, evaluate_s=time.perf_counter() - started - train_s)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -49,6 +50,14 @@ class RunLog:
     ) -> None:
         self._file.close()
         self._board.close()
+
+
+def write_hparams(
+    run: Path, settings: Mapping[str, bool | int | float | str], name: str, value: float
+) -> None:
+    """What distinguishes a run and what it reached, for TensorBoard's table of hyperparameters."""
+    with SummaryWriter(str(run / "tensorboard")) as board:
+        board.add_hparams(dict(settings), {name: value}, run_name=".")
 
 
 def read_metrics(run: Path) -> list[dict]:

@@ -1,6 +1,10 @@
 """`fsl-dist sweep`: trials in Ray actors, the driver really killed, a scheduler that stops, what fails and what is refused."""
 
+import contextlib
 import json
+import os
+import pty
+import re
 import subprocess
 import sys
 import time
@@ -145,7 +149,8 @@ def test_a_killed_sweep_goes_on_as_if_nothing_had_been(digits: Path, tmp_path: P
     run = load_config(folder / "best.yaml", [])
     assert run.run.dir == str(folder / "best")
     page = (folder / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 2
+    assert page.count("data:image/png;base64,") == 3
+    assert "as PCN Fig. 5" in page
     assert "http://" not in page
     assert "https://" not in page
     assert "| base_clusters |" in (folder / "report.md").read_text()
@@ -190,6 +195,34 @@ def test_a_failing_trial_is_recorded_and_stops_the_sweep_only_when_asked(
     refused = fsl_dist("sweep", "resume", tmp_path / "sweep")
     assert refused.returncode == 1
     assert "1 trials failed, more than max_failures=0; trial 0002" in refused.stderr
+
+
+def test_a_terminal_shows_a_table_while_optuna_proposes(digits: Path, tmp_path: Path) -> None:
+    space = {"method.memory": {"uniform": [0, 0.9]}}
+    settings = {"training.epochs": 2, "episode.per_epoch": 4}
+    config = write_sweep(tmp_path, digits, space=space, search="optuna", trials=2, settings=settings)
+    screen, terminal = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120", "LINES": "40"}
+    driver = subprocess.Popen(
+        [PROGRAM, "sweep", "run", "--config", config, "--json"],
+        stdout=subprocess.PIPE,
+        stderr=terminal,
+        text=True,
+        env=environment,
+    )
+    os.close(terminal)
+    shown = b""
+    with contextlib.suppress(OSError):  # Linux ends a terminal that nobody holds any more with an error
+        while part := os.read(screen, 65536):
+            shown += part
+    os.close(screen)
+    out, _ = driver.communicate()
+    assert driver.returncode == 0, shown.decode()
+    assert json.loads(out)["finished"] == 3
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    assert re.search(r"of 3 trials, 0:\d\d", text), text
+    assert re.search(r"0000\W+running\W+.*the base", text), text
+    assert re.search(r"3 of 3: trial 000\d 0\.\d{4} after 2 epochs", text), "log lines stand above the table"
 
 
 def test_requests_that_cannot_be_served(digits: Path, tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from tune.config import SweepConfig
 from tune.document import Code, Heading, Picture, Table, Text, render_html, render_markdown
 from tune.evaluation_tables import flatten, grid_tables, headline
 from tune.importance import knob_importance
-from tune.records import Cell, Result, Session, SweepFolder, write_evaluation
+from tune.paper_figures import paper_figures
+from tune.records import Cell, Result, Session, SweepFolder, Trial, write_evaluation
 from tune.space import Knob
 from tune.sweep_file import SWEEP_FILE, render_sweep
 from tune.sweep_report import write_report
@@ -74,7 +75,7 @@ def test_the_best_trial_stands_beside_the_base(tmp_path: Path) -> None:
     assert f"| {wanted.number:04d} |" in written.text
     assert "| 0000, the base | 30.0 |" in written.text
     assert "60% of 80 core seconds" in written.text
-    assert "the other scores are of split test, and of novel classes" in written.text
+    assert "the other scores, which are of split test, and of novel classes" in written.text
     run = load_config(tmp_path / "s" / "best.yaml", [])
     assert run == config.trial_config(wanted.point, str(tmp_path / "s" / "best"))
     page = (tmp_path / "s" / "report.html").read_text()
@@ -170,3 +171,38 @@ def test_records_are_read_back(tmp_path: Path) -> None:
     ended = files.finish(trial, Result(state="pruned", error="why"))
     assert files.trials() == [ended]
     assert np.isclose(asdict(ended)["point"]["training.lr"], 0.1)
+
+
+def test_the_papers_figures_are_drawn_where_the_sweep_covers_them(tmp_path: Path) -> None:
+    def trial(number: int, **point: object) -> Trial:
+        told = {f"method.{key}": value for key, value in point.items()}
+        result = Result(state="finished", value=number / 10)
+        return Trial(number=number, folder=tmp_path, point=told, result=result)  # type: ignore[arg-type]
+
+    def shifted(low: float) -> dict:
+        return {"mca/novel": low} | {f"mca/novel;dtau={delta}": low + 0.1 * delta for delta in (1, 3)}
+
+    # PCN Fig. 5: three shifts are a curve, two shots are none.
+    grid = [Cell({"novel_shots": shots}, shifted(0.1 * shots)) for shots in (1, 2)]
+    base = trial(0)
+    blocks = paper_figures([base], {}, {0: grid}, "mca/base", [(base, "the base")])
+    assert [block.text for block in blocks if isinstance(block, Heading)] == [
+        "The papers' figures",
+        "Temperature at test time, as PCN Fig. 5",
+    ]
+    assert Text("With novel_shots=1.") in blocks
+    # Deep kNN Table S3: the best of each place, by validation and by the queries where they were scored.
+    trials = [trial(n, k_same=k, m_other=m) for n, (k, m) in enumerate([(3, 1), (3, 5), (5, 1), (3, 1)])]
+    space = {"method.k_same": Knob(choice=(3, 5)), "method.m_other": Knob(choice=(1, 5))}
+    scores = {0: [Cell({}, {"knn/mcr@5": 0.4})], 1: [], 2: [], 3: []}
+    tables = [b for b in paper_figures(trials, space, scores, "knn/mcr@5", []) if isinstance(b, Table)]
+    assert tables == [
+        Table([["validation: K \\ M", "1", "5"], ["3", "30.0 (2)", "10.0 (1)"], ["5", "20.0 (1)", ""]]),
+        Table([["scored images: K \\ M", "1", "5"], ["3", "40.0 (1)", ""], ["5", "", ""]]),
+    ]
+    # Deep clustering Fig. 3: a curve for each number of ways.
+    weights = [trial(n, scatter_weight=n / 10, ways=10 * (n % 2)) for n in range(6)]
+    clustered = {n: [Cell({}, {"kmeans/ca": {"mean": 0.5, "std": 0.1, "n": 5}})] for n in range(6)}
+    pictures = [b for b in paper_figures(weights, {}, clustered, "kmeans/ca", []) if isinstance(b, Picture)]
+    assert [picture.name for picture in pictures] == ["scatter-weight"]
+    assert paper_figures(weights[:2], {}, clustered, "kmeans/ca", []) == []

@@ -1,0 +1,63 @@
+"""How a sweep stands at a moment: what a live table shows."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tune.plan import Plan
+from tune.records import Report, Trial
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One trial of a live table."""
+
+    trial: Trial
+    state: str
+    """running, or how it ended"""
+    epochs: int = 0
+    """as last validated"""
+    value: float | None = None
+    """running: of the last validation; ended: the best"""
+    seconds: float = 0.0
+    """since it was handed out; ended: inside training and evaluation"""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A sweep under way."""
+
+    metric: str
+    num_done: int
+    num_wanted: int
+    wall_s: float
+    """of this start"""
+    counts: Mapping[str, int]
+    """state → trials that ended so"""
+    running: Sequence[Line]
+    best: Sequence[Line]
+    """the best first, at most five"""
+
+
+def stand(
+    plan: Plan, running: Mapping[int, float], reports: Sequence[Report], metric: str, started: float
+) -> Standing:
+    """How the sweep stands. running: number of each trial under way → `time.monotonic()` when it was handed out."""
+    now = time.monotonic()
+    last = {report.trial: report for report in reports}
+    under_way = []
+    for number, since in sorted(running.items()):
+        epochs, value = (last[number].epoch, last[number].value) if number in last else (0, None)
+        under_way.append(Line(plan.trials[number], "running", epochs, value, now - since))
+    scored = sorted(
+        (trial for trial in plan.trials.values() if trial.is_scored),
+        key=lambda trial: (-(trial.result.value or 0.0) if trial.result else 0.0, trial.number),
+    )
+    best = [
+        Line(trial, r.state, r.epochs, r.value, r.train_s + r.evaluate_s)
+        for trial in scored[:5]
+        if (r := trial.result)
+    ]
+    states = [trial.result.state for trial in plan.trials.values() if trial.result]
+    counts = {state: states.count(state) for state in dict.fromkeys(states)}
+    return Standing(metric, plan.num_done, plan.num_wanted, now - started, counts, under_way, best)
