@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="also write OUT.md and OUT.json")
     options = parser.parse_args()
-    one = load_config(options.run / "config.yaml").evaluation
+    one = load_config(options.run / "config.yaml", []).evaluation
     grid = [replace(one, k_p=K_P, delta_tau=DELTA_TAU, novel_clusters=number) for number in NOVEL_CLUSTERS]
     one = replace(one, k_p=(5,), delta_tau=(0.0,))
     seconds: dict[str, list[float]] = {"one evaluation": [], "60 combinations": []}

@@ -3,14 +3,16 @@
     python docs/make_results.py runs/reproduce sweeps
 
 Each block between `<!-- begin NAME -->` and `<!-- end NAME -->` becomes the text of OUT/NAME.md, or of the sweep's OUT/NAME/report.md,
-its headings one level lower and without pictures; blocks without such a file stay.
+its headings one level lower and its pictures in docs/figures; blocks without such a file stay.
 """
 
 import argparse
 import re
+import shutil
 from pathlib import Path
 
 PAGE = Path(__file__).with_name("results.md")
+FIGURES = Path(__file__).with_name("figures")
 
 
 def main() -> None:
@@ -24,7 +26,9 @@ def main() -> None:
             if table.is_file():
                 return _mark(block[1], table.read_text("utf-8"))
             if sweep.is_file():
-                text = re.sub(r"^!\[.*\n\n", "", sweep.read_text("utf-8"), flags=re.M)
+                for picture in sweep.parent.glob("pictures/*.png"):
+                    shutil.copyfile(picture, FIGURES / f"{block[1]}-{picture.name}")
+                text = sweep.read_text("utf-8").replace("](pictures/", f"](figures/{block[1]}-")
                 return _mark(block[1], re.sub(r"^#", "##", text, flags=re.M))
         print(f"{block[1]} is in none of the folders; its block stays")
         return block[0]

@@ -77,7 +77,9 @@ def _build_trainer(
 ) -> "TorchTrainer":
     from ray.train import RunConfig as RayRunConfig
     from ray.train import ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
+
+    from fsl_dist.training.network import InterfaceTorchConfig
 
     workers = config.workers
     return TorchTrainer(
@@ -88,7 +90,9 @@ def _build_trainer(
             "miners": miners,
             "watch": watch,
         },
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=int(workers.timeout_s)),
+        torch_config=InterfaceTorchConfig(
+            backend="nccl" if use_gpu else "gloo", timeout_s=int(workers.timeout_s)
+        ),
         scaling_config=ScalingConfig(
             num_workers=workers.num, use_gpu=use_gpu, resources_per_worker={"CPU": workers.cpus}
         ),

@@ -65,7 +65,7 @@ def write_sweep(folder: Path, dataset: Path, **settings: object) -> Path:
 
 
 def fsl_dist(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([PROGRAM, *arguments], capture_output=True, text=True, timeout=280)
+    return subprocess.run([PROGRAM, *arguments], capture_output=True, text=True, timeout=560)
 
 
 def results_of(folder: Path) -> dict[int, tuple]:
