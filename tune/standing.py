@@ -58,6 +58,6 @@ def stand(
         for trial in scored[:5]
         if (r := trial.result)
     ]
-    states = [trial.result.state for trial in plan.trials.values() if trial.result]
+    states: list[str] = [trial.result.state for trial in plan.trials.values() if trial.result]
     counts = {state: states.count(state) for state in dict.fromkeys(states)}
     return Standing(metric, plan.num_done, plan.num_wanted, now - started, counts, under_way, best)
