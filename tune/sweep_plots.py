@@ -17,7 +17,7 @@ def plot_knobs(trials: Sequence[Trial], space: Mapping[str, Knob], metric: str) 
 
     columns = min(3, len(space))
     rows = -(-len(space) // columns)
-    figure, axes = _new_figure(pyplot, rows, columns)
+    figure, axes = new_figure(pyplot, rows, columns)
     base = next((t.result.value for t in trials if not t.point and t.is_scored and t.result), None)
     for axis, (key, knob) in zip(axes.flat, space.items(), strict=False):
         for state, colour, face in (("stopped", _STOPPED, "none"), ("finished", _ENDED, _ENDED)):
@@ -46,14 +46,14 @@ def plot_knobs(trials: Sequence[Trial], space: Mapping[str, Knob], metric: str) 
     for axis in list(axes.flat)[len(space) :]:
         axis.set_visible(False)
     axes.flat[0].legend(fontsize=7)
-    return _save(pyplot, figure)
+    return save_figure(pyplot, figure)
 
 
 def plot_reports(trials: Sequence[Trial], reports: Sequence[Report], metric: str, best: int | None) -> bytes:
     """The metric of every trial over epochs, a line a trial, the best and the base coloured."""
     from matplotlib import pyplot
 
-    figure, axes = _new_figure(pyplot, 1, 1, width=7.2)
+    figure, axes = new_figure(pyplot, 1, 1, width=7.2)
     axis = axes.flat[0]
     for trial in trials:
         points = sorted((report.epoch, report.value) for report in reports if report.trial == trial.number)
@@ -70,23 +70,32 @@ def plot_reports(trials: Sequence[Trial], reports: Sequence[Report], metric: str
     axis.set_ylabel(metric)
     if axis.get_legend_handles_labels()[0]:
         axis.legend(fontsize=8)
-    return _save(pyplot, figure)
+    return save_figure(pyplot, figure)
 
 
 def _x_of(knob: Knob, value: Any) -> float:
     return float(knob.options.index(value)) if knob.options else float(value)
 
 
-def _new_figure(pyplot: Any, rows: int, columns: int, width: float = 3.6) -> tuple[Any, Any]:
+def new_figure(
+    pyplot: Any, rows: int, columns: int, width: float = 3.6, height: float = 3.0
+) -> tuple[Any, Any]:
+    """A figure of panels of this size in inches."""
     import matplotlib
 
     matplotlib.use("Agg")
     return pyplot.subplots(
-        rows, columns, figsize=(width * columns, 3.0 * rows), squeeze=False, layout="constrained", sharey=True
+        rows,
+        columns,
+        figsize=(width * columns, height * rows),
+        squeeze=False,
+        layout="constrained",
+        sharey=True,
     )
 
 
-def _save(pyplot: Any, figure: Any) -> bytes:
+def save_figure(pyplot: Any, figure: Any) -> bytes:
+    """The figure as PNG; it is closed."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     pyplot.close(figure)
