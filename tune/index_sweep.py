@@ -11,7 +11,7 @@ from pathlib import Path
 from index.storage import Owner, write_atomic
 from tune.clock import Clock
 from tune.index_config import IndexSweepConfig
-from tune.index_trial import check_point, run_trial, write_labels
+from tune.index_trial import check_point, read_truth, run_trial, shape_of, write_labels
 from tune.plan import Plan
 from tune.records import Result, SweepFolder, Trial
 from tune.search import check_search
@@ -50,6 +50,8 @@ def drive_index_sweep(
     owner = Owner.claim(Path(config.dir))
     if not (owner.folder / SWEEP_FILE).is_file():
         write_atomic(owner.folder / SWEEP_FILE, render_sweep(config).encode())
+    shape_of(config.index)  # a file that is gone since is an error, and no reason to prune all points
+    read_truth(config, owner.folder)
     write_labels(config, owner.folder)
     folder = SweepFolder(owner.folder)
     plan = Plan(config, folder, check_point)

@@ -305,6 +305,9 @@ def test_vectors_that_were_changed_are_not_measured_against_the_old_truth(tmp_pa
         RequestError, match=r"were changed since the sweep started: .* \(a sweep in a new dir"
     ):
         run_sweep(config)
+    (tmp_path / "x.npy").unlink()
+    with pytest.raises(RequestError, match=r"x.npy is no file"):
+        run_sweep(config)
 
 
 def test_the_truth_is_searched_once(tmp_path: Path) -> None:
