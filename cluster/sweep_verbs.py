@@ -10,7 +10,8 @@ import click
 from cluster.output import emit
 
 if TYPE_CHECKING:
-    from tune.config import SweepConfig
+    from tune.sweep import SweepSummary
+    from tune.sweep_file import AnySweep
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON object on stdout.")
 DIR = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
@@ -18,7 +19,7 @@ DIR = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 
 @click.group()
 def sweep() -> None:
-    """Many runs over a space of settings: run it, go on with it, report it.
+    """Many runs, or many indexes, over a space of settings: run it, go on with it, report it.
 
     \b
     Example:
@@ -33,19 +34,21 @@ def sweep() -> None:
     "path",
     type=click.Path(path_type=Path),
     required=True,
-    help="SWEEP.yaml; key=value goes over it, or over the run that it varies.",
+    help="SWEEP.yaml; key=value goes over it, or over the run or the index that it varies.",
 )
 @JSON
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]…")
 def run(path: Path, as_json: bool, overrides: tuple[str, ...]) -> None:
     """Start a sweep in a new folder, `dir` of SWEEP.yaml."""
     started = time.monotonic()
+    from tune.config import SweepConfig
+    from tune.index_sweep import prepare_index_sweep
+    from tune.sweep import prepare_sweep
     from tune.sweep_file import load_sweep
 
     config = load_sweep(path, overrides)
-    from tune.sweep import prepare_sweep
-
-    _drive(prepare_sweep(config), as_json, started)
+    config = prepare_sweep(config) if isinstance(config, SweepConfig) else prepare_index_sweep(config)
+    _drive(config, as_json, started)
 
 
 @sweep.command(epilog="Example: fsl-dist sweep resume sweeps/pcn")
@@ -55,29 +58,34 @@ def run(path: Path, as_json: bool, overrides: tuple[str, ...]) -> None:
 def resume(folder: Path, retry_failed: bool, as_json: bool) -> None:
     """Go on with a sweep that was cut off: finished trials stay, others go on from their checkpoints."""
     started = time.monotonic()
-    from tune.sweep import resume_sweep
+    from tune.sweep import check_resumable
+    from tune.sweep_file import load_stored
 
-    _drive(resume_sweep(folder, retry_failed=retry_failed), as_json, started, retry_failed=retry_failed)
+    config = load_stored(folder)
+    check_resumable(config, retry_failed=retry_failed)
+    _drive(config, as_json, started, retry_failed=retry_failed)
 
 
 @sweep.command(epilog="Example: fsl-dist sweep report sweeps/pcn")
 @DIR
 @JSON
 def report(folder: Path, as_json: bool) -> None:
-    """Write report.md, trials.csv, evaluation.csv, report.html and best.yaml into DIR; a sweep under way may be reported too."""
+    """Write report.md, report.html, trials.csv and evaluation.csv into DIR, and best.yaml of a sweep of runs.
+
+    A sweep under way may be reported too.
+    """
+    from tune.config import SweepConfig
+    from tune.index_report import write_index_report
+    from tune.sweep_file import load_stored
     from tune.sweep_report import write_report
 
-    written = write_report(folder)
+    is_of_runs = isinstance(load_stored(folder), SweepConfig)
+    written = write_report(folder) if is_of_runs else write_index_report(folder)
     emit(written.to_json(), as_json, written.text)
 
 
-def _drive(config: "SweepConfig", as_json: bool, started: float, *, retry_failed: bool = False) -> None:
-    from cluster.live_table import live_table
-    from cluster.local import ray_session
-    from tune.sweep import drive, num_cpus
-
-    with ray_session(num_cpus(config)), live_table() as show:
-        summary = drive(config, show=show, retry_failed=retry_failed, started=started)
+def _drive(config: "AnySweep", as_json: bool, started: float, *, retry_failed: bool = False) -> None:
+    summary = _summary_of(config, started, retry_failed=retry_failed)
     best = ""
     if summary.best_trial is not None:
         best = f", best {summary.metric} {summary.best_value:.4f} of trial {summary.best_trial:04d}"
@@ -88,3 +96,18 @@ def _drive(config: "SweepConfig", as_json: bool, started: float, *, retry_failed
         f"{summary.pruned} pruned{best}; {summary.wall_s:.0f} s, {summary.utilisation:.0%} of the cores' time in trials\n"
         f"next: fsl-dist sweep report {summary.dir}",
     )
+
+
+def _summary_of(config: "AnySweep", started: float, *, retry_failed: bool) -> "SweepSummary":
+    """Run what is left: runs on Ray, indexes in this process."""
+    from cluster.live_table import live_table
+    from cluster.local import ray_session
+    from tune.config import SweepConfig
+    from tune.index_sweep import drive_index_sweep
+    from tune.sweep import drive, num_cpus
+
+    if not isinstance(config, SweepConfig):
+        with live_table() as show:
+            return drive_index_sweep(config, show=show, retry_failed=retry_failed, started=started)
+    with ray_session(num_cpus(config)), live_table() as show:
+        return drive(config, show=show, retry_failed=retry_failed, started=started)

@@ -11,7 +11,7 @@ Kind = Literal["flat", "ivf_flat", "ivf_pq", "hnsw", "factory"]
 Device = Literal["auto", "cpu", "gpu"]
 
 # Which kinds a setting belongs to; at its default it belongs to all.
-_KINDS_OF = {
+KINDS_OF = {
     "factory": ("factory",),
     "nlist": ("ivf_flat", "ivf_pq"),
     "nprobe": ("ivf_flat", "ivf_pq", "factory"),
@@ -82,7 +82,7 @@ class IndexConfig:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value, kinds = getattr(self, field.name), _KINDS_OF.get(field.name)
+            value, kinds = getattr(self, field.name), KINDS_OF.get(field.name)
             if kinds is None:
                 continue
             if value != field.default and self.kind not in kinds:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from index import versions
+from index.config import Kind
 from index.errors import RequestError
 from index.search import LocalIndex
 
@@ -57,18 +58,10 @@ def tune(index: LocalIndex, recall: float, k: int, sample: int = 1000, seed: int
         )
     if not 0 < recall <= 1:
         raise RequestError(f"recall={recall:g} must be above 0 and at most 1")
-    if sample < 1 or index.num_vectors < 2:
-        raise RequestError(
-            f"sample={sample} of {index.num_vectors} vectors leaves nothing to measure; there must be 1 of 2 or more"
-        )
-    positions = np.sort(
-        np.random.default_rng(seed).choice(index.num_vectors, min(sample, index.num_vectors), replace=False)
-    )
-    queries = _vectors_at(index, positions)
-    measure = _Measurer(index, queries, index.ids[positions], k)
+    measure = Measurer(index, find_truth(index, k, sample, seed))
     effort = next((name for name in ("nprobe", "ef_search") if name in index.parameters), None)
     fitting: list[Trial] = []
-    for k_factor in _K_FACTORS if _has_codes(index) else _K_FACTORS[:1]:
+    for k_factor in _K_FACTORS if has_codes(index.manifest.kind) else _K_FACTORS[:1]:
         if effort is None:
             best = measure({"k_factor": k_factor})
         else:
@@ -90,17 +83,52 @@ def store(index: LocalIndex, parameters: dict[str, int]) -> None:
     versions.write_parameters(index.path, versions.read_manifest(index.path), parameters)
 
 
-class _Measurer:
-    """Measures settings on one sample; the same setting once."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Truth:
+    """Some vectors of an index and how far their true neighbours are: the same for every index of these vectors and labels."""
 
-    def __init__(self, index: LocalIndex, queries: np.ndarray, ids: np.ndarray, k: int) -> None:
-        self._index, self._queries, self._ids, self._k = index, queries, ids, k
-        true = index.search(queries, k, query_ids=ids, exact=True)
-        self._sign = 1.0 if index.metric == "l2" else -1.0
-        # Distance of the last true neighbour; of the last there is, where there are fewer than k.
-        costs = np.where(true.ids >= 0, self._sign * true.distances, -np.inf)
-        self._last = costs.max(axis=1, keepdims=True)
-        self._num_true = int((true.ids >= 0).sum())
+    positions: np.ndarray
+    """int64 [n], ascending: the vectors asked for, each left out of its own answer."""
+
+    k: int
+    """Neighbours a query."""
+
+    last: np.ndarray
+    """float32 [n]: cost of the last true neighbour, a squared distance or a negative product; −inf where there is none."""
+
+    num_true: int
+    """True neighbours of all queries together."""
+
+
+def find_truth(index: LocalIndex, k: int, sample: int = 1000, seed: int = 0) -> Truth:
+    """Draw `sample` vectors of `index` by `seed` and search their k true neighbours: so many passes over all vectors.
+
+    Raises RequestError where there is nothing to draw or to find.
+    """
+    if sample < 1 or index.num_vectors < 2:
+        raise RequestError(
+            f"sample={sample} of {index.num_vectors} vectors leaves nothing to measure; there must be 1 of 2 or more"
+        )
+    positions = np.sort(
+        np.random.default_rng(seed).choice(index.num_vectors, min(sample, index.num_vectors), replace=False)
+    )
+    true = index.search(_vectors_at(index, positions), k, query_ids=index.ids[positions], exact=True)
+    # Where there are fewer than k, the last there is.
+    costs = np.where(true.ids >= 0, _sign_of(index) * true.distances, -np.inf)
+    return Truth(positions, k, costs.max(axis=1).astype(np.float32), int((true.ids >= 0).sum()))
+
+
+class Measurer:
+    """Measures settings of one index against the truth; the same setting once.
+
+    at_once: queries of one search; 0: all. least_s: what took less is done again for so long, and the fastest of those
+    counts, since the first may find files and caches cold.
+    """
+
+    def __init__(self, index: LocalIndex, truth: Truth, *, at_once: int = 0, least_s: float = 0.0) -> None:
+        self._index, self._truth, self._least_s = index, truth, least_s
+        self._queries, self._ids = _vectors_at(index, truth.positions), index.ids[truth.positions]
+        self._at_once = at_once or len(self._ids)
         self.trials: list[Trial] = []
 
     def largest(self, name: str) -> int:
@@ -108,18 +136,38 @@ class _Measurer:
         return _LARGEST.get(name) or self._index.num_clusters
 
     def __call__(self, parameters: dict[str, int]) -> Trial:
+        """Recall and time of a setting."""
         for trial in self.trials:
             if trial.parameters == parameters:
                 return trial
-        start = time.perf_counter()
-        found = self._index.search(self._queries, self._k, query_ids=self._ids, parameters=parameters)
-        seconds = (time.perf_counter() - start) / len(self._queries)
-        hits = int(((found.ids >= 0) & (self._sign * found.distances <= self._last)).sum())
-        self.trials.append(Trial(parameters, hits / self._num_true, seconds))
+        num_hits, seconds = self._search(parameters)
+        if seconds < self._least_s:
+            again: list[float] = []
+            while sum(again) < self._least_s:
+                again.append(self._search(parameters)[1])
+            seconds = min(again)
+        self.trials.append(Trial(parameters, num_hits / self._truth.num_true, seconds / len(self._ids)))
         return self.trials[-1]
 
+    def _search(self, parameters: dict[str, int]) -> tuple[int, float]:
+        """True neighbours found by all queries, and seconds of the searches."""
+        num_hits, seconds, last = 0, 0.0, self._truth.last[:, None]
+        for start in range(0, len(self._ids), self._at_once):
+            some = slice(start, start + self._at_once)
+            queries, ids = self._queries[some], self._ids[some]
+            began = time.perf_counter()
+            found = self._index.search(queries, self._truth.k, query_ids=ids, parameters=parameters)
+            seconds += time.perf_counter() - began
+            costs = _sign_of(self._index) * found.distances
+            num_hits += int(((found.ids >= 0) & (costs <= last[some])).sum())
+        return num_hits, seconds
 
-def _bisect(measure: _Measurer, name: str, largest: int, k_factor: int, recall: float) -> Trial:
+
+def _sign_of(index: LocalIndex) -> float:
+    return 1.0 if index.metric == "l2" else -1.0
+
+
+def _bisect(measure: Measurer, name: str, largest: int, k_factor: int, recall: float) -> Trial:
     """The smallest value of parameter `name` that reaches the recall, or the largest where none does."""
 
     def measured(value: int) -> Trial:
@@ -150,6 +198,6 @@ def _vectors_at(index: LocalIndex, positions: np.ndarray) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _has_codes(index: LocalIndex) -> bool:
+def has_codes(kind: Kind) -> bool:
     """Whether FAISS ranks by something coarser than the vectors, so that more candidates find more."""
-    return index.manifest.kind in ("ivf_pq", "factory")
+    return kind in ("ivf_pq", "factory")

@@ -5,21 +5,27 @@ import time
 from dataclasses import replace
 
 from index.storage import Owner
-from tune.config import SweepConfig
 from tune.records import Result, Session, SweepFolder
+from tune.sweep_settings import SweepSettings
 
 
 class Clock:
     """How long the sweep has run, this time and before, written down as trials end."""
 
     def __init__(
-        self, config: SweepConfig, folder: SweepFolder, owner: Owner, cores: float, started: float | None
+        self,
+        config: SweepSettings,
+        folder: SweepFolder,
+        owner: Owner,
+        cores: float,
+        cores_of_trial: float,
+        started: float | None,
     ) -> None:
         self._folder, self._number = folder, owner.epoch
         self.started = time.monotonic() if started is None else started
         self._before_s = sum(session.wall_s for session in folder.sessions())
         self._limit_s = config.hours * 3600
-        self._cores_of_trial = config.trial_base().num_cpus
+        self._cores_of_trial = cores_of_trial
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self._session = Session(started=now, cores=cores)
 

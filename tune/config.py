@@ -3,17 +3,16 @@
 import math
 from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import Literal
+from typing import ClassVar, Literal
 
 from fsl_dist.config import RunConfig
 from fsl_dist.evaluation.config import EvaluationConfig
 from index.errors import ConfigError
 from index.gate import dump, merge, validate
-from tune.space import Knob, Point, Scalar, draw_point, grid_point, grid_size, nested, show_point
+from tune.space import Point, Scalar, nested, show_point
 from tune.space_rules import check_evaluation, check_space
+from tune.sweep_settings import SweepSettings
 
-_PROBES = 200
-"""points of a space that are held against a run's rules before a sweep starts"""
 _LIST_AXES = ("k_p", "delta_tau", "k")
 """settings of an evaluation that take several values at a time"""
 
@@ -60,50 +59,26 @@ class Resources:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SweepConfig:
-    """One sweep, whole: the run that is varied, what is varied, and how."""
+class SweepConfig(SweepSettings):
+    """One sweep of runs, whole: the run that is varied, what is varied, and how."""
 
-    dir: str = ""
-    """the sweep's folder; trials lie in it as run folders"""
+    subject: ClassVar[str] = "a run"
+
     base: RunConfig
     """the run that every trial varies: a YAML file's path in SWEEP.yaml, or its mapping"""
-    space: dict[str, Knob] = field(default_factory=dict)
-    """what trials differ by: dotted key → knob"""
-    evaluation: dict[str, tuple[Scalar, ...]] = field(default_factory=dict)
-    """what needs no training: name of an `evaluation` setting → values; every combination is scored on each trial"""
     metric: str = ""
     """validation metric that trials are compared by, `training.stop_metric` of all; empty: the base's"""
-    mode: Literal["max", "min"] = "max"
-    """max: larger is better"""
-    search: Literal["random", "grid", "optuna"] = "random"
-    """points drawn by seed, all combinations, or proposed by Optuna's TPE from the trials so far (needs `optuna`)"""
     scheduler: NoScheduler | Asha = field(default_factory=NoScheduler)
     """which trials are stopped early: none, or asha with `grace_epochs` and `reduction`"""
-    trials: int = 20
-    """points that are tried, at least 1; a grid has no more than its combinations"""
-    include_base: bool = True
-    """trial 0000 is the base as it is, beside the others: never stopped early, and not counted"""
-    hours: float = 0.0
-    """no trial starts after so many hours of running, resumed ones together; 0: no limit"""
     resources: Resources = field(default_factory=Resources)
     """what one trial takes"""
     concurrency: int = 0
     """trials at a time; 0: as many as the CPUs and GPUs hold"""
-    max_failures: int = -1
-    """failed trials that the sweep goes on with; −1: any number"""
-    seed: int = 0
-    """points are functions of it; a run's own draws start from base.run.seed"""
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("trials", 1),
-            ("hours", 0),
-            ("concurrency", 0),
-            ("max_failures", -1),
-            ("seed", 0),
-        ):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name}={getattr(self, name):g} must be {least} or more")
+        self.check_numbers()
+        if self.concurrency < 0:
+            raise ConfigError(f"concurrency={self.concurrency} must be 0 or more")
         if self.mode == "min":
             raise ConfigError(
                 f"mode=min with metric={self.metric or self.base.stop_metric}: every metric that a run validates by grows "
@@ -128,7 +103,12 @@ class SweepConfig:
                 f"GPU (resources.gpus={base.workers.num}, or 0)"
             )
         self.evaluation_settings(base)
-        _check_points(self)
+        self.check_points()
+
+    @property
+    def value_name(self) -> str:
+        """The validation metric that trials are compared by."""
+        return self.trial_base().stop_metric
 
     def trial_base(self) -> RunConfig:
         """The base with the sweep's metric and resources; ConfigError where they do not fit it."""
@@ -148,17 +128,6 @@ class SweepConfig:
             base["method"] = {}  # the settings of another method
         tree = merge(merge(base, nested(point)), {"run": {"dir": folder}})
         return validate(RunConfig, tree, f"the point {show_point(point)}" if point else "the base")
-
-    def point(self, number: int) -> Point:
-        """Point `number` (0, 1, …) of a search that looks at no trial: of a grid, or drawn."""
-        if self.search == "grid":
-            return grid_point(self.space, number)
-        return draw_point(self.space, self.seed, number)
-
-    @property
-    def num_points(self) -> int:
-        """Points to try, the base itself left out."""
-        return min(self.trials, grid_size(self.space)) if self.search == "grid" else self.trials
 
     @property
     def max_epochs(self) -> int:
@@ -188,17 +157,3 @@ class SweepConfig:
             settings = validate(EvaluationConfig, tree, "the evaluation grid", "evaluation")
             cells.append((cell, settings))
         return cells
-
-
-def _check_points(config: SweepConfig) -> None:
-    """Raise the first point's error where not one of many points makes a run."""
-    first: ConfigError | None = None
-    for number in range(min(_PROBES, grid_size(config.space)) if config.search == "grid" else _PROBES):
-        try:
-            config.trial_config(config.point(number))
-        except ConfigError as error:
-            first = first or error
-        else:
-            return
-    assert first is not None
-    raise ConfigError(f"no point of the space makes a run; the first one: {first}")

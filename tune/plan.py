@@ -1,25 +1,20 @@
 """Which trial is next: those that were cut off, the base itself, then new points, without those that make no run."""
 
 from collections.abc import Callable, Iterable
+from typing import Literal
 
 from index.errors import RequestError
-from tune.config import SweepConfig
 from tune.records import RESULT_FILE, Result, SweepFolder, Trial
 from tune.search import next_point
 from tune.space import Point
-from tune.trial import check_point
-
-_MOST_PRUNED = 200
-"""points in a row that may be refused before the sweep gives up on its space"""
+from tune.sweep_settings import SweepSettings
 
 
 class Plan:
     """The trials of a sweep, as its folder holds them, and those that it has yet to start."""
 
-    def __init__(
-        self, config: SweepConfig, folder: SweepFolder, check: Callable[..., object] = check_point
-    ) -> None:
-        """`check(config, point, folder)` raises RequestError for a point that makes no run."""
+    def __init__(self, config: SweepSettings, folder: SweepFolder, check: Callable[..., object]) -> None:
+        """`check(config, point, folder)` raises RequestError for a point that makes no trial."""
         self.config = config
         self.folder = folder
         self.trials = {trial.number: trial for trial in folder.trials()}
@@ -28,8 +23,8 @@ class Plan:
 
     def next(self) -> Trial | None:
         """The trial to run now; None where there is none left to start. What is pruned on the way is written down."""
-        refusal = ""
-        for _ in range(_MOST_PRUNED):
+        refusal, most_pruned = "", self.config.most_pruned
+        for _ in range(most_pruned):
             trial = self._cut_off.pop(0) if self._cut_off else self._new_trial()
             if trial is None:
                 return None
@@ -41,7 +36,7 @@ class Plan:
                 self.finish(trial, Result(state="pruned", error=refusal))
             else:
                 return trial
-        raise RequestError(f"{_MOST_PRUNED} points in a row make no run; the last one: {refusal}")
+        raise RequestError(f"{most_pruned} points in a row make no trial; the last one: {refusal}")
 
     def finish(self, trial: Trial, result: Result) -> None:
         """Write down how a trial ended."""
@@ -75,8 +70,8 @@ class Plan:
         )
 
     def best(self) -> Trial | None:
-        """The trial of the largest value; of equal ones the first."""
-        return best_of(self.trials.values())
+        """The trial of the best value; of equal ones the first."""
+        return best_of(self.trials.values(), self.config.mode)
 
     def _new_trial(self) -> Trial | None:
         if self.config.include_base and 0 not in self.trials:
@@ -96,11 +91,18 @@ class Plan:
         return self.folder.start(max(self.trials, default=first - 1) + 1, draw, point)
 
 
-def best_of(trials: Iterable[Trial]) -> Trial | None:
-    """The trial of the largest value; of equal ones the first."""
+def best_of(trials: Iterable[Trial], mode: Literal["max", "min"]) -> Trial | None:
+    """The trial of the largest or the smallest value; of equal ones the first."""
+    ranked = rank_trials(trials, mode)
+    return ranked[0] if ranked else None
+
+
+def rank_trials(trials: Iterable[Trial], mode: Literal["max", "min"]) -> list[Trial]:
+    """The trials that have a value, the best first; of equal ones the first."""
+    sign = -1.0 if mode == "max" else 1.0
     scored = [
-        (trial.result.value or 0.0, -trial.number, trial)
+        (sign * trial.result.value, trial.number, trial)
         for trial in trials
-        if trial.is_scored and trial.result
+        if trial.result and trial.is_scored and trial.result.value is not None
     ]
-    return max(scored)[2] if scored else None
+    return [trial for *_, trial in sorted(scored, key=lambda row: row[:2])]

@@ -5,6 +5,7 @@
                       trial.json       the point, written before the trial starts
                       evaluation.json  its scores, one entry a combination of the evaluation grid
                       result.json      how it ended, written last: without it the trial is not done
+                      index/           of a sweep of indexes, in place of the run, until it is measured
     SWEEP/reports.jsonl                each validation of each trial, in the order they came
     SWEEP/sessions/NNNNNNNN.json       how long each start of the sweep ran, and how much of that trials worked
 
@@ -35,13 +36,13 @@ class Result:
     state: State
     """finished: to its end; stopped: by the scheduler; pruned: its point makes no run; failed: by an error"""
     value: float | None = None
-    """best validation value of the sweep's metric"""
+    """best validation value of the sweep's metric; of an index, the metric at its best search parameters"""
     epochs: int = 0
     """epochs trained"""
     train_s: float = 0.0
-    """seconds inside training, since the trial was last started"""
+    """seconds inside training, or building an index, since the trial was last started"""
     evaluate_s: float = 0.0
-    """seconds inside evaluation"""
+    """seconds inside evaluation, or measuring an index"""
     error: str = ""
     """one line: why it was pruned or failed"""
 

@@ -5,21 +5,21 @@ from typing import TYPE_CHECKING
 
 from fsl_dist.seeding import generator
 from index.errors import RequestError
-from tune.config import SweepConfig
 from tune.records import Trial
 from tune.space import Knob, Point, grid_size
+from tune.sweep_settings import SweepSettings
 
 if TYPE_CHECKING:
     import optuna
 
 
-def check_search(config: SweepConfig) -> None:
+def check_search(config: SweepSettings) -> None:
     """Raise RequestError where the search needs what is not installed."""
     if config.search == "optuna":
         _import_optuna()
 
 
-def next_point(config: SweepConfig, trials: Sequence[Trial]) -> tuple[int, Point] | None:
+def next_point(config: SweepSettings, trials: Sequence[Trial]) -> tuple[int, Point] | None:
     """(number of the draw, the point) that follows those of `trials`; None where a grid has no more.
 
     A drawn or counted point is a function of (seed, number of the draw); Optuna's of that and of the trials' values.
@@ -32,14 +32,14 @@ def next_point(config: SweepConfig, trials: Sequence[Trial]) -> tuple[int, Point
     return draw, config.point(draw)
 
 
-def _propose(config: SweepConfig, trials: Sequence[Trial], draw: int) -> Point:
+def _propose(config: SweepSettings, trials: Sequence[Trial], draw: int) -> Point:
     """Optuna's TPE, told anew of all trials and seeded by the draw: it has no state to lose."""
     optuna = _import_optuna()
     distributions = {key: _distribution_of(knob) for key, knob in config.space.items()}
     seed = int(generator(config.seed, "sweep optuna", draw).integers(2**32))
     # A trial under way counts as a bad one, so that trials side by side do not all try the same place.
     sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
-    study = optuna.create_study(direction="maximize", sampler=sampler)
+    study = optuna.create_study(direction=f"{config.mode}imize", sampler=sampler)
     for trial in trials:
         if trial.point:
             study.add_trial(_told(config, trial, distributions))
@@ -48,7 +48,7 @@ def _propose(config: SweepConfig, trials: Sequence[Trial], draw: int) -> Point:
 
 
 def _told(
-    config: SweepConfig, trial: Trial, distributions: "dict[str, optuna.distributions.BaseDistribution]"
+    config: SweepSettings, trial: Trial, distributions: "dict[str, optuna.distributions.BaseDistribution]"
 ) -> "optuna.trial.FrozenTrial":
     optuna = _import_optuna()
     states = optuna.trial.TrialState
@@ -57,7 +57,7 @@ def _told(
         for key, knob in config.space.items()
     }
     result = trial.result
-    if result is not None and result.state == "finished":
+    if result is not None and result.state == "finished" and result.value is not None:
         return optuna.trial.create_trial(value=result.value, params=params, distributions=distributions)
     # Among trials that Optuna calls pruned, those without a value are the worst: a failed one's place is left alone, where a
     # trial that it calls failed would be forgotten, and asked for again and again.

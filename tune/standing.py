@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tune.plan import Plan
+from tune.plan import Plan, rank_trials
 from tune.records import Report, Trial
 
 
@@ -49,13 +49,9 @@ def stand(
     for number, since in sorted(running.items()):
         epochs, value = (last[number].epoch, last[number].value) if number in last else (0, None)
         under_way.append(Line(plan.trials[number], "running", epochs, value, now - since))
-    scored = sorted(
-        (trial for trial in plan.trials.values() if trial.is_scored),
-        key=lambda trial: (-(trial.result.value or 0.0) if trial.result else 0.0, trial.number),
-    )
     best = [
         Line(trial, r.state, r.epochs, r.value, r.train_s + r.evaluate_s)
-        for trial in scored[:5]
+        for trial in rank_trials(plan.trials.values(), plan.config.mode)[:5]
         if (r := trial.result)
     ]
     states: list[str] = [trial.result.state for trial in plan.trials.values() if trial.result]

@@ -24,7 +24,9 @@ from tune.records import Result, Session, State, SweepFolder, Trial
 from tune.search import check_search
 from tune.space import show_point
 from tune.standing import Standing, stand
-from tune.sweep_file import SWEEP_FILE, load_stored, render_sweep
+from tune.sweep_file import SWEEP_FILE, check_new, render_sweep
+from tune.sweep_settings import SweepSettings
+from tune.trial import check_point
 
 log = logging.getLogger(__name__)
 
@@ -53,15 +55,7 @@ def prepare_sweep(config: SweepConfig) -> SweepConfig:
 
     Raises RequestError for a folder that holds a sweep or a run, and for whatever its base, data or search cannot do.
     """
-    if not config.dir:
-        raise RequestError("dir is empty; name a folder for the sweep: dir=sweeps/first")
-    folder = Path(config.dir)
-    if (folder / SWEEP_FILE).exists():
-        raise RequestError(
-            f"dir={config.dir} already holds a sweep (fsl-dist sweep resume {config.dir} goes on with it; another dir starts anew)"
-        )
-    if (folder / "config.yaml").exists():
-        raise RequestError(f"dir={config.dir} holds a run (another dir starts a sweep)")
+    folder = check_new(config)
     check_search(config)
     base = config.trial_config({}, str(folder))
     check_run(base)
@@ -81,16 +75,11 @@ def num_cpus(config: SweepConfig) -> int:
     return config.trial_base().num_cpus * max(config.concurrency, 1)
 
 
-def resume_sweep(folder: Path, *, retry_failed: bool = False) -> SweepConfig:
-    """The sweep that a folder holds, to be driven on.
-
-    Raises ConfigError for a folder without one, FslDistError where more trials failed than may and are not to be tried again.
-    """
-    config = load_stored(folder)
+def check_resumable(config: SweepSettings, *, retry_failed: bool = False) -> None:
+    """Raise FslDistError where more trials of a sweep failed than may, and are not to be tried again."""
     check_search(config)
     if not retry_failed:
-        _check_failures(config, Plan(config, SweepFolder(folder)))
-    return config
+        check_failures(config, Plan(config, SweepFolder(Path(config.dir)), check_point))
 
 
 def drive(
@@ -108,17 +97,18 @@ def drive(
     if not (owner.folder / SWEEP_FILE).is_file():
         write_atomic(owner.folder / SWEEP_FILE, render_sweep(config).encode())
     folder = SweepFolder(owner.folder)
-    plan = Plan(config, folder)
+    plan = Plan(config, folder, check_point)
     if retry_failed:
         plan.retry_failed()
-    clock = Clock(config, folder, owner, float(ray.cluster_resources()["CPU"]), started)
+    cores, cores_of_trial = float(ray.cluster_resources()["CPU"]), config.trial_base().num_cpus
+    clock = Clock(config, folder, owner, cores, cores_of_trial, started)
     judge = ray.remote(num_cpus=0)(Judge).remote(config, owner)
     crew = Crew(config, judge)
     running: dict[Any, tuple[Any, Trial, float]] = {}
     deaths: dict[int, int] = {}
     try:
         while True:
-            while len(running) < concurrency and not clock.is_over and not _has_failed(config, plan):
+            while len(running) < concurrency and not clock.is_over and not has_failed(config, plan):
                 trial = plan.next()
                 if trial is None:
                     break
@@ -150,7 +140,7 @@ def drive(
         clock.write()
         crew.dismiss()
         ray.kill(judge)
-    _check_failures(config, plan)
+    check_failures(config, plan)
     return summarise(config, plan, folder.sessions())
 
 
@@ -176,7 +166,7 @@ def fit_concurrency(config: SweepConfig, resources: dict[str, float]) -> int:
     return config.concurrency or fits
 
 
-def summarise(config: SweepConfig, plan: Plan, sessions: list[Session]) -> SweepSummary:
+def summarise(config: SweepSettings, plan: Plan, sessions: list[Session]) -> SweepSummary:
     """How a sweep stands."""
     best = plan.best()
     states: tuple[State, ...] = ("finished", "stopped", "failed", "pruned")
@@ -186,7 +176,7 @@ def summarise(config: SweepConfig, plan: Plan, sessions: list[Session]) -> Sweep
     busy = sum(session.busy_core_s for session in sessions)
     return SweepSummary(
         dir=config.dir,
-        metric=config.trial_base().stop_metric,
+        metric=config.value_name,
         finished=finished,
         stopped=stopped,
         failed=failed,
@@ -198,12 +188,14 @@ def summarise(config: SweepConfig, plan: Plan, sessions: list[Session]) -> Sweep
     )
 
 
-def _has_failed(config: SweepConfig, plan: Plan) -> bool:
+def has_failed(config: SweepSettings, plan: Plan) -> bool:
+    """Whether more trials failed than may."""
     return 0 <= config.max_failures < len(plan.with_state("failed"))
 
 
-def _check_failures(config: SweepConfig, plan: Plan) -> None:
-    if _has_failed(config, plan):
+def check_failures(config: SweepSettings, plan: Plan) -> None:
+    """Raise FslDistError where more trials failed than may."""
+    if has_failed(config, plan):
         failed = plan.with_state("failed")
         last = failed[-1]
         assert last.result is not None

@@ -6,61 +6,111 @@ from pathlib import Path
 from typing import Any
 
 from fsl_dist.config import RunConfig, resolve_paths
-from index.errors import ConfigError
+from index.errors import ConfigError, RequestError
 from index.gate import dump, merge, parse_overrides, parse_yaml, to_yaml, validate
 from tune.config import SweepConfig
+from tune.index_config import IndexSweepConfig
 from tune.space import Knob
+from tune.sweep_settings import SweepSettings
+
+AnySweep = SweepConfig | IndexSweepConfig
 
 SWEEP_FILE = "sweep-config.yaml"
 """in a sweep's folder; another name than people give the file that they start a sweep with"""
 
+# Keys that sweeps of runs have and those of indexes have not, with the reason.
+_OF_RUNS = {
+    "base": "index says what these trials vary (leave one of the two out)",
+    "settings": "index itself says what its trials share",
+    "scheduler": "a build is measured once and at its end, so there is nothing to stop early",
+    "resources": "builds and searches take the threads of OMP_NUM_THREADS, or all cores",
+    "concurrency": "indexes are built and measured one at a time, since two would disturb each other's ms",
+}
 
-def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepConfig:
+
+def load_sweep(path: Path, overrides: Sequence[str] = ()) -> AnySweep:
     """The sweep of a YAML file with `key=value` over it: keys of a sweep, or of the run that it varies.
 
-    Under `settings` the file itself lays run keys over its base. Raises ConfigError with the key, the rule, the value and the
-    place.
+    A file with `index` in place of `base` is a sweep of indexes. Under `settings` the file itself lays run keys over its base.
+    Raises ConfigError with the key, the rule, the value and the place.
     """
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {path} cannot be read: {error}") from error
     raw, place = parse_yaml(text, str(path)), str(path)
+    over = parse_overrides(overrides)
+    said = f"{place} and the command line" if overrides else place
+    config = _gate_indexes(raw, over, place, said) if "index" in raw else _gate_runs(raw, over, place, said)
+    return replace(config, dir=str(Path(config.dir).expanduser().resolve()) if config.dir else "")
+
+
+def _gate_runs(raw: dict[str, Any], over: Mapping[str, Any], place: str, said: str) -> SweepConfig:
     settings = raw.pop("settings", {})
     if not isinstance(settings, Mapping):
         raise ConfigError(f"settings must be a mapping of keys to values ({place})")
-    over = parse_overrides(overrides)
     own = {f.name for f in fields(SweepConfig)}
     parts = {f.name for f in fields(RunConfig)} - own
     raw = merge(raw, {key: value for key, value in over.items() if key not in parts})
     raw["base"] = _read_base(raw.get("base"), place)
     for laid in (_nest(settings), {key: value for key, value in over.items() if key in parts}):
         raw["base"] = merge(raw["base"], laid)
-    raw["space"] = {
-        key: value for part in [raw.get("space") or {}] for key, value in _flatten_space(part, place)
-    }
+    _flatten(raw, place)
+    if isinstance(raw.get("scheduler"), str):
+        raw["scheduler"] = {"kind": raw["scheduler"]}
+    config = validate(SweepConfig, raw, said)
+    return replace(config, base=resolve_paths(config.base))
+
+
+def _gate_indexes(raw: dict[str, Any], over: Mapping[str, Any], place: str, said: str) -> IndexSweepConfig:
+    raw = merge(raw, over)
+    for name, why in _OF_RUNS.items():
+        if name in raw:
+            raise ConfigError(f"{name} belongs to sweeps of runs: {why} ({said})")
+    _flatten(raw, place, prefix="index.")
+    config = validate(IndexSweepConfig, raw, said)
+    return replace(config, index=config.index.with_whole_paths())
+
+
+def _flatten(raw: dict[str, Any], place: str, prefix: str = "") -> None:
+    """Give space and evaluation the keys that they are known by, however they were written."""
+    flat = _flatten_space(raw.get("space") or {}, place)
+    raw["space"] = {key.removeprefix(prefix): value for key, value in flat}
     raw["evaluation"] = {
         str(name).removeprefix("evaluation."): values
         for name, values in (raw.get("evaluation") or {}).items()
     }
-    if isinstance(raw.get("scheduler"), str):
-        raw["scheduler"] = {"kind": raw["scheduler"]}
-    config = validate(SweepConfig, raw, f"{place} and the command line" if overrides else place)
-    base = resolve_paths(config.base)
-    folder = str(Path(config.dir).expanduser().resolve()) if config.dir else ""
-    return replace(config, base=base, dir=folder)
 
 
-def load_stored(folder: Path) -> SweepConfig:
+def load_stored(folder: Path) -> AnySweep:
     """The sweep that lies in a folder; ConfigError where there is none."""
     path = folder / SWEEP_FILE
     if not path.is_file():
         raise ConfigError(f"{folder} is no sweep: it has no {SWEEP_FILE} (fsl-dist sweep run writes one)")
-    config = validate(SweepConfig, parse_yaml(path.read_text("utf-8"), str(path)), str(path))
+    raw = parse_yaml(path.read_text("utf-8"), str(path))
+    config: AnySweep
+    if "index" in raw:
+        config = validate(IndexSweepConfig, raw, str(path))
+    else:
+        config = validate(SweepConfig, raw, str(path))
     return replace(config, dir=str(folder.resolve()))
 
 
-def render_sweep(config: SweepConfig) -> str:
+def check_new(config: SweepSettings) -> Path:
+    """The folder of a new sweep; RequestError where it is not named, or holds a sweep or a run."""
+    if not config.dir:
+        raise RequestError("dir is empty; name a folder for the sweep: dir=sweeps/first")
+    folder = Path(config.dir)
+    if (folder / SWEEP_FILE).exists():
+        raise RequestError(
+            f"dir={config.dir} already holds a sweep (fsl-dist sweep resume {config.dir} goes on with it; another dir starts anew)"
+        )
+    if (folder / "config.yaml").exists():
+        raise RequestError(f"dir={config.dir} holds a run (another dir starts a sweep)")
+    return folder
+
+
+def render_sweep(config: SweepSettings) -> str:
     """The sweep as YAML that `validate` reads back to an equal one, without the kinds of knob that are empty."""
     tree = dump(config)
     tree["space"] = {
@@ -73,7 +123,9 @@ def _read_base(base: object, place: str) -> dict[str, Any]:
     if isinstance(base, Mapping):
         return dict(base)
     if not isinstance(base, str) or not base:
-        raise ConfigError(f"base must name a run's YAML file, or be its mapping ({place})")
+        raise ConfigError(
+            f"base must name a run's YAML file, or be its mapping; a sweep of indexes has index in its place ({place})"
+        )
     path = Path(base).expanduser()
     if not path.is_file():
         raise ConfigError(f"base={base} is no file; paths start from the working folder ({place})")

@@ -27,7 +27,7 @@ def plot_knobs(trials: Sequence[Trial], space: Mapping[str, Knob], metric: str) 
 
     columns = min(3, len(space))
     rows = -(-len(space) // columns)
-    figure, axes = _new_figure(pyplot, rows, columns)
+    figure, axes = new_figure(pyplot, rows, columns)
     base = next((t.result.value for t in trials if not t.point and t.is_scored and t.result), None)
     for axis, (key, knob) in zip(axes.flat, space.items(), strict=False):
         for state, colour, face in (("stopped", _STOPPED, "none"), ("finished", _ENDED, _ENDED)):
@@ -56,14 +56,14 @@ def plot_knobs(trials: Sequence[Trial], space: Mapping[str, Knob], metric: str) 
     for axis in list(axes.flat)[len(space) :]:
         axis.set_visible(False)
     axes.flat[0].legend(fontsize=7)
-    return _save(pyplot, figure)
+    return save_figure(pyplot, figure)
 
 
 def plot_reports(trials: Sequence[Trial], reports: Sequence[Report], metric: str, best: int | None) -> bytes:
     """The metric of every trial over epochs, a line a trial, the best and the base coloured."""
     from matplotlib import pyplot
 
-    figure, axes = _new_figure(pyplot, 1, 1, width=7.2)
+    figure, axes = new_figure(pyplot, 1, 1, width=7.2)
     axis = axes.flat[0]
     for trial in trials:
         points = sorted((report.epoch, report.value) for report in reports if report.trial == trial.number)
@@ -80,14 +80,14 @@ def plot_reports(trials: Sequence[Trial], reports: Sequence[Report], metric: str
     axis.set_ylabel(metric)
     if axis.get_legend_handles_labels()[0]:
         axis.legend(fontsize=8)
-    return _save(pyplot, figure)
+    return save_figure(pyplot, figure)
 
 
 def plot_curves(panels: Mapping[str, Sequence[Curve]], x_words: str) -> bytes:
     """A panel a score, its curves over x with their deviations; scores in percent."""
     from matplotlib import pyplot
 
-    figure, axes = _new_figure(pyplot, 1, len(panels), share_y=False)
+    figure, axes = new_figure(pyplot, 1, len(panels), share_y=False)
     for axis, (score, curves) in zip(axes.flat, panels.items(), strict=True):
         for curve in curves:
             x, mean, deviation = zip(*curve.points, strict=True)
@@ -96,30 +96,32 @@ def plot_curves(panels: Mapping[str, Sequence[Curve]], x_words: str) -> bytes:
         axis.set_ylabel(f"{score} %")
     if any(curve.words for curves in panels.values() for curve in curves):
         axes.flat[0].legend(fontsize=7)
-    return _save(pyplot, figure)
+    return save_figure(pyplot, figure)
 
 
 def _x_of(knob: Knob, value: Any) -> float:
     return float(knob.options.index(value)) if knob.options else float(value)
 
 
-def _new_figure(
-    pyplot: Any, rows: int, columns: int, width: float = 3.6, *, share_y: bool = True
+def new_figure(
+    pyplot: Any, rows: int, columns: int, width: float = 3.6, height: float = 3.0, *, share_y: bool = True
 ) -> tuple[Any, Any]:
+    """A figure of panels of this size in inches."""
     import matplotlib
 
     matplotlib.use("Agg")
     return pyplot.subplots(
         rows,
         columns,
-        figsize=(width * columns, 3.0 * rows),
+        figsize=(width * columns, height * rows),
         squeeze=False,
         layout="constrained",
         sharey=share_y,
     )
 
 
-def _save(pyplot: Any, figure: Any) -> bytes:
+def save_figure(pyplot: Any, figure: Any) -> bytes:
+    """The figure as PNG; it is closed."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     pyplot.close(figure)

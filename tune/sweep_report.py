@@ -18,6 +18,7 @@ from tune.records import Cell, Session, SweepFolder, Trial, read_evaluation, rea
 from tune.space import show_value
 from tune.sweep_file import load_stored
 from tune.sweep_plots import plot_knobs, plot_reports
+from tune.sweep_settings import SweepSettings
 
 _SHOWN = 10
 """trials in the list of the best"""
@@ -55,9 +56,10 @@ def write_report(folder: Path) -> WrittenReport:
     A sweep under way is reported as it stands. Raises ConfigError for a folder that is no sweep.
     """
     config = load_stored(folder)
+    assert isinstance(config, SweepConfig)  # an index sweep has a report of its own
     files = SweepFolder(folder)
     trials = files.trials()
-    best, metric = best_of(trials), config.trial_base().stop_metric
+    best, metric = best_of(trials, config.mode), config.trial_base().stop_metric
     base = next((trial for trial in trials if not trial.point and trial.is_scored), None)
     importance = knob_importance(trials, config.space)
     scores = {trial.number: list(read_evaluation(trial.folder)) for trial in trials}
@@ -66,7 +68,7 @@ def write_report(folder: Path) -> WrittenReport:
     blocks = [
         *_head(config, trials, metric),
         *_best_trials(config, trials, scores, best, base),
-        *_knobs(config, trials, importance, metric),
+        *knob_blocks(config, trials, importance, metric),
         *_learning(trials, files, metric, best),
         *_evaluation(scores, shown),
         *paper_figures(trials, config.space, scores, metric, shown),
@@ -198,9 +200,10 @@ def _best_trials(
     ]
 
 
-def _knobs(
-    config: SweepConfig, trials: Sequence[Trial], importance: dict[str, float], metric: str
+def knob_blocks(
+    config: SweepSettings, trials: Sequence[Trial], importance: dict[str, float], metric: str
 ) -> list[Block]:
+    """What each knob did: its importance, and a panel of all trials."""
     if not any(trial.is_scored and trial.point for trial in trials):
         return []
     blocks: list[Block] = [Heading("What each knob did")]

@@ -23,7 +23,7 @@ from tune.plan import Plan
 from tune.records import EVALUATION_FILE, RESULT_FILE, SweepFolder
 from tune.sweep import prepare_sweep
 from tune.sweep_file import SWEEP_FILE, load_stored, load_sweep
-from tune.trial import run_trial
+from tune.trial import check_point, run_trial
 
 pytestmark = pytest.mark.integration
 
@@ -96,7 +96,7 @@ class NoJudge:
 def run_here(config_path: Path) -> dict[int, tuple]:
     """The whole sweep, one trial after another in this process, never interrupted."""
     config = prepare_sweep(load_sweep(config_path))
-    plan = Plan(config, SweepFolder(Path(config.dir)))
+    plan = Plan(config, SweepFolder(Path(config.dir)), check_point)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -85,7 +85,9 @@ def test_a_grid_ends_and_numbers_start_at_one_without_the_base(tmp_path: Path) -
 
 def test_a_space_that_the_data_refuses_ends_the_sweep(tmp_path: Path) -> None:
     config = sweep(tmp_path, space={"method.clusters": Knob(choice=(5,))}, include_base=False)
-    with pytest.raises(RequestError, match="200 points in a row make no run; the last one: five is refused"):
+    with pytest.raises(
+        RequestError, match="200 points in a row make no trial; the last one: five is refused"
+    ):
         Plan(config, SweepFolder(tmp_path), accept).next()
 
 

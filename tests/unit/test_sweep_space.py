@@ -50,7 +50,8 @@ def test_the_sweeps_of_experiments_are_valid(path: Path, monkeypatch: pytest.Mon
     config = load_sweep(path)
     assert config.num_points > 0
     assert Path(config.dir) == ROOT / "sweeps" / path.stem
-    assert config.base.data.dataset.startswith(str(ROOT))
+    read = config.base.data.dataset if isinstance(config, SweepConfig) else config.index.vectors
+    assert read.startswith(str(ROOT))
 
 
 @settings(deadline=None, max_examples=50)
@@ -173,6 +174,7 @@ def test_another_kind_of_method_drops_the_settings_of_the_base(tmp_path: Path) -
         (BASE + SPACE + "resources: {workers: 2, gpus: 0.5}", "each worker of a trial takes a whole GPU"),
         ("base: nowhere.yaml\n" + SPACE, "base=nowhere.yaml is no file"),
         (SPACE, "base must name a run's YAML file"),
+        (BASE + "index: {vectors: x.npy}", "base belongs to sweeps of runs"),
     ],
 )
 def test_what_cannot_be_is_told_in_one_line(tmp_path: Path, text: str, words: str) -> None:

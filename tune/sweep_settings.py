@@ -1,0 +1,85 @@
+"""What every sweep says, whatever it varies: which points are tried, in which order, how many, and which of two is better."""
+
+import abc
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from index.errors import ConfigError
+from tune.space import Knob, Point, Scalar, draw_point, grid_point, grid_size
+
+_MOST_PRUNED = 200
+"""points drawn in a row that may be refused before the sweep gives up on its space"""
+_PROBES_OF_GRID = 10_000
+"""combinations of a grid that are held against the rules of what is varied before a sweep starts"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SweepSettings(abc.ABC):
+    """The part of a sweep's settings that is the same for runs and for indexes."""
+
+    subject: ClassVar[str]
+    """what a point makes"""
+
+    dir: str = ""
+    """the sweep's folder; trials lie in it"""
+    space: dict[str, Knob] = field(default_factory=dict)
+    """what trials differ by: dotted key → knob"""
+    evaluation: dict[str, tuple[Scalar, ...]] = field(default_factory=dict)
+    """what needs no new trial: name of a setting → values; every combination is measured on each trial"""
+    mode: Literal["max", "min"] = "max"
+    """max: larger is better"""
+    search: Literal["random", "grid", "optuna"] = "random"
+    """points drawn by seed, all combinations, or proposed by Optuna's TPE from the trials so far (needs `optuna`)"""
+    trials: int = 20
+    """points that are tried, at least 1; a grid has no more than its combinations"""
+    include_base: bool = True
+    """trial 0000 is the base as it is, beside the others: never stopped early, and not counted"""
+    hours: float = 0.0
+    """no trial starts after so many hours of running, resumed ones together; 0: no limit"""
+    max_failures: int = -1
+    """failed trials that the sweep goes on with; −1: any number"""
+    seed: int = 0
+    """points are functions of it; a run's own draws start from base.run.seed"""
+
+    @property
+    @abc.abstractmethod
+    def value_name(self) -> str:
+        """What trials are compared by."""
+
+    @abc.abstractmethod
+    def trial_config(self, point: Point) -> object:
+        """The settings of a point's trial; ConfigError for a point that breaks their rules."""
+
+    def check_numbers(self) -> None:
+        """Raise ConfigError for a number below its least."""
+        for name, least in (("trials", 1), ("hours", 0), ("max_failures", -1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name}={getattr(self, name):g} must be {least} or more")
+
+    def check_points(self) -> None:
+        """Raise the first point's error where not one of many points makes a trial."""
+        first: ConfigError | None = None
+        for number in range(min(self.most_pruned, _PROBES_OF_GRID)):
+            try:
+                self.trial_config(self.point(number))
+            except ConfigError as error:
+                first = first or error
+            else:
+                return
+        raise ConfigError(f"no point of the space makes {self.subject}; the first one: {first}")
+
+    def point(self, number: int) -> Point:
+        """Point `number` (0, 1, …) of a search that looks at no trial: of a grid, or drawn."""
+        if self.search == "grid":
+            return grid_point(self.space, number)
+        return draw_point(self.space, self.seed, number)
+
+    @property
+    def num_points(self) -> int:
+        """Points to try, the base itself left out."""
+        return min(self.trials, grid_size(self.space)) if self.search == "grid" else self.trials
+
+    @property
+    def most_pruned(self) -> int:
+        """Points in a row that may make no trial before the sweep gives up on its space; a grid comes to its end."""
+        return grid_size(self.space) + 1 if self.search == "grid" else _MOST_PRUNED
