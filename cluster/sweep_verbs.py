@@ -37,17 +37,18 @@ def sweep() -> None:
     required=True,
     help="SWEEP.yaml; key=value goes over it, or over the run that it varies.",
 )
+@click.option("--resume", is_flag=True, help="Go on where the folder holds this very sweep already.")
 @JSON
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]…")
-def run(path: Path, as_json: bool, overrides: tuple[str, ...]) -> None:
+def run(path: Path, resume: bool, as_json: bool, overrides: tuple[str, ...]) -> None:
     """Start a sweep in a new folder, `dir` of SWEEP.yaml."""
     started = time.monotonic()
     from tune.sweep_file import load_sweep
 
     config = load_sweep(path, overrides)
-    from tune.sweep import prepare_sweep
+    from tune.sweep import continue_sweep, prepare_sweep
 
-    _drive(prepare_sweep(config), as_json, started)
+    _drive(continue_sweep(config) if resume else prepare_sweep(config), as_json, started)
 
 
 @sweep.command(epilog="Example: fsl-dist sweep resume sweeps/pcn")

@@ -13,6 +13,7 @@ from fsl_dist.data.loader import describe_samples
 from fsl_dist.training.launch import check_run
 from fsl_dist.training.splits import split_run
 from index.errors import ConfigError, FslDistError, RequestError
+from index.gate import dump
 from index.storage import Owner, write_atomic
 from tune.clock import Clock
 from tune.config import SweepConfig
@@ -72,6 +73,30 @@ def prepare_sweep(config: SweepConfig) -> SweepConfig:
         )
     data = replace(config.base.data, version=config.base.data.version or catalogue.version)
     return replace(config, base=replace(config.base, data=data))
+
+
+def continue_sweep(config: SweepConfig) -> SweepConfig:
+    """The sweep that lies in `config.dir`, to be driven on, if it was started as `config`; a new one where none lies there.
+
+    Raises RequestError naming the first key that would make it another sweep.
+    """
+    folder = Path(config.dir)
+    if not config.dir or not (folder / SWEEP_FILE).exists():
+        return prepare_sweep(config)
+    stored = load_stored(folder)
+    version = config.base.data.version or stored.base.data.version
+    base = replace(config.base, data=replace(config.base.data, version=version))
+    before, now = (
+        {**dump(c), **{f"base.{k}": v for k, v in dump(c.base).items()}, "base": None}
+        for c in (stored, replace(config, base=base))
+    )
+    for key, value in now.items():
+        if value != before[key]:
+            raise RequestError(
+                f"{key} differs from that of the sweep in dir={config.dir}; a sweep goes on as it was started (another dir starts a "
+                "new one)"
+            )
+    return resume_sweep(folder)
 
 
 def num_cpus(config: SweepConfig) -> int:

@@ -21,11 +21,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepConfig:
     Under `settings` the file itself lays run keys over its base. Raises ConfigError with the key, the rule, the value and the
     place.
     """
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path} cannot be read: {error}") from error
-    raw, place = parse_yaml(text, str(path)), str(path)
+    raw, place = _read_sweep(path), str(path)
     settings = raw.pop("settings", {})
     if not isinstance(settings, Mapping):
         raise ConfigError(f"settings must be a mapping of keys to values ({place})")
@@ -51,6 +47,12 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepConfig:
     return replace(config, base=base, dir=folder)
 
 
+def inline_sweep(path: Path) -> str:
+    """The YAML of a sweep with its base inside, for a job that does not see the base's file; paths stay as they are."""
+    raw = _read_sweep(path)
+    return to_yaml({**raw, "base": _read_base(raw.get("base"), str(path))})
+
+
 def load_stored(folder: Path) -> SweepConfig:
     """The sweep that lies in a folder; ConfigError where there is none."""
     path = folder / SWEEP_FILE
@@ -67,6 +69,14 @@ def render_sweep(config: SweepConfig) -> str:
         key: {kind: values for kind, values in knob.items() if values} for key, knob in tree["space"].items()
     }
     return to_yaml(tree)
+
+
+def _read_sweep(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path} cannot be read: {error}") from error
+    return parse_yaml(text, str(path))
 
 
 def _read_base(base: object, place: str) -> dict[str, Any]:
