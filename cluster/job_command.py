@@ -3,7 +3,7 @@
 import re
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +12,8 @@ import click
 from index.errors import RequestError
 
 _NOT_JOBS = ("submit", "job")
+# Keys of a run and of a sweep that are paths.
+_PATHS = ("run.dir", "dir", "data.dataset", "data.features", "backbone.weights")
 _SETTING = re.compile(r"^[A-Za-z_][A-Za-z0-9_.]*=")
 
 
@@ -125,33 +127,40 @@ def name_job(command: Command) -> str:
 
 
 def find_local_paths(command: Command, config: str) -> list[str]:
-    """Relative paths of this machine that the command or its configuration names: a job elsewhere does not get them."""
-    values = [word for word in command.rest if "=" not in word]
-    # A word alone is rather a name (workers.launch=ray) than a path.
-    texts = [word.partition("=")[2] for word in command.rest if "=" in word]
+    """Relative paths that the command or its configuration names: elsewhere they are other places, or none."""
+    named = {}
     if config:
         from index.gate import parse_yaml
 
-        texts += _texts_of(parse_yaml(config, "--config"))
-    values += [text for text in texts if "/" in text]
-    return [value for value in dict.fromkeys(values) if _is_local_path(value)]
+        # A sweep's run lies under `base`; a KEY=VALUE of either goes over the file.
+        named = {key.removeprefix("base."): text for key, text in _flatten(parse_yaml(config, "--config"))}
+    named |= {word.partition("=")[0]: word.partition("=")[2] for word in command.rest if "=" in word}
+    # A word alone is rather a name (workers.launch=ray) than a path, unless its key says so.
+    found = [text for key, text in named.items() if key in _PATHS and text and _is_relative(text)]
+    found += [text for text in named.values() if "/" in text and _is_relative(text) and _exists(text)]
+    found += [word for word in command.rest if "=" not in word and _is_relative(word) and _exists(word)]
+    return list(dict.fromkeys(found))
 
 
-def _is_local_path(value: str) -> bool:
-    if not value or "://" in value or value.startswith(("-", "/")):
-        return False
+def _is_relative(text: str) -> bool:
+    return "://" not in text and not text.startswith(("-", "/"))
+
+
+def _exists(text: str) -> bool:
     try:
-        return Path(value).expanduser().exists()
+        return Path(text).expanduser().exists()
     except OSError:  # too long for a path
         return False
 
 
-def _texts_of(tree: object) -> Iterator[str]:
-    if isinstance(tree, str):
-        yield tree
-    elif isinstance(tree, dict | list):
-        for value in tree.values() if isinstance(tree, dict) else tree:
-            yield from _texts_of(value)
+def _flatten(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted key and value of all texts, those of lists under the list's key and their number."""
+    for name, value in tree.items():
+        items = dict(enumerate(value)) if isinstance(value, list) else value
+        if isinstance(items, Mapping):
+            yield from _flatten({str(key): item for key, item in items.items()}, f"{prefix}{name}.")
+        elif isinstance(items, str):
+            yield f"{prefix}{name}", items
 
 
 def _without_config(words: Sequence[str]) -> Iterator[str]:

@@ -110,8 +110,8 @@ def submit(
     job = Job(name=name or name_job(command), arguments=command.arguments, config=config)
     if is_elsewhere and (paths := find_local_paths(command, config)):
         click.echo(
-            f"warning: {', '.join(paths)} of this machine {'is' if len(paths) == 1 else 'are'} not sent; the job looks for such a path "
-            "where it runs (name storage that the cluster sees by its absolute path or URL)",
+            f"warning: {', '.join(paths)}: relative paths are looked up where the job runs, and nothing there is sent from here (name "
+            "storage that all nodes see, by absolute paths or URLs)",
             err=True,
         )
     options = _kube_options(kube) if to == "kuberay" else None

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import os
 import shlex
 import shutil
@@ -108,12 +109,13 @@ class RayPlace:
             with self._told():
                 yield self._client.get_job_logs(name)
             return
-        told, heard = 0, time.monotonic()
+        import aiohttp
+
+        told, failing_since = 0, math.inf
         while True:
             position = 0
             try:
                 for piece in self._tail(name):
-                    heard = time.monotonic()
                     new = piece[max(0, told - position) :]
                     position += len(piece)
                     told = max(told, position)
@@ -121,8 +123,10 @@ class RayPlace:
                         yield new
                 if self.status(name).is_over:
                     return
-            except (OSError, RuntimeError, FslDistError) as error:
-                if time.monotonic() - heard > _LONGEST_SILENCE_S:
+                failing_since = math.inf
+            except (aiohttp.ClientError, OSError, RuntimeError, FslDistError) as error:
+                failing_since = min(failing_since, time.monotonic())
+                if time.monotonic() - failing_since > _LONGEST_SILENCE_S:
                     raise FslDistError(
                         f"{self._address} has not answered for {_LONGEST_SILENCE_S:g} s ({_first_line(error)}); the job may run on: "
                         f"fsl-dist job logs {name} --follow --to ray"

@@ -154,8 +154,13 @@ def test_paths_that_stay_behind_are_named(tmp_path: Path, monkeypatch: pytest.Mo
         "x.y=ray",
         "z=data/x",
     ]
-    assert find_local_paths(read_command(fsl_dist, line), "") == ["runs/a", "data/x"]
-    assert find_local_paths(read_command(fsl_dist, ["train"]), yaml.safe_dump(RUN)) == ["data/x"]
+    assert find_local_paths(read_command(fsl_dist, line), "") == ["data/x", "runs/a"]
+    # These keys are paths, there or not.
+    base, sweep = yaml.safe_dump(RUN), yaml.safe_dump({"dir": "sweeps/a", "base": RUN})
+    assert find_local_paths(read_command(fsl_dist, ["train", "run.dir=new"]), base) == ["data/x", "new"]
+    assert find_local_paths(read_command(fsl_dist, ["train", "data.dataset=s3://bucket/x"]), base) == []
+    assert find_local_paths(read_command(fsl_dist, ["sweep", "run", "dir=/shared"]), sweep) == ["data/x"]
+    assert find_local_paths(read_command(fsl_dist, ["sweep", "run"]), sweep) == ["data/x", "sweeps/a"]
 
 
 def test_names() -> None:
