@@ -9,12 +9,13 @@ from cluster.data_verbs import inspect, pack
 from cluster.explain_verb import explain
 from cluster.feature_verbs import baseline
 from cluster.index_verbs import index_group
-from cluster.job_verbs import job, submit
+from cluster.job_verbs import job
 from cluster.output import configure_logging
 from cluster.plot_verbs import plot
 from cluster.predict_verb import predict
 from cluster.reproduce_verbs import reproduce
 from cluster.run_verbs import demo, doctor, embed, evaluate, train
+from cluster.submit_verb import submit
 from cluster.sweep_verbs import sweep
 from index.errors import FslDistError
 

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from cluster.cli import fsl_dist
 from cluster.job_command import find_local_paths, name_job, read_command, resolve_command
 from cluster.job_entrypoint import CONFIG_VARIABLE, run_job
-from cluster.job_verbs import _Seconds
 from cluster.jobs import RESULT_MARK, Job, JobStatus, read_error, read_result
 from cluster.local_jobs import LocalPlace
 from cluster.shipping import check_wheel, write_wheel
+from cluster.submit_verb import Duration
 from fsl_dist.config import load_config, parse_config
 from index.errors import RequestError
 from tune.sweep import continue_sweep
@@ -209,7 +209,7 @@ def test_a_follower_exits_as_the_job_did() -> None:
     ("text", "seconds"), [("90", 90), ("90s", 90), ("15m", 900), ("24h", 86400), ("2d", 172800)]
 )
 def test_durations(text: str, seconds: int) -> None:
-    assert _Seconds()(text) == seconds
+    assert Duration()(text) == seconds
 
 
 def test_another_ray_is_told_before_the_command_runs(monkeypatch: pytest.MonkeyPatch) -> None:
