@@ -44,6 +44,7 @@ def open_place(
         return RayPlace(address or "", wheel=wheel, ships=ships)
     from cluster.kuberay import KubeRayPlace
 
+    assert kube is not None
     return KubeRayPlace(kube)
 
 

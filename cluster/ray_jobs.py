@@ -128,7 +128,7 @@ class RayPlace:
                 failing_since = min(failing_since, time.monotonic())
                 if time.monotonic() - failing_since > _LONGEST_SILENCE_S:
                     raise FslDistError(
-                        f"{self._address} has not answered for {_LONGEST_SILENCE_S:g} s ({_first_line(error)}); the job may run on: "
+                        f"{self._address} has not answered for {_LONGEST_SILENCE_S:g} s ({_say(error)}); the job may run on: "
                         f"fsl-dist job logs {name} --follow --to ray"
                     ) from None
             time.sleep(_RETRY_S)
@@ -177,7 +177,8 @@ class RayPlace:
         from ray.job_submission import JobSubmissionClient
 
         # It says what it uploads and how its connections close.
-        logging.getLogger("ray.dashboard").setLevel(logging.WARNING)
+        for name in ("dashboard_sdk", "job.sdk"):
+            logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
         with self._told():
             return JobSubmissionClient(self._address, headers=headers)
 
@@ -224,9 +225,9 @@ class RayPlace:
                 + ": RAY_AUTH_TOKEN holds the cluster's, or RAY_AUTH_TOKEN_PATH names a file that does"
             ) from None
         except (ConnectionError, requests.exceptions.RequestException) as error:
-            raise RequestError(f"no Ray job API answers at {self._address}: {_first_line(error)}") from None
+            raise RequestError(f"no Ray job API answers at {self._address}: {_say(error)}") from None
         except RuntimeError as error:
-            raise FslDistError(f"the Ray cluster at {self._address}: {_first_line(error)}") from None
+            raise FslDistError(f"the Ray cluster at {self._address}: {_say(error)}") from None
 
     def _exists(self, name: str) -> str:
         return f"a job {name} exists at {self._address} (another --name; a cluster keeps the names of jobs that ended)"
@@ -254,7 +255,7 @@ def _status_of(details: "JobDetails", result: dict | None = None) -> JobStatus:
         command=(details.metadata or {}).get("command", details.entrypoint or ""),
         started=_show_time(details.start_time),
         ended=_show_time(details.end_time),
-        message=(read_error(message) or _first_line(message)) if state in ("failed", "pending") else "",
+        message=(read_error(message) or _say(message)) if state in ("failed", "pending") else "",
         result=result,
         exit_code=details.driver_exit_code,
     )
@@ -264,6 +265,9 @@ def _show_time(milliseconds: int | None) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(milliseconds / 1000)) if milliseconds else ""
 
 
-def _first_line(error: object) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+def _say(error: object) -> str:
+    """The first line of a message; of a traceback the last, which says what happened."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip(". ")]
+    if not lines:
+        return type(error).__name__
+    return lines[-1] if "Traceback" in lines[0] else lines[0]

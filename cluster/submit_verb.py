@@ -90,7 +90,7 @@ def submit(
             err=True,
         )
     options = kube_options(kube) if to == "kuberay" else None
-    if dry_run:
+    if options is not None and dry_run:
         from cluster.kuberay_render import render_yaml
 
         click.echo(render_yaml(job, options), nl=False)

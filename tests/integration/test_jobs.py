@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -166,8 +166,23 @@ def head() -> Iterator[tuple[str, Path]]:
         yield f"http://127.0.0.1:{dashboard}", home
     finally:
         process.terminate()  # with --block, ray start ends the processes that it started
-        process.wait(timeout=60)
-        shutil.rmtree(scratch, ignore_errors=True)
+        process.wait(timeout=120)
+        while left := processes_of(scratch):
+            for pid in left:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.1)
+        shutil.rmtree(scratch)
+
+
+def processes_of(scratch: Path) -> list[int]:
+    """Processes whose command line names the head's own folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if str(scratch).encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+    return found
 
 
 def free_ports(number: int) -> list[int]:
