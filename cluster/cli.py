@@ -9,11 +9,13 @@ from cluster.data_verbs import inspect, pack
 from cluster.explain_verb import explain
 from cluster.feature_verbs import baseline
 from cluster.index_verbs import index_group
+from cluster.job_verbs import job
 from cluster.output import configure_logging
 from cluster.plot_verbs import plot
 from cluster.predict_verb import predict
 from cluster.reproduce_verbs import reproduce
 from cluster.run_verbs import demo, doctor, embed, evaluate, train
+from cluster.submit_verb import submit
 from cluster.sweep_verbs import sweep
 from index.errors import FslDistError
 
@@ -45,6 +47,8 @@ for verb in (
     index_group,
     reproduce,
     sweep,
+    submit,
+    job,
 ):
     fsl_dist.add_command(verb)
 
@@ -70,3 +74,7 @@ def main() -> None:
         # A full disk, a folder one may not write to, a file where a folder should be: the system's own words.
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
+
+
+if __name__ == "__main__":  # python -m cluster.cli: jobs run it where no script is installed
+    main()

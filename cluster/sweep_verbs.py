@@ -36,18 +36,26 @@ def sweep() -> None:
     required=True,
     help="SWEEP.yaml; key=value goes over it, or over the run or the index that it varies.",
 )
+@click.option("--resume", is_flag=True, help="Go on where the folder holds this very sweep already.")
 @JSON
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]…")
-def run(path: Path, as_json: bool, overrides: tuple[str, ...]) -> None:
+def run(path: Path, resume: bool, as_json: bool, overrides: tuple[str, ...]) -> None:
     """Start a sweep in a new folder, `dir` of SWEEP.yaml."""
     started = time.monotonic()
     from tune.config import SweepConfig
     from tune.index_sweep import prepare_index_sweep
-    from tune.sweep import prepare_sweep
-    from tune.sweep_file import load_sweep
+    from tune.sweep import check_resumable, prepare_sweep
+    from tune.sweep_file import find_stored, load_sweep
 
     config = load_sweep(path, overrides)
-    config = prepare_sweep(config) if isinstance(config, SweepConfig) else prepare_index_sweep(config)
+    before = find_stored(config) if resume else None
+    if before is not None:
+        check_resumable(before)
+        config = before
+    elif isinstance(config, SweepConfig):
+        config = prepare_sweep(config)
+    else:
+        config = prepare_index_sweep(config)
     _drive(config, as_json, started)
 
 

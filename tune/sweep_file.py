@@ -34,11 +34,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> AnySweep:
     A file with `index` in place of `base` is a sweep of indexes. Under `settings` the file itself lays run keys over its base.
     Raises ConfigError with the key, the rule, the value and the place.
     """
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path} cannot be read: {error}") from error
-    raw, place = parse_yaml(text, str(path)), str(path)
+    raw, place = _read_sweep(path), str(path)
     over = parse_overrides(overrides)
     said = f"{place} and the command line" if overrides else place
     config = _gate_indexes(raw, over, place, said) if "index" in raw else _gate_runs(raw, over, place, said)
@@ -82,6 +78,41 @@ def _flatten(raw: dict[str, Any], place: str, prefix: str = "") -> None:
     }
 
 
+def inline_sweep(path: Path) -> str:
+    """The YAML of a sweep with its base inside, for a job that does not see the base's file; paths stay as they are."""
+    raw = _read_sweep(path)
+    return to_yaml(raw if "index" in raw else {**raw, "base": _read_base(raw.get("base"), str(path))})
+
+
+def find_stored(config: AnySweep) -> AnySweep | None:
+    """The sweep that lies in `config.dir`, if it was started as `config`; None where none lies there.
+
+    Raises RequestError naming the first key that would make it another sweep.
+    """
+    if not config.dir or not (Path(config.dir) / SWEEP_FILE).exists():
+        return None
+    stored = load_stored(Path(config.dir))
+    if isinstance(config, SweepConfig) and isinstance(stored, SweepConfig):
+        data = replace(config.base.data, version=config.base.data.version or stored.base.data.version)
+        config = replace(config, base=replace(config.base, data=data))
+    before, now = (_by_key(dump(sweep)) for sweep in (stored, config))
+    for key in now | before:
+        if now.get(key) != before.get(key):
+            raise RequestError(
+                f"{key} differs from that of the sweep in dir={config.dir}; a sweep goes on as it was started (another dir starts a "
+                "new one)"
+            )
+    return stored
+
+
+def _by_key(tree: dict[str, Any]) -> dict[str, Any]:
+    """The sweep's keys, and those of what it varies with its name before them."""
+    inner = {
+        f"{part}.{key}": value for part in ("base", "index") for key, value in tree.get(part, {}).items()
+    }
+    return {key: value for key, value in tree.items() if key not in ("base", "index")} | inner
+
+
 def load_stored(folder: Path) -> AnySweep:
     """The sweep that lies in a folder; ConfigError where there is none."""
     path = folder / SWEEP_FILE
@@ -117,6 +148,14 @@ def render_sweep(config: SweepSettings) -> str:
         key: {kind: values for kind, values in knob.items() if values} for key, knob in tree["space"].items()
     }
     return to_yaml(tree)
+
+
+def _read_sweep(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path} cannot be read: {error}") from error
+    return parse_yaml(text, str(path))
 
 
 def _read_base(base: object, place: str) -> dict[str, Any]:

@@ -102,6 +102,13 @@ def test_every_verb_explains_itself_with_an_example(cli: Cli) -> None:
         "explain",
         "index build",
         "index search",
+        "sweep run",
+        "submit",
+        "job status",
+        "job logs",
+        "job stop",
+        "job list",
+        "job enter",
     ):
         code, out, _ = cli(*verb.split(), "--help")
         assert code == 0

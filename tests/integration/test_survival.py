@@ -188,3 +188,23 @@ def test_a_killed_and_resumed_ray_run_is_one_never_killed(digits: Path, tmp_path
     finish(start(killed, *data, "--json", "--resume"))
     assert sorted(losses_of(killed)) == list(range(1, NUM_STEPS + 1))
     assert_same_losses(losses_of(killed), losses_of(tmp_path / "undisturbed"))
+
+
+@pytest.mark.slow
+def test_a_run_restarted_with_another_number_of_workers_takes_the_same_steps(
+    digits: Path, tmp_path: Path
+) -> None:
+    # Batch statistics would depend on the number of workers.
+    settings = [f"data.dataset={digits}", "backbone.batch_norm=frozen"]
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    finish(start(undisturbed, *settings, "--json"))
+    kill_after(killed, 28, start(killed, *settings, "workers.num=2"))
+    summary = finish(start(killed, *settings, "workers.num=1", "--resume", "--json"))
+    assert summary["steps"] == NUM_STEPS
+    assert summary["images_seen"] == NUM_STEPS * 2 * 8 * (6 + 4)
+    found, wanted = losses_of(killed), losses_of(undisturbed)
+    assert sorted(found) == list(range(1, NUM_STEPS + 1))
+    # The sums of two workers round otherwise than those of one.
+    np.testing.assert_allclose(
+        [found[step] for step in sorted(found)], [wanted[step] for step in sorted(found)], rtol=1e-4
+    )
