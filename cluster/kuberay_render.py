@@ -156,8 +156,8 @@ def command_line(job: Job, ray_version: str) -> list[str]:
 def _fit_job(ray_job: Manifest, job: Job, options: KubeOptions) -> None:
     spec = ray_job["spec"]
     cluster = spec["rayClusterSpec"]
-    # A shell reads it, then Kubernetes, for which $$( is $(.
-    spec["entrypoint"] = shlex.join(command_line(job, cluster["rayVersion"])).replace("$(", "$$(")
+    # A shell reads it, and before that Kubernetes, for which $$ is $.
+    spec["entrypoint"] = shlex.join(command_line(job, cluster["rayVersion"])).replace("$", "$$")
     if works_in_driver(job):
         # The head has no CPUs for work and no GPU: what works in its own process does so on a worker.
         has_actors = any(argument.startswith("--index-actors") for argument in job.arguments)

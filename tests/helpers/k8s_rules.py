@@ -200,7 +200,7 @@ def token_auth(objects: list[dict]) -> Iterator[str]:
 @rule
 def entrypoint(objects: list[dict]) -> Iterator[str]:
     for name, job in jobs(objects):
-        words = shlex.split(job["entrypoint"].replace("$$(", "$("))
+        words = shlex.split(job["entrypoint"].replace("$$", "$"))
         if words[:3] != ["fsl-dist", "job", "enter"] or "--" not in words:
             yield f"{name}: {job['entrypoint']} is no `fsl-dist job enter … -- COMMAND`"
             continue

@@ -75,7 +75,7 @@ def _to_json_schema(found: dict, *, is_root: bool = False) -> dict:
     return schema
 
 
-def _unique_by(validator: object, keys: list[str], instance: object, schema: dict):  # noqa: ANN202
+def _unique_by(validator: object, keys: list[str], instance: object, schema: dict):
     if not isinstance(instance, list):
         return
     seen = set()
