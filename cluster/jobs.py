@@ -1,5 +1,6 @@
 """A job: one `fsl-dist` command that runs somewhere else, and what every place that runs jobs can do."""
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -49,6 +50,22 @@ class JobStatus:
     """one line: why it failed or waits"""
     result: dict | None = None
     """its result, once it succeeded"""
+    exit_code: int | None = None
+    """of its command, where the place knows it"""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, one way or another."""
+        return self.state in ("succeeded", "failed", "stopped")
+
+    @property
+    def follower_exit_code(self) -> int:
+        """What a command that waited for the job exits with: the job's own code, 143 (SIGTERM) for a stopped one."""
+        if self.state == "stopped":
+            return 143
+        if self.state == "succeeded":
+            return 0
+        return self.exit_code or 1
 
 
 class JobPlace(Protocol):
@@ -73,3 +90,23 @@ class JobPlace(Protocol):
     def list(self) -> list[JobStatus]:
         """All jobs that the place knows of, the newest first."""
         ...
+
+
+def read_result(log: str) -> dict | None:
+    """The job's result in its log: the last line that begins with RESULT_MARK; None where there is none."""
+    _, mark, tail = log.rpartition("\n" + RESULT_MARK)
+    if not mark:
+        if not log.startswith(RESULT_MARK):
+            return None
+        tail = log.removeprefix(RESULT_MARK)
+    try:
+        result = json.loads(tail.partition("\n")[0])
+    except ValueError:  # cut off in the middle
+        return None
+    return result if isinstance(result, dict) else None
+
+
+def read_error(log: str) -> str:
+    """The last line in which the command said what went wrong; empty where it said nothing."""
+    errors = [line for line in log.splitlines() if line.startswith("error: ")]
+    return errors[-1].removeprefix("error: ") if errors else ""

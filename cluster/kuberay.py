@@ -1,13 +1,12 @@
 """Jobs on Kubernetes: a RayJob of KubeRay for each, with its config and its network policies beside it."""
 
-import json
 import re
 import shlex
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from cluster.jobs import RESULT_MARK, Job, JobState, JobStatus
+from cluster.jobs import Job, JobState, JobStatus, read_error, read_result
 from cluster.kube_api import KubeApi, KubeError
 from cluster.kuberay_checks import check_cluster
 from cluster.kuberay_render import JOB_LABEL, PART_LABEL, KubeOptions, render
@@ -16,8 +15,8 @@ from index.errors import RequestError
 
 _STOPPED = "fsl-dist/stopped"
 """annotation of a job that was stopped rather than failed"""
-_RESULT_LINES = 200
-"""of the end of a log, among which the result is"""
+_LAST_LINES = 200
+"""of a log, among which the result or the error is"""
 
 
 class KubeRayPlace:
@@ -27,6 +26,7 @@ class KubeRayPlace:
         self.options = options
         self._api = KubeApi()
         self._poll_s = poll_s
+        self._never_begun: set[str] = set()
 
     def submit(self, job: Job) -> None:
         """Create the job's objects, once the cluster is known to take them; all of them, or none."""
@@ -61,18 +61,20 @@ class KubeRayPlace:
             raise
 
     def status(self, name: str) -> JobStatus:
-        """How a job stands; while it waits, what for; its result from the end of its log."""
+        """How a job stands; while it waits, what for; its result, or its error, from the end of its log."""
+        if name in self._never_begun:
+            return JobStatus(name=name, state="stopped", message="it had not begun, and is deleted")
         found = self._find(name)
         status = _read_status(found)
         if status.state == "pending" and not status.message:
             status = replace(status, message=self._why_it_waits(name))
-        if status.state == "succeeded":
+        if status.state in ("succeeded", "failed"):
             tail = "".join(
-                self._pod_log(pod, tailLines=str(_RESULT_LINES)) for pod in self._submitters(name)[:1]
+                self._pod_log(pod, tailLines=str(_LAST_LINES)) for pod in self._submitters(name)[:1]
             )
-            lines = [line for line in tail.splitlines() if line.startswith(RESULT_MARK)]
-            if lines:
-                status = replace(status, result=json.loads(lines[-1].removeprefix(RESULT_MARK)))
+            if status.state == "succeeded":
+                return replace(status, result=read_result(tail))
+            status = replace(status, message=read_error(tail) or status.message)
         return status
 
     def logs(self, name: str, *, follow: bool) -> Iterator[str]:
@@ -96,15 +98,16 @@ class KubeRayPlace:
     def is_over(self, name: str) -> bool:
         """Whether a job has ended, one way or the other; one that is gone has."""
         found = self._api.find(self._jobs_path(name))
-        return found is None or _read_status(found).state in ("succeeded", "failed", "stopped")
+        return found is None or _read_status(found).is_over
 
     def stop(self, name: str) -> None:
         """End a job and let its pods go. One that has not begun is deleted; else its record and its log stay."""
         found = self._find(name)
-        if _read_status(found).state in ("succeeded", "failed", "stopped"):
+        if _read_status(found).is_over:
             return
         if not found.get("status", {}).get("startTime"):
             self._delete(self._jobs_path(name))
+            self._never_begun.add(name)
             return
         # KubeRay ends what is past its deadline for good, whatever retries are left. spec.suspend is Kueue's.
         ended = {"activeDeadlineSeconds": 1, "backoffLimit": 0, "ttlSecondsAfterFinished": 1}
@@ -205,21 +208,23 @@ def _read_status(ray_job: Manifest) -> JobStatus:
     state: JobState = "pending"
     if deployment in ("Complete", "Failed", "ValidationFailed"):
         state = "succeeded" if deployment == "Complete" and job == "SUCCEEDED" else "failed"
-        if job == "STOPPED" or (state == "failed" and _STOPPED in metadata.get("annotations", {})):
-            state = "stopped"
     elif deployment == "Running" and job == "RUNNING":
         state = "running"
+    if job == "STOPPED" or (state != "succeeded" and _STOPPED in metadata.get("annotations", {})):
+        state = "stopped"
     said = " ".join(filter(None, (status.get("reason", ""), status.get("message", ""))))
     if deployment in ("Suspended", "Retrying") and not said:
         said = {"Suspended": "waits in its queue", "Retrying": "starts again on a new cluster"}[deployment]
     command = spec["entrypoint"].replace("$$", "$").partition(" -- ")[2]
+    code = re.search(r"exit code (\d+)", said) if state == "failed" else None
     return JobStatus(
         name=metadata["name"],
         state=state,
         command=shlex.join(["fsl-dist", *shlex.split(command)]),
         started=_utc(status.get("startTime", "")),
         ended=_utc(status.get("endTime", "")),
-        message="" if state == "succeeded" else _one_line(said),
+        message="" if state in ("succeeded", "stopped") else _one_line(said),
+        exit_code=int(code[1]) if code else (0 if state == "succeeded" else None),
     )
 
 

@@ -14,7 +14,7 @@ from k8s_security import broken_rules
 
 from cluster.jobs import Job
 from cluster.kuberay_render import KubeOptions, render, render_yaml
-from cluster.kustomize import build, containers
+from cluster.kustomize import build, containers, read_objects
 
 pytestmark = pytest.mark.k8s
 
@@ -99,7 +99,19 @@ def test_versions_are_the_project_s() -> None:
     assert f"newTag: {project['version']}}}" in text
     assert text.count("rayVersion:") == text.count(f"rayVersion: {pins['ray']}\n") == 4
     used = {c["image"] for one in overlay("cpu") for c in containers(one)}
+    tools = {
+        c["image"] for path in (ROOT / "k8s" / "tools").glob("*") for c in containers(read_objects(path))
+    }
+    assert tools == {f"fsl-dist:{project['version']}"}
     assert used == {f"fsl-dist:{project['version']}-cpu", "redis:8.2.2"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "k8s").glob("[rt]*/*.yaml")), ids=lambda path: path.stem)
+def test_what_is_applied_by_hand_breaks_no_rule(path: Path) -> None:
+    # The one Role, and people's, not a pod's.
+    assert [
+        fault for fault in broken_rules(read_objects(path)) if "Role fsl-dist-submitter" not in fault
+    ] == []
 
 
 def test_what_is_not_understood_of_kustomize_is_refused(tmp_path: Path) -> None:

@@ -60,7 +60,9 @@ def test_a_job_comes_with_its_config_and_policies_and_goes_with_them(server: Kub
         "rayjobs/first",
     }
     assert server.objects[f"{NAMESPACE}/configmaps/first"]["data"] == {"config.yaml": JOB.config}
-    place().stop("first")  # nothing has begun
+    here = place()
+    here.stop("first")  # nothing has begun
+    assert here.status("first").state == "stopped"
     assert set(server.objects) == before
 
 
@@ -81,9 +83,17 @@ def test_a_job_s_states_and_result(server: KubeServer) -> None:
         "starts again on a new cluster",
     )
     set_status(
-        server, jobDeploymentStatus="Failed", jobStatus="FAILED", reason="AppFailed", message="exit\ncode 1"
+        server,
+        jobDeploymentStatus="Failed",
+        jobStatus="FAILED",
+        reason="AppFailed",
+        message="failed with exit\ncode 2",
     )
-    assert (here.status("first").state, here.status("first").message) == ("failed", "AppFailed exit code 1")
+    assert (here.status("first").state, here.status("first").message) == (
+        "failed",
+        "AppFailed failed with exit code 2",
+    )
+    assert here.status("first").follower_exit_code == 2
     set_status(server, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
     assert here.status("first").result is None
     server.add_pod("first-abc", "first", "submitter", phase="Succeeded")
@@ -125,6 +135,7 @@ def test_a_running_job_is_stopped_for_good(server: KubeServer) -> None:
     spec = server.objects[RAY_JOB]["spec"]
     assert (spec["activeDeadlineSeconds"], spec["backoffLimit"]) == (1, 0)
     assert "suspend" not in spec, "that is Kueue's"
+    assert here.status("first").follower_exit_code == 143
     set_status(server, jobDeploymentStatus="Failed", jobStatus="RUNNING", reason="DeadlineExceeded")
     assert here.status("first").state == "stopped"
     here.stop("first")  # twice is once
