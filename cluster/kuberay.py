@@ -212,7 +212,7 @@ def _read_status(ray_job: Manifest) -> JobStatus:
         state = "running"
     if job == "STOPPED" or (state != "succeeded" and _STOPPED in metadata.get("annotations", {})):
         state = "stopped"
-    said = " ".join(filter(None, (status.get("reason", ""), status.get("message", ""))))
+    said = _one_line(f"{status.get('reason', '')} {status.get('message', '')}")
     if deployment in ("Suspended", "Retrying") and not said:
         said = {"Suspended": "waits in its queue", "Retrying": "starts again on a new cluster"}[deployment]
     command = spec["entrypoint"].replace("$$", "$").partition(" -- ")[2]
@@ -223,7 +223,7 @@ def _read_status(ray_job: Manifest) -> JobStatus:
         command=shlex.join(["fsl-dist", *shlex.split(command)]),
         started=_utc(status.get("startTime", "")),
         ended=_utc(status.get("endTime", "")),
-        message="" if state in ("succeeded", "stopped") else _one_line(said),
+        message="" if state in ("succeeded", "stopped") else said,
         exit_code=int(code[1]) if code else (0 if state == "succeeded" else None),
     )
 
