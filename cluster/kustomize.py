@@ -44,7 +44,19 @@ def write_objects(objects: list[Manifest]) -> str:
     """Objects as YAML, one document each, keys in their order."""
     # Through JSON: equal parts that are one in memory would be written as aliases.
     plain = json.loads(json.dumps(objects))
-    return "---\n".join(yaml.safe_dump(found, sort_keys=False, width=120) for found in plain)
+    return "---\n".join(yaml.dump(found, Dumper=_Dumper, sort_keys=False, width=120) for found in plain)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Texts of several lines, a config above all, stay readable."""
+
+
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style="|" if "\n" in text else None
+    ),
+)
 
 
 def containers(part: Any) -> Iterator[Manifest]:
