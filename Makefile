@@ -23,7 +23,7 @@ demo: setup
 	$(BIN)/fsl-dist demo
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow and not gpu and not k8s"
+	$(BIN)/python -m pytest -m "not slow and not gpu"
 
 test-unit: setup
 	$(BIN)/python -m pytest tests/unit

@@ -3,6 +3,7 @@
 import importlib
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +22,15 @@ def test_generic_names_import_from_this_distribution(name: str) -> None:
 
 
 def test_every_package_is_named_in_the_wheel() -> None:
-    named = (ROOT / "pyproject.toml").read_text().split("packages = [", 1)[1].split("]", 1)[0]
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     found = {
         ".".join(path.parent.relative_to(ROOT).parts)
         for room in ("cluster", "tune", "fsl_dist", "index")
         for path in (ROOT / room).rglob("__init__.py")
     }
-    assert {line.strip(' ",') for line in named.splitlines() if line.strip()} == found
+    without_code = set(settings["package-dir"])
+    assert without_code == {"cluster.k8s"}
+    assert set(settings["packages"]) == found | without_code
 
 
 def test_the_command_line_loads_no_heavy_library() -> None:

@@ -1,0 +1,168 @@
+"""Every overlay and every rendered job passes strict validation, KubeRay's schemas and the rules of helpers/k8s_rules."""
+
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+from k8s_security import broken_rules
+
+from cluster.jobs import Job
+from cluster.kuberay_render import KubeOptions, render, render_yaml
+from cluster.kustomize import build, containers, read_objects
+
+pytestmark = pytest.mark.k8s
+
+ROOT = Path(__file__).parents[2]
+OVERLAYS = ("cpu", "gpu", "kueue", "restricted")
+TRAIN = "run: {dir: /mnt/fsl-dist/runs/a}\nworkers: {num: 2}\n"
+JOBS = {
+    "train": Job(name="a-train", arguments=("train", "training.epochs=3"), config=TRAIN),
+    "sweep": Job(name="a-sweep", arguments=("sweep", "run", "trials=4"), config="trials: 4\n"),
+    "index": Job(
+        name="an-index", arguments=("index", "build", "/mnt/fsl-dist/r", "/mnt/fsl-dist/d", "/mnt/fsl-dist/i")
+    ),
+    "evaluate": Job(name="an-evaluation", arguments=("evaluate", "/mnt/fsl-dist/r", "--protocol", "knn")),
+}
+# What `submit` is asked for where people use the overlay of that name.
+OPTIONS = {
+    "cpu": KubeOptions(image="fsl-dist:0.1.0-cpu"),
+    "gpu": KubeOptions(gpus_per_worker=2, workers=3),
+    "kueue": KubeOptions(gpus_per_worker=1, queue="team", priority="high"),
+    "restricted": KubeOptions(storage="s3://bucket/prefix", priority="high", pull_secret="registry"),
+}
+
+
+@cache
+def overlay(name: str) -> list[dict]:
+    return build(ROOT / "k8s" / "overlays" / name)
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_an_overlay_breaks_no_rule(name: str) -> None:
+    objects = overlay(name)
+    assert broken_rules(objects) == []
+    kinds = {one["kind"] for one in objects}
+    assert kinds >= {"Namespace", "ServiceAccount", "RayJob", "RayCronJob", "RayService", "NetworkPolicy"}
+    assert ("PersistentVolumeClaim" in kinds) == (name != "restricted"), "a bucket needs no volume"
+
+
+@pytest.mark.parametrize("kind", JOBS)
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_a_rendered_job_breaks_no_rule(name: str, kind: str) -> None:
+    objects = list(yaml.safe_load_all(render_yaml(JOBS[kind], OPTIONS[name])))
+    assert objects == render(JOBS[kind], OPTIONS[name])
+    assert broken_rules(objects) == []
+    assert {one["metadata"]["namespace"] for one in objects} == {"fsl-dist"}
+    assert {one["metadata"]["labels"]["fsl-dist/job"] for one in objects} == {JOBS[kind].name}
+    assert [one["kind"] for one in objects].count("NetworkPolicy") == 2
+
+
+@pytest.mark.parametrize(
+    ("overlay_name", "template", "kind"), [("gpu", "train", "train"), ("gpu", "sweep", "sweep")]
+)
+def test_a_job_is_rendered_from_what_kustomize_builds(overlay_name: str, template: str, kind: str) -> None:
+    """One source: under the template's name, with its sizes, its config and its command, submit gives the overlay's objects."""
+    name = f"fsl-dist-{template}"
+    built = [
+        one for one in overlay(overlay_name) if one["metadata"].get("labels", {}).get("fsl-dist/job") == name
+    ]
+    config = next(one for one in built if one["kind"] == "ConfigMap")["data"]["config.yaml"]
+    job = Job(name=name, arguments=JOBS[kind].arguments[: 1 if kind == "train" else 2], config=config)
+    options = KubeOptions(gpus_per_worker=1, workers=4 if template == "sweep" else 2)
+    assert render(job, options) == built
+
+
+def test_the_documented_configs_are_configs(tmp_path: Path) -> None:
+    from fsl_dist.config import load_config
+    from tune.sweep_file import load_sweep
+
+    for one in overlay("cpu"):
+        if one["kind"] == "ConfigMap":
+            path = tmp_path / f"{one['metadata']['name']}.yaml"
+            path.write_text(one["data"]["config.yaml"])
+            config = (load_sweep if "sweep" in path.name else load_config)(path, ())
+            assert "/mnt/fsl-dist/" in str(config)
+
+
+def test_versions_are_the_project_s() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pins = dict(
+        line.split(" ;")[0].split("==") for line in (ROOT / "constraints.txt").read_text().splitlines()
+    )
+    text = "".join(path.read_text() for path in (ROOT / "k8s" / "base").glob("*.yaml"))
+    assert f"newTag: {project['version']}}}" in text
+    assert text.count("rayVersion:") == text.count(f"rayVersion: {pins['ray']}\n") == 4
+    used = {c["image"] for one in overlay("cpu") for c in containers(one)}
+    tools = {
+        c["image"] for path in (ROOT / "k8s" / "tools").glob("*") for c in containers(read_objects(path))
+    }
+    assert tools == {f"fsl-dist:{project['version']}"}
+    assert used == {f"fsl-dist:{project['version']}-cpu", "redis:8.2.2"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "k8s").glob("[rt]*/*.yaml")), ids=lambda path: path.stem)
+def test_what_is_applied_by_hand_breaks_no_rule(path: Path) -> None:
+    # The one Role, and people's, not a pod's.
+    assert [
+        fault for fault in broken_rules(read_objects(path)) if "Role fsl-dist-submitter" not in fault
+    ] == []
+
+
+@pytest.mark.skipif(
+    shutil.which("kubectl") is None, reason="kubectl, which has kustomize in it, is not installed"
+)
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_kustomize_builds_the_same(name: str) -> None:
+    folder = ROOT / "k8s" / "overlays" / name
+    built = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=True)
+    assert built.stderr == "", "nothing deprecated"
+
+    def by_name(objects: list[dict]) -> dict[str, dict]:
+        return {f"{one['kind']} {one['metadata']['name']}": one for one in objects}
+
+    assert by_name(list(yaml.safe_load_all(built.stdout))) == by_name(overlay(name))
+
+
+def test_what_is_not_understood_of_kustomize_is_refused(tmp_path: Path) -> None:
+    from index.errors import RequestError
+
+    (tmp_path / "kustomization.yaml").write_text("resources: []\nhelmCharts: []\n")
+    with pytest.raises(RequestError, match="helmCharts is none of"):
+        build(tmp_path)
+
+
+def test_the_wheel_holds_the_manifests(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    left_out = shutil.ignore_patterns("__pycache__")
+    for name in ("cluster", "tune", "index", "fsl_dist", "k8s"):
+        shutil.copytree(ROOT / name, source / name, ignore=left_out)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    program = "import sys; from setuptools.build_meta import build_wheel; print(build_wheel(sys.argv[1]))"
+    made = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], cwd=source, capture_output=True, text=True, check=True
+    )
+    wheel = zipfile.ZipFile(tmp_path / made.stdout.split()[-1])
+    files = {str(p.relative_to(ROOT)) for p in (ROOT / "k8s").rglob("*.yaml")}
+    assert {name.removeprefix("cluster/") for name in wheel.namelist() if name.endswith(".yaml")} == files
+    wheel.extractall(tmp_path / "installed")
+    rendered = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from cluster.kuberay_render import *; from cluster.jobs import Job; print(manifests());"
+            "print(len(render(Job(name='a', arguments=('sweep', 'run'), config='a: 1'), KubeOptions())))",
+        ],
+        cwd=tmp_path / "installed",
+        env={"PYTHONPATH": str(tmp_path / "installed"), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert rendered.stdout.split() == [str(tmp_path / "installed" / "cluster" / "k8s"), "4"]
