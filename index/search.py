@@ -297,6 +297,10 @@ class LocalIndex(ShardedIndex):
         """Clusters that nprobe chooses from, 0 for an index without."""
         return max(shard.num_clusters for shard in self._shards)
 
+    def compares_all(self, parameters: Mapping[str, int]) -> bool:
+        """Whether a search without a filter compares every vector of some shard: where its FAISS index would look at as many."""
+        return any(shard.compares_all(parameters) for shard in self._shards)
+
 
 def open_index(
     path: Path, *, verify: bool = True, device: Device = "auto", changes: bool = True

@@ -135,6 +135,11 @@ class Shard:
         """Clusters of the FAISS index, 0 where it has none."""
         return 0 if self._candidates is None else self._candidates.num_clusters
 
+    def compares_all(self, parameters: Mapping[str, int]) -> bool:
+        """Whether a search for neighbours among all rows compares each of them, since the FAISS index would look at as many."""
+        chosen = {**self._parameters, **parameters}
+        return self._candidates is None or self.stop - self.start <= self._candidates.visits(chosen)
+
     def answer(self, request: Request) -> tuple[np.ndarray, np.ndarray]:
         """This shard's k best for each query: ids int64 [n, k] and costs float64 [n, k], best first.
 

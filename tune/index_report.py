@@ -187,8 +187,8 @@ def _builds(
         Heading("Builds"),
         Text(
             "Each at the search parameters that it is compared by; where none count, at those that find the most. A dot: as `index` "
-            "says. Bytes are what searches hold in memory: FAISS's index, or the vectors where all are compared; the raw vectors on "
-            "disk come on top."
+            "says. Bytes are what searches go through: FAISS's index, and the vectors where all are compared, as flat does and every kind that would "
+            "look at as many. Where they are not compared they lie on disk."
         ),
         Table(rows, marked=0 if ranked else -1),
     ]

@@ -120,25 +120,25 @@ def run_trial(config: IndexSweepConfig, trial: Trial, owner: Owner) -> Result:
 def measure(config: IndexSweepConfig, index: LocalIndex, truth: Truth) -> list[SearchCell]:
     """Every combination of the search parameters on one index, in the order of the grid."""
     measurer = Measurer(index, truth, at_once=config.at_once, least_s=_LEAST_S)
-    size = bytes_a_vector(index)
     return [
-        SearchCell(found.parameters, found.recall, 1e3 * found.seconds, size)
+        SearchCell(
+            found.parameters, found.recall, 1e3 * found.seconds, bytes_a_vector(index, found.parameters)
+        )
         for found in map(
             measurer, config.search_settings(index.parameters, index.manifest.kind, index.num_clusters)
         )
     ]
 
 
-def bytes_a_vector(index: LocalIndex) -> float:
-    """Bytes that searches hold in memory for each vector: FAISS's index, or the vectors themselves where all are compared.
+def bytes_a_vector(index: LocalIndex, parameters: dict[str, int]) -> float:
+    """Bytes that searches with these parameters go through for each vector: FAISS's index, and the vectors where all are compared.
 
-    The raw vectors on disk, which judge the candidates, come on top: 4 · dim bytes for every kind.
+    Where they are not, the raw vectors on disk, which judge the candidates, come on top: 4 · dim bytes for every kind.
     """
     manifest = index.manifest
-    if manifest.kind == "flat":
-        return 4.0 * manifest.dim
     names = [versions.faiss_name(shard) for shard in range(len(manifest.shard_starts))]
-    return sum(manifest.files[name].size_bytes for name in names) / manifest.num_vectors
+    held = sum(manifest.files[name].size_bytes for name in names if name in manifest.files)
+    return held / manifest.num_vectors + (4.0 * manifest.dim if index.compares_all(parameters) else 0.0)
 
 
 def best_cell(config: IndexSweepConfig, cells: Sequence[SearchCell]) -> SearchCell | None:

@@ -219,14 +219,22 @@ def test_the_best_cell_is_the_best_of_those_that_count(tmp_path: Path) -> None:
     assert [cell.parameters["nprobe"] for cell in fastest_cells(cells)] == [1, 4, 8]
 
 
-def test_bytes_are_those_of_what_faiss_holds(tmp_path: Path) -> None:
+def test_bytes_are_those_of_what_faiss_holds_and_of_what_is_compared(tmp_path: Path) -> None:
     vectors, labels = gallery(), np.zeros(600, np.int64)
-    for kind, least, most in (("flat", 32, 32), ("ivf_flat", 40, 48), ("hnsw", 300, 400)):
-        path = build(tmp_path / kind, vectors, labels, config=IndexConfig(kind=kind, shards=2))  # type: ignore[arg-type]
-        size = bytes_a_vector(open_index(path))
-        assert least <= size <= most, kind
-        if kind != "flat":
-            assert size * 600 == sum(f.stat().st_size for f in path.glob("shard-*.faiss"))
+    for kind, few, all_of_them in (
+        ("ivf_flat", {"nprobe": 5}, {"nprobe": 6}),
+        ("ivf_pq", {"nprobe": 5}, {"nprobe": 6}),
+        ("hnsw", {"ef_search": 8}, {"ef_search": 600}),
+    ):
+        shape = {"hnsw_m": 2} if kind == "hnsw" else {"nlist": 6}
+        config = IndexConfig(kind=kind, shards=2, **shape)  # type: ignore[arg-type]
+        path = build(tmp_path / kind, vectors, labels, config=config)
+        index, held = open_index(path), sum(f.stat().st_size for f in path.glob("shard-*.faiss"))
+        assert held > 0
+        assert bytes_a_vector(index, few) == pytest.approx(held / 600)
+        # As good as flat, and as large: asked so, a search leaves FAISS's index aside.
+        assert bytes_a_vector(index, all_of_them) == pytest.approx(held / 600 + 4 * DIM)
+    assert bytes_a_vector(open_index(build(tmp_path / "flat", vectors, labels)), {}) == 4 * DIM
 
 
 def run_sweep(config: IndexSweepConfig, **settings: bool) -> dict:
