@@ -14,7 +14,6 @@ from kube_server import KubeServer
 
 from cluster.jobs import RESULT_MARK
 
-pytest.importorskip("cluster.job_verbs", reason="the verb submit is not there")
 pytestmark = [pytest.mark.integration, pytest.mark.k8s]
 
 COMMAND = [sys.executable, "-c", "from cluster.cli import main; main()"]
