@@ -44,7 +44,6 @@ TRAINING = [
     "episode.per_step=2",
     "training.patience=0",
     "evaluation.delta_tau=[0]",
-    "workers.num=2",
     "workers.cpus=1",
 ]
 
@@ -182,7 +181,7 @@ def test_three_hosts_train_and_search_as_one_does(hosts: Hosts, digits: Path, tm
         where = [f"run.dir={tmp_path / name}", f"data.dataset={digits}"]
         return [BIN / "fsl-dist", "train", *where, *TRAINING, "training.epochs=2", "episode.per_epoch=8"]
 
-    hosts.run(*train("three"))
+    hosts.run(*train("three"), "workers.num=2")
     alone(*train("one"))
     losses = {
         name: np.array([line["loss"] for line in read_metrics(tmp_path / name) if "loss" in line])
@@ -214,7 +213,9 @@ def test_the_work_of_a_host_that_is_cut_off_goes_on_elsewhere(
     settings = [*TRAINING, "training.epochs=12", "episode.per_epoch=60", f"data.dataset={digits}"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     alone(BIN / "fsl-dist", "train", f"run.dir={whole}", *settings)
-    running = hosts.start(BIN / "fsl-dist", "train", f"run.dir={cut}", "workers.timeout_s=20", *settings)
+    running = hosts.start(
+        BIN / "fsl-dist", "train", f"run.dir={cut}", *settings, "workers.num=2", "workers.timeout_s=20"
+    )
     try:
         wait_until(lambda: len(read_metrics(cut)) > 70, 300, "the third epoch")
         hosts.cut_off(3)
