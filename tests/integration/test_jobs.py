@@ -272,6 +272,23 @@ def test_a_job_exits_as_its_command_does(tmp_path: Path, local: Place) -> None:
     assert [path.name for path in (tmp_path / "jobs").iterdir()] == ["refused"]
 
 
+def test_the_entrypoint_passes_sigterm_on(digits: Path, tmp_path: Path) -> None:
+    """Kubernetes tells the container's first process alone."""
+    run = write_run(tmp_path, digits)
+    line = [PROGRAM, "job", "enter", "--config", run, "--", "train", *ENDLESS]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            wait_for_training(tmp_path, process)
+            process.terminate()
+            out, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert (process.returncode, out) == (143, "")
+    steps = num_steps(tmp_path)
+    time.sleep(1)
+    assert num_steps(tmp_path) == steps
+
+
 @pytest.mark.timeout(600)
 def test_a_job_on_ray_trains_sweeps_and_builds(digits: Path, tmp_path: Path, ray: Place) -> None:
     run, sweep = write_run(tmp_path, digits), tmp_path / "sweep.yaml"
