@@ -45,6 +45,7 @@ class LocalPlace:
             raise RequestError(
                 f"a job {job.name} exists on this machine (another --name; or remove {folder} once it has ended)"
             ) from None
+        (folder / "log").touch()
         command = [sys.executable, *PROGRAM, "job", "enter", "--exit-code-file", str(folder / "exit-code")]
         if job.config:
             config = folder / "config.yaml"

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -272,6 +273,23 @@ def test_a_job_exits_as_its_command_does(tmp_path: Path, local: Place) -> None:
     assert [path.name for path in (tmp_path / "jobs").iterdir()] == ["refused"]
 
 
+def test_the_entrypoint_passes_sigterm_on(digits: Path, tmp_path: Path) -> None:
+    """Kubernetes tells the container's first process alone."""
+    run = write_run(tmp_path, digits)
+    line = [PROGRAM, "job", "enter", "--config", run, "--", "train", *ENDLESS]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            wait_for_training(tmp_path, process)
+            process.terminate()
+            out, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert (process.returncode, out) == (143, "")
+    steps = num_steps(tmp_path)
+    time.sleep(1)
+    assert num_steps(tmp_path) == steps
+
+
 @pytest.mark.timeout(600)
 def test_a_job_on_ray_trains_sweeps_and_builds(digits: Path, tmp_path: Path, ray: Place) -> None:
     run, sweep = write_run(tmp_path, digits), tmp_path / "sweep.yaml"
@@ -348,6 +366,88 @@ def test_ctrl_c_leaves_a_job_on_ray_running(digits: Path, tmp_path: Path, ray: P
     steps = num_steps(tmp_path)
     assert ray.job("logs", "endless", "--follow").returncode == 143
     assert num_steps(tmp_path) == steps
+
+
+class Wire:
+    """A way to a port of this machine that can be cut: all its connections break, new ones are let through."""
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._open: list[socket.socket] = []
+        self._carriers: list[threading.Thread] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        """Break what is open."""
+        for end in self._open:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        self._open.clear()
+
+    def close(self) -> None:
+        """Let nobody through any more."""
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.cut()
+        for carrier in self._carriers:
+            carrier.join(timeout=10)
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                far = socket.create_connection(("127.0.0.1", self._target))
+                self._open += [near, far]
+                for source, sink in ((near, far), (far, near)):
+                    carrier = threading.Thread(target=self._carry, args=(source, sink), daemon=True)
+                    carrier.start()
+                    self._carriers.append(carrier)
+
+    @staticmethod
+    def _carry(source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+        for end in (source, sink):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        source.close()
+
+
+@pytest.mark.slow
+def test_a_cut_connection_is_made_again_and_nothing_told_twice(
+    digits: Path, tmp_path: Path, ray: Place, head: tuple[str, Path]
+) -> None:
+    wire = Wire(int(head[0].rpartition(":")[2]))
+    through = Place(["--to", "ray", "--address", f"http://127.0.0.1:{wire.port}"], ray.environment)
+    run, log = write_run(tmp_path, digits), tmp_path / "followed"
+
+    def progress() -> list[str]:
+        return [line for line in log.read_text().splitlines() if line.startswith("epoch ")]
+
+    line = [PROGRAM, "submit", *through.options, "--name", "cut", "--", "train", "--config", run, *ENDLESS]
+    try:
+        with (
+            log.open("w") as errors,
+            subprocess.Popen(line, stdout=subprocess.PIPE, stderr=errors, text=True, env=through.environment) as follower,
+        ):  # fmt: skip
+            for shown in (2, 4):  # a line in ten seconds
+                wait_until(lambda shown=shown: len(progress()) >= shown)
+                wire.cut()
+            wait_until(lambda: len(progress()) >= 6)
+            assert ray.job("stop", "cut").returncode == 0
+            follower.communicate(timeout=120)
+        assert follower.returncode == 143
+        told = progress()
+        assert len(set(told)) == len(told)
+        assert told == [
+            line for line in ray.job("logs", "cut").stdout.splitlines() if line.startswith("epoch ")
+        ]
+    finally:
+        wire.close()
 
 
 def test_a_cluster_that_does_not_let_in_is_told_in_one_line(ray: Place, tmp_path: Path) -> None:
