@@ -4,12 +4,14 @@ import sys
 
 import click
 
+from cluster.bench_verbs import bench
 from cluster.catalogue_verbs import adopt, resplit
 from cluster.data_verbs import inspect, pack
 from cluster.explain_verb import explain
 from cluster.feature_verbs import baseline
 from cluster.index_verbs import index_group
 from cluster.output import configure_logging
+from cluster.plan_verb import plan
 from cluster.plot_verbs import plot
 from cluster.predict_verb import predict
 from cluster.reproduce_verbs import reproduce
@@ -45,6 +47,8 @@ for verb in (
     index_group,
     reproduce,
     sweep,
+    bench,
+    plan,
 ):
     fsl_dist.add_command(verb)
 
