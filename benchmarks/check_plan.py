@@ -42,8 +42,9 @@ def train(path: Path, settings: list[str], run: Path, workers: int) -> dict[str,
 
 def predict(path: Path, settings: list[str], rates: Path, processes: int) -> dict[str, float]:
     """What the plan says of the same."""
+    from cluster.fleet import Fleet
     from cluster.plan_verb import count_images
-    from cluster.planning import Fleet, plan_run
+    from cluster.planning import plan_run
     from cluster.rates import read_rates
     from fsl_dist.config import load_config
 

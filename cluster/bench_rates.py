@@ -8,16 +8,15 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cluster.bench_index import ROUNDS, index_rates, time_rate
 from cluster.bench_reduce import measure_reduce
 from cluster.rates import Machine, Rate, Rates, Work
-from cluster.scaling_model import looked_at
 from fsl_dist.config import RunConfig
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.loader import Loader
@@ -30,15 +29,11 @@ from fsl_dist.training.loop import Trainer
 from fsl_dist.training.splits import split_run
 from fsl_dist.training.step import PlannedStep, planned_steps, run_step, step_requests
 from fsl_dist.training.trained import resolve_weights
-from index import IndexConfig, RequestError, Staging, open_index
 
 log = logging.getLogger(__name__)
 
-_ROUNDS = 3  # the best counts: other work on the machine only ever takes time away
 _IMAGES = 1000  # loaded a round
 _READ, _READ_BATCH = 4_096, 256  # images read, and at once
-_VECTORS, _QUERIES, _CLASSES = 20_000, 2_048, 100  # of the index that is searched
-_NUMBERS = 1 << 25  # in its vectors at most: 128 MiB
 _PREPARED = 2_000  # images whose embeddings a method is prepared with
 
 
@@ -55,17 +50,17 @@ def measure_rates(config: RunConfig) -> Rates:
         trainer = _build_trainer(config, Path(folder) / "run")
         kmeans = _prepare(trainer)
         log.info("loading images")
-        load = _rate(lambda number: len(_load(trainer, number, _IMAGES)[1]))
+        load = time_rate(lambda number: len(_load(trainer, number, _IMAGES)[1]))
         log.info("training steps")
         train, step_images = _train_rate(trainer)
         log.info("embedding")
         images = trainer.source.fetch(trainer.splits.train.ids[: config.evaluation.batch_size], None)
         trainer.embedder.embed_images(images)
-        embed = _rate(lambda number: len(trainer.embedder.embed_images(images)))
+        embed = time_rate(lambda number: len(trainer.embedder.embed_images(images)))
         log.info("reading")
         image_bytes, read = _read_rate(trainer)
         log.info("building and searching an index")
-        index = _index_rates(config.index, trainer.network.embedding_dim, Path(folder) / "index")
+        index = index_rates(config.index, trainer.network.embedding_dim, Path(folder) / "index")
         gradient_bytes = sum(
             p.numel() * p.element_size() for p in trainer.network.parameters() if p.requires_grad
         )
@@ -94,19 +89,6 @@ def measure_rates(config: RunConfig) -> Rates:
         read=read,
         reduce=reduce,
         **index,
-    )
-
-
-def _rate(do: Callable[[int], float], rounds: int = _ROUNDS, source: str = "measured") -> Rate:
-    """The best of some rounds of `do(number of the round)`, which returns how many units it did."""
-    walls, cores = [], []
-    for number in range(rounds):
-        cpu, wall = time.process_time(), time.perf_counter()
-        units = do(number)
-        walls.append((time.perf_counter() - wall) / units)
-        cores.append((time.process_time() - cpu) / units)
-    return Rate(
-        per_s=float(f"{1 / min(walls):.4g}"), core_ms=float(f"{1000 * min(cores):.4g}"), source=source
     )
 
 
@@ -157,7 +139,7 @@ def _prepare(trainer: Trainer) -> Rate | None:
         method.prepare(0, 0, index, trainer.group)
         return len(trainer.splits.train)
 
-    return _rate(fit, rounds=1)
+    return time_rate(fit, rounds=1)
 
 
 def _load(
@@ -210,8 +192,8 @@ def _train_rate(trainer: Trainer) -> tuple[Rate, int]:
     takes_s = time.perf_counter() - started
     # About a second a round, so that a step of milliseconds is not one of a bad moment.
     repeats = max(1, min(50, round(1 / takes_s)))
-    rate = _rate(
-        lambda number: sum(step(number) for _ in range(repeats)), rounds=_ROUNDS if takes_s < 10 else 1
+    rate = time_rate(
+        lambda number: sum(step(number) for _ in range(repeats)), rounds=ROUNDS if takes_s < 10 else 1
     )
     return rate, num_images
 
@@ -221,7 +203,7 @@ def _read_rate(trainer: Trainer) -> tuple[float, Rate]:
     catalogue, ids = trainer.catalogue, trainer.splits.train.ids
     if trainer.config.data.features:
         size = 4.0 * trainer.source.sample_shape[0]
-        return size, _rate(lambda number: len(trainer.source.read(ids)) * size / 1e6)
+        return size, time_rate(lambda number: len(trainer.source.read(ids)) * size / 1e6)
     rng = np.random.default_rng(0)
     size = float(catalogue.locate(ids).size.mean())
 
@@ -235,45 +217,9 @@ def _read_rate(trainer: Trainer) -> tuple[float, Rate]:
         with open(catalogue.folder / shard.name, "rb") as file:
             if hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    return size, _rate(
+    return size, time_rate(
         read, rounds=1, source="measured, after the system was asked to forget the files; CPU time included"
     )
-
-
-def _index_rates(config: IndexConfig, dim: int, out: Path) -> dict:
-    """Rates of writing, publishing and searching an index of random vectors, and how many vectors it had."""
-    num = max(_QUERIES, min(_VECTORS, _NUMBERS // dim))
-    vectors = np.random.default_rng(0).normal(size=(num, dim)).astype(np.float32)
-    labels, ids = np.sort(np.arange(num) % _CLASSES), np.arange(num)
-    config = dataclasses.replace(config, shards=1)
-    staging = Staging.create(out, "rates")
-
-    def write(number: int) -> int:
-        staging.write_shard(0, vectors, config.metric)
-        return num
-
-    rates: dict = {"vectors": num, "index_write": _rate(write)}
-
-    def publish(number: int) -> int:
-        staging.publish(labels, ids, config, {})
-        return num
-
-    rates["index_publish"] = _rate(publish, rounds=1)
-    opened = open_index(out, verify=False, device=config.device)
-    try:
-        share = looked_at(config, dim, num)
-    except RequestError as error:
-        log.warning("the search is not measured: %s", error)
-        return rates
-
-    def search(number: int) -> float:
-        rows = slice(number * _QUERIES, (number + 1) * _QUERIES) if num >= _ROUNDS * _QUERIES else slice(num)
-        asked = vectors[rows]
-        opened.neighbours(asked, labels[rows], ids[rows], 5, 5)
-        return len(asked) * num * share
-
-    rates["mining"] = _rate(search)
-    return rates
 
 
 def _machine(trainer: Trainer) -> Machine:

@@ -9,7 +9,8 @@ from cluster.output import align_columns, emit
 from index.errors import RequestError
 
 if TYPE_CHECKING:
-    from cluster.planning import Fleet, Plan
+    from cluster.fleet import Fleet
+    from cluster.planning import Plan
     from fsl_dist.config import RunConfig
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON object on stdout.")
@@ -95,7 +96,8 @@ def plan(
     from fsl_dist.config import load_config
 
     config = load_config(config_path, overrides)
-    from cluster.planning import WAYS_OUT, Fleet, plan_run
+    from cluster.fleet import Fleet
+    from cluster.planning import WAYS_OUT, plan_run
     from cluster.rates import read_rates
 
     rates = read_rates(rates_path)

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from fsl_dist.config import RunConfig
 from fsl_dist.errors import RequestError
 from fsl_dist.methods.config import (
@@ -92,12 +94,17 @@ def _steps(config: RunConfig, num_images: int, processes: int) -> tuple[int, int
 
 
 def _cut(config: RunConfig, size: int, processes: int) -> tuple[int, int]:
-    """The largest part of a batch of `size` images, and how many processes get one: ghost batch norm cuts between groups."""
+    """The largest part of a batch of `size` images, and how many processes get one: ghost batch norm cuts between groups.
+
+    The same division as `training.step.deal_pieces`, whose module needs torch.
+    """
     mode = config.backbone.batch_norm
     group = config.backbone.batch_norm_group if mode in ("auto", "ghost") else 1
     units = max(1, min(-(-size // group), size // 2)) if group > 1 else size
-    largest_unit = -(-size // units)
-    return min(size, -(-units // processes) * largest_unit), min(units, processes)
+    smaller, num_larger = divmod(size, units)
+    edges = np.arange(processes + 1) * units // processes
+    rows = np.diff(edges * smaller + np.minimum(edges, num_larger))
+    return int(rows.max()), int((rows > 0).sum())
 
 
 def _refreshes(config: RunConfig, steps: int) -> tuple[Literal["none", "prototypes", "mining"], float]:

@@ -102,6 +102,8 @@ def test_every_verb_explains_itself_with_an_example(cli: Cli) -> None:
         "explain",
         "index build",
         "index search",
+        "bench rates",
+        "plan",
     ):
         code, out, _ = cli(*verb.split(), "--help")
         assert code == 0

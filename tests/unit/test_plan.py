@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from cluster.fleet import Fleet
 from cluster.plan_verb import plan
-from cluster.planning import WAYS_OUT, Fleet, Plan, plan_run
+from cluster.planning import WAYS_OUT, Plan, plan_run
 from cluster.rates import Machine, Rate, Rates, Work, read_rates, render_rates
 from cluster.scaling_model import (
     core_seconds,
@@ -82,7 +83,7 @@ def test_what_a_query_is_compared_with() -> None:
     assert looked_at(IndexConfig(), 64, 1000) == 1
     assert looked_at(IndexConfig(kind="ivf_flat", nlist=100, nprobe=5), 64, 100_000) == 0.05
     assert looked_at(IndexConfig(kind="ivf_pq"), 64, 1_000_000) == 1 / 16  # 250 of 4 · √N = 4,000
-    with pytest.raises(RequestError, match="index.kind=hnsw"):
+    with pytest.raises(RequestError, match=r"index\.kind=hnsw"):
         looked_at(IndexConfig(kind="hnsw"), 64, 1000)
 
 
@@ -112,7 +113,7 @@ def test_memory_of_a_vector_in_a_graph_is_what_faiss_takes() -> None:
 def test_memory_of_a_vector_searched_exactly() -> None:
     assert vector_bytes(IndexConfig(), 64, 1000) == 256
     assert vector_bytes(IndexConfig(metric="cosine"), 64, 1000) == 0
-    with pytest.raises(RequestError, match="index.factory=OPQ16,IVF256,PQ16"):
+    with pytest.raises(RequestError, match=r"index\.factory=OPQ16,IVF256,PQ16"):
         vector_bytes(IndexConfig(kind="factory", factory="OPQ16,IVF256,PQ16"), 64, 1000)
 
 
@@ -320,7 +321,7 @@ def test_rates_of_something_else_are_refused() -> None:
         kept = [setting for setting in CE if setting.split("=")[0] not in word]
         with pytest.raises(RequestError, match=word):
             planned([*kept, *settings], Fleet())
-    with pytest.raises(RequestError, match="index.kind=hnsw"):
+    with pytest.raises(RequestError, match=r"index\.kind=hnsw"):
         planned([*MINED, "index.kind=hnsw"], Fleet())
     with pytest.raises(RequestError, match="plans for cuda"):
         planned(CE, Fleet(gpus_per_worker=1))
@@ -329,7 +330,7 @@ def test_rates_of_something_else_are_refused() -> None:
         machine=dataclasses.replace(RATES.machine, device="cuda"),
         work=dataclasses.replace(RATES.work, precision="bf16"),
     )
-    with pytest.raises(RequestError, match="mining.gpus=0"):
+    with pytest.raises(RequestError, match=r"mining\.gpus=0"):
         planned([*MINED, "mining.run=beside"], Fleet(gpus_per_worker=1), rates=gpu)
     assert planned(CE, Fleet(workers=2, gpus_per_worker=4), rates=gpu).figures["processes"] == 8
 

@@ -132,5 +132,5 @@ def test_a_method_from_elsewhere_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 
     own_methods.cache_clear()
     config = dataclasses.replace(load_config(None, []), method=Center())  # type: ignore[arg-type]
-    with pytest.raises(RequestError, match="method.kind=center comes from another distribution"):
+    with pytest.raises(RequestError, match=r"method\.kind=center comes from another distribution"):
         count_workload(config, 100, 1)
