@@ -1,6 +1,6 @@
 """How well `fsl-dist plan` predicts: epochs of one and two workers and a mining refresh, predicted and measured.
 
-    python benchmarks/check_plan.py DATASET [key=value …]
+    RAY_worker_niceness=0 python benchmarks/check_plan.py DATASET [key=value …]
 
 DATASET is a packed data set, Omniglot in docs/scaling.md; `key=value` changes experiments/omniglot/pcn.yaml. Every process has
 one thread. A round measures the rates (`fsl-dist bench rates`), then trains PCN for two epochs with one worker and with two and
@@ -68,7 +68,9 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", help="key=value")
     parser.add_argument("--rounds", type=int, default=1)
     options = parser.parse_args()
-    pcn = [f"data.dataset={options.dataset}", *SETTINGS, *options.settings]
+    given = {setting.partition("=")[0] for setting in options.settings}
+    pcn = [setting for setting in SETTINGS if setting.partition("=")[0] not in given]
+    pcn += [f"data.dataset={options.dataset}", *options.settings]
     mining = [setting for setting in pcn if not setting.startswith(("training.epochs", "training.images"))]
     mining += MINING
     rows: dict[str, list[tuple[float, float]]] = {}
