@@ -4,6 +4,7 @@ import sys
 
 import click
 
+from cluster.bench_verbs import bench
 from cluster.catalogue_verbs import adopt, resplit
 from cluster.data_verbs import inspect, pack
 from cluster.explain_verb import explain
@@ -11,6 +12,7 @@ from cluster.feature_verbs import baseline
 from cluster.index_verbs import index_group
 from cluster.job_verbs import job
 from cluster.output import configure_logging
+from cluster.plan_verb import plan
 from cluster.plot_verbs import plot
 from cluster.predict_verb import predict
 from cluster.reproduce_verbs import reproduce
@@ -49,6 +51,8 @@ for verb in (
     sweep,
     submit,
     job,
+    bench,
+    plan,
 ):
     fsl_dist.add_command(verb)
 

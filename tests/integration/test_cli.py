@@ -109,6 +109,8 @@ def test_every_verb_explains_itself_with_an_example(cli: Cli) -> None:
         "job stop",
         "job list",
         "job enter",
+        "bench rates",
+        "plan",
     ):
         code, out, _ = cli(*verb.split(), "--help")
         assert code == 0

@@ -1,0 +1,56 @@
+"""The verb group `bench`: measurements of this machine that other verbs read."""
+
+from pathlib import Path
+
+import click
+
+from cluster.output import emit
+from index.errors import RequestError
+
+JSON = click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON object on stdout.")
+
+
+@click.group()
+def bench() -> None:
+    """Measure what this machine does.
+
+    \b
+    Example:
+      fsl-dist bench rates --config experiments/omniglot/pcn.yaml --out rates.yaml
+      fsl-dist plan --config experiments/omniglot/pcn.yaml --rates rates.yaml --workers 8
+    """
+
+
+@bench.command(
+    epilog="Example: fsl-dist bench rates --config experiments/own-images.yaml --out rates.yaml data.dataset=data/mine"
+)
+@click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path),
+    help="The run's YAML file; key=value goes over it.",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="RATES.yaml, or RATES.json; is replaced."
+)
+@JSON
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]…")
+def rates(config_path: Path | None, out: Path, as_json: bool, overrides: tuple[str, ...]) -> None:
+    """How fast this machine loads, trains, embeds, indexes and searches for one run's configuration; `plan` reads it.
+
+    One process, for about a minute; only temporary files beside OUT. Leave the machine alone meanwhile.
+    """
+    from fsl_dist.config import load_config
+
+    config = load_config(config_path, overrides)
+    if not out.parent.is_dir():
+        raise RequestError(f"--out {out}: the folder {out.parent} does not exist")
+    from cluster.bench_rates import measure_rates
+    from cluster.rates import render_rates
+    from index import gate
+    from index.storage import write_atomic
+
+    measured = measure_rates(config)
+    text = render_rates(measured, as_json=out.suffix == ".json")
+    write_atomic(out, text.encode())
+    emit({"out": str(out), "rates": gate.dump(measured)}, as_json, f"{text}written to {out}")
