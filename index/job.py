@@ -177,7 +177,7 @@ def _find_published(out: Path, fingerprint: str, switch: Callable[[Path, int], N
             logger.warning("%s", error)
             continue
         logger.info("%s: version %d is this build already", out, version)
-        if not (out / versions.CURRENT).exists() or versions.current_version(out) != version:
+        if not storage.exists(out / versions.CURRENT) or versions.current_version(out) != version:
             switch(out, version)
         return folder
     return None

@@ -8,6 +8,7 @@ from typing import Any
 from fsl_dist.config import RunConfig, resolve_paths
 from index.errors import ConfigError
 from index.gate import dump, merge, parse_overrides, parse_yaml, to_yaml, validate
+from index.mirror import on_disk
 from tune.config import SweepConfig
 from tune.space import Knob
 
@@ -47,7 +48,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepConfig:
         raw["scheduler"] = {"kind": raw["scheduler"]}
     config = validate(SweepConfig, raw, f"{place} and the command line" if overrides else place)
     base = resolve_paths(config.base)
-    folder = str(Path(config.dir).expanduser().resolve()) if config.dir else ""
+    folder = str(on_disk(config.dir, "sweep").expanduser().resolve()) if config.dir else ""
     return replace(config, base=base, dir=folder)
 
 

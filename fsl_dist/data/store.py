@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from fsl_dist.data.catalogue import Catalogue, Location
 from fsl_dist.errors import DataError
+from index import mirror
+from index.objects import request_pool
 
 # Below this many ranges a thread's share is not worth handing over (a warm pread costs about 20 µs).
 _MIN_RANGES_PER_THREAD = 8
@@ -62,6 +64,10 @@ def _unopened(path: Path, error: OSError) -> DataError:
     )
 
 
+def _missing(path: Path) -> DataError:
+    return DataError(f"shard '{path}' is missing; the catalogue lists it, so restore it or pack again")
+
+
 def _resized(path: Path, found: int, expected: int) -> DataError:
     return DataError(
         f"shard '{path}' has {found} bytes, the catalogue says {expected}; "
@@ -101,6 +107,24 @@ class _ShardHandle:
             os.close(self._descriptor)
 
 
+class _ObjectHandle:
+    """A shard in an object store, read by ranges; opening it asks nothing."""
+
+    def __init__(self, path: Path, place: mirror.Place) -> None:
+        self._path, self._key, self._bucket = path, place.key, place.bucket
+
+    def read(self, start: int, stop: int) -> bytes:
+        try:
+            data = self._bucket.read_range(self._key, start, stop)
+        except FileNotFoundError:
+            raise _missing(self._path) from None
+        if len(data) != stop - start:
+            raise DataError(
+                f"shard '{self._path}' ends at byte {start + len(data)}, before byte {stop} of a sample"
+            )
+        return data
+
+
 class ShardStore:
     """Reads samples of one catalogue by id. Safe to use from several threads.
 
@@ -121,10 +145,16 @@ class ShardStore:
         self._max_open = max_open
         self._max_gap = max_gap
         self._check_reads = check_reads
-        self._open: OrderedDict[int, _ShardHandle] = OrderedDict()
+        self._open: OrderedDict[int, _ShardHandle | _ObjectHandle] = OrderedDict()
         self._lock = threading.Lock()
         self._threads = threads
+        self._is_remote = mirror.place_of(catalogue.folder) is not None
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fsl-dist-pread") if threads > 1 else None
+
+    @property
+    def reads_at_once(self) -> int:
+        """Batches that are worth reading at the same time: from an object store it is mostly waiting."""
+        return 4 if self._is_remote else 1
 
     def read(self, ids: NDArray[np.int64]) -> list[memoryview]:
         """Encoded bytes of each of `ids` (int64 [n], any order, repeats allowed), in that order.
@@ -175,10 +205,13 @@ class ShardStore:
 
     def check_files(self) -> None:
         """DataError where a shard is missing or has another size than the catalogue says; reads none of them."""
+        sizes = mirror.sizes_below(self._catalogue.folder)
         for shard in self._catalogue.shards:
             path = self._catalogue.folder / shard.name
             try:
-                found = os.stat(path).st_size
+                found = os.stat(path).st_size if mirror.place_of(path) is None else sizes[shard.name]
+            except KeyError:
+                raise _missing(path) from None
             except OSError as error:
                 raise _unopened(path, error) from error
             if found != shard.size_bytes:
@@ -199,6 +232,11 @@ class ShardStore:
                 for i in positions
             ]
 
+        if self._is_remote:  # each range is a request, whose time is mostly waiting
+            pool = request_pool(os.getpid())
+            return [
+                part[0] for part in pool.map(lambda i: read_some(np.array([i])), range(len(ranges.shard)))
+            ]
         everything = np.arange(len(ranges.shard))
         shares = min(self._threads, len(everything) // _MIN_RANGES_PER_THREAD)
         if self._pool is None or shares < 2:
@@ -214,7 +252,9 @@ class ShardStore:
             handle = self._open.pop(shard, None)
             if handle is None:
                 file = self._catalogue.shards[shard]
-                handle = _ShardHandle(self._catalogue.folder / file.name, file.size_bytes)
+                path = self._catalogue.folder / file.name
+                place = mirror.place_of(path)
+                handle = _ShardHandle(path, file.size_bytes) if place is None else _ObjectHandle(path, place)
             self._open[shard] = handle
             if len(self._open) > self._max_open:
                 self._open.popitem(last=False)
