@@ -35,7 +35,7 @@ class RunFolder:
     """Where a run lives and what its draws start from."""
 
     dir: str = ""
-    """the run's folder; every worker must be able to write there"""
+    """the run's folder, or its place at s3:// or gs://; every worker must be able to write there"""
     seed: int = 0
     """all random draws are functions of it, 0 or more"""
 

@@ -20,7 +20,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from index.errors import RequestError, StaleOwnerError, VersionError
-from index.objects import CONDITIONAL_BYTES, Bucket, ConflictError, Entry, Tag, bucket_of, concurrently
+from index.objects import (
+    CONDITIONAL_BYTES,
+    Bucket,
+    ConflictError,
+    Entry,
+    Tag,
+    bucket_of,
+    concurrently,
+    region,
+)
 
 _OBJECTS = "fsl-dist-objects"
 _TAGS = "fsl-dist-tags"
@@ -46,6 +55,15 @@ class Place:
     @property
     def bucket(self) -> Bucket:
         return bucket_of(self.endpoint, self.scheme, self.bucket_name)
+
+    @property
+    def arrow_uri(self) -> str:
+        """The address as pyarrow's file systems take it."""
+        if not self.endpoint:
+            return self.url
+        address = urllib.parse.urlsplit(self.endpoint)
+        told = {"scheme": address.scheme, "endpoint_override": address.netloc, "region": region()}
+        return f"{self.url}?{urllib.parse.urlencode(told)}"
 
     def key_of(self, name: str) -> str:
         return f"{self.key}/{name}" if self.key else name

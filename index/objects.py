@@ -28,10 +28,11 @@ logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-CONCURRENCY = 64
-"""Requests at once: with 20 ms each they are 3200 a second."""
+CONCURRENCY = 128
+"""Requests at once: four batches' ranges. Behind 20 ms twice as many images come as with 64 (1800 against 950 a second)."""
 CONDITIONAL_BYTES = 8 << 20
 """Larger files are data beside a manifest: they go in parts, which no store writes conditionally."""
+_FILES_AT_ONCE = 8  # whole files, some of them with 8 MiB in memory
 _PATIENCE_S = 120.0
 _FIRST_S = 4.0
 _STATUS = re.compile(r"status code: (\d{3})")
@@ -185,7 +186,7 @@ class Bucket:
 
         for start in range(0, len(keys), 1000):
             some = list(keys[start : start + 1000])
-            self._ask(some[0], lambda some=some: obstore.delete(self._store, some))
+            self._ask(some[0], functools.partial(obstore.delete, self._store, some))
 
     def check_conditions(self, key: str, data: bytes) -> None:
         """Refuse a store (RequestError) that lets a second writer replace the object `key` that must be new."""
@@ -289,20 +290,21 @@ def request_pool(process: int) -> ThreadPoolExecutor:
 
 
 def concurrently(work: Callable[[_T], object], items: Sequence[_T]) -> None:
-    """`work` on each of `items`, many at once; the first error is raised once all have ended."""
-    if len(items) == 1:
-        work(items[0])
-        return
-    futures = [request_pool(os.getpid()).submit(work, item) for item in items]
-    errors = [future.exception() for future in futures]
-    for error in errors:
-        if error is not None:
-            raise error
+    """`work` on each of `items`, some at once; the first error is raised once all have ended."""
+    with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
+        futures = [pool.submit(work, item) for item in items]
+    for future in futures:
+        future.result()
 
 
 def digest(data: bytes) -> str:
     """A short name of some bytes."""
     return hashlib.sha256(data).hexdigest()[:16]
+
+
+def region() -> str:
+    """The region that s3:// asks."""
+    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
 
 
 def _open_store(endpoint: str, scheme: str, name: str) -> "ObjectStore":
@@ -319,9 +321,8 @@ def _open_store(endpoint: str, scheme: str, name: str) -> "ObjectStore":
     try:
         if scheme == "gs":
             return GCSStore(name, client_options=options, retry_config=retries)
-        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
         settings: dict[str, Any] = {"endpoint": endpoint} if endpoint else {}
-        return S3Store(name, region=region, client_options=options, retry_config=retries, **settings)
+        return S3Store(name, region=region(), client_options=options, retry_config=retries, **settings)
     except Exception as error:
         raise RequestError(f"{scheme}://{name} cannot be opened: {_reason(error)}") from None
 

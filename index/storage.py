@@ -196,10 +196,12 @@ def publish_folder(staging: Path, final: Path) -> None:
     """Make the finished folder `staging` visible as `final` in one step; raises VersionError if that exists."""
     final.parent.mkdir(parents=True, exist_ok=True)
     _sync_folder(staging)
+    if mirror.place_of(final) is not None:
+        mirror.put_folder(staging, final)
+        shutil.rmtree(final, ignore_errors=True)  # what the store had under this name once
     # rename() replaces an empty folder without a word, hence the question; a full one it refuses by itself.
-    if final.exists():
+    elif final.exists():
         raise VersionError(f"{final} exists already; a published folder is never replaced")
-    mirror.put_folder(staging, final)
     try:
         staging.rename(final)
     except OSError as error:

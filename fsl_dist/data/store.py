@@ -247,7 +247,7 @@ class ShardStore:
             for buffer in part
         ]
 
-    def _handle(self, shard: int) -> _ShardHandle:
+    def _handle(self, shard: int) -> _ShardHandle | _ObjectHandle:
         with self._lock:
             handle = self._open.pop(shard, None)
             if handle is None:

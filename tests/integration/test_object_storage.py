@@ -132,12 +132,13 @@ def work_through(machine: Machine, images: Path, place: str) -> tuple[dict[str, 
     answers = machine.folder / "answers.npz"
     machine.run("index", "search", index, "--queries", f"{place}/vectors.npy", "--k", "5", "--out", answers)
     scores = machine.run("evaluate", run, "--index", index)
-    found = np.load(answers)
+    with np.load(answers) as found:
+        neighbours = {name: found[name].tolist() for name in ("ids", "distances")}
     return (
         {"fingerprint": packed["fingerprint"], "splits": packed["split_counts"]},
         {name: trained[name] for name in ("steps", "images_seen", "loss", "best_value")},
         {name: built[name] for name in ("version", "num_vectors", "size_bytes", "source")},
-        {"ids": found["ids"].tolist(), "distances": found["distances"].tolist()},
+        neighbours,
         scores["metrics"],
     )
 
@@ -152,7 +153,7 @@ def test_the_whole_way_at_a_store_gives_what_it_gives_on_disk(
     assert found == expected
     # Nothing of it lies on the one machine alone, and nothing tells where it lay or who may read it.
     other = Machine(tmp_path / "other", store.environment)
-    assert other.run("evaluate", f"{place}/run")["metrics"] == found[-1]
+    assert other.run("evaluate", f"{place}/run", "--index", f"{place}/index")["metrics"] == found[-1]
     assert other.run("train", "--resume", f"run.dir={place}/run")["loss"] == found[1]["loss"]
     written = b"".join(path.read_bytes() for path in (tmp_path / "other").rglob("*") if path.is_file())
     assert b"do-not-tell" not in written
