@@ -10,11 +10,11 @@ turn, round after round; the median counts. Prints a Markdown table, then one JS
 """
 
 import argparse
+import asyncio
 import json
 import os
 import platform
 import re
-import socketserver
 import statistics
 import subprocess
 import sys
@@ -22,7 +22,6 @@ import tempfile
 import time
 import urllib.parse
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import numpy as np
@@ -34,73 +33,63 @@ from fsl_dist.data.store import ShardStore, coalesce
 from index import objects
 
 
-class Server(socketserver.ThreadingTCPServer):
-    """Serves a folder as the bucket `bucket`, each answer `delay_s` late."""
+class Answers(asyncio.Protocol):
+    """One connection to the bucket `bucket`, which is a folder; each answer comes `delay_s` late.
 
-    daemon_threads = True
-    request_queue_size = 256
+    No more of HTTP than the client at hand needs: it is to take little of the cores that it shares with the client.
+    """
 
     def __init__(self, folder: Path, delay_s: float) -> None:
-        self.folder, self.delay_s = folder, delay_s
-        super().__init__(("127.0.0.1", 0), Handler)
+        self.folder, self.delay_s, self.received = folder, delay_s, b""
+        self.transport: asyncio.Transport
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
 
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Server
+    def data_received(self, data: bytes) -> None:
+        *requests, self.received = (self.received + data).split(b"\r\n\r\n")
+        for request in requests:
+            asyncio.get_running_loop().call_later(self.delay_s, self._answer, request)
 
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        time.sleep(self.server.delay_s)
-        address = urllib.parse.urlsplit(self.path)
+    def _answer(self, request: bytes) -> None:
+        method, target, _ = request.split(b"\r\n", 1)[0].decode().split(" ")
+        address = urllib.parse.urlsplit(target)
         query = urllib.parse.parse_qs(address.query)
-        path = self.server.folder / urllib.parse.unquote(address.path).removeprefix("/bucket").lstrip("/")
+        path = self.folder / urllib.parse.unquote(address.path).removeprefix("/bucket").lstrip("/")
+        status, headers = "200 OK", 'ETag: "1"\r\nLast-Modified: Sat, 01 Jan 2000 00:00:00 GMT\r\n'
         if "list-type" in query:
-            self._answer(200, self._list(query), {"Content-Type": "application/xml"})
+            data = self._list(query)
         elif not path.is_file():
-            self._answer(404, b"<Error><Code>NoSuchKey</Code></Error>", {})
+            status, data = "404 Not Found", b"<Error><Code>NoSuchKey</Code></Error>"
         else:
-            start, stop, size = 0, path.stat().st_size, path.stat().st_size
-            if found := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
+            start, size = 0, path.stat().st_size
+            stop = size
+            if found := re.search(rb"(?i)\r\nrange: bytes=(\d+)-(\d+)", request):
                 start, stop = int(found[1]), int(found[2]) + 1
+                status = "206 Partial Content"
+                headers += f"Content-Range: bytes {start}-{stop - 1}/{size}\r\n"
             with path.open("rb") as file:
                 data = os.pread(file.fileno(), stop - start, start)
-            headers = {"ETag": '"1"', "Last-Modified": "Sat, 01 Jan 2000 00:00:00 GMT"}
-            if found:
-                headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
-            self._answer(206 if found else 200, data, headers)
+        head = f"HTTP/1.1 {status}\r\n{headers}Content-Length: {len(data)}\r\n\r\n".encode()
+        self.transport.writelines([head] if method == "HEAD" else [head, data])
 
     def _list(self, query: dict[str, list[str]]) -> bytes:
-        prefix, is_flat = query.get("prefix", [""])[0], "delimiter" not in query
-        keys = [
-            path for path in (self.server.folder / prefix).glob("**/*" if is_flat else "*") if path.is_file()
-        ]
+        folder = self.folder / query.get("prefix", [""])[0]
+        keys = [path for path in folder.glob("*" if "delimiter" in query else "**/*") if path.is_file()]
         entries = "".join(
-            f"<Contents><Key>{path.relative_to(self.server.folder)}</Key><Size>{path.stat().st_size}</Size>"
+            f"<Contents><Key>{path.relative_to(self.folder)}</Key><Size>{path.stat().st_size}</Size>"
             '<LastModified>2000-01-01T00:00:00.000Z</LastModified><ETag>"1"</ETag></Contents>'
             for path in keys
         )
         return f"<ListBucketResult><IsTruncated>false</IsTruncated>{entries}</ListBucketResult>".encode()
 
-    def _answer(self, status: int, data: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data)
 
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
-
-
-def serve(folder: Path, delay_ms: float) -> None:
-    with Server(folder, delay_ms / 1e3) as server:
-        print(server.server_address[1], flush=True)
-        server.serve_forever()
+async def serve(folder: Path, delay_ms: float) -> None:
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: Answers(folder, delay_ms / 1e3), "127.0.0.1", 0, backlog=256)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
 
 
 def cut(ids: np.ndarray, batch_size: int) -> list[np.ndarray]:
@@ -161,7 +150,7 @@ def main() -> None:
     options = parser.parse_args()
     folder = options.dataset.resolve()
     if options.serve:
-        serve(folder.parent, options.delay_ms)
+        asyncio.run(serve(folder.parent, options.delay_ms))
         return
     command = [sys.executable, __file__, str(folder), "--serve", "--delay-ms", str(options.delay_ms)]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

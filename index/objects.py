@@ -105,11 +105,16 @@ class Bucket:
         except FileNotFoundError:
             return None
 
-    def read_range(self, key: str, start: int, stop: int) -> bytes:
-        """Bytes [start, stop) of an object; FileNotFoundError where there is none."""
+    def read_ranges(self, key: str, starts: Sequence[int], stops: Sequence[int]) -> list[bytes]:
+        """Bytes [start, stop) of an object for each of the ranges, at once; FileNotFoundError where there is none."""
         import obstore
 
-        return self._ask(key, lambda: bytes(obstore.get_range(self._store, key, start=start, end=stop)))
+        def read() -> list[bytes]:
+            # coalesce=0: which ranges are one request is the caller's to say.
+            parts = obstore.get_ranges(self._store, key, starts=starts, ends=stops, coalesce=0)
+            return [bytes(part) for part in parts]
+
+        return self._ask(key, read)
 
     def size_of(self, key: str) -> int | None:
         """Size in bytes, or None where there is no such object."""

@@ -5,7 +5,7 @@ import os
 import secrets
 import socket
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -188,6 +188,12 @@ def s3(s3_server: "ObjectStore", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("FSL_DIST_CACHE", str(tmp_path / "cache"))
     return f"s3://{s3_server.bucket}/{tmp_path.name}-{secrets.token_hex(3)}"
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Go on as another machine does: with working folders of its own."""
+    return lambda name: monkeypatch.setenv("FSL_DIST_CACHE", str(tmp_path / f"cache-{name}"))
 
 
 def _load_helper(name: str) -> Any:

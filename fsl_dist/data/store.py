@@ -1,5 +1,6 @@
 """Bytes of samples: a batch of ids becomes few reads, byte ranges that touch (or nearly) read as one."""
 
+import itertools
 import os
 import threading
 import zlib
@@ -18,6 +19,7 @@ from index.objects import request_pool
 
 # Below this many ranges a thread's share is not worth handing over (a warm pread costs about 20 µs).
 _MIN_RANGES_PER_THREAD = 8
+_RANGES_A_CALL = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,9 @@ class _ShardHandle:
             position += len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    def read_ranges(self, starts: list[int], stops: list[int]) -> list[bytes]:
+        return [self.read(start, stop) for start, stop in zip(starts, stops, strict=True)]
+
     def __del__(self) -> None:
         if hasattr(self, "_descriptor"):
             os.close(self._descriptor)
@@ -113,16 +118,17 @@ class _ObjectHandle:
     def __init__(self, path: Path, place: mirror.Place) -> None:
         self._path, self._key, self._bucket = path, place.key, place.bucket
 
-    def read(self, start: int, stop: int) -> bytes:
+    def read_ranges(self, starts: list[int], stops: list[int]) -> list[bytes]:
         try:
-            data = self._bucket.read_range(self._key, start, stop)
+            parts = self._bucket.read_ranges(self._key, starts, stops)
         except FileNotFoundError:
             raise _missing(self._path) from None
-        if len(data) != stop - start:
-            raise DataError(
-                f"shard '{self._path}' ends at byte {start + len(data)}, before byte {stop} of a sample"
-            )
-        return data
+        for part, start, stop in zip(parts, starts, stops, strict=True):
+            if len(part) != stop - start:
+                raise DataError(
+                    f"shard '{self._path}' ends at byte {start + len(part)}, before byte {stop} of a sample"
+                )
+        return parts
 
 
 class ShardStore:
@@ -227,16 +233,12 @@ class ShardStore:
 
     def _read_ranges(self, ranges: ByteRanges) -> list[memoryview]:
         def read_some(positions: NDArray[np.int64]) -> list[memoryview]:
-            return [
-                memoryview(self._handle(int(ranges.shard[i])).read(int(ranges.start[i]), int(ranges.stop[i])))
-                for i in positions
-            ]
+            return [memoryview(part) for i in positions for part in self._read_group(ranges, slice(i, i + 1))]
 
-        if self._is_remote:  # each range is a request, whose time is mostly waiting
-            pool = request_pool(os.getpid())
-            return [
-                part[0] for part in pool.map(lambda i: read_some(np.array([i])), range(len(ranges.shard)))
-            ]
+        if self._is_remote:
+            groups = self._group(ranges.shard)
+            parts = request_pool(os.getpid()).map(lambda group: self._read_group(ranges, group), groups)
+            return [memoryview(buffer) for part in parts for buffer in part]
         everything = np.arange(len(ranges.shard))
         shares = min(self._threads, len(everything) // _MIN_RANGES_PER_THREAD)
         if self._pool is None or shares < 2:
@@ -246,6 +248,19 @@ class ShardStore:
             for part in self._pool.map(read_some, np.array_split(everything, shares))
             for buffer in part
         ]
+
+    def _group(self, shard: NDArray[np.int64]) -> list[slice]:
+        """Ranges of one shard, some of them together: a call costs more than a range (0.22 ms alone, 0.14 ms in eights)."""
+        edges = np.append(np.flatnonzero(np.diff(shard, prepend=-1)), len(shard)).tolist()
+        return [
+            slice(start, min(start + _RANGES_A_CALL, last))
+            for first, last in itertools.pairwise(edges)
+            for start in range(first, last, _RANGES_A_CALL)
+        ]
+
+    def _read_group(self, ranges: ByteRanges, group: slice) -> list[bytes]:
+        handle = self._handle(int(ranges.shard[group.start]))
+        return handle.read_ranges(ranges.start[group].tolist(), ranges.stop[group].tolist())
 
     def _handle(self, shard: int) -> _ShardHandle | _ObjectHandle:
         with self._lock:

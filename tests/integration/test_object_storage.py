@@ -72,10 +72,16 @@ class Machine:
         result: dict[str, Any] = json.loads(said.stdout)
         return result
 
+    def run_folder(self, run: str) -> Path:
+        """The working folder of a run's place."""
+        (server,) = (self.folder / "cache" / "fsl-dist-objects").iterdir()
+        return server / "s3" / run.removeprefix("s3://")
+
     def metrics_of(self, run: str) -> list[dict[str, Any]]:
         """A run's metrics, as far as they are written here."""
-        (objects,) = (self.folder / "cache" / "fsl-dist-objects").iterdir()
-        path = objects / "s3" / run.removeprefix("s3://") / "metrics.jsonl"
+        if not (self.folder / "cache" / "fsl-dist-objects").is_dir():
+            return []
+        path = self.run_folder(run) / "metrics.jsonl"
         lines = path.read_text().split("\n")[:-1] if path.exists() else []
         return [json.loads(line) for line in lines]
 
@@ -157,7 +163,7 @@ def test_the_whole_way_at_a_store_gives_what_it_gives_on_disk(
     assert other.run("train", "--resume", f"run.dir={place}/run")["loss"] == found[1]["loss"]
     written = b"".join(path.read_bytes() for path in (tmp_path / "other").rglob("*") if path.is_file())
     assert b"do-not-tell" not in written
-    config = next((tmp_path / "other").rglob("config.yaml")).read_text()
+    config = (other.run_folder(f"{place}/run") / "config.yaml").read_text()
     assert f"dir: {place}/run" in config
     assert str(tmp_path) not in config
 
@@ -206,6 +212,8 @@ def test_who_resumes_a_run_elsewhere_owns_it_and_a_killed_one_goes_on_there(
     assert third.run("train", "--resume", f"run.dir={run}")["loss"] == whole["loss"]
 
 
+@pytest.mark.slow  # Ray starts
+@pytest.mark.timeout(600)
 def test_several_workers_train_at_a_store(store: Any, images: Path, tmp_path: Path) -> None:
     machine = Machine(tmp_path / "machine", store.environment)
     dataset = f"s3://{store.bucket}/workers/digits"
