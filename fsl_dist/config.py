@@ -271,7 +271,7 @@ def resolve_paths(config: RunConfig) -> RunConfig:
 
 def load_run(run: Path) -> RunConfig:
     """The resolved configuration a run was started with, from its folder."""
-    path = run / CONFIG_FILE
+    path = working_folder(run) / CONFIG_FILE
     bring_file(path)
     if not path.is_file():
         raise ConfigError(f"{run} is no run: it has no {CONFIG_FILE} (fsl-dist train writes one)")

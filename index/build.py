@@ -177,7 +177,7 @@ class Staging:
     @classmethod
     def create(cls, out: Path, token: str, owner: Owner | None = None) -> "Staging":
         """Start an attempt with an empty folder; what an earlier attempt of this token left is removed."""
-        staging = cls(out, token, owner)
+        staging = cls(mirror.working_folder(out), token, owner)
         staging._prepare()
         storage.create_folder(staging.folder)
         staging.version_folder.mkdir()
@@ -186,7 +186,7 @@ class Staging:
     @classmethod
     def resume(cls, out: Path, token: str, owner: Owner | None = None) -> "Staging":
         """Go on with an attempt, or start it; what is finished is kept."""
-        staging = cls(out, token, owner)
+        staging = cls(mirror.working_folder(out), token, owner)
         staging._prepare()
         mirror.bring(staging.folder)
         staging.version_folder.mkdir(parents=True, exist_ok=True)
@@ -195,8 +195,8 @@ class Staging:
     @classmethod
     def open(cls, out: Path, token: str, owner: Owner | None = None) -> "Staging":
         """Open an attempt that another process created. Raises VersionError where there is none."""
-        staging = cls(out, token, owner)
-        if mirror.place_of(out) is None and not staging.folder.is_dir():
+        staging = cls(mirror.working_folder(out), token, owner)
+        if mirror.place_of(staging.out) is None and not staging.folder.is_dir():
             raise VersionError(f"{staging.folder} is not there; it was published, removed or never created")
         return staging
 

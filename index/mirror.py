@@ -35,7 +35,7 @@ _OBJECTS = "fsl-dist-objects"
 _TAGS = "fsl-dist-tags"
 _URL = re.compile(r"^(s3|gs):/+([^/]*)/*(.*?)/*$")
 _COPIED_BYTES = 5 * 10**9  # what S3 copies in one request
-_OTHER_URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
+_OTHER_URL = re.compile(r"^(?:[A-Za-z][A-Za-z0-9+.-]*://|(?:s3|gs):/)")  # a Path of s3://… has one slash
 
 
 @dataclass(frozen=True, slots=True)

@@ -275,7 +275,9 @@ class Owner:
     @classmethod
     def claim(cls, folder: Path) -> "Owner":
         """Become the owner: raise the folder's epoch by one, creating the folder where it is missing."""
-        folder = folder.absolute()  # workers that check have working folders of their own
+        folder = mirror.working_folder(
+            folder
+        ).absolute()  # workers that check have working folders of their own
         record = {
             "host": socket.gethostname(),
             "pid": os.getpid(),

@@ -174,6 +174,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 def find_version(path: Path) -> Path:
     """The version folder to open: `path` itself, or the current version of the index at `path`."""
+    path = mirror.working_folder(path)
     if storage.exists(path / MANIFEST):
         return path
     folder = path / VERSIONS / version_name(current_version(path))

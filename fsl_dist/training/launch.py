@@ -25,7 +25,7 @@ from fsl_dist.training.resume import check_resumable, settle
 from fsl_dist.training.runlog import describe_progress, last_step
 from fsl_dist.training.splits import check_stop, split_run
 from fsl_dist.training.trained import resolve_weights
-from index.mirror import bring
+from index.mirror import bring, working_folder
 from index.storage import Owner, exists, remove_file, write_atomic
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def train_run(
     """
     if not config.run.dir:
         raise RequestError("run.dir is empty; name a folder for the run: run.dir=runs/first")
-    run = Path(config.run.dir)
+    run = working_folder(config.run.dir)
     checkpoints = CheckpointFolder(run, keep=config.training.keep_checkpoints, owner=None)
     if exists(run / CONFIG_FILE) and not resume:
         raise RequestError(

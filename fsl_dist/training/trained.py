@@ -14,7 +14,7 @@ from fsl_dist.errors import ConfigError, RequestError
 from fsl_dist.models.backbones import build_network
 from fsl_dist.training.checkpoint import TENSORS, CheckpointFolder, read_checkpoint
 from index import ShardedIndex
-from index.mirror import bring, bring_file
+from index.mirror import bring, bring_file, working_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +73,7 @@ def open_trained(run: Path, *, dataset: Path | None = None) -> TrainedRun:
 
     Raises ConfigError when `run` is no run, RequestError when it holds no checkpoint yet.
     """
+    run = working_folder(run)
     config = load_run(run)
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=str(run)))
     if dataset is not None:

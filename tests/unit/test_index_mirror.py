@@ -163,6 +163,18 @@ def test_an_index_is_built_changed_and_searched_from_anywhere(
     assert np.array_equal(found.distances, expected.distances)
 
 
+def test_python_takes_addresses_where_it_takes_paths(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    address = Path(f"{s3}/index")
+    build(address, np.eye(4, dtype=np.float32), np.arange(4))
+    IndexWriter(address).remove(np.array([0]))
+    assert open_index(address).num_vectors == 3
+    storage.Owner.claim(Path(f"{s3}/run")).check()
+    assert not (tmp_path / "s3:").exists()
+
+
 def test_old_versions_are_removed_at_the_store_and_numbers_go_on(
     s3: str, elsewhere: Callable[[str], None]
 ) -> None:
