@@ -213,8 +213,9 @@ def _read_rate(trainer: Trainer) -> tuple[float, Rate]:
             trainer.source.read(chosen[start : start + _READ_BATCH])
         return float(catalogue.locate(chosen).size.sum()) / 1e6
 
-    for shard in catalogue.shards:
-        with open(catalogue.folder / shard.name, "rb") as file:
+    # Shards at an object store are in no file here, and in no page cache.
+    for path in filter(Path.is_file, (catalogue.folder / shard.name for shard in catalogue.shards)):
+        with path.open("rb") as file:
             if hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     return size, time_rate(

@@ -12,6 +12,7 @@ from cluster.feature_verbs import baseline
 from cluster.index_verbs import index_group
 from cluster.job_verbs import job
 from cluster.output import configure_logging
+from cluster.places import PlacesGroup
 from cluster.plan_verb import plan
 from cluster.plot_verbs import plot
 from cluster.predict_verb import predict
@@ -20,9 +21,12 @@ from cluster.run_verbs import demo, doctor, embed, evaluate, train
 from cluster.submit_verb import submit
 from cluster.sweep_verbs import sweep
 from index.errors import FslDistError
+from index.mirror import told
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=PlacesGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 @click.version_option(package_name="fsl-dist")
 def fsl_dist() -> None:
     """Distributed few-shot training and neighbour indexing for long-tailed images.
@@ -62,7 +66,7 @@ def main() -> None:
     try:
         fsl_dist(standalone_mode=False)
     except FslDistError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(told(f"error: {error}"), err=True)
         sys.exit(error.exit_code)
     except click.exceptions.Exit as exit_request:
         sys.exit(exit_request.exit_code)
@@ -76,7 +80,7 @@ def main() -> None:
         sys.exit(1)
     except OSError as error:
         # A full disk, a folder one may not write to, a file where a folder should be: the system's own words.
-        click.echo(f"error: {error}", err=True)
+        click.echo(told(f"error: {error}"), err=True)
         sys.exit(1)
 
 

@@ -6,10 +6,19 @@ import sys
 
 import click
 
+from index.mirror import told
+
 
 def emit(result: dict, as_json: bool, text: str) -> None:
     """Print a command's result: exactly one JSON object with `--json`, else `text`."""
-    click.echo(json.dumps(result, allow_nan=False) if as_json else text)
+    click.echo(told(json.dumps(result, allow_nan=False) if as_json else text))
+
+
+class _Told(logging.Formatter):
+    """Names places at object stores by their addresses."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return told(super().format(record))
 
 
 def configure_logging() -> None:
@@ -17,7 +26,7 @@ def configure_logging() -> None:
     root = logging.getLogger()
     if not root.handlers:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(_Told("%(message)s"))
         root.addHandler(handler)
     for room in ("cluster", "tune", "fsl_dist", "index"):
         logging.getLogger(room).setLevel(logging.INFO)

@@ -25,6 +25,7 @@ from fsl_dist.samplers.episode import EpisodeConfig
 from fsl_dist.training.config import TrainingConfig, WorkersConfig
 from index.config import IndexConfig
 from index.gate import merge, parse_overrides, parse_yaml, to_yaml, validate
+from index.mirror import bring_file, is_url, told, working_folder
 
 CONFIG_FILE = "config.yaml"
 
@@ -34,7 +35,7 @@ class RunFolder:
     """Where a run lives and what its draws start from."""
 
     dir: str = ""
-    """the run's folder; every worker must be able to write there"""
+    """the run's folder, or its place at s3:// or gs://; every worker must be able to write there"""
     seed: int = 0
     """all random draws are functions of it, 0 or more"""
 
@@ -211,7 +212,23 @@ def parse_config(text: str, overrides: Sequence[str], place: str) -> RunConfig:
 
     Raises ConfigError with the key, the rule, the value and `place`.
     """
-    return validate(RunConfig, merge(parse_yaml(text, place), parse_overrides(overrides)), place)
+    return _open_places(
+        validate(RunConfig, merge(parse_yaml(text, place), parse_overrides(overrides)), place)
+    )
+
+
+def _open_places(config: RunConfig) -> RunConfig:
+    """The same configuration with the working folders of what lies at s3:// or gs://; `render_config` turns them back."""
+
+    def local(place: str) -> str:
+        return str(working_folder(place)) if is_url(place) else place
+
+    return replace(
+        config,
+        run=replace(config.run, dir=local(config.run.dir)),
+        data=replace(config.data, dataset=local(config.data.dataset), features=local(config.data.features)),
+        backbone=replace(config.backbone, weights=local(config.backbone.weights)),
+    )
 
 
 def load_config(path: Path | None, overrides: Sequence[str]) -> RunConfig:
@@ -231,7 +248,8 @@ def load_resumed(overrides: Sequence[str]) -> RunConfig:
     A folder without a run gives all defaults: then there is nothing to resume yet.
     """
     named = parse_overrides(overrides).get("run", {}).get("dir", "")
-    stored = Path(str(named)) / CONFIG_FILE
+    stored = working_folder(str(named)) / CONFIG_FILE
+    bring_file(stored)
     return load_config(stored if named and stored.is_file() else None, overrides)
 
 
@@ -239,7 +257,7 @@ def resolve_paths(config: RunConfig) -> RunConfig:
     """The same configuration with absolute paths: workers and later commands have other working folders."""
 
     def absolute(path: str) -> str:
-        return str(Path(path).expanduser().resolve()) if path else ""
+        return str(working_folder(path).expanduser().resolve()) if path else ""
 
     return replace(
         config,
@@ -253,7 +271,8 @@ def resolve_paths(config: RunConfig) -> RunConfig:
 
 def load_run(run: Path) -> RunConfig:
     """The resolved configuration a run was started with, from its folder."""
-    path = run / CONFIG_FILE
+    path = working_folder(run) / CONFIG_FILE
+    bring_file(path)
     if not path.is_file():
         raise ConfigError(f"{run} is no run: it has no {CONFIG_FILE} (fsl-dist train writes one)")
     return parse_config(path.read_text(encoding="utf-8"), [], str(path))
@@ -274,4 +293,4 @@ def load_evaluation(run: Path, overrides: Sequence[str]) -> EvaluationConfig:
 
 def render_config(config: RunConfig) -> str:
     """The configuration as YAML that `load_config` reads back to an equal one."""
-    return to_yaml(config)
+    return told(to_yaml(config))

@@ -12,6 +12,7 @@ from fsl_dist.data.selection import Selection
 from fsl_dist.errors import RequestError
 from fsl_dist.training.trained import TrainedRun, open_trained
 from index import IndexConfig, ShardedIndex, gate, job
+from index.mirror import put_file
 from index.storage import new_token
 from index.vector_files import identify
 from index.versions import check_source
@@ -133,6 +134,7 @@ def embed_dataset(run: Path, dataset: Path, out: Path) -> tuple[Path, tuple[int,
         rows[start:stop] = trained.embedder.embed(np.arange(start, stop))
     rows.flush()
     del rows
+    put_file(unfinished, out)
     unfinished.replace(out)
     trained.embedder.source.close()
     return out, shape

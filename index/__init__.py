@@ -13,6 +13,7 @@ from index.errors import (
     PartialSearchError,
     RequestError,
     StaleOwnerError,
+    StorageError,
     VersionError,
 )
 
@@ -56,6 +57,7 @@ __all__ = [
     "ShardedIndex",
     "Staging",
     "StaleOwnerError",
+    "StorageError",
     "VersionError",
     "open_index",
     "open_ray_index",

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from index import gate, kinds, storage, versions
+from index import gate, kinds, mirror, storage, versions
 from index.config import IndexConfig
 from index.errors import RequestError, VersionError
 from index.storage import Owner
@@ -177,7 +177,7 @@ class Staging:
     @classmethod
     def create(cls, out: Path, token: str, owner: Owner | None = None) -> "Staging":
         """Start an attempt with an empty folder; what an earlier attempt of this token left is removed."""
-        staging = cls(out, token, owner)
+        staging = cls(mirror.working_folder(out), token, owner)
         staging._prepare()
         storage.create_folder(staging.folder)
         staging.version_folder.mkdir()
@@ -186,16 +186,17 @@ class Staging:
     @classmethod
     def resume(cls, out: Path, token: str, owner: Owner | None = None) -> "Staging":
         """Go on with an attempt, or start it; what is finished is kept."""
-        staging = cls(out, token, owner)
+        staging = cls(mirror.working_folder(out), token, owner)
         staging._prepare()
+        mirror.bring(staging.folder)
         staging.version_folder.mkdir(parents=True, exist_ok=True)
         return staging
 
     @classmethod
     def open(cls, out: Path, token: str, owner: Owner | None = None) -> "Staging":
         """Open an attempt that another process created. Raises VersionError where there is none."""
-        staging = cls(out, token, owner)
-        if not staging.folder.is_dir():
+        staging = cls(mirror.working_folder(out), token, owner)
+        if mirror.place_of(staging.out) is None and not staging.folder.is_dir():
             raise VersionError(f"{staging.folder} is not there; it was published, removed or never created")
         return staging
 
@@ -215,7 +216,7 @@ class Staging:
 
     def has(self, name: str) -> bool:
         """Whether a file is noted as finished."""
-        return self._facts_path(name).exists()
+        return storage.exists(self._facts_path(name))
 
     def list_finished(self) -> list[str]:
         """Names of the files that are noted as finished."""
@@ -227,7 +228,7 @@ class Staging:
         """Forget finished files that have other bytes now; returns their names. Reads all that is finished."""
         damaged = [name for name in self.list_finished() if not self.is_finished(name)]
         for name in damaged:
-            self._facts_path(name).unlink()
+            storage.remove_file(self._facts_path(name))
         return damaged
 
     def finish(self, name: str, facts: Facts) -> None:
@@ -326,6 +327,7 @@ class Staging:
         reads every file once more before. Raises VersionError when a shard is missing or damaged, RequestError when
         labels or ids do not fit, StaleOwnerError when another process has taken over.
         """
+        mirror.bring(self.folder)  # what other machines wrote
         facts = self._facts_of_shards()
         dims = {f.dim for f in facts}
         if len(dims) > 1:
@@ -393,7 +395,11 @@ class Staging:
 
     def _find_facts(self, name: str) -> Facts | None:
         path = self._facts_path(name)
-        return gate.validate(Facts, json.loads(storage.read_text(path)), str(path)) if path.exists() else None
+        return (
+            gate.validate(Facts, json.loads(storage.read_text(path)), str(path))
+            if storage.exists(path)
+            else None
+        )
 
     def _facts_of_shards(self) -> list[Facts]:
         """Facts of all shards that are written; VersionError where one before another is missing."""
@@ -417,9 +423,10 @@ class Staging:
         finished = {
             name: self._find_facts(name) for name in self.list_finished() if versions.is_file_name(name)
         }
-        for name in storage.list_folder(self.version_folder):
+        written = {path.name for path in self.version_folder.iterdir()}
+        for name in written.union(storage.list_folder(self.version_folder)):
             if name not in finished:
-                (self.version_folder / name).unlink()
+                storage.remove_file(self.version_folder / name)
         return {
             name: versions.FileRecord(size_bytes=self.path_of(name).stat().st_size, crc32=facts.crc32)
             for name, facts in finished.items()
@@ -429,7 +436,7 @@ class Staging:
     def _verify(self, manifest: versions.Manifest) -> None:
         for name in manifest.files:
             if not self.is_finished(name):
-                self._facts_path(name).unlink()
+                storage.remove_file(self._facts_path(name))
                 raise VersionError(
                     f"{self.path_of(name)} is not what was written there; is the disk sound? "
                     "The same command writes it again"

@@ -167,7 +167,7 @@ class Contents:
     @property
     def has_more(self) -> bool:
         """Whether changes were made that are not here; costs one look for a file."""
-        return self._follows and batch_path(self.folder, self.changes.number + 1).exists()
+        return self._follows and storage.exists(batch_path(self.folder, self.changes.number + 1))
 
     def caught_up(self) -> "Contents":
         """The same with all changes made until now."""
@@ -207,7 +207,7 @@ class Contents:
         batches: list[Batch] = []
         for number in itertools.count(self.changes.number + 1):
             path = batch_path(self.folder, number)
-            if number - 1 == self._last or not path.exists():
+            if number - 1 == self._last or not storage.exists(path):
                 break
             batches.append(read_batch(path, self.manifest.dim, vectors=self._width > 0))
         return self.changes.followed_by(batches, self.planner.positions_of) if batches else self.changes

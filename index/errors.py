@@ -3,6 +3,7 @@
 FslDistError                 something failed while the work ran            exit 1
 ├── RequestError             the request itself cannot be served            exit 2
 │   └── ConfigError          a configuration key or value is wrong          exit 2
+├── StorageError             an object store failed in the middle           exit 1
 ├── VersionError             a published version is missing or damaged      exit 1
 ├── StaleOwnerError          a newer process owns this folder               exit 1
 └── PartialSearchError       a shard of the index did not answer            exit 1
@@ -23,6 +24,10 @@ class RequestError(FslDistError):
 
 class ConfigError(RequestError):
     """A configuration key is unknown or its value breaks a rule."""
+
+
+class StorageError(FslDistError):
+    """An object store failed, or stayed away for longer than it is waited for."""
 
 
 class VersionError(FslDistError):

@@ -12,6 +12,7 @@ A piece is a file and what is noted of it, its checksum among that. No process h
 index of one shard aside. Pieces of a stage are independent: `spread` does them here, or in other processes.
 """
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -23,7 +24,7 @@ from typing import Protocol
 
 import numpy as np
 
-from index import changes, gate, kinds, storage, versions
+from index import changes, gate, kinds, mirror, storage, versions
 from index.build import SUM_ROWS, Staging, check_vectors, sort_rows, unit_vectors
 from index.config import IndexConfig
 from index.errors import FslDistError, RequestError, VersionError
@@ -131,6 +132,7 @@ def run(
     for vectors that do not fit (nothing is left of the attempt), FslDistError where the disk fails (the attempt stays).
     """
     kinds.check(plan.config, plan.dim, len(plan.ids))
+    plan = dataclasses.replace(plan, out=mirror.working_folder(plan.out))
     order = sort_rows(plan.labels, plan.ids)
     owner = Owner.claim(plan.out)
     staging = Staging(plan.out, plan.token, owner)
@@ -177,7 +179,7 @@ def _find_published(out: Path, fingerprint: str, switch: Callable[[Path, int], N
             logger.warning("%s", error)
             continue
         logger.info("%s: version %d is this build already", out, version)
-        if not (out / versions.CURRENT).exists() or versions.current_version(out) != version:
+        if not storage.exists(out / versions.CURRENT) or versions.current_version(out) != version:
             switch(out, version)
         return folder
     return None

@@ -35,7 +35,7 @@ def merge(
     version's folder, and whether there was anything to merge. Killed, it goes on when it is called again. Raises
     RequestError where all vectors were removed, else as `job.run`.
     """
-    if (out / versions.MANIFEST).exists():
+    if storage.exists(out / versions.MANIFEST):
         raise RequestError(f"{out} is one version; name the folder of its index")
     folder = versions.find_version(out)
     manifest = versions.read_manifest(folder)

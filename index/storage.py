@@ -1,7 +1,8 @@
 """Files that are published: written whole or not at all, read back with checks, fenced by an owner.
 
 Nothing is ever seen half written: a file or a folder is finished under another name in the same place, forced to
-the disk, and renamed. A rename is the only publishing step.
+the disk, and renamed. A rename is the only publishing step. A path that stands for a place at s3:// or gs:// (`index.mirror`)
+is put there before it is renamed here.
 """
 
 import contextlib
@@ -23,7 +24,9 @@ from typing import IO
 
 import numpy as np
 
+from index import mirror
 from index.errors import RequestError, StaleOwnerError, VersionError
+from index.objects import ConflictError
 
 _OWNER = "owner"
 _CHUNK_BYTES = 1 << 20
@@ -70,6 +73,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        mirror.put_file(temporary, path)
         temporary.replace(path)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -92,6 +96,7 @@ def write_new(path: Path, data: bytes | memoryview) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        mirror.put_file(temporary, path, is_new=True)
         os.link(temporary, path)  # rename() would replace what is there
     except FileExistsError:
         raise
@@ -110,6 +115,8 @@ def new_token() -> str:
 
 def open_array(path: Path) -> np.ndarray:
     """Map a .npy file read-only; never unpickles. Raises VersionError for a file that is no such array."""
+    if not path.exists():  # written by another machine
+        mirror.bring(path.parent, wanted=lambda name: name == path.name)
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
@@ -124,12 +131,19 @@ def open_array(path: Path) -> np.ndarray:
 
 def read_text(path: Path) -> str:
     """The UTF-8 text of a small file. Raises VersionError where there is none."""
+    mirror.bring_file(path)
     try:
         return path.read_text("utf-8")
     except FileNotFoundError:
         raise VersionError(f"{path} is missing") from None
     except (OSError, UnicodeDecodeError) as error:
         raise VersionError(f"{path} cannot be read: {error}") from None
+
+
+def exists(path: Path) -> bool:
+    """Whether there is a file; a small one, since it is brought from an object store."""
+    mirror.bring_file(path)
+    return path.exists()
 
 
 def size_of_file(path: Path) -> int | None:
@@ -151,6 +165,9 @@ def crc32_of_file(path: Path) -> int:
 
 def list_folder(folder: Path) -> list[str]:
     """Names in a folder, sorted; none where the folder does not exist."""
+    place = mirror.place_of(folder)
+    if place is not None:
+        return place.bucket.names(place.prefix)
     try:
         return sorted(os.listdir(folder))
     except FileNotFoundError:
@@ -165,15 +182,25 @@ def create_folder(folder: Path) -> None:
 
 def remove_folder(folder: Path) -> None:
     """Remove a folder and what is in it; nothing to do where there is none."""
+    mirror.drop(folder)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file; nothing to do where there is none."""
+    mirror.drop_file(path)
+    path.unlink(missing_ok=True)
 
 
 def publish_folder(staging: Path, final: Path) -> None:
     """Make the finished folder `staging` visible as `final` in one step; raises VersionError if that exists."""
     final.parent.mkdir(parents=True, exist_ok=True)
     _sync_folder(staging)
+    if mirror.place_of(final) is not None:
+        mirror.put_folder(staging, final)
+        shutil.rmtree(final, ignore_errors=True)  # what the store had under this name once
     # rename() replaces an empty folder without a word, hence the question; a full one it refuses by itself.
-    if final.exists():
+    elif final.exists():
         raise VersionError(f"{final} exists already; a published folder is never replaced")
     try:
         staging.rename(final)
@@ -248,8 +275,9 @@ class Owner:
     @classmethod
     def claim(cls, folder: Path) -> "Owner":
         """Become the owner: raise the folder's epoch by one, creating the folder where it is missing."""
-        folder = folder.absolute()  # workers that check have working folders of their own
-        (folder / _OWNER).mkdir(parents=True, exist_ok=True)
+        folder = mirror.working_folder(
+            folder
+        ).absolute()  # workers that check have working folders of their own
         record = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
@@ -258,14 +286,10 @@ class Owner:
         while True:
             epoch = _highest_epoch(folder) + 1
             try:
-                # O_EXCL decides between two processes that saw the same highest number.
-                with (folder / _OWNER / f"{epoch:08d}").open("x", encoding="utf-8") as file:
-                    file.write(json.dumps(record))
-                    file.flush()
-                    os.fsync(file.fileno())
+                # Between two processes that saw the same highest number, one finds the file there.
+                _write_claim(folder / _OWNER / f"{epoch:08d}", json.dumps(record).encode())
             except FileExistsError:
                 continue
-            _sync_folder(folder / _OWNER)
             return cls(folder, epoch)
 
     def check(self) -> None:
@@ -274,6 +298,7 @@ class Owner:
         if highest == self.epoch:
             return
         path = self.folder / _OWNER / f"{highest:08d}"
+        mirror.bring_file(path)
         newer = path.read_text("utf-8") if highest > self.epoch else "its owner files are gone"
         raise StaleOwnerError(
             f"{self.folder} is owned by claim {highest} ({newer or 'being written'}); this process holds "
@@ -283,6 +308,24 @@ class Owner:
 
 def _highest_epoch(folder: Path) -> int:
     return max((int(name) for name in list_folder(folder / _OWNER) if name.isdecimal()), default=0)
+
+
+def _write_claim(path: Path, data: bytes) -> None:
+    """Write a claim that is not there yet; FileExistsError where it is."""
+    place = mirror.place_of(path)
+    if place is not None:
+        try:
+            place.bucket.put(place.key, data, over="nothing")
+        except ConflictError:
+            raise FileExistsError(path) from None
+        place.bucket.check_conditions(place.key, data)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("x", encoding="utf-8") as file:
+        file.write(data.decode())
+        file.flush()
+        os.fsync(file.fileno())
+    _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -28,7 +28,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from index import gate, storage
+from index import gate, mirror, storage
 from index.config import Kind, Metric
 from index.errors import ConfigError, RequestError, VersionError
 
@@ -174,17 +174,18 @@ def read_manifest(folder: Path) -> Manifest:
 
 def find_version(path: Path) -> Path:
     """The version folder to open: `path` itself, or the current version of the index at `path`."""
-    if (path / MANIFEST).exists():
+    path = mirror.working_folder(path)
+    if storage.exists(path / MANIFEST):
         return path
     folder = path / VERSIONS / version_name(current_version(path))
-    if not (folder / MANIFEST).exists():
+    if not storage.exists(folder / MANIFEST):
         raise VersionError(f"{path / CURRENT} names version {folder.name}, which is not there; {_WAY_OUT}")
     return folder
 
 
 def current_version(out: Path) -> int:
     """Number of the version that readers open. Raises VersionError where nothing is published."""
-    if not (out / CURRENT).exists():
+    if not storage.exists(out / CURRENT):
         raise VersionError(
             f"{out} holds no published index (no file '{CURRENT}'); build one with: fsl-dist index build"
         )
@@ -212,6 +213,7 @@ def check_files(folder: Path, manifest: Manifest, *, verify: bool = False) -> No
     Verifying reads all bytes, once in a process as long as a file stays as it is. Raises
     VersionError naming the first file that is missing or damaged.
     """
+    mirror.bring(folder, wanted=lambda name: name in manifest.files)
     for name, record in manifest.files.items():
         path = folder / name
         try:
@@ -338,7 +340,7 @@ def make_current(out: Path, version: int, *, has_changes: bool = False) -> None:
 
     `has_changes`: it has those of the version before; otherwise they stay with that one, and the log says so.
     """
-    before = current_version(out) if (out / CURRENT).exists() else version
+    before = current_version(out) if storage.exists(out / CURRENT) else version
     is_left = before != version and not has_changes
     if is_left and storage.list_folder(out / VERSIONS / version_name(before) / CHANGES):
         logger.warning(
@@ -379,7 +381,7 @@ def check_older(out: Path, to: int | None = None) -> Manifest:
 
     Raises RequestError where there is no such version, VersionError where it is damaged.
     """
-    if (out / MANIFEST).exists():
+    if storage.exists(out / MANIFEST):
         raise RequestError(f"{out} is one version; name the folder of its index")
     current, present = current_version(out), list_versions(out)
     listed = ", ".join(map(str, present))
@@ -399,6 +401,9 @@ def check_older(out: Path, to: int | None = None) -> Manifest:
 def _remove_version(out: Path, version: int) -> None:
     """Remove a version's folder, unless a reader of this machine has it open; nobody sees it half removed."""
     folder = out / VERSIONS / version_name(version)
+    if mirror.place_of(folder) is not None:
+        storage.remove_folder(folder)  # who has it open maps files of a working folder
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # a file system without locks: who has mapped its files keeps them

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from index import versions
+from index import mirror, storage, versions
 from index.build import check_column, check_vectors, unit_vectors
 from index.changes import Batch, Contents, write_batch
 from index.errors import FslDistError, RequestError
@@ -38,8 +38,8 @@ class IndexWriter:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = Path(path)
-        if (self.path / versions.MANIFEST).exists():
+        self.path = mirror.working_folder(path)
+        if storage.exists(self.path / versions.MANIFEST):
             raise RequestError(f"{self.path} is one version; name the folder of its index")
         self._contents = self._open()
 

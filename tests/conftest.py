@@ -1,12 +1,18 @@
 """What every test runs under: capped threads, no network, the real data where it is at hand."""
 
+import importlib.util
 import os
 import secrets
 import socket
 import tarfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.helpers.object_store import ObjectStore
 
 # Before torch, FAISS and BLAS read them: uncapped threads fight over the cores (FAISS tests took 4 times as long).
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -165,3 +171,36 @@ def discs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     columns = TableColumns(table=str(source / "labels.csv"), group="group", split="split", mask="mask")
     pack(source, out, PackOptions(columns=columns))
     return out
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator["ObjectStore"]:
+    """A real S3 server on loopback, for all tests that need one."""
+    server = _load_helper("object_store").ObjectStore(tmp_path_factory.mktemp("s3") / "journal")
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def s3(s3_server: "ObjectStore", tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A place of the test's own at the S3 server: s3://BUCKET/TEST; its working folders are in the test's folder."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("FSL_DIST_CACHE", str(tmp_path / "cache"))
+    return f"s3://{s3_server.bucket}/{tmp_path.name}-{secrets.token_hex(3)}"
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Go on as another machine does: with working folders of its own."""
+    return lambda name: monkeypatch.setenv("FSL_DIST_CACHE", str(tmp_path / f"cache-{name}"))
+
+
+def _load_helper(name: str) -> Any:
+    """A module of tests/helpers, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / "helpers" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

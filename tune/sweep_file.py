@@ -8,6 +8,7 @@ from typing import Any
 from fsl_dist.config import RunConfig, resolve_paths
 from index.errors import ConfigError, RequestError
 from index.gate import dump, merge, parse_overrides, parse_yaml, to_yaml, validate
+from index.mirror import on_disk
 from tune.config import SweepConfig
 from tune.index_config import IndexSweepConfig
 from tune.space import Knob
@@ -38,7 +39,8 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> AnySweep:
     over = parse_overrides(overrides)
     said = f"{place} and the command line" if overrides else place
     config = _gate_indexes(raw, over, place, said) if "index" in raw else _gate_runs(raw, over, place, said)
-    return replace(config, dir=str(Path(config.dir).expanduser().resolve()) if config.dir else "")
+    folder = str(on_disk(config.dir, "sweep").expanduser().resolve()) if config.dir else ""
+    return replace(config, dir=folder)
 
 
 def _gate_runs(raw: dict[str, Any], over: Mapping[str, Any], place: str, said: str) -> SweepConfig:

@@ -15,6 +15,7 @@ from fsl_dist.data.shard_writer import StoredAt
 from fsl_dist.data.source_images import CHUNK_SIZE
 from fsl_dist.data.wds_samples import SampleKeys, ShardListing, find_shards, list_shards
 from fsl_dist.errors import RequestError
+from index import mirror
 from index.storage import create_folder, hold_lock, remove_folder
 
 
@@ -44,7 +45,8 @@ def adopt(
     size and each image's checksum, so a shard that changes afterwards is caught when it is read. It appears in
     one step. Raises RequestError, with nothing written, where the request cannot be served.
     """
-    out = Path(out)
+    out = mirror.on_disk(out, "adopt")
+    mirror.on_disk(shards, "adopt")
     paths = find_shards(shards)
     is_inside = out.is_dir() and all(_is_below(path, out) for path in paths)
     _check_out(out, is_inside)

@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fsl_dist.data.selection import Selection
 from fsl_dist.errors import RequestError, VersionError
+from index import mirror, storage
 
 SPLITS = ("train", "val", "test", "novel")
 """Split names in the order of their codes and of the catalogue's rows."""
@@ -144,14 +145,15 @@ class Catalogue:
         Raises RequestError where the folder is no data set or lacks the version, VersionError where the
         file is damaged.
         """
-        folder = Path(folder)
-        if not folder.is_dir():
+        folder = mirror.working_folder(folder)
+        rows = folder / "catalogue"
+        there = storage.list_folder(rows)
+        if not there and not folder.is_dir():
             raise RequestError(
                 f"data set '{folder}': no such folder; make one with `fsl-dist pack SRC {folder}`"
             )
-        found = {
-            int(path.stem): path for path in (folder / "catalogue").glob("*.arrow") if path.stem.isdigit()
-        }
+        paths = [rows / name for name in there if name.endswith(".arrow")]
+        found = {int(path.stem): path for path in paths if path.stem.isdigit()}
         if not found:
             raise RequestError(
                 f"'{folder}' is not a data set: it has no catalogue/*.arrow; make one with `fsl-dist pack SRC OUT`"
@@ -161,6 +163,7 @@ class Catalogue:
             raise RequestError(
                 f"data set '{folder}' has no catalogue version {version}; it has {sorted(found)}"
             )
+        mirror.bring(rows, wanted=lambda name: name == found[version].name)
         return cls(folder, version, _read_table(found[version]))
 
     def _column(self, name: str) -> NDArray[Any]:

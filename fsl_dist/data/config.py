@@ -13,7 +13,7 @@ class DataConfig:
     """Data set, image transform and read-ahead of a run (the `data.*` keys)."""
 
     dataset: str = ""
-    """folder of a packed or adopted data set (`fsl-dist pack`, `fsl-dist adopt`)"""
+    """folder of a packed or adopted data set (`fsl-dist pack`, `fsl-dist adopt`), or its place at s3:// or gs://"""
     version: int = 0
     """version of its catalogue; 0: the current one, which a run writes down when it starts and keeps"""
     features: str = ""

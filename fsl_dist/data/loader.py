@@ -20,6 +20,7 @@ from fsl_dist.data.damage import EncodedBatch, SoundReader
 from fsl_dist.data.decode import Decoder, make_decoder
 from fsl_dist.data.store import ShardStore
 from fsl_dist.errors import ConfigError, RequestError, UndecodableError
+from index.mirror import bring, working_folder
 
 
 class Source(Protocol):
@@ -27,6 +28,8 @@ class Source(Protocol):
 
     catalogue: Catalogue
     sample_shape: tuple[int, ...]
+    reads_at_once: int
+    """batches that are worth reading at the same time"""
 
     def read(self, ids: NDArray[np.int64]) -> Any:
         """What `prepare` needs, off the disk."""
@@ -52,6 +55,7 @@ class ImageSource:
     ) -> None:
         self.catalogue = catalogue
         self.sample_shape: tuple[int, ...] = (config.channels, config.image_size, config.image_size)
+        self.reads_at_once = store.reads_at_once
         self._store = store
         self._reader = SoundReader(
             catalogue, store, max_pixels=config.max_pixels, max_bad_fraction=config.max_bad_fraction
@@ -83,6 +87,8 @@ class FeatureSource:
     """Frozen features from a .npy file, row = sample id: float32 [n, D] on the CPU, the same in every epoch."""
 
     def __init__(self, catalogue: Catalogue, path: str | Path) -> None:
+        path = working_folder(path)
+        bring(path.parent, wanted=lambda name: name == path.name)
         try:
             self._features = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
@@ -99,6 +105,7 @@ class FeatureSource:
             )
         self.catalogue = catalogue
         self.sample_shape: tuple[int, ...] = (shape[1],)
+        self.reads_at_once = 1
 
     def read(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         return self._features[ids]
@@ -173,9 +180,11 @@ class Loader:
         self._requests = iter(requests)
         self._prefetch = prefetch
         self._ahead: deque[tuple[Request, Future[torch.Tensor]]] = deque()
-        # One thread each: batches stay in order, and a decoder is never entered twice at once.
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="fsl-dist-read")
+        # One thread: batches stay in order, and a decoder is never entered twice at once.
         self._preparer = ThreadPoolExecutor(1, thread_name_prefix="fsl-dist-decode")
+        self._reader = ThreadPoolExecutor(
+            min(source.reads_at_once, prefetch + 1), thread_name_prefix="fsl-dist-read"
+        )
 
     def __iter__(self) -> Iterator[tuple[Request, torch.Tensor]]:
         try:
@@ -203,7 +212,7 @@ class Loader:
         return self._source.prepare(raw.result(), request.ids, request.epoch)
 
     def close(self) -> None:
-        """Drop what is not needed any more and wait for what runs (at most one read and one decode)."""
+        """Drop what is not needed any more and wait for what runs."""
         self._ahead.clear()
         self._preparer.shutdown(wait=False, cancel_futures=True)
         self._reader.shutdown(wait=True, cancel_futures=True)

@@ -1,6 +1,5 @@
 """Pack a source into WebDataset tar shards and a catalogue; append one to a data set that is there."""
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,12 +13,22 @@ from fsl_dist.data.division import SplitOptions, divide, divide_added
 from fsl_dist.data.duplicates import Dedupe, drop_duplicates
 from fsl_dist.data.images import CheckedImage
 from fsl_dist.data.listing import Candidate, Listing, TableColumns, list_folder, list_table
-from fsl_dist.data.next_version import STAGING, add_version, check_new, hold_dataset, name_appended
+from fsl_dist.data.next_version import (
+    STAGING,
+    add_version,
+    check_new,
+    hold_dataset,
+    name_appended,
+    publish_new,
+    publish_shards,
+    work_beside,
+)
 from fsl_dist.data.pack_pieces import check_images, make_plan, write_shards
 from fsl_dist.data.resize import StoredSize
 from fsl_dist.data.rows import NamedSamples, Progress, WriteReport, join_columns, make_report, sort_out, warn
 from fsl_dist.data.work_folder import WorkFolder
 from fsl_dist.errors import RequestError
+from index import mirror
 from index.storage import create_folder, hold_lock
 
 
@@ -92,12 +101,11 @@ def pack(
     Raises RequestError, with nothing written, where the request cannot be served; DataError where a file
     changes meanwhile.
     """
-    source, out = Path(source), Path(out)
+    source, out = Path(source), mirror.working_folder(out)
     check_new(out)
     listing = _list_source(source, options)
-    # Beside `out`, so that the rename stays on one file system. The lock dies with its process, so what lies under
-    # this name once it is held was left by a killed one.
-    partial = out.absolute().parent / f".{out.name}.partial"
+    # The lock dies with its process, so what lies under this name once it is held was left by a killed one.
+    partial = work_beside(out)
     with hold_lock(partial.with_name(f".{out.name}.lock")):
         check_new(out)
         with WorkFolder.open(partial, make_plan(listing, options)) as work:
@@ -128,7 +136,7 @@ def pack(
                 named.columns(samples, images, written.places, sides),
                 metadata,
             )
-            os.replace(work.out, out)
+            publish_new(work.out, out)
     num_reused = checked.num_reused + written.num_reused
     return make_report(
         out,
@@ -155,7 +163,7 @@ def append(
     keep their numbers, new ones follow. A key that the data set has is a bad sample. The report counts what was
     added. Raises as `pack` does; killed or failed, it leaves the data set as it was, and goes on as `pack` does.
     """
-    source, dataset = Path(source), Path(dataset)
+    source, dataset = Path(source), mirror.working_folder(dataset)
     with hold_dataset(dataset) as old:
         options = _with_rule_of(old, options)
         known = set(old.keys(np.arange(old.num_samples)))
@@ -171,8 +179,10 @@ def append(
             warn(warnings)
             version = old.version + 1
             folder = name_appended(version)
+            if mirror.place_of(dataset) is not None:
+                folder += f"-{work.path.name}"  # of these pieces alone, whoever else appends
             written = write_shards(work, folder, samples, images, named.labels, options, progress)
-            os.replace(work.out / folder, dataset / folder)
+            publish_shards(work.out / folder, dataset / folder)
             first = len(old.shards)
             places = [replace(place, shard=first + place.shard) for place in written.places]
             added = named.columns(samples, images, places, sides)
@@ -218,6 +228,8 @@ def _keep_largest(
 
 
 def _list_source(source: Path, options: PackOptions) -> Listing:
+    if mirror.place_of(mirror.working_folder(source)) is not None:
+        raise RequestError(f"source '{source}': pack reads images from a disk; copy them there first")
     if not source.is_dir():
         raise RequestError(f"source '{source}': no such folder")
     return list_folder(source) if options.columns is None else list_table(source, options.columns)

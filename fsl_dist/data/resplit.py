@@ -13,6 +13,7 @@ from fsl_dist.data.listing import make_key, read_split_table
 from fsl_dist.data.next_version import add_version, hold_dataset
 from fsl_dist.data.rows import WriteReport, log_bad, make_report, warn
 from fsl_dist.errors import RequestError
+from index import mirror
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,7 +75,7 @@ def resplit(dataset: str | Path, options: ResplitOptions) -> WriteReport:
     no sample. Divided with the options of a pack, samples go where that pack would have sent them. Reads no image.
     Raises RequestError, with nothing written, where the request cannot be served.
     """
-    dataset = Path(dataset)
+    dataset = mirror.working_folder(dataset)
     with hold_dataset(dataset) as old:
         keys = old.keys(np.arange(old.num_samples))
         if options.table:

@@ -1,5 +1,6 @@
 """Bytes of samples: a batch of ids becomes few reads, byte ranges that touch (or nearly) read as one."""
 
+import itertools
 import os
 import threading
 import zlib
@@ -13,9 +14,12 @@ from numpy.typing import NDArray
 
 from fsl_dist.data.catalogue import Catalogue, Location
 from fsl_dist.errors import DataError
+from index import mirror
+from index.objects import request_pool
 
 # Below this many ranges a thread's share is not worth handing over (a warm pread costs about 20 µs).
 _MIN_RANGES_PER_THREAD = 8
+_RANGES_A_CALL = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,10 @@ def _unopened(path: Path, error: OSError) -> DataError:
     )
 
 
+def _missing(path: Path) -> DataError:
+    return DataError(f"shard '{path}' is missing; the catalogue lists it, so restore it or pack again")
+
+
 def _resized(path: Path, found: int, expected: int) -> DataError:
     return DataError(
         f"shard '{path}' has {found} bytes, the catalogue says {expected}; "
@@ -96,9 +104,31 @@ class _ShardHandle:
             position += len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    def read_ranges(self, starts: list[int], stops: list[int]) -> list[bytes]:
+        return [self.read(start, stop) for start, stop in zip(starts, stops, strict=True)]
+
     def __del__(self) -> None:
         if hasattr(self, "_descriptor"):
             os.close(self._descriptor)
+
+
+class _ObjectHandle:
+    """A shard in an object store, read by ranges; opening it asks nothing."""
+
+    def __init__(self, path: Path, place: mirror.Place) -> None:
+        self._path, self._key, self._bucket = path, place.key, place.bucket
+
+    def read_ranges(self, starts: list[int], stops: list[int]) -> list[bytes]:
+        try:
+            parts = self._bucket.read_ranges(self._key, starts, stops)
+        except FileNotFoundError:
+            raise _missing(self._path) from None
+        for part, start, stop in zip(parts, starts, stops, strict=True):
+            if len(part) != stop - start:
+                raise DataError(
+                    f"shard '{self._path}' ends at byte {start + len(part)}, before byte {stop} of a sample"
+                )
+        return parts
 
 
 class ShardStore:
@@ -121,10 +151,16 @@ class ShardStore:
         self._max_open = max_open
         self._max_gap = max_gap
         self._check_reads = check_reads
-        self._open: OrderedDict[int, _ShardHandle] = OrderedDict()
+        self._open: OrderedDict[int, _ShardHandle | _ObjectHandle] = OrderedDict()
         self._lock = threading.Lock()
         self._threads = threads
+        self._is_remote = mirror.place_of(catalogue.folder) is not None
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fsl-dist-pread") if threads > 1 else None
+
+    @property
+    def reads_at_once(self) -> int:
+        """Batches that are worth reading at the same time: from an object store it is mostly waiting."""
+        return 4 if self._is_remote else 1
 
     def read(self, ids: NDArray[np.int64]) -> list[memoryview]:
         """Encoded bytes of each of `ids` (int64 [n], any order, repeats allowed), in that order.
@@ -175,10 +211,13 @@ class ShardStore:
 
     def check_files(self) -> None:
         """DataError where a shard is missing or has another size than the catalogue says; reads none of them."""
+        sizes = mirror.sizes_below(self._catalogue.folder)
         for shard in self._catalogue.shards:
             path = self._catalogue.folder / shard.name
             try:
-                found = os.stat(path).st_size
+                found = os.stat(path).st_size if mirror.place_of(path) is None else sizes[shard.name]
+            except KeyError:
+                raise _missing(path) from None
             except OSError as error:
                 raise _unopened(path, error) from error
             if found != shard.size_bytes:
@@ -194,11 +233,12 @@ class ShardStore:
 
     def _read_ranges(self, ranges: ByteRanges) -> list[memoryview]:
         def read_some(positions: NDArray[np.int64]) -> list[memoryview]:
-            return [
-                memoryview(self._handle(int(ranges.shard[i])).read(int(ranges.start[i]), int(ranges.stop[i])))
-                for i in positions
-            ]
+            return [memoryview(part) for i in positions for part in self._read_group(ranges, slice(i, i + 1))]
 
+        if self._is_remote:
+            groups = self._group(ranges.shard)
+            parts = request_pool(os.getpid()).map(lambda group: self._read_group(ranges, group), groups)
+            return [memoryview(buffer) for part in parts for buffer in part]
         everything = np.arange(len(ranges.shard))
         shares = min(self._threads, len(everything) // _MIN_RANGES_PER_THREAD)
         if self._pool is None or shares < 2:
@@ -209,12 +249,27 @@ class ShardStore:
             for buffer in part
         ]
 
-    def _handle(self, shard: int) -> _ShardHandle:
+    def _group(self, shard: NDArray[np.int64]) -> list[slice]:
+        """Ranges of one shard, some of them together: a call costs more than a range (0.22 ms alone, 0.14 ms in eights)."""
+        edges = np.append(np.flatnonzero(np.diff(shard, prepend=-1)), len(shard)).tolist()
+        return [
+            slice(start, min(start + _RANGES_A_CALL, last))
+            for first, last in itertools.pairwise(edges)
+            for start in range(first, last, _RANGES_A_CALL)
+        ]
+
+    def _read_group(self, ranges: ByteRanges, group: slice) -> list[bytes]:
+        handle = self._handle(int(ranges.shard[group.start]))
+        return handle.read_ranges(ranges.start[group].tolist(), ranges.stop[group].tolist())
+
+    def _handle(self, shard: int) -> _ShardHandle | _ObjectHandle:
         with self._lock:
             handle = self._open.pop(shard, None)
             if handle is None:
                 file = self._catalogue.shards[shard]
-                handle = _ShardHandle(self._catalogue.folder / file.name, file.size_bytes)
+                path = self._catalogue.folder / file.name
+                place = mirror.place_of(path)
+                handle = _ShardHandle(path, file.size_bytes) if place is None else _ObjectHandle(path, place)
             self._open[shard] = handle
             if len(self._open) > self._max_open:
                 self._open.popitem(last=False)

@@ -4,7 +4,6 @@ Row i belongs to the i-th image of the training selection; its first K entries a
 rest other-class ones, as sample ids, nearest first, −1 where there are fewer.
 """
 
-import shutil
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,9 @@ from numpy.typing import NDArray
 
 from fsl_dist.data.selection import Selection
 from fsl_dist.errors import TrainingError
+from index.mirror import bring
 from index.search import LocalIndex
-from index.storage import write_atomic
+from index.storage import remove_folder, write_atomic
 
 WEIGHTS = "weights.pt"
 """in a table's folder: parameters that the neighbours are to be found with, while actors find them"""
@@ -43,6 +43,7 @@ def mine_part(
 
 def is_whole(folder: Path, num_rows: int) -> bool:
     """Whether the parts in `folder` make up a table of `num_rows` rows."""
+    bring(folder)
     return sum(_shape_of(path)[1] for path in folder.glob("part-*.i64")) == num_rows
 
 
@@ -76,6 +77,7 @@ class NeighbourTable:
     @classmethod
     def open(cls, folder: Path, num_same: int, step: int) -> "NeighbourTable":
         """Open the table whose parts are all in `folder`, found with the parameters of `step`."""
+        bring(folder)  # other machines' parts
         parts, starts, crc32 = [], [], 0
         for path in sorted(folder.glob("part-*.i64")):
             start, rows, columns = _shape_of(path)
@@ -123,7 +125,7 @@ class NeighbourTable:
         """Remove the tables under `tables` that are not named in `keep`."""
         for folder in tables.glob("step-*"):
             if folder.name not in keep:
-                shutil.rmtree(folder, ignore_errors=True)
+                remove_folder(folder)
 
 
 def _shape_of(part: Path) -> tuple[int, int, int]:

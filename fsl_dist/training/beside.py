@@ -108,7 +108,9 @@ class _Miner:
 
         from fsl_dist.methods.neighbour_table import WEIGHTS
         from index import Staging
+        from index.mirror import bring_file
 
+        bring_file(Path(folder) / WEIGHTS)
         weights = torch.load(Path(folder) / WEIGHTS, map_location=self.device, weights_only=True)
         self.network.load_state_dict(weights)
         vectors = self.embedder.embed(self.selection.ids[self.share])

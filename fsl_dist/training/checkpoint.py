@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fsl_dist.errors import TrainingError
-from index.storage import Owner, crc32_of_file, publish_folder
+from index.mirror import bring, put_appended
+from index.storage import Owner, crc32_of_file, publish_folder, remove_folder
 
 TENSORS = "state.pt"
 FACTS = "checkpoint.json"
@@ -91,9 +92,11 @@ class CheckpointFolder:
         (staging / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         if self.owner:
             self.owner.check()
+        for name in ("metrics.jsonl", "tensorboard"):  # what leads up to it, before it
+            put_appended(self.run / name)
         # A checkpoint of this step left by a run that was then restarted: the same state, but written before
         # the restart; the newer one takes its place.
-        shutil.rmtree(final, ignore_errors=True)
+        remove_folder(final)
         publish_folder(staging, final)
         return final
 
@@ -108,8 +111,12 @@ class CheckpointFolder:
         ]
         for folder in finished:
             if folder not in stay:
-                shutil.rmtree(folder, ignore_errors=True)
+                remove_folder(folder)
         return stay
+
+    def refresh(self) -> None:
+        """Learn which checkpoints there are, where the run lies at an object store; `read_checkpoint` brings its own."""
+        bring(self.folder, wanted=lambda name: name.endswith(f"/{FACTS}"))
 
     def finished(self) -> list[Path]:
         """All published checkpoints, oldest first."""
@@ -160,6 +167,7 @@ def tables_in(method_state: Mapping[str, object]) -> set[str]:
 
 def read_checkpoint(folder: Path, device: torch.device) -> Checkpoint:
     """Read a checkpoint; raises TrainingError when a file of it is missing or damaged."""
+    bring(folder)
     facts = _read_facts(folder)
     if not (folder / TENSORS).is_file():
         raise TrainingError(f"{folder / TENSORS} is missing ({_WAY_OUT})")

@@ -25,7 +25,8 @@ from fsl_dist.training.resume import check_resumable, settle
 from fsl_dist.training.runlog import describe_progress, last_step
 from fsl_dist.training.splits import check_stop, split_run
 from fsl_dist.training.trained import resolve_weights
-from index.storage import Owner, write_atomic
+from index.mirror import bring, working_folder
+from index.storage import Owner, exists, remove_file, write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -66,9 +67,9 @@ def train_run(
     """
     if not config.run.dir:
         raise RequestError("run.dir is empty; name a folder for the run: run.dir=runs/first")
-    run = Path(config.run.dir)
+    run = working_folder(config.run.dir)
     checkpoints = CheckpointFolder(run, keep=config.training.keep_checkpoints, owner=None)
-    if (run / CONFIG_FILE).exists() and not resume:
+    if exists(run / CONFIG_FILE) and not resume:
         raise RequestError(
             f"run.dir={run} already holds a run (--resume goes on with it, another run.dir starts anew)"
         )
@@ -82,6 +83,8 @@ def train_run(
         config = settle(config, Catalogue.open(config.data.dataset).version)
     started = time.perf_counter()
     owner = Owner.claim(run)
+    # At an object store, what is there counts, and nothing that a killed process did not get there.
+    bring(run, wanted=lambda name: not name.startswith(("owner/", "ray/", "index/")), removes_others=True)
     write_atomic(run / CONFIG_FILE, render_config(config).encode())
     try:
         with _progress_lines(config, num_steps, show):
@@ -89,7 +92,7 @@ def train_run(
     except RequestError:
         if not is_known and checkpoints.latest() is None:
             # Nothing was trained: the folder is free for the corrected request.
-            (run / CONFIG_FILE).unlink(missing_ok=True)
+            remove_file(run / CONFIG_FILE)
         raise
     return _summarise(config, checkpoints, time.perf_counter() - started)
 

@@ -78,6 +78,7 @@ class Trainer:
         self.progress = Progress()
         self._saved: Progress | None = None
         self.checkpoints = CheckpointFolder(self.run, keep=config.training.keep_checkpoints, owner=owner)
+        self.checkpoints.refresh()
         self._restore()
         self.forward: torch.nn.Module = self._wrap()
         self.embedder = Embedder(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from fsl_dist.config import RunConfig, parse_config, render_config
 from fsl_dist.errors import FslDistError, RequestError, TrainingError
 from fsl_dist.training.beside import Miners, beside_training
+from index.mirror import place_of
 from index.storage import Owner
 
 if TYPE_CHECKING:
@@ -97,9 +98,15 @@ def _build_trainer(
             num_workers=workers.num, use_gpu=use_gpu, resources_per_worker={"CPU": workers.cpus}
         ),
         run_config=RayRunConfig(
-            name=f"claim-{owner.epoch:08d}", storage_path=str((Path(config.run.dir) / "ray").resolve())
+            name=f"claim-{owner.epoch:08d}", storage_path=_ray_folder(Path(config.run.dir))
         ),
     )
+
+
+def _ray_folder(run: Path) -> str:
+    """Where Ray Train keeps its own state: every node must see it."""
+    place = place_of(run / "ray")
+    return str((run / "ray").resolve()) if place is None else place.arrow_uri
 
 
 def _own_error(error: "TrainingFailedError") -> FslDistError | None:

@@ -8,6 +8,7 @@ from types import TracebackType
 
 from torch.utils.tensorboard import SummaryWriter
 
+from index.mirror import put_appended
 from index.storage import Owner, write_atomic
 
 METRICS_FILE = "metrics.jsonl"
@@ -22,6 +23,7 @@ class RunLog:
 
     def __init__(self, run: Path, *, from_step: int, owner: Owner | None) -> None:
         self.owner = owner
+        self._run = run
         path = run / METRICS_FILE
         if owner:
             owner.check()
@@ -50,6 +52,9 @@ class RunLog:
     ) -> None:
         self._file.close()
         self._board.close()
+        if error is None:
+            for path in (self._run / METRICS_FILE, self._run / "tensorboard"):
+                put_appended(path)
 
 
 def write_hparams(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from fsl_dist.config import RunConfig, load_run
+from fsl_dist.config import CONFIG_FILE, RunConfig, load_run
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.loader import open_source
 from fsl_dist.embedder import Embedder
@@ -14,6 +14,7 @@ from fsl_dist.errors import ConfigError, RequestError
 from fsl_dist.models.backbones import build_network
 from fsl_dist.training.checkpoint import TENSORS, CheckpointFolder, read_checkpoint
 from index import ShardedIndex
+from index.mirror import bring, bring_file, working_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ class TrainedRun:
 def find_checkpoint(run: Path) -> Path:
     """Folder of a run's best checkpoint, its last where it did not validate; RequestError when there is none yet."""
     checkpoints = CheckpointFolder(run, keep=1, owner=None)
+    checkpoints.refresh()
     folder = checkpoints.best() or checkpoints.latest()
     if folder is None:
         raise RequestError(
@@ -47,6 +49,8 @@ def resolve_weights(config: RunConfig) -> RunConfig:
     no run or whose backbone is another, RequestError for one without a checkpoint.
     """
     run = Path(config.backbone.weights).expanduser()
+    bring_file(run)  # a file of weights, or the run that is named
+    bring_file(run / CONFIG_FILE)
     if not config.backbone.weights or not run.is_dir():
         return config
     own, other = config.backbone, load_run(run).backbone
@@ -56,7 +60,9 @@ def resolve_weights(config: RunConfig) -> RunConfig:
                 f"backbone.weights={run} is a run with backbone.{field}={getattr(other, field)}, this one has "
                 f"backbone.{field}={getattr(own, field)}; the backbone must be the same to start from it"
             )
-    weights = str(find_checkpoint(run) / TENSORS)
+    checkpoint = find_checkpoint(run)
+    bring(checkpoint)
+    weights = str(checkpoint / TENSORS)
     return dataclasses.replace(config, backbone=dataclasses.replace(own, weights=weights))
 
 
@@ -67,6 +73,7 @@ def open_trained(run: Path, *, dataset: Path | None = None) -> TrainedRun:
 
     Raises ConfigError when `run` is no run, RequestError when it holds no checkpoint yet.
     """
+    run = working_folder(run)
     config = load_run(run)
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=str(run)))
     if dataset is not None:

@@ -221,6 +221,7 @@ class SlowSource:
     """Counts what it does; `fail_at` breaks one read or one decode."""
 
     sample_shape = (1,)
+    reads_at_once = 1
 
     def __init__(self, fail_at=None, delay_s=0.0):
         self.catalogue = None
