@@ -9,6 +9,7 @@ _INDEX_VERBS = ("build", "search", "status", "rollback", "add", "remove", "updat
 VERBS = {
     *("pack", "resplit", "inspect", "train", "embed", "evaluate", "predict", "explain"),
     *(f"index {verb}" for verb in _INDEX_VERBS),
+    *("sweep resume", "sweep report"),
 }
 """verbs that read and write places at object stores"""
 _PASSED_ON = ("submit", "job")
@@ -31,7 +32,7 @@ def resolve_places(arguments: list[str]) -> list[str]:
     Values of KEY=VALUE stay: the configuration knows which of them are places.
     """
     words = [word for word in arguments if not word.startswith("-")]
-    verb = " ".join(words[:2]) if words[:1] == ["index"] else " ".join(words[:1])
+    verb = " ".join(words[:2]) if words[:1] in (["index"], ["sweep"]) else " ".join(words[:1])
     if words[:1] and words[0] in _PASSED_ON:
         return arguments
     resolved, before = [], ""

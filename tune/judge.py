@@ -9,6 +9,7 @@ import os
 from types import SimpleNamespace
 from typing import Any
 
+from index.mirror import put_appended
 from index.storage import Owner, write_atomic
 from tune.config import Asha, SweepConfig
 from tune.records import REPORTS_FILE, Report, SweepFolder
@@ -39,6 +40,7 @@ class Judge:
             file.write(_line(Report(trial, epoch, value, stops)))
             file.flush()
             os.fsync(file.fileno())
+        put_appended(self._path)
         return stops
 
     def is_stopped(self, trial: int) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Literal
 
 from index.errors import RequestError
+from index.storage import remove_file
 from tune.records import RESULT_FILE, Result, SweepFolder, Trial
 from tune.search import next_point
 from tune.space import Point
@@ -49,7 +50,7 @@ class Plan:
     def retry_failed(self) -> None:
         """Run all failed trials again, from their last checkpoints."""
         for trial in self.with_state("failed"):
-            (trial.folder / RESULT_FILE).unlink()
+            remove_file(trial.folder / RESULT_FILE)
         self.trials = {trial.number: trial for trial in self.folder.trials()}
         self._cut_off = [trial for trial in self.trials.values() if trial.result is None]
 

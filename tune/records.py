@@ -18,13 +18,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from index.storage import write_atomic
+from index.storage import exists, write_atomic
 from tune.space import Point
 
 TRIAL_FILE = "trial.json"
 RESULT_FILE = "result.json"
 EVALUATION_FILE = "evaluation.json"
 REPORTS_FILE = "reports.jsonl"
+_OF_A_TRIAL = ([TRIAL_FILE], [RESULT_FILE], [EVALUATION_FILE])
+
+
+def is_record(name: str) -> bool:
+    """Whether a file, named relative to a sweep's folder, is one of these and no part of a run."""
+    parts = name.split("/")
+    return parts[0] in (REPORTS_FILE, "sessions") or (parts[0] == "trials" and parts[2:] in _OF_A_TRIAL)
+
 
 State = Literal["finished", "stopped", "pruned", "failed"]
 
@@ -136,7 +144,7 @@ class SweepFolder:
     def reports(self) -> list[Report]:
         """All reports in the order they came; a last line that was cut off is left out."""
         path = self.folder / REPORTS_FILE
-        if not path.is_file():
+        if not exists(path):
             return []
         return [Report(**json.loads(line)) for line in path.read_text("utf-8").split("\n")[:-1] if line]
 

@@ -8,9 +8,11 @@ from typing import Any
 from fsl_dist.config import RunConfig, resolve_paths
 from index.errors import ConfigError, RequestError
 from index.gate import dump, merge, parse_overrides, parse_yaml, to_yaml, validate
-from index.mirror import on_disk
+from index.mirror import bring, on_disk, told, working_folder
+from index.storage import exists, read_text
 from tune.config import SweepConfig
 from tune.index_config import IndexSweepConfig
+from tune.records import is_record
 from tune.space import Knob
 from tune.sweep_settings import SweepSettings
 
@@ -39,7 +41,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> AnySweep:
     over = parse_overrides(overrides)
     said = f"{place} and the command line" if overrides else place
     config = _gate_indexes(raw, over, place, said) if "index" in raw else _gate_runs(raw, over, place, said)
-    folder = str(on_disk(config.dir, "sweep").expanduser().resolve()) if config.dir else ""
+    folder = str(working_folder(config.dir).expanduser().resolve()) if config.dir else ""
     return replace(config, dir=folder)
 
 
@@ -62,6 +64,7 @@ def _gate_runs(raw: dict[str, Any], over: Mapping[str, Any], place: str, said: s
 
 def _gate_indexes(raw: dict[str, Any], over: Mapping[str, Any], place: str, said: str) -> IndexSweepConfig:
     raw = merge(raw, over)
+    on_disk(str(raw.get("dir") or ""), "a sweep of indexes")
     for name, why in _OF_RUNS.items():
         if name in raw:
             raise ConfigError(f"{name} belongs to sweeps of runs: {why} ({said})")
@@ -91,7 +94,7 @@ def find_stored(config: AnySweep) -> AnySweep | None:
 
     Raises RequestError naming the first key that would make it another sweep.
     """
-    if not config.dir or not (Path(config.dir) / SWEEP_FILE).exists():
+    if not config.dir or not exists(Path(config.dir) / SWEEP_FILE):
         return None
     stored = load_stored(Path(config.dir))
     if isinstance(config, SweepConfig) and isinstance(stored, SweepConfig):
@@ -118,14 +121,16 @@ def _by_key(tree: dict[str, Any]) -> dict[str, Any]:
 def load_stored(folder: Path) -> AnySweep:
     """The sweep that lies in a folder; ConfigError where there is none."""
     path = folder / SWEEP_FILE
-    if not path.is_file():
+    bring(folder, wanted=is_record)
+    if not exists(path):
         raise ConfigError(f"{folder} is no sweep: it has no {SWEEP_FILE} (fsl-dist sweep run writes one)")
-    raw = parse_yaml(path.read_text("utf-8"), str(path))
+    raw = parse_yaml(read_text(path), str(path))
     config: AnySweep
     if "index" in raw:
         config = validate(IndexSweepConfig, raw, str(path))
     else:
         config = validate(SweepConfig, raw, str(path))
+        config = replace(config, base=resolve_paths(config.base))
     return replace(config, dir=str(folder.resolve()))
 
 
@@ -134,11 +139,11 @@ def check_new(config: SweepSettings) -> Path:
     if not config.dir:
         raise RequestError("dir is empty; name a folder for the sweep: dir=sweeps/first")
     folder = Path(config.dir)
-    if (folder / SWEEP_FILE).exists():
+    if exists(folder / SWEEP_FILE):
         raise RequestError(
             f"dir={config.dir} already holds a sweep (fsl-dist sweep resume {config.dir} goes on with it; another dir starts anew)"
         )
-    if (folder / "config.yaml").exists():
+    if exists(folder / "config.yaml"):
         raise RequestError(f"dir={config.dir} holds a run (another dir starts a sweep)")
     return folder
 
@@ -149,7 +154,7 @@ def render_sweep(config: SweepSettings) -> str:
     tree["space"] = {
         key: {kind: values for kind, values in knob.items() if values} for key, knob in tree["space"].items()
     }
-    return to_yaml(tree)
+    return told(to_yaml(tree))
 
 
 def _read_sweep(path: Path) -> dict[str, Any]:

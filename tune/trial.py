@@ -18,6 +18,7 @@ from fsl_dist.training.launch import OnRay, check_run, train_run
 from fsl_dist.training.loop import Watch
 from fsl_dist.training.runlog import write_hparams
 from index.errors import FslDistError
+from index.storage import write_atomic
 from tune.config import SweepConfig
 from tune.records import Cell, Result, State, Trial, write_evaluation
 from tune.space import Point, show_value
@@ -64,7 +65,7 @@ def run_trial(
             evaluate_trial(config, trial, run)
     except Exception as error:
         words = str(error) if isinstance(error, FslDistError) else f"{type(error).__name__}: {error}"
-        (trial.folder / ERROR_FILE).write_text(traceback.format_exc(), encoding="utf-8")
+        write_atomic(trial.folder / ERROR_FILE, traceback.format_exc().encode())
         return replace(
             _progress_of(run, "failed"),
             train_s=train_s or time.perf_counter() - started,

@@ -63,6 +63,7 @@ def write_hparams(
     """What distinguishes a run and what it reached, for TensorBoard's table of hyperparameters."""
     with SummaryWriter(str(run / "tensorboard")) as board:
         board.add_hparams(dict(settings), {name: value}, run_name=".")
+    put_appended(run / "tensorboard")
 
 
 def read_metrics(run: Path) -> list[dict]:

@@ -230,12 +230,54 @@ def test_several_workers_train_at_a_store(store: Any, images: Path, tmp_path: Pa
     assert scores[0] == pytest.approx(scores[1], abs=0.1)
 
 
+@pytest.mark.slow  # Ray starts twice
+@pytest.mark.timeout(900)
+def test_a_sweep_that_was_killed_goes_on_elsewhere(store: Any, images: Path, tmp_path: Path) -> None:
+    first, second = (Machine(tmp_path / name, store.environment) for name in ("first", "second"))
+    top = f"s3://{store.bucket}/sweeps"
+    pack(first, images, f"{top}/swept")
+    sweep = {
+        "base": {**SETTINGS, "data": {**SETTINGS["data"], "dataset": f"{top}/swept"}},
+        "space": {"training.lr": {"grid": [1e-3, 3e-3, 1e-2]}},
+        "evaluation": {"k_p": [1, 3]},
+        "search": "grid",
+        "concurrency": 1,
+        "include_base": False,
+        "trials": 3,
+    }
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+    command = ["sweep", "run", "--config", tmp_path / "sweep.yaml", "--json"]
+    whole = first.start(*command, f"dir={top}/whole")
+    assert json.loads(whole.communicate(timeout=400)[0])["finished"] == 3
+    wanted = first.run("sweep", "report", f"{top}/whole")
+    # Killed once a trial has ended; another machine, which has nothing of it, goes on.
+    cut = first.start(*command, f"dir={top}/cut")
+    done = first.run_folder(f"{top}/cut") / "trials" / "0001" / "result.json"
+    while not done.exists():
+        assert cut.poll() is None, cut.communicate()[1]
+        time.sleep(0.02)
+    cut.kill()
+    cut.communicate()
+    resumed = second.start("sweep", "resume", f"{top}/cut", "--json")
+    said, errors = resumed.communicate(timeout=400)
+    assert resumed.returncode == 0, errors
+    assert json.loads(said)["finished"] == 3
+    found = second.run("sweep", "report", f"{top}/cut")
+    assert (found["best_trial"], found["best_value"]) == (wanted["best_trial"], wanted["best_value"])
+    for name in ("evaluation.csv", "best.yaml"):
+        texts = [
+            (machine.run_folder(place) / name).read_text().replace("sweeps/cut", "sweeps/whole")
+            for machine, place in ((first, f"{top}/whole"), (second, f"{top}/cut"))
+        ]
+        assert texts[0] == texts[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (
-            ["sweep", "resume", "s3://bucket/sweep"],
-            "fsl-dist sweep works on a disk alone, not at s3://bucket/sweep",
+            ["index", "tune", "s3://bucket/index"],
+            "fsl-dist index tune works on a disk alone, not at s3://bucket/index",
         ),
         (["plot", "curves", "s3://bucket/run"], "fsl-dist plot works on a disk alone"),
         (["adopt", "s3://bucket/shards", "out"], "fsl-dist adopt works on a disk alone"),
