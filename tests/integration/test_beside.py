@@ -68,6 +68,7 @@ def checkpoint_with_a_refresh_under_way(run: Path) -> bool:
     return bool(facts) and "pending" in json.loads(facts[-1].read_text())["method"]
 
 
+@pytest.mark.slow
 def test_beside_is_inline_with_the_same_lag_and_a_kill_changes_nothing(digits: Path, tmp_path: Path) -> None:
     inline, killed = tmp_path / "inline", tmp_path / "killed"
     assert finish(start(inline, digits))["steps"] == NUM_STEPS

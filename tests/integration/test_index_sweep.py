@@ -63,6 +63,7 @@ def results_of(folder: Path) -> dict[int, tuple]:
     }
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_of_indexes_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
     drive_index_sweep(load_sweep(write_sweep(tmp_path / "whole")), show=lambda line: None)  # type: ignore[arg-type]
     wanted = results_of(tmp_path / "whole" / "sweep")

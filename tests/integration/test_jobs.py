@@ -166,7 +166,7 @@ def head() -> Iterator[tuple[str, Path]]:
         wait_until(answers)
         yield f"http://127.0.0.1:{dashboard}", home
     finally:
-        process.terminate()  # with --block, ray start ends the processes that it started
+        process.kill()  # asked to end, it waits half a minute for what it started, which is killed here
         process.wait(timeout=120)
         while left := processes_of(scratch):
             for pid in left:

@@ -190,6 +190,7 @@ def test_a_server_killed_in_the_middle_of_training_is_waited_for(
     assert [cut[name] for name in same] == [whole[name] for name in same]
 
 
+@pytest.mark.slow
 def test_who_resumes_a_run_elsewhere_owns_it_and_a_killed_one_goes_on_there(
     store: Any, images: Path, tmp_path: Path
 ) -> None:
