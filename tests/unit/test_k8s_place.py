@@ -227,6 +227,8 @@ def test_one_who_may_look_at_nothing_else_may_submit_and_needs_no_claim_for_a_bu
     place().submit(JOB)
     _no_claim(server)
     place(storage="s3://bucket/x").submit(Job(name="second", arguments=("evaluate", "s3://bucket/x/run")))
+    made = {path.rpartition("/")[2] for path in server.objects if "/rayjobs/" in path}
+    assert made == {"first", "second"}
 
 
 def test_a_job_that_is_not_there(server: KubeServer) -> None:
