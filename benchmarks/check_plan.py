@@ -57,7 +57,7 @@ def predict(path: Path, settings: list[str], rates: Path, processes: int) -> dic
 
 
 def main() -> None:
-    from cluster.bench_rates import measure_rates
+    from cluster.bench.machine_rates import measure_rates
     from cluster.local import ray_session
     from cluster.rates import render_rates
     from fsl_dist.config import load_config

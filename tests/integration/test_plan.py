@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import cluster.cli
-from cluster.bench_rates import take_classes
+from cluster.bench.machine_rates import take_classes
 from cluster.rates import read_rates
 from fsl_dist.data.selection import Selection
 

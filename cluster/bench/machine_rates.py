@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cluster.bench_index import ROUNDS, index_rates, time_rate
-from cluster.bench_reduce import measure_reduce
+from cluster.bench.index_rates import ROUNDS, index_rates, time_rate
+from cluster.bench.reduce_rate import measure_reduce
+from cluster.bench.report import processor_name
 from cluster.rates import Machine, Rate, Rates, Work
 from fsl_dist.config import RunConfig
 from fsl_dist.data.catalogue import Catalogue
@@ -233,17 +234,7 @@ def _machine(trainer: Trainer) -> Machine:
         device="cuda" if is_gpu else "cpu",
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         memory_gb=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
-        cpu=_processor(),
+        cpu=processor_name(),
         gpu=torch.cuda.get_device_name(0) if is_gpu else "",
         versions=versions,
     )
-
-
-def _processor() -> str:
-    """The processor's name, where the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()

@@ -1,0 +1,1 @@
+"""Benchmarks: this project beside what one would otherwise use, on the same work, in the same run."""

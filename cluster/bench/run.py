@@ -1,0 +1,31 @@
+"""The benchmarks by name, and running one of them. Light to import: the command line reads the names."""
+
+import importlib
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from index.storage import write_atomic
+
+if TYPE_CHECKING:
+    from cluster.bench.report import Report
+
+BENCHMARKS = ("stream", "episodes", "train", "mining", "evaluate")
+"""`cluster.bench.NAME` has `measure(options: BenchOptions) -> Report`"""
+
+
+def run_benchmark(
+    name: str, *, is_smoke: bool, rounds: int, dataset: Path | None, out: Path | None
+) -> "Report":
+    """Run one benchmark; `out`: an existing folder that gets NAME.json and NAME.md."""
+    from cluster.bench.report import BenchOptions, to_json, to_markdown
+
+    module = importlib.import_module(f"cluster.bench.{name}")
+    with tempfile.TemporaryDirectory(prefix=f"fsl-bench-{name}-") as folder:
+        report: Report = module.measure(BenchOptions(Path(folder), is_smoke, rounds, dataset))
+    if out is not None:
+        text = json.dumps(to_json(report), indent=1, ensure_ascii=False) + "\n"
+        write_atomic(out / f"{name}.json", text.encode())
+        write_atomic(out / f"{name}.md", to_markdown(report).encode())
+    return report
