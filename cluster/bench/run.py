@@ -6,8 +6,6 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from index.storage import write_atomic
-
 if TYPE_CHECKING:
     from cluster.bench.report import Report
 
@@ -20,6 +18,7 @@ def run_benchmark(
 ) -> "Report":
     """Run one benchmark; `out`: an existing folder that gets NAME.json and NAME.md."""
     from cluster.bench.report import BenchOptions, to_json, to_markdown
+    from index.storage import write_atomic
 
     module = importlib.import_module(f"cluster.bench.{name}")
     with tempfile.TemporaryDirectory(prefix=f"fsl-bench-{name}-") as folder:
