@@ -31,7 +31,9 @@ def _write_photograph(number: int, file: str) -> None:
     pixels += draw.uniform(60, 190, 3)
     for cells in _OCTAVES:
         grid = draw.normal(0, 1, (cells * 3 // 4, cells, 3)).astype(np.float32)
-        grid = grid @ np.array([[1, 0.8, 0.7], [0.2, 1, 0.5], [0, 0.3, 1]], np.float32)  # channels go together
+        grid = grid @ np.array(
+            [[1, 0.8, 0.7], [0.2, 1, 0.5], [0, 0.3, 1]], np.float32
+        )  # channels go together
         field = [
             np.asarray(Image.fromarray(grid[..., c]).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
             for c in range(3)

@@ -52,12 +52,17 @@ def crop_regions(
     near, far = first * scale, (first + crop) * scale
     start, stop = np.zeros_like(sizes), sizes
     if is_cut:
-        reach = np.maximum(1, scale / 2) + 1  # half of the filter that is scaled down with, and a pixel for rounding
+        reach = (
+            np.maximum(1, scale / 2) + 1
+        )  # half of the filter that is scaled down with, and a pixel for rounding
         start = np.maximum(0, np.floor(near - reach)).astype(np.int64)
         stop = np.minimum(sizes, np.ceil(far + reach).astype(np.int64))
     near, far = near - start, far - start
     flip = augment.flip
     near[flip, 1], far[flip, 1] = far[flip, 1], near[flip, 1]
     return CropRegions(
-        start.astype(np.int32), (stop - start).astype(np.int32), near.astype(np.float32), far.astype(np.float32)
+        start.astype(np.int32),
+        (stop - start).astype(np.int32),
+        near.astype(np.float32),
+        far.astype(np.float32),
     )

@@ -119,7 +119,9 @@ class DaliDecoder:
             except RuntimeError:
                 # DALI cannot be used again after an error. PIL decodes what DALI refuses, or says which is bad.
                 self.close()
-                inputs = [_decode_by_pil(image, start + i, self._config.channels) for i, image in enumerate(some)]
+                inputs = [
+                    _decode_by_pil(image, start + i, self._config.channels) for i, image in enumerate(some)
+                ]
                 parts.append(self._run(inputs, parameters))
         if self._stream is None and len(parts) == 1:
             return parts[0]
@@ -137,7 +139,7 @@ class DaliDecoder:
         sizes = np.array([size for _, size in inputs], dtype=np.int64)
         is_cut = self._device.type == "cpu"
         regions = crop_regions(sizes, augment, self._config, is_cut=is_cut)
-        fed = {"near": regions.near, "far": regions.far}
+        fed: dict[str, NDArray[Any]] = {"near": regions.near, "far": regions.far}
         if is_cut:
             fed |= {"start": regions.start, "shape": regions.shape}
         fed |= {name: getattr(augment, name) for name in _colours_in_use(self._config)}

@@ -143,7 +143,7 @@ def _walk_jpeg(encoded: Encoded) -> tuple[tuple[int, int] | None, bytes]:
             position += 2
         else:
             stop = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-            if marker == 0xE1 and data[position + 4 : position + 10] == b"Exif\0\0":
+            if marker == 0xE1 and bytes(data[position + 4 : position + 10]) == b"Exif\0\0":
                 exif = exif or bytes(data[position + 4 : stop])
             position = stop
     return None, exif
