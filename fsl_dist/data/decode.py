@@ -25,7 +25,7 @@ class Decoder(Protocol):
     name: str
 
     def decode(self, encoded: Sequence[Encoded], augment: AugmentParameters | None) -> torch.Tensor:
-        """float32 [n, C, S, S], normalised, contiguous, the caller's to keep; `augment` None: test transform.
+        """float32 [n, C, S, S] in channels_last memory, normalised, the caller's to keep; `augment` None: test transform.
 
         UndecodableError names an image that cannot be decoded.
         """

@@ -13,57 +13,62 @@ from nvidia.dali import Pipeline, pipeline_def, types
 
 from fsl_dist.data.augment import AugmentParameters, plain_augment
 from fsl_dist.data.config import DataConfig
-from fsl_dist.data.images import Encoded, explain, open_upright
-from fsl_dist.data.normalise import Normaliser
+from fsl_dist.data.crops import crop_regions
+from fsl_dist.data.images import Encoded, explain, open_upright, upright_size
 from fsl_dist.errors import UndecodableError
 
-_PLACES = ("crop_y", "crop_x", "flip")
-
-# What DALI takes as it is; everything else (GIF, animated WebP, …) goes through PIL to PPM first.
-_DALI_MAGICS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
+_Input = tuple[NDArray[np.uint8], tuple[int, int]]
+"""What DALI decodes, and the (height, width) it will have."""
 
 
-def _parameters_in_use(config: DataConfig) -> tuple[str, ...]:
+def _colours_in_use(config: DataConfig) -> tuple[str, ...]:
     """Fields of `AugmentParameters` that the pipeline takes."""
     if not config.has_jitter:
-        return _PLACES
-    return (*_PLACES, "brightness", "contrast") + (("saturation",) if config.channels == 3 else ())
+        return ()
+    return ("brightness", "contrast") + (("saturation",) if config.channels == 3 else ())
 
 
 @pipeline_def
 def _image_pipeline(config: DataConfig, device: str) -> Any:
-    """Encoded bytes → uint8 [S, S, C] an image. `device` ("cpu", "gpu") is all that differs between machines."""
-    encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
-    images = fn.decoders.image(
-        encoded,
-        device="mixed" if device == "gpu" else "cpu",
-        output_type=types.RGB if config.channels == 3 else types.GRAY,
-        jpeg_fancy_upsampling=True,
-    )
+    """Encoded bytes and `CropRegions` → normalised float32 [S, S, C] an image.
 
-    def parameter(name: str, dtype: Any) -> Any:
-        return fn.external_source(name=name, dtype=dtype, ndim=0)
+    On the CPU only a crop's region is decoded; the GPU's decoders ("gpu") take images whole.
+    """
 
-    shorter = config.resize == "shorter"
-    images = fn.resize_crop_mirror(
+    def parameter(name: str, dtype: Any, ndim: int) -> Any:
+        # What is fed lives until its run has ended, so it is not copied.
+        return fn.external_source(name=name, dtype=dtype, ndim=ndim, no_copy=True)
+
+    encoded = parameter("encoded", types.UINT8, 1)
+    colours = types.RGB if config.channels == 3 else types.GRAY
+    if device == "cpu":
+        images = fn.decoders.image_slice(
+            encoded,
+            start=parameter("start", types.INT32, 1),
+            shape=parameter("shape", types.INT32, 1),
+            axes=[0, 1],
+            output_type=colours,
+        )
+    else:
+        images = fn.decoders.image(encoded, device="mixed", output_type=colours, jpeg_fancy_upsampling=True)
+    images = fn.resize(
         images,
-        size=[config.resize_size, config.resize_size],
-        mode="not_smaller" if shorter else "stretch",
-        # The whole image maps to the rounded size, as PIL and torchvision resize.
-        subpixel_scale=False,
-        crop=[config.image_size, config.image_size],
-        crop_pos_y=parameter("crop_y", types.FLOAT),
-        crop_pos_x=parameter("crop_x", types.FLOAT),
-        rounding="round",
-        mirror=parameter("flip", types.INT32),
+        size=[config.image_size, config.image_size],
+        roi_start=parameter("near", types.FLOAT, 1),
+        roi_end=parameter("far", types.FLOAT, 1),
         interp_type=types.INTERP_LINEAR,
         antialias=True,
     )
     if config.has_jitter:
-        colours = {name: parameter(name, types.FLOAT) for name in _parameters_in_use(config)[3:]}
-        change = fn.color_twist if config.channels == 3 else fn.brightness_contrast
-        images = change(images, **colours)
-    return images
+        factors = {name: parameter(name, types.FLOAT, 0) for name in _colours_in_use(config)}
+        images = (fn.color_twist if config.channels == 3 else fn.brightness_contrast)(images, **factors)
+    return fn.crop_mirror_normalize(
+        images,
+        dtype=types.FLOAT,
+        output_layout="HWC",
+        mean=[255 * mean for mean in config.mean[: config.channels]],
+        std=[255 * std for std in config.std[: config.channels]],
+    )
 
 
 class DaliDecoder:
@@ -75,7 +80,6 @@ class DaliDecoder:
         self._config = config
         self._device = torch.device(device)
         self._max_batch = max_batch
-        self._normalise = Normaliser(config, device)
         self._pipeline: Pipeline | None = None
         # A stream of its own: waiting for DALI's memory to be copied out must not wait for the training step.
         self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
@@ -88,10 +92,7 @@ class DaliDecoder:
             batch_size=self._max_batch,
             num_threads=self._config.threads,
             device_id=(self._device.index or 0) if is_gpu else None,
-            # Run on demand: prefetching would ask for inputs nobody has fed yet.
-            prefetch_queue_depth=1,
-            exec_async=False,
-            exec_pipelined=False,
+            prefetch_queue_depth=1,  # on demand: deeper queues ask for inputs nobody has fed yet
         )
         pipeline.build()
         return pipeline
@@ -108,51 +109,59 @@ class DaliDecoder:
         return images
 
     def _decode(self, encoded: Sequence[Encoded], augment: AugmentParameters) -> torch.Tensor:
-        size = self._config.image_size
-        images = torch.empty((len(encoded), self._config.channels, size, size), device=self._device)
+        parts = []
         for start in range(0, len(encoded), self._max_batch):
             stop = min(start + self._max_batch, len(encoded))
             some, parameters = encoded[start:stop], augment.slice(start, stop)
             try:
-                pixels = self._run(
-                    [_as_input(image, start + i, self._config.channels) for i, image in enumerate(some)],
-                    parameters,
-                )
+                inputs = [_as_input(image, start + i, self._config.channels) for i, image in enumerate(some)]
+                parts.append(self._run(inputs, parameters))
             except RuntimeError:
                 # DALI cannot be used again after an error. PIL decodes what DALI refuses, or says which is bad.
                 self.close()
-                pixels = self._run(
-                    [_decode_by_pil(image, start + i, self._config.channels) for i, image in enumerate(some)],
-                    parameters,
-                )
-            self._normalise(pixels, images[start:stop])
-            if self._stream is not None:
-                self._stream.synchronize()  # the next run writes where `pixels` lies
+                inputs = [
+                    _decode_by_pil(image, start + i, self._config.channels) for i, image in enumerate(some)
+                ]
+                parts.append(self._run(inputs, parameters))
+        if self._stream is None and len(parts) == 1:
+            return parts[0]
+        # Of the GPU's memory only torch knows who still computes with it.
+        size = self._config.image_size
+        images = torch.cat(parts) if parts else torch.empty((0, self._config.channels, size, size))
+        if self._stream is not None:
+            self._stream.synchronize()
         return images
 
-    def _run(self, inputs: list[NDArray[np.uint8]], augment: AugmentParameters) -> torch.Tensor:
+    def _run(self, inputs: list[_Input], augment: AugmentParameters) -> torch.Tensor:
+        """float32 [n, C, S, S] in channels_last memory; DALI's, which is not written again while the tensor lives."""
         if self._pipeline is None:
             self._pipeline = self._build()
-        self._pipeline.feed_input("encoded", inputs)
-        for name in _parameters_in_use(self._config):
-            values = getattr(augment, name)
-            values = values.astype(np.int32 if name == "flip" else np.float32)
+        sizes = np.array([size for _, size in inputs], dtype=np.int64)
+        is_cut = self._device.type == "cpu"
+        regions = crop_regions(sizes, augment, self._config, is_cut=is_cut)
+        fed: dict[str, NDArray[Any]] = {"near": regions.near, "far": regions.far}
+        if is_cut:
+            fed |= {"start": regions.start, "shape": regions.shape}
+        fed |= {name: getattr(augment, name) for name in _colours_in_use(self._config)}
+        self._pipeline.feed_input("encoded", [data for data, _ in inputs])
+        for name, values in fed.items():
             self._pipeline.feed_input(name, values)
         (outputs,) = self._pipeline.run()
-        # A view of DALI's memory, good until the next run; normalising copies out of it.
-        return torch.utils.dlpack.from_dlpack(outputs.as_tensor())
+        images: torch.Tensor = torch.utils.dlpack.from_dlpack(outputs.as_tensor())
+        return images.permute(0, 3, 1, 2)
 
     def close(self) -> None:
         self._pipeline = None
 
 
-def _as_input(encoded: Encoded, position: int, channels: int) -> NDArray[np.uint8]:
-    if bytes(encoded[:8]).startswith(_DALI_MAGICS):
-        return np.frombuffer(encoded, dtype=np.uint8)
-    return _decode_by_pil(encoded, position, channels)
+def _as_input(encoded: Encoded, position: int, channels: int) -> _Input:
+    size = upright_size(encoded)
+    if size is None:
+        return _decode_by_pil(encoded, position, channels)
+    return np.frombuffer(encoded, dtype=np.uint8), size
 
 
-def _decode_by_pil(encoded: Encoded, position: int, channels: int) -> NDArray[np.uint8]:
+def _decode_by_pil(encoded: Encoded, position: int, channels: int) -> _Input:
     """The image as uncompressed PPM, which DALI reads."""
     try:
         image = open_upright(encoded, channels)
@@ -160,4 +169,4 @@ def _decode_by_pil(encoded: Encoded, position: int, channels: int) -> NDArray[np
         raise UndecodableError(position, explain(error)) from error
     buffer = io.BytesIO()
     image.save(buffer, "PPM")
-    return np.frombuffer(buffer.getbuffer(), dtype=np.uint8)
+    return np.frombuffer(buffer.getbuffer(), dtype=np.uint8), (image.height, image.width)

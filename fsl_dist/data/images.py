@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Optional
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from fsl_dist.data.fingerprints import fingerprint
 from fsl_dist.data.resize import StoredSize
@@ -73,6 +73,9 @@ def _turn_upright(opened: Image.Image, channels: int) -> Image.Image:
     return image.convert("RGB" if channels == 3 else "L")
 
 
+JPEG_MAGIC = b"\xff\xd8\xff"
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+
 MAX_PIXELS = 178_956_970
 """most pixels an image may declare unless told otherwise: half a GiB as RGB, and what PIL itself decodes at most"""
 
@@ -81,15 +84,15 @@ warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 def declared_size(encoded: Encoded) -> tuple[int, int] | None:
-    """(width, height) in pixels that an image file declares, before decoding; None where it declares none.
+    """(width, height) in pixels that an image file declares, before decoding and turning; None where it declares none.
 
     PNG and JPEG by their headers (about 1 and 3 µs), others by PIL's.
     """
     head = bytes(encoded[:24])
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+    if head.startswith(PNG_MAGIC):
         return struct.unpack(">II", head[16:24]) if len(head) == 24 else None
-    if head.startswith(b"\xff\xd8\xff"):
-        return _declared_by_jpeg(encoded)
+    if head.startswith(JPEG_MAGIC):
+        return _walk_jpeg(encoded)[0]
     try:
         with Image.open(io.BytesIO(encoded)) as opened:
             return opened.size
@@ -99,23 +102,64 @@ def declared_size(encoded: Encoded) -> tuple[int, int] | None:
         return None
 
 
-def _declared_by_jpeg(encoded: Encoded) -> tuple[int, int] | None:
-    """Walks the segments to the frame header (SOF0 … SOF15 without DHT, JPG, DAC), over bytes between them as libjpeg."""
-    data, position = bytes(encoded), 2
+def upright_size(encoded: Encoded) -> tuple[int, int] | None:
+    """(height, width) in pixels of a PNG or JPEG file as it decodes, turned as its EXIF orientation says.
+
+    From its headers (about 2 and 4 µs, 40 with EXIF); None for other files and where nothing is declared.
+    """
+    head = bytes(encoded[:24])
+    if head.startswith(JPEG_MAGIC):
+        size, exif = _walk_jpeg(encoded)
+    elif head.startswith(PNG_MAGIC):
+        size, exif = declared_size(head), _exif_of_png(encoded)
+    else:
+        return None
+    if size is None:
+        return None
+    if exif:
+        found = Image.Exif()
+        found.load(exif)
+        if found.get(ExifTags.Base.Orientation) in (5, 6, 7, 8):
+            return size
+    return size[1], size[0]
+
+
+def _walk_jpeg(encoded: Encoded) -> tuple[tuple[int, int] | None, bytes]:
+    """((width, height) or None, EXIF or nothing): walks the segments to the frame header (SOF0 … SOF15 without DHT, JPG, DAC).
+
+    Passes over bytes between segments as libjpeg does.
+    """
+    data, position, exif = memoryview(encoded), 2, b""
     while 0 <= position <= len(data) - 9:
         marker = data[position + 1]
         if data[position] != 0xFF or marker == 0xFF:
-            position = data.find(b"\xff", position + 1)
+            position = bytes(data).find(b"\xff", position + 1)
         elif marker == 0xDA:  # the scan: a frame header cannot follow
-            return None
+            break
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width = struct.unpack_from(">HH", data, position + 5)
-            return width, height
+            return (width, height), exif
         elif marker == 0x01 or 0xD0 <= marker <= 0xD8:  # markers without a length
             position += 2
         else:
-            position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    return None
+            stop = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+            if marker == 0xE1 and bytes(data[position + 4 : position + 10]) == b"Exif\0\0":
+                exif = exif or bytes(data[position + 4 : stop])
+            position = stop
+    return None, exif
+
+
+def _exif_of_png(encoded: Encoded) -> bytes:
+    """The eXIf chunk's content; empty where there is none before the pixels."""
+    data, position = memoryview(encoded), 8
+    while position <= len(data) - 8:
+        length, kind = struct.unpack_from(">I4s", data, position)
+        if kind == b"eXIf":
+            return bytes(data[position + 8 : position + 8 + length])
+        if kind == b"IDAT":
+            break
+        position += 12 + length
+    return b""
 
 
 def find_excess_pixels(encoded: Encoded, max_pixels: int) -> str | None:

@@ -10,7 +10,7 @@ from PIL import Image
 from fsl_dist.config import RunConfig
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.config import DataConfig
-from fsl_dist.data.decode_torchvision import crop_offset, resized_extents
+from fsl_dist.data.crops import crop_offset, resized_extents
 from fsl_dist.data.images import explain
 from fsl_dist.data.loader import Loader, Request
 from fsl_dist.data.selection import Selection

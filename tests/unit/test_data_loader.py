@@ -12,8 +12,8 @@ from PIL import Image
 from fsl_dist.data.augment import draw_augment
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.config import DataConfig
+from fsl_dist.data.crops import crop_offset, resized_extents
 from fsl_dist.data.decode import make_decoder
-from fsl_dist.data.decode_torchvision import crop_offset, resized_extents
 from fsl_dist.data.images import open_upright
 from fsl_dist.data.loader import FeatureSource, Loader, Request, open_source
 from fsl_dist.data.pack import PackOptions, pack
@@ -84,7 +84,8 @@ def test_decoding_crops_mirrors_and_normalises_by_hand():
     assert augment.flip.any()
     assert not augment.flip.all()
     found = make_decoder(config).decode([encode(image) for image in images], augment)
-    assert (found.dtype, found.shape, found.is_contiguous()) == (torch.float32, (6, 3, 20, 20), True)
+    assert (found.dtype, found.shape) == (torch.float32, (6, 3, 20, 20))
+    assert found.is_contiguous(memory_format=torch.channels_last)
     for position, image in enumerate(images):
         top, left = (int(np.floor(4 * place[position] + 0.5)) for place in (augment.crop_y, augment.crop_x))
         cut = image[top : top + 20, left : left + 20]

@@ -1,0 +1,68 @@
+"""Where a crop lies: in the resized image, and in the image that is resized. Pure arithmetic."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fsl_dist.data.augment import AugmentParameters
+from fsl_dist.data.config import DataConfig
+from fsl_dist.data.resize import extents_of_shorter
+
+
+def resized_extents(height: int, width: int, config: DataConfig) -> tuple[int, int]:
+    """(height, width) after the resize; the longer side is rounded to the nearest pixel, halves up."""
+    if config.resize == "exact":
+        return config.resize_size, config.resize_size
+    return extents_of_shorter(height, width, config.resize_size)
+
+
+def crop_offset(position: np.float32, extent: int, crop: int) -> int:
+    """First pixel of a crop at `position` in [0, 1]: rounded to the nearest in float32, halves up."""
+    return int(np.floor(position * np.float32(extent - crop) + np.float32(0.5)))
+
+
+@dataclass(frozen=True, slots=True)
+class CropRegions:
+    """The part of each image that its crop is resized from. Axes: y, x."""
+
+    start: NDArray[np.int32]
+    """int32 [n, 2]: first row and column to decode"""
+    shape: NDArray[np.int32]
+    """int32 [n, 2]: how many rows and columns to decode"""
+    near: NDArray[np.float32]
+    """float32 [n, 2]: where the crop's first edges lie in what is decoded, pixels"""
+    far: NDArray[np.float32]
+    """float32 [n, 2]: where its last edges lie; a mirrored image has `near` and `far` of x exchanged"""
+
+
+def crop_regions(
+    sizes: NDArray[np.int64], augment: AugmentParameters, config: DataConfig, *, is_cut: bool
+) -> CropRegions:
+    """Regions of images of `sizes` (int64 [n, 2]: height, width).
+
+    Resizing from `near` to `far` gives the pixels that resizing the whole image and then cropping gives: the decoded part
+    holds all that antialiasing looks at. `is_cut` False: the whole image is decoded.
+    """
+    crop = config.image_size
+    extents = np.array([resized_extents(height, width, config) for height, width in sizes.tolist()])
+    places = np.stack([augment.crop_y, augment.crop_x], axis=1)
+    first = np.floor(places * (extents - crop).astype(np.float32) + np.float32(0.5))
+    scale = sizes / extents
+    near, far = first * scale, (first + crop) * scale
+    start, stop = np.zeros_like(sizes), sizes
+    if is_cut:
+        reach = (
+            np.maximum(1, scale / 2) + 1
+        )  # half of the filter that is scaled down with, and a pixel for rounding
+        start = np.maximum(0, np.floor(near - reach)).astype(np.int64)
+        stop = np.minimum(sizes, np.ceil(far + reach).astype(np.int64))
+    near, far = near - start, far - start
+    flip = augment.flip
+    near[flip, 1], far[flip, 1] = far[flip, 1], near[flip, 1]
+    return CropRegions(
+        start.astype(np.int32),
+        (stop - start).astype(np.int32),
+        near.astype(np.float32),
+        far.astype(np.float32),
+    )
