@@ -34,27 +34,33 @@ def bare_optimizer(network: nn.Module, method: str, *, fused: bool | None = None
 
 
 class BarePCN:
-    """PCN's Algorithm 1 on episodes of 10 classes, 10 support and 5 query images each."""
+    """PCN's Algorithm 1, memory 0.5."""
 
     def __init__(
-        self, network: nn.Module, optimizer: torch.optim.Optimizer, memory: Tensor, *, temperature: float
+        self,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        memory: Tensor,
+        *,
+        shots: int,
+        temperature: float,
     ) -> None:
-        """memory: prototypes float32 [classes, M, D], none of them padding."""
-        self.network, self.optimizer, self.temperature = network, optimizer, temperature
-        self.memory = memory.clone()
+        """memory: prototypes float32 [classes, M, D], none of them padding; shots: support images a class."""
+        self.network, self.optimizer = network, optimizer
+        self.memory, self.shots, self.temperature = memory.clone(), shots, temperature
 
     def step(self, images: Tensor, classes: Tensor) -> Tensor:
-        """One step; images class by class, support first; classes: int64 [10], rows of the memory. Returns the loss."""
+        """One step; images class by class, support first; classes: int64 [n_way], rows of the memory. Returns the loss."""
         self.optimizer.zero_grad()
-        embeddings = self.network(images).view(len(classes), 15, -1)
-        support, query = embeddings[:, :10], embeddings[:, 10:].flatten(0, 1)
+        embeddings = self.network(images).view(len(classes), len(images) // len(classes), -1)
+        support, query = embeddings[:, : self.shots], embeddings[:, self.shots :].flatten(0, 1)
         old = self.memory[classes]
         shares = functional.softmax(-torch.cdist(support, old).square() / self.temperature, dim=-1)
         sums = shares.transpose(1, 2) @ support
         new = 0.5 * old + 0.5 * sums / shares.sum(1).unsqueeze(-1)
         distances = torch.cdist(query, new.flatten(0, 1)).square().view(len(query), *new.shape[:2])
         scores = -(functional.softmax(-distances / self.temperature, dim=-1) * distances).sum(-1)
-        targets = torch.arange(len(classes)).repeat_interleave(5)
+        targets = torch.arange(len(classes)).repeat_interleave(len(query) // len(classes))
         loss = functional.cross_entropy(scores, targets)
         loss.backward()
         self.optimizer.step()

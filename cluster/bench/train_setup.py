@@ -43,8 +43,10 @@ class BenchData:
     def config(self, network: str, method: str, run: Path, more: Sequence[str] = ()) -> RunConfig:
         """A run of one of `NETWORKS` and `METHODS`; `more` goes over it."""
         features = (f"data.features={self.features}",) if network == "mlp" else ()
-        settings = (*IMAGES, *NETWORKS[network], *METHODS[method], *features, f"data.dataset={self.dataset}")
-        return load_config(None, [*settings, f"run.dir={run}", *more])
+        places = (*features, f"data.dataset={self.dataset}", f"run.dir={run}")
+        settings = (*IMAGES, *NETWORKS[network], *METHODS[method], *places, *more)
+        by_key = {setting.partition("=")[0]: setting for setting in settings}
+        return load_config(None, list(by_key.values()))
 
 
 def make_data(options: BenchOptions) -> BenchData:
