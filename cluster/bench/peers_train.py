@@ -29,8 +29,8 @@ def bare_network(name: str, channels: int, dim: int) -> nn.Module:
 def bare_optimizer(network: nn.Module, method: str, *, fused: bool | None = None) -> torch.optim.Optimizer:
     """The optimizer of the method's settings; `fused` is torch's own default unless named."""
     if method == "pcn":
-        return torch.optim.Adam(network.parameters(), lr=1e-3, weight_decay=1e-5, fused=fused)
-    return torch.optim.SGD(network.parameters(), lr=1e-2, momentum=0.9, weight_decay=1e-5, fused=fused)
+        return torch.optim.Adam(network.parameters(), lr=1e-6, weight_decay=1e-5, fused=fused)
+    return torch.optim.SGD(network.parameters(), lr=1e-6, momentum=0.9, weight_decay=1e-5, fused=fused)
 
 
 class BarePCN:
@@ -69,7 +69,7 @@ class BarePCN:
 
 
 class BareDeepKNN:
-    """Deep kNN mined in the batch: 5 nearest of the class, 5 nearest others, margin 1."""
+    """Deep kNN mined in the batch: 5 nearest of the class (6 images a class or more), 5 nearest others, margin 1."""
 
     def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.network, self.optimizer = network, optimizer

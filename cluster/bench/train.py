@@ -13,7 +13,7 @@ from cluster.bench.train_workers import measure_workers
 
 # About half a second a round and contender on two cores.
 _REPEATS = {"conv4": 4, "resnet18": 1, "mlp": 60}
-_SMALL = {"pcn": ("episode.n_way=5", "episode.k_shot=5"), "deep_knn": ("training.batch_size=45",)}
+_SMALL = {"pcn": ("episode.n_way=5", "episode.k_shot=5"), "deep_knn": ("training.batch_size=63",)}
 
 
 def measure(options: BenchOptions) -> Report:

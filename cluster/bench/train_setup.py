@@ -24,11 +24,13 @@ NETWORKS = {
     "resnet18": ("backbone.name=resnet18", "data.resize_size=72", "data.image_size=64"),
     "mlp": ("backbone.name=mlp",),
 }  # fmt: skip
+# A learning rate that moves nothing: steps repeat one batch, and a network that knows it by heart has gradients so small
+# (denormal) that a step takes 9 times as long.
 METHODS = {
-    "pcn": ("method.kind=pcn", "method.clusters=4", "evaluation.delta_tau=[0]", "training.lr=1e-3",
+    "pcn": ("method.kind=pcn", "method.clusters=4", "evaluation.delta_tau=[0]", "training.lr=1e-6",
             "episode.n_way=10", "episode.k_shot=10", "episode.n_query=5"),
     # The batch's statistics in one group, as a plain loop takes them; `auto` would take groups of 32.
-    "deep_knn": ("method.kind=deep_knn", "training.batch_size=90", "training.optimizer=sgd", "training.lr=1e-2",
+    "deep_knn": ("method.kind=deep_knn", "training.batch_size=90", "training.optimizer=sgd", "training.lr=1e-6",
                  "backbone.batch_norm=batch"),
 }  # fmt: skip
 
