@@ -28,7 +28,7 @@ from fsl_dist.training.distributed import WorkerGroup
 from fsl_dist.training.launch import check_run
 from fsl_dist.training.loop import Trainer
 from fsl_dist.training.splits import split_run
-from fsl_dist.training.step import PlannedStep, planned_steps, run_step, step_requests
+from fsl_dist.training.step import PlannedStep, planned_steps, step_requests
 from fsl_dist.training.trained import resolve_weights
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def measure_rates(config: RunConfig) -> Rates:
         trainer = _build_trainer(config, Path(folder) / "run")
         kmeans = _prepare(trainer)
         log.info("loading images")
-        load = time_rate(lambda number: len(_load(trainer, number, _IMAGES)[1]))
+        load = time_rate(lambda number: len(load_steps(trainer, number, _IMAGES)[1]))
         log.info("training steps")
         train, step_images = _train_rate(trainer)
         log.info("embedding")
@@ -143,7 +143,7 @@ def _prepare(trainer: Trainer) -> Rate | None:
     return time_rate(fit, rounds=1)
 
 
-def _load(
+def load_steps(
     trainer: Trainer, epoch: int, num_images: int
 ) -> tuple[list[tuple[PlannedStep, list[torch.Tensor]]], NDArray[np.int64]]:
     """Steps of an epoch with their images, of about `num_images`, and the ids that were loaded for them."""
@@ -167,23 +167,12 @@ def _load(
 
 def _train_rate(trainer: Trainer) -> tuple[Rate, int]:
     """Images a second through whole steps whose images are there already, and images of a step."""
-    planned, images = _load(trainer, 0, 1)[0][0]
+    planned, images = load_steps(trainer, 0, 1)[0][0]
     num_images = sum(len(batch.ids) for batch in planned.batches)
     trainer.network.train()
 
     def step(number: int) -> int:
-        trainer.optimizer.zero_grad(set_to_none=True)
-        result = run_step(
-            trainer.forward,
-            trainer.method,
-            planned,
-            iter(images),
-            group=trainer.group,
-            device=trainer.device,
-            use_bf16=trainer.use_bf16,
-        )
-        trainer.optimizer.step()
-        trainer.method.finish_step(number, planned.batches, result.updates, trainer.group)
+        trainer.take_step(planned, iter(images))
         if trainer.device.type == "cuda":
             torch.cuda.synchronize()
         return num_images

@@ -1,14 +1,12 @@
 """Prototypes of classes by k-means, and the few-shot protocol that scores them (PCN, section 4)."""
 
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from fsl_dist.errors import RequestError, TrainingError
@@ -22,6 +20,7 @@ from fsl_dist.evaluation.few_shot import (
     positions_among,
     warn_of_untrained,
 )
+from fsl_dist.evaluation.kmeans import cluster_means
 from fsl_dist.evaluation.metrics import Floats, Repeated, rank_targets
 from fsl_dist.seeding import generator
 
@@ -50,8 +49,21 @@ def fit_class_prototypes(
     and independent of the number of threads. One cluster is the mean, as many clusters as images are the images.
     Clusters that stay empty (duplicates) are dropped. Raises TrainingError for embeddings that are not finite.
     """
-    with _one_thread():
+    return fit_each_class([(label, embeddings)], num_clusters, seed=seed, epoch=epoch, starts=starts)[0]
+
+
+def fit_each_class(
+    classes: Iterable[tuple[int, Floats]], num_clusters: int, *, seed: int, epoch: int, starts: int = 10
+) -> list[NDArray[np.float32]]:
+    """`fit_class_prototypes` of each (label, embeddings), side by side on the threads that torch may use."""
+
+    def fit(of_class: tuple[int, Floats]) -> NDArray[np.float32]:
+        label, embeddings = of_class
         return _fit_class(embeddings, num_clusters, seed=seed, epoch=epoch, label=label, starts=starts)
+
+    # One thread a class: how BLAS divides a product among several decides its last bits.
+    with threadpool_limits(limits=1), ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        return list(threads.map(fit, classes))
 
 
 def fit_prototypes(
@@ -66,19 +78,15 @@ def fit_prototypes(
     """Prototypes of every class among `labels` (int64 [n], any order), classes ascending; `fit_class_prototypes`."""
     order = np.argsort(labels, kind="stable")
     classes, firsts = np.unique(labels[order], return_index=True)
-    with _one_thread():
-        means = [
-            _fit_class(embeddings[rows], num_clusters, seed=seed, epoch=epoch, label=label, starts=starts)
-            for label, rows in zip(classes.tolist(), np.split(order, firsts[1:]), strict=False)
-        ]
+    rows_of_class = np.split(order, firsts[1:])
+    means = fit_each_class(
+        ((label, embeddings[rows]) for label, rows in zip(classes.tolist(), rows_of_class, strict=False)),
+        num_clusters,
+        seed=seed,
+        epoch=epoch,
+        starts=starts,
+    )
     return stack_prototypes(means, classes)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    # scikit-learn adds up the threads' partial sums in whatever order they finish: the last bits would vary.
-    with threadpool_limits(limits=1):
-        yield
 
 
 def _fit_class(
@@ -94,13 +102,8 @@ def _fit_class(
         return points.mean(axis=0, keepdims=True).astype(np.float32)
     if num_clusters >= len(points):
         return np.unique(points, axis=0).astype(np.float32)
-    random_state = int(generator(seed, "kmeans", epoch, label).integers(2**32))
-    kmeans = KMeans(num_clusters, init="k-means++", n_init=starts, random_state=random_state)
-    with warnings.catch_warnings():
-        # Said where there are fewer distinct points than clusters: the case that dropping empty ones answers.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        kmeans.fit(points)
-    return kmeans.cluster_centers_[np.unique(kmeans.labels_)].astype(np.float32)
+    rng = generator(seed, "kmeans", epoch, label)
+    return cluster_means(points, num_clusters, starts, rng).astype(np.float32)
 
 
 def stack_prototypes(means: Sequence[NDArray[np.float32]], labels: NDArray[np.int64]) -> Prototypes:

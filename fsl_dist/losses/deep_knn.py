@@ -5,6 +5,7 @@ Equation numbers are those of Zhuang et al., "Deep kNN for Medical Image Classif
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from fsl_dist.losses.distances import euclidean_rows
 from fsl_dist.losses.ranking import rank_pairs
@@ -25,9 +26,9 @@ def batch_neighbours(
     """
     is_same_class = labels[:, None] == labels[None, :]
     is_itself = ids[:, None] == ids[None, :]
-    same = rank_pairs(embeddings, is_same_class & ~is_itself, ids, num_same)
-    other = rank_pairs(embeddings, ~is_same_class, ids, num_other)
-    return same, other
+    allowed = torch.stack([is_same_class & ~is_itself, ~is_same_class])
+    same, other = rank_pairs(embeddings, allowed, ids, max(num_same, num_other))
+    return same[:, :num_same], other[:, :num_other]
 
 
 def count_triplets(same: Tensor, other: Tensor) -> Tensor:
@@ -49,10 +50,12 @@ def deep_knn_loss(
 
     Returns the loss [] and, without gradient, the share of existing triplets that are above zero [], 0 … 1.
     """
-    # [A, 1, D]; position −1 reads the last image, whose triplets are masked below.
-    anchors = embeddings[anchor].unsqueeze(1)
-    to_same = euclidean_rows(anchors, embeddings[same])
-    to_other = euclidean_rows(anchors, embeddings[other])
+    # Rows by `embedding`: its gradient adds them up in half the time of an index's. Position −1 reads the first image,
+    # whose triplets are masked below.
+    places = torch.cat([same, other], dim=-1).clamp_min(0)
+    anchors = functional.embedding(anchor, embeddings).unsqueeze(1)
+    distances = euclidean_rows(anchors, functional.embedding(places, embeddings))  # [A, K + M]
+    to_same, to_other = distances.split([same.shape[-1], other.shape[-1]], dim=-1)
     # [A, K, M]
     hinge = (to_same.unsqueeze(-1) - to_other.unsqueeze(-2) + margin).relu()
     exists = (same >= 0).unsqueeze(-1) & (other >= 0).unsqueeze(-2)

@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+# Pairs times dimensions up to which direct differences are faster than the some 15 small operations around a product.
+_DIRECT_TERMS = 2**18
+
 
 def at_least_float32(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors in one dtype: the widest among them, float32 at the least (bf16 becomes float32)."""
@@ -17,18 +20,23 @@ def without_autocast(tensor: Tensor) -> torch.autocast:
     return torch.autocast(tensor.device.type, enabled=False)
 
 
-def squared_distances(a: Tensor, b: Tensor) -> Tensor:
+def squared_distances(a: Tensor, b: Tensor, counts: Tensor | None = None) -> Tensor:
     """‖aᵢ − bⱼ‖² for all pairs: [..., n, dim] and [..., m, dim] give [..., n, m], float32 or wider, ≥ 0.
 
-    By matrix product after subtracting the (detached) mean of all the points of a and b: without it embeddings of
-    norm 16 and spread 0.01 lose their distances to cancellation. Near-duplicates still lose relative precision
-    against the spread; where it matters use `euclidean_rows`. Leading axes are batches, each with a mean of its
-    own. The gradient of a distance that rounds to 0 is 0.
+    Few pairs by direct differences, in one kernel. Many by matrix product after subtracting the (detached) mean of all the
+    points of a and of those of b that count (bool [..., m]; all without it): without the mean embeddings of norm 16 and spread
+    0.01 lose their distances to cancellation. Near-duplicates still lose relative precision against the spread; where it
+    matters use `euclidean_rows`. Leading axes are batches, each with a mean of its own. The gradient of a distance that
+    rounds to 0 is 0.
     """
     a, b = at_least_float32(a, b)
+    if a.shape[-2] * b.shape[-2] * a.shape[-1] <= _DIRECT_TERMS:
+        return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square()
     with without_autocast(a):
-        total = a.detach().sum(-2, keepdim=True) + b.detach().sum(-2, keepdim=True)
-        center = total / (a.shape[-2] + b.shape[-2])
+        of_b, num_b = b.detach(), b.shape[-2] if counts is None else counts.sum(-1)[..., None, None]
+        if counts is not None:
+            of_b = of_b.masked_fill(~counts.unsqueeze(-1), 0.0)
+        center = (a.detach().sum(-2, keepdim=True) + of_b.sum(-2, keepdim=True)) / (a.shape[-2] + num_b)
         a, b = a - center, b - center
         squares_a = a.square().sum(-1).unsqueeze(-1)
         squares_b = b.square().sum(-1).unsqueeze(-2)

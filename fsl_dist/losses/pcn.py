@@ -60,14 +60,15 @@ def class_scores(x: Tensor, prototypes: Tensor, mask: Tensor, temperature: float
     prototype scores −inf. Memory: n·C·M distances, in pieces of 64 MiB where no gradient is kept.
     """
     x, prototypes = at_least_float32(x, prototypes)
-    flat = _fill_padding(prototypes, mask).flatten(0, 1)
+    flat = _clear_padding(prototypes, mask).flatten(0, 1)
     rows = max(_DISTANCES_PER_CHUNK // max(len(flat), 1), 1)
     return torch.cat([_score_rows(part, flat, mask, temperature) for part in x.split(rows)])
 
 
 def _score_rows(x: Tensor, flat_prototypes: Tensor, mask: Tensor, temperature: float) -> Tensor:
     """Scores [n, C] of some rows against prototypes [C·M, D]."""
-    distances = squared_distances(x, flat_prototypes).unflatten(-1, tuple(mask.shape)).masked_fill(~mask, 0.0)
+    distances = squared_distances(x, flat_prototypes, mask.flatten()).unflatten(-1, tuple(mask.shape))
+    distances = distances.masked_fill(~mask, 0.0)
     scores = -(responsibilities(distances, mask, temperature) * distances).sum(-1)
     return scores.masked_fill(~mask.any(-1), float("-inf"))
 
@@ -77,7 +78,7 @@ def support_responsibilities(support: Tensor, prototypes: Tensor, mask: Tensor, 
 
     support: [C, k, D]; prototypes: [C, M, D], a constant; mask: bool [C, M].
     """
-    distances = squared_distances(support, _fill_padding(prototypes.detach(), mask))
+    distances = squared_distances(support, _clear_padding(prototypes.detach(), mask), mask)
     return responsibilities(distances.masked_fill(~mask.unsqueeze(-2), 0.0), mask.unsqueeze(-2), temperature)
 
 
@@ -159,11 +160,6 @@ def pcn_episode_loss(
     )
 
 
-def _fill_padding(prototypes: Tensor, mask: Tensor) -> Tensor:
-    """Prototypes [C, M, D] with the mean of the real ones at padded slots.
-
-    A padded slot far from the data would pull the centre that `squared_distances` subtracts away from it.
-    """
-    real = mask.unsqueeze(-1)
-    mean = prototypes.detach().masked_fill(~real, 0.0).sum((0, 1)) / mask.sum().clamp_min(1)
-    return torch.where(real, prototypes, mean)
+def _clear_padding(prototypes: Tensor, mask: Tensor) -> Tensor:
+    """Prototypes [C, M, D] with zeros at padded slots, where anything may lie, NaN too."""
+    return prototypes.masked_fill(~mask.unsqueeze(-1), 0.0)

@@ -17,30 +17,46 @@ def rank_pairs(
 ) -> Tensor:
     """Each image's `num` nearest images among those it is `allowed`, or its furthest ones, by Euclidean distance.
 
-    embeddings: [n, D]; allowed: bool [n, n], row by row; ids: int64 [n] sample ids. Returns positions int64 [n, num],
-    nearest (or furthest) first, −1 where there are fewer. No gradient.
+    embeddings: [n, D]; allowed: bool [..., n, n], row by row; ids: int64 [n] sample ids. Returns positions int64
+    [..., n, num], nearest (or furthest) first, −1 where there are fewer. No gradient.
 
-    A float64 product finds every image that can be among the first, direct differences in float64 rank them;
-    equal distances go to the smaller id. Costs n² product distances and n·num direct ones.
+    A float64 product ranks them, and direct differences in float64 wherever two are nearer to each other than its
+    rounding; equal distances go to the smaller id. Costs n² product distances, and n·num direct ones where there are such.
     """
     points, rows = embeddings.double(), len(embeddings)
-    found = torch.full((rows, num), -1, dtype=torch.int64, device=points.device)
+    found = torch.full((*allowed.shape[:-1], num), -1, dtype=torch.int64, device=points.device)
     if num == 0 or rows == 0:
         return found
     sign = -1.0 if furthest else 1.0
     distances = (sign * squared_distances(points, points)).masked_fill(~allowed, float("inf"))
-    bound = distances.kthvalue(min(num, rows), dim=-1, keepdim=True).values
+    # One more than asked for: the last place may tie with the one after it.
+    nearest, candidates = distances.topk(min(num + 1, rows), dim=-1, largest=False)
     rounding = _PRODUCT_ROUNDING * (points - points.mean(0)).square().sum(-1).max()
-    # Nearly always `num` columns; more only where exact ties reach past the last place.
-    width = max(int(((distances <= bound + rounding) & allowed).sum(-1).max()), 1)
+    first = candidates.masked_fill(nearest.isinf(), -1)[..., :num]
+    if bool((nearest.diff(dim=-1) <= rounding).any()):
+        width = max(int(((distances <= nearest[..., :num][..., -1:] + rounding) & allowed).sum(-1).max()), 1)
+        first = _rank_exactly(points, distances, allowed, ids, width, sign)[..., :num]
+    found[..., : first.shape[-1]] = first
+    return found
+
+
+def _rank_exactly(
+    points: Tensor, distances: Tensor, allowed: Tensor, ids: Tensor, width: int, sign: float
+) -> Tensor:
+    """The `width` least of `distances` [..., n, n] in each row, by direct differences: positions, −1 where not allowed.
+
+    sign: −1 where distances are negative and the furthest comes first, else 1.
+    """
     candidates = distances.topk(width, dim=-1, largest=False).indices.sort(-1).values
     candidates = candidates.gather(-1, ids[candidates].argsort(dim=-1, stable=True))
     chunk = max(_NUMBERS_PER_CHUNK // (width * points.shape[1]), 1)
-    parts = zip(points.split(chunk), candidates.split(chunk), strict=True)
+    parts = zip(
+        points.expand(*allowed.shape[:-1], -1).reshape(-1, points.shape[1]).split(chunk),
+        candidates.flatten(0, -2).split(chunk),
+        strict=True,
+    )
     exact = torch.cat([(part[:, None] - points[columns]).square().sum(-1) for part, columns in parts])
-    exact = (sign * exact).masked_fill(~allowed.gather(-1, candidates), float("inf"))
+    exact = (sign * exact.view_as(candidates)).masked_fill(~allowed.gather(-1, candidates), float("inf"))
     # Stable over columns in id order: ties go to the smaller id.
     exact, order = exact.sort(dim=-1, stable=True)
-    first = candidates.gather(-1, order).masked_fill(exact.isinf(), -1)[:, :num]
-    found[:, : first.shape[1]] = first
-    return found
+    return candidates.gather(-1, order).masked_fill(exact.isinf(), -1)

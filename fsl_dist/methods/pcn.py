@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fsl_dist.config import RunConfig
 from fsl_dist.data.selection import Selection
-from fsl_dist.evaluation.prototypes import fit_class_prototypes
+from fsl_dist.evaluation.prototypes import fit_each_class
 from fsl_dist.losses.pcn import pcn_episode_loss, update_prototypes
 from fsl_dist.methods.config import PCNConfig
 from fsl_dist.methods.episodic import Episodes, split_outputs
@@ -62,21 +62,24 @@ class PCN(Episodes):
         num_classes, clusters, dim = self.selection.num_classes, self.method.clusters, neighbours.dim
         packed = torch.zeros(num_classes, clusters, dim + 1, dtype=torch.float32)
         row_of_class = np.searchsorted(self.all_classes.labels, self.selection.labels)
-        for position in range(group.rank, num_classes, group.world_size):
-            row = row_of_class[position]
-            vectors = neighbours.vectors(
-                int(self.all_classes.starts[row]), int(self.all_classes.starts[row + 1])
-            )
-            means = fit_class_prototypes(
-                vectors,
-                clusters,
-                seed=self.seed,
-                epoch=epoch,
-                label=int(self.selection.labels[position]),
-                starts=self.starts_of_kmeans,
-            )
-            packed[position, : len(means), :dim] = torch.from_numpy(np.asarray(means, dtype=np.float32))
-            packed[position, : len(means), dim] = 1.0
+        own = range(group.rank, num_classes, group.world_size)
+        starts, rows = self.all_classes.starts, row_of_class[own.start :: own.step]
+        means = fit_each_class(
+            (
+                (
+                    int(self.all_classes.labels[row]),
+                    neighbours.vectors(int(starts[row]), int(starts[row + 1])),
+                )
+                for row in rows
+            ),
+            clusters,
+            seed=self.seed,
+            epoch=epoch,
+            starts=self.starts_of_kmeans,
+        )
+        for position, of_class in zip(own, means, strict=True):
+            packed[position, : len(of_class), :dim] = torch.from_numpy(of_class)
+            packed[position, : len(of_class), dim] = 1.0
         packed = group.sum_(packed.to(self.device))
         self.means, self.mask = packed[..., :dim].contiguous(), packed[..., dim] > 0
         return {"method/clusters_per_class": float(self.mask.sum() / num_classes)}

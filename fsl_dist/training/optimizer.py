@@ -14,7 +14,6 @@ def build_optimizer(
     *,
     lr_factor: float = 1.0,
     linear_lr_factor: float = 1.0,
-    fused: bool = False,
 ) -> torch.optim.Optimizer:
     """Adam or SGD over groups: heads and classifier at `settings.lr`, the backbone at `lr_factor` times that.
 
@@ -52,11 +51,12 @@ def build_optimizer(
             "(backbone.embedding_dim=N or backbone.map_head=N adds a head)"
         )
     optimizer: torch.optim.Optimizer
+    # Fused on the CPU too, which torch does not choose by itself: an MLP's step took 0.8 of the time.
     if settings.optimizer == "adam":
-        optimizer = torch.optim.Adam(groups, settings.lr, weight_decay=settings.weight_decay, fused=fused)
+        optimizer = torch.optim.Adam(groups, settings.lr, weight_decay=settings.weight_decay, fused=True)
     else:
         optimizer = torch.optim.SGD(
-            groups, settings.lr, settings.momentum, weight_decay=settings.weight_decay, fused=fused
+            groups, settings.lr, settings.momentum, weight_decay=settings.weight_decay, fused=True
         )
     set_learning_rate(optimizer, settings.lr)
     return optimizer

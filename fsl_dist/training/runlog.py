@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
+from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
 from torch.utils.tensorboard import SummaryWriter
 
 from index.mirror import put_appended
@@ -41,8 +42,9 @@ class RunLog:
             self._last_check = time.monotonic()
         self._file.write(json.dumps({"step": global_step, "epoch": epoch, **metrics}) + "\n")
         self._file.flush()
-        for name, value in metrics.items():
-            self._board.add_scalar(name, value, global_step)
+        # One event for all: an event each took 0.7 ms a step.
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
+        self._board.file_writer.add_summary(Summary(value=values), global_step)
 
     def __enter__(self) -> "RunLog":
         return self

@@ -258,7 +258,8 @@ def run_step(
             continue  # the first worker speaks for a batch all workers have in common
         share = batch.weight / total_weight
         for name, value in {"train/loss": result.loss.detach(), **result.metrics}.items():
-            sums[name] = sums.get(name, torch.zeros((), device=device)) + value.float() * share
+            part = value.float() * share
+            sums[name] = sums[name] + part if name in sums else part
         if result.update is not None:
             updates.append((piece.batch, result.update))
     next(calls, None)  # the last call's move
@@ -295,8 +296,11 @@ def _statistics_calls(
 
 def _put_back(outputs: Tensor, order: NDArray[np.int64]) -> Tensor:
     """Outputs in the batch's own order, from forward order."""
+    positions = np.arange(len(order))
+    if np.array_equal(order, positions):
+        return outputs
     back = np.empty_like(order)
-    back[order] = np.arange(len(order))
+    back[order] = positions
     return outputs[torch.from_numpy(back).to(outputs.device)]
 
 

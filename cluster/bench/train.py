@@ -1,0 +1,61 @@
+"""`fsl-dist bench train`: training steps beside a bare loop, workers beside one, clustering beside scikit-learn."""
+
+import os
+
+import torch
+
+from cluster.bench.report import BenchOptions, Report
+from cluster.bench.train_clusters import CASES, SMOKE_CASES, measure_clustering, measure_epoch, measure_pass
+from cluster.bench.train_setup import FEATURE_DIM, make_data
+from cluster.bench.train_start import measure_start
+from cluster.bench.train_steps import Found, measure_step, measure_wait
+from cluster.bench.train_workers import measure_workers
+
+# About half a second a round and contender on two cores.
+_REPEATS = {"conv4": 4, "resnet18": 1, "mlp": 60}
+_SMALL = {"pcn": ("episode.n_way=5", "episode.k_shot=5"), "deep_knn": ("training.batch_size=63",)}
+
+
+def measure(options: BenchOptions) -> Report:
+    """Run all parts; with `is_smoke` those whose ratios mean something on any machine, at small sizes."""
+    data = make_data(options)
+    folder, rounds, is_smoke = options.folder, options.rounds, options.is_smoke
+    found = Found()
+    for network in ("conv4", "mlp") if is_smoke else ("conv4", "resnet18", "mlp"):
+        for method in ("pcn", "deep_knn"):
+            found.add(
+                measure_step(
+                    data, network, method, folder=folder, rounds=rounds,
+                    repeats=_REPEATS[network] if not is_smoke else 20 if network == "mlp" else 2,
+                    more=_SMALL[method] if is_smoke else (),
+                    compiles=not is_smoke and method == "pcn",
+                )
+            )  # fmt: skip
+    found.add(measure_clustering(SMOKE_CASES if is_smoke else CASES, rounds=rounds))
+    sizes = (300,) * 6 if is_smoke else (600,) * 35
+    found.add(measure_epoch(data, folder=folder, rounds=rounds, steps=2, sizes=sizes))
+    if not is_smoke:
+        found.add(measure_pass(data, folder=folder, rounds=rounds))
+        found.add(measure_wait(data, folder=folder, steps=20))
+        found.add(measure_workers(data, folder=folder, rounds=rounds))
+        found.add(measure_start(data, folder=folder, pairs=2))
+    return Report(
+        benchmark="train",
+        title="The training loop's step beside a step written by hand on tensors in memory, two workers beside one, PCN's "
+        "clustering beside scikit-learn's, and the start on Ray beside a TorchTrainer that does nothing.",
+        config={
+            "threads": torch.get_num_threads(),
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "unset"),
+            "data": str(options.dataset or "random JPEGs of 96 px, 30 classes of 40"),
+            "features": FEATURE_DIM,
+            "rounds": rounds,
+        },
+        tables=found.tables,
+        targets=found.targets,
+        notes=[
+            "The bare loop is torch's defaults: contiguous images, an optimizer that is not fused, one group of batch norm. "
+            "The tuned one has the network and settings of fsl-dist: channels_last and a fused optimizer.",
+            *found.notes,
+        ],
+        is_smoke=is_smoke,
+    )

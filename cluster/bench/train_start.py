@@ -1,0 +1,109 @@
+"""From the command to a run's first step on Ray, beside a TorchTrainer whose loop does nothing."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from cluster.bench.report import Table, Target
+from cluster.bench.train_setup import BenchData
+from cluster.bench.train_steps import Found
+from fsl_dist.training.runlog import read_metrics
+
+_WAIT_S = 180.0
+
+# As the first page of Ray Train's manual has it; the loop writes down when it began, and ends.
+_NOTHING = """
+import sys, time
+import ray
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+def loop(config):
+    with open(config["started"], "w") as file:
+        file.write(str(time.time()))
+
+if __name__ == "__main__":
+    folder, num_workers = sys.argv[1], int(sys.argv[2])
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    TorchTrainer(
+        loop,
+        train_loop_config={"started": folder + "/started"},
+        scaling_config=ScalingConfig(num_workers=num_workers),
+        run_config=RunConfig(storage_path=folder + "/ray"),
+    ).fit()
+"""
+
+
+def measure_start(data: BenchData, *, folder: Path, pairs: int, workers: tuple[int, ...] = (1, 2)) -> Found:
+    """Seconds from starting the process to the first step's line in metrics.jsonl, and to the empty loop's first line."""
+    found = Found()
+    for num in workers:
+        rows, extra = [], []
+        for pair in range(pairs):
+            place = folder / f"start-{num}-{pair}"
+            place.mkdir()
+            times = {}
+            order = ("nothing", "train") if pair % 2 == 0 else ("train", "nothing")
+            for name in order:
+                times[name] = (
+                    _start_nothing(place, num) if name == "nothing" else _start_training(data, place, num)
+                )
+            rows.append((f"pair {pair + 1}", round(times["nothing"], 1), round(times["train"], 1)))
+            extra.append(times["train"] - times["nothing"])
+        found.tables.append(
+            Table(
+                f"Seconds from the start of the process, {num} Ray Train worker{'s' if num > 1 else ''}",
+                ("", "empty train loop begins", "first training step done"),
+                tuple(rows),
+            )
+        )
+        name = f"first step after an empty TorchTrainer, {num} worker{'s' if num > 1 else ''}, s"
+        found.targets.append(Target(name, extra, at_most=5.0, is_guarded=False))
+    return found
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+
+
+def _start_nothing(place: Path, num_workers: int) -> float:
+    script = place / "nothing.py"
+    script.write_text(_NOTHING)
+    with tempfile.TemporaryDirectory(prefix="fsl-ray-", dir="/tmp") as scratch:
+        started = time.time()
+        subprocess.run(
+            [sys.executable, str(script), str(place), str(num_workers)],
+            check=True, capture_output=True, timeout=_WAIT_S, env={**_environment(), "RAY_TMPDIR": scratch},
+        )  # fmt: skip
+    return float((place / "started").read_text()) - started
+
+
+def _start_training(data: BenchData, place: Path, num_workers: int) -> float:
+    """One epoch of one episode a worker with Conv4, PN: there is nothing to embed before the first step."""
+    run = place / "run"
+    config = data.config(
+        "conv4", "pcn", run,
+        [f"workers.num={num_workers}", "workers.launch=ray", "method.clusters=1", "method.memory=0.0",
+         f"episode.per_epoch={2 * num_workers}", "training.epochs=1"],
+    )  # fmt: skip
+    from fsl_dist.config import render_config
+
+    settings = place / "run.yaml"
+    settings.write_text(render_config(config))
+    started = time.time()
+    command = subprocess.Popen(
+        [sys.executable, "-m", "cluster.cli", "train", "--config", str(settings)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=_environment(),
+    )  # fmt: skip
+    took = 0.0
+    while command.poll() is None:
+        if not took and (run / "metrics.jsonl").is_file() and read_metrics(run):
+            took = time.time() - started
+        time.sleep(0.02)
+    assert command.stderr is not None
+    if command.returncode != 0 or not took:
+        raise RuntimeError(f"fsl-dist train ended with {command.returncode}: {command.stderr.read()[-500:]}")
+    return took
