@@ -46,9 +46,9 @@ _TRAINED_EPOCHS = 4
 
 
 def measure(options: BenchOptions) -> Report:
-    """The whole benchmark; `dataset`: packed photographs with at least two classes, 2,000 images or so."""
-    size = 48 if options.is_smoke else 64
-    num = 480 if options.is_smoke else 1_920
+    """The whole benchmark; `dataset`: packed photographs with at least two classes, 1,000 images or so."""
+    size = 32 if options.is_smoke else 64
+    num = 288 if options.is_smoke else 960
     dataset = options.dataset or _pack_patterns(options.folder, num, size)
     config = load_config(
         None,
