@@ -37,7 +37,6 @@ SETTINGS = (
     "training.lr=0.01",
     "training.epochs=1000",
     "training.patience=0",
-    "workers.launch=process",
     "backbone.name=resnet18",
     "data.resize=exact",
 )
@@ -52,7 +51,13 @@ def measure(options: BenchOptions) -> Report:
     dataset = options.dataset or _pack_patterns(options.folder, num, size)
     config = load_config(
         None,
-        [*SETTINGS, f"data.dataset={dataset}", f"data.resize_size={size}", f"data.image_size={size}"],
+        [
+            *SETTINGS,
+            "workers.launch=process",
+            f"data.dataset={dataset}",
+            f"data.resize_size={size}",
+            f"data.image_size={size}",
+        ],
     )
     num_images = len(_build(config, options.folder / "count", "batch").splits.train)
     config = dataclasses.replace(config, training=dataclasses.replace(config.training, images=num_images))
