@@ -181,6 +181,9 @@ class MiningConfig:
     run: Literal["inline", "beside"] = "inline"
     """inline: the training workers refresh the table themselves, between two steps; beside: Ray actors with
     resources of their own do, while training goes on"""
+    anchors: Literal["shuffled", "near"] = "shuffled"
+    """dataset: which anchors make a step. shuffled: any; near: such as have neighbours in common, so that a step decodes
+    fewer images (training.batch_size can be larger, docs/deep_knn.md)"""
     refresh_steps: int = 0
     """steps between two refreshes of the neighbour table; 0 = at the start of every epoch"""
     refresh_lag: int = 0
@@ -211,6 +214,10 @@ class MiningConfig:
         if self.run == "beside" and self.source != "dataset":
             raise ConfigError(
                 "mining.run=beside refreshes the table of mining.source=dataset; mining.source=batch has none"
+            )
+        if self.anchors == "near" and self.source != "dataset":
+            raise ConfigError(
+                "mining.anchors=near goes by the neighbour table of mining.source=dataset; mining.source=batch has none"
             )
 
     @property

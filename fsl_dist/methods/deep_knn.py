@@ -21,6 +21,7 @@ from fsl_dist.methods.config import DeepKNNConfig
 from fsl_dist.methods.method import Batch, BatchLoss, Memoryless, TrainingIndex
 from fsl_dist.methods.neighbour_table import WEIGHTS, NeighbourTable, is_whole
 from fsl_dist.methods.stratified import StratifiedBatches
+from fsl_dist.samplers.near_order import near_order
 from fsl_dist.samplers.neighbourhood import (
     Neighbourhood,
     anchors_of_step,
@@ -52,6 +53,16 @@ class BatchMining(StratifiedBatches):
         return BatchLoss(loss, {"train/active_triplets": active})
 
 
+@dataclass(slots=True)
+class _Order:
+    """An epoch's order of near anchors, and what it is made from: the table in force at the epoch's first step."""
+
+    epoch: int
+    table: NeighbourTable
+    anchors: NDArray[np.int64] | None = None
+    """int64 [N]: positions in the selection, once they are needed"""
+
+
 @dataclass(frozen=True, slots=True)
 class _Refresh:
     """A neighbour table in the making."""
@@ -66,6 +77,9 @@ class DatasetMining(Memoryless):
 
     A refresh of the neighbour table that starts at step s takes effect at exactly step s + `mining.refresh_lag`,
     whoever makes the table and however long that takes: the run is a function of its configuration.
+
+    Every image is an anchor once an epoch, so an epoch has one order of anchors, whatever tables it goes through. With
+    `mining.anchors=near` the table in force at its first step makes it, and checkpoints name that one too.
     """
 
     is_global = True
@@ -92,6 +106,8 @@ class DatasetMining(Memoryless):
         self.table: NeighbourTable | None = None
         self.pending: _Refresh | None = None
         self._is_pending_restored = False
+        self.is_near = config.mining.anchors == "near"
+        self.order: _Order | None = None
 
     def num_steps(self) -> int:
         """An epoch is ⌈images / anchors a step⌉ steps."""
@@ -146,12 +162,25 @@ class DatasetMining(Memoryless):
     def batches(self, epoch: int, step: int) -> list[Batch]:
         """The step's anchors with their mined neighbours, each image once."""
         assert self.table is not None
-        positions = anchors_of_step(
-            len(self.selection), self.per_step, seed=self.seed, epoch=epoch, step=step
-        )
+        positions = self._anchors(epoch, step)
         same, other = self.table.rows(positions)
         hood = gather_neighbourhood(self.selection.ids[positions], same, other)
         return [Batch(hood.ids, self.labels[hood.ids], payload=hood)]
+
+    def _anchors(self, epoch: int, step: int) -> NDArray[np.int64]:
+        """The step's anchors as positions in the selection."""
+        ids, per_step = self.selection.ids, self.per_step
+        if not self.is_near:
+            return anchors_of_step(len(ids), per_step, seed=self.seed, epoch=epoch, step=step)
+        assert self.table is not None
+        if self.order is None or self.order.epoch != epoch:
+            self.order = _Order(epoch, self.table)  # this is the epoch's first step
+        if self.order.anchors is None:
+            position_of = np.full(ids.max() + 2, -1, dtype=np.int64)  # −1, no neighbour, reads the last one
+            position_of[ids] = np.arange(len(ids))
+            neighbours = position_of[np.concatenate(self.order.table.rows(np.arange(len(ids))), axis=1)]
+            self.order.anchors = near_order(neighbours, per_step, seed=self.seed, epoch=epoch)
+        return self.order.anchors[step * per_step : (step + 1) * per_step]
 
     def loss(self, outputs: Tensor, batch: Batch) -> BatchLoss:
         """Deep kNN Eq. 3 over the mined triplets, distances at the present parameters."""
@@ -170,34 +199,51 @@ class DatasetMining(Memoryless):
         updates: list[tuple[int, tuple[Tensor, ...]]],
         group: WorkerGroup,
     ) -> dict[str, float]:
-        """Report how old the table is that this step used."""
+        """Report how old the table is that this step used, and how many images its anchors took."""
         assert self.table is not None
-        return {"mining/staleness_steps": float(global_step - self.table.step)}
+        (batch,) = batches
+        assert isinstance(batch.payload, Neighbourhood)
+        return {
+            "mining/staleness_steps": float(global_step - self.table.step),
+            "mining/images_per_anchor": len(batch.ids) / len(batch.payload.anchor),
+        }
 
     def state(self) -> dict[str, Tensor | str | int]:
-        """Name, hash and step of the active table; name and step of the one under way."""
+        """Name, hash and step of the active table and of the one the epoch's order is made from; the one under way."""
         state: dict[str, Tensor | str | int] = {}
         if self.table is not None:
-            state |= {
-                "table": self.table.folder.name,
-                "table_crc32": self.table.crc32,
-                "table_step": self.table.step,
-            }
+            state |= _name_table("table", self.table)
+        if self.order is not None:
+            state |= {"order_epoch": self.order.epoch, **_name_table("order", self.order.table)}
         if self.pending is not None:
             state |= {"pending": self.pending.folder.name, "pending_step": self.pending.step}
         return state
 
     def load_state(self, state: dict[str, Tensor | str | int]) -> None:
-        """Open the table a checkpoint names; its hash must be the checkpoint's."""
-        if "table" in state:
-            name, crc32, step = state["table"], state["table_crc32"], state["table_step"]
-            assert isinstance(name, str)
-            assert isinstance(crc32, int)
-            assert isinstance(step, int)
-            self.table = NeighbourTable.reopen(self.tables / name, self.method.k_same, step, crc32)
+        """Open the tables a checkpoint names; their hashes must be the checkpoint's."""
+        self.table = self._reopen("table", state)
+        ordered_by = self._reopen("order", state)
+        if ordered_by is not None:
+            epoch = state["order_epoch"]
+            assert isinstance(epoch, int)
+            self.order = _Order(epoch, ordered_by)
         if "pending" in state:
             name, step = state["pending"], state["pending_step"]
             assert isinstance(name, str)
             assert isinstance(step, int)
             self.pending = _Refresh(self.tables / name, step)
             self._is_pending_restored = True
+
+    def _reopen(self, key: str, state: dict[str, Tensor | str | int]) -> NeighbourTable | None:
+        """The table that `_name_table` put into `state` under `key`, if any."""
+        if key not in state:
+            return None
+        name, crc32, step = state[key], state[f"{key}_crc32"], state[f"{key}_step"]
+        assert isinstance(name, str)
+        assert isinstance(crc32, int)
+        assert isinstance(step, int)
+        return NeighbourTable.reopen(self.tables / name, self.method.k_same, step, crc32)
+
+
+def _name_table(key: str, table: NeighbourTable) -> dict[str, str | int]:
+    return {key: table.folder.name, f"{key}_crc32": table.crc32, f"{key}_step": table.step}
