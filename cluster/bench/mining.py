@@ -214,7 +214,7 @@ def _compare_sharing(config: RunConfig, folder: Path, run: Path, num_images: int
             a_step, per_triplet = _count_images(same, other, order == "near", per_step)
             rows.append((f"{order}, {name}", batch_size, per_step, a_step, per_triplet))
     table = Table(
-        f"Images decoded for triplets ({num_images} images seen when “untrained” begins, {longer.images} when “trained”)",
+        f"Images decoded for triplets (“trained”: {longer.images} images seen)",
         ("anchors, embedding", "batch_size", "anchors a step", "images a step", "images per triplet"),
         tuple(rows),
     )
