@@ -4,6 +4,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -78,9 +79,12 @@ def _descendants(pid: int) -> list[int]:
     found: list[int] = []
     try:
         tasks = list(Path(f"/proc/{pid}/task").iterdir())
-        children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
     except OSError:  # it ended meanwhile, or there is no /proc
         return found
+    children: list[int] = []
+    for task in tasks:
+        with suppress(OSError):  # this thread ended meanwhile; its children are another thread's now
+            children += [int(child) for child in (task / "children").read_text().split()]
     for child in children:
         found += [child, *_descendants(child)]
     return found
