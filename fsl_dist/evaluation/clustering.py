@@ -9,14 +9,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.metrics import (
-    adjusted_mutual_info_score,
-    adjusted_rand_score,
-    normalized_mutual_info_score,
-)
-from sklearn.metrics.cluster import contingency_matrix
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from fsl_dist.errors import RequestError
@@ -36,6 +28,14 @@ def cluster_scores(clusters: NDArray[np.int64], labels: NDArray[np.int64]) -> di
     the arithmetic mean of the two entropies, plain and adjusted for chance; `nmi_max` over the larger entropy. `ari`: the
     adjusted Rand index. `ami` and `ari` may be slightly negative.
     """
+    # Here and below, not above: scikit-learn takes 1.8 s to import, and every training run would wait for it.
+    from sklearn.metrics import (
+        adjusted_mutual_info_score,
+        adjusted_rand_score,
+        normalized_mutual_info_score,
+    )
+    from sklearn.metrics.cluster import contingency_matrix
+
     return {
         "ca": float(contingency_matrix(labels, clusters).max(axis=0).sum() / len(labels)),
         "nmi": float(normalized_mutual_info_score(labels, clusters, average_method="arithmetic")),
@@ -51,6 +51,9 @@ def find_clusters(points: Floats, num_clusters: int, *, starts: int, random_stat
     Independent of the number of threads. scikit-learn takes the mean off first, so float32 keeps its digits far from the
     origin. With fewer distinct points than clusters some stay empty.
     """
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+
     kmeans = KMeans(num_clusters, init="k-means++", n_init=starts, random_state=random_state)
     with warnings.catch_warnings(), threadpool_limits(limits=1):
         warnings.simplefilter("ignore", ConvergenceWarning)

@@ -28,10 +28,12 @@ def rank_pairs(
     if num == 0 or rows == 0:
         return found
     sign = -1.0 if furthest else 1.0
-    distances = (sign * squared_distances(points, points)).masked_fill(~allowed, float("inf"))
+    distances = squared_distances(points, points)
+    # No point is further from the mean than from the furthest point.
+    rounding = _PRODUCT_ROUNDING * distances.max()
+    distances = (sign * distances).masked_fill(~allowed, float("inf"))
     # One more than asked for: the last place may tie with the one after it.
     nearest, candidates = distances.topk(min(num + 1, rows), dim=-1, largest=False)
-    rounding = _PRODUCT_ROUNDING * (points - points.mean(0)).square().sum(-1).max()
     first = candidates.masked_fill(nearest.isinf(), -1)[..., :num]
     if bool((nearest.diff(dim=-1) <= rounding).any()):
         width = max(int(((distances <= nearest[..., :num][..., -1:] + rounding) & allowed).sum(-1).max()), 1)
