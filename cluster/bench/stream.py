@@ -22,7 +22,7 @@ from fsl_dist.errors import RequestError
 from fsl_dist.samplers.episode import EpisodeConfig, draw_episode
 from fsl_dist.seeding import generator
 
-EPISODE = EpisodeConfig(n_way=10, k_shot=10, n_query=10)
+EPISODE = EpisodeConfig(n_way=10, k_shot=10, n_query=10, small_classes="replace")
 LIMIT = "DALI, decoding alone (the limit)"
 OURS = ("scan", "random batches", "episodes", "scan, stored at the size")
 CLASSES = 10

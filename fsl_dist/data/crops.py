@@ -34,6 +34,8 @@ class CropRegions:
     """float32 [n, 2]: where the crop's first edges lie in what is decoded, pixels"""
     far: NDArray[np.float32]
     """float32 [n, 2]: where its last edges lie; a mirrored image has `near` and `far` of x exchanged"""
+    is_copy: NDArray[np.bool_]
+    """bool [n]: the image has its size already, so that the crop's pixels are its own"""
 
 
 def crop_regions(
@@ -61,8 +63,9 @@ def crop_regions(
     flip = augment.flip
     near[flip, 1], far[flip, 1] = far[flip, 1], near[flip, 1]
     return CropRegions(
-        start.astype(np.int32),
-        (stop - start).astype(np.int32),
-        near.astype(np.float32),
-        far.astype(np.float32),
+        start=start.astype(np.int32),
+        shape=(stop - start).astype(np.int32),
+        near=near.astype(np.float32),
+        far=far.astype(np.float32),
+        is_copy=(sizes == extents).all(axis=1),
     )

@@ -20,7 +20,7 @@ from fsl_dist.models.backbones import build_network
 from fsl_dist.training.checkpoint import CheckpointFolder, read_progress
 from fsl_dist.training.distributed import WorkerGroup
 from fsl_dist.training.loop import Trainer, Watch
-from fsl_dist.training.optimizer import build_optimizer
+from fsl_dist.training.optimizer import group_parameters
 from fsl_dist.training.resume import check_resumable, settle
 from fsl_dist.training.runlog import describe_progress, last_step
 from fsl_dist.training.splits import check_stop, split_run
@@ -127,11 +127,8 @@ def check_run(config: RunConfig) -> int:
         num_classes=method.num_outputs,
         normalise=method.normalise,
     )
-    build_optimizer(
-        network,
-        config.training,
-        lr_factor=config.backbone.lr_factor,
-        linear_lr_factor=config.backbone.linear_lr_factor,
+    group_parameters(
+        network, lr_factor=config.backbone.lr_factor, linear_lr_factor=config.backbone.linear_lr_factor
     )
     return method.num_steps()
 

@@ -8,19 +8,14 @@ from fsl_dist.models.embedding import Network
 from fsl_dist.training.config import TrainingConfig
 
 
-def build_optimizer(
-    network: Network,
-    settings: TrainingConfig,
-    *,
-    lr_factor: float = 1.0,
-    linear_lr_factor: float = 1.0,
-) -> torch.optim.Optimizer:
-    """Adam or SGD over groups: heads and classifier at `settings.lr`, the backbone at `lr_factor` times that.
+def group_parameters(
+    network: Network, *, lr_factor: float = 1.0, linear_lr_factor: float = 1.0
+) -> list[dict]:
+    """What learns, as an optimizer's groups: `params` and their `lr_factor`; heads and classifier have 1, the backbone `lr_factor`.
 
-    The backbone's linear layers and fc7 learn at `lr_factor`·`linear_lr_factor`, if that is not 1 (AlexNet, VGG). Layers
+    The backbone's linear layers and fc7 have `lr_factor`·`linear_lr_factor`, if that is not 1 (AlexNet, VGG). Layers
     of the same factor are one group, and a group without parameters is left out. A `lr_factor` of 0 takes the gradient
-    away from the backbone's parameters (`requires_grad`), so it must come before DDP. A group keeps its factor as
-    `lr_factor`, in the optimizer's state_dict too.
+    away from the backbone's parameters (`requires_grad`), so it must come before DDP.
 
     Raises ConfigError where nothing is left to train.
     """
@@ -50,6 +45,22 @@ def build_optimizer(
             "backbone.lr_factor=0 leaves nothing to train: this network is its backbone alone "
             "(backbone.embedding_dim=N or backbone.map_head=N adds a head)"
         )
+    return groups
+
+
+def build_optimizer(
+    network: Network,
+    settings: TrainingConfig,
+    *,
+    lr_factor: float = 1.0,
+    linear_lr_factor: float = 1.0,
+) -> torch.optim.Optimizer:
+    """Adam or SGD over `group_parameters`, each group at `settings.lr` times its `lr_factor`.
+
+    A group keeps its factor as `lr_factor`, in the optimizer's state_dict too. torch makes its first optimizer of a process
+    in some 2 s: it imports the compiler.
+    """
+    groups = group_parameters(network, lr_factor=lr_factor, linear_lr_factor=linear_lr_factor)
     optimizer: torch.optim.Optimizer
     # Fused on the CPU too, which torch does not choose by itself: an MLP's step took 0.8 of the time.
     if settings.optimizer == "adam":
@@ -63,7 +74,7 @@ def build_optimizer(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give each group of `build_optimizer` its share of the learning rate `lr`."""
+    """Give each group of `group_parameters` its share of the learning rate `lr`."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_factor"]
 

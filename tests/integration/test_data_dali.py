@@ -106,8 +106,40 @@ def test_turned_and_deep_images_decode_alike():
     ramp = np.linspace(0, 65535, 90 * 120).astype(np.uint16).reshape(90, 120)
     buffer = io.BytesIO()
     Image.fromarray(ramp).save(buffer, "PNG")
-    encoded = [make_photo(2, exif=turned, quality=95), buffer.getvalue()]
-    assert worst_difference(DataConfig(image_size=64, resize_size=80), encoded, None) < TOLERANCE
+    encoded = [
+        make_photo(2, exif=turned, quality=95),
+        buffer.getvalue(),
+        make_photo(3, kind="PNG", exif=turned),
+    ]
+    for epoch in (None, 0):
+        assert worst_difference(DataConfig(image_size=64, resize_size=80), encoded, epoch) < TOLERANCE
+
+
+@pytest.mark.parametrize("options", [{"subsampling": n} for n in (0, 1, 2)] + [{"progressive": True}])
+def test_a_decoded_region_is_that_of_the_whole_image(options):
+    """Beside the same image as bare pixels, of which a region is a slice."""
+    config = DataConfig(decoder="dali", image_size=48, resize_size=160)
+    photo = make_photo(5, 310, 400, quality=90, **options)
+    augment = draw_augment(config, 0, 0, np.arange(12))
+    decoder = make_decoder(config, max_batch=16)
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(photo)).save(buffer, "PPM")  # PIL's libjpeg decodes all of it to the same bytes
+    by_region, whole = (
+        decoder.decode([photo] * 12, augment),
+        decoder.decode([buffer.getvalue()] * 12, augment),
+    )
+    assert (by_region - whole).abs().max() < 0.1  # two decoders' rounding: 4 of 256 levels at most
+    assert (by_region - whole).abs().mean() < 0.01
+
+
+def test_results_outlive_later_runs_and_their_decoder():
+    decoder = make_decoder(DataConfig(decoder="dali", image_size=32, resize_size=40), max_batch=4)
+    photos = [make_photo(n) for n in range(12)]
+    kept = [decoder.decode(photos[n : n + 3], None) for n in range(8)]
+    expected = [images.clone() for images in kept]
+    decoder.decode(photos, None)
+    decoder.close()
+    assert all(torch.equal(*pair) for pair in zip(kept, expected, strict=True))
 
 
 def test_crops_land_on_the_same_pixel():
