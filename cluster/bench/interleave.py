@@ -71,10 +71,11 @@ def tree_cpu_s() -> float:
     """
     ended = os.times()
     total = time.process_time() + ended.children_user + ended.children_system
-    return total + sum(_used_s(pid) for pid in _descendants(os.getpid()))
+    return total + sum(_used_s(pid) for pid in descendants(os.getpid()))
 
 
-def _descendants(pid: int) -> list[int]:
+def descendants(pid: int) -> list[int]:
+    """Living children of a process, theirs, and so on; none where there is no /proc."""
     found: list[int] = []
     try:
         tasks = list(Path(f"/proc/{pid}/task").iterdir())
@@ -82,7 +83,7 @@ def _descendants(pid: int) -> list[int]:
     except OSError:  # it ended meanwhile, or there is no /proc
         return found
     for child in children:
-        found += [child, *_descendants(child)]
+        found += [child, *descendants(child)]
     return found
 
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
@@ -25,8 +26,8 @@ from fsl_dist.evaluation.few_shot import (
 from fsl_dist.evaluation.metrics import Floats, Repeated, rank_targets
 from fsl_dist.seeding import generator
 
-# Samples are scored in chunks of this many distances: 2**22 float64 are 32 MB.
-_DISTANCES_AT_A_TIME = 2**22
+# Samples are scored in chunks of this many distances: 2**18 float64 are 2 MB, which stay in the cache.
+_DISTANCES_AT_A_TIME = 2**18
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -134,24 +135,31 @@ def _scores_at(
     embeddings: Floats, prototypes: Prototypes, temperatures: Sequence[float]
 ) -> NDArray[np.float64]:
     """`prototype_scores` at several temperatures from the same distances: float64 [T, n, C]."""
-    scores = np.empty((len(temperatures), len(embeddings), len(prototypes.labels)))
+    scores = torch.empty((len(temperatures), len(embeddings), len(prototypes.labels)), dtype=torch.float64)
     # Far from the origin a product of raw vectors cancels; the prototypes' mean is a fixed point near all of them.
     used = prototypes.means[prototypes.mask].astype(np.float64)
     centre = used.mean(axis=0)
-    means = prototypes.means.astype(np.float64) - centre
-    lengths = np.square(means).sum(axis=2)
+    means = torch.from_numpy(prototypes.means.astype(np.float64) - centre)
+    lengths = means.square().sum(dim=2)
+    columns = means.flatten(0, 1).T
+    is_padding = ~torch.from_numpy(prototypes.mask)
+    has_padding = bool(is_padding.any())
     rows = max(1, _DISTANCES_AT_A_TIME // max(1, prototypes.mask.size))
     for start in range(0, len(embeddings), rows):
-        points = embeddings[start : start + rows].astype(np.float64) - centre
-        # [rows, C, M]
-        products = (points @ means.reshape(-1, points.shape[1]).T).reshape(-1, *prototypes.mask.shape)
-        distances = np.maximum(np.square(points).sum(axis=1)[:, None, None] + lengths - 2.0 * products, 0.0)
-        logits = np.where(prototypes.mask, -distances, -np.inf)
-        logits -= logits.max(axis=2, keepdims=True)
+        chunk = slice(start, start + rows)
+        points = torch.from_numpy(embeddings[chunk].astype(np.float64) - centre)
+        # float64 [rows, C, M], in place from here on
+        distances = (points @ columns).view(-1, *is_padding.shape).mul_(-2.0)
+        distances.add_(lengths).add_(points.square().sum(dim=1)[:, None, None]).clamp_(min=0.0)
+        logits = -distances
+        if has_padding:
+            logits.masked_fill_(is_padding, -torch.inf)
+        logits -= logits.amax(dim=2, keepdim=True)
         for scores_at, temperature in zip(scores, temperatures, strict=True):
-            weights = np.exp(logits / temperature)
-            scores_at[start : start + rows] = -(weights * distances).sum(axis=2) / weights.sum(axis=2)
-    return scores
+            weights = (logits / temperature).exp_()
+            totals = weights.sum(dim=2)
+            scores_at[chunk] = weights.mul_(distances).sum(dim=2).div_(totals).neg_()
+    return scores.numpy()
 
 
 def evaluate_prototypes(
