@@ -72,10 +72,11 @@ def tree_cpu_s() -> float:
     """
     ended = os.times()
     total = time.process_time() + ended.children_user + ended.children_system
-    return total + sum(_used_s(pid) for pid in _descendants(os.getpid()))
+    return total + sum(_used_s(pid) for pid in descendants(os.getpid()))
 
 
-def _descendants(pid: int) -> list[int]:
+def descendants(pid: int) -> list[int]:
+    """Living children of a process, theirs, and so on; none where there is no /proc."""
     found: list[int] = []
     try:
         tasks = list(Path(f"/proc/{pid}/task").iterdir())
@@ -86,7 +87,7 @@ def _descendants(pid: int) -> list[int]:
         with suppress(OSError):  # this thread ended meanwhile; its children are another thread's now
             children += [int(child) for child in (task / "children").read_text().split()]
     for child in children:
-        found += [child, *_descendants(child)]
+        found += [child, *descendants(child)]
     return found
 
 

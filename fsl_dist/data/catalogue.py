@@ -314,7 +314,7 @@ class Catalogue:
                 f"data set '{self.folder}' has no split '{split}'; it has {', '.join(self.split_names)} "
                 "(`fsl-dist resplit --split …` makes others)"
             )
-        return Selection.from_labels(np.arange(ids.start, ids.stop), self.labels[ids.start : ids.stop])
+        return Selection.from_sorted(np.arange(ids.start, ids.stop), self.labels[ids.start : ids.stop])
 
 
 def _read_table(path: Path) -> pa.Table:

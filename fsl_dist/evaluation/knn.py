@@ -17,45 +17,64 @@ _PAIRS_AT_A_TIME = 2**22
 
 
 def vote(neighbour_labels: NDArray[np.int64], distances: Floats, k_p: int) -> NDArray[np.int64]:
-    """Majority label of each query's `k_p` nearest neighbours: int64 [n].
+    """Majority label of each query's `k_p` nearest neighbours: int64 [n]; see `vote_each`."""
+    return vote_each(neighbour_labels, distances, (k_p,))[0]
 
-    `neighbour_labels`: int64 [n, K], K ≥ k_p, nearest first, −1 where there is no neighbour. `distances`: [n, K],
-    growing with unlikeness (give inner products negated). Equal votes go to the class whose nearest member is
+
+def vote_each(
+    neighbour_labels: NDArray[np.int64], distances: Floats, k_ps: Sequence[int]
+) -> NDArray[np.int64]:
+    """Majority label of each query's K_p nearest neighbours for each of `k_ps`, in one pass: int64 [len(k_ps), n].
+
+    `neighbour_labels`: int64 [n, K], K ≥ every K_p, nearest first, −1 where there is no neighbour. `distances`:
+    [n, K], growing with unlikeness (give inner products negated). Equal votes go to the class whose nearest member is
     nearest, equal distances there to the smaller label. A query without neighbours gets −1.
 
-    Raises RequestError for fewer than `k_p` columns, TrainingError for a distance that is not a number.
+    Raises RequestError for fewer than K_p columns, TrainingError for a distance that is not a number.
     """
     num, num_neighbours = neighbour_labels.shape
-    if not 1 <= k_p <= num_neighbours:
-        raise RequestError(
-            f"evaluation.k_p={k_p} needs that many neighbours a query; the search returned {num_neighbours} "
-            "(search with a larger k, or lower evaluation.k_p)"
-        )
-    rows = max(1, _PAIRS_AT_A_TIME // k_p**2)
-    chunks = [
-        _vote_of(neighbour_labels[start : start + rows, :k_p], distances[start : start + rows, :k_p])
-        for start in range(0, num, rows)
-    ]
-    return np.concatenate(chunks) if chunks else np.empty(0, dtype=np.int64)
+    for k_p in k_ps:
+        if not 1 <= k_p <= num_neighbours:
+            raise RequestError(
+                f"evaluation.k_p={k_p} needs that many neighbours a query; the search returned {num_neighbours} "
+                "(search with a larger k, or lower evaluation.k_p)"
+            )
+    columns = max(k_ps)
+    rows = max(1, _PAIRS_AT_A_TIME // columns**2)
+    winners = np.empty((len(k_ps), num), dtype=np.int64)
+    for start in range(0, num, rows):
+        chunk = slice(start, start + rows)
+        winners[:, chunk] = _vote_of(neighbour_labels[chunk, :columns], distances[chunk, :columns], k_ps)
+    return winners
 
 
-def _vote_of(labels: NDArray[np.int64], distances: Floats) -> NDArray[np.int64]:
-    """`vote` over all columns of `labels` and `distances` [n, K]."""
+def _vote_of(labels: NDArray[np.int64], distances: Floats, k_ps: Sequence[int]) -> NDArray[np.int64]:
+    """`vote_each` of all of `labels` and `distances` [n, K], neighbour by neighbour."""
     is_there = labels != NO_LABEL
     if np.isnan(distances[is_there]).any():
         raise TrainingError(
             "a neighbour's distance is not a number: an embedding is not finite "
             "(a lower learning rate, or an earlier checkpoint)"
         )
-    # [n, K, K]: neighbours j and l of a query are of one class.
-    is_same = (labels[:, :, None] == labels[:, None, :]) & is_there[:, None, :]
-    votes = np.where(is_there, is_same.sum(axis=2), 0)
-    nearest = np.where(is_same, distances[:, None, :], np.inf).min(axis=2)
-    is_best = is_there & (votes == votes.max(axis=1, keepdims=True))
-    leading = np.where(is_best, nearest, np.inf)
-    is_best &= leading == leading.min(axis=1, keepdims=True)
-    winner = np.where(is_best, labels, np.iinfo(np.int64).max).min(axis=1)
-    return np.where(is_there.any(axis=1), winner, NO_LABEL)
+    # int64 [n, K]: a class is counted at the place of its first neighbour.
+    places = (labels[:, :, None] == labels[:, None, :]).argmax(axis=2)
+    rows = np.arange(len(labels))
+    votes = np.zeros(labels.shape, dtype=np.int64)
+    nearest = np.full(labels.shape, np.inf, dtype=distances.dtype)
+    winners = np.empty((len(k_ps), len(labels)), dtype=np.int64)
+    for column in range(labels.shape[1]):
+        place = places[:, column]
+        votes[rows, place] += is_there[:, column]
+        closer = np.where(is_there[:, column], distances[:, column], np.inf)
+        nearest[rows, place] = np.minimum(nearest[rows, place], closer)
+        for which in np.flatnonzero(np.equal(k_ps, column + 1)):
+            seen = slice(column + 1)
+            is_best = votes[:, seen] == votes[:, seen].max(axis=1, keepdims=True)
+            leading = np.where(is_best, nearest[:, seen], np.inf)
+            is_best &= leading == leading.min(axis=1, keepdims=True)
+            winner = np.where(is_best, labels[:, seen], np.iinfo(np.int64).max).min(axis=1)
+            winners[which] = np.where(is_there[:, seen].any(axis=1), winner, NO_LABEL)
+    return winners
 
 
 def knn_metrics(
@@ -121,7 +140,7 @@ def count_right_inside(index: ShardedIndex, rows: slice, k_ps: Sequence[int]) ->
     answer = index.search(vectors, max(k_ps), query_ids=ids)
     distances = answer.distances if index.metric == "l2" else -answer.distances
     neighbours = index.labels_of(answer.ids)
-    return np.array([(vote(neighbours, distances, k_p) == index.labels[rows]).sum() for k_p in k_ps])
+    return (vote_each(neighbours, distances, k_ps) == index.labels[rows]).sum(axis=1)
 
 
 def evaluate_knn(
@@ -133,10 +152,9 @@ def evaluate_knn(
     class_counts: NDArray[np.int64],
     k_ps: Sequence[int],
 ) -> dict[str, float]:
-    """`knn/acc@K_p`, `knn/mcr@K_p` and `knn/rs@K_p` for each of `k_ps`; arguments as in `vote` and `knn_metrics`."""
+    """`knn/acc@K_p`, `knn/mcr@K_p` and `knn/rs@K_p` for each of `k_ps`; arguments as in `vote_each` and `knn_metrics`."""
     scores: dict[str, float] = {}
-    for k_p in k_ps:
-        predictions = vote(neighbour_labels, distances, k_p)
+    for k_p, predictions in zip(k_ps, vote_each(neighbour_labels, distances, k_ps), strict=True):
         metrics = knn_metrics(predictions, targets, class_labels=class_labels, class_counts=class_counts)
         scores |= {f"knn/{name}@{k_p}": value for name, value in metrics.items()}
     return scores

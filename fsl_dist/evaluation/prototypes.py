@@ -24,8 +24,10 @@ from fsl_dist.evaluation.kmeans import cluster_means
 from fsl_dist.evaluation.metrics import Floats, Repeated, rank_targets
 from fsl_dist.seeding import generator
 
-# Samples are scored in chunks of this many distances: 2**22 float64 are 32 MB.
-_DISTANCES_AT_A_TIME = 2**22
+# Samples are scored in chunks of this many distances: 2**18 float64 are 2 MB, which stay in the cache.
+_DISTANCES_AT_A_TIME = 2**18
+# Scores of base images for the novel classes of all draws, at once: 128 MB.
+_SCORES_AT_A_TIME = 2**24
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -137,24 +139,31 @@ def _scores_at(
     embeddings: Floats, prototypes: Prototypes, temperatures: Sequence[float]
 ) -> NDArray[np.float64]:
     """`prototype_scores` at several temperatures from the same distances: float64 [T, n, C]."""
-    scores = np.empty((len(temperatures), len(embeddings), len(prototypes.labels)))
+    scores = torch.empty((len(temperatures), len(embeddings), len(prototypes.labels)), dtype=torch.float64)
     # Far from the origin a product of raw vectors cancels; the prototypes' mean is a fixed point near all of them.
     used = prototypes.means[prototypes.mask].astype(np.float64)
     centre = used.mean(axis=0)
-    means = prototypes.means.astype(np.float64) - centre
-    lengths = np.square(means).sum(axis=2)
+    means = torch.from_numpy(prototypes.means.astype(np.float64) - centre)
+    lengths = means.square().sum(dim=2)
+    columns = means.flatten(0, 1).T
+    is_padding = ~torch.from_numpy(prototypes.mask)
+    has_padding = bool(is_padding.any())
     rows = max(1, _DISTANCES_AT_A_TIME // max(1, prototypes.mask.size))
     for start in range(0, len(embeddings), rows):
-        points = embeddings[start : start + rows].astype(np.float64) - centre
-        # [rows, C, M]
-        products = (points @ means.reshape(-1, points.shape[1]).T).reshape(-1, *prototypes.mask.shape)
-        distances = np.maximum(np.square(points).sum(axis=1)[:, None, None] + lengths - 2.0 * products, 0.0)
-        logits = np.where(prototypes.mask, -distances, -np.inf)
-        logits -= logits.max(axis=2, keepdims=True)
+        chunk = slice(start, start + rows)
+        points = torch.from_numpy(embeddings[chunk].astype(np.float64) - centre)
+        # float64 [rows, C, M], in place from here on
+        distances = (points @ columns).view(-1, *is_padding.shape).mul_(-2.0)
+        distances.add_(lengths).add_(points.square().sum(dim=1)[:, None, None]).clamp_(min=0.0)
+        logits = -distances
+        if has_padding:
+            logits.masked_fill_(is_padding, -torch.inf)
+        logits -= logits.amax(dim=2, keepdim=True)
         for scores_at, temperature in zip(scores, temperatures, strict=True):
-            weights = np.exp(logits / temperature)
-            scores_at[start : start + rows] = -(weights * distances).sum(axis=2) / weights.sum(axis=2)
-    return scores
+            weights = (logits / temperature).exp_()
+            totals = weights.sum(dim=2)
+            scores_at[chunk] = weights.mul_(distances).sum(dim=2).div_(totals).neg_()
+    return scores.numpy()
 
 
 def evaluate_prototypes(
@@ -207,22 +216,19 @@ def evaluate_prototypes(
         )
     base = fitted[clusters, starts]
     warn_of_untrained(test_labels, base.labels, class_names)
-    base_scores = _scores_at(test_embeddings, base, temperatures)
     base_targets = positions_among(test_labels, base.labels)
     suffixes = [f";dtau={delta:.12g}" if delta else "" for delta in config.delta_tau]
     if novel_embeddings is None or novel_labels is None:
         scores: dict[str, float | Repeated] = {}
+        base_scores = _scores_at(test_embeddings, base, temperatures)
         for suffix, scores_at in zip(suffixes, base_scores, strict=True):
             scores |= group_scores("base", rank_targets(scores_at, base_targets), test_labels, suffix)
         return scores
 
     check_novel(novel_labels, base.labels, config, class_names)
     draws = list(draws_of(novel_labels, config, seed=seed))
-    tested, rows_of_draw = np.unique([draw.test for draw in draws], return_inverse=True)
-    novel_scores = _scores_at(novel_embeddings[tested], base, temperatures)
-    of_draws: list[dict[str, float]] = []
-    for draw, rows in zip(draws, rows_of_draw, strict=True):
-        novel = fit_prototypes(
+    novels = [
+        fit_prototypes(
             novel_embeddings[draw.support],
             novel_labels[draw.support],
             config.novel_clusters or novel_clusters,
@@ -230,18 +236,66 @@ def evaluate_prototypes(
             epoch=draw.number,
             starts=config.kmeans_runs,
         )
-        images = np.concatenate([test_embeddings, novel_embeddings[draw.test]])
-        to_novel = _scores_at(images, novel, temperatures)
-        labels = np.concatenate([test_labels, novel_labels[draw.test]])
-        novel_targets = positions_among(novel_labels[draw.test], novel.labels) + len(base.labels)
-        targets = np.concatenate([base_targets, novel_targets])
+        for draw in draws
+    ]
+    tests = [draw.test for draw in draws]
+    ranks = rank_draws(
+        test_embeddings, base_targets, novel_embeddings, novel_labels, tests, base, novels, temperatures
+    )
+    of_draws: list[dict[str, float]] = []
+    for test, of_draw in zip(tests, ranks, strict=True):
+        labels = np.concatenate([test_labels, novel_labels[test]])
         found: dict[str, float] = {}
-        for which, suffix in enumerate(suffixes):
-            to_base = np.concatenate([base_scores[which], novel_scores[which, rows]])
-            ranks = rank_targets(np.concatenate([to_base, to_novel[which]], axis=1), targets)
-            found |= draw_scores(ranks, labels, len(test_labels), suffix)
+        for ranks_at, suffix in zip(of_draw, suffixes, strict=True):
+            found |= draw_scores(ranks_at, labels, len(test_labels), suffix)
         of_draws.append(found)
     return over_draws(of_draws)
+
+
+def rank_draws(
+    test_embeddings: Floats,
+    base_targets: NDArray[np.int64],
+    novel_embeddings: Floats,
+    novel_labels: NDArray[np.int64],
+    tests: Sequence[NDArray[np.int64]],
+    base: Prototypes,
+    novels: Sequence[Prototypes],
+    temperatures: Sequence[float],
+) -> NDArray[np.int64]:
+    """How many classes of base and novel rank before the true one, in each draw: int64 [draws, T, n + m].
+
+    `test_embeddings`: [n, D], base test images with `base_targets` (int64 [n], positions in `base`, or −1);
+    `tests[d]`: int64 [m], the rows of `novel_embeddings` tested in draw d after them. `novels[d]`: prototypes of the same
+    novel classes in each draw. T temperatures. Ties: base before novel, then the smaller position.
+    """
+    num, num_novel = len(test_embeddings), len(novels[0].labels)
+    ranks = np.empty((len(tests), len(temperatures), num + len(tests[0])), dtype=np.int64)
+    # All draws in one product. What a base image loses to base classes is the same in every draw.
+    every = stack_prototypes(
+        [m[used] for novel in novels for m, used in zip(novel.means, novel.mask, strict=True)],
+        np.concatenate([novel.labels for novel in novels]),
+    )
+    rows = max(1, _SCORES_AT_A_TIME // (len(temperatures) * max(len(every.labels), len(base.labels))))
+    for start in range(0, num, rows):
+        chunk = slice(start, min(start + rows, num))
+        targets = base_targets[chunk]
+        to_base = _scores_at(test_embeddings[chunk], base, temperatures)
+        to_novel = _scores_at(test_embeddings[chunk], every, temperatures)
+        for which, scores_at in enumerate(to_base):
+            own = np.take_along_axis(scores_at, np.maximum(targets, 0)[:, None], axis=1)
+            of_novel = (to_novel[which] > own).reshape(len(targets), len(tests), num_novel).sum(axis=2)
+            before = rank_targets(scores_at, targets) + np.where(targets >= 0, of_novel.T, 0)
+            ranks[:, which, chunk] = before
+    tested, rows_of_draw = np.unique(tests, return_inverse=True)
+    novel_to_base = _scores_at(novel_embeddings[tested], base, temperatures)
+    for test, of_test, novel, of_draw in zip(tests, rows_of_draw, novels, ranks, strict=True):
+        targets = positions_among(novel_labels[test], novel.labels)
+        scores = _scores_at(novel_embeddings[test], novel, temperatures)
+        for which, scores_at in enumerate(scores):
+            own_at = scores_at[np.arange(len(test)), targets][:, None]
+            before = (novel_to_base[which, of_test] >= own_at).sum(axis=1)
+            of_draw[which, num:] = rank_targets(scores_at, targets) + before
+    return ranks
 
 
 def _test_temperature(temperature: float, delta: float) -> float:
