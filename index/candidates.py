@@ -37,7 +37,7 @@ class Candidates:
         self._gpu = gpu
         # On a GPU the copy there is all that is kept: `ivf` and `graph` would point into an index that is gone.
         self._index = index if gpu is None else gpus.upload_index(index, gpu)
-        self._ivf = ivf if gpu is None else None
+        self._ivf: Any = ivf if gpu is None else None
         # A list of a cluster is its vectors as they are, so that matrix products can take it.
         self._is_plain = self._ivf is not None and type(faiss.downcast_index(ivf)) is faiss.IndexIVFFlat
         # The GPU's index ignores selectors: it answers unfiltered searches, filters are left to the flat rows.
