@@ -37,8 +37,8 @@ def measure(setting: Setting) -> Outcome:
     from fsl_dist.data.decode import make_decoder
 
     found = Outcome()
-    width, height, batch = (200, 150, 8) if setting.is_small else (600, 450, 256)
-    made = make_photos(8 if setting.is_small else 128, width, height)
+    width, height, batch = (160, 120, 4) if setting.is_small else (600, 450, 256)
+    made = make_photos(4 if setting.is_small else 128, width, height)
     photos = [made[number % len(made)] for number in range(batch)]
     threads = 2 if setting.is_small else 16
     # Pixels come out as they are, in levels of 256.

@@ -33,7 +33,7 @@ def multiply_and_keep(queries: torch.Tensor, gallery: torch.Tensor, *, keeps: bo
 
 def measure(setting: Setting) -> Outcome:
     found = Outcome()
-    num, dim, classes = (4_000, 32, 40) if setting.is_small else (1_000_000, 256, 1_000)
+    num, dim, classes = (1_500, 16, 20) if setting.is_small else (1_000_000, 256, 1_000)
     asked = num if setting.is_small else 65_536
     vectors, labels = draw_long_tail(num, dim, classes)
     # Some classes whole, from the middle of the tail: blocks as in a pass over all.
