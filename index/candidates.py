@@ -5,15 +5,15 @@ outside the filter is dropped, so an index that ignores selectors gives too few,
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import faiss as typed_faiss
 import numpy as np
 
+from index import gpu as gpus
 from index import kinds
 from index.blas import matrix_product_from
-from index.errors import RequestError
-from index.flat import gpu_resources, heap_over
+from index.flat import heap_over
 
 Ranges = Sequence[tuple[int, int]]
 
@@ -26,39 +26,33 @@ faiss: Any = typed_faiss
 
 
 class Candidates:
-    """A FAISS index whose ids are rows of the shard."""
+    """A FAISS index whose ids are rows of the shard, on the GPU of that number if one is named."""
 
-    def __init__(self, index: typed_faiss.Index, device: Literal["cpu", "gpu"] = "cpu") -> None:
-        self._ivf: Any = kinds.ivf_of(index)
-        self._graph: Any = kinds.graph_of(index)
-        self._index = index
+    def __init__(self, index: typed_faiss.Index, gpu: int | None = None) -> None:
+        ivf: Any = kinds.ivf_of(index)
+        graph: Any = kinds.graph_of(index)
         self._num_rows = index.ntotal
+        self._nlist = 0 if ivf is None else int(ivf.nlist)
+        self._links = 0 if graph is None else int(graph.hnsw.nb_neighbors(0))
+        self._gpu = gpu
+        # On a GPU the copy there is all that is kept: `ivf` and `graph` would point into an index that is gone.
+        self._index = index if gpu is None else gpus.upload_index(index, gpu)
+        self._ivf: Any = ivf if gpu is None else None
         # A list of a cluster is its vectors as they are, so that matrix products can take it.
-        ivf_kind = None if self._ivf is None else type(faiss.downcast_index(self._ivf))
-        self._is_plain = device == "cpu" and ivf_kind is faiss.IndexIVFFlat
+        self._is_plain = self._ivf is not None and type(faiss.downcast_index(ivf)) is faiss.IndexIVFFlat
         # The GPU's index ignores selectors: it answers unfiltered searches, filters are left to the flat rows.
-        self._takes_filter = device == "cpu"
-        if device == "gpu":
-            try:
-                self._index = faiss.index_cpu_to_gpu(gpu_resources(), 0, index)
-            except RuntimeError as error:
-                raise RequestError(
-                    f"index.device=gpu: FAISS has no such index on a GPU: {' '.join(str(error).split())[-120:]} "
-                    "(index.device=cpu)"
-                ) from None
+        self._takes_filter = gpu is None
 
     @property
     def num_clusters(self) -> int:
         """Clusters that nprobe chooses from, 0 for an index without."""
-        return 0 if self._ivf is None else int(self._ivf.nlist)
+        return self._nlist
 
     def visits(self, parameters: Mapping[str, int]) -> int:
         """About how many vectors a query is compared with: a filter that leaves fewer is cheaper without the index."""
-        if self._ivf is not None:
-            return -(-self._num_rows * min(parameters["nprobe"], self._ivf.nlist) // self._ivf.nlist)
-        if self._graph is not None:
-            return parameters["ef_search"] * self._graph.hnsw.nb_neighbors(0)
-        return 0
+        if self._nlist:
+            return -(-self._num_rows * min(parameters["nprobe"], self._nlist) // self._nlist)
+        return parameters["ef_search"] * self._links if self._links else 0
 
     def propose(
         self, queries: np.ndarray, width: int, allowed: Ranges | np.ndarray, parameters: Mapping[str, int]
@@ -69,11 +63,13 @@ class Candidates:
         """
         selector, keeps = _select(allowed, self._num_rows)
         if self._is_plain:
-            nprobe = min(parameters["nprobe"], self._ivf.nlist)
-            if len(queries) * nprobe >= _QUERIES_A_CLUSTER * self._ivf.nlist:
+            nprobe = min(parameters["nprobe"], self._nlist)
+            if len(queries) * nprobe >= _QUERIES_A_CLUSTER * self._nlist:
                 return self._by_cluster(queries, width, keeps, nprobe)
         if selector is not None and not self._takes_filter:
             return np.full((len(queries), width), -1, dtype=np.int64)
+        if self._gpu is not None:
+            return self._on_gpu(queries, width, parameters)
         try:
             with matrix_product_from(_QUERIES_FOR_BLAS, len(queries)):
                 settings = _settings(self._index, parameters, selector)
@@ -86,6 +82,13 @@ class Candidates:
         if selector is not None:
             rows[~keeps(rows)] = -1
         return rows
+
+    def _on_gpu(self, queries: np.ndarray, width: int, parameters: Mapping[str, int]) -> np.ndarray:
+        """As `propose` without a filter; −1 for all where the GPU cannot select so many."""
+        asked = {**parameters, **({"nprobe": min(parameters["nprobe"], self._nlist)} if self._nlist else {})}
+        if max(width, asked.get("nprobe", 0)) > gpus.MOST_NEIGHBOURS:
+            return np.full((len(queries), width), -1, dtype=np.int64)
+        return gpus.search_on_gpu(self._index, queries, width, _settings(self._index, asked, None))[1]
 
     def _by_cluster(self, queries: np.ndarray, width: int, keeps: Any, nprobe: int) -> np.ndarray:
         """As `propose`, cluster by cluster: those of its vectors that `keeps` lets through against all queries that look into it."""

@@ -5,13 +5,14 @@ Squared distances and products are both held as a *cost*, the smaller the better
 """
 
 import functools
-from typing import Any, Literal
+from typing import Any
 
 import faiss
 import numpy as np
 
+from index import gpu as gpus
 from index.blas import matrix_product_from
-from index.config import Device, Metric
+from index.config import Metric
 from index.errors import RequestError
 
 # FAISS searches fewer queries than this faster one by one than by a matrix product (20,000 x 128, one thread:
@@ -19,28 +20,19 @@ from index.errors import RequestError
 _QUERIES_FOR_BLAS = 4
 _TILE_QUERIES = 512
 _TILE_ROWS = 4096  # with the above 8 MiB of float32, which stays in the cache
-_ROWS_AT_ONCE = 1 << 16  # rows copied at once where no copy of all is kept
-_GPU_NEIGHBOURS = 2048  # FAISS's GPU search gives no more
-
-
-def choose_device(device: Device) -> Literal["cpu", "gpu"]:
-    """Where to search. Raises RequestError for a GPU that FAISS does not see."""
-    if device == "gpu" and faiss.get_num_gpus() == 0:
-        raise RequestError("index.device=gpu: FAISS sees no GPU on this machine (index.device=cpu, or auto)")
-    return "gpu" if device == "gpu" else "cpu"
-
-
-@functools.cache
-def gpu_resources() -> Any:
-    """FAISS's scratch memory on the GPU, one for the process."""
-    return faiss.StandardGpuResources()
+# Rows copied at once where no copy of all is kept, and rows of one index on a GPU. There, larger ones make fewer searches, and
+# more to upload for a range that ends inside one: 64 MiB at dim 256.
+_ROWS_AT_ONCE = 1 << 16
+# Products of numbers below which a CPU has the answer before a GPU has the rows; an estimate, not measured.
+_PRODUCTS_FOR_GPU = 1 << 26
 
 
 class FlatRows:
     """Rows of a shard, searched exactly up to float32's rounding.
 
     raw: float32 [rows, dim]; labels: int64 [rows]; mean: float32 [dim] that is taken off first, or None.
-    With `keep_copy`, the rows without their mean stay in memory; otherwise they are made piece by piece.
+    With `keep_copy`, the rows without their mean stay in memory, and on a GPU as well if one is named (by its number);
+    otherwise they are made, and uploaded, piece by piece.
     """
 
     def __init__(
@@ -51,14 +43,23 @@ class FlatRows:
         mean: np.ndarray | None,
         *,
         keep_copy: bool,
-        device: Literal["cpu", "gpu"] = "cpu",
+        gpu: int | None = None,
     ) -> None:
         self._raw = raw
         self._labels = labels
         self._is_l2 = metric == "l2"
+        self._metric = faiss.METRIC_L2 if self._is_l2 else faiss.METRIC_INNER_PRODUCT
         self._mean = mean
         self._keep_copy = keep_copy and mean is not None
-        self._device = device
+        self._gpu = gpu
+        self._is_on_gpu = keep_copy and gpu is not None
+
+    def prepare(self) -> None:
+        """Make the copies that stay, which the first search makes otherwise."""
+        if self._keep_copy:
+            _ = self._copy
+        if self._is_on_gpu:
+            _ = self._on_gpu
 
     def centre(self, queries: np.ndarray) -> np.ndarray:
         """Queries as the rows are held; the other methods take these."""
@@ -71,12 +72,19 @@ class FlatRows:
 
         `is_class` takes the mean of these rows off first, which keeps tight classes far from the origin exact.
         """
-        if is_class or self._keep_copy or self._mean is None:
+        if is_class or (self._gpu is None and (self._keep_copy or self._mean is None)):
             return self._nearest_of(queries, self._rows(start, stop), count, start, is_class=is_class)
         parts = []
-        for first in range(start, stop, _ROWS_AT_ONCE):
-            last = min(first + _ROWS_AT_ONCE, stop)
-            parts.append(self._nearest_of(queries, self._rows(first, last), min(count, last - first), first))
+        for piece in range(start // _ROWS_AT_ONCE, -(-stop // _ROWS_AT_ONCE)):
+            first, last = piece * _ROWS_AT_ONCE, min((piece + 1) * _ROWS_AT_ONCE, len(self._raw))
+            is_whole = start <= first and last <= stop
+            first, last = max(first, start), min(last, stop)
+            most = min(count, last - first)
+            if self._is_on_gpu and is_whole and most <= gpus.MOST_NEIGHBOURS:
+                values, rows = gpus.search_on_gpu(self._on_gpu[piece], queries, most)
+                parts.append((values if self._is_l2 else -values, rows + first))
+            else:
+                parts.append(self._nearest_of(queries, self._rows(first, last), most, first))
         return keep_best(parts, count)
 
     def nearest_among(
@@ -118,6 +126,22 @@ class FlatRows:
         """All rows without their mean, made at the first search: who only reads vectors pays for no copy."""
         return np.asarray(self._raw - self._mean)
 
+    @functools.cached_property
+    def _on_gpu(self) -> list[Any]:
+        """All rows as flat indexes on the GPU, `_ROWS_AT_ONCE` each, uploaded at the first search."""
+        assert self._gpu is not None
+        num, dim = self._raw.shape
+        try:
+            return [
+                gpus.upload_flat(self._rows(first, min(first + _ROWS_AT_ONCE, num)), self._metric, self._gpu)
+                for first in range(0, num, _ROWS_AT_ONCE)
+            ]
+        except RuntimeError as error:
+            raise RequestError(
+                f"index.device=gpu: {num} vectors of {dim} numbers, {num * dim * 4 / 1e9:.2g} GB, are more than the GPU has room for: "
+                f"{' '.join(str(error).split())[-120:]} (index.device=cpu, or more GPUs with a part of index.shards each)"
+            ) from None
+
     def _rows(self, start: int, stop: int) -> np.ndarray:
         return self._copy[start:stop] if self._keep_copy else self.centre(self._raw[start:stop])
 
@@ -127,12 +151,13 @@ class FlatRows:
         if is_class and self._is_l2:
             center = rows.mean(axis=0)
             queries, rows = queries - center, rows - center
-        metric = faiss.METRIC_L2 if self._is_l2 else faiss.METRIC_INNER_PRODUCT
-        if self._device == "gpu" and count <= _GPU_NEIGHBOURS:
-            values, found = faiss.knn_gpu(gpu_resources(), queries, rows, count, metric=metric)
+        is_worth_it = len(queries) * rows.size >= _PRODUCTS_FOR_GPU and count <= gpus.MOST_NEIGHBOURS
+        if self._gpu is not None and is_worth_it:
+            uploaded = gpus.upload_flat(rows, self._metric, self._gpu)
+            values, found = gpus.search_on_gpu(uploaded, queries, count)
         else:
             with matrix_product_from(_QUERIES_FOR_BLAS, len(queries)):
-                values, found = faiss.knn(queries, rows, count, metric=metric)
+                values, found = faiss.knn(queries, rows, count, metric=self._metric)
         return (values if self._is_l2 else -values), found + start
 
     def _augment_queries(self, queries: np.ndarray) -> np.ndarray:

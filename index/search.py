@@ -284,10 +284,11 @@ class LocalIndex(ShardedIndex):
     """An index whose shards are in this process."""
 
     def __init__(
-        self, path: Path, manifest: Manifest, device: Device = "auto", *, changes: bool = True
+        self, path: Path, manifest: Manifest, device: Device = "auto", gpu: int = 0, *, changes: bool = True
     ) -> None:
         super().__init__(path, manifest, changes=changes)
-        self._shards = [Shard.open(path, manifest, r, device) for r in range(len(manifest.shard_starts))]
+        shards = range(len(manifest.shard_starts))
+        self._shards = [Shard.open(path, manifest, shard, device, gpu) for shard in shards]
 
     def _answers(self, request: Request) -> Sequence[tuple[np.ndarray, np.ndarray] | None]:
         return [shard.answer(request) for shard in self._shards]
@@ -303,17 +304,18 @@ class LocalIndex(ShardedIndex):
 
 
 def open_index(
-    path: Path, *, verify: bool = True, device: Device = "auto", changes: bool = True
+    path: Path, *, verify: bool = True, device: Device = "auto", gpu: int = 0, changes: bool = True
 ) -> LocalIndex:
     """Open an index (its current version) or a version folder, in this process; with its changes, or as it was published.
 
-    File sizes are checked always, checksums with `verify`, once in a process. Raises VersionError for what is missing or
-    damaged, RequestError for device=gpu where FAISS sees no GPU.
+    File sizes are checked always, checksums with `verify`, once in a process. gpu: with device=gpu, the number of the GPU among
+    those that this process sees. Raises VersionError for what is missing or damaged, RequestError for device=gpu where FAISS sees
+    no such GPU.
     """
 
     def open_version(folder: Path) -> LocalIndex:
         manifest = versions.read_manifest(folder)
         versions.check_files(folder, manifest, verify=verify)
-        return LocalIndex(folder, manifest, device, changes=changes)
+        return LocalIndex(folder, manifest, device, gpu, changes=changes)
 
     return versions.open_current(Path(path), open_version)

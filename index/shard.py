@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import faiss
 import numpy as np
@@ -18,7 +17,8 @@ import numpy as np
 from index import kinds, versions
 from index.candidates import Candidates
 from index.config import Device, Metric
-from index.flat import FlatRows, choose_device, keep_best
+from index.flat import FlatRows, keep_best
+from index.gpu import choose_gpu
 from index.merge import order_top_k
 from index.plan import Task, is_among
 from index.versions import Manifest
@@ -89,7 +89,7 @@ class Shard:
         *,
         candidates: Candidates | None = None,
         parameters: Mapping[str, int] | None = None,
-        device: Literal["cpu", "gpu"] = "cpu",
+        gpu: int | None = None,
     ) -> None:
         self.start = start
         self.stop = start + len(vectors)
@@ -104,14 +104,16 @@ class Shard:
             metric,
             None if mean is None else mean.astype(np.float32),
             keep_copy=candidates is None,
-            device=device,
+            gpu=gpu,
         )
 
     @classmethod
-    def open(cls, folder: Path, manifest: Manifest, shard: int, device: Device = "auto") -> "Shard":
+    def open(
+        cls, folder: Path, manifest: Manifest, shard: int, device: Device = "auto", gpu: int = 0
+    ) -> "Shard":
         """Open a shard of a version from disk. Raises VersionError, and RequestError for a GPU that is not there."""
         start, stop = manifest.shard_range(shard)
-        chosen = choose_device(device)
+        chosen = choose_gpu(device, gpu)
         candidates = None
         if manifest.kind != "flat":
             path = folder / versions.faiss_name(shard)
@@ -127,8 +129,12 @@ class Shard:
             None if manifest.mean is None else np.array(manifest.mean),
             candidates=candidates,
             parameters=manifest.parameters,
-            device=chosen,
+            gpu=chosen,
         )
+
+    def prepare(self) -> None:
+        """Make what the first search would make: the centred copy, and the rows on a GPU."""
+        self._flat.prepare()
 
     @property
     def num_clusters(self) -> int:

@@ -19,7 +19,6 @@ import numpy as np
 from index import versions
 from index.config import Device
 from index.errors import VersionError
-from index.plan import Task
 from index.shard import Request, Shard
 from index.versions import Manifest
 
@@ -126,12 +125,8 @@ class ShardServer:
             raise VersionError(f"{folder} was built again since the index was opened; open the index again")
         numbers = deal_shards(len(manifest.shard_starts), self._part, self._num_parts)
         shards = [Shard.open(folder, manifest, number, self._device) for number in numbers]
-        # The first search makes the centred copy: no client's query is the first. One row is enough for that.
-        first = np.full((1, manifest.dim), manifest.dim**-0.5, dtype=np.float32)
-        nothing = np.full(1, -1, dtype=np.int64)
         for shard in shards:
-            task = Task(0, 1, shard.start, min(shard.start + 1, shard.stop), is_class=True)
-            shard.answer(Request(first, nothing, nothing, 1, (task,)))
+            shard.prepare()  # no client's query is the first
         return shards
 
     async def _work(self) -> None:
