@@ -118,12 +118,8 @@ def _measure_starts(ways: Mapping[str, tuple[str, Path]], times: int) -> dict[st
 
 def _start_table(sizes: Mapping[str, TinyImages], starts: Mapping[str, Mapping[str, list[float]]]) -> Table:
     columns = ("", "images", "s to the first batch", "MB added", "open files")
-    rows = [
-        (
-            name,
-            float(sizes[name].num_images),
-            *(statistics.median(figures[key]) for key in ("start_s", "memory_mb", "open_files")),
-        )
-        for name, figures in starts.items()
-    ]
+    rows: list[tuple[str | float, ...]] = []
+    for name, figures in starts.items():
+        medians = (statistics.median(figures[key]) for key in ("start_s", "memory_mb", "open_files"))
+        rows.append((name, float(sizes[name].num_images), *medians))
     return Table("Start, in a process of its own", columns, tuple(rows))

@@ -153,7 +153,8 @@ def _prototype_ways(sizes: Sizes) -> dict[str, Callable[[], dict[str, float]]]:
         ranks = rank_draws(test, targets, novel, novel_labels, tests, base, novels, temperatures)
         found: list[dict[str, float]] = []
         for rows, of_draw in zip(tests, ranks, strict=True):
-            labels, scores = np.concatenate([test_labels, novel_labels[rows]]), {}
+            labels = np.concatenate([test_labels, novel_labels[rows]])
+            scores: dict[str, float] = {}
             for ranks_at, suffix in zip(of_draw, _TEMPERATURES, strict=True):
                 scores |= draw_scores(ranks_at, labels, len(test_labels), suffix)
             found.append(scores)

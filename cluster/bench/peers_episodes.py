@@ -11,7 +11,7 @@ import random
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -201,7 +201,7 @@ class ClassTars(Episodes):
         del self._loader
 
 
-WAYS: dict[str, type[Episodes]] = {"shards": Shards, "files": LooseFiles, "class-tars": ClassTars}
+WAYS: dict[str, Callable[[Path], Episodes]] = {"shards": Shards, "files": LooseFiles, "class-tars": ClassTars}
 
 
 def measure_start(way: str, folder: Path, num: int) -> dict[str, float]:

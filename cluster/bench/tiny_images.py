@@ -41,7 +41,8 @@ def write_dataset(folder: Path, images: TinyImages) -> None:
     contents = _contents()
     templates = _templates(contents)
     order = np.random.default_rng(0).permutation(images.num_images)
-    shards, place = [], np.empty(images.num_images, dtype=np.int64)
+    shards: list[ShardFile] = []
+    place = np.empty(images.num_images, dtype=np.int64)
     place[order] = np.arange(images.num_images)
     for start in range(0, images.num_images, _SAMPLES_A_SHARD):
         path = folder / "shards" / f"shard-{len(shards):06d}.tar"
