@@ -17,8 +17,8 @@ from fsl_dist.methods.config import (
     ScatterConfig,
 )
 
-SELECTION_BYTES = 50
-"""memory an image while a process sorts its training selection by class: ids, labels, order, and their sorted copies"""
+SELECTION_BYTES = 34
+"""memory an image while a process selects its training images, class by class: ids, labels, and what finds the classes"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -271,8 +271,7 @@ def test_bad_images_are_named_and_bad_requests_refused(discs, runs, images, tmp_
 def test_normalised_images_become_their_pixels_again(channels):
     config = DataConfig(channels=channels, image_size=16, resize_size=16)
     pixels = torch.arange(256).repeat(channels, 1).T.reshape(1, 16, 16, channels).to(torch.uint8)
-    images = torch.empty(1, channels, 16, 16)
-    Normaliser(config, "cpu")(pixels, images)
+    images = Normaliser(config, "cpu")(pixels)
     np.testing.assert_array_equal(pixels_of(images, config), pixels.expand(-1, -1, -1, 3).numpy())
 
 

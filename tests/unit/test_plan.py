@@ -222,7 +222,7 @@ def test_prototypes_are_made_class_by_class() -> None:
 def test_what_does_not_fit_comes_first() -> None:
     found = planned(MINED, Fleet(processes_per_worker=4), images=20_000_000)
     assert found.bottleneck == "memory"
-    assert found.figures["machine_memory_gb"] == pytest.approx(4 * 20e6 * (50 + 256) / 1e9)
+    assert found.figures["machine_memory_gb"] == pytest.approx(4 * 20e6 * (34 + 256) / 1e9)
     sharded = planned([*MINED, "index.shards=8"], Fleet(), images=20_000_000)
     assert sharded.figures["index_shard_memory_gb"] == pytest.approx(20e6 * 256 / 8e9)
 
