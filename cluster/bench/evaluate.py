@@ -24,9 +24,7 @@ from index import IndexConfig, Staging, open_index
 
 _OURS = "fsl-dist"
 _CLOCKS: tuple[Clock, ...] = ("wall", "cpu")
-_REMARK = (
-    "ours orders its candidates by float64 distances, 1/8 of the search at 20,000 vectors and more at fewer"
-)
+_REMARK = "ours orders its candidates by float64 distances: a quarter of a search among 20,000 vectors, more among fewer"
 _TEMPERATURES = {";dtau=-2": 1.0, "": 3.0, ";dtau=3": 6.0}
 # Peers work in float32 and settle ties by the label: one query in a thousand may go the other way.
 _MAX_DIFFERENCE = 2e-3
