@@ -36,7 +36,7 @@ def test_the_report_holds_both_tables(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "_SMOKE", TINY)
     report = evaluate.measure(BenchOptions(tmp_path, is_smoke=True, rounds=1))
     assert [len(table.rows) for table in report.tables] == [4, 2]
-    assert len(report.targets) == 4
+    assert len(report.targets) == 8
 
 
 def test_votes_of_all_k_p_are_those_of_each():
