@@ -60,6 +60,7 @@ def test_every_section_runs_and_its_checks_hold(tmp_path) -> None:
     assert not any("mining by the index: not run" in note for note in report["notes"])
 
 
+@pytest.mark.slow
 def test_without_ray_dali_and_faiss_it_says_what_is_not_run(tmp_path) -> None:
     report = run(tmp_path, "--only", "decode", "mining", "search", lacking=("ray", "nvidia", "faiss"))
     notes = " ".join(report["notes"])
