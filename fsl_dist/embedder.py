@@ -178,7 +178,8 @@ class SelectionIndex:
             source = {"catalogue": self.catalogue.fingerprint, "parameters": self.parameters}
             finished = self.group.share_text(str(self._find(source) or "") if self.group.is_first else "")
             path = Path(finished or self._build(source))
-            self._opened = open_index(path, verify=bool(finished), device=self.config.device)
+            gpu = self.embedder.device.index or 0
+            self._opened = open_index(path, verify=bool(finished), device=self.config.device, gpu=gpu)
         return self._opened
 
     def features(self) -> NDArray[np.float32]:

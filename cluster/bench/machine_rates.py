@@ -24,6 +24,7 @@ from fsl_dist.data.loader import Loader
 from fsl_dist.data.selection import Selection
 from fsl_dist.methods.config import CHAIConfig, MiningConfig, PCNConfig
 from fsl_dist.training.config import WorkersConfig
+from fsl_dist.training.denormals import flushing_denormals
 from fsl_dist.training.distributed import WorkerGroup
 from fsl_dist.training.launch import check_run
 from fsl_dist.training.loop import Trainer
@@ -38,6 +39,7 @@ _READ, _READ_BATCH = 4_096, 256  # images read, and at once
 _PREPARED = 2_000  # images whose embeddings a method is prepared with
 
 
+@flushing_denormals()
 def measure_rates(config: RunConfig) -> Rates:
     """Measure this machine, for `config` and its data set, in one process; takes about a minute with a small network.
 

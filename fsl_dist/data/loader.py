@@ -195,6 +195,9 @@ class Loader:
                     return
                 request, batch = self._ahead.popleft()
                 tensor = batch.result()
+                if tensor.is_cuda:
+                    # It was made on the decoder's stream: its memory is not to be given out before this one is done with it.
+                    tensor.record_stream(torch.cuda.current_stream(tensor.device))
                 self.wait_s += time.perf_counter() - started
                 yield request, tensor
         finally:

@@ -18,6 +18,7 @@ from fsl_dist.errors import RequestError
 from fsl_dist.methods.build import build_method
 from fsl_dist.models.backbones import build_network
 from fsl_dist.training.checkpoint import CheckpointFolder, read_progress
+from fsl_dist.training.denormals import flushing_denormals
 from fsl_dist.training.distributed import WorkerGroup
 from fsl_dist.training.loop import Trainer, Watch
 from fsl_dist.training.optimizer import group_parameters
@@ -49,6 +50,7 @@ class TrainingSummary:
     seconds: float
 
 
+@flushing_denormals()
 def train_run(
     config: RunConfig,
     *,

@@ -131,6 +131,7 @@ def _train_worker(settings: dict) -> None:
 
     import ray.train.torch
 
+    from fsl_dist.training.denormals import flushing_denormals
     from fsl_dist.training.distributed import WorkerGroup
     from fsl_dist.training.loop import Trainer
 
@@ -139,12 +140,13 @@ def _train_worker(settings: dict) -> None:
     # The configuration passes the gate again: a worker's installation may differ from the driver's.
     config = parse_config(settings["config"], [], "the driver's configuration")
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=folder))
-    trainer = Trainer(
-        config,
-        group=WorkerGroup.current(),
-        device=ray.train.torch.get_device(),
-        owner=Owner(Path(folder), epoch),
-        miners=settings["miners"],
-        watch=settings["watch"],
-    )
-    trainer.train()
+    with flushing_denormals():
+        trainer = Trainer(
+            config,
+            group=WorkerGroup.current(),
+            device=ray.train.torch.get_device(),
+            owner=Owner(Path(folder), epoch),
+            miners=settings["miners"],
+            watch=settings["watch"],
+        )
+        trainer.train()
