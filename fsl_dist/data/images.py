@@ -200,7 +200,7 @@ def prepare_encoded(
         image_format = "JPEG" if image_format in ("JPEG", "MPO") else "PNG"
         buffer = io.BytesIO()
         if image_format == "JPEG":
-            image.save(buffer, "JPEG", quality=JPEG_QUALITY)
+            image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)  # 4:4:4
         else:
             image.save(buffer, "PNG")
         data = buffer.getvalue()
