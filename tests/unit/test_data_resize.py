@@ -100,7 +100,9 @@ def test_larger_images_are_stored_upright_at_the_shorter_side(source, tmp_path):
         if file.suffix == ".jpg":
             assert stored.format == "JPEG"
             buffer = io.BytesIO()
-            (upright.convert("L") if key == "a/grey" else upright).save(buffer, "JPEG", quality=JPEG_QUALITY)
+            (upright.convert("L") if key == "a/grey" else upright).save(
+                buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0
+            )
             assert encoded == buffer.getvalue()
         else:
             assert stored.format == "PNG"
