@@ -103,6 +103,7 @@ def timing_table(
     """
     more = more or {}
     unit = measured.unit
+    units = f"{unit[:-1]}ies" if unit.endswith("y") else f"{unit}s"
     rows = []
     for position, name in enumerate(measured.rounds):
         wall, cpu = measured.median_ms(name), measured.median_ms(name, "cpu")
@@ -117,7 +118,7 @@ def timing_table(
                 *(values[position] for values in more.values()),
             )
         )
-    columns = ("", f"wall ms/{unit}", f"CPU ms/{unit}", f"{unit}s/s", "wall ratio", "CPU ratio", *more)
+    columns = ("", f"wall ms/{unit}", f"CPU ms/{unit}", f"{units}/s", "wall ratio", "CPU ratio", *more)
     return Table(f"{title} (ratios to “{base}”)", columns, tuple(rows))
 
 
