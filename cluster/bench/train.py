@@ -38,7 +38,7 @@ def measure(options: BenchOptions) -> Report:
         found.add(measure_pass(data, folder=folder, rounds=rounds))
         found.add(measure_wait(data, folder=folder, steps=20))
         found.add(measure_workers(data, folder=folder, rounds=rounds))
-        found.add(measure_start(data, folder=folder, pairs=2))
+        found.add(measure_start(data, folder=folder, pairs=max(1, rounds // 2)))
     return Report(
         benchmark="train",
         title="The training loop's step beside a step written by hand on tensors in memory, two workers beside one, PCN's "
