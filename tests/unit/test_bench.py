@@ -110,3 +110,11 @@ def test_the_guard_fails_where_a_ratio_is_worse_twice_in_succession(values, fail
     failed = guard(["stream"], {"stream": {"cost": 1.0}}, lambda name: {"cost": ratio(next(runs))})
     assert bool(failed) == fails
     assert next(runs, None) is None  # a second run only after a worse one
+
+
+def test_every_benchmark_has_recorded_bounds():
+    from cluster.bench.run import BENCHMARKS
+
+    bounds = json.loads((ROOT / "benchmarks" / "smoke_bounds.json").read_text())
+    assert set(bounds) == set(BENCHMARKS)
+    assert all(value > 0 for of_one in bounds.values() for value in of_one.values())

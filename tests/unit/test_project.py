@@ -61,3 +61,10 @@ def test_the_configuration_page_is_what_the_code_says() -> None:
         text=True,
     )
     assert check.returncode == 0, "docs/configuration.md is stale: run python docs/make_configuration.py"
+
+
+def test_the_benchmarks_page_is_what_the_results_say() -> None:
+    check = subprocess.run(
+        [sys.executable, str(ROOT / "docs" / "make_benchmarks.py"), "--check"], capture_output=True, text=True
+    )
+    assert check.returncode == 0, "docs/benchmarks.md is stale: run python docs/make_benchmarks.py"
