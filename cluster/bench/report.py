@@ -152,7 +152,8 @@ def from_json(plain: Mapping) -> Report:
 
 def to_markdown(report: Report) -> str:
     """The report for a reader: targets first, then the tables, the settings and the machine."""
-    lines = [f"## `fsl-dist bench {report.benchmark}`", "", report.title, ""]
+    command = f"fsl-dist bench {report.benchmark}{' --smoke' if report.is_smoke else ''}"
+    lines = [f"## `{command}`", "", report.title, ""]
     if report.targets:
         has_remarks = any(target.remark for target in report.targets)
         lines += [

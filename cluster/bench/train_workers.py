@@ -157,7 +157,6 @@ class _Case:
 _CASES = (
     _Case("Conv4, an episode of 200 images a worker", "conv4", ("episode.n_query=10", "episode.per_step=2"), 2, 1.7),
     _Case("ResNet18, an episode of 150 images a worker", "resnet18", ("episode.per_step=2",), 1),
-    _Case("ResNet18, 4 episodes a worker", "resnet18", ("episode.per_step=8",), 1),
     _Case("MLP, an episode of 150 vectors a worker", "mlp", ("episode.per_step=2",), 40),
     _Case("MLP, 8 episodes a worker", "mlp", ("episode.per_step=16",), 5),
 )  # fmt: skip
