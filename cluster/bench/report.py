@@ -103,7 +103,7 @@ def timing_table(
     """
     more = more or {}
     unit = measured.unit
-    units = f"{unit[:-1]}ies" if unit.endswith("y") else f"{unit}s"
+    units = {"query": "queries", "class": "classes"}.get(unit, f"{unit}s")
     rows = []
     for position, name in enumerate(measured.rounds):
         wall, cpu = measured.median_ms(name), measured.median_ms(name, "cpu")
