@@ -10,7 +10,7 @@ import torch
 def flushing_denormals() -> Iterator[None]:
     """Take float32 results below 1.2e-38 for 0 in here, on the CPU; threads that begin in here do so for good.
 
-    Gradients and momenta that die out end there: with them a step of ResNet18 took 2.7 × the time. To be entered before the
+    Gradients and momenta that die out end there; with them a step can take a multiple of the time. To be entered before the
     process's first computation, since torch keeps the threads that its first one starts.
     """
     torch.set_flush_denormal(True)
