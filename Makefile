@@ -26,7 +26,7 @@ test: setup
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
 test-unit: setup
-	$(BIN)/python -m pytest tests/unit
+	$(BIN)/python -m pytest tests/unit -m "not slow and not gpu"
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
@@ -50,7 +50,7 @@ fmt: setup
 # Everything in docs/benchmarks.md, measured anew on this machine, and the page.
 bench: setup
 	@mkdir -p benchmarks/results
-	for name in stream episodes train mining evaluate; do $(BIN)/fsl-dist bench $$name --out benchmarks/results || exit 1; done
+	for name in stream episodes train workers start mining evaluate; do $(BIN)/fsl-dist bench $$name --out benchmarks/results || exit 1; done
 	$(BIN)/python docs/make_benchmarks.py
 
 # All benchmarks small: fails where a ratio became worse than its recorded bound.

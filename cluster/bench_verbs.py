@@ -14,7 +14,9 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print exactly one J
 _ABOUT = {
     "stream": "Reading and decoding photographs: scans, episodes and random batches beside DALI, webdataset and DataLoader.",
     "episodes": "Episodes over a million catalogue rows: start, memory and speed beside loose files and one tar a class.",
-    "train": "Training steps beside a bare PyTorch loop; two workers beside one; clustering beside scikit-learn.",
+    "train": "Training steps beside a bare PyTorch loop, waiting for images, clustering beside scikit-learn.",
+    "workers": "Two workers beside one on the same steps, and beside two runs apart.",
+    "start": "From the command to the first training step on Ray, beside a TorchTrainer that does nothing.",
     "mining": "Deep kNN mined in the whole data set beside mined in the batch, at equal images seen.",
     "evaluate": "kNN scores over many K_p and prototype scores of many draws beside scikit-learn and plain torch.",
 }
@@ -64,7 +66,13 @@ _DATASET = click.option(
 
 for _name in BENCHMARKS:
     _verb = _benchmark(_name)
-    if _name in ("stream", "train", "mining"):  # the others' sizes are what they are about
+    if _name in (
+        "stream",
+        "train",
+        "workers",
+        "start",
+        "mining",
+    ):  # the others' sizes are what they are about
         _DATASET(_verb)
 
 

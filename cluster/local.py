@@ -1,22 +1,25 @@
 """Ray on this machine, for as long as a command runs; or the cluster the command was started in."""
 
+import importlib
 import logging
 import os
 import secrets
 import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 
 log = logging.getLogger(__name__)
 
 
 @contextmanager
-def ray_session(num_cpus: int) -> Iterator[None]:
+def ray_session(num_cpus: int, *, importing: str = "") -> Iterator[None]:
     """Join the Ray cluster of RAY_ADDRESS, else start one here with at least `num_cpus` CPU slots.
 
-    A Ray started here listens on loopback, asks for a token made for it alone, and ends with the block.
+    A Ray started here listens on loopback, asks for a token made for it alone, and ends with the block. importing: a module
+    whose import takes long (torch: 2 s), imported while Ray's processes start.
     """
     # Ray reports usage to a server on the internet unless told not to.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -31,6 +34,9 @@ def ray_session(num_cpus: int) -> Iterator[None]:
         yield
         return
     scratch = ""
+    # After Ray's own import: two threads that import one library at once may wait for each other.
+    meanwhile = threading.Thread(target=_import_quietly, args=(importing,), daemon=True)
+    meanwhile.start()
     # Ray prints what happens to its processes on stdout, where a command's one result belongs.
     with redirect_stdout(sys.stderr):
         try:
@@ -49,8 +55,16 @@ def ray_session(num_cpus: int) -> Iterator[None]:
                     logging_level=logging.WARNING,
                     _temp_dir=scratch,
                 )
+            meanwhile.join()
             yield
         finally:
             ray.shutdown()
             if scratch:
                 shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _import_quietly(module: str) -> None:
+    """Import a module; who uses it imports it again and meets the error, if there is one."""
+    if module:
+        with suppress(Exception):
+            importlib.import_module(module)

@@ -5,7 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from fsl_dist.evaluation.config import PROTOCOLS
 from index.errors import RequestError
 
 if TYPE_CHECKING:
+    from fsl_dist.config import RunConfig
     from index import ShardedIndex
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON object on stdout.")
@@ -61,18 +62,11 @@ def train(config_path: Path | None, resume: bool, as_json: bool, overrides: tupl
 
     resumes_alone = resume and config_path is None
     config = load_resumed(overrides) if resumes_alone else load_config(config_path, overrides)
-    from cluster.local import ray_session
-    from fsl_dist.config import RunConfig
-    from fsl_dist.training.launch import train_run
-    from index.storage import Owner
-
-    def on_ray(config: RunConfig, owner: Owner) -> None:
+    with _ray_for(config, resume) if config.uses_ray else nullcontext():
+        from fsl_dist.training.launch import train_run
         from fsl_dist.training.ray_train import train_on_ray
 
-        with ray_session(config.num_cpus):
-            train_on_ray(config, owner)
-
-    summary = train_run(config, resume=resume, on_ray=on_ray, show=_progress_printer())
+        summary = train_run(config, resume=resume, on_ray=train_on_ray, show=_progress_printer())
     best = "" if summary.best_value is None else f", best {summary.stop_metric} {summary.best_value:.4f}"
     loss = "" if summary.loss is None else f", loss {summary.loss:.4f}"
     emit(
@@ -81,6 +75,20 @@ def train(config_path: Path | None, resume: bool, as_json: bool, overrides: tupl
         f"{summary.run}: {summary.epochs} epochs, {summary.steps} steps, {summary.images_seen} images{loss}{best} "
         f"in {summary.seconds:.0f} s\nnext: fsl-dist evaluate {summary.run}",
     )
+
+
+@contextmanager
+def _ray_for(config: "RunConfig", resumes: bool) -> Iterator[None]:
+    """Ray for a run, and torch imported meanwhile; the mistakes that can be found without torch come before both."""
+    from cluster.local import ray_session
+    from fsl_dist.data.catalogue import Catalogue
+    from fsl_dist.training.resume import check_folder
+
+    check_folder(config, resumes=resumes)
+    if config.data.dataset:
+        Catalogue.open(config.data.dataset, config.data.version or None)
+    with ray_session(config.num_cpus, importing="fsl_dist.training.ray_train"):
+        yield
 
 
 @click.command(epilog="Example: fsl-dist embed runs/omniglot-pcn data/omniglot --out omniglot.npy")

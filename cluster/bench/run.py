@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cluster.bench.report import Report
 
-BENCHMARKS = ("stream", "episodes", "train", "mining", "evaluate")
+BENCHMARKS = ("stream", "episodes", "train", "workers", "start", "mining", "evaluate")
 """`cluster.bench.NAME` has `measure(options: BenchOptions) -> Report`"""
+TIMES_ONLY = ("start",)
+"""benchmarks without a ratio that would hold on another machine; `make bench-smoke` leaves them out"""
 
 
 def run_benchmark(

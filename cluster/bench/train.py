@@ -1,15 +1,9 @@
-"""`fsl-dist bench train`: training steps beside a bare loop, workers beside one, clustering beside scikit-learn."""
-
-import os
-
-import torch
+"""`fsl-dist bench train`: training steps beside a bare loop, waiting for images, clustering beside scikit-learn."""
 
 from cluster.bench.report import BenchOptions, Report
 from cluster.bench.train_clusters import CASES, SMOKE_CASES, measure_clustering, measure_epoch, measure_pass
-from cluster.bench.train_setup import FEATURE_DIM, make_data
-from cluster.bench.train_start import measure_start
+from cluster.bench.train_setup import describe_data, make_data
 from cluster.bench.train_steps import Found, measure_step, measure_wait
-from cluster.bench.train_workers import measure_workers
 
 # About half a second a round and contender on two cores.
 _REPEATS = {"conv4": 4, "resnet18": 1, "mlp": 60}
@@ -37,19 +31,11 @@ def measure(options: BenchOptions) -> Report:
     if not is_smoke:
         found.add(measure_pass(data, folder=folder, rounds=rounds))
         found.add(measure_wait(data, folder=folder, steps=20))
-        found.add(measure_workers(data, folder=folder, rounds=rounds))
-        found.add(measure_start(data, folder=folder, pairs=max(1, rounds // 2)))
     return Report(
         benchmark="train",
-        title="The training loop's step beside a step written by hand on tensors in memory, two workers beside one, PCN's "
-        "clustering beside scikit-learn's, and the start on Ray beside a TorchTrainer that does nothing.",
-        config={
-            "threads": torch.get_num_threads(),
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "unset"),
-            "data": str(options.dataset or "random JPEGs of 96 px, 30 classes of 40"),
-            "features": FEATURE_DIM,
-            "rounds": rounds,
-        },
+        title="The training loop's step beside a step written by hand on tensors in memory, what steps wait for images, and PCN's "
+        "clustering beside scikit-learn's.",
+        config=describe_data(options),
         tables=found.tables,
         targets=found.targets,
         notes=[

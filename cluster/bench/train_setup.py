@@ -1,5 +1,6 @@
 """What the training benchmarks train on: a small packed data set, and runs over it."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,19 @@ def make_data(options: BenchOptions) -> BenchData:
     num = Catalogue.open(dataset).num_samples
     np.save(features, np.random.default_rng(0).normal(size=(num, FEATURE_DIM)).astype(np.float32))
     return BenchData(Path(dataset), features)
+
+
+def describe_data(options: BenchOptions) -> dict[str, object]:
+    """What a report says of the data and of the threads it was measured with."""
+    return {
+        "threads": torch.get_num_threads(),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "unset"),
+        "data": str(
+            options.dataset or f"random JPEGs of {_SIDE} px, {_CLASSES} classes of {_IMAGES_A_CLASS}"
+        ),
+        "features": FEATURE_DIM,
+        "rounds": options.rounds,
+    }
 
 
 def _pack_images(source: Path, dataset: Path) -> Path:

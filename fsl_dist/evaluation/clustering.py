@@ -14,7 +14,6 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from fsl_dist.errors import RequestError
 from fsl_dist.evaluation.config import EvaluationConfig
 from fsl_dist.evaluation.metrics import Floats, Repeated
-from fsl_dist.evaluation.spectral import neighbour_affinity, spectral_embedding
 from fsl_dist.seeding import generator
 from index.search import ShardedIndex
 
@@ -28,7 +27,7 @@ def cluster_scores(clusters: NDArray[np.int64], labels: NDArray[np.int64]) -> di
     the arithmetic mean of the two entropies, plain and adjusted for chance; `nmi_max` over the larger entropy. `ari`: the
     adjusted Rand index. `ami` and `ari` may be slightly negative.
     """
-    # Here and below, not above: scikit-learn takes 1.8 s to import, and every training run would wait for it.
+    # Here and below, not above: scikit-learn and SciPy take 1.8 s to import, and every training run would wait for them.
     from sklearn.metrics import (
         adjusted_mutual_info_score,
         adjusted_rand_score,
@@ -76,6 +75,8 @@ def score_clusters(
         starts = 1
     else:
         with threadpool_limits(limits=1):
+            from fsl_dist.evaluation.spectral import neighbour_affinity, spectral_embedding
+
             affinity = neighbour_affinity(index, config.spectral_neighbors)
             points = spectral_embedding(affinity, num_clusters, seed=seed)
         starts = config.kmeans_runs

@@ -21,7 +21,6 @@ from fsl_dist.methods.config import DeepKNNConfig
 from fsl_dist.methods.method import Batch, BatchLoss, Memoryless, TrainingIndex
 from fsl_dist.methods.neighbour_table import WEIGHTS, NeighbourTable, is_whole
 from fsl_dist.methods.stratified import StratifiedBatches
-from fsl_dist.samplers.near_order import near_order
 from fsl_dist.samplers.neighbourhood import (
     Neighbourhood,
     anchors_of_step,
@@ -179,6 +178,10 @@ class DatasetMining(Memoryless):
             position_of = np.full(ids.max() + 2, -1, dtype=np.int64)  # −1, no neighbour, reads the last one
             position_of[ids] = np.arange(len(ids))
             neighbours = position_of[np.concatenate(self.order.table.rows(np.arange(len(ids))), axis=1)]
+            from fsl_dist.samplers.near_order import (
+                near_order,
+            )  # and SciPy's sparse matrices, which others do without
+
             self.order.anchors = near_order(neighbours, per_step, seed=self.seed, epoch=epoch)
         return self.order.anchors[step * per_step : (step + 1) * per_step]
 

@@ -22,12 +22,12 @@ from fsl_dist.training.denormals import flushing_denormals
 from fsl_dist.training.distributed import WorkerGroup
 from fsl_dist.training.loop import Trainer, Watch
 from fsl_dist.training.optimizer import group_parameters
-from fsl_dist.training.resume import check_resumable, settle
+from fsl_dist.training.resume import check_folder, check_resumable, settle
 from fsl_dist.training.runlog import describe_progress, last_step
 from fsl_dist.training.splits import check_stop, split_run
 from fsl_dist.training.trained import resolve_weights
-from index.mirror import bring, working_folder
-from index.storage import Owner, exists, remove_file, write_atomic
+from index.mirror import bring
+from index.storage import Owner, remove_file, write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -67,14 +67,8 @@ def train_run(
 
     Raises RequestError for a folder that holds a run (without `resume`) and whatever the data cannot serve.
     """
-    if not config.run.dir:
-        raise RequestError("run.dir is empty; name a folder for the run: run.dir=runs/first")
-    run = working_folder(config.run.dir)
+    run = check_folder(config, resumes=resume)
     checkpoints = CheckpointFolder(run, keep=config.training.keep_checkpoints, owner=None)
-    if exists(run / CONFIG_FILE) and not resume:
-        raise RequestError(
-            f"run.dir={run} already holds a run (--resume goes on with it, another run.dir starts anew)"
-        )
     config = resolve_weights(config)
     num_steps = check_run(config)
     config = resolve_paths(config)

@@ -1,11 +1,14 @@
 """Going on with a run: which settings may change on the way, and which would make it another run."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from fsl_dist.config import RunConfig
+from fsl_dist.config import CONFIG_FILE, RunConfig
 from fsl_dist.errors import RequestError
 from index.gate import dump
+from index.mirror import working_folder
+from index.storage import exists
 
 # Where a run runs, how it is watched and scored: none of it makes another run.
 _SURROUNDINGS = (
@@ -39,6 +42,18 @@ _WAY_ON = (
     "training.validate_every",
     "training.lr",  # lr, lr_milestones, lr_gamma
 )
+
+
+def check_folder(config: RunConfig, *, resumes: bool) -> Path:
+    """The run's folder; RequestError where none is named, or where it holds a run that is not to be resumed."""
+    if not config.run.dir:
+        raise RequestError("run.dir is empty; name a folder for the run: run.dir=runs/first")
+    run = working_folder(config.run.dir)
+    if exists(run / CONFIG_FILE) and not resumes:
+        raise RequestError(
+            f"run.dir={run} already holds a run (--resume goes on with it, another run.dir starts anew)"
+        )
+    return run
 
 
 def settle(config: RunConfig, version: int) -> RunConfig:

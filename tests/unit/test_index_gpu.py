@@ -121,8 +121,9 @@ def test_same_answers_as_on_the_cpu(gpu, tmp_path, kind, metric):
         assert searches, asked
         # Filters leave the GPU's clusters aside: then the answer is exact, whatever the kind.
         wanted = on_cpu.search(vectors[:num], 5, query_ids=ids[:num], exact=bool(asked), **asked)
-        if not asked and kind == "ivf_pq":  # codes of another implementation, another choice of candidates
-            assert (found.ids == wanted.ids).mean() > 0.9
+        if not asked and kind != "flat":
+            # Two clusters may be equally near in float32 (ivf_flat); codes of another implementation choose others (ivf_pq).
+            assert (found.ids == wanted.ids).mean() > (0.9 if kind == "ivf_pq" else 0.995)
             continue
         np.testing.assert_array_equal(found.ids, wanted.ids)
         np.testing.assert_array_equal(found.distances, wanted.distances)

@@ -1,4 +1,4 @@
-"""Two workers beside one, on the same steps: what the second core brings, and what averaging gradients takes of it."""
+"""`fsl-dist bench workers`: two workers beside one, on the same steps; what the second core brings, what averaging takes of it."""
 
 import multiprocessing
 import statistics
@@ -14,9 +14,8 @@ import torch.distributed as dist
 
 from cluster.bench.interleave import Measured, interleave
 from cluster.bench.machine_rates import load_steps
-from cluster.bench.report import Table, Target
-from cluster.bench.train_setup import BenchData, make_trainer
-from cluster.bench.train_steps import Found
+from cluster.bench.report import BenchOptions, Report, Table, Target
+from cluster.bench.train_setup import BenchData, describe_data, make_data, make_trainer
 from fsl_dist.training.distributed import WorkerGroup
 
 _WAIT_S = 120.0
@@ -162,14 +161,16 @@ _CASES = (
 )  # fmt: skip
 
 
-def measure_workers(data: BenchData, *, folder: Path, rounds: int) -> Found:
+def measure(options: BenchOptions) -> Report:
     """What two workers of one thread each bring over one, with the same batches a step, beside two runs apart."""
-    found = Found()
+    data = make_data(options)
+    targets: list[Target] = []
     rows: list[tuple[str | float, ...]] = []
-    for case in _CASES:
+    for case in _CASES[:1] if options.is_smoke else _CASES:
         measured = time_workers(
-            data, case.network, "pcn", case.settings, folder=folder, steps=case.steps, rounds=rounds
-        )
+            data, case.network, "pcn", case.settings,
+            folder=options.folder, steps=case.steps, rounds=options.rounds,
+        )  # fmt: skip
         two, apart = measured.ratios(ONE, TWO), measured.ratios(ONE, APART)
         share = [1 - less for less in measured.ratios(UNREDUCED, TWO)]
         medians = [statistics.median(values) for values in (two, apart, share)]
@@ -180,18 +181,24 @@ def measure_workers(data: BenchData, *, folder: Path, rounds: int) -> Found:
                 *(round(value, 2) for value in medians),
             )
         )
-        found.targets.append(
+        targets.append(
             Target(
-                f"speed of two workers / one: {case.name}", two, at_least=case.at_least, is_guarded=False,
+                f"speed of two workers / one: {case.name}", two, at_least=case.at_least,
                 remark=f"two runs apart: {medians[1]:.2f}; averaging gradients takes {100 * medians[2]:.0f} % of a step",
             )
         )  # fmt: skip
-    found.tables.append(
-        Table(
-            "Two workers of one thread beside one, the same episodes a step (PCN)",
-            ("", "one worker, ms/step", "two workers, ms/step", "speed of two", "speed of two runs apart",
-             "share of averaging gradients"),
-            tuple(rows),
-        )
+    table = Table(
+        "Two workers of one thread beside one, the same episodes a step (PCN)",
+        ("", "one worker, ms/step", "two workers, ms/step", "speed of two", "speed of two runs apart",
+         "share of averaging gradients"),
+        tuple(rows),
     )  # fmt: skip
-    return found
+    return Report(
+        benchmark="workers",
+        title="Two workers of one thread each beside one of one thread, and beside two runs that have nothing to do with each "
+        "other: what is the most two cores give here.",
+        config=describe_data(options),
+        tables=[table],
+        targets=targets,
+        is_smoke=options.is_smoke,
+    )

@@ -1,4 +1,4 @@
-"""From the command to a run's first step on Ray, beside a TorchTrainer whose loop does nothing."""
+"""`fsl-dist bench start`: from the command to a run's first step on Ray, beside a TorchTrainer whose loop does nothing."""
 
 import os
 import subprocess
@@ -7,9 +7,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from cluster.bench.report import Table, Target
-from cluster.bench.train_setup import BenchData
-from cluster.bench.train_steps import Found
+from cluster.bench.report import BenchOptions, Report, Table, Target
+from cluster.bench.train_setup import BenchData, describe_data, make_data
 from fsl_dist.training.runlog import read_metrics
 
 _WAIT_S = 180.0
@@ -37,32 +36,44 @@ if __name__ == "__main__":
 """
 
 
-def measure_start(data: BenchData, *, folder: Path, pairs: int, workers: tuple[int, ...] = (1, 2)) -> Found:
+def measure(options: BenchOptions) -> Report:
     """Seconds from starting the process to the first step's line in metrics.jsonl, and to the empty loop's first line."""
-    found = Found()
-    for num in workers:
+    data, folder = make_data(options), options.folder
+    tables, targets = [], []
+    for num in (1,) if options.is_smoke else (1, 2):
         rows, extra = [], []
-        for pair in range(pairs):
+        for pair in range(options.rounds):
             place = folder / f"start-{num}-{pair}"
             place.mkdir()
             times = {}
-            order = ("nothing", "train") if pair % 2 == 0 else ("train", "nothing")
-            for name in order:
+            for name in ("nothing", "train") if pair % 2 == 0 else ("train", "nothing"):
                 times[name] = (
                     _start_nothing(place, num) if name == "nothing" else _start_training(data, place, num)
                 )
             rows.append((f"pair {pair + 1}", round(times["nothing"], 1), round(times["train"], 1)))
             extra.append(times["train"] - times["nothing"])
-        found.tables.append(
+        workers = f"{num} worker{'s' if num > 1 else ''}"
+        tables.append(
             Table(
-                f"Seconds from the start of the process, {num} Ray Train worker{'s' if num > 1 else ''}",
+                f"Seconds from the start of the process, {workers}",
                 ("", "empty train loop begins", "first training step done"),
                 tuple(rows),
             )
         )
-        name = f"first step after an empty TorchTrainer, {num} worker{'s' if num > 1 else ''}, s"
-        found.targets.append(Target(name, extra, at_most=5.0, is_guarded=False))
-    return found
+        targets.append(
+            Target(
+                f"first step after an empty TorchTrainer, {workers}, s", extra, at_most=5.0, is_guarded=False
+            )
+        )
+    return Report(
+        benchmark="start",
+        title="`fsl-dist train` on a Ray of its own, from the command to its first training step done, beside a script that starts "
+        "Ray and a TorchTrainer whose train loop does nothing, to that loop's first line.",
+        config=describe_data(options),
+        tables=tables,
+        targets=targets,
+        is_smoke=options.is_smoke,
+    )
 
 
 def _environment() -> dict[str, str]:
