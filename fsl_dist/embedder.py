@@ -16,6 +16,7 @@ from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.loader import Loader, Request, Source
 from fsl_dist.data.selection import Selection
 from fsl_dist.errors import TrainingError, VersionError
+from fsl_dist.memory import keep_freed_memory
 from fsl_dist.methods.neighbour_table import WEIGHTS, mine_part
 from fsl_dist.models.embedding import Network, without_heads
 from fsl_dist.samplers.scan import scan_batches, share_of_rank
@@ -38,7 +39,10 @@ def evaluation_mode(network: torch.nn.Module) -> Iterator[None]:
 
 
 class Embedder:
-    """Embeds samples with the test transform, in batches whose boundaries no number of workers moves."""
+    """Embeds samples with the test transform, in batches whose boundaries no number of workers moves.
+
+    On a CPU, the process keeps freed memory from then on (`fsl_dist.memory`).
+    """
 
     def __init__(
         self,
@@ -50,6 +54,8 @@ class Embedder:
         prefetch: int,
         use_bf16: bool = False,
     ) -> None:
+        if device.type == "cpu":
+            keep_freed_memory()
         self.network = network
         self.source = source
         self.device = device

@@ -2,7 +2,7 @@
 
 Equation numbers are those of Prabhu et al., "Few-Shot Learning for Dermatological Disease Diagnosis". Prototypical
 networks (PN) are the case of one cluster and memory 0. Shapes: C classes, M prototype slots a class (classes with
-fewer are padded, `mask` tells), k support and q query images a class, D the embedding's size.
+fewer are padded, `mask` tells; without padding it may be None, which saves a dozen small operations), k support and q query images a class, D the embedding's size.
 
 Several episodes a step, or several workers, all start from the step's μ_old. Their numerators and denominators add
 up, and one `update_prototypes` on the sums merges the supports exactly as if they had been one episode's.
@@ -42,18 +42,18 @@ class PCNEpisode:
     """[]: share of the real clusters with min_responsibility ≤ Σq < LOW_RESPONSIBILITY, 0 … 1"""
 
 
-def responsibilities(distances: Tensor, mask: Tensor, temperature: float) -> Tensor:
+def responsibilities(distances: Tensor, mask: Tensor | None, temperature: float) -> Tensor:
     """q(z|k,x) = softmax over z of −d(f(x), μ_zk) / τ (PCN Eq. 3).
 
     distances: [..., M], finite; mask: bool, broadcast to them, False at padded slots; temperature: τ > 0.
     Returns [..., M], 0 at padded slots; a class that is all padding gets zeros.
     """
-    logits = (distances / -temperature).masked_fill(~mask, float("-inf"))
+    logits = _fill_padding(distances / -temperature, mask, float("-inf"))
     # A row of padding alone is 0/0; the masks keep its NaN from both the result and the gradient.
-    return torch.softmax(logits, dim=-1).masked_fill(~mask, 0.0)
+    return _fill_padding(torch.softmax(logits, dim=-1), mask, 0.0)
 
 
-def class_scores(x: Tensor, prototypes: Tensor, mask: Tensor, temperature: float) -> Tensor:
+def class_scores(x: Tensor, prototypes: Tensor, mask: Tensor | None, temperature: float) -> Tensor:
     """s_k(x) = −Σ_z q(z|k,x) d(f(x), μ_zk) (PCN Eq. 1): [n, C], to be fed to a softmax over classes.
 
     x: [n, D]; prototypes: [C, M, D], anything finite at padded slots; mask: bool [C, M]. A class without a
@@ -62,30 +62,37 @@ def class_scores(x: Tensor, prototypes: Tensor, mask: Tensor, temperature: float
     x, prototypes = at_least_float32(x, prototypes)
     flat = _clear_padding(prototypes, mask).flatten(0, 1)
     rows = max(_DISTANCES_PER_CHUNK // max(len(flat), 1), 1)
-    return torch.cat([_score_rows(part, flat, mask, temperature) for part in x.split(rows)])
+    slots = prototypes.shape[:2]
+    return torch.cat([_score_rows(part, flat, slots, mask, temperature) for part in x.split(rows)])
 
 
-def _score_rows(x: Tensor, flat_prototypes: Tensor, mask: Tensor, temperature: float) -> Tensor:
-    """Scores [n, C] of some rows against prototypes [C·M, D]."""
-    distances = squared_distances(x, flat_prototypes, mask.flatten()).unflatten(-1, tuple(mask.shape))
-    distances = distances.masked_fill(~mask, 0.0)
+def _score_rows(
+    x: Tensor, flat_prototypes: Tensor, slots: torch.Size, mask: Tensor | None, temperature: float
+) -> Tensor:
+    """Scores [n, C] of some rows against prototypes [C·M, D]; slots: C and M."""
+    counts = None if mask is None else mask.flatten()
+    distances = squared_distances(x, flat_prototypes, counts).unflatten(-1, slots)
+    distances = _fill_padding(distances, mask, 0.0)
     scores = -(responsibilities(distances, mask, temperature) * distances).sum(-1)
-    return scores.masked_fill(~mask.any(-1), float("-inf"))
+    return scores if mask is None else scores.masked_fill(~mask.any(-1), float("-inf"))
 
 
-def support_responsibilities(support: Tensor, prototypes: Tensor, mask: Tensor, temperature: float) -> Tensor:
+def support_responsibilities(
+    support: Tensor, prototypes: Tensor, mask: Tensor | None, temperature: float
+) -> Tensor:
     """q(z|k,x) of each support image over its own class's old prototypes (PCN Eq. 3): [C, k, M].
 
     support: [C, k, D]; prototypes: [C, M, D], a constant; mask: bool [C, M].
     """
     distances = squared_distances(support, _clear_padding(prototypes.detach(), mask), mask)
-    return responsibilities(distances.masked_fill(~mask.unsqueeze(-2), 0.0), mask.unsqueeze(-2), temperature)
+    of_row = None if mask is None else mask.unsqueeze(-2)
+    return responsibilities(_fill_padding(distances, of_row, 0.0), of_row, temperature)
 
 
 def prototype_sums(
     support: Tensor,
     prototypes: Tensor,
-    mask: Tensor,
+    mask: Tensor | None,
     temperature: float,
     detach_responsibilities: bool = False,
 ) -> tuple[Tensor, Tensor]:
@@ -128,7 +135,7 @@ def pcn_episode_loss(
     support: Tensor,
     query: Tensor,
     prototypes: Tensor,
-    mask: Tensor,
+    mask: Tensor | None,
     *,
     temperature: float,
     memory: float,
@@ -149,17 +156,22 @@ def pcn_episode_loss(
     scores = class_scores(query.flatten(0, 1), moved, mask, temperature)
     targets = torch.arange(num_classes, device=query.device).repeat_interleave(num_queries)
     sums = denominators.detach()
-    low = mask & (sums >= min_responsibility) & (sums < LOW_RESPONSIBILITY)
+    low = (sums >= min_responsibility) & (sums < LOW_RESPONSIBILITY)
     return PCNEpisode(
         loss=functional.cross_entropy(scores, targets),
         numerators=numerators.detach(),
         denominators=sums,
         accuracy=(scores.detach().argmax(-1) == targets).float().mean(),
         responsibility_perplexity=torch.special.entr(shares.detach()).sum(-1).exp().mean(),
-        low_share=low.sum() / mask.sum().clamp_min(1),
+        low_share=low.float().mean() if mask is None else (low & mask).sum() / mask.sum().clamp_min(1),
     )
 
 
-def _clear_padding(prototypes: Tensor, mask: Tensor) -> Tensor:
+def _clear_padding(prototypes: Tensor, mask: Tensor | None) -> Tensor:
     """Prototypes [C, M, D] with zeros at padded slots, where anything may lie, NaN too."""
-    return prototypes.masked_fill(~mask.unsqueeze(-1), 0.0)
+    return _fill_padding(prototypes, None if mask is None else mask.unsqueeze(-1), 0.0)
+
+
+def _fill_padding(values: Tensor, mask: Tensor | None, by: float) -> Tensor:
+    """`values` with `by` where `mask` is False."""
+    return values if mask is None else values.masked_fill(~mask, by)

@@ -6,6 +6,7 @@ k-means sets it at the start of an epoch, Eq. 4 moves it after each step.
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fsl_dist.config import RunConfig
@@ -43,6 +44,7 @@ class PCN(Episodes):
         self.device = device
         self.means = torch.zeros(0, 0, 0, device=device)  # [num_classes, clusters, dim] once prepared
         self.mask = torch.zeros(0, 0, dtype=torch.bool, device=device)  # [num_classes, clusters]
+        self.is_padded = True  # whether any of `mask` is False
 
     def prepares_at(self, epoch: int, step: int) -> bool:
         """The memory is set anew at the start of every epoch."""
@@ -81,13 +83,19 @@ class PCN(Episodes):
             packed[position, : len(of_class), :dim] = torch.from_numpy(of_class)
             packed[position, : len(of_class), dim] = 1.0
         packed = group.sum_(packed.to(self.device))
-        self.means, self.mask = packed[..., :dim].contiguous(), packed[..., dim] > 0
+        self._set(packed[..., :dim].contiguous(), packed[..., dim] > 0)
         return {"method/clusters_per_class": float(self.mask.sum() / num_classes)}
 
     def _start_empty(self, dim: int) -> dict[str, float]:
-        self.means = torch.zeros(self.selection.num_classes, 1, dim, device=self.device)
-        self.mask = torch.ones(self.selection.num_classes, 1, dtype=torch.bool, device=self.device)
+        num_classes = self.selection.num_classes
+        self._set(
+            torch.zeros(num_classes, 1, dim, device=self.device),
+            torch.ones(num_classes, 1, dtype=torch.bool, device=self.device),
+        )
         return {}
+
+    def _set(self, means: Tensor, mask: Tensor) -> None:
+        self.means, self.mask, self.is_padded = means, mask, not bool(mask.all())
 
     def loss(self, outputs: Tensor, batch: Batch) -> BatchLoss:
         """PCN's Algorithm 1 on one episode, against the prototypes of the step's start."""
@@ -97,7 +105,7 @@ class PCN(Episodes):
             support,
             query,
             self.means[rows],
-            self.mask[rows],
+            self.mask[rows] if self.is_padded else None,
             temperature=self.method.temperature,
             memory=self.method.memory,
             detach_responsibilities=self.method.detach_responsibilities,
@@ -123,25 +131,34 @@ class PCN(Episodes):
         """Eq. 4 once for the step: the supports of all its episodes, on all workers, summed and merged."""
         if self.method.memory == 0 and self.method.clusters == 1:
             return {}  # PN keeps nothing
-        touched = np.unique(np.concatenate([batch.labels for batch in batches]))
+        classes, numerators, denominators = self._sum_updates(batches, updates, group)
+        rows = self._rows_of(classes)
+        self.means[rows] = update_prototypes(
+            self.means[rows],
+            numerators,
+            denominators,
+            self.method.memory,
+            min_responsibility=self.method.min_responsibility,
+        ).to(self.means.dtype)
+        return {}
+
+    def _sum_updates(
+        self, batches: list[Batch], updates: list[tuple[int, tuple[Tensor, ...]]], group: WorkerGroup
+    ) -> tuple[NDArray[np.int64], Tensor, Tensor]:
+        """The step's classes, int64 [C]; sums over its supports on all workers: Σ q f [C, M, D] and Σ q [C, M]."""
+        episodes = [batch.payload for batch in batches if isinstance(batch.payload, Episode)]
+        if len(episodes) == 1 and group.world_size == 1:
+            ((_, (numerators, denominators)),) = updates
+            return episodes[0].classes, numerators, denominators
+        classes = np.unique(np.concatenate([episode.classes for episode in episodes]))
         dim = self.means.shape[-1]
-        sums = torch.zeros(len(touched), self.means.shape[1], dim + 1, device=self.device)
+        sums = torch.zeros(len(classes), self.means.shape[1], dim + 1, device=self.device)
         for number, (numerators, denominators) in updates:
-            episode = batches[number].payload
-            assert isinstance(episode, Episode)
-            rows = torch.from_numpy(np.searchsorted(touched, episode.classes)).to(self.device)
+            rows = torch.from_numpy(np.searchsorted(classes, episodes[number].classes)).to(self.device)
             contribution = torch.cat([numerators, denominators.unsqueeze(-1)], dim=-1)
             sums.index_add_(0, rows, contribution.to(sums.dtype))
         group.sum_(sums)
-        rows = self._rows_of(touched)
-        self.means[rows] = update_prototypes(
-            self.means[rows],
-            sums[..., :dim],
-            sums[..., dim],
-            self.method.memory,
-            min_responsibility=self.method.min_responsibility,
-        )
-        return {}
+        return classes, sums[..., :dim], sums[..., dim]
 
     def state(self) -> dict[str, Tensor | str | int]:
         """The prototypes and which of them exist."""
@@ -152,4 +169,4 @@ class PCN(Episodes):
         means, mask = state["means"], state["mask"]
         assert isinstance(means, Tensor)
         assert isinstance(mask, Tensor)
-        self.means, self.mask = means.to(self.device), mask.to(self.device)
+        self._set(means.to(self.device), mask.to(self.device))

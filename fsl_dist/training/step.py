@@ -230,7 +230,8 @@ def run_step(
     for position, piece in enumerate(planned.pieces):
         batch = planned.batches[piece.batch]
         # A stand-in image must leave no trace in the batch-norm statistics; the other workers' images do.
-        bare.train(not piece.is_empty)
+        if bare.training == piece.is_empty:
+            bare.train(not piece.is_empty)
         if not piece.is_empty:
             next(calls)
         work = PieceForward(
@@ -258,7 +259,7 @@ def run_step(
             continue  # the first worker speaks for a batch all workers have in common
         share = batch.weight / total_weight
         for name, value in {"train/loss": result.loss.detach(), **result.metrics}.items():
-            part = value.float() * share
+            part = value.float() if share == 1 else value.float() * share
             sums[name] = sums[name] + part if name in sums else part
         if result.update is not None:
             updates.append((piece.batch, result.update))

@@ -1,5 +1,6 @@
 """PCN and PN against the paper's equations as plain float64 loops."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -310,3 +311,18 @@ def test_autocast_changes_nothing(forward: Callable[[Tensor], Tensor]) -> None:
     assert mixed.loss.dtype == mixed.numerators.dtype == torch.float32
     assert torch.equal(mixed.loss, plain.loss)
     assert torch.equal(mixed.numerators, plain.numerators)
+
+
+def test_without_padding_no_mask_is_needed():
+    old, support, query = (torch.randn(*shape, 6, dtype=torch.float64) for shape in ((4, 3), (4, 5), (4, 2)))
+    everywhere = torch.ones(4, 3, dtype=torch.bool)
+    found = []
+    for mask in (everywhere, None):
+        tensors = support.clone().requires_grad_(), query.clone().requires_grad_()
+        episode = pcn_episode_loss(*tensors, old, mask, temperature=2.0, memory=0.5)
+        gradients = torch.autograd.grad(episode.loss, tensors)
+        scores = class_scores(query[0], old, mask, 2.0)
+        parts = [getattr(episode, field.name) for field in dataclasses.fields(episode)]
+        found.append((*parts, *gradients, scores))
+    for masked, plain in zip(*found, strict=True):
+        torch.testing.assert_close(masked, plain, rtol=1e-12, atol=1e-12, check_dtype=False)
