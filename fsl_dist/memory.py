@@ -11,6 +11,10 @@ import platform
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h"""
+KEEPS = (2**30, 2**31 - 1)
+"""thresholds of a process that keeps freed memory"""
+GIVES_BACK = (2**25, 2**26)
+"""where glibc's own thresholds come to rest"""
 _OWN_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
 
@@ -23,7 +27,7 @@ def keep_freed_memory() -> bool:
     """
     if any(name in os.environ for name in _OWN_SETTINGS):
         return False
-    return set_thresholds(2**30, 2**31 - 1)
+    return set_thresholds(*KEEPS)
 
 
 def set_thresholds(mmap_bytes: int, trim_bytes: int) -> bool:

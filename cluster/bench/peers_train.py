@@ -9,7 +9,7 @@ from torch.nn import functional
 
 def bare_network(name: str, channels: int, dim: int) -> nn.Module:
     """The network of that name as one writes it: torch's default memory format and layers."""
-    if name == "resnet18":
+    if name.startswith("resnet18"):
         from torchvision.models import resnet18
 
         network = resnet18()

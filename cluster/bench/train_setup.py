@@ -23,6 +23,7 @@ NETWORKS = {
     "conv4": ("backbone.name=conv4", "data.channels=1", "data.mean=[0.5]", "data.std=[0.5]", "data.resize_size=28",
               "data.image_size=28"),
     "resnet18": ("backbone.name=resnet18", "data.resize_size=72", "data.image_size=64"),
+    "resnet18 at 224 px": ("backbone.name=resnet18", "data.resize_size=256", "data.image_size=224"),
     "mlp": ("backbone.name=mlp",),
 }  # fmt: skip
 # A learning rate that moves nothing: steps repeat one batch, and a network that knows it by heart has gradients so small

@@ -16,6 +16,7 @@ from cluster.bench.interleave import Measured, interleave
 from cluster.bench.machine_rates import load_steps
 from cluster.bench.report import BenchOptions, Report, Table, Target
 from cluster.bench.train_setup import BenchData, describe_data, make_data, make_trainer
+from fsl_dist.training.denormals import flushing_denormals
 from fsl_dist.training.distributed import WorkerGroup
 
 _WAIT_S = 120.0
@@ -74,6 +75,7 @@ def _processes(job: _Job, num: int) -> Iterator[Callable[[int], None]]:
                 process.join()
 
 
+@flushing_denormals()
 def _serve(job: _Job, rank: int, end: Connection) -> None:
     """Take as many steps as the other end says, until it closes; negative numbers: without averaging gradients."""
     torch.set_num_threads(1)
