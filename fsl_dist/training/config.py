@@ -85,7 +85,7 @@ class TrainingConfig:
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """forward pass; auto: bf16 on a GPU, float32 on a CPU. Losses and distances are float32 always"""
     compile: bool = False
-    """torch.compile the network"""
+    """torch.compile the network. Needs a C++ compiler where it is trained; on a CPU it brought nothing (docs/benchmarks.md)"""
 
     def uses_bf16(self, device_type: str) -> bool:
         """Whether networks on a device of this type ("cpu", "cuda") run their forward pass in bf16."""

@@ -5,6 +5,10 @@ It starts from whatever checkpoint the run's folder holds, so starting and resum
 
 import dataclasses
 import logging
+import os
+import shutil
+import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -17,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fsl_dist.config import RunConfig
 from fsl_dist.data.loader import Loader, Source, open_source
 from fsl_dist.embedder import Embedder, SelectionIndex, TableMiners
-from fsl_dist.errors import TrainingError
+from fsl_dist.errors import RequestError, TrainingError
 from fsl_dist.methods.build import build_method
 from fsl_dist.methods.method import Batch, Method
 from fsl_dist.methods.neighbour_table import NeighbourTable
@@ -138,6 +142,7 @@ class Trainer:
                 self.network, forward_sync_buffers=False, gradient_as_bucket_view=True
             )
         if self.config.training.compile:
+            _check_compiler()
             self.network.compile()
         return forward
 
@@ -353,6 +358,16 @@ class Trainer:
             tables = tables_of(self.checkpoints.prune()) | tables_in(self.method.state())
             NeighbourTable.prune(self.run / "mining", keep=tables)
         self.group.barrier()
+
+
+def _check_compiler() -> None:
+    """RequestError where torch.compile would not find its C++ compiler: it says so in a hundred lines."""
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if shutil.which(compiler) is None:
+        raise RequestError(
+            f"training.compile=true needs a C++ compiler on {socket.gethostname()}, and there is no '{compiler}' "
+            "(install one, name it by CXX, or train without training.compile)"
+        )
 
 
 def _num_images(batches: list[Batch]) -> int:
