@@ -11,10 +11,6 @@ import platform
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h"""
-KEEPS = (2**30, 2**31 - 1)
-"""thresholds of a process that keeps freed memory"""
-GIVES_BACK = (2**25, 2**26)
-"""where glibc's own thresholds come to rest"""
 _OWN_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
 
@@ -27,15 +23,7 @@ def keep_freed_memory() -> bool:
     """
     if any(name in os.environ for name in _OWN_SETTINGS):
         return False
-    return set_thresholds(*KEEPS)
-
-
-def set_thresholds(mmap_bytes: int, trim_bytes: int) -> bool:
-    """Pieces from `mmap_bytes` on are the system's again when freed, and so is what lies free at the heap's end beyond `trim_bytes`.
-
-    Both below 2^31. Returns whether the C library is glibc and took them.
-    """
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return bool(mallopt(_MMAP_THRESHOLD, mmap_bytes) and mallopt(_TRIM_THRESHOLD, trim_bytes))
+    return bool(mallopt(_MMAP_THRESHOLD, 2**30) and mallopt(_TRIM_THRESHOLD, 2**31 - 1))

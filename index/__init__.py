@@ -16,6 +16,7 @@ from index.errors import (
     StorageError,
     VersionError,
 )
+from index.openblas import name_processor
 
 if TYPE_CHECKING:
     from index.build import Staging
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from index.search import LocalIndex, Neighbours, SearchResult, ShardedIndex, open_index
     from index.storage import Owner
     from index.writer import IndexWriter
+
+name_processor()
 
 _ROOM_OF = {
     "FollowingIndex": "index.following",

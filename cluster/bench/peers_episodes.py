@@ -210,7 +210,7 @@ def measure_start(way: str, folder: Path, num: int) -> dict[str, float]:
     `start_s`: seconds; `memory_mb`: peak of this process over what it had before, and what its children have to
     themselves; `open_files`: the most of one process over what it had open before.
     """
-    before_mb, before_files = _status_mb("self", "VmRSS"), _open_files("self")
+    before_mb, before_files = status_mb("self", "VmRSS"), _open_files("self")
     started = time.perf_counter()
     episodes = WAYS[way](folder)
     batches = episodes.batches(num)
@@ -220,13 +220,13 @@ def measure_start(way: str, folder: Path, num: int) -> dict[str, float]:
     for _ in batches:
         open_files = max(open_files, _open_files("self") - before_files)
     children = descendants(os.getpid())
-    memory_mb = _status_mb("self", "VmHWM") - before_mb + sum(map(_private_mb, children))
+    memory_mb = status_mb("self", "VmHWM") - before_mb + sum(map(_private_mb, children))
     open_files = max([open_files, *map(_open_files, children)])
     episodes.close()
     return {"start_s": start_s, "memory_mb": memory_mb, "open_files": open_files}
 
 
-def _status_mb(pid: int | str, name: str) -> float:
+def status_mb(pid: int | str, name: str) -> float:
     """A figure of /proc/PID/status, 10⁶ bytes."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1.024e-3

@@ -1,14 +1,8 @@
 """`fsl-dist bench train`: training steps beside a bare loop, waiting for images, clustering beside scikit-learn."""
 
 from cluster.bench.report import BenchOptions, Report
-from cluster.bench.train_clusters import (
-    CASES,
-    SMOKE_CASES,
-    measure_clustering,
-    measure_epoch,
-    measure_kept_memory,
-    measure_pass,
-)
+from cluster.bench.train_clusters import CASES, SMOKE_CASES, measure_clustering, measure_epoch, measure_pass
+from cluster.bench.train_memory import measure_kept_memory
 from cluster.bench.train_setup import describe_data, make_data
 from cluster.bench.train_steps import Found, measure_step, measure_wait
 from fsl_dist.training.denormals import flushing_denormals
@@ -34,7 +28,6 @@ def measure(options: BenchOptions) -> Report:
                     data, network, method, folder=folder, rounds=rounds, repeats=repeats,
                     more=_SMALL[method] if is_small else (),
                     compiles=not is_small and method == "pcn",
-                    gives_back=method == "pcn" and network != "mlp",
                 )
             )  # fmt: skip
     found.add(measure_clustering(SMOKE_CASES if is_smoke else CASES, rounds=rounds))
@@ -54,9 +47,10 @@ def measure(options: BenchOptions) -> Report:
         notes=[
             "The bare loop is torch's defaults: contiguous images, an optimizer that is not fused, one group of batch norm. "
             "The tuned one has the network and settings of fsl-dist: channels_last and a fused optimizer.",
-            "They keep freed memory as fsl-dist does, since they run in its process; a loop of one's own gives it back, as the line "
-            "“freed memory given back” does. At 64 px this processor's ResNet18 is faster contiguous, at 224 px in channels_last, which "
-            "fsl-dist has at any size.",
+            "They keep freed memory as fsl-dist does, since they run in its process; a loop of one's own gives it back: the table “Freed "
+            "memory” tells what that takes. ResNet18 at 64 px is faster contiguous, most networks and sizes are not "
+            "(`benchmarks/bench_memory_format.py`), so networks are in channels_last. The same step differs by "
+            "up to a tenth from process to process: which pages of memory it was given.",
             *found.notes,
         ],
         is_smoke=is_smoke,

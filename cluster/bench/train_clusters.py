@@ -14,7 +14,7 @@ from cluster.bench.interleave import interleave
 from cluster.bench.machine_rates import load_steps
 from cluster.bench.report import Table, Target, timing_table
 from cluster.bench.train_setup import BenchData, make_trainer
-from cluster.bench.train_steps import Found, giving_back
+from cluster.bench.train_steps import Found
 from fsl_dist.evaluation.prototypes import fit_each_class
 from fsl_dist.methods.pcn import PCN
 from fsl_dist.samplers.episode import Episode
@@ -163,7 +163,7 @@ def measure_epoch(data: BenchData, *, folder: Path, rounds: int, steps: int, siz
 
 def measure_pass(data: BenchData, *, folder: Path, rounds: int) -> Found:
     """The embedding pass of a PCN epoch, with the index it leaves, beside `Embedder.embed` of the same images."""
-    trainer = make_trainer(data.config("conv4", "pcn", folder / "pass"))
+    trainer = make_trainer(data.config("resnet18", "pcn", folder / "pass"))
     ids, turn = trainer.splits.train.ids, iter(range(10**6))
 
     def open_index() -> int:
@@ -178,26 +178,10 @@ def measure_pass(data: BenchData, *, folder: Path, rounds: int) -> Found:
     )
     ratios = measured.ratios("pass of an epoch", "Embedder.embed")
     return Found(
-        [timing_table("Embedding all training images with Conv4", measured, base="Embedder.embed")],
+        [
+            timing_table(
+                "Embedding all training images with ResNet18 at 64 px", measured, base="Embedder.embed"
+            )
+        ],
         [Target("embedding pass / Embedder.embed", ratios, at_most=1.05, is_guarded=False)],
     )
-
-
-def measure_kept_memory(data: BenchData, *, folder: Path, rounds: int) -> Found:
-    """Embedding with MobileNetV2 at 224 px, and the same where freed memory is given back to the system."""
-    settings = [
-        "backbone.name=mobilenet_v2",
-        "data.resize_size=256",
-        "data.image_size=224",
-        "evaluation.batch_size=64",
-    ]
-    trainer = make_trainer(data.config("conv4", "pcn", folder / "kept", settings))
-    ids = trainer.splits.train.ids[:256]
-
-    def embed() -> int:
-        return len(trainer.embedder.embed(ids))
-
-    kept = "freed memory kept"
-    turns = {kept: embed, "freed memory given back": giving_back(embed)}
-    measured = interleave(turns, unit="image", rounds=rounds)
-    return Found([timing_table("Embedding with MobileNetV2 at 224 px, batches of 64", measured, base=kept)])

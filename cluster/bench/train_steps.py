@@ -13,20 +13,18 @@ from cluster.bench.machine_rates import load_steps
 from cluster.bench.peers_train import BareDeepKNN, BarePCN, bare_network, bare_optimizer, copy_of
 from cluster.bench.report import Table, Target, timing_table
 from cluster.bench.train_setup import BenchData, make_trainer
-from fsl_dist.memory import GIVES_BACK, KEEPS, set_thresholds
 from fsl_dist.methods.pcn import PCN
 from fsl_dist.samplers.episode import Episode
 from fsl_dist.training.loop import Trainer
 from fsl_dist.training.runlog import read_metrics
 from fsl_dist.training.step import PlannedStep
 
-OURS, BARE, TUNED, COMPILED, GHOST, GIVING = (
+OURS, BARE, TUNED, COMPILED, GHOST = (
     "fsl-dist",
     "bare loop",
     "bare loop, tuned",
     "fsl-dist, compiled",
     "fsl-dist, groups of 32",
-    "fsl-dist, freed memory given back",
 )
 
 
@@ -47,11 +45,11 @@ class Found:
 
 def measure_step(
     data: BenchData, network: str, method: str, *, folder: Path, repeats: int, rounds: int,
-    compiles: bool = False, gives_back: bool = False, more: Sequence[str] = (),
+    compiles: bool = False, more: Sequence[str] = (),
 ) -> Found:  # fmt: skip
     """One network with one method: our step, the bare loop as torch's defaults have it, and one with our settings.
 
-    All of them keep freed memory, since one process does; with `gives_back` our step without that comes beside it.
+    All of them keep freed memory (`fsl_dist.memory`), since one process does.
     """
     trainer = make_trainer(data.config(network, method, folder / f"step-{network}-{method}", more))
     planned, (images,) = load_steps(trainer, 0, 1)[0][0]
@@ -73,10 +71,9 @@ def measure_step(
         )
         contenders[COMPILED] = _ours(make_trainer(compiled), planned, images)
     _check_losses(contenders)
-    turns = {name: _repeated(step, repeats) for name, step in contenders.items()}
-    if gives_back:
-        turns[GIVING] = giving_back(turns[OURS])
-    measured = interleave(turns, unit="step", rounds=rounds)
+    measured = interleave(
+        {name: _repeated(step, repeats) for name, step in contenders.items()}, unit="step", rounds=rounds
+    )
     title = f"{network}, {method}: a step of {len(images)} samples of {'×'.join(map(str, images.shape[1:]))}"
     remark = f"against the tuned loop: {statistics.median(measured.ratios(OURS, TUNED)):.2f}"
     return Found(
@@ -137,19 +134,6 @@ def _repeated(step: Callable[[], float], repeats: int) -> Callable[[], float]:
         for _ in range(repeats):
             step()
         return repeats
-
-    return go
-
-
-def giving_back(turn: Callable[[], float]) -> Callable[[], float]:
-    """`turn` with the thresholds that glibc's own come to rest at."""
-
-    def go() -> float:
-        set_thresholds(*GIVES_BACK)
-        try:
-            return turn()
-        finally:
-            set_thresholds(*KEEPS)
 
     return go
 
