@@ -99,7 +99,8 @@ def kill_when(command, is_time):
     assert process.wait() == -signal.SIGKILL
 
 
-def test_a_pack_killed_at_20_moments_ends_byte_identical(tmp_path):
+@pytest.mark.parametrize("num_kills", [4, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_pack_killed_at_random_moments_ends_byte_identical(tmp_path, num_kills):
     # 60 images of 270 kB: a dozen shards of 2 MB, each forced to the disk.
     source = write_images(tmp_path / "src", ["ant", "bee", "owl"], 20, (300, 300), "BMP")
     options = ["--shard-size-mb", "2", "--seed", "5"]
@@ -124,13 +125,14 @@ def test_a_pack_killed_at_20_moments_ends_byte_identical(tmp_path):
             num_unfinished += (room / ".out.partial").exists()
 
     command = [*COMMAND, "pack", str(source), str(room / "out"), *options]
-    kill_at_random(command, 20, seconds, check)
+    kill_at_random(command, num_kills, seconds, check)
     assert run("pack", source, room / "out", *options)[0] == 0
     assert all_bytes(room / "out") == expected
     assert os.listdir(room) == ["out"]
 
 
-def test_a_killed_append_leaves_the_data_set_as_it_was(tmp_path):
+@pytest.mark.parametrize("num_kills", [3, pytest.param(10, marks=pytest.mark.slow)])
+def test_a_killed_append_leaves_the_data_set_as_it_was(tmp_path, num_kills):
     first = write_images(tmp_path / "src", ["ant", "bee"], 8, (20, 20), "PNG")
     more = write_images(tmp_path / "more", ["bee", "cat", "dog"], 20, (300, 300), "BMP")
     for path in more.rglob("*.bmp"):
@@ -151,7 +153,7 @@ def test_a_killed_append_leaves_the_data_set_as_it_was(tmp_path):
         assert {name: (tmp_path / "out" / name).read_bytes() for name in before} == before
 
     command = [*COMMAND, "pack", str(more), str(tmp_path / "out"), *options]
-    kill_at_random(command, 10, seconds, check)
+    kill_at_random(command, num_kills, seconds, check)
     assert run("pack", more, tmp_path / "out", *options)[0] == 0
     assert all_bytes(tmp_path / "out") == expected
 
@@ -164,7 +166,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", ["plain", "resized", *(pytest.param(case, marks=pytest.mark.slow) for case in list(CASES)[2:])]
+)
 def test_a_killed_pack_goes_on_whatever_its_processes(tmp_path, case):
     source = write_images(tmp_path / "src", ["ant", "bee", "owl"], 50, (300, 300), "BMP")
     (source / "bee" / "rotten.jpg").write_text("no image")
