@@ -59,6 +59,8 @@ class Trainer:
         watch: Watch | None = None,
     ) -> None:
         """`splits`: in place of the data set's own, for training on a selection of one's own. `watch`: may end the run."""
+        if config.training.compile:
+            _check_compiler()
         self.config = config
         self.group = group
         self.device = device
@@ -142,7 +144,6 @@ class Trainer:
                 self.network, forward_sync_buffers=False, gradient_as_bucket_view=True
             )
         if self.config.training.compile:
-            _check_compiler()
             self.network.compile()
         return forward
 

@@ -17,7 +17,7 @@ def settings(digits: Path, run: Path, *more: str):
         [
             f"data.dataset={digits}", f"run.dir={run}", "backbone.name=conv4", "data.channels=1", "data.mean=[0.5]",
             "data.std=[0.5]", "data.resize_size=16", "data.image_size=16", "episode.n_way=3", "episode.k_shot=2",
-            "episode.n_query=2", "episode.per_epoch=3", "method.clusters=1", "training.epochs=1", "training.patience=0",
+            "episode.n_query=2", "episode.per_epoch=3", "method.kind=pcn", "method.clusters=1", "training.epochs=1", "training.patience=0",
             *more,
         ],
     )  # fmt: skip
