@@ -112,6 +112,18 @@ def test_the_guard_fails_where_a_ratio_is_worse_twice_in_succession(values, fail
     assert next(runs, None) is None  # a second run only after a worse one
 
 
+def test_bounds_of_two_machines_are_the_worse_ones():
+    record_bounds = load(ROOT / "benchmarks" / "smoke.py").record_bounds
+    targets = {
+        "cost": {"value": 0.5, "at_most": 1.0},
+        "speed": {"value": 1.8, "at_most": None},
+        "new": {"value": 0.1, "at_most": 1.0},
+    }
+    assert record_bounds(targets) == {"cost": 0.5, "speed": 1.8, "new": 0.1}
+    assert record_bounds(targets, {"cost": 0.4, "speed": 1.9}) == {"cost": 0.5, "speed": 1.8, "new": 0.1}
+    assert record_bounds(targets, {"cost": 0.6, "speed": 1.7}) == {"cost": 0.6, "speed": 1.7, "new": 0.1}
+
+
 def test_every_benchmark_has_recorded_bounds():
     from cluster.bench.run import BENCHMARKS, TIMES_ONLY
 
