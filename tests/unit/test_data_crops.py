@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -31,6 +31,7 @@ def augment_at(y, x, flip):
     flip=st.booleans(),
     resize=st.sampled_from(["shorter", "exact"]),
 )
+@example(height=12, width=22, crop=29, more=25, y=1.0, x=1.0, flip=False, resize="shorter")  # differs by 2
 def test_a_region_holds_all_that_the_filter_looks_at(height, width, crop, more, y, x, flip, resize):
     """Against PIL: resizing inside the region from edge to edge gives the pixels of resizing everything, then cropping."""
     config = DataConfig(image_size=crop, resize_size=crop + more, resize=resize)
@@ -50,7 +51,8 @@ def test_a_region_holds_all_that_the_filter_looks_at(height, width, crop, more, 
         box = (max(0, near[1]), max(0, near[0]), min(columns, far[1]), min(rows, far[0]))
         found = np.asarray(inside.resize((crop, crop), Image.Resampling.BILINEAR, box=box), dtype=int)
         results.append(found)
-    assert np.abs(results[0] - results[1]).max() <= 1
+    # PIL rounds twice, down the columns and along the rows; a pixel that is missing makes tens.
+    assert np.abs(results[0] - results[1]).max() <= 2
 
 
 def test_a_region_is_smaller_than_its_image():
