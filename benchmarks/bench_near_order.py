@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 
-from cluster.bench.peers_episodes import status_mb
+from cluster.bench.interleave import status_mb
 from fsl_dist.samplers.near_order import near_order
 
 _GROUP, _NEIGHBOURS = 50, 10

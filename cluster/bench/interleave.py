@@ -91,6 +91,12 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def status_mb(pid: int | str, name: str) -> float:
+    """A figure of /proc/PID/status, 10⁶ bytes."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1.024e-3
+
+
 def _used_s(pid: int) -> float:
     """User and system seconds of a process and of its own ended children."""
     try:

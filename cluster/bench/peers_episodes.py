@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, IterableDataset, Sampler, get_worker_in
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from cluster.bench.interleave import descendants
+from cluster.bench.interleave import descendants, status_mb
 from cluster.bench.tiny_images import SIDE
 from fsl_dist.data.config import DataConfig
 from fsl_dist.data.loader import Loader, Request, open_source
@@ -224,12 +224,6 @@ def measure_start(way: str, folder: Path, num: int) -> dict[str, float]:
     open_files = max([open_files, *map(_open_files, children)])
     episodes.close()
     return {"start_s": start_s, "memory_mb": memory_mb, "open_files": open_files}
-
-
-def status_mb(pid: int | str, name: str) -> float:
-    """A figure of /proc/PID/status, 10⁶ bytes."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1.024e-3
 
 
 def _private_mb(pid: int) -> float:

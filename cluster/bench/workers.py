@@ -1,9 +1,8 @@
 """`fsl-dist bench workers`: two workers beside one, on the same steps; what the second core brings, what averaging takes of it."""
 
-import multiprocessing
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection
@@ -14,6 +13,7 @@ import torch.distributed as dist
 
 from cluster.bench.interleave import Measured, interleave
 from cluster.bench.machine_rates import load_steps
+from cluster.bench.processes import hear, spawned
 from cluster.bench.report import BenchOptions, Report, Table, Target
 from cluster.bench.train_setup import BenchData, describe_data, make_data, make_trainer
 from fsl_dist.training.denormals import flushing_denormals
@@ -42,37 +42,18 @@ def _processes(job: _Job, num: int) -> Iterator[Callable[[int], None]]:
 
     Raises EOFError where one died, TimeoutError where one hangs.
     """
-    spawn = multiprocessing.get_context("spawn")
-    ends, processes = [], []
-    for rank in range(num):
-        ours, theirs = spawn.Pipe()
-        processes.append(spawn.Process(target=_serve, args=(job, rank, theirs)))
-        processes[-1].start()
-        theirs.close()  # so that a process that dies is the end of the pipe here
-        ends.append(ours)
+    with ExitStack() as stack:
+        ends = [stack.enter_context(spawned(_serve, job, rank)) for rank in range(num)]
 
-    def answer(end: Connection) -> None:
-        if not end.poll(_WAIT_S):
-            raise TimeoutError(f"a training process said nothing for {_WAIT_S:g} s")
-        end.recv()
+        def take(steps: int) -> None:
+            for end in ends:
+                end.send(steps)
+            for end in ends:
+                hear(end, _WAIT_S)
 
-    def take(steps: int) -> None:
         for end in ends:
-            end.send(steps)
-        for end in ends:
-            answer(end)
-
-    try:
-        for end in ends:
-            answer(end)
+            hear(end, _WAIT_S)
         yield take
-    finally:
-        for end, process in zip(ends, processes, strict=True):
-            end.close()
-            process.join(10)
-            if process.is_alive():
-                process.kill()
-                process.join()
 
 
 @flushing_denormals()

@@ -2,7 +2,8 @@
 
 Equation numbers are those of Prabhu et al., "Few-Shot Learning for Dermatological Disease Diagnosis". Prototypical
 networks (PN) are the case of one cluster and memory 0. Shapes: C classes, M prototype slots a class (classes with
-fewer are padded, `mask` tells; without padding it may be None, which saves a dozen small operations), k support and q query images a class, D the embedding's size.
+fewer are padded, `mask` tells), k support and q query images a class, D the embedding's size. A mask of None says
+that no slot is padding, which saves a dozen small operations.
 
 Several episodes a step, or several workers, all start from the step's μ_old. Their numerators and denominators add
 up, and one `update_prototypes` on the sums merges the supports exactly as if they had been one episode's.
@@ -45,7 +46,7 @@ class PCNEpisode:
 def responsibilities(distances: Tensor, mask: Tensor | None, temperature: float) -> Tensor:
     """q(z|k,x) = softmax over z of −d(f(x), μ_zk) / τ (PCN Eq. 3).
 
-    distances: [..., M], finite; mask: bool, broadcast to them, False at padded slots; temperature: τ > 0.
+    distances: [..., M], finite; mask: bool, broadcast to them, False at padded slots, or None; temperature: τ > 0.
     Returns [..., M], 0 at padded slots; a class that is all padding gets zeros.
     """
     logits = _fill_padding(distances / -temperature, mask, float("-inf"))
@@ -56,7 +57,7 @@ def responsibilities(distances: Tensor, mask: Tensor | None, temperature: float)
 def class_scores(x: Tensor, prototypes: Tensor, mask: Tensor | None, temperature: float) -> Tensor:
     """s_k(x) = −Σ_z q(z|k,x) d(f(x), μ_zk) (PCN Eq. 1): [n, C], to be fed to a softmax over classes.
 
-    x: [n, D]; prototypes: [C, M, D], anything finite at padded slots; mask: bool [C, M]. A class without a
+    x: [n, D]; prototypes: [C, M, D], anything finite at padded slots; mask: bool [C, M] or None. A class without a
     prototype scores −inf. Memory: n·C·M distances, in pieces of 64 MiB where no gradient is kept.
     """
     x, prototypes = at_least_float32(x, prototypes)
@@ -82,7 +83,7 @@ def support_responsibilities(
 ) -> Tensor:
     """q(z|k,x) of each support image over its own class's old prototypes (PCN Eq. 3): [C, k, M].
 
-    support: [C, k, D]; prototypes: [C, M, D], a constant; mask: bool [C, M].
+    support: [C, k, D]; prototypes: [C, M, D], a constant; mask: bool [C, M] or None.
     """
     distances = squared_distances(support, _clear_padding(prototypes.detach(), mask), mask)
     of_row = None if mask is None else mask.unsqueeze(-2)
@@ -98,7 +99,7 @@ def prototype_sums(
 ) -> tuple[Tensor, Tensor]:
     """Numerators Σ_x q f(x) [C, M, D] and denominators Σ_x q [C, M] of Eq. 4, q against the old prototypes.
 
-    support: [C, k, D]; prototypes: [C, M, D], a constant; mask: bool [C, M]. The gradient flows through f(x) and q,
+    support: [C, k, D]; prototypes: [C, M, D], a constant; mask: bool [C, M] or None. The gradient flows through f(x) and q,
     through f(x) alone with detach_responsibilities. Sums of several supports of a class merge them.
     """
     shares = support_responsibilities(support, prototypes, mask, temperature)
@@ -145,7 +146,7 @@ def pcn_episode_loss(
     """One episode: move the prototypes by the support, score the query against the moved ones (PCN Algorithm 1).
 
     support: [C, k, D]; query: [C, q, D]; prototypes: μ_old of the episode's classes, [C, M, D], a constant;
-    mask: bool [C, M]. temperature: τ > 0 of Eq. 3. memory: 0 … 1 of Eq. 4. Distances, softmaxes and the loss are in
+    mask: bool [C, M] or None. temperature: τ > 0 of Eq. 3. memory: 0 … 1 of Eq. 4. Distances, softmaxes and the loss are in
     float32 at least, whatever the embeddings are in and whether autocast is on.
     """
     num_classes, num_queries = query.shape[:2]

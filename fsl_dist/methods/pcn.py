@@ -95,6 +95,7 @@ class PCN(Episodes):
         return {}
 
     def _set(self, means: Tensor, mask: Tensor) -> None:
+        # Whether there is padding is asked once, not every step: on a GPU the answer is waited for.
         self.means, self.mask, self.is_padded = means, mask, not bool(mask.all())
 
     def loss(self, outputs: Tensor, batch: Batch) -> BatchLoss:
@@ -146,7 +147,7 @@ class PCN(Episodes):
         self, batches: list[Batch], updates: list[tuple[int, tuple[Tensor, ...]]], group: WorkerGroup
     ) -> tuple[NDArray[np.int64], Tensor, Tensor]:
         """The step's classes, int64 [C]; sums over its supports on all workers: Σ q f [C, M, D] and Σ q [C, M]."""
-        episodes = [batch.payload for batch in batches if isinstance(batch.payload, Episode)]
+        episodes = [_episode_of(batch) for batch in batches]
         if len(episodes) == 1 and group.world_size == 1:
             ((_, (numerators, denominators)),) = updates
             return episodes[0].classes, numerators, denominators
@@ -170,3 +171,8 @@ class PCN(Episodes):
         assert isinstance(means, Tensor)
         assert isinstance(mask, Tensor)
         self._set(means.to(self.device), mask.to(self.device))
+
+
+def _episode_of(batch: Batch) -> Episode:
+    assert isinstance(batch.payload, Episode)
+    return batch.payload

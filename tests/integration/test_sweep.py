@@ -267,7 +267,8 @@ def test_asha_stops_what_is_below_the_cut_of_a_rung_and_never_the_base() -> None
 def test_after_a_trial_of_two_workers_is_stopped_the_next_starts_at_once(
     digits: Path, tmp_path: Path
 ) -> None:
-    # One after another: the second value is far worse, and stops at its first rung.
+    # One after another: the second value is far worse, and stops at its first rung, the only one. Two thirds stop there, so that
+    # the third trial goes on without being the best.
     space = {"training.lr": {"grid": [1e-3, 1e-9, 2e-3]}}
     config = write_sweep(
         tmp_path,
@@ -275,17 +276,14 @@ def test_after_a_trial_of_two_workers_is_stopped_the_next_starts_at_once(
         space=space,
         search="grid",
         include_base=False,
-        scheduler={"kind": "asha", "grace_epochs": 2, "reduction": 2},
+        scheduler={"kind": "asha", "grace_epochs": 2, "reduction": 3},
         resources={"workers": 2},
         settings={"training.epochs": 6, "episode.per_step": 2},
     )
     done = fsl_dist("sweep", "run", "--config", config, "--json")
     assert done.returncode == 0, done.stderr
     trials = SweepFolder(tmp_path / "sweep").trials()
-    states = [trial.result.state for trial in trials if trial.result]
-    # Whether the third is stopped too is a matter of a few images, which another processor may see otherwise.
-    assert states[:2] == ["finished", "stopped"]
-    assert len(states) == 3
+    assert [trial.result.state for trial in trials if trial.result] == ["finished", "stopped", "finished"]
     stopped = trials[1].result
     assert stopped is not None
     assert stopped.epochs == 2

@@ -121,9 +121,12 @@ def test_same_answers_as_on_the_cpu(gpu, tmp_path, kind, metric):
         assert searches, asked
         # Filters leave the GPU's clusters aside: then the answer is exact, whatever the kind.
         wanted = on_cpu.search(vectors[:num], 5, query_ids=ids[:num], exact=bool(asked), **asked)
-        if not asked and kind != "flat":
-            # Two clusters may be equally near in float32 (ivf_flat); codes of another implementation choose others (ivf_pq).
-            assert (found.ids == wanted.ids).mean() > (0.9 if kind == "ivf_pq" else 0.995)
+        if not asked and kind == "ivf_pq":  # codes of another implementation, another choice of candidates
+            assert (found.ids == wanted.ids).mean() > 0.9
+            continue
+        if not asked and kind == "ivf_flat" and metric == "inner_product":
+            # Far from the origin products differ little: a query may have two clusters that are equally near in float32.
+            assert (found.ids != wanted.ids).any(axis=1).sum() <= 1
             continue
         np.testing.assert_array_equal(found.ids, wanted.ids)
         np.testing.assert_array_equal(found.distances, wanted.distances)
