@@ -267,18 +267,18 @@ def test_asha_stops_what_is_below_the_cut_of_a_rung_and_never_the_base() -> None
 def test_after_a_trial_of_two_workers_is_stopped_the_next_starts_at_once(
     digits: Path, tmp_path: Path
 ) -> None:
-    # One after another: the second value is far worse, and stops at its first rung, the only one. Two thirds stop there, so that
-    # the third trial goes on without being the best.
-    space = {"training.lr": {"grid": [1e-3, 1e-9, 2e-3]}}
+    # One after another: the second value is far worse, and stops at the only rung, which the third passes: it need be no better
+    # than half-way between the two before it, and is much like the first.
+    space = {"training.lr": {"grid": [1e-3, 1e-9, 1.1e-3]}}
     config = write_sweep(
         tmp_path,
         digits,
         space=space,
         search="grid",
         include_base=False,
-        scheduler={"kind": "asha", "grace_epochs": 2, "reduction": 3},
+        scheduler={"kind": "asha", "grace_epochs": 2, "reduction": 2},
         resources={"workers": 2},
-        settings={"training.epochs": 6, "episode.per_step": 2},
+        settings={"training.epochs": 3, "episode.per_step": 2},
     )
     done = fsl_dist("sweep", "run", "--config", config, "--json")
     assert done.returncode == 0, done.stderr
