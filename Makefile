@@ -50,12 +50,12 @@ fmt: setup
 # Everything in docs/benchmarks.md, measured anew on this machine, and the page.
 bench: setup
 	@mkdir -p benchmarks/results
-	for name in stream episodes train workers start mining evaluate; do $(BIN)/fsl-dist bench $$name --out benchmarks/results || exit 1; done
-	$(BIN)/python docs/make_benchmarks.py
+	for name in stream episodes train workers start mining evaluate; do $(BIN)/python -m benchmarks.suite $$name --out benchmarks/results || exit 1; done
+	$(BIN)/python -m benchmarks.page
 
 # All benchmarks small: fails where a ratio became worse than its recorded bound.
 bench-smoke: setup
-	$(BIN)/python benchmarks/smoke.py
+	$(BIN)/python -m benchmarks.smoke
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

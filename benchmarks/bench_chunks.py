@@ -58,8 +58,9 @@ def pack_synthetic(folder: Path) -> Path:
     import numpy as np
     from PIL import Image
 
-    from fsl_dist.data.listing import TableColumns
-    from fsl_dist.data.pack import PackOptions, pack
+    from fsl_dist.data.ingest.listing import TableColumns
+    from fsl_dist.data.ingest.options import PackOptions
+    from fsl_dist.data.ingest.pack import pack
 
     rng = np.random.default_rng(0)
     rows = ["file,class,split"]

@@ -20,8 +20,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from fsl_dist.config import load_config
-from fsl_dist.evaluation.config import EvaluationConfig
 from fsl_dist.evaluation.report import evaluate_settings
+from fsl_dist.metrics.config import EvaluationConfig
 
 K_P, DELTA_TAU, NOVEL_CLUSTERS = (1, 3, 5, 7, 9), (-0.5, 0.0, 1.0, 3.0), (1, 2, 4)
 

@@ -23,10 +23,10 @@ import faiss
 import numpy as np
 
 from cluster.local import ray_session
-from index.build import build
-from index.client import RayIndex, open_ray_index
+from index.actors.client import RayIndex, open_ray_index
 from index.config import IndexConfig
 from index.search import ShardedIndex, open_index
+from index.writing.build import build
 
 
 def search_plainly(flat: faiss.IndexFlatL2, queries: np.ndarray, k: int, threshold: int) -> None:

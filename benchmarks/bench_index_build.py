@@ -46,11 +46,11 @@ class Measured:
 _JOB = """
 from pathlib import Path
 import faiss
-from index import gate
+from index.base.settings import parse_overrides, validate
 from index.config import IndexConfig
-from index.vector_files import build_from_files
+from index.writing.vector_files import build_from_files
 vectors, labels, out = map(Path, sys.argv[1:4])
-config = gate.validate(IndexConfig, gate.parse_overrides(sys.argv[4:]), "the arguments")
+config = validate(IndexConfig, parse_overrides(sys.argv[4:]), "the arguments")
 with Measured():
     build_from_files(out, vectors, str(labels), None, config)
 """

@@ -18,11 +18,11 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from index.build import build
 from index.config import IndexConfig
-from index.merging import merge
 from index.search import open_index
-from index.writer import IndexWriter
+from index.writing.build import build
+from index.writing.merging import merge
+from index.writing.writer import IndexWriter
 
 
 def main() -> None:

@@ -21,10 +21,10 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from index.build import build
 from index.config import IndexConfig
 from index.search import LocalIndex, open_index
 from index.tune import store, tune
+from index.writing.build import build
 
 
 def draw_mixture(num: int, dim: int, classes: int, spread: float) -> tuple[np.ndarray, np.ndarray]:

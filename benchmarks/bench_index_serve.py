@@ -26,9 +26,9 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from index.build import build
 from index.config import IndexConfig
 from index.search import LocalIndex, open_index
+from index.writing.build import build
 
 RAW = "application/octet-stream"
 

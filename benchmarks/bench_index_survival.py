@@ -24,11 +24,11 @@ import numpy as np
 
 from cluster.local import ray_session
 from index import changes
-from index.build import build
-from index.client import RayIndex, open_ray_index
+from index.actors.client import RayIndex, open_ray_index
+from index.actors.replicas import NAMESPACE
 from index.config import IndexConfig
-from index.replicas import NAMESPACE
 from index.search import SearchResult, open_index
+from index.writing.build import build
 
 NUM_CLIENTS = 4
 

@@ -1,6 +1,6 @@
 """channels_last beside contiguous images, forward and backward, on this machine's CPU: why networks here are in channels_last.
 
-    python benchmarks/bench_memory_format.py
+    python -m benchmarks.bench_memory_format
 
 Two minutes; prints a Markdown table. Both are given images in channels_last, as the decoders hand them out.
 """
@@ -12,7 +12,7 @@ import statistics
 import torch
 import torchvision
 
-from cluster.bench.interleave import interleave
+from benchmarks.suite.interleave import interleave
 from fsl_dist.memory import keep_freed_memory
 from fsl_dist.training.denormals import flushing_denormals
 

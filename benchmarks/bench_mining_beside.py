@@ -29,7 +29,7 @@ def run_once(settings: list[str], run: Path) -> dict[str, float]:
     """Train once; seconds of the steps, of what stood between them, and of waiting for tables beyond the first."""
     from fsl_dist.config import load_config
     from fsl_dist.training.launch import train_run
-    from fsl_dist.training.ray_train import train_on_ray
+    from fsl_dist.training.ray.train import train_on_ray
     from fsl_dist.training.runlog import read_metrics
 
     train_run(load_config(None, [*settings, f"run.dir={run}"]), on_ray=train_on_ray)

@@ -20,10 +20,10 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from index.build import build
 from index.config import IndexConfig
 from index.search import LocalIndex, open_index
 from index.shard import Shard
+from index.writing.build import build
 
 
 def draw_long_tail(num: int, dim: int, classes: int, tail: float) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,6 @@
 """What an epoch's first step waits for with mining.anchors=near: seconds and memory of the order of all anchors, on one core.
 
-    python benchmarks/bench_near_order.py
+    python -m benchmarks.bench_near_order
 
 Anchors lie in groups of 50, each with 10 neighbours: 9 of its group, one anywhere. Each number of anchors in a process of its
 own. Prints a Markdown table.
@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 
-from cluster.bench.interleave import status_mb
+from benchmarks.suite.interleave import status_mb
 from fsl_dist.samplers.near_order import near_order
 
 _GROUP, _NEIGHBOURS = 50, 10
@@ -36,7 +36,7 @@ def main() -> None:
         return
     print("| anchors | s | MB added |\n| ---: | ---: | ---: |", flush=True)
     for num in (100_000, 1_000_000):
-        subprocess.run([sys.executable, __file__, str(num)], check=True)
+        subprocess.run([sys.executable, "-m", "benchmarks.bench_near_order", str(num)], check=True)
 
 
 if __name__ == "__main__":

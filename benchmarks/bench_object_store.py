@@ -30,7 +30,7 @@ from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.config import DataConfig
 from fsl_dist.data.loader import ImageSource, Loader, Request, open_source
 from fsl_dist.data.store import ShardStore, coalesce
-from index import objects
+from index.base import object_store
 
 
 class Answers(asyncio.Protocol):
@@ -220,7 +220,7 @@ def report(found: dict[str, object], options: argparse.Namespace) -> None:
     lines.append(f"| store, read one by one | | {rates['store read one by one']:.0f} | |")
     lines.append(
         f"\n{found['num_images']} images of {found['mean_image_bytes']:.0f} bytes in {found['num_shards']} shards, batches of "
-        f"{options.batch_size}, {options.delay_ms:g} ms before each answer, {objects.CONCURRENCY} requests at once; requests a "
+        f"{options.batch_size}, {options.delay_ms:g} ms before each answer, {object_store.CONCURRENCY} requests at once; requests a "
         f"batch: {found['requests_a_batch']}"
     )
     result = {

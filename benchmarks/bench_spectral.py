@@ -24,11 +24,11 @@ from sklearn.cluster import SpectralClustering
 from sklearn.metrics import adjusted_rand_score
 from threadpoolctl import threadpool_limits
 
-from fsl_dist.evaluation.clustering import find_clusters
-from fsl_dist.evaluation.config import EvaluationConfig
-from fsl_dist.evaluation.spectral import neighbour_affinity, spectral_embedding
+from fsl_dist.metrics.clustering import find_clusters
+from fsl_dist.metrics.config import EvaluationConfig
+from fsl_dist.metrics.spectral import neighbour_affinity, spectral_embedding
 from index import LocalIndex, open_index
-from index.build import build
+from index.writing.build import build
 
 SETTINGS = EvaluationConfig()
 

@@ -27,7 +27,7 @@ def train(path: Path, settings: list[str], run: Path, workers: int) -> dict[str,
     """Train once; seconds of the last epoch's steps and of its refresh."""
     from fsl_dist.config import load_config
     from fsl_dist.training.launch import train_run
-    from fsl_dist.training.ray_train import train_on_ray
+    from fsl_dist.training.ray.train import train_on_ray
     from fsl_dist.training.runlog import read_metrics
 
     config = load_config(path, [*settings, f"run.dir={run}", f"workers.num={workers}"])
@@ -42,10 +42,10 @@ def train(path: Path, settings: list[str], run: Path, workers: int) -> dict[str,
 
 def predict(path: Path, settings: list[str], rates: Path, processes: int) -> dict[str, float]:
     """What the plan says of the same."""
-    from cluster.fleet import Fleet
-    from cluster.plan_verb import count_images
-    from cluster.planning import plan_run
-    from cluster.rates import read_rates
+    from cluster.commands.plan import count_images
+    from cluster.planning.fleet import Fleet
+    from cluster.planning.plan import plan_run
+    from cluster.planning.rates import read_rates
     from fsl_dist.config import load_config
 
     config = load_config(path, settings)
@@ -57,11 +57,11 @@ def predict(path: Path, settings: list[str], rates: Path, processes: int) -> dic
 
 
 def main() -> None:
-    from cluster.bench.machine_rates import measure_rates
     from cluster.local import ray_session
-    from cluster.rates import render_rates
+    from cluster.planning.machine_rates import measure_rates
+    from cluster.planning.rates import render_rates
     from fsl_dist.config import load_config
-    from index import gate
+    from index.base.settings import dump, parse_yaml, to_yaml
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("dataset")
@@ -77,13 +77,13 @@ def main() -> None:
     measured_rates, loads = [], []
     with tempfile.TemporaryDirectory() as folder, ray_session(2):
         # The same run with another method: its settings are not those of PCN.
-        document = gate.parse_yaml(CONFIG.read_text(), str(CONFIG))
+        document = parse_yaml(CONFIG.read_text(), str(CONFIG))
         knn = Path(folder) / "deep-knn.yaml"
-        knn.write_text(gate.to_yaml({**document, "method": {"kind": "deep_knn"}}))
+        knn.write_text(to_yaml({**document, "method": {"kind": "deep_knn"}}))
         for number in range(options.rounds):
             loads.append(os.getloadavg()[0])
             rates = measure_rates(load_config(CONFIG, pcn))
-            measured_rates.append(gate.dump(rates))
+            measured_rates.append(dump(rates))
             path = Path(folder) / f"rates-{number}.yaml"
             path.write_text(render_rates(rates))
             for workers in (1, 2):

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fsl_dist.evaluation.clustering import cluster_scores, find_clusters
-from fsl_dist.evaluation.config import EvaluationConfig
-from fsl_dist.evaluation.spectral import neighbour_affinity, spectral_embedding
+from fsl_dist.metrics.clustering import cluster_scores, find_clusters
+from fsl_dist.metrics.config import EvaluationConfig
+from fsl_dist.metrics.spectral import neighbour_affinity, spectral_embedding
 from index import open_index
 
 SETTINGS = EvaluationConfig()

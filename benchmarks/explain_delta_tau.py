@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fsl_dist.evaluation.few_shot import draws_of
-from fsl_dist.evaluation.prototypes import Prototypes, fit_prototypes
 from fsl_dist.evaluation.report import open_selection
+from fsl_dist.methods.prototypes import Prototypes, fit_prototypes
+from fsl_dist.metrics.few_shot import draws_of
 from fsl_dist.training.splits import split_run
 from fsl_dist.training.trained import open_trained
 

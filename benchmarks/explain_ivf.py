@@ -23,9 +23,9 @@ import numpy as np
 from bench_index_ivf import draw_mixture, recall_of, search_plainly
 from faiss.contrib.big_batch_search import big_batch_search
 
-from index.build import build
 from index.config import IndexConfig
 from index.search import open_index
+from index.writing.build import build
 
 
 def share_visited(

@@ -20,7 +20,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from fsl_dist.data.fingerprints import Fingerprints, fingerprint
 from fsl_dist.data.images import open_upright
-from fsl_dist.data.near_pairs import NEAR, NEAR_BY_NAME, Bounds, find_near
+from fsl_dist.data.ingest.near_pairs import NEAR, NEAR_BY_NAME, Bounds, find_near
 
 EVERY_HASH = Bounds(distance=10, correlation=-1.0)
 

@@ -1,9 +1,9 @@
 """The guard against regressions: every benchmark small, its ratios held against the recorded ones.
 
-    python benchmarks/smoke.py              all benchmarks; exit 1 where a ratio is worse than its bound
-    python benchmarks/smoke.py stream       some of them
-    python benchmarks/smoke.py --record     write the medians of what was run as the bounds
-    python benchmarks/smoke.py --widen      write them where they are worse than the bounds: on a processor of another kind
+    python -m benchmarks.smoke              all benchmarks; exit 1 where a ratio is worse than its bound
+    python -m benchmarks.smoke stream       some of them
+    python -m benchmarks.smoke --record     write the medians of what was run as the bounds
+    python -m benchmarks.smoke --widen      write them where they are worse than the bounds: on a processor of another kind
 
 A ratio fails that is worse than its bound in benchmarks/smoke_bounds.json by more than 30 % in two runs in succession; so a
 benchmark is run again, once, where one of its ratios is. Only ratios of times taken in turn are watched, never a time.
@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from cluster.bench.run import BENCHMARKS, TIMES_ONLY
+from benchmarks.suite.run import BENCHMARKS, TIMES_ONLY
 
 BOUNDS = Path(__file__).with_name("smoke_bounds.json")
 GUARDED = [name for name in BENCHMARKS if name not in TIMES_ONLY]
@@ -29,8 +29,7 @@ def run_small(name: str) -> dict[str, dict]:
     command = [
         sys.executable,
         "-m",
-        "cluster.cli",
-        "bench",
+        "benchmarks.suite",
         name,
         "--smoke",
         "--rounds",
@@ -39,7 +38,7 @@ def run_small(name: str) -> dict[str, dict]:
     ]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        sys.exit(f"fsl-dist bench {name} --smoke failed with exit code {done.returncode}")
+        sys.exit(f"python -m benchmarks.suite {name} --smoke failed with exit code {done.returncode}")
     return {target["name"]: target for target in json.loads(done.stdout)["targets"] if target["is_guarded"]}
 
 

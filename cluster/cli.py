@@ -4,24 +4,24 @@ import sys
 
 import click
 
-from cluster.bench_verbs import bench
-from cluster.catalogue_verbs import adopt, resplit
-from cluster.data_verbs import inspect, pack
-from cluster.explain_verb import explain
-from cluster.feature_verbs import baseline
-from cluster.index_verbs import index_group
-from cluster.job_verbs import job
-from cluster.output import configure_logging
-from cluster.places import PlacesGroup
-from cluster.plan_verb import plan
-from cluster.plot_verbs import plot
-from cluster.predict_verb import predict
-from cluster.reproduce_verbs import reproduce
-from cluster.run_verbs import demo, doctor, embed, evaluate, train
-from cluster.submit_verb import submit
-from cluster.sweep_verbs import sweep
-from index.errors import FslDistError
-from index.mirror import told
+from cluster.commands.baseline import baseline
+from cluster.commands.bench import bench
+from cluster.commands.catalogue import adopt, resplit
+from cluster.commands.data import inspect, pack
+from cluster.commands.explain import explain
+from cluster.commands.index import index_group
+from cluster.commands.job import job
+from cluster.commands.object_store_paths import PlacesGroup
+from cluster.commands.output import configure_logging
+from cluster.commands.plan import plan
+from cluster.commands.plot import plot
+from cluster.commands.predict import predict
+from cluster.commands.reproduce import reproduce
+from cluster.commands.run import demo, doctor, embed, evaluate, train
+from cluster.commands.submit import submit
+from cluster.commands.sweep import sweep
+from index.base.errors import FslDistError
+from index.base.object_cache import told
 
 
 @click.group(

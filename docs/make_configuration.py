@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fsl_dist.config import RunConfig
-from index.gate import dump
+from index.base.settings import dump
 
 PAGE = Path(__file__).with_name("configuration.md")
 HEAD = """# Configuration

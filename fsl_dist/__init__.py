@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING
 from fsl_dist.errors import ConfigError, DataError, FslDistError, RequestError, TrainingError, VersionError
 
 if TYPE_CHECKING:
-    from fsl_dist.data.adopt import AdoptOptions, adopt
     from fsl_dist.data.catalogue import Catalogue
     from fsl_dist.data.config import DataConfig
-    from fsl_dist.data.listing import TableColumns
+    from fsl_dist.data.ingest.adopt import AdoptOptions, adopt
+    from fsl_dist.data.ingest.listing import TableColumns
+    from fsl_dist.data.ingest.options import PackOptions
+    from fsl_dist.data.ingest.pack import append, pack
+    from fsl_dist.data.ingest.resplit import ResplitOptions, resplit
+    from fsl_dist.data.ingest.rows import WriteReport
     from fsl_dist.data.loader import FeatureSource, ImageSource, Loader, Request, open_source
-    from fsl_dist.data.pack import PackOptions, append, pack
-    from fsl_dist.data.resplit import ResplitOptions, resplit
-    from fsl_dist.data.rows import WriteReport
     from fsl_dist.data.selection import Selection
+    from fsl_dist.data.split import holdout
     from fsl_dist.losses.batch_hard import batch_hard_loss
     from fsl_dist.losses.cross_entropy import class_weights, cross_entropy_loss
     from fsl_dist.losses.deep_knn import batch_neighbours, deep_knn_loss
@@ -40,17 +42,16 @@ if TYPE_CHECKING:
     )
     from fsl_dist.samplers.scan import scan_batches, share_of_rank
     from fsl_dist.samplers.shuffled import class_balanced_batch, shuffled_batch, shuffled_steps
-    from fsl_dist.samplers.split import holdout
     from fsl_dist.samplers.stratified import stratified_batch, stratified_steps
     from fsl_dist.samplers.triplet import TripletKeys, draw_triplets, gather_images, sampling_keys
 
 _ROOM_OF = {
-    "AdoptOptions": "fsl_dist.data.adopt",
-    "ResplitOptions": "fsl_dist.data.resplit",
-    "WriteReport": "fsl_dist.data.rows",
-    "adopt": "fsl_dist.data.adopt",
-    "append": "fsl_dist.data.pack",
-    "resplit": "fsl_dist.data.resplit",
+    "AdoptOptions": "fsl_dist.data.ingest.adopt",
+    "ResplitOptions": "fsl_dist.data.ingest.resplit",
+    "WriteReport": "fsl_dist.data.ingest.rows",
+    "adopt": "fsl_dist.data.ingest.adopt",
+    "append": "fsl_dist.data.ingest.pack",
+    "resplit": "fsl_dist.data.ingest.resplit",
     "BackboneConfig": "fsl_dist.models.config",
     "Batch": "fsl_dist.methods.method",
     "BatchLoss": "fsl_dist.methods.method",
@@ -66,12 +67,12 @@ _ROOM_OF = {
     "Neighbourhood": "fsl_dist.samplers.neighbourhood",
     "Network": "fsl_dist.models.embedding",
     "PCNEpisode": "fsl_dist.losses.pcn",
-    "PackOptions": "fsl_dist.data.pack",
+    "PackOptions": "fsl_dist.data.ingest.pack",
     "Request": "fsl_dist.data.loader",
     "ScatterEpisode": "fsl_dist.losses.scatter",
     "Selection": "fsl_dist.data.selection",
     "StratifiedBatches": "fsl_dist.methods.stratified",
-    "TableColumns": "fsl_dist.data.listing",
+    "TableColumns": "fsl_dist.data.ingest.listing",
     "TripletKeys": "fsl_dist.samplers.triplet",
     "anchors_of_step": "fsl_dist.samplers.neighbourhood",
     "anchors_per_step": "fsl_dist.samplers.neighbourhood",
@@ -89,9 +90,9 @@ _ROOM_OF = {
     "fit_selection": "fsl_dist.samplers.episode",
     "gather_images": "fsl_dist.samplers.triplet",
     "gather_neighbourhood": "fsl_dist.samplers.neighbourhood",
-    "holdout": "fsl_dist.samplers.split",
+    "holdout": "fsl_dist.data.split",
     "open_source": "fsl_dist.data.loader",
-    "pack": "fsl_dist.data.pack",
+    "pack": "fsl_dist.data.ingest.pack",
     "pcn_episode_loss": "fsl_dist.losses.pcn",
     "sampling_keys": "fsl_dist.samplers.triplet",
     "scan_batches": "fsl_dist.samplers.scan",

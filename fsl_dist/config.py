@@ -10,7 +10,6 @@ from pathlib import Path
 
 from fsl_dist.data.config import DataConfig
 from fsl_dist.errors import ConfigError
-from fsl_dist.evaluation.config import CLUSTER_SCORES, EvaluationConfig
 from fsl_dist.methods.config import (
     CHAIConfig,
     CrossEntropyConfig,
@@ -20,12 +19,13 @@ from fsl_dist.methods.config import (
     PCNConfig,
     ScatterConfig,
 )
+from fsl_dist.metrics.config import CLUSTER_SCORES, EvaluationConfig
 from fsl_dist.models.config import BackboneConfig
 from fsl_dist.samplers.episode import EpisodeConfig
 from fsl_dist.training.config import TrainingConfig, WorkersConfig
+from index.base.object_cache import bring_file, is_url, told, working_folder
+from index.base.settings import merge, parse_overrides, parse_yaml, to_yaml, validate
 from index.config import IndexConfig
-from index.gate import merge, parse_overrides, parse_yaml, to_yaml, validate
-from index.mirror import bring_file, is_url, told, working_folder
 
 CONFIG_FILE = "config.yaml"
 

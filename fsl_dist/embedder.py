@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.loader import Loader, Request, Source
 from fsl_dist.data.selection import Selection
+from fsl_dist.distributed import WorkerGroup
 from fsl_dist.errors import TrainingError, VersionError
 from fsl_dist.memory import keep_freed_memory
 from fsl_dist.methods.neighbour_table import WEIGHTS, mine_part
 from fsl_dist.models.embedding import Network, without_heads
 from fsl_dist.samplers.scan import scan_batches, share_of_rank
-from fsl_dist.training.distributed import WorkerGroup
 from index import IndexConfig, LocalIndex, Owner, Staging, open_index
-from index.storage import new_token, write_atomic
+from index.base.files import new_token, write_atomic
 from index.versions import find_version, read_manifest
 
 

@@ -1,4 +1,4 @@
-"""Errors of a run; the tree they belong to is drawn in `index.errors`.
+"""Errors of a run; the tree they belong to is drawn in `index.base.errors`.
 
 FslDistError
 ├── DataError                a data set's files do not hold what they promise
@@ -6,7 +6,7 @@ FslDistError
 └── TrainingError            a run cannot go on
 """
 
-from index.errors import ConfigError, FslDistError, RequestError, StaleOwnerError, VersionError
+from index.base.errors import ConfigError, FslDistError, RequestError, StaleOwnerError, VersionError
 
 __all__ = [
     "ConfigError",

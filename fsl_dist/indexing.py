@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 from fsl_dist.data.selection import Selection
 from fsl_dist.errors import RequestError
 from fsl_dist.training.trained import TrainedRun, open_trained
-from index import IndexConfig, ShardedIndex, gate, job
-from index.mirror import put_file
-from index.storage import new_token
-from index.vector_files import identify
+from index import IndexConfig, ShardedIndex
+from index.base.files import new_token
+from index.base.object_cache import put_file
+from index.base.settings import dump
 from index.versions import check_source
+from index.writing import job
+from index.writing.vector_files import identify
 
 SPLIT = "train"
 
@@ -83,7 +85,7 @@ def build_from_run(
     data = trained.config.data
     settings = {
         # The catalogue is in the source, and the folder may have two names.
-        "data": {name: value for name, value in gate.dump(data).items() if name != "dataset"},
+        "data": {name: value for name, value in dump(data).items() if name != "dataset"},
         "features": identify(Path(data.features)) if data.features else "",
         "batch_size": embed.batch_size,
         "bf16": trained.embedder.use_bf16,

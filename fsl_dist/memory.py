@@ -1,7 +1,7 @@
 """What the C library does with memory that PyTorch frees: by itself it gives large pieces back to the system at once.
 
 A network's outputs are such pieces. Given back, they come anew with every step, and the system clears each page of them again:
-a third of Conv4's step, half of MobileNetV2's embedding (`fsl-dist bench train`).
+a third of Conv4's step, half of MobileNetV2's embedding (`python -m benchmarks.suite train`).
 """
 
 import ctypes

@@ -16,17 +16,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fsl_dist.data.listing import IMAGE_SUFFIXES
+from fsl_dist.data.images import IMAGE_SUFFIXES
 from fsl_dist.embedder import Embedder
 from fsl_dist.errors import RequestError
-from fsl_dist.evaluation.few_shot_knn import find_nearest, join_nearest, rank_classes
-from fsl_dist.evaluation.prototypes import Prototypes, fit_prototypes, join, prototype_scores
 from fsl_dist.evaluation.report import open_selection
 from fsl_dist.image_files import FailedImage, ImageFiles
 from fsl_dist.methods.config import PCNConfig
+from fsl_dist.methods.prototypes import Prototypes, fit_prototypes, join
+from fsl_dist.metrics.few_shot_knn import find_nearest, join_nearest, rank_classes
+from fsl_dist.metrics.prototypes import prototype_scores
 from fsl_dist.training.splits import split_run
 from fsl_dist.training.trained import TrainedRun, open_trained
-from index.storage import write_atomic
+from index.base.files import write_atomic
 
 log = logging.getLogger(__name__)
 

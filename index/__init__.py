@@ -1,13 +1,13 @@
 """Neighbours: vectors, ids and labels in; ids and distances out. NumPy and FAISS, Ray only where it serves shards.
 
-Building is `index.build.build` (the name `index.build` is the module), in stages `index.job.run`. FAISS is imported on first use of a
+Building is `index.writing.build.build` (the name `index.writing.build` is the module), in stages `index.writing.job.run`. FAISS is imported on first use of a
 search, so that settings, errors and storage cost nothing.
 """
 
 import importlib
 from typing import TYPE_CHECKING
 
-from index.errors import (
+from index.base.errors import (
     ConfigError,
     FslDistError,
     PartialSearchError,
@@ -19,29 +19,29 @@ from index.errors import (
 from index.openblas import name_processor
 
 if TYPE_CHECKING:
-    from index.build import Staging
-    from index.client import RayIndex, open_ray_index
+    from index.actors.client import RayIndex, open_ray_index
+    from index.base.files import Owner
     from index.config import IndexConfig
     from index.following import FollowingIndex
     from index.search import LocalIndex, Neighbours, SearchResult, ShardedIndex, open_index
-    from index.storage import Owner
-    from index.writer import IndexWriter
+    from index.writing.build import Staging
+    from index.writing.writer import IndexWriter
 
 name_processor()
 
 _ROOM_OF = {
     "FollowingIndex": "index.following",
     "IndexConfig": "index.config",
-    "IndexWriter": "index.writer",
+    "IndexWriter": "index.writing.writer",
     "LocalIndex": "index.search",
     "Neighbours": "index.search",
-    "Owner": "index.storage",
-    "RayIndex": "index.client",
+    "Owner": "index.base.files",
+    "RayIndex": "index.actors.client",
     "SearchResult": "index.search",
     "ShardedIndex": "index.search",
-    "Staging": "index.build",
+    "Staging": "index.writing.build",
     "open_index": "index.search",
-    "open_ray_index": "index.client",
+    "open_ray_index": "index.actors.client",
 }
 
 __all__ = [

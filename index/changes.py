@@ -20,10 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
-from index import storage, versions
-from index.build import sort_rows
-from index.errors import RequestError, VersionError
+from index import versions
+from index.base import files
+from index.base.errors import RequestError, VersionError
 from index.plan import Planner, is_among
+from index.vectors import sort_rows
 from index.versions import Manifest
 
 _REOPENED = 0
@@ -167,7 +168,7 @@ class Contents:
     @property
     def has_more(self) -> bool:
         """Whether changes were made that are not here; costs one look for a file."""
-        return self._follows and storage.exists(batch_path(self.folder, self.changes.number + 1))
+        return self._follows and files.exists(batch_path(self.folder, self.changes.number + 1))
 
     def caught_up(self) -> "Contents":
         """The same with all changes made until now."""
@@ -207,14 +208,14 @@ class Contents:
         batches: list[Batch] = []
         for number in itertools.count(self.changes.number + 1):
             path = batch_path(self.folder, number)
-            if number - 1 == self._last or not storage.exists(path):
+            if number - 1 == self._last or not files.exists(path):
                 break
             batches.append(read_batch(path, self.manifest.dim, vectors=self._width > 0))
         return self.changes.followed_by(batches, self.planner.positions_of) if batches else self.changes
 
     def _check_numbers(self) -> None:
         # What is being written ends in .tmp.
-        names = storage.list_folder(self.folder / versions.CHANGES)
+        names = files.list_folder(self.folder / versions.CHANGES)
         for number, name in enumerate((name for name in names if name.endswith(".npz")), start=1):
             if name != batch_path(self.folder, number).name:
                 raise VersionError(
@@ -264,7 +265,7 @@ def write_batch(folder: Path, number: int, batch: Batch) -> None:
         vectors=batch.vectors,
         successor=np.array(batch.successor, dtype=np.int64),
     )
-    storage.write_new(batch_path(folder, number), packed.getbuffer())
+    files.write_new(batch_path(folder, number), packed.getbuffer())
 
 
 def mark(successor: int, dim: int) -> Batch:

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-from index.errors import ConfigError
+from index.base.errors import ConfigError
 
 Metric = Literal["l2", "inner_product", "cosine"]
 Kind = Literal["flat", "ivf_flat", "ivf_pq", "hnsw", "factory"]

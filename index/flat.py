@@ -11,9 +11,9 @@ import faiss
 import numpy as np
 
 from index import gpu as gpus
+from index.base.errors import RequestError
 from index.blas import matrix_product_from
 from index.config import Metric
-from index.errors import RequestError
 
 # FAISS searches fewer queries than this faster one by one than by a matrix product (20,000 x 128, one thread:
 # 1 query 1.4 against 4.5 ms, 4 queries 4.3 against 4.2, 64 queries 58 against 11).

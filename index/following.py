@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from index import versions
-from index.errors import VersionError
+from index.base.errors import VersionError
 from index.search import ShardedIndex, open_index
 
 logger = logging.getLogger(__name__)

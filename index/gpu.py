@@ -10,8 +10,8 @@ from typing import Any
 import faiss as typed_faiss
 import numpy as np
 
+from index.base.errors import RequestError
 from index.config import Device
-from index.errors import RequestError
 
 # FAISS's type hints lack configurations of GPU indexes.
 faiss: Any = typed_faiss

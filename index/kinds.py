@@ -9,9 +9,9 @@ import math
 import faiss
 import numpy as np
 
+from index.base.errors import ConfigError, VersionError
 from index.blas import matrix_product_from
 from index.config import IndexConfig, Kind
-from index.errors import ConfigError, VersionError
 
 _PQ_NUMBERS = 4  # numbers of a vector behind each byte of code, at least
 _POINTS_PER_CLUSTER = 39  # fewer vectors a cluster, and FAISS calls the clustering badly founded

@@ -1,7 +1,7 @@
 """Which processor FAISS's matrix products are made for.
 
 FAISS's wheel brings OpenBLAS 0.3.15, which knows no Intel processor since Sapphire Rapids and computes for one of 2004 there, by
-four numbers at a time: kNN scores of 5,000 queries among 20,000 × 256 took 2.4 times as long (`fsl-dist bench evaluate`).
+four numbers at a time: kNN scores of 5,000 queries among 20,000 × 256 took 2.4 times as long (`python -m benchmarks.suite evaluate`).
 """
 
 import os

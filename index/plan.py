@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from index.errors import RequestError
+from index.base.errors import RequestError
 
 Filter = Literal["same_class", "other_class"]
 

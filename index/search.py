@@ -14,13 +14,13 @@ from typing import Self
 import numpy as np
 
 from index import versions
-from index.build import check_column, check_vectors, unit_vectors
+from index.base.errors import RequestError
 from index.changes import Changes, Contents
 from index.config import Device, Metric
-from index.errors import RequestError
 from index.merge import merge_top_k
 from index.plan import Filter, id_spans, order_queries
 from index.shard import NONE_HIDDEN, Request, Shard
+from index.vectors import check_column, check_vectors, unit_vectors
 from index.versions import Manifest
 
 # More neighbours a query than this are refused: answers of 16,384 already take 256 KiB a query.

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from index import versions
+from index.base.errors import RequestError
 from index.config import Kind
-from index.errors import RequestError
 from index.search import LocalIndex
 
 _LARGEST = {"ef_search": 4096}

@@ -9,7 +9,7 @@ OUT/versions/000001/manifest.json
                     shard-00000.faiss … every kind but flat: the shard's FAISS index, ids = its rows
                     quantizer.faiss     what they share: trained, empty; no such file for flat and hnsw
 OUT/staging/TOKEN/              versions being written (build.Staging)
-OUT/owner/                      claims (storage.Owner)
+OUT/owner/                      claims (files.Owner)
 """
 
 import contextlib
@@ -28,9 +28,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from index import gate, mirror, storage
+from index.base import files, object_cache
+from index.base.errors import ConfigError, RequestError, VersionError
+from index.base.settings import dump, validate
 from index.config import Kind, Metric
-from index.errors import ConfigError, RequestError, VersionError
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +110,7 @@ class Manifest:
     """Where the vectors came from: fingerprints of checkpoint and catalogue, by name."""
 
     fingerprint: str
-    """Of everything that decided these files (index.job); empty where that is not known."""
+    """Of everything that decided these files (index.writing.job); empty where that is not known."""
 
     settings: dict[str, int | str]
     """What IndexConfig said when it was built: a merge builds the next version the same way."""
@@ -145,17 +146,17 @@ def is_file_name(name: str) -> bool:
 
 def encode_manifest(manifest: Manifest) -> bytes:
     """The manifest as JSON; floats are written so that they read back exactly."""
-    return (json.dumps(gate.dump(manifest), indent=1) + "\n").encode()
+    return (json.dumps(dump(manifest), indent=1) + "\n").encode()
 
 
 def read_manifest(folder: Path) -> Manifest:
     """Read and check a version folder's manifest. Raises VersionError."""
     path = folder / MANIFEST
     try:
-        data = json.loads(storage.read_text(path))
+        data = json.loads(files.read_text(path))
         if isinstance(data, dict) and data.get("format") != FORMAT:
             raise VersionError(f"{path} has format={data.get('format')}; this program reads format {FORMAT}")
-        manifest = gate.validate(Manifest, data, str(path))
+        manifest = validate(Manifest, data, str(path))
     except (json.JSONDecodeError, ConfigError) as error:
         raise VersionError(f"{path} is damaged: {error}") from None
     starts = (*manifest.shard_starts, manifest.num_vectors)
@@ -174,22 +175,22 @@ def read_manifest(folder: Path) -> Manifest:
 
 def find_version(path: Path) -> Path:
     """The version folder to open: `path` itself, or the current version of the index at `path`."""
-    path = mirror.working_folder(path)
-    if storage.exists(path / MANIFEST):
+    path = object_cache.working_folder(path)
+    if files.exists(path / MANIFEST):
         return path
     folder = path / VERSIONS / version_name(current_version(path))
-    if not storage.exists(folder / MANIFEST):
+    if not files.exists(folder / MANIFEST):
         raise VersionError(f"{path / CURRENT} names version {folder.name}, which is not there; {_WAY_OUT}")
     return folder
 
 
 def current_version(out: Path) -> int:
     """Number of the version that readers open. Raises VersionError where nothing is published."""
-    if not storage.exists(out / CURRENT):
+    if not files.exists(out / CURRENT):
         raise VersionError(
             f"{out} holds no published index (no file '{CURRENT}'); build one with: fsl-dist index build"
         )
-    name = storage.read_text(out / CURRENT).strip()
+    name = files.read_text(out / CURRENT).strip()
     if not name.isdecimal():
         raise VersionError(f"{out / CURRENT} is damaged: '{name}' is no version's name")
     return int(name)
@@ -213,7 +214,7 @@ def check_files(folder: Path, manifest: Manifest, *, verify: bool = False) -> No
     Verifying reads all bytes, once in a process as long as a file stays as it is. Raises
     VersionError naming the first file that is missing or damaged.
     """
-    mirror.bring(folder, wanted=lambda name: name in manifest.files)
+    object_cache.bring(folder, wanted=lambda name: name in manifest.files)
     for name, record in manifest.files.items():
         path = folder / name
         try:
@@ -230,7 +231,7 @@ def check_files(folder: Path, manifest: Manifest, *, verify: bool = False) -> No
         if state in _verified:
             continue
         try:
-            crc32 = storage.crc32_of_file(path)
+            crc32 = files.crc32_of_file(path)
         except FileNotFoundError:  # a version may be removed while it is read
             raise VersionError(f"{path} is missing; {_WAY_OUT}") from None
         if crc32 != record.crc32:
@@ -292,7 +293,7 @@ def read_ids(folder: Path, manifest: Manifest) -> np.ndarray:
 def read_shard(folder: Path, manifest: Manifest, shard: int) -> np.ndarray:
     """Raw vectors of a shard: float32 [rows, dim], memory-mapped."""
     start, stop = manifest.shard_range(shard)
-    array = storage.open_array(folder / shard_name(shard))
+    array = files.open_array(folder / shard_name(shard))
     if array.dtype != np.float32 or array.shape != (stop - start, manifest.dim):
         raise VersionError(
             f"{folder / shard_name(shard)} is damaged: {array.dtype} {list(array.shape)}, its manifest says "
@@ -321,13 +322,13 @@ def check_faiss(path: Path, num_vectors: int, dim: int, rows: int, manifest_dim:
 def write_parameters(folder: Path, manifest: Manifest, parameters: dict[str, int]) -> Manifest:
     """Store other search parameters in a published version, in one step; returns its manifest. No data file changes."""
     changed = dataclasses.replace(manifest, parameters=dict(parameters))
-    storage.write_atomic(folder / MANIFEST, encode_manifest(changed))
+    files.write_atomic(folder / MANIFEST, encode_manifest(changed))
     return changed
 
 
 def list_versions(out: Path) -> list[int]:
     """Numbers of the published versions of an index, ascending."""
-    return sorted(int(name) for name in storage.list_folder(out / VERSIONS) if name.isdecimal())
+    return sorted(int(name) for name in files.list_folder(out / VERSIONS) if name.isdecimal())
 
 
 def version_name(version: int) -> str:
@@ -340,15 +341,15 @@ def make_current(out: Path, version: int, *, has_changes: bool = False) -> None:
 
     `has_changes`: it has those of the version before; otherwise they stay with that one, and the log says so.
     """
-    before = current_version(out) if storage.exists(out / CURRENT) else version
+    before = current_version(out) if files.exists(out / CURRENT) else version
     is_left = before != version and not has_changes
-    if is_left and storage.list_folder(out / VERSIONS / version_name(before) / CHANGES):
+    if is_left and files.list_folder(out / VERSIONS / version_name(before) / CHANGES):
         logger.warning(
             "%s: version %d was changed after it was published; version %d has none of that (go back: "
             "fsl-dist index rollback)",
             *(out, before, version),
         )
-    storage.write_atomic(out / CURRENT, f"{version_name(version)}\n".encode())
+    files.write_atomic(out / CURRENT, f"{version_name(version)}\n".encode())
 
 
 def publish_version(
@@ -365,8 +366,8 @@ def publish_version(
     """
     version = max(list_versions(out), default=0) + 1
     final = out / VERSIONS / version_name(version)
-    storage.write_atomic(staging / MANIFEST, encode_manifest(dataclasses.replace(manifest, version=version)))
-    storage.publish_folder(staging, final)
+    files.write_atomic(staging / MANIFEST, encode_manifest(dataclasses.replace(manifest, version=version)))
+    files.publish_folder(staging, final)
     switch(out, version)
     # A version above the new one can only be another process's; it is not ours to remove.
     own = [v for v in list_versions(out) if v <= version]
@@ -381,7 +382,7 @@ def check_older(out: Path, to: int | None = None) -> Manifest:
 
     Raises RequestError where there is no such version, VersionError where it is damaged.
     """
-    if storage.exists(out / MANIFEST):
+    if files.exists(out / MANIFEST):
         raise RequestError(f"{out} is one version; name the folder of its index")
     current, present = current_version(out), list_versions(out)
     listed = ", ".join(map(str, present))
@@ -401,8 +402,8 @@ def check_older(out: Path, to: int | None = None) -> Manifest:
 def _remove_version(out: Path, version: int) -> None:
     """Remove a version's folder, unless a reader of this machine has it open; nobody sees it half removed."""
     folder = out / VERSIONS / version_name(version)
-    if mirror.place_of(folder) is not None:
-        storage.remove_folder(folder)  # who has it open maps files of a working folder
+    if object_cache.place_of(folder) is not None:
+        files.remove_folder(folder)  # who has it open maps files of a working folder
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -412,16 +413,16 @@ def _remove_version(out: Path, version: int) -> None:
             except BlockingIOError:
                 logger.info("%s is open elsewhere and stays", folder)
                 return
-        removed = out / STAGING / f"removed-{storage.new_token()}"
+        removed = out / STAGING / f"removed-{files.new_token()}"
         removed.parent.mkdir(parents=True, exist_ok=True)
         folder.rename(removed)
-        storage.remove_folder(removed)
+        files.remove_folder(removed)
     finally:
         os.close(descriptor)
 
 
 def _open_column(path: Path, manifest: Manifest) -> np.ndarray:
-    array = storage.open_array(path)
+    array = files.open_array(path)
     if array.dtype != np.int64 or array.shape != (manifest.num_vectors,):
         raise VersionError(
             f"{path} is damaged: {array.dtype} {list(array.shape)}, its manifest says int64 {[manifest.num_vectors]}"

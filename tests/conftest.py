@@ -78,8 +78,9 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from PIL import Image
     from sklearn.datasets import load_digits
 
-    from fsl_dist.data.listing import TableColumns
-    from fsl_dist.data.pack import PackOptions, pack
+    from fsl_dist.data.ingest.listing import TableColumns
+    from fsl_dist.data.ingest.options import PackOptions
+    from fsl_dist.data.ingest.pack import pack
 
     scans = load_digits()
     source = tmp_path_factory.mktemp("digits")
@@ -103,7 +104,8 @@ def base_novel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from PIL import Image
     from sklearn.datasets import load_digits
 
-    from fsl_dist.data.pack import PackOptions, pack
+    from fsl_dist.data.ingest.options import PackOptions
+    from fsl_dist.data.ingest.pack import pack
 
     scans = load_digits()
     source = tmp_path_factory.mktemp("images")
@@ -147,8 +149,9 @@ def discs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import numpy as np
     from PIL import Image, ImageDraw
 
-    from fsl_dist.data.listing import TableColumns
-    from fsl_dist.data.pack import PackOptions, pack
+    from fsl_dist.data.ingest.listing import TableColumns
+    from fsl_dist.data.ingest.options import PackOptions
+    from fsl_dist.data.ingest.pack import pack
 
     source, rng = tmp_path_factory.mktemp("discs"), np.random.default_rng(0)
     rows = ["file,class,group,split,mask"]

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterable
 from typing import Literal
 
-from index.errors import RequestError
-from index.storage import remove_file
+from index.base.errors import RequestError
+from index.base.files import remove_file
 from tune.records import RESULT_FILE, Result, SweepFolder, Trial
 from tune.search import next_point
 from tune.space import Point

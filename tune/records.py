@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from index.storage import exists, write_atomic
+from index.base.files import exists, write_atomic
 from tune.space import Point
 
 TRIAL_FILE = "trial.json"

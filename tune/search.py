@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fsl_dist.seeding import generator
-from index.errors import RequestError
+from index.base.errors import RequestError
 from tune.records import Trial
 from tune.space import Knob, Point, grid_size
 from tune.sweep_settings import SweepSettings

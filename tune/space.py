@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from fsl_dist.seeding import generator
-from index.errors import ConfigError
+from index.base.errors import ConfigError
 
 Scalar = bool | int | float | str
 Value = Scalar | tuple[bool | int | float | str, ...]

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from fsl_dist.config import RunConfig, resolve_paths
-from index.errors import ConfigError, RequestError
-from index.gate import dump, merge, parse_overrides, parse_yaml, to_yaml, validate
-from index.mirror import bring, on_disk, told, working_folder
-from index.storage import exists, read_text
-from tune.config import SweepConfig
-from tune.index_config import IndexSweepConfig
+from index.base.errors import ConfigError, RequestError
+from index.base.files import exists, read_text
+from index.base.object_cache import bring, on_disk, told, working_folder
+from index.base.settings import dump, merge, parse_overrides, parse_yaml, to_yaml, validate
+from tune.index_sweeps.config import IndexSweepConfig
 from tune.records import is_record
 from tune.space import Knob
 from tune.sweep_settings import SweepSettings
+from tune.sweeps.config import SweepConfig
 
 AnySweep = SweepConfig | IndexSweepConfig
 

@@ -4,7 +4,7 @@ import abc
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from index.errors import ConfigError
+from index.base.errors import ConfigError
 from tune.space import Knob, Point, Scalar, draw_point, grid_point, grid_size
 
 _MOST_PRUNED = 200

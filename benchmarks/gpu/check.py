@@ -1,8 +1,8 @@
 """Everything this project does on a GPU, checked and timed in one go: decoding, training, mining, searching.
 
-    python benchmarks/gpu/check.py                   # on a machine with a GPU; writes benchmarks/gpu/results/
-    python benchmarks/gpu/check.py --small           # seconds; without a GPU the CPU stands in and times mean nothing
-    python benchmarks/gpu/check.py --only training mining --out FOLDER
+    python -m benchmarks.gpu.check                   # on a machine with a GPU; writes benchmarks/gpu/results/
+    python -m benchmarks.gpu.check --small           # seconds; without a GPU the CPU stands in and times mean nothing
+    python -m benchmarks.gpu.check --only training mining --out FOLDER
 
 Prints Markdown. A section that lacks a library or a GPU says so and the others go on; the exit code is 1 where a check falls short.
 """
@@ -16,9 +16,9 @@ import traceback
 from pathlib import Path
 
 import torch
-from outcome import NotHereError, Outcome, Setting
 
-from cluster.bench.report import Report, describe_machine, to_json, to_markdown
+from benchmarks.gpu.outcome import NotHereError, Outcome, Setting
+from benchmarks.suite.report import Report, describe_machine, to_json, to_markdown
 
 SECTIONS = ("decode", "training", "mining", "search")
 """`check_NAME.measure(setting) -> Outcome`"""
@@ -29,7 +29,7 @@ def run_section(name: str, setting: Setting) -> Outcome:
     """One section; what it lacks, or an error in it, becomes a note."""
     started = time.perf_counter()
     try:
-        found: Outcome = importlib.import_module(f"check_{name}").measure(setting)
+        found: Outcome = importlib.import_module(f"benchmarks.gpu.check_{name}").measure(setting)
     except (ImportError, NotHereError) as missing:
         return Outcome(notes=[f"{name}: not run: {str(missing).splitlines()[0]}"])
     except Exception:  # hours of a lent machine must not hang on one section
@@ -72,7 +72,7 @@ def main() -> int:
     out, name = arguments.out, "gpu"
     if out is None and setting.is_gpu and not arguments.small:
         out, name = RESULTS, f"{report.date}-{torch.cuda.get_device_name(0).replace(' ', '-')}"
-    text = to_markdown(report).replace("`fsl-dist bench gpu`", "`benchmarks/gpu/check.py`")
+    text = to_markdown(report).replace("`python -m benchmarks.suite gpu`", "`python -m benchmarks.gpu.check`")
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         (out / f"{name}.json").write_text(json.dumps(to_json(report), indent=1, ensure_ascii=False) + "\n")

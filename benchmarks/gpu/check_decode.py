@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from outcome import NotHereError, Outcome, Setting, median_s, round_to
 from PIL import Image
 
-from cluster.bench.report import Table
+from benchmarks.gpu.outcome import NotHereError, Outcome, Setting, median_s, round_to
+from benchmarks.suite.report import Table
 
 # Levels of 256 that the mean pixel of a batch may differ by. Two JPEG decoders of one image differ by 0.1 to 0.5, two resampling
 # filters by about as much; DALI on the CPU against torchvision: 0.05 to 0.6 here.

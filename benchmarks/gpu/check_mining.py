@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from outcome import NotHereError, Outcome, Setting, median_s, round_to, without_tf32
 
-from cluster.bench.report import Table
+from benchmarks.gpu.outcome import NotHereError, Outcome, Setting, median_s, round_to, without_tf32
+from benchmarks.suite.report import Table
 
 K_SAME, M_OTHER, KEPT = 5, 5, 16
 _NUMBERS = 1 << 30  # of a tile of distances: 4 GiB
@@ -82,9 +82,9 @@ def measure(setting: Setting) -> Outcome:
 def _mine(found: Outcome, add, vectors, labels, rows, floor: float, setting: Setting) -> None:  # type: ignore[no-untyped-def]
     import faiss
 
-    from index.build import build
     from index.config import IndexConfig
     from index.search import open_index
+    from index.writing.build import build
 
     device = "gpu" if faiss.get_num_gpus() else "cpu"
     if setting.is_gpu and device == "cpu":

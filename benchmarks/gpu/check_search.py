@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from outcome import Outcome, Setting, median_s, round_to
 
-from cluster.bench.report import Table
+from benchmarks.gpu.outcome import Outcome, Setting, median_s, round_to
+from benchmarks.suite.report import Table
 
 _KINDS: dict[str, dict[str, Any]] = {
     "flat": {},
@@ -40,10 +40,10 @@ def measure(setting: Setting) -> Outcome:
 
 def _compare(found: Outcome, vectors, labels, ids, rows, device: str, setting: Setting) -> Table:  # type: ignore[no-untyped-def]
     """Every kind, metric and filter, on the GPU and on the CPU."""
-    from index.build import build
+    from index.base.errors import RequestError
     from index.config import IndexConfig
-    from index.errors import RequestError
     from index.search import open_index
+    from index.writing.build import build
 
     queries, own, num = vectors[rows], labels[rows], len(vectors)
     spans = np.tile(np.array([[num // 4, num // 2]]), (len(rows), 1))

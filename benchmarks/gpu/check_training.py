@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from outcome import Outcome, Setting, median_s, round_to, wait, without_tf32
 from torch.nn import functional
 
-from cluster.bench.report import Table
+from benchmarks.gpu.outcome import Outcome, Setting, median_s, round_to, wait, without_tf32
+from benchmarks.suite.report import Table
 
 CLASSES = 100
 _NETWORKS = {"resnet50": (224, 128), "resnet18": (224, 256), "conv4": (84, 256)}
@@ -119,8 +119,8 @@ def _plan(num: int, setting: Setting, chunk_size: int) -> tuple[Any, list[Any]]:
 
     from fsl_dist.config import load_config
     from fsl_dist.data.selection import Selection
+    from fsl_dist.distributed import WorkerGroup
     from fsl_dist.methods.cross_entropy import CrossEntropy
-    from fsl_dist.training.distributed import WorkerGroup
     from fsl_dist.training.step import step_requests
 
     config = load_config(None, ["method.kind=cross_entropy", f"training.batch_size={num}"])
@@ -145,7 +145,7 @@ def _make_own(
     optimizer: Any,
     chunk_size: int = 0,
 ) -> Callable[[], dict[str, float]]:
-    from fsl_dist.training.distributed import WorkerGroup
+    from fsl_dist.distributed import WorkerGroup
     from fsl_dist.training.step import run_step
 
     method, requests = _plan(len(images), setting, chunk_size)

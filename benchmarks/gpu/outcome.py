@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from cluster.bench.report import Table, Target
+from benchmarks.suite.report import Table, Target
 
 
 class NotHereError(Exception):

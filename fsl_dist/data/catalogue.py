@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fsl_dist.data.selection import Selection
 from fsl_dist.errors import RequestError, VersionError
-from index import mirror, storage
+from index.base import files, object_cache
 
 SPLITS = ("train", "val", "test", "novel")
 """Split names in the order of their codes and of the catalogue's rows."""
@@ -145,9 +145,9 @@ class Catalogue:
         Raises RequestError where the folder is no data set or lacks the version, VersionError where the
         file is damaged.
         """
-        folder = mirror.working_folder(folder)
+        folder = object_cache.working_folder(folder)
         rows = folder / "catalogue"
-        there = storage.list_folder(rows)
+        there = files.list_folder(rows)
         if not there and not folder.is_dir():
             raise RequestError(
                 f"data set '{folder}': no such folder; make one with `fsl-dist pack SRC {folder}`"
@@ -163,7 +163,7 @@ class Catalogue:
             raise RequestError(
                 f"data set '{folder}' has no catalogue version {version}; it has {sorted(found)}"
             )
-        mirror.bring(rows, wanted=lambda name: name == found[version].name)
+        object_cache.bring(rows, wanted=lambda name: name == found[version].name)
         return cls(folder, version, _read_table(found[version]))
 
     def _column(self, name: str) -> NDArray[Any]:

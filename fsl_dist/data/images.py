@@ -223,3 +223,22 @@ def _choose_extension(file: str, image_format: str) -> str:
     if Image.registered_extensions().get(suffix) == image_format:
         return suffix[1:]
     return {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}.get(image_format, image_format.lower()[:4])
+
+
+IMAGE_SUFFIXES = frozenset(
+    (
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".png",
+        ".webp",
+        ".bmp",
+        ".gif",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".jp2",
+    )
+)

@@ -20,7 +20,7 @@ from fsl_dist.data.damage import EncodedBatch, SoundReader
 from fsl_dist.data.decode import Decoder, make_decoder
 from fsl_dist.data.store import ShardStore
 from fsl_dist.errors import ConfigError, RequestError, UndecodableError
-from index.mirror import bring, working_folder
+from index.base.object_cache import bring, working_folder
 
 
 class Source(Protocol):

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from fsl_dist.data.catalogue import Catalogue, Location
 from fsl_dist.errors import DataError
-from index import mirror
-from index.objects import request_pool
+from index.base import object_cache
+from index.base.object_store import request_pool
 
 # Below this many ranges a thread's share is not worth handing over (a warm pread costs about 20 µs).
 _MIN_RANGES_PER_THREAD = 8
@@ -116,7 +116,7 @@ class _ShardHandle:
 class _ObjectHandle:
     """A shard in an object store, read by ranges; opening it asks nothing."""
 
-    def __init__(self, path: Path, place: mirror.Place) -> None:
+    def __init__(self, path: Path, place: object_cache.Place) -> None:
         self._path, self._key, self._bucket = path, place.key, place.bucket
 
     def read_ranges(self, starts: list[int], stops: list[int]) -> list[bytes]:
@@ -162,7 +162,7 @@ class ShardStore:
         self._open: OrderedDict[int, _ShardHandle | _ObjectHandle] = OrderedDict()
         self._lock = threading.Lock()
         self._threads = threads
-        self._is_remote = mirror.place_of(catalogue.folder) is not None
+        self._is_remote = object_cache.place_of(catalogue.folder) is not None
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fsl-dist-pread") if threads > 1 else None
 
     @property
@@ -219,11 +219,11 @@ class ShardStore:
 
     def check_files(self) -> None:
         """DataError where a shard is missing or has another size than the catalogue says; reads none of them."""
-        sizes = mirror.sizes_below(self._catalogue.folder)
+        sizes = object_cache.sizes_below(self._catalogue.folder)
         for shard in self._catalogue.shards:
             path = self._catalogue.folder / shard.name
             try:
-                found = os.stat(path).st_size if mirror.place_of(path) is None else sizes[shard.name]
+                found = os.stat(path).st_size if object_cache.place_of(path) is None else sizes[shard.name]
             except KeyError:
                 raise _missing(path) from None
             except OSError as error:
@@ -276,7 +276,7 @@ class ShardStore:
             if handle is None:
                 file = self._catalogue.shards[shard]
                 path = self._catalogue.folder / file.name
-                place = mirror.place_of(path)
+                place = object_cache.place_of(path)
                 handle = _ShardHandle(path, file.size_bytes) if place is None else _ObjectHandle(path, place)
             self._open[shard] = handle
             if len(self._open) > self._max_open:

@@ -5,7 +5,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from fsl_dist.evaluation.metrics import Floats
+from fsl_dist.metrics.class_scores import Floats
 
 
 def activation_maps(maps: Floats, own: Floats, other: Floats) -> NDArray[np.float64]:

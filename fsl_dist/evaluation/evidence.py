@@ -12,7 +12,7 @@ from fsl_dist.data.config import DataConfig
 from fsl_dist.errors import RequestError
 from fsl_dist.evaluation.activation_maps import activation_maps
 from fsl_dist.evaluation.mapped_images import MappedImages, map_images
-from fsl_dist.evaluation.retrieval import NO_GROUP
+from fsl_dist.metrics.retrieval import NO_GROUP
 from fsl_dist.training.trained import TrainedRun
 from index import ShardedIndex
 

@@ -18,8 +18,11 @@ from numpy.typing import NDArray
 
 from fsl_dist.config import RunConfig, RunFolder
 from fsl_dist.data.selection import Selection
+from fsl_dist.distributed import WorkerGroup
 from fsl_dist.embedder import Embedder
-from fsl_dist.evaluation.few_shot import (
+from fsl_dist.methods.config import CrossEntropyConfig
+from fsl_dist.metrics.class_scores import Repeated, rank_targets
+from fsl_dist.metrics.few_shot import (
     Draw,
     check_novel,
     draw_novel,
@@ -29,17 +32,14 @@ from fsl_dist.evaluation.few_shot import (
     positions_among,
     warn_of_untrained,
 )
-from fsl_dist.evaluation.metrics import Repeated, rank_targets
-from fsl_dist.methods.config import CrossEntropyConfig
 from fsl_dist.models.embedding import Network
 from fsl_dist.seeding import generator
 from fsl_dist.training.checkpoint import Progress, read_checkpoint
-from fsl_dist.training.distributed import WorkerGroup
 from fsl_dist.training.loop import Trainer
 from fsl_dist.training.splits import RunSplits
 from fsl_dist.training.trained import TrainedRun
-from index.gate import dump
-from index.storage import hold_lock, open_array, remove_folder, write_array
+from index.base.files import hold_lock, open_array, remove_folder, write_array
+from index.base.settings import dump
 
 log = logging.getLogger(__name__)
 

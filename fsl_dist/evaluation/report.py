@@ -11,18 +11,22 @@ from scipy.special import softmax
 
 from fsl_dist.config import RunConfig
 from fsl_dist.data.selection import Selection
+from fsl_dist.distributed import WorkerGroup
 from fsl_dist.embedder import SelectionIndex
 from fsl_dist.errors import RequestError
-from fsl_dist.evaluation.clustering import ClusterProtocol, score_clusters
-from fsl_dist.evaluation.config import PROTOCOLS, EvaluationConfig
-from fsl_dist.evaluation.few_shot import largest_classes
-from fsl_dist.evaluation.few_shot_knn import evaluate_few_shot_knn
 from fsl_dist.evaluation.fine_tune import evaluate_fine_tune
-from fsl_dist.evaluation.knn import knn_metrics, score_knn
 from fsl_dist.evaluation.mask_agreement import masked_ids, measure_agreement
-from fsl_dist.evaluation.metrics import Repeated
-from fsl_dist.evaluation.prototypes import Prototypes, evaluate_prototypes
-from fsl_dist.evaluation.retrieval import (
+from fsl_dist.indexing import check_gallery
+from fsl_dist.methods.config import CHAIConfig, PCNConfig, ScatterConfig
+from fsl_dist.methods.prototypes import Prototypes
+from fsl_dist.metrics.class_scores import Repeated
+from fsl_dist.metrics.clustering import ClusterProtocol, score_clusters
+from fsl_dist.metrics.config import PROTOCOLS, EvaluationConfig
+from fsl_dist.metrics.few_shot import largest_classes
+from fsl_dist.metrics.few_shot_knn import evaluate_few_shot_knn
+from fsl_dist.metrics.knn import knn_metrics, score_knn
+from fsl_dist.metrics.prototypes import evaluate_prototypes
+from fsl_dist.metrics.retrieval import (
     NO_GROUP,
     class_auc,
     evaluate_retrieval,
@@ -30,9 +34,6 @@ from fsl_dist.evaluation.retrieval import (
     find_positive,
     relevance,
 )
-from fsl_dist.indexing import check_gallery
-from fsl_dist.methods.config import CHAIConfig, PCNConfig, ScatterConfig
-from fsl_dist.training.distributed import WorkerGroup
 from fsl_dist.training.splits import RunSplits, split_run
 from fsl_dist.training.trained import TrainedRun, open_trained
 from index import ShardedIndex

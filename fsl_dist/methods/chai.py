@@ -12,11 +12,12 @@ from torch import Tensor
 from fsl_dist.config import RunConfig
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.selection import Selection
+from fsl_dist.distributed import WorkerGroup
 from fsl_dist.errors import RequestError
-from fsl_dist.evaluation.prototypes import fit_class_prototypes
 from fsl_dist.losses.triplet import triplet_loss
 from fsl_dist.methods.config import CHAIConfig
 from fsl_dist.methods.method import Batch, BatchLoss, Memoryless, TrainingIndex
+from fsl_dist.methods.prototypes import fit_class_prototypes
 from fsl_dist.samplers.triplet import (
     TripletKeys,
     count_anchors,
@@ -28,7 +29,6 @@ from fsl_dist.samplers.triplet import (
     triplets_of_step,
 )
 from fsl_dist.seeding import generator
-from fsl_dist.training.distributed import WorkerGroup
 
 Ints = NDArray[np.int64]
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from fsl_dist.errors import ConfigError
 from fsl_dist.methods.own import OwnMethodConfig, own_methods
 from fsl_dist.samplers.triplet import Sampling
-from index.gate import MoreVariants
+from index.base.settings import MoreVariants
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fsl_dist.config import RunConfig
 from fsl_dist.data.selection import Selection
+from fsl_dist.distributed import WorkerGroup
 from fsl_dist.errors import RequestError
 from fsl_dist.losses.deep_knn import batch_neighbours, deep_knn_loss
 from fsl_dist.methods.config import DeepKNNConfig
@@ -27,8 +28,7 @@ from fsl_dist.samplers.neighbourhood import (
     anchors_per_step,
     gather_neighbourhood,
 )
-from fsl_dist.training.distributed import WorkerGroup
-from index.storage import new_token
+from index.base.files import new_token
 
 
 class BatchMining(StratifiedBatches):

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fsl_dist.training.distributed import WorkerGroup
+from fsl_dist.distributed import WorkerGroup
 from index.search import LocalIndex
 
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from fsl_dist.data.selection import Selection
 from fsl_dist.errors import TrainingError
-from index.mirror import bring
+from index.base.files import remove_folder, write_atomic
+from index.base.object_cache import bring
 from index.search import LocalIndex
-from index.storage import remove_folder, write_atomic
 
 WEIGHTS = "weights.pt"
 """in a table's folder: parameters that the neighbours are to be found with, while actors find them"""

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from fsl_dist.config import RunConfig
 from fsl_dist.data.selection import Selection
-from fsl_dist.evaluation.prototypes import fit_each_class
+from fsl_dist.distributed import WorkerGroup
 from fsl_dist.losses.pcn import pcn_episode_loss, update_prototypes
 from fsl_dist.methods.config import PCNConfig
 from fsl_dist.methods.episodic import Episodes, split_outputs
 from fsl_dist.methods.method import Batch, BatchLoss, TrainingIndex
+from fsl_dist.methods.prototypes import fit_each_class
 from fsl_dist.samplers.episode import Episode
-from fsl_dist.training.distributed import WorkerGroup
 
 
 class PCN(Episodes):

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from fsl_dist.errors import TrainingError
-from index.mirror import bring, put_appended
-from index.storage import Owner, crc32_of_file, publish_folder, remove_folder
+from index.base.files import Owner, crc32_of_file, publish_folder, remove_folder
+from index.base.object_cache import bring, put_appended
 
 TENSORS = "state.pt"
 FACTS = "checkpoint.json"

@@ -14,20 +14,20 @@ import torch
 from fsl_dist.config import CONFIG_FILE, RunConfig, load_run, render_config, resolve_paths
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.loader import describe_samples
+from fsl_dist.distributed import WorkerGroup
 from fsl_dist.errors import RequestError
 from fsl_dist.methods.build import build_method
 from fsl_dist.models.backbones import build_network
 from fsl_dist.training.checkpoint import CheckpointFolder, read_progress
 from fsl_dist.training.denormals import flushing_denormals
-from fsl_dist.training.distributed import WorkerGroup
 from fsl_dist.training.loop import Trainer, Watch
 from fsl_dist.training.optimizer import group_parameters
 from fsl_dist.training.resume import check_folder, check_resumable, settle
 from fsl_dist.training.runlog import describe_progress, last_step
 from fsl_dist.training.splits import check_stop, split_run
 from fsl_dist.training.trained import resolve_weights
-from index.mirror import bring
-from index.storage import Owner, remove_file, write_atomic
+from index.base.files import Owner, remove_file, write_atomic
+from index.base.object_cache import bring
 
 log = logging.getLogger(__name__)
 

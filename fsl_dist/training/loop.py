@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fsl_dist.config import RunConfig
 from fsl_dist.data.loader import Loader, Source, open_source
+from fsl_dist.distributed import WorkerGroup
 from fsl_dist.embedder import Embedder, SelectionIndex, TableMiners
 from fsl_dist.errors import RequestError, TrainingError
 from fsl_dist.methods.build import build_method
@@ -30,13 +31,12 @@ from fsl_dist.models.batch_norm import apply_batch_norm, resolve_batch_norm, run
 from fsl_dist.models.embedding import Network
 from fsl_dist.seeding import generator
 from fsl_dist.training.checkpoint import CheckpointFolder, Progress, read_checkpoint, tables_in, tables_of
-from fsl_dist.training.distributed import WorkerGroup
 from fsl_dist.training.optimizer import build_optimizer, set_learning_rate
 from fsl_dist.training.runlog import RunLog
 from fsl_dist.training.splits import RunSplits, split_run
 from fsl_dist.training.step import PlannedStep, planned_steps, run_step, step_requests
 from fsl_dist.training.validation import Validation
-from index.storage import Owner
+from index.base.files import Owner
 
 log = logging.getLogger(__name__)
 

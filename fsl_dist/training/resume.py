@@ -6,9 +6,9 @@ from typing import Any
 
 from fsl_dist.config import CONFIG_FILE, RunConfig
 from fsl_dist.errors import RequestError
-from index.gate import dump
-from index.mirror import working_folder
-from index.storage import exists
+from index.base.files import exists
+from index.base.object_cache import working_folder
+from index.base.settings import dump
 
 # Where a run runs, how it is watched and scored: none of it makes another run.
 _SURROUNDINGS = (

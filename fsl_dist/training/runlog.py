@@ -9,8 +9,8 @@ from types import TracebackType
 from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
 from torch.utils.tensorboard import SummaryWriter
 
-from index.mirror import put_appended
-from index.storage import Owner, write_atomic
+from index.base.files import Owner, write_atomic
+from index.base.object_cache import put_appended
 
 METRICS_FILE = "metrics.jsonl"
 

@@ -7,9 +7,9 @@ import numpy as np
 from fsl_dist.config import RunConfig
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.selection import Selection
+from fsl_dist.data.split import holdout
 from fsl_dist.errors import RequestError
 from fsl_dist.methods.config import CHAIConfig
-from fsl_dist.samplers.split import holdout
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from fsl_dist.data.loader import Loader, Request
+from fsl_dist.distributed import WorkerGroup
 from fsl_dist.errors import TrainingError
 from fsl_dist.methods.method import Batch, Method
 from fsl_dist.models.batch_norm import as_one_call, deal_to_groups, group_sizes
 from fsl_dist.samplers.scan import split_evenly
 from fsl_dist.training.chunked import Chunk, PieceForward, cut_chunks
-from fsl_dist.training.distributed import WorkerGroup
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from fsl_dist.errors import ConfigError, RequestError
 from fsl_dist.models.backbones import build_network
 from fsl_dist.training.checkpoint import TENSORS, CheckpointFolder, read_checkpoint
 from index import ShardedIndex
-from index.mirror import bring, bring_file, working_folder
+from index.base.object_cache import bring, bring_file, working_folder
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,18 +8,18 @@ import torch
 
 from fsl_dist.config import RunConfig
 from fsl_dist.data.catalogue import Catalogue
+from fsl_dist.distributed import WorkerGroup
 from fsl_dist.embedder import Embedder, SelectionIndex
-from fsl_dist.evaluation.clustering import score_clusters
-from fsl_dist.evaluation.few_shot import group_scores, positions_among
-from fsl_dist.evaluation.knn import count_right_inside, score_knn
-from fsl_dist.evaluation.metrics import Repeated, rank_targets
-from fsl_dist.evaluation.prototypes import evaluate_prototypes
 from fsl_dist.losses.triplet import score_triplets
 from fsl_dist.methods.chai import draw_validation
 from fsl_dist.methods.config import CHAIConfig, PCNConfig
-from fsl_dist.training.distributed import WorkerGroup
+from fsl_dist.metrics.class_scores import Repeated, rank_targets
+from fsl_dist.metrics.clustering import score_clusters
+from fsl_dist.metrics.few_shot import group_scores, positions_among
+from fsl_dist.metrics.knn import count_right_inside, score_knn
+from fsl_dist.metrics.prototypes import evaluate_prototypes
 from fsl_dist.training.splits import RunSplits
-from index.storage import Owner
+from index.base.files import Owner
 
 
 class Validation:

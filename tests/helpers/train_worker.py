@@ -16,11 +16,11 @@ import torch.distributed as dist
 
 from fsl_dist.config import load_config
 from fsl_dist.data.loader import Loader
+from fsl_dist.distributed import WorkerGroup
 from fsl_dist.models.batch_norm import running_statistics
-from fsl_dist.training.distributed import WorkerGroup
 from fsl_dist.training.loop import Trainer
 from fsl_dist.training.step import planned_steps, run_step, step_requests
-from index.storage import Owner
+from index.base.files import Owner
 
 
 def take_step(trainer: Trainer, out: Path, dtype: torch.dtype) -> None:

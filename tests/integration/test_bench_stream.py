@@ -7,8 +7,8 @@ import torch
 
 pytest.importorskip("nvidia.dali", reason="DALI has no wheel for this machine")
 
-from cluster.bench.photographs import write_photographs
-from cluster.bench.stream import LIMIT, OURS, make_contenders
+from benchmarks.suite.photographs import write_photographs
+from benchmarks.suite.stream import LIMIT, OURS, make_contenders
 
 pytestmark = pytest.mark.integration
 

@@ -14,9 +14,10 @@ from fsl_dist.data.augment import draw_augment
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.config import DataConfig
 from fsl_dist.data.decode import make_decoder
-from fsl_dist.data.listing import TableColumns
+from fsl_dist.data.ingest.listing import TableColumns
+from fsl_dist.data.ingest.options import PackOptions
+from fsl_dist.data.ingest.pack import pack
 from fsl_dist.data.loader import Loader, Request, open_source
-from fsl_dist.data.pack import PackOptions, pack
 from fsl_dist.errors import DataError
 
 pytestmark = pytest.mark.integration

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.demo import run_demo
+from cluster.commands.demo import run_demo
 
 pytestmark = pytest.mark.integration
 

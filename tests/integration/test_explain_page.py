@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from fsl_dist.config import load_config
-from fsl_dist.evaluation.map_overlay import DIMMING
-from fsl_dist.explaining import ExplainReport, explain
+from fsl_dist.plots.explaining import ExplainReport, explain
+from fsl_dist.plots.map_overlay import DIMMING
 from fsl_dist.training.launch import train_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -1,4 +1,4 @@
-"""`benchmarks/gpu/check.py`: every section runs, or says why not, and its checks hold; small here, whole on a GPU's machine."""
+"""`python -m benchmarks.gpu.check`: every section runs, or says why not, and its checks hold; small here, whole on a GPU's machine."""
 
 import importlib.util
 import json
@@ -20,17 +20,14 @@ class Lacking:
         if name.split(".")[0] in {lacking}:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 sys.meta_path.insert(0, Lacking())
-sys.argv = sys.argv[1:]
-sys.path.insert(0, {folder!r})
-runpy.run_path(sys.argv[0], run_name="__main__")
+runpy.run_module("benchmarks.gpu.check", run_name="__main__", alter_sys=True)
 """
 
 
 def run(out: Path, *arguments: str, lacking: tuple[str, ...] = ()) -> dict:
     """The report of one run of the script, in a process where some packages cannot be imported."""
-    script = ROOT / "benchmarks" / "gpu" / "check.py"
-    program = WITHOUT.format(lacking=set(lacking) or "()", folder=str(script.parent))
-    command = [sys.executable, "-c", program, str(script), "--small", "--out", str(out), *arguments]
+    program = WITHOUT.format(lacking=set(lacking) or "()")
+    command = [sys.executable, "-c", program, "--small", "--out", str(out), *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert (out / "gpu.json").is_file(), done.stderr

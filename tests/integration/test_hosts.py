@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from fsl_dist.training.runlog import read_metrics
-from index.build import build
 from index.config import IndexConfig
 from index.search import open_index
+from index.writing.build import build
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -197,7 +197,7 @@ def test_three_hosts_train_and_search_as_one_does(hosts: Hosts, digits: Path, tm
     np.save(tmp_path / "q.npy", vectors[:50])
     code = f"""
 import json, numpy as np, ray
-from index.client import open_ray_index
+from index.actors.client import open_ray_index
 ray.init(log_to_driver=False, logging_level="ERROR")
 with open_ray_index({str(tmp_path / "index")!r}, num_actors=2, num_cpus=1) as index:
     found = index.search(np.load({str(tmp_path / "q.npy")!r}), 5)

@@ -15,14 +15,15 @@ import numpy as np
 import pytest
 
 from cluster.local import ray_session
-from index import storage, versions
-from index.build import build
-from index.client import RayIndex, open_ray_index
+from index import versions
+from index.actors.client import RayIndex, open_ray_index
+from index.actors.replicas import NAMESPACE
+from index.base import files
+from index.base.errors import PartialSearchError, RequestError, VersionError
 from index.config import IndexConfig
-from index.errors import PartialSearchError, RequestError, VersionError
-from index.replicas import NAMESPACE
 from index.search import open_index
-from index.writer import IndexWriter
+from index.writing.build import build
+from index.writing.writer import IndexWriter
 
 pytestmark = pytest.mark.integration
 
@@ -225,7 +226,7 @@ def test_publishing_and_rolling_back_under_load_mixes_nothing(served: tuple[Path
         assert load.remote.manifest.version == first + 1
         load.wait_for_queries(40, first + 1)
         # Rolled back: `current` names the older version again.
-        storage.write_atomic(out / versions.CURRENT, f"{versions.version_name(first)}\n".encode())
+        files.write_atomic(out / versions.CURRENT, f"{versions.version_name(first)}\n".encode())
         load.remote = load.remote.refresh()
         load.wait_for_queries(40, first)
     assert load.asked_of[first + 1] >= 40

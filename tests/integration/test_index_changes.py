@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index.build import build
 from index.config import IndexConfig
 from index.search import open_index
+from index.writing.build import build
 
 pytestmark = pytest.mark.integration
 
@@ -22,7 +22,7 @@ WRITER = """
 import sys
 from pathlib import Path
 import numpy as np
-from index.writer import IndexWriter
+from index.writing.writer import IndexWriter
 
 writer = IndexWriter(Path(sys.argv[1]))
 rng = np.random.default_rng(int(sys.argv[2]))

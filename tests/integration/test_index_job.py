@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index import storage, versions
-from index.build import build
+from index import versions
+from index.base import files
+from index.base.errors import RequestError
 from index.config import IndexConfig
-from index.errors import RequestError
 from index.following import FollowingIndex
 from index.search import open_index
-from index.writer import IndexWriter
+from index.writing.build import build
+from index.writing.writer import IndexWriter
 
 pytestmark = pytest.mark.integration
 
@@ -116,7 +117,7 @@ def check_killed_builds(folder: Path, arguments: list[str], num_kills: int) -> N
     assert code == 0, errors
     assert contents(out) == wanted
     assert num_resumed, "no build was killed after it had finished a piece"
-    assert storage.list_folder(out / "staging") == []
+    assert files.list_folder(out / "staging") == []
 
 
 def kill_once_finished(command: list[str], out: Path, num_shards: int) -> None:
@@ -139,7 +140,7 @@ def test_a_build_killed_three_times_ends_with_the_same_files(tmp_path: Path) -> 
     assert code == 0, errors
     assert "resumed: " in errors
     assert contents(out) == contents(tmp_path / "undisturbed")
-    assert storage.list_folder(out / "staging") == []
+    assert files.list_folder(out / "staging") == []
 
 
 @pytest.mark.slow
@@ -354,7 +355,7 @@ import sys, time
 from pathlib import Path
 import numpy as np
 from index import versions
-from index.build import build
+from index.writing.build import build
 from index.changes import roll_back
 from index.config import IndexConfig
 

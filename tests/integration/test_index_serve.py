@@ -20,13 +20,13 @@ import pytest
 import uvicorn
 from click.testing import CliRunner
 
-from cluster.index_verbs import index_group
-from cluster.service_settings import Limits, ServiceSettings
+from cluster.commands.index import index_group
+from cluster.service.settings import Limits, ServiceSettings
 from fsl_dist.data.catalogue import Catalogue
 from index import versions
-from index.build import build
 from index.config import IndexConfig
 from index.search import LocalIndex, open_index
+from index.writing.build import build
 
 pytestmark = pytest.mark.integration
 
@@ -160,8 +160,8 @@ def service(
 @pytest.fixture(scope="module")
 def alone(indexed: tuple[Path, LocalIndex], digits: Path) -> Iterator[Client]:
     """One replica's routes without Ray Serve before them, the index in the same process."""
-    from cluster.index_routes import build_app
-    from cluster.index_service import IndexService
+    from cluster.service.replica import IndexService
+    from cluster.service.routes import build_app
 
     settings = ServiceSettings(
         index=indexed[0],

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import yaml
 
-from tune.index_sweep import drive_index_sweep
-from tune.index_trial import read_cells
+from tune.index_sweeps.sweep import drive_index_sweep
+from tune.index_sweeps.trial import read_cells
 from tune.records import RESULT_FILE, SweepFolder
 from tune.sweep_file import load_sweep
 

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import yaml
 
-from cluster.local_jobs import FOLDER_VARIABLE
+from cluster.jobs.local import FOLDER_VARIABLE
 from fsl_dist.training.runlog import read_metrics
 
 pytestmark = pytest.mark.integration

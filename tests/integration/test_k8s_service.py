@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import yaml
 
-from cluster.kustomize import read_objects
-from index.build import build as build_index
+from cluster.jobs.kustomize import read_objects
+from index.base.errors import FslDistError, RequestError
 from index.config import IndexConfig
-from index.errors import FslDistError, RequestError
+from index.writing.build import build as build_index
 
 pytestmark = [pytest.mark.integration, pytest.mark.k8s]
 
@@ -23,7 +23,7 @@ MANIFEST = Path(__file__).parents[2] / "k8s" / "base" / "index-service.yaml"
 TOKEN = "a token of the tests 0123456789"
 PROGRAM = """
 import json, sys
-from cluster.index_service_app import build
+from cluster.service.app import build
 from cluster.local import ray_session
 
 with ray_session(2):
@@ -55,7 +55,7 @@ def test_ray_serve_takes_the_manifest_s_configuration() -> None:
 
     service = next(one for one in read_objects(MANIFEST) if one["kind"] == "RayService")
     found = ServeDeploySchema.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"]))
-    assert found.applications[0].import_path == "cluster.index_service_app:build"
+    assert found.applications[0].import_path == "cluster.service.app:build"
 
 
 @pytest.mark.slow
@@ -116,7 +116,7 @@ def test_the_application_answers_those_who_bring_the_token(index: Path) -> None:
 def test_what_cannot_be_served_is_told(
     index: Path, change: dict, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cluster.index_service_app import build
+    from cluster.service.app import build
 
     monkeypatch.setenv("INDEX_TOKEN", TOKEN)
     with pytest.raises((RequestError, FslDistError), match=said) as told:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from kube_server import KubeServer
 
-from cluster.jobs import RESULT_MARK
+from cluster.jobs.job import RESULT_MARK
 
 pytestmark = [pytest.mark.integration, pytest.mark.k8s]
 

@@ -20,7 +20,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from cluster.cli import fsl_dist
-from index.errors import RequestError
+from index.base.errors import RequestError
 
 pytestmark = pytest.mark.integration
 

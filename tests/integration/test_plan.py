@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import cluster.cli
-from cluster.bench.machine_rates import take_classes
-from cluster.rates import read_rates
+from cluster.planning.machine_rates import take_classes
+from cluster.planning.rates import read_rates
 from fsl_dist.data.selection import Selection
 
 pytestmark = pytest.mark.integration

@@ -13,7 +13,7 @@ import pytest
 
 from fsl_dist.errors import StaleOwnerError
 from fsl_dist.training.runlog import read_metrics
-from index.storage import Owner
+from index.base.files import Owner
 
 pytestmark = pytest.mark.integration
 

@@ -17,13 +17,13 @@ import yaml
 
 from fsl_dist.config import load_config
 from fsl_dist.training.loop import Watch
-from index.errors import RequestError
-from tune.judge import build_scheduler
+from index.base.errors import RequestError
 from tune.plan import Plan
 from tune.records import EVALUATION_FILE, RESULT_FILE, SweepFolder
-from tune.sweep import prepare_sweep
 from tune.sweep_file import SWEEP_FILE, load_stored, load_sweep
-from tune.trial import check_point, run_trial
+from tune.sweeps.early_stopping import build_scheduler
+from tune.sweeps.sweep import prepare_sweep
+from tune.sweeps.trial import check_point, run_trial
 
 pytestmark = pytest.mark.integration
 
@@ -251,7 +251,7 @@ def test_more_gpus_than_there_are_is_an_error_at_once(digits: Path, tmp_path: Pa
 
 
 def test_asha_stops_what_is_below_the_cut_of_a_rung_and_never_the_base() -> None:
-    from tune.config import Asha
+    from tune.sweeps.config import Asha
 
     settings = SimpleNamespace(scheduler=Asha(grace_epochs=2, reduction=2.0), max_epochs=8, include_base=True)
     scheduler = build_scheduler(settings)  # type: ignore[arg-type]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.bench.interleave import Measured, Round, interleave, tree_cpu_s
-from cluster.bench.report import Report, Table, Target, from_json, timing_table, to_json, to_markdown
+from benchmarks.suite.interleave import Measured, Round, interleave, tree_cpu_s
+from benchmarks.suite.report import Report, Table, Target, from_json, timing_table, to_json, to_markdown
 
 ROOT = Path(__file__).parents[2]
 
@@ -125,7 +125,7 @@ def test_bounds_of_two_machines_are_the_worse_ones():
 
 
 def test_every_benchmark_has_recorded_bounds():
-    from cluster.bench.run import BENCHMARKS, TIMES_ONLY
+    from benchmarks.suite.run import BENCHMARKS, TIMES_ONLY
 
     bounds = json.loads((ROOT / "benchmarks" / "smoke_bounds.json").read_text())
     assert set(bounds) == set(BENCHMARKS) - set(TIMES_ONLY)

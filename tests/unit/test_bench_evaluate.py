@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from cluster.bench import evaluate
-from cluster.bench.report import BenchOptions
+from benchmarks.suite import evaluate
+from benchmarks.suite.report import BenchOptions
 from fsl_dist.data.selection import Selection
 from fsl_dist.errors import TrainingError
-from fsl_dist.evaluation.knn import vote, vote_each
+from fsl_dist.metrics.knn import vote, vote_each
 
 TINY = evaluate.Sizes(
     gallery=300, queries=80, dim=8, classes=5, k_ps=(1, 3), base=4, base_clusters=3, base_test=5, novel=3,

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fsl_dist.data.adopt import AdoptOptions, adopt
 from fsl_dist.data.catalogue import Catalogue
-from fsl_dist.data.inspection import find_damage
-from fsl_dist.data.listing import TableColumns
-from fsl_dist.data.pack import PackOptions, pack
+from fsl_dist.data.ingest.adopt import AdoptOptions, adopt
+from fsl_dist.data.ingest.inspection import find_damage
+from fsl_dist.data.ingest.listing import TableColumns
+from fsl_dist.data.ingest.options import PackOptions
+from fsl_dist.data.ingest.pack import pack
+from fsl_dist.data.ingest.wds_samples import SampleKeys, find_shards
 from fsl_dist.data.store import ShardStore
-from fsl_dist.data.wds_samples import SampleKeys, find_shards
 from fsl_dist.errors import DataError, RequestError
 
 

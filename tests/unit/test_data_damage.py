@@ -17,8 +17,9 @@ from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.config import DataConfig
 from fsl_dist.data.decode import make_decoder
 from fsl_dist.data.images import MAX_PIXELS, declared_size, find_excess_pixels, prepare_encoded
+from fsl_dist.data.ingest.options import PackOptions
+from fsl_dist.data.ingest.pack import pack
 from fsl_dist.data.loader import Loader, Request, open_source
-from fsl_dist.data.pack import PackOptions, pack
 from fsl_dist.data.resize import StoredSize
 from fsl_dist.data.store import ShardStore
 from fsl_dist.errors import ConfigError, DataError

@@ -8,14 +8,15 @@ import pytest
 from PIL import Image, ImageEnhance
 from sklearn.datasets import load_sample_images
 
-from fsl_dist.data import duplicates, pack_pieces
 from fsl_dist.data.catalogue import Catalogue
-from fsl_dist.data.duplicates import describe_near_duplicates, drop_duplicates, find_near_duplicates
 from fsl_dist.data.images import CheckedImage
-from fsl_dist.data.inspection import describe, summarise
-from fsl_dist.data.listing import Candidate, TableColumns
-from fsl_dist.data.pack import PackOptions, append, pack
-from fsl_dist.data.resplit import ResplitOptions, resplit
+from fsl_dist.data.ingest import duplicates, pack_pieces
+from fsl_dist.data.ingest.duplicates import describe_near_duplicates, drop_duplicates, find_near_duplicates
+from fsl_dist.data.ingest.inspection import describe, summarise
+from fsl_dist.data.ingest.listing import Candidate, TableColumns
+from fsl_dist.data.ingest.options import PackOptions
+from fsl_dist.data.ingest.pack import append, pack
+from fsl_dist.data.ingest.resplit import ResplitOptions, resplit
 from fsl_dist.errors import RequestError
 
 CHINA, FLOWER = (Image.fromarray(photograph) for photograph in load_sample_images().images)

@@ -15,8 +15,9 @@ from fsl_dist.data.config import DataConfig
 from fsl_dist.data.crops import crop_offset, resized_extents
 from fsl_dist.data.decode import make_decoder
 from fsl_dist.data.images import open_upright
+from fsl_dist.data.ingest.options import PackOptions
+from fsl_dist.data.ingest.pack import pack
 from fsl_dist.data.loader import FeatureSource, Loader, Request, open_source
-from fsl_dist.data.pack import PackOptions, pack
 from fsl_dist.errors import ConfigError, DataError, RequestError
 
 

@@ -10,7 +10,7 @@ from sklearn.datasets import load_sample_images
 
 from fsl_dist.data.fingerprints import Fingerprints, fingerprint
 from fsl_dist.data.images import CheckedImage, prepare_encoded
-from fsl_dist.data.near_pairs import NEAR, NEAR_BY_NAME, Bounds, find_near
+from fsl_dist.data.ingest.near_pairs import NEAR, NEAR_BY_NAME, Bounds, find_near
 from fsl_dist.data.resize import StoredSize
 
 

@@ -7,10 +7,11 @@ import pytest
 from PIL import Image
 
 from fsl_dist.data.catalogue import SPLITS, Catalogue
-from fsl_dist.data.listing import TableColumns
-from fsl_dist.data.next_version import hold_dataset
-from fsl_dist.data.pack import PackOptions, append, pack
-from fsl_dist.data.resplit import ResplitOptions, resplit
+from fsl_dist.data.ingest.listing import TableColumns
+from fsl_dist.data.ingest.next_version import hold_dataset
+from fsl_dist.data.ingest.options import PackOptions
+from fsl_dist.data.ingest.pack import append, pack
+from fsl_dist.data.ingest.resplit import ResplitOptions, resplit
 from fsl_dist.data.store import ShardStore
 from fsl_dist.errors import RequestError
 

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from fsl_dist.data.catalogue import Catalogue
-from fsl_dist.data.pack import PackOptions, append, pack
-from fsl_dist.data.resplit import ResplitOptions, resplit
+from fsl_dist.data.ingest.options import PackOptions
+from fsl_dist.data.ingest.pack import append, pack
+from fsl_dist.data.ingest.resplit import ResplitOptions, resplit
 from fsl_dist.data.store import ShardStore
 from fsl_dist.errors import DataError
-from index.errors import RequestError
-from index.mirror import place_of, working_folder
-from index.objects import Bucket
+from index.base.errors import RequestError
+from index.base.object_cache import place_of, working_folder
+from index.base.object_store import Bucket
 
 
 def bucket_at(place: str) -> tuple[Bucket, str]:

@@ -10,10 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from fsl_dist.data import pack_pieces
 from fsl_dist.data.catalogue import SPLITS, Catalogue
-from fsl_dist.data.listing import TableColumns, make_key
-from fsl_dist.data.pack import PackOptions, append, pack
+from fsl_dist.data.ingest import pack_pieces
+from fsl_dist.data.ingest.listing import TableColumns, make_key
+from fsl_dist.data.ingest.options import PackOptions
+from fsl_dist.data.ingest.pack import append, pack
 from fsl_dist.errors import DataError, RequestError
 
 

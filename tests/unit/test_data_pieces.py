@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fsl_dist.data import pack_pieces
 from fsl_dist.data.catalogue import Catalogue
-from fsl_dist.data.listing import TableColumns
-from fsl_dist.data.pack import PackOptions, append, pack
-from fsl_dist.data.pieces import run_pieces
+from fsl_dist.data.ingest import pack_pieces
+from fsl_dist.data.ingest.listing import TableColumns
+from fsl_dist.data.ingest.options import PackOptions
+from fsl_dist.data.ingest.pack import append, pack
+from fsl_dist.data.ingest.pieces import run_pieces
 from fsl_dist.errors import FslDistError, RequestError
 
 # Work must be importable where it is done, hence functions of the standard library and of the package.
@@ -82,7 +83,7 @@ def is_alive(pid):
 def test_workers_die_with_their_parent(how):
     # A script without a guard: workers do not run it again.
     program = (
-        "import time\nfrom fsl_dist.data.pieces import run_pieces\nprint('started', flush=True)\n"
+        "import time\nfrom fsl_dist.data.ingest.pieces import run_pieces\nprint('started', flush=True)\n"
         "list(run_pieces(time.sleep, [60] * 2, 2))"
     )
     parent = subprocess.Popen(
@@ -104,7 +105,7 @@ def test_workers_die_with_their_parent(how):
 
 def test_workers_load_no_heavy_library():
     program = (
-        "import sys, fsl_dist.data.member_images, fsl_dist.data.shard_writer, fsl_dist.data.source_images\n"
+        "import sys, fsl_dist.data.ingest.member_images, fsl_dist.data.ingest.shard_writer, fsl_dist.data.ingest.source_images\n"
         "print([m for m in ('torch', 'pyarrow', 'scipy', 'ray', 'faiss') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 
 from fsl_dist.data.catalogue import Catalogue
-from fsl_dist.data.inspection import describe, summarise
-from fsl_dist.data.pack import PackOptions, pack
-from fsl_dist.data.plots import choose_classes, count_by_split, draw_plots, draw_samples
+from fsl_dist.data.ingest.inspection import describe, summarise
+from fsl_dist.data.ingest.options import PackOptions
+from fsl_dist.data.ingest.pack import pack
+from fsl_dist.data.ingest.plots import choose_classes, count_by_split, draw_plots, draw_samples
 
 COLOURS = [(30 * c % 256, 255 - 20 * c % 256, 70 * c % 256) for c in range(14)]
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fsl_dist.data.catalogue import Catalogue
-from fsl_dist.data.inspection import describe, find_damage, summarise
-from fsl_dist.data.pack import PackOptions, pack
+from fsl_dist.data.ingest.inspection import describe, find_damage, summarise
+from fsl_dist.data.ingest.options import PackOptions
+from fsl_dist.data.ingest.pack import pack
 from fsl_dist.data.store import ShardStore, coalesce
 from fsl_dist.errors import DataError
 

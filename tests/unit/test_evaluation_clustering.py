@@ -17,12 +17,12 @@ from sklearn.neighbors import kneighbors_graph
 from threadpoolctl import threadpool_limits
 
 from fsl_dist.errors import RequestError
-from fsl_dist.evaluation import spectral as module
-from fsl_dist.evaluation.clustering import cluster_scores, find_clusters, score_clusters
-from fsl_dist.evaluation.config import CLUSTER_SCORES, EvaluationConfig
-from fsl_dist.evaluation.spectral import neighbour_affinity, spectral_embedding
+from fsl_dist.metrics import spectral as module
+from fsl_dist.metrics.clustering import cluster_scores, find_clusters, score_clusters
+from fsl_dist.metrics.config import CLUSTER_SCORES, EvaluationConfig
+from fsl_dist.metrics.spectral import neighbour_affinity, spectral_embedding
 from index import LocalIndex, open_index
-from index.build import build
+from index.writing.build import build
 
 
 def entropy(values):

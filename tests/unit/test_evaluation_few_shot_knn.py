@@ -6,12 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fsl_dist.errors import RequestError, TrainingError
-from fsl_dist.evaluation import few_shot_knn as module
-from fsl_dist.evaluation.config import EvaluationConfig
-from fsl_dist.evaluation.few_shot import draw_novel
-from fsl_dist.evaluation.few_shot_knn import evaluate_few_shot_knn, find_nearest, join_nearest, rank_classes
-from fsl_dist.evaluation.knn import vote
-from fsl_dist.evaluation.metrics import Repeated
+from fsl_dist.metrics import few_shot_knn as module
+from fsl_dist.metrics.class_scores import Repeated
+from fsl_dist.metrics.config import EvaluationConfig
+from fsl_dist.metrics.few_shot import draw_novel
+from fsl_dist.metrics.few_shot_knn import evaluate_few_shot_knn, find_nearest, join_nearest, rank_classes
+from fsl_dist.metrics.knn import vote
 
 SCORES = ("mca", "recall@5", "recall@10", "balanced_recall@5", "balanced_recall@10")
 

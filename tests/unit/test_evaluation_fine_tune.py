@@ -10,19 +10,19 @@ import torch
 
 from fsl_dist.config import RunConfig, load_config
 from fsl_dist.data.catalogue import Catalogue
+from fsl_dist.distributed import WorkerGroup
 from fsl_dist.errors import RequestError
 from fsl_dist.evaluation import fine_tune as module
-from fsl_dist.evaluation.few_shot import draws_of
-from fsl_dist.evaluation.metrics import Repeated
 from fsl_dist.evaluation.report import evaluate_run
+from fsl_dist.metrics.class_scores import Repeated
+from fsl_dist.metrics.few_shot import draws_of
 from fsl_dist.samplers.shuffled import class_balanced_batch
-from fsl_dist.training.distributed import WorkerGroup
 from fsl_dist.training.launch import train_run
 from fsl_dist.training.loop import Trainer
 from fsl_dist.training.runlog import read_metrics
 from fsl_dist.training.splits import split_run
 from fsl_dist.training.trained import open_trained
-from index.storage import hold_lock
+from index.base.files import hold_lock
 
 NUM_DRAWS = 2
 

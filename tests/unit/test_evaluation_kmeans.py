@@ -5,8 +5,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from fsl_dist.evaluation.kmeans import cluster_means
-from fsl_dist.evaluation.prototypes import fit_prototypes
+from fsl_dist.methods.kmeans import cluster_means
+from fsl_dist.methods.prototypes import fit_prototypes
 
 Points = NDArray[np.float64]
 
@@ -75,7 +75,7 @@ def test_neither_scale_nor_offset_changes_the_clusters(scale: float, offset: flo
 
 def test_starts_taken_in_turn_cluster_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     points = np.concatenate([blobs(30, 4, 1, seed) + 100 * seed for seed in range(4)])
-    monkeypatch.setattr("fsl_dist.evaluation.kmeans._DISTANCES_AT_A_TIME", 1)
+    monkeypatch.setattr("fsl_dist.methods.kmeans._DISTANCES_AT_A_TIME", 1)
     means = cluster_means(points, 4, 6, np.random.default_rng(0))
     expected = [points[start : start + 30].mean(axis=0) for start in range(0, 120, 30)]
     np.testing.assert_allclose(means[means[:, 0].argsort()], expected)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fsl_dist.errors import DataError, RequestError, TrainingError
-from fsl_dist.evaluation import knn
+from fsl_dist.metrics import knn
 
 
 def reference_vote(labels, distances, k_p):

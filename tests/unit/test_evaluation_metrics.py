@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fsl_dist.errors import ConfigError, TrainingError
-from fsl_dist.evaluation import metrics
-from fsl_dist.evaluation.config import EvaluationConfig
+from fsl_dist.metrics import class_scores
+from fsl_dist.metrics.config import EvaluationConfig
 
 
 def reference_order(row):
@@ -37,34 +37,34 @@ def scored_samples(draw):
 def test_recalls_equal_plain_loops_with_ties(samples, k):
     scores, targets = samples
     share, class_mean = reference_recalls(scores, targets, k)
-    assert metrics.recall_at_k(scores, targets, k) == pytest.approx(share, abs=1e-12)
-    assert metrics.balanced_recall_at_k(scores, targets, k) == pytest.approx(class_mean, abs=1e-12)
+    assert class_scores.recall_at_k(scores, targets, k) == pytest.approx(share, abs=1e-12)
+    assert class_scores.balanced_recall_at_k(scores, targets, k) == pytest.approx(class_mean, abs=1e-12)
     share, class_mean = reference_recalls(scores, targets, 1)
-    assert metrics.accuracy(scores, targets) == pytest.approx(share, abs=1e-12)
-    assert metrics.mean_class_accuracy(scores, targets) == pytest.approx(class_mean, abs=1e-12)
+    assert class_scores.accuracy(scores, targets) == pytest.approx(share, abs=1e-12)
+    assert class_scores.mean_class_accuracy(scores, targets) == pytest.approx(class_mean, abs=1e-12)
 
 
 def test_of_equal_scores_the_smaller_position_ranks_first():
     scores = np.array([[1.0, 2.0, 2.0], [0.0, 0.0, 0.0]])
-    assert metrics.rank_targets(scores, np.array([2, 1])).tolist() == [1, 1]
+    assert class_scores.rank_targets(scores, np.array([2, 1])).tolist() == [1, 1]
 
 
 def test_a_class_that_is_not_scored_is_within_no_k():
-    ranks = metrics.rank_targets(np.zeros((2, 3)), np.array([-1, 0]))
-    assert ranks.tolist() == [metrics.NEVER, 0]
-    assert metrics.share_within(ranks, 1000) == 0.5
-    assert metrics.rank_targets(np.zeros((1, 0)), np.array([-1])).tolist() == [metrics.NEVER]
+    ranks = class_scores.rank_targets(np.zeros((2, 3)), np.array([-1, 0]))
+    assert ranks.tolist() == [class_scores.NEVER, 0]
+    assert class_scores.share_within(ranks, 1000) == 0.5
+    assert class_scores.rank_targets(np.zeros((1, 0)), np.array([-1])).tolist() == [class_scores.NEVER]
 
 
 def test_scores_that_are_not_numbers_are_refused():
     scores = np.array([[0.0, np.nan], [1.0, 0.0]])
     with pytest.raises(TrainingError, match="1 of 2 test samples have scores that are not numbers"):
-        metrics.rank_targets(scores, np.array([0, 0]))
+        class_scores.rank_targets(scores, np.array([0, 0]))
 
 
 def test_repeated_divides_by_n():
-    repeated = metrics.Repeated.from_values([0.0, 1.0])
-    assert repeated == metrics.Repeated(mean=0.5, std=0.5, n=2)
+    repeated = class_scores.Repeated.from_values([0.0, 1.0])
+    assert repeated == class_scores.Repeated(mean=0.5, std=0.5, n=2)
 
 
 @pytest.mark.parametrize(

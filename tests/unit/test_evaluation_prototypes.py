@@ -9,18 +9,12 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
 from fsl_dist.errors import RequestError, TrainingError
-from fsl_dist.evaluation import prototypes as module
-from fsl_dist.evaluation.config import EvaluationConfig
-from fsl_dist.evaluation.few_shot import draw_novel, draws_of
-from fsl_dist.evaluation.metrics import Repeated
-from fsl_dist.evaluation.prototypes import (
-    evaluate_prototypes,
-    fit_class_prototypes,
-    fit_prototypes,
-    join,
-    prototype_scores,
-    stack_prototypes,
-)
+from fsl_dist.methods.prototypes import fit_class_prototypes, fit_prototypes, join, stack_prototypes
+from fsl_dist.metrics import prototypes as module
+from fsl_dist.metrics.class_scores import Repeated
+from fsl_dist.metrics.config import EvaluationConfig
+from fsl_dist.metrics.few_shot import draw_novel, draws_of
+from fsl_dist.metrics.prototypes import evaluate_prototypes, prototype_scores
 
 
 def reference_score(x, means, temperature):

@@ -13,18 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cluster.run_verbs import evaluate
+from cluster.commands.run import evaluate
 from fsl_dist.config import load_config, load_evaluation
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.store import ShardStore
 from fsl_dist.embedder import Embedder
 from fsl_dist.errors import ConfigError, DataError, RequestError, TrainingError
-from fsl_dist.evaluation import retrieval
 from fsl_dist.evaluation.activation_maps import foreground, jaccard, upsample
-from fsl_dist.evaluation.config import EvaluationConfig
 from fsl_dist.evaluation.mapped_images import _is_mean_of, map_images
 from fsl_dist.evaluation.mask_agreement import masked_ids, read_masks
 from fsl_dist.evaluation.report import evaluate_run
+from fsl_dist.metrics import retrieval
+from fsl_dist.metrics.config import EvaluationConfig
 from fsl_dist.models.backbones import build_network
 from fsl_dist.training.launch import train_run
 from fsl_dist.training.trained import open_trained

@@ -14,8 +14,8 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from cluster.explain_verb import explain
-from cluster.plot_verbs import plot
+from cluster.commands.explain import explain
+from cluster.commands.plot import plot
 from fsl_dist.config import load_config
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.config import DataConfig
@@ -24,7 +24,7 @@ from fsl_dist.data.store import ShardStore
 from fsl_dist.errors import FslDistError
 from fsl_dist.evaluation.activation_maps import activation_maps
 from fsl_dist.evaluation.evidence import Evidence, Result, pixels_of
-from fsl_dist.evaluation.map_overlay import overlay, tint
+from fsl_dist.plots.map_overlay import overlay, tint
 from fsl_dist.training.launch import train_run
 from fsl_dist.training.trained import open_trained
 

@@ -12,13 +12,13 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from threadpoolctl import threadpool_limits
 
-from cluster.feature_verbs import baseline
-from cluster.plot_verbs import plot
+from cluster.commands.baseline import baseline
+from cluster.commands.plot import plot
 from fsl_dist.config import load_config
 from fsl_dist.data.catalogue import Catalogue
-from fsl_dist.evaluation.tsne import class_colours, draw_points, lay_out
+from fsl_dist.plots.tsne import class_colours, draw_points, lay_out
 from fsl_dist.training.launch import train_run
-from index.errors import FslDistError
+from index.base.errors import FslDistError
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from index import gate
-from index.errors import ConfigError
+from index.base.errors import ConfigError
+from index.base.settings import merge, parse_overrides, parse_yaml, to_yaml, validate
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,8 +54,8 @@ class Run:
 
 
 def load(text: str, *overrides: str) -> Run:
-    data = gate.merge(gate.parse_yaml(text, "run.yaml"), gate.parse_overrides(overrides))
-    return gate.validate(Run, data, "run.yaml")
+    data = merge(parse_yaml(text, "run.yaml"), parse_overrides(overrides))
+    return validate(Run, data, "run.yaml")
 
 
 def refusal(text: str, *overrides: str) -> str:
@@ -94,12 +94,12 @@ def test_what_is_left_out_keeps_the_fields_default() -> None:
 
 @pytest.mark.parametrize("text", ["1e-3", "1E5", "+.5e2", "-2e+1", "6.02e23"])
 def test_exponents_are_floats(text: str) -> None:
-    assert gate.parse_yaml(f"x: {text}", "f") == {"x": float(text)}
+    assert parse_yaml(f"x: {text}", "f") == {"x": float(text)}
 
 
 @pytest.mark.parametrize("text", ["no", "on", "2024-01-01", "1:30", ".nan", "0x1f"])
 def test_yaml_surprises_stay_text(text: str) -> None:
-    assert gate.parse_yaml(f"x: {text}", "f") == {"x": text}
+    assert parse_yaml(f"x: {text}", "f") == {"x": text}
 
 
 @pytest.mark.parametrize(
@@ -159,12 +159,12 @@ def test_the_dataclass_own_error_comes_through_unchanged() -> None:
 
 def test_prefix_stands_before_keys() -> None:
     with pytest.raises(ConfigError, match=r"unknown key sweep\.n_wya .* did you mean sweep\.n_way\?"):
-        gate.validate(Episode, {"n_wya": 3}, "sweep.yaml", prefix="sweep")
+        validate(Episode, {"n_wya": 3}, "sweep.yaml", prefix="sweep")
 
 
 def test_merge_joins_mappings_and_replaces_the_rest() -> None:
     base = {"a": {"b": 1, "c": [1, 2]}, "d": 1}
-    assert gate.merge(base, {"a": {"c": [3]}, "e": None}) == {"a": {"b": 1, "c": [3]}, "d": 1, "e": None}
+    assert merge(base, {"a": {"c": [3]}, "e": None}) == {"a": {"b": 1, "c": [3]}, "d": 1, "e": None}
     assert base == {"a": {"b": 1, "c": [1, 2]}, "d": 1}
 
 
@@ -209,4 +209,4 @@ def test_what_is_written_reads_back_equal(name, rate, limit, k_p, method, named)
         method=method,
         named=named,
     )
-    assert gate.validate(Run, gate.parse_yaml(gate.to_yaml(run), "y"), "y") == run
+    assert validate(Run, parse_yaml(to_yaml(run), "y"), "y") == run

@@ -12,16 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from index import changes, versions
-from index.build import build, unit_vectors
+from index.base.errors import FslDistError, RequestError, VersionError
 from index.changes import Contents, batch_path, roll_back
 from index.config import IndexConfig
-from index.errors import FslDistError, RequestError, VersionError
 from index.following import FollowingIndex
-from index.merging import merge
 from index.plan import Planner
 from index.search import open_index
 from index.tune import store
-from index.writer import IndexWriter
+from index.vectors import unit_vectors
+from index.writing.build import build
+from index.writing.merging import merge
+from index.writing.writer import IndexWriter
 
 
 @pytest.fixture(autouse=True, scope="module")

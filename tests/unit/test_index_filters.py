@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 import index.flat
 import index.plan
-from index.build import build
+from index.base.errors import RequestError
 from index.config import IndexConfig
-from index.errors import RequestError
 from index.search import open_index
+from index.writing.build import build
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -13,10 +13,10 @@ import pytest
 import index.flat
 import index.gpu
 import index.plan
-from index.build import build
+from index.base.errors import RequestError
 from index.config import IndexConfig
-from index.errors import RequestError
 from index.search import LocalIndex, open_index
+from index.writing.build import build
 
 NUM, DIM, CLASSES = 900, 12, 7
 searches: list[int] = []

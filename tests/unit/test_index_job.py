@@ -9,14 +9,17 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
-from index import job, storage, versions
-from index.build import build, unit_vectors
+from index import versions
+from index.base import files
+from index.base.errors import FslDistError, RequestError, StaleOwnerError
+from index.base.files import Owner
 from index.changes import roll_back
 from index.config import IndexConfig
-from index.errors import FslDistError, RequestError, StaleOwnerError
 from index.search import open_index
-from index.storage import Owner
-from index.vector_files import build_from_files
+from index.vectors import unit_vectors
+from index.writing import job
+from index.writing.build import build
+from index.writing.vector_files import build_from_files
 
 CONFIG = IndexConfig(shards=3)
 NUM, DIM = 150, 4
@@ -75,7 +78,7 @@ def test_a_build_from_files_has_the_files_of_a_build_in_memory(tmp_path: Path) -
     assert manifest["source"] == {"vectors": str(vectors), "labels": str(labels)}
     assert manifest | {"fingerprint": "", "source": {}} == wanted.pop("manifest.json")
     assert found == wanted
-    assert storage.list_folder(tmp_path / "job" / "staging") == []
+    assert files.list_folder(tmp_path / "job" / "staging") == []
     # A block of 1,024 rows or all at once: the mean is the same number.
     little = build_from_files(
         tmp_path / "little", vectors, str(labels), None, IndexConfig(shards=1, memory_mb=1)
@@ -101,7 +104,7 @@ def test_stopped_before_any_file_it_goes_on_to_the_same_files(
     class Killed(BaseException):
         pass
 
-    replacing, stops = storage.replacing, 0
+    replacing, stops = files.replacing, 0
     for stop_at in range(1000):
         out, calls = tmp_path / f"stopped-{stop_at}", 0
 
@@ -115,7 +118,7 @@ def test_stopped_before_any_file_it_goes_on_to_the_same_files(
             return replacing(path)
 
         with monkeypatch.context() as patch:
-            patch.setattr(storage, "replacing", counted)
+            patch.setattr(files, "replacing", counted)
             try:
                 job.run(plan_at(out), embed=Sines())
             except Killed:
@@ -127,7 +130,7 @@ def test_stopped_before_any_file_it_goes_on_to_the_same_files(
         assert version.name == "000001"
         assert contents(version) == wanted
         assert versions.find_version(out) == version
-        assert storage.list_folder(out / "staging") == []
+        assert files.list_folder(out / "staging") == []
         if calls <= stop_at:  # it was through before it was to be stopped
             break
     # plan twice, rows, 3 pieces, 3 shards, labels, ids and what is noted of the 8, manifest, current
@@ -210,7 +213,7 @@ def test_vectors_that_do_not_fit_are_named_by_their_row(tmp_path: Path) -> None:
     files = write_files(tmp_path, vectors)
     with pytest.raises(RequestError, match=r"X\.npy row 17 holds a NaN"):
         build_from_files(tmp_path / "out", files[0], str(files[1]), None, CONFIG)
-    assert storage.list_folder(tmp_path / "out" / "staging") == []
+    assert files.list_folder(tmp_path / "out" / "staging") == []
     assert versions.list_versions(tmp_path / "out") == []
     np.save(tmp_path / "I.npy", np.zeros(40, np.int64))
     with pytest.raises(RequestError, match="id 0 is given to more than one vector"):
@@ -232,7 +235,7 @@ def test_unit_vectors_have_length_one_or_a_name() -> None:
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    replacing = storage.replacing
+    replacing = files.replacing
 
     def full(path: Path):
         if path.name == "labels.npy":
@@ -240,7 +243,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
         return replacing(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "replacing", full)
+        patch.setattr(files, "replacing", full)
         with pytest.raises(
             FslDistError, match=r"stopped: No space left on device \(.*labels\.npy\); what is pub"
         ):

@@ -4,11 +4,12 @@ import faiss
 import numpy as np
 import pytest
 
-from index import gate, kinds
-from index.build import build
+from index import kinds
+from index.base.errors import ConfigError, VersionError
+from index.base.settings import validate
 from index.config import IndexConfig
-from index.errors import ConfigError, VersionError
 from index.search import open_index
+from index.writing.build import build
 
 
 def gaussian(num: int = 600, dim: int = 12) -> np.ndarray:
@@ -63,7 +64,7 @@ def test_rules(options, dim, num, described, parameters) -> None:
 )
 def test_settings_that_do_not_fit_are_refused(options, message) -> None:
     with pytest.raises(ConfigError, match=message):
-        gate.validate(IndexConfig, options, "the arguments", "index")
+        validate(IndexConfig, options, "the arguments", "index")
 
 
 @pytest.mark.parametrize(

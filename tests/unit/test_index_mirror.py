@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from index import Staging, mirror, open_index, storage
-from index.build import build
+from index import Staging, open_index
+from index.base import files, object_cache
+from index.base.errors import RequestError, StaleOwnerError, VersionError
+from index.base.object_cache import bring, place_of, told, working_folder
+from index.base.object_store import Bucket
 from index.config import IndexConfig
-from index.errors import RequestError, StaleOwnerError, VersionError
-from index.mirror import bring, place_of, told, working_folder
-from index.objects import Bucket
 from index.versions import find_version, list_versions
-from index.writer import IndexWriter
+from index.writing.build import build
+from index.writing.writer import IndexWriter
 
 
 def bucket_at(place: str) -> tuple[Bucket, str]:
@@ -56,15 +57,15 @@ def test_an_address_of_another_kind_is_no_folder() -> None:
 
 
 def test_what_is_published_is_found_from_elsewhere(s3: str, elsewhere: Callable[[str], None]) -> None:
-    storage.write_atomic(working_folder(s3) / "a" / "b.txt", b"one")
+    files.write_atomic(working_folder(s3) / "a" / "b.txt", b"one")
     elsewhere("b")
     folder = working_folder(s3)
     bring(folder)
     assert (folder / "a" / "b.txt").read_bytes() == b"one"
-    storage.write_atomic(folder / "a" / "b.txt", b"two")
+    files.write_atomic(folder / "a" / "b.txt", b"two")
     elsewhere("c")
-    assert storage.read_text(working_folder(s3) / "a" / "b.txt") == "two"
-    storage.remove_folder(working_folder(s3) / "a")
+    assert files.read_text(working_folder(s3) / "a" / "b.txt") == "two"
+    files.remove_folder(working_folder(s3) / "a")
     elsewhere("b")
     bring(folder)
     assert not (folder / "a" / "b.txt").exists()
@@ -72,23 +73,23 @@ def test_what_is_published_is_found_from_elsewhere(s3: str, elsewhere: Callable[
 
 def test_only_what_was_last_seen_is_replaced(s3: str, elsewhere: Callable[[str], None]) -> None:
     here = working_folder(s3) / "current"
-    storage.write_atomic(here, b"1")
+    files.write_atomic(here, b"1")
     elsewhere("b")
     there = working_folder(s3) / "current"
     with pytest.raises(StaleOwnerError, match="was written by another process"):
-        storage.write_atomic(there, b"2")
-    assert storage.read_text(there) == "1"
-    storage.write_atomic(there, b"2")
+        files.write_atomic(there, b"2")
+    assert files.read_text(there) == "1"
+    files.write_atomic(there, b"2")
     with pytest.raises(StaleOwnerError):
-        storage.write_atomic(here, b"3")
+        files.write_atomic(here, b"3")
     assert here.read_bytes() == b"1"  # what could not be put is not here either
     with pytest.raises(FileExistsError):
-        storage.write_new(working_folder(s3) / "current", b"4")
+        files.write_new(working_folder(s3) / "current", b"4")
 
 
 def test_bringing_again_asks_for_no_bytes(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = working_folder(s3)
-    storage.write_atomic(folder / "a", b"one")
+    files.write_atomic(folder / "a", b"one")
     (folder / "unfinished").write_bytes(b"")
     fetched: list[str] = []
     monkeypatch.setattr(Bucket, "fetch", lambda self, key, path: fetched.append(key))
@@ -103,7 +104,7 @@ def test_a_half_published_folder_is_none_and_the_next_one_takes_its_place(
     s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     final = working_folder(s3) / "versions" / "000001"
-    put_file = mirror.put_file
+    put_file = object_cache.put_file
 
     def die_before_the_manifest(source: Path, target: Path, **how: Any) -> None:
         if source.name == "manifest.json":
@@ -118,26 +119,26 @@ def test_a_half_published_folder_is_none_and_the_next_one_takes_its_place(
         return staging
 
     with monkeypatch.context() as patch:
-        patch.setattr(mirror, "put_file", die_before_the_manifest)
+        patch.setattr(object_cache, "put_file", die_before_the_manifest)
         with pytest.raises(KeyboardInterrupt):
-            storage.publish_folder(stage("first"), final)
+            files.publish_folder(stage("first"), final)
     assert not final.exists()
-    storage.publish_folder(stage("second"), final)
+    files.publish_folder(stage("second"), final)
     bucket, key = bucket_at(s3)
     assert bucket.names(f"{key}/versions/000001/") == ["data-second", "manifest.json"]
-    storage.remove_file(working_folder(s3) / "nothing")
+    files.remove_file(working_folder(s3) / "nothing")
     final.rename(tmp_path / "away")
     with pytest.raises(VersionError, match="exists already"):
-        storage.publish_folder(stage("third"), final)
+        files.publish_folder(stage("third"), final)
 
 
 def test_a_later_claim_from_elsewhere_fences_the_earlier_one(
     s3: str, elsewhere: Callable[[str], None]
 ) -> None:
-    first = storage.Owner.claim(working_folder(s3))
+    first = files.Owner.claim(working_folder(s3))
     first.check()
     elsewhere("b")
-    second = storage.Owner.claim(working_folder(s3))
+    second = files.Owner.claim(working_folder(s3))
     assert (first.epoch, second.epoch) == (1, 2)
     second.check()
     with pytest.raises(StaleOwnerError, match="is owned by claim 2"):
@@ -171,7 +172,7 @@ def test_python_takes_addresses_where_it_takes_paths(
     build(address, np.eye(4, dtype=np.float32), np.arange(4))
     IndexWriter(address).remove(np.array([0]))
     assert open_index(address).num_vectors == 3
-    storage.Owner.claim(Path(f"{s3}/run")).check()
+    files.Owner.claim(Path(f"{s3}/run")).check()
     assert not (tmp_path / "s3:").exists()
 
 
@@ -189,10 +190,10 @@ def test_old_versions_are_removed_at_the_store_and_numbers_go_on(
 def test_two_builders_of_one_version_do_not_mix(s3: str, elsewhere: Callable[[str], None]) -> None:
     vectors, labels = np.eye(4, dtype=np.float32), np.arange(4)
     build(working_folder(s3), vectors, labels)
-    slow = Staging.create(working_folder(s3), "slow", storage.Owner.claim(working_folder(s3)))
+    slow = Staging.create(working_folder(s3), "slow", files.Owner.claim(working_folder(s3)))
     slow.write_shard(0, vectors)
     elsewhere("b")
-    owner = storage.Owner.claim(working_folder(s3))
+    owner = files.Owner.claim(working_folder(s3))
     fast = Staging.create(working_folder(s3), "fast", owner)
     fast.write_shard(0, vectors * 2)
     fast.publish(labels, labels, IndexConfig(), {})

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from index import objects, storage
-from index.errors import RequestError, StorageError
-from index.mirror import place_of, working_folder
-from index.objects import Bucket, ConflictError
+from index.base import files, object_store
+from index.base.errors import RequestError, StorageError
+from index.base.object_cache import place_of, working_folder
+from index.base.object_store import Bucket, ConflictError
 
 
 def bucket_at(place: str) -> tuple[Bucket, str]:
@@ -95,7 +95,7 @@ def fresh_bucket(place: str) -> tuple[Bucket, str]:
 def test_an_unreachable_store_is_one_line_after_a_few_seconds(
     s3: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(objects, "_FIRST_S", 0.2)
+    monkeypatch.setattr(object_store, "_FIRST_S", 0.2)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     bucket, key = fresh_bucket(s3)
     with pytest.raises(
@@ -134,7 +134,7 @@ def test_a_store_without_conditional_writes_is_refused(
     try:
         monkeypatch.setenv("AWS_ENDPOINT_URL", plain.address)
         with pytest.raises(RequestError, match="has no conditional writes"):
-            storage.Owner.claim(working_folder(s3))
+            files.Owner.claim(working_folder(s3))
     finally:
         plain.kill()
 
@@ -156,10 +156,12 @@ def test_a_store_that_goes_away_is_waited_for_and_said_once(
         starter.join()
         server.kill()
     assert [data for data, _ in filter(None, found)] == [b"kept"] * 4
-    told_lines = [record.getMessage() for record in caplog.records if record.name == "index.objects"]
+    told_lines = [
+        record.getMessage() for record in caplog.records if record.name == "index.base.object_store"
+    ]
     assert len(told_lines) == 2
     assert "does not answer" in told_lines[0]
     assert "answers again" in told_lines[1]
-    monkeypatch.setattr(objects, "_PATIENCE_S", 0.2)
+    monkeypatch.setattr(object_store, "_PATIENCE_S", 0.2)
     with pytest.raises(StorageError, match="the same command goes on from it"):
         bucket.get(key)

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 import index.plan
 import index.search
-from index.build import build
+from index.base.errors import RequestError
 from index.config import IndexConfig
-from index.errors import RequestError
 from index.search import LocalIndex, open_index
+from index.writing.build import build
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import index.shard_server
+import index.actors.shard_server
 from index import versions
-from index.build import build
+from index.actors.shard_server import ServedVersion, ShardServer, deal_shards, what_is_alike
+from index.base.errors import VersionError
 from index.config import IndexConfig
-from index.errors import VersionError
 from index.shard import Request, Shard, Task
-from index.shard_server import ServedVersion, ShardServer, deal_shards, what_is_alike
+from index.writing.build import build
 
 NUM, DIM = 300, 8
 
@@ -87,7 +87,7 @@ def test_two_versions_are_answered_for_side_by_side(tmp_path: Path, monkeypatch:
     for found, version in zip(asyncio.run(ask(first, second, first)), (first, second, first), strict=True):
         assert_same(found, alone(version, range(version.num_shards), query))
     assert set(server._opened) == {first, second}
-    monkeypatch.setattr(index.shard_server, "IDLE_S", 0.0)
+    monkeypatch.setattr(index.actors.shard_server, "IDLE_S", 0.0)
     asyncio.run(ask(second))
     assert set(server._opened) == {second}
 

@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from cluster.index_verbs import index_group
-from index.build import build
+from cluster.commands.index import index_group
+from index.base.errors import ConfigError, FslDistError, RequestError
+from index.base.files import Owner
+from index.base.settings import parse_yaml, validate
 from index.config import IndexConfig
-from index.errors import ConfigError, FslDistError, RequestError
-from index.gate import parse_yaml, validate
 from index.search import open_index
-from index.storage import Owner
 from index.tune import Measurer, find_truth
-from tune.index_config import IndexSweepConfig
-from tune.index_plots import fastest_cells
-from tune.index_report import write_index_report
-from tune.index_sweep import drive_index_sweep, prepare_index_sweep
-from tune.index_trial import (
+from index.writing.build import build
+from tune.index_sweeps.config import IndexSweepConfig
+from tune.index_sweeps.plots import fastest_cells
+from tune.index_sweeps.report import write_index_report
+from tune.index_sweeps.sweep import drive_index_sweep, prepare_index_sweep
+from tune.index_sweeps.trial import (
     TRUTH_FILE,
     SearchCell,
     best_cell,

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from cluster.index_verbs import index_group
+from cluster.commands.index import index_group
 from index import versions
-from index.build import build
+from index.base.errors import RequestError
 from index.config import IndexConfig
-from index.errors import RequestError
 from index.search import open_index
 from index.tune import tune
+from index.writing.build import build
 
 
 def gallery(num: int = 1200, dim: int = 8) -> np.ndarray:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from cluster.index_verbs import index_group
-from index.errors import FslDistError
+from cluster.commands.index import index_group
+from index.base.errors import FslDistError
 
 
 def call(*arguments: object) -> Result:

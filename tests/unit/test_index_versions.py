@@ -6,14 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index import storage, versions
-from index.build import Staging, build
+from index import versions
+from index.base import files
+from index.base.errors import ConfigError, RequestError, StaleOwnerError, VersionError
+from index.base.files import Owner
 from index.changes import roll_back
 from index.config import IndexConfig
-from index.errors import ConfigError, RequestError, StaleOwnerError, VersionError
 from index.following import FollowingIndex
 from index.search import open_index
-from index.storage import Owner
+from index.writing.build import Staging, build
 
 
 def example(num: int = 40, dim: int = 3) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -36,7 +37,7 @@ def test_rows_are_sorted_and_described(tmp_path: Path) -> None:
     assert index.manifest.source == {"checkpoint": "abc"}
     assert index.manifest.shard_starts == (0, 13, 26)
     assert versions.read_manifest(path) == index.manifest
-    assert storage.list_folder(tmp_path / "staging") == []
+    assert files.list_folder(tmp_path / "staging") == []
     assert np.array_equal(index.labels_of(np.array([[ids[3], -1]])), [[labels[3], -1]])
     with pytest.raises(RequestError, match="id 999 is not in the index"):
         index.labels_of(np.array([999]))
@@ -78,14 +79,12 @@ def test_killed_while_publishing_the_old_version_stays(
     def kill(*_: object) -> None:
         raise Killed
 
-    write = storage.write_atomic
+    write = files.write_atomic
     with monkeypatch.context() as patch:
         if step == "publish_folder":
-            patch.setattr(storage, "publish_folder", kill)
+            patch.setattr(files, "publish_folder", kill)
         else:
-            patch.setattr(
-                storage, "write_atomic", lambda p, b: kill() if p.name == "current" else write(p, b)
-            )
+            patch.setattr(files, "write_atomic", lambda p, b: kill() if p.name == "current" else write(p, b))
         with pytest.raises(Killed):
             build(tmp_path, vectors, labels)
     assert open_index(tmp_path, verify=True).manifest.version == 1
@@ -259,7 +258,7 @@ def test_going_back_works_when_the_current_version_is_gone(tmp_path: Path) -> No
     vectors, labels, _ = example()
     for _ in range(2):
         build(tmp_path, vectors, labels)
-    storage.remove_folder(tmp_path / "versions" / "000002")
+    files.remove_folder(tmp_path / "versions" / "000002")
     with pytest.raises(VersionError, match=r"names version 000002, which is not there; .*index rollback"):
         open_index(tmp_path)
     assert roll_back(tmp_path).version == 1
@@ -278,7 +277,7 @@ def test_a_version_that_is_open_stays_until_it_is_closed(tmp_path: Path) -> None
     del reader
     build(tmp_path, vectors, labels, config=config)
     assert versions.list_versions(tmp_path) == [4]
-    assert storage.list_folder(tmp_path / "staging") == []
+    assert files.list_folder(tmp_path / "staging") == []
 
 
 def test_a_following_index_goes_along_between_searches(

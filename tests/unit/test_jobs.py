@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.cli import fsl_dist
-from cluster.job_command import find_local_paths, name_job, read_command, resolve_command
-from cluster.job_entrypoint import CONFIG_VARIABLE, run_job
-from cluster.jobs import RESULT_MARK, Job, JobStatus, read_error, read_result
-from cluster.local_jobs import LocalPlace
-from cluster.shipping import check_wheel, write_wheel
-from cluster.submit_verb import Duration
+from cluster.commands.submit import Duration
+from cluster.jobs.command import find_local_paths, name_job, read_command, resolve_command
+from cluster.jobs.entrypoint import CONFIG_VARIABLE, run_job
+from cluster.jobs.job import RESULT_MARK, Job, JobStatus, read_error, read_result
+from cluster.jobs.local import LocalPlace
+from cluster.jobs.wheel import check_wheel, write_wheel
 from fsl_dist.config import load_config, parse_config
-from index.errors import RequestError
+from index.base.errors import RequestError
 from tune.sweep_file import SWEEP_FILE, find_stored, load_sweep, render_sweep
 
 RUN = {"data": {"dataset": "data/x"}, "method": {"kind": "pcn"}, "training": {"epochs": 7}}
@@ -226,8 +226,8 @@ def test_the_wheel_is_the_code_that_runs_here(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "there")
     program = (
-        "import importlib.metadata as m, cluster.cli, tune.tables;"
-        "print(cluster.cli.__file__, m.distribution('fsl-dist').locate_file(''), len(tune.tables.list_tables()))"
+        "import importlib.metadata as m, cluster.cli, tune.tables.tables;"
+        "print(cluster.cli.__file__, m.distribution('fsl-dist').locate_file(''), len(tune.tables.tables.list_tables()))"
     )
     found = subprocess.run(
         [sys.executable, "-P", "-c", program],

@@ -12,9 +12,9 @@ import pytest
 import yaml
 from k8s_security import broken_rules
 
-from cluster.jobs import Job
-from cluster.kuberay_render import KubeOptions, render, render_yaml
-from cluster.kustomize import build, containers, read_objects
+from cluster.jobs.job import Job
+from cluster.jobs.kuberay_render import KubeOptions, render, render_yaml
+from cluster.jobs.kustomize import build, containers, read_objects
 
 pytestmark = pytest.mark.k8s
 
@@ -130,7 +130,7 @@ def test_kustomize_builds_the_same(name: str) -> None:
 
 
 def test_what_is_not_understood_of_kustomize_is_refused(tmp_path: Path) -> None:
-    from index.errors import RequestError
+    from index.base.errors import RequestError
 
     (tmp_path / "kustomization.yaml").write_text("resources: []\nhelmCharts: []\n")
     with pytest.raises(RequestError, match="helmCharts is none of"):
@@ -156,7 +156,7 @@ def test_the_wheel_holds_the_manifests(tmp_path: Path) -> None:
         [
             sys.executable,
             "-c",
-            "from cluster.kuberay_render import *; from cluster.jobs import Job; print(manifests());"
+            "from cluster.jobs.kuberay_render import *; from cluster.jobs.job import Job; print(manifests());"
             "print(len(render(Job(name='a', arguments=('sweep', 'run'), config='a: 1'), KubeOptions())))",
         ],
         cwd=tmp_path / "installed",

@@ -9,11 +9,11 @@ import pytest
 import yaml
 from kube_server import KubeServer
 
-from cluster.jobs import RESULT_MARK, Job
-from cluster.kuberay import KubeRayPlace
-from cluster.kuberay_checks import RIGHTS
-from cluster.kuberay_render import KubeOptions
-from index.errors import FslDistError, RequestError
+from cluster.jobs.job import RESULT_MARK, Job
+from cluster.jobs.kuberay import KubeRayPlace
+from cluster.jobs.kuberay_checks import RIGHTS
+from cluster.jobs.kuberay_render import KubeOptions
+from index.base.errors import FslDistError, RequestError
 
 pytestmark = pytest.mark.k8s
 

@@ -5,10 +5,10 @@ import subprocess
 
 import pytest
 
-from cluster.jobs import Job
-from cluster.kuberay_render import CONFIG_FILE, KubeOptions, command_line, render, works_in_driver
-from cluster.kustomize import containers, pod_specs
-from index.errors import RequestError
+from cluster.jobs.job import Job
+from cluster.jobs.kuberay_render import CONFIG_FILE, KubeOptions, command_line, render, works_in_driver
+from cluster.jobs.kustomize import containers, pod_specs
+from index.base.errors import RequestError
 
 pytestmark = pytest.mark.k8s
 

@@ -26,8 +26,9 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from PIL import Image
     from sklearn.datasets import load_digits
 
-    from fsl_dist.data.listing import TableColumns
-    from fsl_dist.data.pack import PackOptions, pack
+    from fsl_dist.data.ingest.listing import TableColumns
+    from fsl_dist.data.ingest.options import PackOptions
+    from fsl_dist.data.ingest.pack import pack
 
     scans = load_digits()
     source = tmp_path_factory.mktemp("digits")

@@ -16,9 +16,9 @@ from fsl_dist.data.selection import Selection
 from fsl_dist.losses.deep_knn import batch_neighbours, deep_knn_loss
 from fsl_dist.methods.neighbour_table import NeighbourTable, mine_part
 from fsl_dist.samplers.neighbourhood import gather_neighbourhood
-from index.build import build
 from index.config import IndexConfig
 from index.search import open_index
+from index.writing.build import build
 
 
 @pytest.fixture(autouse=True, scope="module")

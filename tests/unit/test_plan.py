@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from cluster.fleet import Fleet
-from cluster.plan_verb import plan
-from cluster.planning import WAYS_OUT, Plan, plan_run
-from cluster.rates import Machine, Rate, Rates, Work, read_rates, render_rates
-from cluster.scaling_model import (
+from cluster.commands.plan import plan
+from cluster.planning.fleet import Fleet
+from cluster.planning.plan import WAYS_OUT, Plan, plan_run
+from cluster.planning.rates import Machine, Rate, Rates, Work, read_rates, render_rates
+from cluster.planning.scaling_model import (
     core_seconds,
     gather_bytes,
     looked_at,
@@ -23,8 +23,8 @@ from cluster.scaling_model import (
     vector_bytes,
 )
 from fsl_dist.config import load_config
+from index.base.errors import ConfigError, FslDistError, RequestError
 from index.config import IndexConfig
-from index.errors import ConfigError, FslDistError, RequestError
 
 RATES = Rates(
     date="2026-01-01",
@@ -230,7 +230,7 @@ def test_what_does_not_fit_comes_first() -> None:
 def test_memory_of_a_selection() -> None:
     import tracemalloc
 
-    from cluster.workload import SELECTION_BYTES
+    from cluster.planning.workload import SELECTION_BYTES
     from fsl_dist.data.selection import Selection
 
     labels = np.repeat(np.arange(100), 1000)
@@ -288,7 +288,7 @@ REFUSALS = {
 
 @pytest.mark.parametrize("line", REFUSALS)
 def test_a_bad_rates_file_is_one_line(tmp_path: Path, line: str) -> None:
-    from index.gate import merge, parse_yaml
+    from index.base.settings import merge, parse_yaml
 
     path = tmp_path / "rates.yaml"
     whole = parse_yaml(render_rates(RATES), "rates")

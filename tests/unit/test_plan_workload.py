@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.workload import count_workload
+from cluster.planning.workload import count_workload
 from fsl_dist.config import RunConfig, load_config
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.errors import RequestError

@@ -10,21 +10,22 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from cluster.plot_verbs import plot
+from cluster.commands.plot import plot
 from fsl_dist.config import load_config, load_evaluation, load_run
 from fsl_dist.data.catalogue import Catalogue
-from fsl_dist.data.listing import TableColumns
-from fsl_dist.data.pack import PackOptions, pack
-from fsl_dist.evaluation import prototype_examples as examples
-from fsl_dist.evaluation.class_accuracy import measure_class_accuracies
-from fsl_dist.evaluation.curves import read_curve
-from fsl_dist.evaluation.metrics import Repeated
-from fsl_dist.evaluation.picture_files import name_runs
-from fsl_dist.evaluation.query_picture import choose_shown
+from fsl_dist.data.ingest.listing import TableColumns
+from fsl_dist.data.ingest.options import PackOptions
+from fsl_dist.data.ingest.pack import pack
 from fsl_dist.evaluation.report import evaluate_run
-from fsl_dist.evaluation.run_draws import open_embedded
+from fsl_dist.metrics.class_scores import Repeated
+from fsl_dist.plots import prototype_examples as examples
+from fsl_dist.plots.class_accuracy import measure_class_accuracies
+from fsl_dist.plots.curves import read_curve
+from fsl_dist.plots.picture_files import name_runs
+from fsl_dist.plots.query_picture import choose_shown
+from fsl_dist.plots.run_draws import open_embedded
 from fsl_dist.training.launch import train_run
-from index.errors import FslDistError, RequestError
+from index.base.errors import FslDistError, RequestError
 
 NOVEL = ("seven", "eight")
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", *NOVEL)

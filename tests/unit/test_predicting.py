@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from cluster.predict_verb import predict
+from cluster.commands.predict import predict
 from fsl_dist.config import load_config
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.store import ShardStore
 from fsl_dist.errors import FslDistError
-from fsl_dist.evaluation.prototypes import fit_prototypes
+from fsl_dist.methods.prototypes import fit_prototypes
 from fsl_dist.training.launch import train_run
 from fsl_dist.training.trained import open_trained
 

@@ -42,8 +42,9 @@ def test_the_command_line_loads_no_heavy_library() -> None:
 
 
 def test_training_and_evaluation_score_by_the_same_equation() -> None:
-    from fsl_dist.evaluation.prototypes import Prototypes, prototype_scores
     from fsl_dist.losses.pcn import class_scores
+    from fsl_dist.methods.prototypes import Prototypes
+    from fsl_dist.metrics.prototypes import prototype_scores
 
     rng = np.random.default_rng(0)
     embeddings = rng.normal(size=(20, 6)).astype(np.float32)
@@ -67,4 +68,4 @@ def test_the_benchmarks_page_is_what_the_results_say() -> None:
     check = subprocess.run(
         [sys.executable, str(ROOT / "docs" / "make_benchmarks.py"), "--check"], capture_output=True, text=True
     )
-    assert check.returncode == 0, "docs/benchmarks.md is stale: run python docs/make_benchmarks.py"
+    assert check.returncode == 0, "docs/benchmarks.md is stale: run python -m benchmarks.page"

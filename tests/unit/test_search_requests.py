@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.search_requests import (
+from cluster.service.requests import (
     BadBody,
     Search,
     SearchSettings,
@@ -18,11 +18,11 @@ from cluster.search_requests import (
     write_json,
     write_raw,
 )
-from cluster.service_settings import Limits, digest_token, find_catalogue
-from index.build import build
+from cluster.service.settings import Limits, digest_token, find_catalogue
+from index.base.errors import RequestError, VersionError
 from index.config import IndexConfig
-from index.errors import RequestError, VersionError
 from index.search import LocalIndex, SearchResult, open_index
+from index.writing.build import build
 
 NUM, DIM = 40, 3
 

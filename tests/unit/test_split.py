@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fsl_dist.data.selection import Selection
-from fsl_dist.errors import RequestError
-from fsl_dist.samplers.split import (
+from fsl_dist.data.split import (
     NOVEL,
     TEST,
     TRAIN,
@@ -19,6 +18,7 @@ from fsl_dist.samplers.split import (
     split_classes,
     split_stratified,
 )
+from fsl_dist.errors import RequestError
 
 FRACTIONS = st.sampled_from([(0.7, 0.1, 0.2), (0.6, 0.2, 0.2), (0.5, 0.5, 0.0), (0.34, 0.33, 0.33)])
 

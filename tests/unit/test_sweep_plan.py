@@ -7,18 +7,18 @@ import pytest
 
 from fsl_dist.config import RunConfig
 from fsl_dist.errors import StaleOwnerError
-from fsl_dist.evaluation.config import EvaluationConfig
 from fsl_dist.methods.config import PCNConfig
+from fsl_dist.metrics.config import EvaluationConfig
 from fsl_dist.training.config import TrainingConfig
-from index.errors import RequestError
-from index.storage import Owner
-from tune.config import Resources, SweepConfig
-from tune.judge import Judge
+from index.base.errors import RequestError
+from index.base.files import Owner
 from tune.plan import Plan
 from tune.records import RESULT_FILE, Result, SweepFolder
 from tune.search import next_point
 from tune.space import Knob, Point
-from tune.sweep import fit_concurrency
+from tune.sweeps.config import Resources, SweepConfig
+from tune.sweeps.early_stopping import Judge
+from tune.sweeps.sweep import fit_concurrency
 
 BASE = RunConfig(
     method=PCNConfig(), training=TrainingConfig(patience=3), evaluation=EvaluationConfig(delta_tau=(0.0,))

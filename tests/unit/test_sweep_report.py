@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 
 from fsl_dist.config import RunConfig, load_config
-from fsl_dist.evaluation.config import EvaluationConfig
 from fsl_dist.methods.config import PCNConfig
+from fsl_dist.metrics.config import EvaluationConfig
 from fsl_dist.training.config import TrainingConfig
-from index.errors import ConfigError
-from tune.config import SweepConfig
+from index.base.errors import ConfigError
 from tune.document import Code, Heading, Picture, Table, Text, render_html, render_markdown
-from tune.evaluation_tables import flatten, grid_tables, headline
-from tune.importance import knob_importance
-from tune.paper_figures import paper_figures
 from tune.records import Cell, Result, Session, SweepFolder, Trial, write_evaluation
 from tune.space import Knob
 from tune.sweep_file import SWEEP_FILE, render_sweep
-from tune.sweep_report import write_report
+from tune.sweeps.config import SweepConfig
+from tune.sweeps.evaluation_tables import flatten, grid_tables, headline
+from tune.sweeps.importance import knob_importance
+from tune.sweeps.paper_figures import paper_figures
+from tune.sweeps.report import write_report
 
 BASE = RunConfig(
     method=PCNConfig(), training=TrainingConfig(patience=3), evaluation=EvaluationConfig(delta_tau=(0.0,))

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from fsl_dist.config import RunConfig
 from fsl_dist.methods.config import DeepKNNConfig
-from index.errors import ConfigError, RequestError
-from index.gate import parse_yaml, validate
-from tune.config import SweepConfig
+from index.base.errors import ConfigError, RequestError
+from index.base.settings import parse_yaml, validate
 from tune.space import Knob, draw_point, grid_point, grid_size, nested, show_point
 from tune.sweep_file import load_sweep, render_sweep
+from tune.sweeps.config import SweepConfig
 
 ROOT = Path(__file__).parents[2]
 

@@ -5,18 +5,18 @@ from pathlib import Path
 
 from fsl_dist.config import RunConfig
 from fsl_dist.data.config import DataConfig
-from fsl_dist.evaluation.config import EvaluationConfig
 from fsl_dist.evaluation.report import EvaluationReport, evaluate_run, evaluate_settings
 from fsl_dist.methods.config import PCNConfig
+from fsl_dist.metrics.config import EvaluationConfig
 from fsl_dist.models.config import BackboneConfig
 from fsl_dist.samplers.episode import EpisodeConfig
 from fsl_dist.training.config import TrainingConfig
 from fsl_dist.training.loop import Watch
 from fsl_dist.training.trained import find_checkpoint
-from tune.config import SweepConfig
 from tune.records import SweepFolder, read_evaluation
 from tune.space import Knob
-from tune.trial import run_trial
+from tune.sweeps.config import SweepConfig
+from tune.sweeps.trial import run_trial
 
 
 class StopsAfter:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster.plot_verbs import plot
-from index.errors import ConfigError, RequestError
-from tune.reproduce import RowResult, cells_of, plan_run
-from tune.table_report import commands_of, draw, render_csv, render_markdown, show_score, summarise
-from tune.tables import (
+from cluster.commands.plot import plot
+from index.base.errors import ConfigError, RequestError
+from tune.tables.report import commands_of, draw, render_csv, render_markdown, show_score, summarise
+from tune.tables.run import RowResult, cells_of, plan_run
+from tune.tables.tables import (
     EXPERIMENTS,
     Column,
     Picture,

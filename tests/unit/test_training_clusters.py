@@ -11,11 +11,12 @@ from sklearn.datasets import load_digits
 
 from fsl_dist.config import RunConfig, load_config
 from fsl_dist.data.catalogue import Catalogue
-from fsl_dist.data.pack import PackOptions, pack
+from fsl_dist.data.ingest.options import PackOptions
+from fsl_dist.data.ingest.pack import pack
 from fsl_dist.errors import RequestError
-from fsl_dist.evaluation.clustering import cluster_scores, find_clusters
-from fsl_dist.evaluation.config import CLUSTER_SCORES, EvaluationConfig
 from fsl_dist.evaluation.report import evaluate_run
+from fsl_dist.metrics.clustering import cluster_scores, find_clusters
+from fsl_dist.metrics.config import CLUSTER_SCORES, EvaluationConfig
 from fsl_dist.seeding import generator
 from fsl_dist.training.launch import train_run
 from fsl_dist.training.runlog import read_metrics

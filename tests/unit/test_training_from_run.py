@@ -10,7 +10,7 @@ import torch
 from fsl_dist.config import RunConfig, load_config, load_run
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.errors import ConfigError, RequestError
-from fsl_dist.evaluation.knn import vote
+from fsl_dist.metrics.knn import vote
 from fsl_dist.models.weights import read_state_dict
 from fsl_dist.training.launch import train_run
 from fsl_dist.training.runlog import read_metrics

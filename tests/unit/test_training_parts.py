@@ -16,7 +16,7 @@ from fsl_dist.models.batch_norm import group_sizes
 from fsl_dist.training.checkpoint import TENSORS, CheckpointFolder, Progress, read_checkpoint, tables_of
 from fsl_dist.training.runlog import describe_progress
 from fsl_dist.training.step import deal_pieces
-from index.storage import Owner
+from index.base.files import Owner
 
 
 def batch_of(num: int, num_classes: int = 4) -> Batch:

@@ -1,0 +1,1 @@
+"""The benchmarks of docs/benchmarks.md, each against its peers: `python -m benchmarks.suite NAME`."""

@@ -1,0 +1,197 @@
+"""The verbs `pack` and `inspect`. Data code loads when a verb runs, so that `--help` stays quick."""
+
+from typing import Any
+
+import click
+
+from cluster.commands.dataset_options import emit_written, make_progress, split_options
+
+
+@click.command(
+    epilog="Example: fsl-dist pack photos packed --table labels.csv --path-column file --label-column class "
+    "--split base-novel --num-base 150"
+)
+@click.argument("source", metavar="SRC")
+@click.argument("out")
+@click.option(
+    "--table", help="CSV or Parquet table of images; paths relative to SRC. Without it: class folders."
+)
+@click.option("--path-column", help="Column of image paths.  [default: file]")
+@click.option("--label-column", help="Column of class names.  [default: class]")
+@click.option("--group-column", help="Column of a second label (subclass, patient …).")
+@click.option(
+    "--blind-group-column", help="Column of a label given without a look at the class (chai's joint)."
+)
+@click.option("--mask-column", help="Column of mask images, stored beside their images.")
+@click.option("--split-column", help="Column with train, val, test or novel for every image.")
+@click.option(
+    "--keep-together", metavar="COLUMN", help="Images with one value stay on one side of any split."
+)
+@split_options
+@click.option(
+    "--append", "is_appended", is_flag=True, help="Add to the data set OUT, divided by its own rule and seed."
+)
+@click.option(
+    "--order",
+    type=click.Choice(["mixed", "class"]),
+    default="mixed",
+    show_default=True,
+    help="Bytes in the shards: shuffled over all classes, or each class's side by side.",
+)
+@click.option(
+    "--resize-shorter", type=int, metavar="N", help="Store larger images with a shorter side of N pixels."
+)
+@click.option("--resize", metavar="HxW", help="Store larger images H pixels high and W wide.")
+@click.option(
+    "--dedupe",
+    type=click.Choice(["name", "phash"]),
+    help="Leave out near-duplicates of an image kept: phash: all of them; name: only under the same file name.",
+)
+@click.option("--num-classes", type=int, metavar="N", help="Pack only the N classes with the most images.")
+@click.option("--shard-size-mb", type=int, default=256, show_default=True, help="Largest shard, 10⁶ bytes.")
+@click.option(
+    "--processes",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Processes that check, resize and write; 0: one a core.",
+)
+@click.option("--allow-bad", is_flag=True, help="Exit 0 although some images had to be left out.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def pack(
+    source: str,
+    out: str,
+    table: str | None,
+    path_column: str | None,
+    label_column: str | None,
+    group_column: str | None,
+    blind_group_column: str | None,
+    mask_column: str | None,
+    split_column: str | None,
+    keep_together: str | None,
+    split: dict[str, Any],
+    is_appended: bool,
+    order: str,
+    resize_shorter: int | None,
+    resize: str | None,
+    dedupe: str | None,
+    num_classes: int | None,
+    shard_size_mb: int,
+    processes: int,
+    allow_bad: bool,
+    as_json: bool,
+) -> None:
+    """Pack images into WebDataset shards and a catalogue, in the new folder OUT, or --append them to the data set OUT.
+
+    SRC holds one folder a class, or the images that --table names. Images are stored as they are, or
+    with --resize-shorter or --resize at the size training needs; none is enlarged. Those that cannot be used are
+    named and left out: exit 1, or 0 with --allow-bad.
+    """
+    from fsl_dist.data.ingest.listing import TableColumns
+    from fsl_dist.data.ingest.options import PackOptions
+    from fsl_dist.data.ingest.pack import append
+    from fsl_dist.data.ingest.pack import pack as pack_source
+    from fsl_dist.errors import RequestError
+
+    columns = None
+    if table is not None:
+        columns = TableColumns(
+            table=table,
+            path=path_column or "file",
+            label=label_column or "class",
+            group=group_column or "",
+            blind_group=blind_group_column or "",
+            split=split_column or "",
+            unit=keep_together or "",
+            mask=mask_column or "",
+        )
+    elif any(
+        (
+            path_column,
+            label_column,
+            group_column,
+            blind_group_column,
+            mask_column,
+            split_column,
+            keep_together,
+        )
+    ):
+        raise RequestError(
+            "--path-column, --label-column, --group-column, --blind-group-column, --mask-column, --split-column "
+            "and --keep-together name columns of a table; say which with --table"
+        )
+    options = PackOptions(
+        columns=columns,
+        order=order,  # type: ignore[arg-type]  # click has checked the choice
+        shard_size_mb=shard_size_mb,
+        resize_shorter=resize_shorter,
+        resize=_parse_extents(resize),
+        dedupe=dedupe,  # type: ignore[arg-type]  # click has checked the choice
+        num_classes=num_classes,
+        processes=processes,
+        **split,
+    )
+    write = append if is_appended else pack_source
+    report = write(source, out, options, make_progress())
+    emit_written("appended" if is_appended else "packed", report, allow_bad, as_json)
+
+
+def _parse_extents(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    from fsl_dist.errors import RequestError
+
+    height, cross, width = text.partition("x")
+    if not (cross and height.isdecimal() and width.isdecimal()):
+        raise RequestError(f"--resize={text} must be height and width in pixels, such as 224x224")
+    return int(height), int(width)
+
+
+@click.command(epilog="Example: fsl-dist inspect packed --verify --near-duplicates --plots pictures")
+@click.argument("dataset")
+@click.option(
+    "--verify", is_flag=True, help="Read every image again and compare its checksum; exit 1 on damage."
+)
+@click.option(
+    "--near-duplicates",
+    "has_near_duplicates",
+    is_flag=True,
+    help="Decode every image and list pairs that are nearly the same, those of different splits and classes first.",
+)
+@click.option(
+    "--plots", metavar="DIR", help="Draw class_distribution.png and samples.png into DIR, over older ones."
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def inspect(dataset: str, verify: bool, has_near_duplicates: bool, plots: str | None, as_json: bool) -> None:
+    """Tell what the data set in folder DATASET holds: classes, counts, tail, sizes, splits, what was left out."""
+    from dataclasses import asdict, replace
+
+    from cluster.commands.output import emit
+    from fsl_dist.data.catalogue import Catalogue
+    from fsl_dist.data.ingest.inspection import describe, find_damage, summarise
+
+    catalogue = Catalogue.open(dataset)
+    summary = summarise(catalogue)
+    if has_near_duplicates:
+        from fsl_dist.data.ingest.duplicates import describe_near_duplicates, find_near_duplicates
+
+        found = find_near_duplicates(catalogue, make_progress())
+        summary = replace(summary, flags=[*summary.flags, *found.flags])
+    result: dict[str, object] = asdict(summary)
+    text = describe(summary)
+    if has_near_duplicates:
+        result["near_duplicates"] = asdict(found)
+        text = "\n".join([text, "", describe_near_duplicates(found)])
+    if plots is not None:
+        from fsl_dist.data.ingest.plots import draw_plots
+
+        drawn = [str(path) for path in draw_plots(catalogue, plots)]
+        result["plots"] = drawn
+        text = "\n".join([text, "", *(f"drawn       {path}" for path in drawn)])
+    damaged = find_damage(catalogue) if verify else []
+    if verify:
+        result["damaged"] = [asdict(sample) for sample in damaged]
+        lines = [f"verified    {summary.num_samples} samples, {len(damaged)} damaged"]
+        text = "\n".join([text, "", *lines, *(f"  {sample.path}: {sample.reason}" for sample in damaged)])
+    emit(result, as_json, text)
+    if damaged:
+        raise SystemExit(1)

@@ -1,0 +1,60 @@
+"""The verb `fsl-dist explain`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cluster.commands.output import emit
+
+if TYPE_CHECKING:
+    from fsl_dist.plots.explaining import ExplainReport
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("images", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="IMAGE...")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="DIR",
+    help="Folder for index.html and a PNG an image.",
+)
+@click.option(
+    "--k", type=click.IntRange(min=1), default=5, show_default=True, help="Training images an image."
+)
+@click.option("--maps/--no-maps", default=True, show_default=True, help="Activation maps over each pair.")
+@click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON object on stdout.")
+def explain(run: Path, images: tuple[Path, ...], out: Path, k: int, maps: bool, as_json: bool) -> None:
+    """Show why: the training images nearest to each IMAGE, their vote, and where each distance comes from.
+
+    DIR/index.html holds its images and loads nothing. An activation map colours the places of an image that its
+    distance to the other one of the pair comes from; that needs a network whose embedding is the mean of feature maps.
+    An image that cannot be read is named and left out: exit 1.
+
+    \b
+    Example:
+      fsl-dist explain runs/skin a.jpg b.jpg --out why
+      fsl-dist explain runs/omniglot-pcn a.png --out why --k 10 --no-maps
+    """
+    from fsl_dist.plots.explaining import explain as explain_images
+
+    report = explain_images(run, images, out, k=k, has_maps=maps)
+    emit(report.to_json(), as_json, _describe(report))
+    for failed in report.failed:
+        click.echo(f"error: {failed.image} {failed.reason}", err=True)
+    if report.failed:
+        raise SystemExit(1)
+
+
+def _describe(report: "ExplainReport") -> str:
+    lines = [report.page] if report.page else []
+    for explanation in report.explanations:
+        k = len(explanation.neighbours)
+        said = ", ".join(f"{vote.name} {vote.count} of {k}" for vote in explanation.votes)
+        lines.append(f"{explanation.image}: {said}")
+        for neighbour in explanation.neighbours:
+            group = f"  ({neighbour.group})" if neighbour.group else ""
+            lines.append(f"  {neighbour.distance:.4f}  {neighbour.label}{group}  {neighbour.key}")
+    return "\n".join(lines)

@@ -1,0 +1,229 @@
+"""The verb `fsl-dist index serve`."""
+
+import http.client
+import ipaddress
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, closing, redirect_stdout, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cluster.commands.output import emit
+
+if TYPE_CHECKING:
+    from cluster.service.settings import ServiceSettings
+    from index.actors.client import RayIndex
+
+_POSITIVE = click.IntRange(min=1)
+_READY_WITHIN_S = 60
+
+
+@click.command()
+@click.argument("index", type=click.Path(path_type=Path))
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
+@click.option("--token-env", metavar="NAME", help="Environment variable with the token that requests bring.")
+@click.option(
+    "--replicas", type=_POSITIVE, default=1, show_default=True, help="Processes that answer requests."
+)
+@click.option(
+    "--actors",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Ray actors to deal the shards to, each --replicas times; 0 opens all shards in each process.",
+)
+@click.option(
+    "--cpus", type=_POSITIVE, default=1, show_default=True, help="CPUs, and threads, of each that searches."
+)
+@click.option("--dataset", type=click.Path(path_type=Path), help="Answer with the keys of its images, too.")
+@click.option("--max-k", type=int, default=1000, show_default=True, help="Neighbours a query.")
+@click.option("--max-batch", type=int, default=1024, show_default=True, help="Queries a request.")
+@click.option("--max-body-mb", type=int, default=32, show_default=True, help="Size of a request, in MiB.")
+@click.option(
+    "--verify/--no-verify",
+    default=True,
+    show_default=True,
+    help="Compare every file's checksum before a version is served.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, when it is ready.")
+def serve(
+    index: Path,
+    host: str,
+    port: int,
+    token_env: str | None,
+    replicas: int,
+    actors: int,
+    cpus: int,
+    dataset: Path | None,
+    max_k: int,
+    max_batch: int,
+    max_body_mb: int,
+    verify: bool,
+    as_json: bool,
+) -> None:
+    """Answer searches of INDEX by HTTP, until Ctrl-C or SIGTERM.
+
+    Vectors in, ids, labels, keys and distances out, as JSON or as raw bytes: docs/index_service.md. It goes along with
+    publications and rollbacks; each answer comes from one version and names it.
+
+    \b
+    Example:
+      fsl-dist index serve my-index
+      fsl-dist index serve my-index --host 0.0.0.0 --token-env INDEX_TOKEN --replicas 2 --cpus 4
+    """
+    from cluster.local import ray_session
+    from cluster.service.settings import Limits, ServiceSettings, digest_token, find_catalogue
+    from index import versions
+
+    limits = Limits(max_k=max_k, max_batch=max_batch, max_body_mb=max_body_mb)
+    _check_address(host, port, has_token=token_env is not None)
+    token_sha256 = "" if token_env is None else digest_token(token_env)
+    folder = versions.find_version(index.absolute())
+    manifest = versions.read_manifest(folder)
+    versions.check_files(folder, manifest, verify=verify)
+    if dataset is not None:
+        find_catalogue(dataset, manifest.source.get("catalogue", ""))
+    settings = ServiceSettings(
+        index=index.absolute(),
+        checked=folder if verify else None,
+        dataset=None if dataset is None else dataset.absolute(),
+        limits=limits,
+        token_sha256=token_sha256,
+        num_actors=actors,
+        num_replicas=replicas,
+        num_cpus=cpus,
+    )
+    stdout = sys.stdout
+
+    def say(facts: dict[str, object], text: str) -> None:
+        with redirect_stdout(stdout):  # which is stderr while Ray runs, for what Ray prints
+            emit(facts, as_json, text)
+
+    # Ray Serve gives up a process that listens after 5 s, which a busy machine takes to start one.
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", str(_READY_WITHIN_S))
+    try:
+        with ray_session(replicas * (1 + actors * cpus if actors else cpus)):
+            # Ray has put its own handler in the place: exit 15, nothing unwound.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            _run(settings, host, port, say)
+    except KeyboardInterrupt:
+        click.echo("stopped", err=True)
+
+
+def _run(
+    settings: "ServiceSettings", host: str, port: int, say: Callable[[dict[str, object], str], None]
+) -> None:
+    """Start the service, say so, and wait for a signal; what was started here ends."""
+    import logging
+
+    import ray
+    from ray import serve
+
+    from cluster.service.replica import APP_NAME, make_application
+    from index.actors.client import open_ray_index
+    from index.base.errors import FslDistError, RequestError
+    from index.versions import find_version, read_manifest
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    if names := ", ".join(serve.status().applications):
+        raise RequestError(
+            f"the Ray cluster of RAY_ADDRESS already serves {names}, at an address of its own; end that "
+            "(serve shutdown), or start this one on a cluster of its own"
+        )
+    remote: RayIndex | None = None
+
+    def close_actors() -> None:
+        if remote is not None:
+            remote.close()
+
+    with ExitStack() as started:
+        if settings.num_actors:
+            # The replicas find these actors by name; they end with this command.
+            remote = open_ray_index(
+                settings.index,
+                num_actors=settings.num_actors,
+                replicas=settings.num_replicas,
+                num_cpus=settings.num_cpus,
+                verify=False,
+            )
+            started.callback(close_actors)
+        logs = {"log_level": "WARNING", "enable_access_log": False}
+        try:
+            with suppress(TimeoutError):  # after 60 s, though it goes on starting; /health tells
+                serve.start(http_options={"host": host, "port": port}, logging_config=logs)
+            started.callback(_end)
+            serve.run(make_application(settings), name=APP_NAME, logging_config=logs)
+        except (RuntimeError, ray.exceptions.RayError) as error:
+            raise FslDistError(f"the service did not start: {' '.join(str(error).split())}") from None
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        if not os.environ.get("RAY_ADDRESS"):
+            _wait_until_ready(host, port)
+        manifest = read_manifest(find_version(settings.index))
+        facts = {"url": url, "index": str(settings.index), "version": manifest.version}
+        say(facts, f"{url} serves {settings.index}, version {manifest.version}")
+        while True:
+            time.sleep(1)
+            if remote is not None:
+                # Who has a version open keeps it from being removed.
+                with suppress(FslDistError):
+                    remote = remote.refresh()
+
+
+def _end() -> None:
+    """Let requests that are under way be answered, then take no more."""
+    from ray import serve
+
+    from cluster.service.replica import APP_NAME
+
+    serve.delete(APP_NAME)
+    if os.environ.get("RAY_ADDRESS"):  # a Ray of this command's own ends with it, Ray Serve and all
+        serve.shutdown()
+
+
+def _check_address(host: str, port: int, *, has_token: bool) -> None:
+    """Refuse an address that is taken, and one that others reach without a token (RequestError)."""
+    from index.base.errors import RequestError
+
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except socket.gaierror as error:
+        raise RequestError(f"host={host} is no address of this machine: {error}") from None
+    if not ipaddress.ip_address(address[0]).is_loopback and not has_token:
+        raise RequestError(
+            f"host={host} lets others reach the index, and there is no token; name the environment variable that "
+            "holds one: --token-env NAME"
+        )
+    if os.environ.get("RAY_ADDRESS"):
+        return  # the cluster's machines listen, not this one
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            raise RequestError(f"host={host} port={port}: {error.strerror}; choose another --port") from None
+
+
+def _wait_until_ready(host: str, port: int) -> None:
+    """Wait until /health is answered. Raises FslDistError."""
+    from index.base.errors import FslDistError
+
+    there = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    deadline = time.monotonic() + _READY_WITHIN_S
+    while True:
+        connection = http.client.HTTPConnection(there, port, timeout=5)
+        with suppress(OSError, http.client.HTTPException), closing(connection):
+            connection.request("GET", "/health")
+            if connection.getresponse().status == 200:
+                return
+        if time.monotonic() > deadline:
+            raise FslDistError(
+                f"{host}:{port} did not answer within {_READY_WITHIN_S} s; see the logs of Ray Serve"
+            )
+        time.sleep(0.05)

@@ -1,0 +1,204 @@
+"""Verbs of a run: doctor, demo, train, embed, evaluate."""
+
+import dataclasses
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cluster.commands.output import align_columns, emit
+from fsl_dist.metrics.config import PROTOCOLS
+from index.base.errors import RequestError
+
+if TYPE_CHECKING:
+    from fsl_dist.config import RunConfig
+    from index import ShardedIndex
+
+JSON = click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON object on stdout.")
+
+
+@click.command(epilog="Example: fsl-dist doctor --json")
+@JSON
+def doctor(as_json: bool) -> None:
+    """What this machine can do: versions, GPUs, decoders, Ray."""
+    from cluster.commands.doctor import examine
+
+    findings = examine()
+    rows = [["what", "found"], *([name, str(value)] for name, value in findings.items())]
+    emit(findings, as_json, "\n".join(f"{name:<24}{value}" for name, value in rows))
+
+
+@click.command(epilog="Example: fsl-dist demo --dir /tmp/digits --workers 2")
+@click.option("--dir", "folder", type=click.Path(path_type=Path), default=None, help="Keep everything here.")
+@click.option("--workers", default=2, show_default=True, help="Ray Train workers.")
+@JSON
+def demo(folder: Path | None, workers: int, as_json: bool) -> None:
+    """The main job end to end on real handwritten digits: pack, train, index, evaluate."""
+    from cluster.commands.demo import run_demo
+
+    result, text = run_demo(folder, workers, show=_progress_printer())
+    emit(result, as_json, text)
+
+
+@click.command(epilog="Example: fsl-dist train --config experiments/omniglot/pcn.yaml workers.num=2")
+@click.option(
+    "--config", "config_path", type=click.Path(path_type=Path), help="YAML file; key=value goes over it."
+)
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on from the last checkpoint in run.dir; without --config, as it was started.",
+)
+@JSON
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]…")
+def train(config_path: Path | None, resume: bool, as_json: bool, overrides: tuple[str, ...]) -> None:
+    """Train one run: the folder run.dir gets checkpoints, metrics and TensorBoard files."""
+    from fsl_dist.config import load_config, load_resumed
+
+    resumes_alone = resume and config_path is None
+    config = load_resumed(overrides) if resumes_alone else load_config(config_path, overrides)
+    with _ray_for(config, resume) if config.uses_ray else nullcontext():
+        from fsl_dist.training.launch import train_run
+        from fsl_dist.training.ray.train import train_on_ray
+
+        summary = train_run(config, resume=resume, on_ray=train_on_ray, show=_progress_printer())
+    best = "" if summary.best_value is None else f", best {summary.stop_metric} {summary.best_value:.4f}"
+    loss = "" if summary.loss is None else f", loss {summary.loss:.4f}"
+    emit(
+        dataclasses.asdict(summary),
+        as_json,
+        f"{summary.run}: {summary.epochs} epochs, {summary.steps} steps, {summary.images_seen} images{loss}{best} "
+        f"in {summary.seconds:.0f} s\nnext: fsl-dist evaluate {summary.run}",
+    )
+
+
+@contextmanager
+def _ray_for(config: "RunConfig", resumes: bool) -> Iterator[None]:
+    """Ray for a run, and torch imported meanwhile; the mistakes that can be found without torch come before both."""
+    from cluster.local import ray_session
+    from fsl_dist.data.catalogue import Catalogue
+    from fsl_dist.training.resume import check_folder
+
+    check_folder(config, resumes=resumes)
+    if config.data.dataset:
+        Catalogue.open(config.data.dataset, config.data.version or None)
+    with ray_session(config.num_cpus, importing="fsl_dist.training.ray.train"):
+        yield
+
+
+@click.command(epilog="Example: fsl-dist embed runs/omniglot-pcn data/omniglot --out omniglot.npy")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("dataset", type=click.Path(path_type=Path))
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=None, help="A .npy file; RUN/embeddings.npy by default."
+)
+@JSON
+def embed(run: Path, dataset: Path, out: Path | None, as_json: bool) -> None:
+    """Embed every sample of DATASET: float32 [num_samples, dim], row = sample id, for data.features or index build."""
+    from fsl_dist.indexing import embed_dataset
+
+    path, shape = embed_dataset(run, dataset, out or run / "embeddings.npy")
+    result = {
+        "run": str(run),
+        "dataset": str(dataset),
+        "out": str(path),
+        "num_samples": shape[0],
+        "dim": shape[1],
+    }
+    emit(result, as_json, f"{path}: {shape[0]} embeddings of {shape[1]} numbers")
+
+
+@click.command(epilog="Example: fsl-dist evaluate runs/omniglot-pcn evaluation.novel_shots=10 --json")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--protocol",
+    type=click.Choice(PROTOCOLS),
+    help="The method's own (prototypes, retrieval, knn; kmeans, spectral), unless named.",
+)
+@click.option(
+    "--index",
+    type=click.Path(path_type=Path),
+    help="The training images' embeddings, by `index build RUN DATASET INDEX`; without it they are made under RUN.",
+)
+@click.option(
+    "--index-actors",
+    type=click.IntRange(min=1),
+    help="Search INDEX in so many Ray actors, each with some of its shards; in this process by default.",
+)
+@JSON
+@click.argument("overrides", nargs=-1, metavar="[evaluation.KEY=VALUE]…")
+def evaluate(
+    run: Path,
+    protocol: str | None,
+    index: Path | None,
+    index_actors: int | None,
+    as_json: bool,
+    overrides: tuple[str, ...],
+) -> None:
+    """Score a run's best checkpoint: kNN, and novel classes where there are any.
+
+    Novel classes are scored over draws of a few images: by prototypes (pcn), by the vote of neighbours (few_shot_knn), or
+    by a classifier trained again for each draw (fine_tune, of cross_entropy). As evidence for a decision, retrieved images
+    are scored by AUC, by how many of them are of the query's group, and by whether activation maps fall on the query's mask
+    (retrieval; the last alone: maps). Test images of classes that were not trained on are clustered (kmeans, spectral), in several runs.
+    """
+    from fsl_dist.config import load_evaluation
+
+    settings = load_evaluation(run, overrides)
+    from fsl_dist.evaluation.report import evaluate_run
+
+    with _open_gallery(index, index_actors) as gallery:
+        report = evaluate_run(run, protocol=protocol, settings=settings, gallery=gallery)
+    emit(report.to_json(), as_json, _describe(report.to_json()))
+
+
+@contextmanager
+def _open_gallery(index: Path | None, actors: int | None) -> Iterator["ShardedIndex | None"]:
+    """The index to compare with, in this process or as Ray actors; None where none is named."""
+    if index is None:
+        if actors is not None:
+            raise RequestError("--index-actors goes with --index, which names the index that they serve")
+        yield None
+    elif actors is None:
+        from index.search import open_index
+
+        yield open_index(index)
+    else:
+        from cluster.local import ray_session
+        from index.actors.client import open_ray_index
+
+        with ray_session(actors), open_ray_index(index, num_actors=actors) as gallery:
+            yield gallery
+
+
+def _describe(report: dict) -> str:
+    rows = [["metric", "value %", "± std", "repeats"]]
+    for name, value in report["metrics"].items():
+        if isinstance(value, dict):
+            rows.append([name, f"{value['mean'] * 100:.2f}", f"{value['std'] * 100:.2f}", str(value["n"])])
+        elif name.startswith("rel@"):  # a number of images
+            rows.append([name, f"{value:.2f} of {name.removeprefix('rel@')}", "", ""])
+        else:
+            rows.append([name, f"{value * 100:.2f}", "", ""])
+    split = report["split"] or "novel classes only"
+    return f"{report['run']} on {report['dataset']} (queries: {split})\n{align_columns(rows)}"
+
+
+def _progress_printer() -> Callable[[str], None]:
+    """Rewrite one line on a terminal, an empty one to wipe it; in a log file, append a line every ten seconds."""
+    if sys.stderr.isatty():
+        return lambda line: click.echo(f"\r\x1b[2K{line}", err=True, nl=False)
+    last = -math.inf
+
+    def append(line: str) -> None:
+        nonlocal last
+        if line and time.monotonic() - last > 10:
+            last = time.monotonic()
+            click.echo(line, err=True)
+
+    return append

@@ -1,0 +1,106 @@
+"""The verb `fsl-dist submit`: a command that runs elsewhere, the same on this machine, on Ray and on Kubernetes."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cluster.commands.job import JSON, follow_job
+from cluster.commands.output import emit
+from cluster.jobs.job import Job
+from cluster.jobs.options import kube_options, on_place, open_place, refuse_foreign_options, way_back
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class Duration(click.ParamType):
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Seconds of 90, 90s, 15m, 24h or 2d."""
+        found = re.fullmatch(r"([1-9][0-9]*)([smhd]?)", str(value))
+        if not found:
+            self.fail(f"{value!r} must be a duration such as 90s, 15m, 24h or 2d", param, ctx)
+        return int(found[1]) * _UNITS[found[2] or "s"]
+
+
+@click.command(
+    context_settings={"allow_interspersed_args": False},
+    epilog="Example: fsl-dist submit --to ray --name first -- train --config experiments/omniglot/pcn.yaml workers.num=4",
+)
+@on_place
+@click.option("--name", help="Of the job, new there; made of the verb and the time unless given.")
+@click.option(
+    "--follow/--detach",
+    default=True,
+    show_default=True,
+    help="Show its log and wait for it, or return at once.",
+)
+@click.option(
+    "--wheel",
+    type=click.Path(path_type=Path),
+    help="ray: a wheel to send instead of the code that runs here.",
+)
+@click.option("--no-ship", is_flag=True, help="ray: send no code; the cluster has this project.")
+@click.option("--image", help="kuberay: the container image.")
+@click.option("--workers", type=click.IntRange(min=1), help="kuberay: worker pods.")
+@click.option("--cpus-per-worker", type=click.IntRange(min=1), help="kuberay: CPUs a worker pod.")
+@click.option("--gpus-per-worker", type=click.IntRange(min=0), help="kuberay: GPUs a worker pod.")
+@click.option("--memory", help="kuberay: memory a worker pod, such as 32Gi.")
+@click.option("--storage", help="kuberay: the PersistentVolumeClaim of data and runs.")
+@click.option("--queue", help="kuberay: a queue of Kueue.")
+@click.option("--priority", help="kuberay: a priority class.")
+@click.option("--retries", type=click.IntRange(min=0), help="kuberay: new clusters after failures.")
+@click.option("--deadline", type=Duration(), help="kuberay: the longest a job may take, such as 24h.")
+@click.option("--dry-run", is_flag=True, help="kuberay: print the manifests, and touch no cluster.")
+@JSON
+@click.argument("arguments", nargs=-1, required=True, metavar="-- COMMAND…", type=click.UNPROCESSED)
+@click.pass_context
+def submit(
+    context: click.Context,
+    /,
+    to: str,
+    address: str | None,
+    name: str | None,
+    follow: bool,
+    wheel: Path | None,
+    no_ship: bool,
+    dry_run: bool,
+    as_json: bool,
+    arguments: tuple[str, ...],
+    **kube: Any,
+) -> None:
+    """Run a command of fsl-dist as a job that outlives this one.
+
+    With --follow its log goes to stderr and its result to stdout, and the exit code is the job's own; Ctrl-C leaves it running. The
+    command and its --config are checked before anything is sent; the file's content travels with the job.
+    """
+    refuse_foreign_options(to, address=address, wheel=wheel, no_ship=no_ship, dry_run=dry_run, **kube)
+    from cluster.jobs.command import find_local_paths, name_job, read_command, resolve_command
+
+    is_elsewhere = to != "local"
+    command = read_command(context.find_root().command, arguments)  # type: ignore[arg-type]  # fsl-dist is a group
+    command, config = resolve_command(command, is_elsewhere=is_elsewhere)
+    job = Job(name=name or name_job(command), arguments=command.arguments, config=config)
+    if is_elsewhere and (paths := find_local_paths(command, config)):
+        click.echo(
+            f"warning: {', '.join(paths)}: relative paths are looked up where the job runs, and nothing there is sent from here (name "
+            "storage that all nodes see, by absolute paths or URLs)",
+            err=True,
+        )
+    options = kube_options(kube) if to == "kuberay" else None
+    if options is not None and dry_run:
+        from cluster.jobs.kuberay_render import render_yaml
+
+        click.echo(render_yaml(job, options), nl=False)
+        return
+    place = open_place(to, address=address, kube=options, wheel=wheel, ships=not no_ship)
+    place.submit(job)
+    back = way_back(job.name, to, address, kube.get("namespace"))
+    if not follow:
+        result = {"name": job.name, "to": to, "command": " ".join(("fsl-dist", *job.arguments))}
+        emit(result, as_json, f"{job.name} is submitted\nnext: {back}")
+        return
+    click.echo(f"{job.name} is submitted", err=True)
+    follow_job(place, job.name, back)

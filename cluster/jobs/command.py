@@ -1,0 +1,175 @@
+"""Reading the command line of a job before it is sent: its verb, its --config, what is wrong with it, what stays behind."""
+
+import re
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import click
+
+from index.base.errors import RequestError
+
+_NOT_JOBS = ("submit", "job")
+# Keys of a run and of a sweep that are paths.
+_PATHS = ("run.dir", "dir", "data.dataset", "data.features", "backbone.weights")
+_SETTING = re.compile(r"^[A-Za-z_][A-Za-z0-9_.]*=")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Command:
+    """A command line of `fsl-dist`, read but not run."""
+
+    words: tuple[str, ...]
+    """its verb, such as ("sweep", "run")"""
+    rest: tuple[str, ...]
+    """what follows the verb, without `--config FILE`"""
+    config: Path | None
+    """the file that --config names"""
+    options: frozenset[str]
+    """long names of all options that the verb has"""
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The command line without `--config FILE`."""
+        return (*self.words, *self.rest)
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """Its KEY=VALUE arguments."""
+        return tuple(word for word in self.rest if _SETTING.match(word))
+
+    def with_options(self, *first: str, flags: Sequence[str] = ()) -> tuple[str, ...]:
+        """The command line with `first` behind the verb, and those of `flags` that the verb has and was not given."""
+        added = [flag for flag in flags if flag in self.options and flag not in self.rest]
+        return (*self.words, *first, *added, *self.rest)
+
+
+def read_command(root: click.Group, arguments: Sequence[str]) -> Command:
+    """Find the verb of `arguments` and take its --config out.
+
+    Raises RequestError for a verb that is none, or that runs no job, and for an option that the verb does not have.
+    Values are not looked at: a path may exist where the job runs and not here.
+    """
+    command: click.Command = root
+    words: list[str] = []
+    rest = list(arguments)
+    while isinstance(command, click.Group):
+        known = [name for name in command.list_commands(click.Context(command)) if name not in _NOT_JOBS]
+        name = rest.pop(0) if rest else ""
+        found = command.get_command(click.Context(command), name) if name in known else None
+        if found is None:
+            said = f"{' '.join([*words, name])!r} is no command" if name else "there is no command"
+            raise RequestError(
+                f"{said} that a job could run; one of {', '.join(known)} follows {' '.join(words) or '--'}"
+            )
+        words.append(name)
+        command = found
+    context = click.Context(command, info_name=" ".join(words))
+    try:
+        given, _, _ = command.make_parser(context).parse_args(list(rest))
+    except click.UsageError as error:
+        raise RequestError(f"fsl-dist {' '.join(words)}: {error.format_message()}") from None
+    config = next(
+        (given.get(p.name) for p in command.params if p.name and "--config" in p.opts and given.get(p.name)),
+        None,
+    )
+    return Command(
+        words=tuple(words),
+        rest=tuple(_without_config(rest)) if config else tuple(rest),
+        config=Path(config) if config else None,
+        options=frozenset(name for p in command.params for name in p.opts if name.startswith("--")),
+    )
+
+
+def resolve_command(command: Command, *, is_elsewhere: bool) -> tuple[Command, str]:
+    """The command as a job runs it, and the text of its configuration, checked with its KEY=VALUE arguments.
+
+    The text has everything inside that the file refers to. Where it runs elsewhere (is_elsewhere), a run of one worker goes
+    through Ray Train: in the command's own process it would train on the cluster's head, which often has no GPU.
+    Raises ConfigError as the command itself would.
+    """
+    if command.words == ("sweep", "run"):
+        from tune.sweep_file import inline_sweep, load_sweep
+
+        if command.config is None:
+            raise RequestError("fsl-dist sweep run: Missing option '--config'.")
+        load_sweep(command.config, command.settings)
+        return command, inline_sweep(command.config)
+    if command.words == ("train",):
+        from fsl_dist.config import load_config, render_config
+
+        # Without --config, --resume goes on as the run was started; that file may lie elsewhere.
+        if command.config is None and "--resume" in command.rest:
+            return command, ""
+        config = load_config(command.config, command.settings)
+        if is_elsewhere and not config.uses_ray and config.workers.launch == "auto":
+            command = replace(command, rest=(*command.rest, "workers.launch=ray"))
+        return command, render_config(load_config(command.config, ())) if command.config else ""
+    if command.words == ("index", "build"):
+        from index.base.settings import parse_overrides, validate
+        from index.config import IndexConfig
+
+        validate(IndexConfig, parse_overrides(command.settings), "the arguments")
+    if command.config is None:
+        return command, ""
+    from fsl_dist.config import load_config, render_config
+
+    load_config(command.config, command.settings)
+    return command, render_config(load_config(command.config, ()))
+
+
+def name_job(command: Command) -> str:
+    """A new name: the verb, the day and time, and four digits that no other has."""
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+    return f"{'-'.join(command.words)}-{stamp}-{secrets.token_hex(2)}"
+
+
+def find_local_paths(command: Command, config: str) -> list[str]:
+    """Relative paths that the command or its configuration names: elsewhere they are other places, or none."""
+    named = {}
+    if config:
+        from index.base.settings import parse_yaml
+
+        # A sweep's run lies under `base`; a KEY=VALUE of either goes over the file.
+        named = {key.removeprefix("base."): text for key, text in _flatten(parse_yaml(config, "--config"))}
+    named |= {word.partition("=")[0]: word.partition("=")[2] for word in command.rest if "=" in word}
+    # A word alone is rather a name (workers.launch=ray) than a path, unless its key says so.
+    found = [text for key, text in named.items() if key in _PATHS and text and _is_relative(text)]
+    found += [text for text in named.values() if "/" in text and _is_relative(text) and _exists(text)]
+    found += [word for word in command.rest if "=" not in word and _is_relative(word) and _exists(word)]
+    return list(dict.fromkeys(found))
+
+
+def _is_relative(text: str) -> bool:
+    return "://" not in text and not text.startswith(("-", "/"))
+
+
+def _exists(text: str) -> bool:
+    try:
+        return Path(text).expanduser().exists()
+    except OSError:  # too long for a path
+        return False
+
+
+def _flatten(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted key and value of all texts, those of lists under the list's key and their number."""
+    for name, value in tree.items():
+        items = dict(enumerate(value)) if isinstance(value, list) else value
+        if isinstance(items, Mapping):
+            yield from _flatten({str(key): item for key, item in items.items()}, f"{prefix}{name}.")
+        elif isinstance(items, str):
+            yield f"{prefix}{name}", items
+
+
+def _without_config(words: Sequence[str]) -> Iterator[str]:
+    waiting = iter(words)
+    for word in waiting:
+        if word == "--":
+            yield word
+            yield from waiting
+        elif word == "--config":
+            next(waiting, None)
+        elif not word.startswith("--config="):
+            yield word

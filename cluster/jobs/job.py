@@ -1,0 +1,112 @@
+"""A job: one `fsl-dist` command that runs somewhere else, and what every place that runs jobs can do."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from index.base.errors import RequestError
+
+RESULT_MARK = "fsl-dist-result: "
+"""what precedes the job's JSON result, on one line of its log"""
+
+JobState = Literal["pending", "running", "succeeded", "failed", "stopped"]
+
+_LONGEST_NAME = 47
+"""of a RayJob; KubeRay puts its own ending after it"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """What is to run."""
+
+    name: str
+    """letters, digits and hyphens, a letter first, at most 47 characters: a DNS label everywhere"""
+    arguments: tuple[str, ...]
+    """the command line after `fsl-dist`, without `--config FILE`"""
+    config: str = ""
+    """text of the YAML that `--config` named, with everything it refers to inside; it travels with the job"""
+
+    def __post_init__(self) -> None:
+        if len(self.name) > _LONGEST_NAME or not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", self.name):
+            raise RequestError(
+                f"--name {self.name!r} must be lower-case letters, digits and hyphens, a letter first, at most {_LONGEST_NAME} "
+                "characters"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobStatus:
+    """How a job stands."""
+
+    name: str
+    state: JobState
+    command: str = ""
+    started: str = ""
+    """date and time, UTC; empty before"""
+    ended: str = ""
+    message: str = ""
+    """one line: why it failed or waits"""
+    result: dict | None = None
+    """its result, once it succeeded"""
+    exit_code: int | None = None
+    """of its command, where the place knows it"""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, one way or another."""
+        return self.state in ("succeeded", "failed", "stopped")
+
+    @property
+    def follower_exit_code(self) -> int:
+        """What a command that waited for the job exits with: the job's own code, 143 (SIGTERM) for a stopped one."""
+        if self.state == "stopped":
+            return 143
+        if self.state == "succeeded":
+            return 0
+        return self.exit_code or 1
+
+
+class JobPlace(Protocol):
+    """Where jobs run: this machine, a Ray cluster, Kubernetes with KubeRay."""
+
+    def submit(self, job: Job) -> None:
+        """Start a job; it lives on when this process ends. RequestError for a name that exists."""
+        ...
+
+    def status(self, name: str) -> JobStatus:
+        """How a job stands. RequestError where there is none of this name."""
+        ...
+
+    def logs(self, name: str, *, follow: bool) -> Iterator[str]:
+        """What it wrote so far, in pieces; with follow until it ends."""
+        ...
+
+    def stop(self, name: str) -> None:
+        """End it; what it has stored stays."""
+        ...
+
+    def list(self) -> list[JobStatus]:
+        """All jobs that the place knows of, the newest first."""
+        ...
+
+
+def read_result(log: str) -> dict | None:
+    """The job's result in its log: the last line that begins with RESULT_MARK; None where there is none."""
+    _, mark, tail = log.rpartition("\n" + RESULT_MARK)
+    if not mark:
+        if not log.startswith(RESULT_MARK):
+            return None
+        tail = log.removeprefix(RESULT_MARK)
+    try:
+        result = json.loads(tail.partition("\n")[0])
+    except ValueError:  # cut off in the middle
+        return None
+    return result if isinstance(result, dict) else None
+
+
+def read_error(log: str) -> str:
+    """The last line in which the command said what went wrong; empty where it said nothing."""
+    errors = [line for line in log.splitlines() if line.startswith("error: ")]
+    return errors[-1].removeprefix("error: ") if errors else ""

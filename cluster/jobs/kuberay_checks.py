@@ -1,0 +1,119 @@
+"""What must hold on a cluster before anything of a job is created there: each that does not is one line with the way out."""
+
+from cluster.jobs.job import Job
+from cluster.jobs.kube_api import KubeApi, KubeError
+from cluster.jobs.kuberay_render import KubeOptions
+from index.base.errors import RequestError
+
+RIGHTS = {
+    ("ray.io", "rayjobs"): ("get", "list", "create", "patch", "delete"),
+    ("networking.k8s.io", "networkpolicies"): ("create", "patch", "delete"),
+    ("", "configmaps"): ("create", "patch", "delete"),
+    ("", "pods"): ("list",),
+    ("", "pods/log"): ("get",),
+}
+"""what submit, status, logs and stop do, by API group and resource; k8s/rights/submitter.yaml grants it"""
+
+
+def check_cluster(api: KubeApi, job: Job, options: KubeOptions) -> None:
+    """Refuse a job that the cluster cannot take. Raises RequestError."""
+    namespace = options.namespace
+    _check_kuberay(api)
+    if _is_missing(api, f"/api/v1/namespaces/{namespace}"):
+        raise RequestError(
+            f"there is no namespace {namespace} (kubectl apply -k k8s/overlays/cpu, or --namespace)"
+        )
+    _check_rights(api, namespace)
+    if api.find(f"/apis/ray.io/v1/namespaces/{namespace}/rayjobs/{job.name}") is not None:
+        raise RequestError(
+            f"job {job.name} exists in namespace {namespace} (another --name; kubectl -n {namespace} delete rayjob {job.name} "
+            "forgets it)"
+        )
+    if _is_missing(api, f"/api/v1/namespaces/{namespace}/serviceaccounts/{options.service_account}"):
+        raise RequestError(
+            f"there is no ServiceAccount {options.service_account} in namespace {namespace} (kubectl -n {namespace} create "
+            f"serviceaccount {options.service_account})"
+        )
+    if not options.is_bucket:
+        _check_claim(api, options)
+    if options.queue:
+        _check_queue(api, options)
+
+
+def _check_kuberay(api: KubeApi) -> None:
+    found = api.find("/apis/ray.io/v1")
+    if found is None or "rayjobs" not in [resource["name"] for resource in found.get("resources", [])]:
+        raise RequestError(
+            f"the cluster at {api.host} has no KubeRay, whose RayJob a job is (k8s/README.md installs its operator; kubectl "
+            "config use-context chooses another cluster)"
+        )
+
+
+def _check_rights(api: KubeApi, namespace: str) -> None:
+    missing = []
+    for (group, resource), verbs in RIGHTS.items():
+        name, _, part = resource.partition("/")
+        for verb in verbs:
+            asked = {
+                "namespace": namespace,
+                "verb": verb,
+                "group": group,
+                "resource": name,
+                "subresource": part,
+            }
+            review = {
+                "apiVersion": "authorization.k8s.io/v1",
+                "kind": "SelfSubjectAccessReview",
+                "spec": {"resourceAttributes": asked},
+            }
+            path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+            if not api.create(path, review)["status"]["allowed"]:
+                missing.append(f"{verb} {resource}")
+    if missing:
+        raise RequestError(
+            f"you may not {', '.join(missing)} in namespace {namespace} (k8s/rights/submitter.yaml is the role that may)"
+        )
+
+
+def _check_claim(api: KubeApi, options: KubeOptions) -> None:
+    namespace, name = options.namespace, options.storage
+    try:
+        claim = api.find(f"/api/v1/namespaces/{namespace}/persistentvolumeclaims/{name}")
+    except KubeError as error:
+        if error.status == 403:
+            return
+        raise
+    if claim is None:
+        raise RequestError(
+            f"--storage {name}: there is no such PersistentVolumeClaim in namespace {namespace} (k8s/base/storage.yaml makes "
+            "one; s3://BUCKET/… needs none)"
+        )
+    modes = claim["spec"].get("accessModes", [])
+    if "ReadWriteMany" not in modes:
+        raise RequestError(
+            f"--storage {name} is {', '.join(modes)}; workers on several nodes write it, so it must be ReadWriteMany"
+        )
+
+
+def _check_queue(api: KubeApi, options: KubeOptions) -> None:
+    kueue = api.find("/apis/kueue.x-k8s.io")
+    if kueue is None:
+        raise RequestError(
+            f"--queue {options.queue}: the cluster has no Kueue (without --queue the job starts at once)"
+        )
+    version = kueue["preferredVersion"]["groupVersion"]
+    if _is_missing(api, f"/apis/{version}/namespaces/{options.namespace}/localqueues/{options.queue}"):
+        raise RequestError(
+            f"--queue {options.queue}: there is no such LocalQueue in namespace {options.namespace} (kubectl -n "
+            f"{options.namespace} get localqueues)"
+        )
+
+
+def _is_missing(api: KubeApi, path: str) -> bool:
+    """Whether an object is known not to be there; where one may not look, it may be."""
+    try:
+        return api.find(path) is None
+    except KubeError as error:
+        if error.status == 403:
+            return False
+        raise

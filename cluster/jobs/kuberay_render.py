@@ -1,0 +1,259 @@
+"""A job as the objects that run it on Kubernetes with KubeRay, rendered from the files of `k8s/`."""
+
+import json
+import re
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cluster.jobs.job import Job
+from cluster.jobs.kustomize import Manifest, apply_component, pod_specs, read_objects, write_objects
+from index.base.errors import RequestError
+
+JOB_LABEL = "fsl-dist/job"
+"""on every object and pod of a job: its name"""
+PART_LABEL = "fsl-dist/part"
+"""on every pod of a job: `ray`, or `submitter`, whose log is the job's"""
+
+CONFIG_FILE = "/etc/fsl-dist/config.yaml"
+_LARGEST_CONFIG = 1_000_000
+"""bytes; a ConfigMap holds 1 MiB"""
+_LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
+_NAME = rf"(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*"
+
+
+def manifests() -> Path:
+    """The folder `k8s/`: beside this file in a wheel, beside the package in a checkout."""
+    packed = Path(__file__).parents[1] / "k8s"
+    return packed if packed.is_dir() else Path(__file__).parents[2] / "k8s"
+
+
+def _image_of_manifests() -> str:
+    image = yaml.safe_load((manifests() / "base" / "kustomization.yaml").read_text("utf-8"))["images"][0]
+    return f"{image['name']}:{image['newTag']}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KubeOptions:
+    """Where on the cluster a job runs, and what it gets."""
+
+    image: str = field(default_factory=_image_of_manifests)
+    """of all pods, with a tag or a digest; `latest` is none"""
+    namespace: str = "fsl-dist"
+    """must exist; a DNS label"""
+    workers: int = 2
+    """worker pods, at least 1; of a sweep, the most at a time"""
+    cpus_per_worker: int = 4
+    """CPU cores, at least 1"""
+    gpus_per_worker: int = 0
+    """whole GPUs"""
+    memory: str = "16Gi"
+    """of a worker, requested and never exceeded: a number with Mi, Gi or Ti"""
+    storage: str = "fsl-dist"
+    """a persistent volume claim that all pods can write, mounted at /mnt/fsl-dist; or s3://… or gs://…: no volume, and the
+    Secret fsl-dist-storage, where there is one, as environment variables"""
+    queue: str = ""
+    """LocalQueue of Kueue that the job waits in; empty: none"""
+    priority: str = ""
+    """PriorityClass of the pods; with `queue`, WorkloadPriorityClass of the job; empty: the cluster's own"""
+    retries: int = 2
+    """new clusters after the first that failed; the command goes on from its storage"""
+    deadline: int = 86_400
+    """seconds for everything, waiting and retries included, at least 60"""
+    service_account: str = "fsl-dist"
+    """of all pods"""
+    pull_secret: str = ""
+    """Secret for the image's registry; empty: none"""
+    operator_namespace: str = "kuberay-system"
+    """where KubeRay's operator runs: the one namespace that reaches the job's dashboard"""
+
+    def __post_init__(self) -> None:
+        rules = (
+            ("image", _is_pinned(self.image), "must be NAME:TAG or NAME@sha256:…, and the tag not latest"),
+            ("namespace", _matches(_LABEL, self.namespace), "must be a DNS label"),
+            ("workers", self.workers >= 1, "must be at least 1"),
+            ("cpus_per_worker", self.cpus_per_worker >= 1, "must be at least 1"),
+            ("gpus_per_worker", self.gpus_per_worker >= 0, "must be at least 0"),
+            ("memory", _matches(r"[1-9]\d*[MGT]i", self.memory), "must be a number with Mi, Gi or Ti: 16Gi"),
+            (
+                "storage",
+                _matches(_NAME, self.storage) or _matches(r"(s3|gs)://[^/\s]+(/\S*)?", self.storage),
+                "must be the name of a persistent volume claim, s3://BUCKET/… or gs://BUCKET/…",
+            ),
+            ("queue", not self.queue or _matches(_NAME, self.queue), "must be the name of a LocalQueue"),
+            ("priority", not self.priority or _matches(_NAME, self.priority), "must be the name of a class"),
+            ("retries", self.retries >= 0, "must be at least 0"),
+            ("deadline", self.deadline >= 60, "must be at least 60 seconds"),
+            (
+                "service_account",
+                _matches(_NAME, self.service_account),
+                "must be the name of a ServiceAccount",
+            ),
+            (
+                "pull_secret",
+                not self.pull_secret or _matches(_NAME, self.pull_secret),
+                "must be a Secret's name",
+            ),
+            ("operator_namespace", _matches(_LABEL, self.operator_namespace), "must be a DNS label"),
+        )
+        for name, holds, rule in rules:
+            if not holds:
+                raise RequestError(f"--{name.replace('_', '-')} {getattr(self, name)!r} {rule}")
+
+    @property
+    def is_bucket(self) -> bool:
+        """Whether storage is a bucket, not a volume."""
+        return "://" in self.storage
+
+
+def render(job: Job, options: KubeOptions) -> list[Manifest]:
+    """The objects of a job: ConfigMap (where it has a config), RayJob, NetworkPolicies. Raises RequestError."""
+    if not job.arguments:
+        raise RequestError("submit needs a command after --: submit --to kuberay -- train --config F")
+    if (size := len(job.config.encode())) > _LARGEST_CONFIG:
+        raise RequestError(
+            f"--config has {size} bytes with all it refers to; a ConfigMap holds {_LARGEST_CONFIG} (put lists of files into "
+            "the storage)"
+        )
+    template = "sweep" if job.arguments[0] == "sweep" else "train"
+    folder = manifests()
+    objects = read_objects(folder / "base" / f"{template}.yaml")
+    for component, is_used in (
+        ("gpu", options.gpus_per_worker > 0),
+        ("bucket", options.is_bucket),
+        ("kueue", bool(options.queue)),
+    ):
+        if is_used:
+            objects = apply_component(folder / "components" / component, objects)
+    objects = [_rename(one, f"fsl-dist-{template}", job.name) for one in objects]
+    if not job.config:
+        objects = [one for one in objects if one["kind"] != "ConfigMap"]
+    for one in objects:
+        one["metadata"]["namespace"] = options.namespace
+        if one["kind"] == "ConfigMap":
+            one["data"] = {Path(CONFIG_FILE).name: job.config}
+        elif one["kind"] == "RayJob":
+            _fit_job(one, job, options)
+        elif one["kind"] == "NetworkPolicy":
+            _admit_operator(one, options.operator_namespace)
+    return objects
+
+
+def render_yaml(job: Job, options: KubeOptions) -> str:
+    """The same as YAML documents, which `kubectl apply -f -` takes."""
+    return write_objects(render(job, options))
+
+
+def command_line(job: Job, ray_version: str) -> list[str]:
+    """What Ray runs: the command, in an entry that checks the image's Ray first and prints the result last."""
+    config = ["--config", CONFIG_FILE] if job.config else []
+    return ["fsl-dist", "job", "enter", *config, "--ray-version", ray_version, "--", *job.arguments]
+
+
+def _fit_job(ray_job: Manifest, job: Job, options: KubeOptions) -> None:
+    spec = ray_job["spec"]
+    cluster = spec["rayClusterSpec"]
+    # A shell reads it, and before that Kubernetes, for which $$ is $.
+    spec["entrypoint"] = shlex.join(command_line(job, cluster["rayVersion"])).replace("$", "$$")
+    if works_in_driver(job):
+        # The head has no CPUs for work and no GPU: what works in its own process does so on a worker.
+        has_actors = any(argument.startswith("--index-actors") for argument in job.arguments)
+        spec["entrypointNumCpus"] = 1 if has_actors else options.cpus_per_worker
+        if options.gpus_per_worker:
+            spec["entrypointNumGpus"] = 1
+    spec["backoffLimit"] = options.retries
+    spec["activeDeadlineSeconds"] = options.deadline
+    spec["preRunningDeadlineSeconds"] = min(spec["preRunningDeadlineSeconds"], options.deadline)
+    if options.queue:
+        # Waiting for its turn is no reason to fail.
+        spec["preRunningDeadlineSeconds"] = options.deadline
+        labels = ray_job["metadata"]["labels"]
+        labels["kueue.x-k8s.io/queue-name"] = options.queue
+        if options.priority:
+            labels["kueue.x-k8s.io/priority-class"] = options.priority
+    workers = cluster["workerGroupSpecs"][0]
+    is_fixed = workers["minReplicas"] == workers["maxReplicas"]
+    workers |= {"replicas": options.workers, "maxReplicas": options.workers}
+    workers["minReplicas"] = options.workers if is_fixed else 1
+    share = workers["template"]["spec"]["containers"][0]["resources"]
+    for amount in (share["requests"], share["limits"]):
+        amount |= {"cpu": str(options.cpus_per_worker), "memory": options.memory}
+        if options.gpus_per_worker:
+            amount["nvidia.com/gpu"] = str(options.gpus_per_worker)
+    for pod in pod_specs(spec):
+        _fit_pod(pod, job, options)
+
+
+def _fit_pod(pod: Manifest, job: Job, options: KubeOptions) -> None:
+    pod["serviceAccountName"] = options.service_account
+    if options.priority and not options.queue:
+        pod["priorityClassName"] = options.priority
+    if options.pull_secret:
+        pod["imagePullSecrets"] = [{"name": options.pull_secret}]
+    for container in pod["containers"]:
+        container["image"] = options.image
+    for volume in pod.get("volumes", []):
+        if claim := volume.get("persistentVolumeClaim"):
+            claim["claimName"] = options.storage
+    if not job.config and "volumes" in pod:
+        pod["volumes"] = [volume for volume in pod["volumes"] if volume["name"] != "config"]
+        for container in pod["containers"]:
+            container["volumeMounts"] = [m for m in container["volumeMounts"] if m["name"] != "config"]
+
+
+def works_in_driver(job: Job) -> bool:
+    """Whether the command does its work in its own process, not in Ray's workers."""
+    verb, *rest = job.arguments
+    if verb == "sweep":
+        return False
+    if verb == "train":
+        asked = _settings(job)
+        if asked.get("mining.run") == "beside" or asked.get("workers.launch") == "ray":
+            return False
+        return asked.get("workers.launch") == "process" or int(asked.get("workers.num", 1)) <= 1
+    if verb == "index" and rest[:1] == ["build"]:
+        options = shlex.join(rest)
+        return not re.search(r"--workers[ =]([2-9]|\d{2,})", options)
+    return True
+
+
+def _settings(job: Job) -> dict[str, Any]:
+    """Dotted keys of the config, and the command line's over them, as far as a driver's place hangs on them."""
+    found: dict[str, Any] = {}
+    tree = yaml.safe_load(job.config) or {}
+    for room, name in (("workers", "num"), ("workers", "launch"), ("mining", "run")):
+        if isinstance(tree.get(room), dict) and name in tree[room]:
+            found[f"{room}.{name}"] = tree[room][name]
+    for argument in job.arguments[1:]:
+        key, is_setting, value = argument.partition("=")
+        if is_setting:
+            found[key] = value
+    return found
+
+
+def _rename(part: Any, old: str, new: str) -> Any:
+    """`part` with every text that is `old`, or starts with `old-`, under the new name."""
+    if isinstance(part, dict):
+        return {key: _rename(value, old, new) for key, value in part.items()}
+    if isinstance(part, list):
+        return [_rename(value, old, new) for value in part]
+    if isinstance(part, str) and (part == old or part.startswith(f"{old}-")):
+        return new + part.removeprefix(old)
+    return part
+
+
+def _admit_operator(policy: Manifest, namespace: str) -> None:
+    text = json.dumps(policy["spec"])
+    policy["spec"] = json.loads(text.replace('"kuberay-system"', json.dumps(namespace)))
+
+
+def _is_pinned(image: str) -> bool:
+    name, _, tag = image.rpartition("/")[2].partition(":")
+    return bool(name) and not re.search(r"\s", image) and ("@sha256:" in image or tag not in ("", "latest"))
+
+
+def _matches(pattern: str, text: str) -> bool:
+    return re.fullmatch(pattern, text) is not None

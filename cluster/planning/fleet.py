@@ -1,0 +1,84 @@
+"""The machines that a plan is for, and whether rates may be used for them."""
+
+import math
+from dataclasses import dataclass
+
+from cluster.planning.rates import Rates
+from fsl_dist.config import RunConfig
+from fsl_dist.errors import RequestError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fleet:
+    """The machines of a plan; each is one like that of the rates file."""
+
+    workers: int = 1
+    """machines"""
+    gpus_per_worker: int = 0
+    """of each, 0 = on the CPU"""
+    processes_per_worker: int = 0
+    """training processes a machine; 0 = one a GPU, or one"""
+    network_gbit: float | None = None
+    """of each machine's link, 10⁹ bits/s; None = as two processes of the measured machine reach"""
+    storage_mb_s: float | None = None
+    """that the storage gives all machines together, 10⁶ bytes/s; None = what was measured, for each machine"""
+
+    def __post_init__(self) -> None:
+        for name, least in (("workers", 1), ("gpus_per_worker", 0), ("processes_per_worker", 0)):
+            if getattr(self, name) < least:
+                raise RequestError(f"{_option(name)}={getattr(self, name)} must be at least {least}")
+        for name in ("network_gbit", "storage_mb_s"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise RequestError(f"{_option(name)}={value} must be a finite number above 0")
+        if self.gpus_per_worker and self.processes_per_worker > self.gpus_per_worker:
+            raise RequestError(
+                f"--processes-per-worker={self.processes_per_worker} with --gpus-per-worker={self.gpus_per_worker}: a training "
+                "process has a GPU of its own (fewer processes, or more GPUs)"
+            )
+
+    @property
+    def per_worker(self) -> int:
+        """Training processes a machine."""
+        return self.processes_per_worker or max(1, self.gpus_per_worker)
+
+    @property
+    def processes(self) -> int:
+        """Training processes in all."""
+        return self.workers * self.per_worker
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def check_rates(config: RunConfig, rates: Rates, fleet: Fleet, place: str) -> None:
+    """Raise RequestError where the rates belong to another network, image size, precision or device than the plan's."""
+    device = "cuda" if fleet.gpus_per_worker else "cpu"
+    if rates.machine.device != device:
+        raise RequestError(
+            f"--gpus-per-worker={fleet.gpus_per_worker} plans for {device}, {place} has rates of machine.device="
+            f"{rates.machine.device}; no factor leads from one to the other (`fsl-dist bench rates` on such a machine)"
+        )
+    wanted = {
+        "backbone.name": (config.backbone.name, rates.work.backbone),
+        "data.image_size": (config.data.image_size, rates.work.image_size),
+        "training.precision": (
+            "bf16" if config.training.uses_bf16(device) else "float32",
+            rates.work.precision,
+        ),
+    }
+    if config.backbone.embedding_dim:
+        wanted["backbone.embedding_dim"] = (config.backbone.embedding_dim, rates.work.embedding_dim)
+    if config.mining.source == "dataset":
+        wanted["index.kind"] = (config.index.kind, rates.work.index_kind)
+    for key, (own, measured) in wanted.items():
+        if own != measured:
+            raise RequestError(
+                f"{key}={own}, and {place} was measured with {measured}; rates belong to one configuration "
+                "(`fsl-dist bench rates --config F` with this one)"
+            )
+    if config.mining.is_beside and device == "cuda" and config.mining.gpus == 0:
+        raise RequestError(
+            f"mining.gpus=0 embeds on the CPU, {place} has rates of a GPU (mining.gpus=1 plans an actor a GPU)"
+        )

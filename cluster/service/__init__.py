@@ -1,0 +1,1 @@
+"""The index over HTTP: Ray Serve replicas, routes and request checks."""

@@ -1,0 +1,75 @@
+"""The index service as an application that Ray Serve imports: what `serveConfigV2` of a RayService names."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import serve
+
+from cluster.service.replica import make_application
+from cluster.service.settings import Limits, ServiceSettings, digest_token, find_catalogue
+from index import versions
+from index.base.errors import RequestError
+from index.base.settings import validate
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServiceArguments:
+    """`args` of the application; the options of `fsl-dist index serve` without those of its own process."""
+
+    index: str
+    """path of the index, on storage that all pods mount"""
+    token_env: str
+    """environment variable with the token that requests bring; others reach the service, so there is one"""
+    ray_version: str = ""
+    """the manifest's rayVersion, which the image's Ray is compared with; empty: not compared"""
+    dataset: str = ""
+    """path of the data set whose keys answers have, too; empty: no keys"""
+    replicas: int = 1
+    """processes that answer; each opens the index"""
+    cpus: int = 1
+    """CPUs, and threads, of each"""
+    max_k: int = 1000
+    """neighbours a query"""
+    max_batch: int = 1024
+    """queries a request"""
+    max_body_mb: int = 32
+    """size of a request, in MiB"""
+    verify: bool = True
+    """whether checksums are compared before a version is served"""
+
+    def __post_init__(self) -> None:
+        for name in ("replicas", "cpus"):
+            if getattr(self, name) < 1:
+                raise RequestError(f"args.{name}={getattr(self, name)} must be at least 1")
+
+
+def build(arguments: dict[str, Any]) -> serve.Application:
+    """The application, once what it needs is there. Raises RequestError, VersionError; RayService shows the line."""
+    args = validate(ServiceArguments, arguments, "serveConfigV2, args")
+    if args.ray_version and args.ray_version != ray.__version__:
+        raise RequestError(
+            f"the image has Ray {ray.__version__}, the manifest says rayVersion {args.ray_version} (an image built from this "
+            "version's constraints.txt, or the manifest's rayVersion changed)"
+        )
+    token_sha256 = digest_token(args.token_env)
+    index = Path(args.index)
+    folder = versions.find_version(index)
+    manifest = versions.read_manifest(folder)
+    versions.check_files(folder, manifest, verify=args.verify)
+    dataset = Path(args.dataset) if args.dataset else None
+    if dataset is not None:
+        find_catalogue(dataset, manifest.source.get("catalogue", ""))
+    return make_application(
+        ServiceSettings(
+            index=index,
+            checked=folder if args.verify else None,
+            dataset=dataset,
+            limits=Limits(max_k=args.max_k, max_batch=args.max_batch, max_body_mb=args.max_body_mb),
+            token_sha256=token_sha256,
+            num_actors=0,
+            num_replicas=args.replicas,
+            num_cpus=args.cpus,
+        )
+    )

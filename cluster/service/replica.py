@@ -1,0 +1,236 @@
+"""An index as an HTTP service: what Ray Serve runs in each replica."""
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import faiss
+import numpy as np
+from fastapi import FastAPI, Request, Response
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
+from ray import serve
+from starlette.exceptions import HTTPException
+
+from cluster.service.requests import (
+    JSON,
+    RAW,
+    read_json,
+    read_raw,
+    write_json,
+    write_raw,
+)
+from cluster.service.routes import build_app, refuse
+from cluster.service.settings import ServiceSettings, find_catalogue
+from fsl_dist.data.catalogue import Catalogue
+from index import FollowingIndex, versions
+from index.actors.client import open_ray_index
+from index.base.errors import RequestError
+from index.search import ShardedIndex, open_index
+from index.versions import Manifest
+
+APP_NAME = "fsl-dist-index"
+_NAME = "IndexService"
+# How often it is looked whether another version is current: a file of 7 bytes.
+_LOOK_S = 0.2
+# Requests that a replica works at together. In one process one is read or written while another searches; actors join
+# the small ones that wait for them.
+_AT_ONCE_HERE, _AT_ONCE_BY_ACTORS = 2, 32
+# Requests that a replica takes, bodies and all; so many more wait in front, and then one is refused by 503.
+_MAX_TAKEN, _MAX_WAITING = 64, 256
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+logger = logging.getLogger(__name__)
+
+
+class IndexService:
+    """One replica: the current version of the index, and what it has counted."""
+
+    def __init__(self, settings: ServiceSettings) -> None:
+        self.settings = settings
+        self._workers = ThreadPoolExecutor(
+            _AT_ONCE_BY_ACTORS if settings.num_actors else _AT_ONCE_HERE,
+            # OpenMP counts threads by calling thread.
+            initializer=faiss.omp_set_num_threads,
+            initargs=(settings.num_cpus,),
+        )
+        self._remote = None
+        if settings.num_actors:
+            self._remote = open_ray_index(
+                settings.index,
+                num_actors=settings.num_actors,
+                replicas=settings.num_replicas,
+                num_cpus=settings.num_cpus,
+                verify=False,
+            )
+        self._catalogues: dict[str, Catalogue] = {}
+        self._following: FollowingIndex[ShardedIndex] = FollowingIndex(settings.index, self._open)
+        self.index = self._following.latest()
+        self._registry = registry = CollectorRegistry()
+        start = "fsl_dist_index_"
+        self._requests = Counter(
+            f"{start}requests", "Searches, by HTTP status.", ["status"], registry=registry
+        )
+        self._queries = Counter(f"{start}queries", "Queries answered.", registry=registry)
+        self._seconds = Histogram(
+            f"{start}request_seconds", "Seconds of a search.", buckets=_SECONDS, registry=registry
+        )
+        version = Gauge(f"{start}version", "Version that is served.", registry=registry)
+        version.set_function(lambda: self.index.manifest.version)
+        vectors = Gauge(f"{start}vectors", "Vectors of that version.", registry=registry)
+        vectors.set_function(lambda: self.index.num_vectors)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:  # Ray Serve asks for it after __init__
+        return build_app(self)
+
+    async def follow(self) -> None:
+        """Go along with publications and rollbacks, beside the requests that are answered."""
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            try:
+                self.index = await asyncio.to_thread(self._following.latest)
+            except Exception:  # what is open goes on, whatever became of the next
+                logger.exception("%s cannot be followed", self.settings.index)
+
+    async def search(self, request: Request) -> Response:
+        """Answer a search, and count it."""
+        start = time.perf_counter()
+        try:
+            response = await self._search(request)
+        except Exception as error:
+            response = refuse(error)
+        self._requests.labels(response.status_code).inc()
+        self._seconds.observe(time.perf_counter() - start)
+        return response
+
+    def describe(self, request: Request) -> dict[str, object]:
+        """The version that is served, and the limits. Raises HTTPException."""
+        self._check_token(request)
+        manifest, limits = self.index.manifest, self.settings.limits
+        told = ("version", "kind", "factory", "metric", "dim", "parameters", "created")
+        # The rest of the source may be paths, of which a client knows nothing.
+        source = {
+            name: manifest.source[name] for name in ("catalogue", "parameters") if name in manifest.source
+        }
+        limited = {name: getattr(limits, name) for name in ("max_k", "max_batch", "max_body_mb")}
+        facts = {name: getattr(manifest, name) for name in told}
+        return {**facts, "num_vectors": self.index.num_vectors, "source": source, **limited}
+
+    def metrics(self) -> list[Metric]:
+        """What this replica has counted, its name in each sample."""
+        own = {"replica": serve.get_replica_context().replica_id.unique_id}
+        families = list(self._registry.collect())
+        for family in families:
+            family.samples = [
+                sample._replace(labels={**sample.labels, **own})
+                for sample in family.samples
+                if not sample.name.endswith("_created")
+            ]
+        return families
+
+    async def all_metrics(self) -> list[Metric]:
+        """The same of every replica that answers, family by family."""
+        handle = serve.get_deployment_handle(_NAME, APP_NAME)
+        found = await handle.broadcast("metrics").results_async(timeout_s=5, return_exceptions=True)
+        families: dict[str, Metric] = {}
+        for family in (family for replica in found if isinstance(replica, list) for family in replica):
+            if family.name in families:
+                families[family.name].samples += family.samples
+            else:
+                families[family.name] = family
+        return list(families.values())
+
+    def _check_token(self, request: Request) -> None:
+        if not (wanted := self.settings.token_sha256):
+            return
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        # Digests, in constant time: nothing tells how much of a token was right.
+        found = hashlib.sha256(token.strip().encode()).hexdigest()
+        if not hmac.compare_digest(found, wanted) or scheme.lower() != "bearer":
+            raise HTTPException(
+                401, "this service needs a token: Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"}
+            )
+
+    async def _search(self, request: Request) -> Response:
+        self._check_token(request)
+        kind = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
+        if kind not in (JSON, RAW):
+            raise HTTPException(415, f"Content-Type {kind} is none of {JSON}, {RAW}")
+        body = await self._read(request)
+        is_raw = RAW in request.headers.get("accept", "")
+        query = request.query_params.multi_items()
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._workers, self._answer, body, kind, query, is_raw)
+
+    async def _read(self, request: Request) -> bytes:
+        most = self.settings.limits.max_body_mb
+        pieces, size = [], int(request.headers.get("content-length", 0))
+        if size <= most << 20:
+            size = 0
+            async for piece in request.stream():
+                pieces.append(piece)
+                size += len(piece)
+                if size > most << 20:
+                    break
+        if size > most << 20:
+            raise HTTPException(413, f"the body is larger than max_body_mb={most} of this service")
+        return b"".join(pieces)
+
+    def _answer(self, body: bytes, kind: str, query: list[tuple[str, str]], is_raw: bool) -> Response:
+        index = self.index  # all of the answer comes from this version
+        try:
+            search = read_json(body) if kind == JSON else read_raw(body, query, index.dim)
+            result = search.run(index, self.settings.limits)
+        except RequestError as error:
+            # A client knows nothing of folders here.
+            text = str(error).replace(f"the index {index.path}", "the index")
+            raise RequestError(text.replace(str(index.path), "the index")) from None
+        labels = index.labels_of(result.ids)
+        self._queries.inc(len(result.ids))
+        if is_raw:
+            headers = {
+                "Index-Version": str(index.manifest.version),
+                "Index-Shape": ",".join(map(str, result.ids.shape)),
+            }
+            return Response(write_raw(result, labels), headers=headers, media_type=RAW)
+        keys = None
+        if (catalogue := self._catalogue_of(index.manifest)) is not None:
+            # Vectors that were added later may be of no image.
+            known = (result.ids >= 0) & (result.ids < catalogue.num_samples)
+            keys = np.full(result.ids.shape, None, dtype=object)
+            keys[known] = catalogue.keys(result.ids[known])
+        return Response(write_json(index.manifest.version, result, labels, keys), media_type=JSON)
+
+    def _open(self, folder: Path) -> ShardedIndex:
+        manifest = versions.read_manifest(folder)
+        checked = self.settings.checked
+        versions.check_files(folder, manifest, verify=checked is not None and folder != checked)
+        self._catalogue_of(manifest)
+        if self._remote is None:
+            return open_index(folder, verify=False)
+        self._remote = self._remote.open_version(folder)  # which lets go of the one before
+        return self._remote
+
+    def _catalogue_of(self, manifest: Manifest) -> Catalogue | None:
+        if self.settings.dataset is None:
+            return None
+        wanted = manifest.source.get("catalogue", "")
+        if wanted not in self._catalogues:
+            self._catalogues[wanted] = find_catalogue(self.settings.dataset, wanted)
+        return self._catalogues[wanted]
+
+
+def make_application(settings: ServiceSettings) -> serve.Application:
+    """What Ray Serve is to run."""
+    deployment = serve.deployment(
+        name=_NAME,
+        num_replicas=settings.num_replicas,
+        max_ongoing_requests=_MAX_TAKEN,
+        max_queued_requests=_MAX_WAITING,
+        graceful_shutdown_wait_loop_s=0.5,
+        ray_actor_options={"num_cpus": 1 if settings.num_actors else settings.num_cpus},
+    )
+    return deployment(serve.ingress()(IndexService)).bind(settings)

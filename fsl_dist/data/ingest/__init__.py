@@ -1,0 +1,1 @@
+"""The write path: images or foreign shards become shards and a catalogue; appending, new splits and duplicates."""

@@ -1,0 +1,126 @@
+"""Catalogue WebDataset shards that others wrote, where they lie: nothing of theirs is rewritten."""
+
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from fsl_dist.data.catalogue import CatalogueMetadata, ShardFile, write_catalogue
+from fsl_dist.data.images import CheckedImage
+from fsl_dist.data.ingest.division import SplitOptions, divide
+from fsl_dist.data.ingest.member_images import CheckMembers, MemberFile
+from fsl_dist.data.ingest.next_version import check_new
+from fsl_dist.data.ingest.pieces import run_pieces
+from fsl_dist.data.ingest.rows import NamedSamples, Progress, WriteReport, make_report, sort_out, warn
+from fsl_dist.data.ingest.shard_writer import StoredAt
+from fsl_dist.data.ingest.source_images import CHUNK_SIZE
+from fsl_dist.data.ingest.wds_samples import SampleKeys, ShardListing, find_shards, list_shards
+from fsl_dist.errors import RequestError
+from index.base import object_cache
+from index.base.files import create_folder, hold_lock, remove_folder
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdoptOptions(SplitOptions):
+    """How `adopt` reads shards and divides their samples; field names follow the command's options."""
+
+    keys: SampleKeys = field(default_factory=SampleKeys)
+    relative: bool = False
+    """name the shards relative to the data set's folder, so that both can move together; else by absolute paths.
+    Shards inside that folder are always named relative to it"""
+    processes: int = 0
+    """processes that check images; 0: one a core. One works in this process alone"""
+
+    @property
+    def split_source(self) -> tuple[str, str]:
+        return "--split-key", self.keys.split
+
+
+def adopt(
+    shards: str, out: str | Path, options: AdoptOptions, progress: Progress | None = None
+) -> WriteReport:
+    """Write a catalogue of the samples in `shards` (a folder or a pattern, as `find_shards` takes) to folder `out`.
+
+    `out` must be new or empty, or hold the shards and no catalogue yet. Every image and mask is decoded once; what cannot be
+    used is named with the reason in the log, the report and the catalogue. The catalogue knows each shard's
+    size and each image's checksum, so a shard that changes afterwards is caught when it is read. It appears in
+    one step. Raises RequestError, with nothing written, where the request cannot be served.
+    """
+    out = object_cache.on_disk(out, "adopt")
+    object_cache.on_disk(shards, "adopt")
+    paths = find_shards(shards)
+    is_inside = out.is_dir() and all(_is_below(path, out) for path in paths)
+    _check_out(out, is_inside)
+    found = list_shards(paths, options.keys)
+    samples, images, bad = sort_out(found.listing, _check_images(found, options.processes, progress))
+    named = NamedSamples.number(samples)
+    sides, warnings = divide(
+        named.labels, named.units, [sample.split for sample in samples], named.names, options
+    )
+    warn(warnings)
+    metadata = CatalogueMetadata(
+        class_names=named.class_names,
+        group_names=named.group_names,
+        unit_names=named.unit_names,
+        shards=[
+            ShardFile(_name_shard(Path(shard.name), out, options.relative), shard.size_bytes)
+            for shard in found.shards
+        ],
+        bad_samples=bad,
+        options={"source": "shards", "keys": asdict(options.keys), **options.rule},
+    )
+    found_at = [found.places[sample.key] for sample in samples]
+    places = [StoredAt(place.shard, place.offset, place.mask_offset) for place in found_at]
+    partial = out.absolute().parent / f".{out.name}.partial"
+    with hold_lock(partial.with_name(f".{out.name}.lock")):
+        _check_out(out, is_inside)
+        create_folder(partial)
+        try:
+            (partial / "catalogue").mkdir()
+            columns = named.columns(samples, images, places, sides)
+            fingerprint = write_catalogue(partial / "catalogue" / "000001.arrow", columns, metadata)
+            if is_inside:
+                os.replace(partial / "catalogue", out / "catalogue")
+            else:
+                os.replace(partial, out)
+        finally:
+            remove_folder(partial)
+    return make_report(
+        out, 1, metadata, sides, found.shards, bad, found.listing.num_ignored, warnings, fingerprint
+    )
+
+
+def _check_out(out: Path, is_inside: bool) -> None:
+    if not is_inside:
+        check_new(out)
+    elif (out / "catalogue").exists():
+        raise RequestError(
+            f"output '{out}' has a catalogue already; `fsl-dist resplit {out}` makes its next version"
+        )
+
+
+def _check_images(found: ShardListing, processes: int, progress: Progress | None) -> list[CheckedImage | str]:
+    """Decode every image once: what each candidate is, or why it cannot be used."""
+    candidates = found.listing.candidates
+    files = [MemberFile(sample.source, found.places[sample.key]) for sample in candidates]
+    chunks = [files[start : start + CHUNK_SIZE] for start in range(0, len(files), CHUNK_SIZE)]
+    results: list[list[CheckedImage | str]] = [[] for _ in chunks]
+    done = 0
+    for position, checked in run_pieces(CheckMembers(), chunks, processes):
+        results[position] = checked
+        done += len(checked)
+        if progress is not None:
+            progress("checking", done, len(files))
+    return [image for checked in results for image in checked]
+
+
+def _is_below(path: Path, folder: Path) -> bool:
+    return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
+
+
+def _name_shard(path: Path, out: Path, relative: bool) -> str:
+    if _is_below(path, out):
+        return os.path.relpath(path, out)
+    # `..` in a path is followed on the disk, behind links: hence real paths.
+    return (
+        os.path.relpath(os.path.realpath(path), os.path.realpath(out)) if relative else os.path.abspath(path)
+    )

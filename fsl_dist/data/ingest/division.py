@@ -1,0 +1,221 @@
+"""Which samples go to train, val, test, novel: the split options that pack, adopt and resplit share."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fsl_dist.data.catalogue import SPLITS, Catalogue
+from fsl_dist.data.split import (
+    NOVEL,
+    TRAIN,
+    DividedUnitError,
+    find_divided_unit,
+    split_base_novel,
+    split_classes,
+    split_given_base,
+    split_stratified,
+)
+from fsl_dist.errors import RequestError
+
+SplitKind = Literal["stratified", "classes", "base-novel", "column"]
+
+_DEFAULT_FRACTIONS: dict[str, tuple[float, ...]] = {"stratified": (0.7, 0.1, 0.2), "classes": (0.6, 0.2, 0.2)}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SplitOptions:
+    """How samples are divided; field names follow the commands' options."""
+
+    split: SplitKind | Literal[""] = ""
+    """empty: what the source says of each sample where a column or key is named, else stratified"""
+    num_base: int | None = None
+    """base-novel: how many classes, the largest, are base"""
+    fractions: tuple[float, ...] | None = None
+    """train, val, test, summing to 1; stratified: of images, 0.7,0.1,0.2 unless told; classes: of classes, 0.6,0.2,0.2"""
+    seed: int = 0
+    """splits, and for pack the order in the shards"""
+
+    def __post_init__(self) -> None:
+        option, value = self.split_source
+        if value and self.split not in ("", "column"):
+            raise RequestError(f"{option} and --split {self.split} both say who goes where; leave one out")
+        if self.split == "column" and not value:
+            raise RequestError(f"--split column needs {option}, which names the split of each sample")
+        if self.split_kind == "base-novel" and self.num_base is None:
+            raise RequestError("--split base-novel needs --num-base, the number of base classes")
+        if self.split_kind != "base-novel" and self.num_base is not None:
+            raise RequestError(f"--num-base={self.num_base} belongs to --split base-novel")
+        if self.fractions is not None and self.split_kind not in _DEFAULT_FRACTIONS:
+            raise RequestError(
+                f"--fractions belongs to --split stratified or classes, not to {self.split_kind}"
+            )
+
+    @property
+    def split_source(self) -> tuple[str, str]:
+        """(the option that says where each sample's split is read, its value; empty: not given)."""
+        return "--split-column", ""
+
+    @property
+    def split_kind(self) -> SplitKind:
+        """The split that is made, defaults resolved."""
+        return self.split or ("column" if self.split_source[1] else "stratified")
+
+    @property
+    def rule(self) -> dict[str, object]:
+        """The rule as a catalogue stores it."""
+        return {
+            "split": self.split_kind,
+            "num_base": self.num_base,
+            "fractions": self.fractions or _DEFAULT_FRACTIONS.get(self.split_kind),
+            "seed": self.seed,
+        }
+
+
+def number_names(names: Sequence[str], known: Sequence[str] = ()) -> tuple[list[str], NDArray[np.int64]]:
+    """(distinct names, int64 [n]: position of each of `names`, −1 for an empty one).
+
+    `known` names keep their positions; the others follow, by value where all of them are whole numbers, else
+    as text.
+    """
+    position = {name: number for number, name in enumerate(known)}
+    added = {name for name in names if name and name not in position}
+    if all(name.isascii() and name.isdecimal() and len(name) < 19 for name in added):
+        ordered = sorted(added, key=lambda name: (int(name), name))
+    else:
+        ordered = sorted(added)
+    position |= {name: len(known) + number for number, name in enumerate(ordered)}
+    return [*known, *ordered], np.array([position.get(name, -1) for name in names], dtype=np.int64)
+
+
+def divide(
+    labels: NDArray[np.int64],
+    units: NDArray[np.int64],
+    splits: Sequence[str],
+    names: tuple[Sequence[str], Sequence[str]],
+    options: SplitOptions,
+) -> tuple[NDArray[np.int8], list[str]]:
+    """(side of every sample, int8 [n]; what to warn of).
+
+    labels, units: int64 [n], −1 for no unit; splits: names, read for split kind `column` alone; `names`: of
+    classes and of units, for errors. RequestError where the split cannot be made.
+    """
+    class_names, unit_names = names
+    kept = units if len(unit_names) else None
+    fractions = options.fractions or _DEFAULT_FRACTIONS.get(options.split_kind, ())
+    try:
+        if options.split_kind == "column":
+            sides = np.array([SPLITS.index(split) for split in splits], dtype=np.int8)
+            _check_undivided(kept, sides, "two splits in the split column")
+            return sides, []
+        if options.split_kind == "base-novel":
+            assigned = split_base_novel(labels, kept, cast(int, options.num_base), options.seed)
+        elif options.split_kind == "classes":
+            assigned = split_classes(labels, kept, fractions, options.seed)
+        else:
+            assigned = split_stratified(labels, kept, fractions, options.seed)
+    except DividedUnitError as error:
+        raise _name_unit(error, unit_names) from error
+    return assigned.sides, _describe_small(assigned.small_classes, labels, class_names, options.split_kind)
+
+
+def divide_added(
+    old: Catalogue,
+    labels: NDArray[np.int64],
+    units: NDArray[np.int64],
+    splits: Sequence[str],
+    names: tuple[Sequence[str], Sequence[str]],
+    options: SplitOptions,
+) -> tuple[NDArray[np.int8], list[str]]:
+    """`divide` for samples that join `old`, whose own samples stay where they are.
+
+    A sample whose unit, or for class-disjoint splits whose class, is known goes where that is; a class that
+    was not there is novel where there are base classes. What is left is divided by the rule on its own.
+    Labels and units are numbered as in `old`, new ones after them.
+    """
+    class_names, unit_names = names
+    kind = options.split_kind
+    if kind == "column":
+        sides, warnings = divide(labels, units, splits, names, options)
+    else:
+        side_of_class = _known_sides(old.labels, old.splits, len(class_names))
+        side_of_unit = _known_sides(
+            old.units, old.splits, len(unit_names) + 1
+        )  # unit −1 reads the last: none
+        sides = side_of_class[labels] if kind == "classes" else np.full(len(labels), -1, dtype=np.int8)
+        if kind == "base-novel":
+            sides[(side_of_class[labels] < 0) | (side_of_class[labels] == NOVEL)] = NOVEL
+        sides = np.where(sides < 0, side_of_unit[units], sides)
+        sides, warnings = _divide_open(sides, labels, units, class_names, len(unit_names) > 0, options)
+    try:
+        _check_undivided(
+            np.concatenate([old.units, units]),
+            np.concatenate([old.splits, sides]),
+            "two splits, counting those already in the data set",
+        )
+    except DividedUnitError as error:
+        raise _name_unit(error, unit_names) from error
+    return sides, warnings
+
+
+def _divide_open(
+    sides: NDArray[np.int8],
+    labels: NDArray[np.int64],
+    units: NDArray[np.int64],
+    class_names: Sequence[str],
+    has_units: bool,
+    options: SplitOptions,
+) -> tuple[NDArray[np.int8], list[str]]:
+    """Divide the samples whose side is −1 by the rule."""
+    is_open = sides < 0
+    if not is_open.any():
+        return sides, []
+    kept = units[is_open] if has_units else None
+    kind = options.split_kind
+    fractions = options.fractions or _DEFAULT_FRACTIONS.get(kind, ())
+    if kind == "base-novel":
+        assigned = split_given_base(
+            labels[is_open], kept, np.ones(len(class_names), dtype=np.bool_), options.seed
+        )
+    elif kind == "classes" and len(np.unique(labels[is_open])) < len(SPLITS) - 1:
+        sides[is_open] = TRAIN
+        new = ", ".join(f"'{class_names[label]}'" for label in np.unique(labels[is_open]))
+        return sides, [f"new classes {new} are too few for --split classes: all of their images go to train"]
+    elif kind == "classes":
+        assigned = split_classes(labels[is_open], kept, fractions, options.seed)
+    else:
+        assigned = split_stratified(labels[is_open], kept, fractions, options.seed)
+    sides[is_open] = assigned.sides
+    return sides, _describe_small(assigned.small_classes, labels[is_open], class_names, kind)
+
+
+def _known_sides(numbers: NDArray[np.int64], sides: NDArray[np.int8], length: int) -> NDArray[np.int8]:
+    """int8 [length]: the side of each number that occurs, −1 for the others."""
+    known = np.full(length, -1, dtype=np.int8)
+    known[numbers[numbers >= 0]] = sides[numbers >= 0]
+    return known
+
+
+def _check_undivided(units: NDArray[np.int64] | None, sides: NDArray[np.int8], what: str) -> None:
+    divided = find_divided_unit(units, sides)
+    if divided is not None:
+        raise DividedUnitError(divided, what)
+
+
+def _name_unit(error: DividedUnitError, unit_names: Sequence[str]) -> RequestError:
+    return RequestError(
+        f"--keep-together: '{unit_names[error.unit]}' has samples of {error.what}; "
+        "choose another split or correct the table"
+    )
+
+
+def _describe_small(
+    small_classes: NDArray[np.int64], labels: NDArray[np.int64], class_names: Sequence[str], kind: str
+) -> list[str]:
+    counts = np.bincount(labels)
+    return [
+        f"class '{class_names[label]}' is too small for --split {kind} ({counts[label]} images): all go to train"
+        for label in small_classes.tolist()
+    ]

@@ -1,0 +1,72 @@
+"""Images and masks in shards that others wrote, checked where they lie.
+
+Workers load this file: nothing here imports more than PIL and NumPy.
+"""
+
+import os
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from fsl_dist.data.images import CheckedImage, prepare_encoded
+from fsl_dist.data.ingest.source_images import SourceFile
+from fsl_dist.data.masks import prepare_mask
+from fsl_dist.data.resize import StoredSize
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an image lies, and its mask."""
+
+    shard: int
+    offset: int
+    size: int
+    mask_offset: int = 0
+    mask_size: int = 0
+    """0 where there is none"""
+
+
+class MemberFile(NamedTuple):
+    """An image to check: `source.file` is its shard."""
+
+    source: SourceFile
+    place: Place
+
+
+@dataclass(frozen=True, slots=True)
+class CheckMembers:
+    """What members hold, or why they cannot be used. Reads and decodes all of each."""
+
+    def __call__(self, members: Sequence[MemberFile]) -> list[CheckedImage | str]:
+        return [_check(member.source, member.place) for member in members]
+
+
+def _check(source: SourceFile, place: Place) -> CheckedImage | str:
+    data = _read(source.file, place.offset, place.size)
+    if isinstance(data, str):
+        return data
+    prepared = prepare_encoded(data, source.path, StoredSize())
+    if isinstance(prepared, str) or not source.mask:
+        return prepared if isinstance(prepared, str) else prepared.image
+    mask = _read(source.mask, place.mask_offset, place.mask_size)
+    prepared_mask = mask if isinstance(mask, str) else prepare_mask(mask, prepared.upright, None)
+    if isinstance(mask, str) or isinstance(prepared_mask, str):
+        return f"its mask '{source.mask_path}' {prepared_mask!s}"
+    if prepared_mask is not mask:
+        return (
+            f"its mask '{source.mask_path}' is not an upright PNG; `fsl-dist pack --mask-column` takes others"
+        )
+    stored = CheckedImage(
+        prepared.image.width, prepared.image.height, len(mask), zlib.crc32(mask), "mask.png"
+    )
+    return replace(prepared.image, mask=stored)
+
+
+def _read(shard: str, offset: int, size: int) -> bytes | str:
+    try:
+        with open(shard, "rb", buffering=0) as file:
+            data = os.pread(file.fileno(), size, offset)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return data if len(data) == size else "is cut: the shard ended before it"

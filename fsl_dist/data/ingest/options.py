@@ -1,0 +1,63 @@
+"""What `pack` can be told."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fsl_dist.data.ingest.division import SplitOptions
+from fsl_dist.data.ingest.duplicates import Dedupe
+from fsl_dist.data.ingest.listing import TableColumns
+from fsl_dist.data.resize import StoredSize
+from fsl_dist.errors import RequestError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackOptions(SplitOptions):
+    """How `pack` reads its source, divides and writes it; field names follow the command's options."""
+
+    columns: TableColumns | None = None
+    """table to read instead of class folders; its `unit` is --keep-together, its `split` --split-column"""
+    order: Literal["mixed", "class"] = "mixed"
+    """order of bytes in the shards; mixed: shuffled over the whole source; class: each class's bytes side by side"""
+    shard_size_mb: int = 256
+    """a shard is closed before it grows beyond this many 10⁶ bytes (one sample may be larger), ≥ 1"""
+    resize_shorter: int | None = None
+    """pixels of the shorter side at which larger images are stored, ≥ 1; None: as they are"""
+    resize: tuple[int, int] | None = None
+    """(height, width) in pixels at which larger images are stored, ≥ 1, in place of `resize_shorter`"""
+    dedupe: Dedupe | None = None
+    """near-duplicates to leave out: `name`: those with one file name; `phash`: all; None: none"""
+    num_classes: int | None = None
+    """pack only this many classes, those with the most usable images; None: all"""
+    processes: int = 0
+    """processes that check, resize and write; 0: one a core. One works in this process alone"""
+
+    def __post_init__(self) -> None:
+        if self.shard_size_mb < 1:
+            raise RequestError(f"--shard-size-mb={self.shard_size_mb} must be at least 1")
+        if self.num_classes is not None and self.num_classes < 1:
+            raise RequestError(f"--num-classes={self.num_classes} must be at least 1")
+        _ = self.stored_size
+        SplitOptions.__post_init__(self)
+
+    @property
+    def stored_size(self) -> StoredSize:
+        """The size at which images are stored; RequestError where the options contradict each other."""
+        return StoredSize(shorter=self.resize_shorter, exact=self.resize)
+
+    @property
+    def split_source(self) -> tuple[str, str]:
+        return "--split-column (of --table)", self.columns.split if self.columns is not None else ""
+
+    @property
+    def record(self) -> dict[str, object]:
+        """What the catalogue keeps of these options."""
+        return {
+            "source": "folder" if self.columns is None else "table",
+            "columns": None if self.columns is None else self.columns.named(),
+            **self.rule,
+            "order": self.order,
+            "shard_size_mb": self.shard_size_mb,
+            **self.stored_size.record,
+            "dedupe": self.dedupe,
+            "num_classes": self.num_classes,
+        }

@@ -1,0 +1,179 @@
+"""Another split, label or group over the same shards: the next catalogue version of a data set."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fsl_dist.data.catalogue import BadSample, Catalogue, CatalogueMetadata
+from fsl_dist.data.ingest.division import SplitOptions, divide, number_names
+from fsl_dist.data.ingest.listing import make_key, read_split_table
+from fsl_dist.data.ingest.next_version import add_version, hold_dataset
+from fsl_dist.data.ingest.rows import WriteReport, log_bad, make_report, warn
+from fsl_dist.errors import RequestError
+from index.base import object_cache
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResplitOptions(SplitOptions):
+    """What the next version changes; field names follow the command's options, an empty name means none."""
+
+    table: str = ""
+    """CSV or Parquet table, a row a sample; samples that it does not name are left out"""
+    key_column: str = ""
+    """column that holds the samples' keys"""
+    path_column: str = ""
+    """column that holds paths as `pack` was given them, instead of keys"""
+    label_column: str = ""
+    group_column: str = ""
+    blind_group_column: str = ""
+    split_column: str = ""
+    keep_together: str = ""
+    """column of the units that no split divides; empty: those that the data set knows"""
+
+    def __post_init__(self) -> None:
+        if self.table and bool(self.key_column) == bool(self.path_column):
+            raise RequestError(
+                "--table needs --key-column or --path-column, one of the two, to find the samples"
+            )
+        if not self.table and any((self.key_column, self.path_column, *self.value_columns.values())):
+            raise RequestError("columns are read from a table; say which with --table")
+        if not self.table and not self.is_divided_anew:
+            raise RequestError("nothing to change; give --split, or a --table with the new columns")
+        SplitOptions.__post_init__(self)
+
+    @property
+    def split_source(self) -> tuple[str, str]:
+        return "--split-column", self.split_column
+
+    @property
+    def is_divided_anew(self) -> bool:
+        """Whether any option speaks of the split; without one, samples stay on their sides."""
+        asked = self.split or self.split_column or self.keep_together or self.seed
+        return bool(asked) or self.fractions is not None or self.num_base is not None
+
+    @property
+    def value_columns(self) -> dict[str, str]:
+        """Catalogue column → table column, for those that are asked for."""
+        columns = {
+            "label": self.label_column,
+            "group": self.group_column,
+            "blind_group": self.blind_group_column,
+            "unit": self.keep_together,
+            "split": self.split_column,
+        }
+        return {name: column for name, column in columns.items() if column}
+
+
+def resplit(dataset: str | Path, options: ResplitOptions) -> WriteReport:
+    """Write the next catalogue version of `dataset` over the same shards; earlier versions stay as they are.
+
+    Labels, groups and units that a table gives replace the old ones, with numbers of their own. Samples that the
+    table does not name, or without a label there, are left out and named like bad samples, and so are rows that name
+    no sample. Divided with the options of a pack, samples go where that pack would have sent them. Reads no image.
+    Raises RequestError, with nothing written, where the request cannot be served.
+    """
+    dataset = object_cache.working_folder(dataset)
+    with hold_dataset(dataset) as old:
+        keys = old.keys(np.arange(old.num_samples))
+        if options.table:
+            ids, values, bad = _match(keys, options)
+        else:
+            ids, values, bad = sorted(range(len(keys)), key=keys.__getitem__), {}, []
+        log_bad(bad)
+        if not ids:
+            raise RequestError(
+                f"no row of --table='{options.table}' names a sample of '{dataset}' (the first: '{bad[0].path}', "
+                f"{bad[0].reason}); its keys are such as '{keys[0]}'"
+            )
+        # In the order of keys, as pack divides.
+        chosen = np.array(ids, dtype=np.int64)
+        columns: dict[str, Any] = {
+            name: [column[i] for i in ids] if isinstance(column, list) else column[chosen]
+            for name, column in old.columns().items()
+        }
+        names = _renumber(old, columns, values)
+        warnings: list[str] = []
+        if options.is_divided_anew:
+            columns["split"], warnings = divide(
+                columns["label"],
+                columns["unit"],
+                values.get("split", []),
+                (names["label"], names["unit"]),
+                options,
+            )
+            warn(warnings)
+        metadata = CatalogueMetadata(
+            class_names=names["label"],
+            group_names=names["group"],
+            blind_group_names=names["blind_group"],
+            unit_names=names["unit"],
+            shards=old.shards,
+            bad_samples=[*old.bad_samples, *bad],
+            duplicates=old.duplicates,
+            options={
+                **old.options,
+                **(options.rule if options.is_divided_anew else {}),
+                "resplit_columns": options.value_columns,
+            },
+        )
+        fingerprint = add_version(dataset, old.version + 1, columns, metadata)
+    return make_report(
+        dataset, old.version + 1, metadata, columns["split"], old.shards, bad, 0, warnings, fingerprint
+    )
+
+
+def _match(
+    keys: list[str], options: ResplitOptions
+) -> tuple[list[int], dict[str, list[str]], list[BadSample]]:
+    """(ids in the order of their keys, catalogue column → their values, what is left out)."""
+    id_of = {key: sample_id for sample_id, key in enumerate(keys)}
+    wanted = options.value_columns
+    name_column = options.key_column or options.path_column
+    rows = read_split_table(Path(options.table), [name_column, *wanted.values()], options.split_column)
+    row_of: dict[str, int] = {}
+    bad: list[BadSample] = []
+    for row, name in enumerate(rows[name_column]):
+        key = name if options.key_column else _key_of_path(name, id_of)
+        if key not in id_of:
+            bad.append(BadSample(name, "no such sample in the data set"))
+        elif key in row_of:
+            bad.append(BadSample(name, f"duplicate key '{key}', named by an earlier row"))
+        else:
+            row_of[key] = row
+    kept = []
+    for key in sorted(keys):
+        if key not in row_of:
+            bad.append(BadSample(key, "is not in the table"))
+        elif options.label_column and not rows[options.label_column][row_of[key]]:
+            bad.append(BadSample(key, "has no label"))
+        else:
+            kept.append(key)
+    values = {name: [rows[column][row_of[key]] for key in kept] for name, column in wanted.items()}
+    return [id_of[key] for key in kept], values, bad
+
+
+def _key_of_path(path: str, id_of: dict[str, int]) -> str:
+    """The key that `pack` makes of a path, or the one that adopted shards have for it."""
+    folder, slash, name = path.removeprefix("./").rpartition("/")
+    adopted = folder + slash + name.split(".")[0]
+    packed = make_key(path.removeprefix("./"))
+    return packed if packed in id_of else adopted
+
+
+def _renumber(
+    old: Catalogue, columns: dict[str, NDArray[Any]], values: dict[str, list[str]]
+) -> dict[str, list[str]]:
+    """Put the table's values into `columns`; catalogue column → its names."""
+    names = {
+        "label": old.class_names,
+        "group": old.group_names,
+        "blind_group": old.blind_group_names,
+        "unit": old.unit_names,
+    }
+    for name in names:
+        if name in values:
+            names[name], columns[name] = number_names(values[name])
+    return names

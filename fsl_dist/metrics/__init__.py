@@ -1,0 +1,1 @@
+"""Scores: embeddings and labels in, numbers out; no run, no file."""

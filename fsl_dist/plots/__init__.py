@@ -1,0 +1,1 @@
+"""Pictures and pages: evidence, curves, maps of embeddings and prototypes."""

@@ -1,0 +1,246 @@
+"""The page of `fsl-dist explain`: one HTML file that holds its images and loads nothing."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from fsl_dist.evaluation.evidence import Evidence, Result, Vote
+from fsl_dist.plots.map_overlay import DIMMING, palette_steps, tint
+
+# Images up to this side are shown with their pixels as squares; larger ones are smoothed by the browser.
+_PIXELATED_SIDE = 64
+_PALETTE_STEPS = 9
+
+
+@dataclass(frozen=True, slots=True)
+class PageFacts:
+    """What the page says about the run."""
+
+    run: str
+    method: str
+    backbone: str
+    dataset: str
+    checkpoint: str
+    num_gallery: int
+    image_size: int
+    has_maps: bool
+    metric: str
+
+
+def render_page(facts: PageFacts, named: Sequence[tuple[str, Evidence]]) -> str:
+    """A whole HTML page with a section an image; `named`: (name of the image, its evidence).
+
+    It needs no script and no other file; its own content policy forbids loading anything.
+    """
+    sections = "\n".join(
+        _render_section(name, evidence, facts, number) for number, (name, evidence) in enumerate(named, 1)
+    )
+    title = named[0][0] if len(named) == 1 else f"{len(named)} images"
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>Evidence: {escape(title)}</title>
+<style>{_style()}</style>
+</head>
+<body>
+<header>
+<h1>Evidence from training images</h1>
+<p>The {facts.num_gallery:,} training images were compared with each image below. The nearest ones vote, one vote each.</p>
+{_render_legend(facts)}
+</header>
+<main>
+{sections}
+</main>
+<footer>
+<dl>
+{_render_facts(facts)}
+</dl>
+</footer>
+</body>
+</html>
+"""
+
+
+def _render_legend(facts: PageFacts) -> str:
+    if not facts.has_maps:
+        return ""
+    return """<div class="legend">
+<p>Activation maps colour the places that the distance between your image and a training image comes from, on either:</p>
+<p class="scale"><span>little</span><span class="ramp" role="img" aria-label="from grey over purple to yellow"></span>\
+<span>most</span></p>
+<p class="note">Every map is scaled to its own highest value (Eq. 2 of Codella et al., CHAI).</p>
+</div>"""
+
+
+def _render_facts(facts: PageFacts) -> str:
+    rows = [
+        ("Run", facts.run),
+        ("Checkpoint", facts.checkpoint),
+        ("Method", facts.method),
+        ("Network", facts.backbone),
+        ("Data set", facts.dataset),
+        ("Distance", "Euclidean" if facts.metric == "l2" else f"{facts.metric.replace('_', ' ')}, negated"),
+        ("Shown", f"the {facts.image_size} × {facts.image_size} px that the network sees of each image"),
+    ]
+    return "\n".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in rows)
+
+
+def _render_section(name: str, evidence: Evidence, facts: PageFacts, number: int) -> str:
+    votes, k = evidence.votes, len(evidence.results)
+    answer = votes[0]
+    cards = "\n".join(
+        _render_card(rank, result, evidence, answer.name) for rank, result in enumerate(evidence.results, 1)
+    )
+    bars = "\n".join(_render_vote(vote, k, vote is answer) for vote in votes)
+    return f"""<section aria-labelledby="image-{number}">
+<div class="top">
+<figure class="query">{_image(evidence.pixels, f"the image {name}")}</figure>
+<div>
+<h2 id="image-{number}">{escape(name)}</h2>
+<p class="verdict"><strong>{escape(answer.name)}</strong> by {answer.count} of {k} votes</p>
+<ul class="votes">
+{bars}
+</ul>
+</div>
+</div>
+<h3>Nearest training images</h3>
+<p class="note">Those with a blue edge vote for {escape(answer.name)}.</p>
+<ol class="results{"" if facts.has_maps else " plain"}">
+{cards}
+</ol>
+</section>"""
+
+
+def _render_vote(vote: Vote, k: int, is_answer: bool) -> str:
+    kind = ' class="answer"' if is_answer else ""
+    return (
+        f'<li{kind}><span class="name">{escape(vote.name)}</span>'
+        f'<span class="bar"><span style="width:{vote.share * 100:.1f}%"></span></span>'
+        f'<span class="count">{vote.count} of {k} ({vote.share * 100:.0f} %)</span></li>'
+    )
+
+
+def _render_card(rank: int, result: Result, evidence: Evidence, answer: str) -> str:
+    figures = [_figure(_image(result.pixels, f"training image {rank}, {result.key}"), "training image")]
+    note = (
+        '<p class="note">The network sees no difference between the two images.</p>' if result.is_same else ""
+    )
+    if result.query_map is not None and result.result_map is not None:
+        figures += [
+            _figure(
+                _mapped(result.pixels, result.result_map, "activation map of the training image"), "its map"
+            ),
+            _figure(
+                _mapped(evidence.pixels, result.query_map, "activation map of your image"), "your image's map"
+            ),
+        ]
+        if not result.query_map.any():
+            note = (
+                '<p class="note">The network sees no difference between the two, so the maps are empty.</p>'
+            )
+    group = f'<span class="group">group {escape(result.group)}</span>' if result.group else ""
+    return f"""<li class="{"agrees" if result.label == answer else "differs"}">
+<p class="label"><span class="rank">{rank}</span><strong>{escape(result.label)}</strong>{group}</p>
+<div class="figures">{"".join(figures)}</div>
+{note}
+<p class="detail"><span>distance {result.distance_text}</span><span>{escape(result.key)}</span></p>
+</li>"""
+
+
+def _figure(image: str, caption: str) -> str:
+    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
+
+
+def _mapped(pixels: NDArray[np.uint8], plane: NDArray[np.float64], alt: str) -> str:
+    colours = f'<img class="map" alt="" src="{_data_uri(tint(plane, len(pixels)))}">'
+    return f'<div class="mapped">{_image(pixels, alt)}{colours}</div>'
+
+
+def _image(pixels: NDArray[np.uint8], alt: str) -> str:
+    kind = "photo pixelated" if len(pixels) <= _PIXELATED_SIDE else "photo"
+    return f'<img class="{kind}" alt="{escape(alt)}" src="{_data_uri(Image.fromarray(pixels))}">'
+
+
+def _data_uri(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+def _style() -> str:
+    ramp = ", ".join(
+        f"rgb({red} {green} {blue} / {step / (_PALETTE_STEPS - 1) * 0.8 + 0.05:.2f})"
+        for step, (red, green, blue) in enumerate(palette_steps(_PALETTE_STEPS))
+    )
+    return _STYLE.replace("RAMP", ramp).replace("DIMMING", str(DIMMING))
+
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1d1f23; --muted: #5c626b; --paper: #f6f6f4; --card: #fff; --line: #d9dadd;
+  --accent: #0072b2; --quiet: #9aa0a8; --under: #8a8a8a; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e8e9ec; --muted: #a4a9b2; --paper: #15171a; --card: #1f2226; --line: #363a41; --accent: #56b4e9;
+    --quiet: #6d737c; }
+}
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 74rem; padding: 1.5rem clamp(1rem, 4vw, 2.5rem) 2rem; background: var(--paper);
+  color: var(--ink); font: 1rem/1.5 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; overflow-wrap: anywhere; }
+h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 .25rem; }
+h2 { font-size: 1.125rem; margin: 0; color: var(--muted); font-weight: 500; }
+h3 { font-size: 1rem; margin: 1.5rem 0 0; }
+p, ul, ol, dl, dd, figure { margin: 0; padding: 0; }
+ul, ol { list-style: none; }
+header > p { color: var(--muted); max-width: 44rem; }
+.legend { margin-top: 1rem; max-width: 44rem; }
+.scale { display: flex; align-items: center; gap: .6rem; margin: .35rem 0; font-size: .875rem; color: var(--muted); }
+.ramp { width: 12rem; height: .8rem; border-radius: .4rem; background: linear-gradient(90deg, RAMP), var(--under); }
+.note { font-size: .875rem; color: var(--muted); }
+section { margin-top: 2rem; padding-top: 1.5rem; border-top: 1px solid var(--line); }
+.top { display: grid; grid-template-columns: 16rem 1fr; gap: 1.5rem; align-items: start; }
+.verdict { font-size: 1.35rem; line-height: 1.3; margin: .15rem 0 1rem; }
+.votes li { display: grid; grid-template-columns: minmax(6rem, 14rem) minmax(4rem, 22rem) auto; gap: .3rem .8rem;
+  align-items: center; padding: .2rem 0; }
+.bar { height: .7rem; border-radius: .35rem; background: var(--line); overflow: hidden; }
+.bar span { display: block; height: 100%; background: var(--quiet); }
+.answer .bar span { background: var(--accent); }
+.answer .name { font-weight: 600; }
+.count { font-size: .875rem; color: var(--muted); white-space: nowrap; }
+.results { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); gap: 1rem;
+  margin-top: .6rem; }
+.results.plain { grid-template-columns: repeat(auto-fill, minmax(min(100%, 12rem), 1fr)); }
+.results li { padding: .8rem; background: var(--card); border: 1px solid var(--line); border-top: 4px solid var(--quiet);
+  border-radius: .5rem; }
+.results li.agrees { border-top-color: var(--accent); }
+.label { display: flex; flex-wrap: wrap; align-items: baseline; gap: .15rem .6rem; }
+.rank { min-width: 1.5rem; padding: 0 .35rem; text-align: center; border-radius: .75rem; background: var(--line);
+  font-size: .875rem; }
+.group { font-size: .875rem; color: var(--muted); }
+.figures { display: grid; grid-auto-flow: column; grid-auto-columns: 1fr; gap: .5rem; margin: .6rem 0; }
+figcaption { font-size: .8125rem; line-height: 1.3; color: var(--muted); margin-top: .2rem; }
+.photo, .map { display: block; width: 100%; aspect-ratio: 1; border-radius: .25rem; }
+.pixelated { image-rendering: pixelated; }
+.mapped { position: relative; }
+.mapped .photo { filter: grayscale(1) brightness(DIMMING); }
+.map { position: absolute; inset: 0; }
+.detail { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 1rem; font-size: .8125rem;
+  color: var(--muted); }
+footer { margin-top: 2.5rem; padding-top: 1rem; border-top: 1px solid var(--line); font-size: .875rem; color: var(--muted); }
+dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); gap: .5rem 1.5rem; }
+dt { font-weight: 600; }
+@media (max-width: 40rem) {
+  .top { grid-template-columns: 1fr; gap: 1rem; }
+  .query { max-width: 16rem; }
+  .votes li { grid-template-columns: 1fr auto; }
+  .votes .bar { grid-column: 1 / -1; grid-row: 2; }
+}
+@media print { .results li { break-inside: avoid; } }
+"""

@@ -1,0 +1,1 @@
+"""Training on Ray: Train workers, and actors that mine while they train."""

@@ -1,0 +1,152 @@
+"""The Ray side of training: one Trainer in each Ray Train worker. Everything else is plain PyTorch."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fsl_dist.config import RunConfig, parse_config, render_config
+from fsl_dist.errors import FslDistError, RequestError, TrainingError
+from fsl_dist.training.ray.mining import Miners, beside_training
+from index.base.files import Owner
+from index.base.object_cache import place_of
+
+if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    from fsl_dist.training.loop import Watch
+
+log = logging.getLogger(__name__)
+
+
+def train_on_ray(config: RunConfig, owner: Owner, watch: "Watch | None" = None) -> None:
+    """Train `config` with Ray Train on the Ray cluster this process is connected to.
+
+    When a worker dies, all start again from the last checkpoint, up to `workers.max_failures` times, each time
+    under a new claim, so that a worker that only seemed dead writes nothing. watch: may end the run after a validation;
+    it goes to the first worker, in another process. Raises RequestError when the cluster
+    cannot hold the workers, and at once what a worker itself found wrong: trying again would not mend that.
+    """
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    use_gpu = _check_resources(config)
+    for failures_left in range(config.workers.max_failures, -1, -1):
+        try:
+            with beside_training(config, owner) as miners:
+                _build_trainer(config, owner, use_gpu, miners, watch).fit()
+        except TrainingFailedError as error:
+            if found := _own_error(error):
+                raise found from error
+            if failures_left == 0:
+                raise TrainingError(f"a training worker failed: {_last_line(error)}") from error
+            log.warning("a worker failed (%s); going on from the last checkpoint", _last_line(error))
+            owner = Owner.claim(owner.folder)
+        else:
+            return
+
+
+def _check_resources(config: RunConfig) -> bool:
+    """Whether the workers get a GPU each; raises RequestError when the cluster is too small for them."""
+    import ray
+
+    workers, mining, resources = config.workers, config.mining, ray.cluster_resources()
+    beside = f" and mining.actors={mining.actors} with mining.cpus={mining.cpus}" if mining.is_beside else ""
+    if resources.get("CPU", 0) < config.num_cpus:
+        raise RequestError(
+            f"workers.num={workers.num} with workers.cpus={workers.cpus}{beside} needs {config.num_cpus} CPU cores; "
+            f"the Ray cluster has {resources.get('CPU', 0):g} (fewer of them, or a larger cluster)"
+        )
+    gpus = resources.get("GPU", 0)
+    for_mining = mining.actors * mining.gpus if mining.is_beside else 0
+    if for_mining > gpus:
+        raise RequestError(
+            f"mining.actors={mining.actors} with mining.gpus={mining.gpus:g} needs {for_mining:g} GPUs; the Ray cluster "
+            f"has {gpus:g} (mining.gpus=0 embeds on the CPU)"
+        )
+    if workers.gpu == "never" or gpus == 0:
+        return False
+    if gpus - for_mining < workers.num:
+        raise RequestError(
+            f"workers.num={workers.num} needs a GPU each; the Ray cluster has {gpus - for_mining:g} for them "
+            "(workers.gpu=never trains on the CPU)"
+        )
+    return True
+
+
+def _build_trainer(
+    config: RunConfig, owner: Owner, use_gpu: bool, miners: Miners | None, watch: "Watch | None"
+) -> "TorchTrainer":
+    from ray.train import RunConfig as RayRunConfig
+    from ray.train import ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from fsl_dist.training.ray.network import InterfaceTorchConfig
+
+    workers = config.workers
+    return TorchTrainer(
+        _train_worker,
+        train_loop_config={
+            "config": render_config(config),
+            "owner": (str(owner.folder), owner.epoch),
+            "miners": miners,
+            "watch": watch,
+        },
+        torch_config=InterfaceTorchConfig(
+            backend="nccl" if use_gpu else "gloo", timeout_s=int(workers.timeout_s)
+        ),
+        scaling_config=ScalingConfig(
+            num_workers=workers.num, use_gpu=use_gpu, resources_per_worker={"CPU": workers.cpus}
+        ),
+        run_config=RayRunConfig(
+            name=f"claim-{owner.epoch:08d}", storage_path=_ray_folder(Path(config.run.dir))
+        ),
+    )
+
+
+def _ray_folder(run: Path) -> str:
+    """Where Ray Train keeps its own state: every node must see it."""
+    place = place_of(run / "ray")
+    return str((run / "ray").resolve()) if place is None else place.arrow_uri
+
+
+def _own_error(error: "TrainingFailedError") -> FslDistError | None:
+    """The first of our own errors among the workers' failures, however deep Ray wrapped it."""
+    for failure in getattr(error, "worker_failures", {}).values():
+        cause: BaseException | None = failure
+        while cause is not None:
+            if isinstance(cause, FslDistError):
+                return cause
+            cause = cause.__cause__
+    return None
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _train_worker(settings: dict) -> None:
+    """What each Ray Train worker runs."""
+    import dataclasses
+
+    import ray.train.torch
+
+    from fsl_dist.distributed import WorkerGroup
+    from fsl_dist.training.denormals import flushing_denormals
+    from fsl_dist.training.loop import Trainer
+
+    logging.getLogger("fsl_dist").setLevel(logging.INFO)
+    folder, epoch = settings["owner"]
+    # The configuration passes the gate again: a worker's installation may differ from the driver's.
+    config = parse_config(settings["config"], [], "the driver's configuration")
+    config = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=folder))
+    with flushing_denormals():
+        trainer = Trainer(
+            config,
+            group=WorkerGroup.current(),
+            device=ray.train.torch.get_device(),
+            owner=Owner(Path(folder), epoch),
+            miners=settings["miners"],
+            watch=settings["watch"],
+        )
+        trainer.train()

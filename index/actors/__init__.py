@@ -1,0 +1,1 @@
+"""An index spread over Ray actors: replicas, what runs inside them, and the client."""

@@ -1,0 +1,1 @@
+"""What every package needs: errors, settings, files, object stores and atomic publishing."""

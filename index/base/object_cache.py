@@ -1,0 +1,348 @@
+"""Folders at s3:// and gs:// as working folders on this machine's disk.
+
+    CACHE/fsl-dist-objects/ENDPOINT/s3/BUCKET/KEY…     the working folder of s3://BUCKET/KEY…
+    CACHE/fsl-dist-tags/ENDPOINT/s3/BUCKET/KEY…        which content of each object its file is (objects.Tag)
+
+A path below fsl-dist-objects stands for an object, wherever it is used; any other path is a plain file. `bring` makes files
+agree with their objects before they are read. Whatever `index.base.files` publishes goes to the store first and takes its place
+here afterwards, so that a file under its final name is in the store. An object is replaced only if it is what this working
+folder last saw; one that must be new is put if absent.
+"""
+
+import json
+import os
+import re
+import secrets
+import shutil
+import urllib.parse
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from index.base.errors import RequestError, StaleOwnerError, VersionError
+from index.base.object_store import (
+    CONDITIONAL_BYTES,
+    Bucket,
+    ConflictError,
+    Entry,
+    Tag,
+    bucket_of,
+    concurrently,
+    region,
+)
+
+_OBJECTS = "fsl-dist-objects"
+_TAGS = "fsl-dist-tags"
+_URL = re.compile(r"^(s3|gs):/+([^/]*)/*(.*?)/*$")
+_COPIED_BYTES = 5 * 10**9  # what S3 copies in one request
+_OTHER_URL = re.compile(r"^(?:[A-Za-z][A-Za-z0-9+.-]*://|(?:s3|gs):/)")  # a Path of s3://… has one slash
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a file or folder lies in an object store."""
+
+    endpoint: str
+    """address of the service; empty: the provider's own"""
+    scheme: str
+    bucket_name: str
+    key: str
+
+    @property
+    def url(self) -> str:
+        return f"{self.scheme}://{self.bucket_name}/{self.key}".rstrip("/")
+
+    @property
+    def bucket(self) -> Bucket:
+        return bucket_of(self.endpoint, self.scheme, self.bucket_name)
+
+    @property
+    def arrow_uri(self) -> str:
+        """The address as pyarrow's file systems take it."""
+        if not self.endpoint:
+            return self.url
+        address = urllib.parse.urlsplit(self.endpoint)
+        told = {"scheme": address.scheme, "endpoint_override": address.netloc, "region": region()}
+        return f"{self.url}?{urllib.parse.urlencode(told)}"
+
+    def key_of(self, name: str) -> str:
+        return f"{self.key}/{name}" if self.key else name
+
+    @property
+    def prefix(self) -> str:
+        return f"{self.key}/" if self.key else ""
+
+
+def cache_folder() -> Path:
+    """Where working folders lie: FSL_DIST_CACHE, else the user's cache."""
+    named = os.environ.get("FSL_DIST_CACHE", "")
+    user = os.environ.get("XDG_CACHE_HOME", "") or "~/.cache"
+    return (Path(named) if named else Path(user) / "fsl-dist").expanduser().absolute()
+
+
+def is_url(text: str) -> bool:
+    """Whether this names something at a store or a server, not on a disk."""
+    return bool(_OTHER_URL.match(text))
+
+
+def working_folder(place: str | Path) -> Path:
+    """The path that stands for `place`: the working folder of an s3:// or gs:// address, any other path as it is.
+
+    RequestError for an address of another kind, or without a bucket or a name below it.
+    """
+    text = str(place)
+    found = _URL.match(text)
+    if found is None:
+        if is_url(text):
+            raise RequestError(f"'{text}' is no place that this program knows: a path, s3://… or gs://…")
+        return Path(place)
+    scheme, bucket, key = found.groups()
+    if not bucket or not key or ".." in key.split("/"):
+        raise RequestError(f"'{text}' must name a bucket and a folder in it: {scheme}://BUCKET/FOLDER")
+    endpoint = ""
+    if scheme == "s3":
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
+    named = urllib.parse.quote(endpoint.rstrip("/"), safe="") or "-"
+    return cache_folder() / _OBJECTS / named / scheme / bucket / key
+
+
+def place_of(path: Path) -> Place | None:
+    """The place that a path stands for; None for one on a disk."""
+    parts = path.parts
+    if _OBJECTS not in parts:
+        return None
+    start = parts.index(_OBJECTS) + 1
+    if len(parts) < start + 3:
+        return None
+    endpoint, scheme, bucket, *key = parts[start:]
+    return Place("" if endpoint == "-" else urllib.parse.unquote(endpoint), scheme, bucket, "/".join(key))
+
+
+def told(text: str) -> str:
+    """`text` with the addresses of working folders in place of their paths."""
+    root = re.escape(str(cache_folder()))
+    return re.sub(rf"(?:{root}|[^\s'\"]*)/{_OBJECTS}/[^/\s]+/(s3|gs)/", r"\1://", text)
+
+
+def on_disk(place: str | Path, what: str) -> Path:
+    """`place` as a path; RequestError, naming `what` is asked for, where it lies at a store."""
+    path = working_folder(place)
+    if place_of(path) is not None:
+        raise RequestError(
+            f"{what} works on a disk alone; '{told(str(path))}' is at an object store (docs/object_storage.md)"
+        )
+    return path
+
+
+def bring(
+    folder: Path, *, wanted: Callable[[str], bool] = lambda name: True, removes_others: bool = False
+) -> None:
+    """Make files of a working folder agree with the store; nothing to do for a folder on a disk.
+
+    wanted: by name relative to `folder`, with slashes. Files that have been objects and are no more are removed; with
+    `removes_others` those that never were, too: what was being made here when a process was killed.
+    """
+    place = place_of(folder)
+    if place is None:
+        return
+    entries = {
+        name: entry
+        for entry in place.bucket.entries(place.prefix)
+        if (name := entry.key.removeprefix(place.prefix)) and wanted(name)
+    }
+    missing = [
+        (folder / name, entry) for name, entry in entries.items() if not _is_current(folder / name, entry)
+    ]
+    if missing:
+        concurrently(lambda item: _fetch(place.bucket, *item), missing)
+    for path in [path for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []:
+        name = path.relative_to(folder).as_posix()
+        if name in entries or not wanted(name):
+            continue
+        if removes_others or _tag_path(path).exists():
+            path.unlink(missing_ok=True)
+            _tag_path(path).unlink(missing_ok=True)
+
+
+def sizes_below(folder: Path) -> dict[str, int]:
+    """Size in bytes of every object below a working folder, by its name there; none for a folder on a disk."""
+    place = place_of(folder)
+    if place is None:
+        return {}
+    return {e.key.removeprefix(place.prefix): e.size_bytes for e in place.bucket.entries(place.prefix)}
+
+
+def bring_file(path: Path) -> None:
+    """`bring` for one file."""
+    place = place_of(path)
+    if place is None:
+        return
+    found = place.bucket.get(place.key)
+    if found is None:
+        path.unlink(missing_ok=True)
+        _tag_path(path).unlink(missing_ok=True)
+    elif not path.exists() or read_tag(path) != found[1] or path.stat().st_size != len(found[0]):
+        temporary = _temporary(path)
+        temporary.write_bytes(found[0])
+        _take_place(temporary, path, found[1])
+
+
+def put_file(source: Path, final: Path, *, is_new: bool = False) -> None:
+    """Put the bytes of `source` where `final` stands for; on a disk nothing.
+
+    is_new: FileExistsError where something is there. Otherwise only what this working folder last saw is replaced:
+    StaleOwnerError where another process has replaced it since.
+    """
+    place = place_of(final)
+    if place is None:
+        return
+    bucket = place.bucket
+    size = source.stat().st_size
+    if is_new or size <= CONDITIONAL_BYTES:
+        seen = read_tag(final)
+        try:
+            tag = bucket.put(place.key, source.read_bytes(), over="nothing" if is_new else seen or "nothing")
+        except ConflictError:
+            if is_new:
+                raise FileExistsError(None, "exists already", place.url) from None
+            raise StaleOwnerError(
+                f"{place.url} was written by another process since this one read it; this one writes no more there"
+            ) from None
+    else:
+        tag = bucket.put(place.key, source)
+    _write_tag(final, tag)
+
+
+def put_same(source: Path, final: Path) -> bool:
+    """`put_file` where nothing may be there but these very bytes; returns whether they are there now."""
+    try:
+        put_file(source, final, is_new=True)
+    except FileExistsError:
+        place = place_of(final)
+        assert place is not None
+        found = place.bucket.get(place.key)
+        return found is not None and found[0] == source.read_bytes()
+    return True
+
+
+def put_folder(source: Path, final: Path) -> None:
+    """Put a finished folder where `final` stands for: data at once, then its .json, which says that it is whole.
+
+    What an attempt that was killed left there is removed first. VersionError where a whole folder is there.
+    """
+    place = place_of(final)
+    if place is None:
+        return
+    bucket = place.bucket
+    names = [path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()]
+    seals = sorted(name for name in names if "/" not in name and name.endswith(".json"))
+    present = [entry.key for entry in bucket.entries(place.prefix)]
+    if any(place.key_of(name) in present for name in seals):
+        raise VersionError(f"{place.url} exists already; a published folder is never replaced")
+    if present:
+        bucket.delete(present)
+    data = [name for name in names if name not in seals]
+    for name in names:  # of an attempt that is gone
+        _tag_path(final / name).unlink(missing_ok=True)
+    if data:
+        concurrently(lambda name: _put_data(source / name, final / name), data)
+    try:
+        for name in seals:
+            put_file(source / name, final / name, is_new=True)
+    except FileExistsError:
+        raise VersionError(f"{place.url} exists already; another process published it just now") from None
+
+
+def _put_data(source: Path, final: Path) -> None:
+    """`put_file`; inside the store where its bytes are there already, as a staging area's are."""
+    there, place, tag = place_of(source), place_of(final), read_tag(source) if place_of(source) else None
+    if there is None or place is None or tag is None or source.stat().st_size > _COPIED_BYTES:
+        put_file(source, final)
+    else:
+        _write_tag(final, place.bucket.copy(there.key, place.key))
+
+
+def put_appended(path: Path) -> None:
+    """Put a file that grows, or a folder of such files, as far as it is written now."""
+    if place_of(path) is None:
+        return
+    for file in [path] if path.is_file() else sorted(path.rglob("*")):
+        if file.is_file() and not file.name.startswith("."):
+            copy = _temporary(file)
+            shutil.copyfile(file, copy)  # it may grow while it is sent
+            try:
+                put_file(copy, file)
+            finally:
+                copy.unlink()
+
+
+def drop(folder: Path, *, keep: Collection[str] = ()) -> None:
+    """Remove the objects below a working folder, the .json first: without it nobody takes it for whole."""
+    place = place_of(folder)
+    if place is None:
+        return
+    keys = [entry.key for entry in place.bucket.entries(place.prefix)]
+    seals = [key for key in keys if key.endswith(".json") and "/" not in key.removeprefix(place.prefix)]
+    if seals:
+        place.bucket.delete(seals)
+    rest = [key for key in keys if key not in seals]
+    if rest:
+        place.bucket.delete(rest)
+    shutil.rmtree(_tag_path(folder), ignore_errors=True)
+
+
+def drop_file(path: Path) -> None:
+    """Remove the object that a path stands for."""
+    place = place_of(path)
+    if place is not None:
+        place.bucket.delete([place.key])
+        _tag_path(path).unlink(missing_ok=True)
+
+
+def read_tag(path: Path) -> Tag | None:
+    """The content that the file at `path` was brought or put as; None for one that was neither."""
+    try:
+        return Tag(**json.loads(_tag_path(path).read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _is_current(path: Path, entry: Entry) -> bool:
+    tag = read_tag(path)
+    try:
+        return tag is not None and tag.e_tag == entry.e_tag and path.stat().st_size == entry.size_bytes
+    except FileNotFoundError:
+        return False
+
+
+def _fetch(bucket: Bucket, path: Path, entry: Entry) -> None:
+    temporary = _temporary(path)
+    try:
+        tag = bucket.fetch(entry.key, temporary)
+        if tag is not None:  # else it was removed since the listing
+            _take_place(temporary, path, tag)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _take_place(temporary: Path, path: Path, tag: Tag) -> None:
+    temporary.replace(path)
+    _write_tag(path, tag)
+
+
+def _temporary(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+
+
+def _tag_path(path: Path) -> Path:
+    parts = path.parts
+    start = parts.index(_OBJECTS)
+    return Path(*parts[:start], _TAGS, *parts[start + 1 :])
+
+
+def _write_tag(path: Path, tag: Tag) -> None:
+    target = _tag_path(path)
+    temporary = _temporary(target)
+    temporary.write_text(json.dumps(asdict(tag)), encoding="utf-8")
+    temporary.replace(target)

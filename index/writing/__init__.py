@@ -1,0 +1,1 @@
+"""Building an index: shards, resumable jobs, merging, and publishing a version."""

@@ -1,0 +1,380 @@
+"""Building as a job in stages, each a list of pieces that lie on disk once they are done.
+
+plan     rows sorted by (label, id), cut into shards; what decides the result has a fingerprint, and that names the
+         attempt's folder, so that the same command finds what a killed one left
+embed    ranges of positions, cut at fixed batch boundaries, become pieces (only where vectors are computed)
+shards   vectors by position, off the pieces or the user's file
+train    what all shards share, on a sample (kinds that train)
+add      each shard's FAISS index (kinds that have one)
+publish  every file read once more, then one rename
+
+A piece is a file and what is noted of it, its checksum among that. No process holds more than `memory_mb` of vectors, FAISS's
+index of one shard aside. Pieces of a stage are independent: `spread` does them here, or in other processes.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from index import changes, kinds, versions
+from index.base import files, object_cache
+from index.base.errors import FslDistError, RequestError, VersionError
+from index.base.files import Owner
+from index.base.settings import dump
+from index.config import IndexConfig
+from index.vectors import check_vectors, sort_rows, unit_vectors
+from index.writing.build import SUM_ROWS, Staging
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage, its pieces done, and its pieces in all."""
+Work = Callable[[int], None]
+Spread = Callable[[Work, Sequence[int]], Iterator[int]]
+"""Does pieces by their numbers, and gives each number back once it is done."""
+
+_PLAN = "plan.json"
+_ROWS = "rows.npy"  # int64 [n]: what the source knows the vector at each position by
+# A piece is so many batches: few enough that a kill costs little, many enough that starting each costs little.
+_BATCHES_A_PIECE = 32
+_PIECE_BYTES = 1 << 26
+_FORMAT = 1  # raised when the same plan would give other bytes
+# Settings that change when and where work is done, and what is kept afterwards; not what comes out.
+_NOT_DECISIVE = ("keep_versions", "memory_mb", "device")
+
+
+class Embed(Protocol):
+    """Computes vectors; pickled to the processes that do it."""
+
+    batch_size: int
+    """Vectors are computed in batches cut every so many positions."""
+
+    def __call__(self, ids: np.ndarray) -> np.ndarray:
+        """float32 [n, dim] of ids int64 [n]; n is a multiple of batch_size, but at the end."""
+        ...
+
+
+class Vectors(Protocol):
+    """Where finished vectors are read from; pickled to the processes that do it."""
+
+    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Vectors float32 [stop - start, dim] at these positions, and what the user knows them by, int64."""
+        ...
+
+
+def do_here(work: Work, numbers: Sequence[int]) -> Iterator[int]:
+    """Do pieces in this process, one after another."""
+    for number in numbers:
+        work(number)
+        yield number
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """A build before it starts."""
+
+    out: Path
+    labels: np.ndarray
+    """int64 [n], of the rows in any order."""
+    ids: np.ndarray
+    """int64 [n], unique."""
+    dim: int
+    config: IndexConfig
+    source: Mapping[str, str]
+    """What the manifest says of where the vectors came from."""
+    identity: Mapping[str, str]
+    """What decides the vectors and labels, by what a user calls it; with the settings it makes the fingerprint."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of everything that decides the files: equal fingerprints, equal bytes."""
+        decisive = {name: value for name, value in dump(self.config).items() if name not in _NOT_DECISIVE}
+        told = {
+            "format": _FORMAT,
+            "config": decisive,
+            "source": dict(self.source),
+            "identity": dict(self.identity),
+        }
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def token(self) -> str:
+        """Name of the attempt's folder."""
+        return f"build-{self.fingerprint[:16]}"
+
+    @property
+    def rows_at_once(self) -> int:
+        """Rows a process holds at once; with the copy that is written they are half of memory_mb."""
+        fitting = self.config.memory_mb * 1_000_000 // (16 * self.dim)
+        return max(1, fitting // SUM_ROWS) * SUM_ROWS
+
+
+def run(
+    plan: Plan,
+    *,
+    embed: Embed | None = None,
+    open_vectors: Callable[[Staging], Vectors] | None = None,
+    spread: Spread = do_here,
+    progress: Progress | None = None,
+    switch: Callable[[Path, int], None] = changes.make_current,
+) -> Path:
+    """Build an index, or go on with it, and publish it; returns the version's folder.
+
+    Vectors are computed by `embed`, or read from what `open_vectors` gives. `switch` makes a version current. A build
+    that was published already is made current, if it is not, and not built again. Raises StaleOwnerError once another builder has taken over, RequestError
+    for vectors that do not fit (nothing is left of the attempt), FslDistError where the disk fails (the attempt stays).
+    """
+    kinds.check(plan.config, plan.dim, len(plan.ids))
+    plan = dataclasses.replace(plan, out=object_cache.working_folder(plan.out))
+    order = sort_rows(plan.labels, plan.ids)
+    owner = Owner.claim(plan.out)
+    staging = Staging(plan.out, plan.token, owner)
+    try:
+        published = _find_published(plan.out, plan.fingerprint, switch)
+        if published is not None:
+            files.remove_folder(staging.folder)
+            return published
+        job = _Job(plan, Staging.resume(plan.out, plan.token, owner), order, spread, progress, switch)
+        if embed is not None:
+            return job.finish(job.embed(embed))
+        assert open_vectors is not None
+        files.write_array(staging.path_of(_ROWS), order)
+        return job.finish(open_vectors(staging))
+    except (FslDistError, OSError) as error:
+        # Who took over works in the same folder: that is the better reason for what went wrong, and the folder is theirs.
+        owner.check()
+        if isinstance(error, RequestError):
+            files.remove_folder(staging.folder)
+        if not isinstance(error, OSError):
+            raise
+        reason = f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
+        raise FslDistError(
+            f"building {plan.out} stopped: {reason}; what is published is as it was, and the same command goes on from "
+            "the pieces that are finished"
+        ) from error
+
+
+def rows_path(staging: Staging) -> Path:
+    """File of int64 [n]: the row of the user's file at each position."""
+    return staging.path_of(_ROWS)
+
+
+def _find_published(out: Path, fingerprint: str, switch: Callable[[Path, int], None]) -> Path | None:
+    """The version that is this very build, made current; None where there is none that is whole."""
+    for version in reversed(versions.list_versions(out)):
+        folder = out / versions.VERSIONS / versions.version_name(version)
+        try:
+            manifest = versions.read_manifest(folder)
+            if manifest.fingerprint != fingerprint:
+                continue
+            versions.check_files(folder, manifest, verify=True)
+        except VersionError as error:
+            logger.warning("%s", error)
+            continue
+        logger.info("%s: version %d is this build already", out, version)
+        if not files.exists(out / versions.CURRENT) or versions.current_version(out) != version:
+            switch(out, version)
+        return folder
+    return None
+
+
+class _Job:
+    """One build, stage by stage."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        staging: Staging,
+        order: np.ndarray,
+        spread: Spread,
+        progress: Progress | None,
+        switch: Callable[[Path, int], None],
+    ) -> None:
+        self.plan = plan
+        self.staging = staging
+        self.order = order
+        self.spread = spread
+        self.progress = progress
+        self.switch = switch
+        bounds = np.arange(plan.config.shards + 1) * len(order) // plan.config.shards
+        self.bounds: tuple[int, ...] = tuple(bounds.tolist())
+        for name in staging.drop_damaged():
+            logger.warning("%s of an earlier try is damaged and is made again", staging.path_of(name))
+        self._write_plan(0)
+
+    def embed(self, embed: Embed) -> Vectors:
+        """Compute the vectors, piece by piece."""
+        batches = min(_BATCHES_A_PIECE, _PIECE_BYTES // (4 * self.plan.dim * embed.batch_size))
+        rows = max(1, batches) * embed.batch_size
+        names = [_piece_name(number) for number in range(-(-len(self.order) // rows))]
+        self._write_plan(len(names))
+        files.write_array(self.staging.path_of(_ROWS), self.plan.ids[self.order])
+        # Once every shard is written, the pieces have done their part.
+        if not all(map(self.staging.has, self._shard_names())):
+            self._do("embed", _EmbedPiece(self.staging, embed, rows, self.plan.dim), names)
+        return PieceVectors(self.staging, rows)
+
+    def finish(self, vectors: Vectors) -> Path:
+        """Everything after the vectors are there."""
+        plan, staging = self.plan, self.staging
+        write = _WriteShard(staging, vectors, self.bounds, plan.dim, plan.rows_at_once, plan.config.metric)
+        self._do("write", write, self._shard_names())
+        staging.train(plan.config)
+        if kinds.needs_files(plan.config):
+            names = [versions.faiss_name(shard) for shard in range(plan.config.shards)]
+            self._do("add", _AddShard(staging, plan.config), names)
+        return staging.publish(
+            plan.labels[self.order],
+            plan.ids[self.order],
+            plan.config,
+            plan.source,
+            fingerprint=plan.fingerprint,
+            verify=True,
+            switch=self.switch,
+        )
+
+    def _do(self, stage: str, work: Work, names: Sequence[str]) -> None:
+        """Do the pieces of a stage that are not there yet; their numbers are their places in `names`."""
+        missing = [number for number, name in enumerate(names) if not self.staging.has(name)]
+        done = len(names) - len(missing)
+        if done:
+            logger.info("resumed: %d of %d pieces of stage '%s' were there", done, len(names), stage)
+        for _ in self.spread(work, missing):
+            done += 1
+            if self.progress is not None:
+                self.progress(stage, done, len(names))
+
+    def _shard_names(self) -> list[str]:
+        return [versions.shard_name(shard) for shard in range(self.plan.config.shards)]
+
+    def _write_plan(self, num_pieces: int) -> None:
+        about = {
+            "num_vectors": len(self.order),
+            "dim": self.plan.dim,
+            "pieces": num_pieces,
+            "shards": self.plan.config.shards,
+            "kind": self.plan.config.kind,
+            "source": dict(self.plan.source),
+        }
+        self.staging.check_owner()
+        files.write_atomic(self.staging.path_of(_PLAN), json.dumps(about).encode())
+
+
+def _piece_name(number: int) -> str:
+    return f"piece-{number:06d}.npy"
+
+
+@dataclass(frozen=True, slots=True)
+class PieceVectors:
+    """Vectors in the pieces of an attempt, each `rows` positions long."""
+
+    staging: Staging
+    rows: int
+
+    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        parts = []
+        for number in range(start // self.rows, -(-stop // self.rows)):
+            piece = files.open_array(self.staging.path_of(_piece_name(number)))
+            first = number * self.rows
+            parts.append(np.array(piece[max(start - first, 0) : stop - first]))
+        return np.concatenate(parts), np.arange(start, stop)
+
+
+@dataclass(frozen=True, slots=True)
+class _EmbedPiece:
+    staging: Staging
+    compute: Embed
+    rows: int
+    dim: int
+
+    def __call__(self, number: int) -> None:
+        ids = files.open_array(self.staging.path_of(_ROWS))
+        ids = np.array(ids[number * self.rows : (number + 1) * self.rows])
+        vectors = self.compute(ids)
+        check_vectors(vectors, "embeddings", self.dim, rows=ids)
+        self.staging.write_vectors(_piece_name(number), vectors.shape, [vectors])
+
+
+@dataclass(frozen=True, slots=True)
+class _WriteShard:
+    staging: Staging
+    vectors: Vectors
+    bounds: tuple[int, ...]
+    dim: int
+    rows_at_once: int
+    metric: str
+
+    def __call__(self, number: int) -> None:
+        start, stop = self.bounds[number : number + 2]
+        self.staging.write_vectors(
+            versions.shard_name(number), (stop - start, self.dim), self._blocks(start, stop)
+        )
+
+    def _blocks(self, start: int, stop: int) -> Iterator[np.ndarray]:
+        for first in range(start, stop, self.rows_at_once):
+            vectors, rows = self.vectors.read(first, min(first + self.rows_at_once, stop))
+            yield unit_vectors(vectors, "vectors", rows) if self.metric == "cosine" else vectors
+
+
+@dataclass(frozen=True, slots=True)
+class _AddShard:
+    staging: Staging
+    config: IndexConfig
+
+    def __call__(self, number: int) -> None:
+        self.staging.add(number, self.config)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attempt:
+    """What a killed build left, or one that is at work."""
+
+    token: str
+    """Name of its folder."""
+
+    num_vectors: int
+    """Vectors it is to have; 0 for an index of a training run."""
+
+    pieces: str
+    """Pieces of embeddings that are finished: "7 of 12"."""
+
+    shards: str
+    """Shards that are written."""
+
+    added: str
+    """Shards whose FAISS index is made."""
+
+    written_s: float
+    """Seconds since it last finished something."""
+
+
+def list_attempts(out: Path) -> list[Attempt]:
+    """Attempts to build the index at `out` that are not published."""
+    attempts = []
+    for token in files.list_folder(out / versions.STAGING):
+        staging = Staging(out, token)
+        try:
+            plan = json.loads(files.read_text(staging.path_of(_PLAN)))
+            newest = max(path.stat().st_mtime for path in staging.folder.iterdir())
+        except (VersionError, ValueError, OSError):  # of a training run, or removed just now
+            continue
+        finished = staging.list_finished()
+        attempts.append(
+            Attempt(
+                token=token,
+                num_vectors=plan["num_vectors"],
+                pieces=f"{sum(name.startswith('piece-') for name in finished)} of {plan['pieces']}",
+                shards=f"{sum(map(versions.is_shard_name, finished))} of {plan['shards']}",
+                added=f"{sum(name.endswith('.faiss') for name in finished)} of {plan['shards'] if plan['kind'] != 'flat' else 0}",
+                written_s=round(time.time() - newest, 1),
+            )
+        )
+    return attempts

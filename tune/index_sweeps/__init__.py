@@ -1,0 +1,1 @@
+"""Sweeps over index settings: one build for each point, searched and compared."""

@@ -1,0 +1,166 @@
+"""Settings of a sweep of indexes: which vectors, what a build is varied by, what a search is varied by, what counts as good."""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import ClassVar, Literal, get_args
+
+from index.base.errors import ConfigError
+from index.base.settings import dump, merge, validate
+from index.config import KINDS_OF, IndexConfig, Kind
+from index.tune import has_codes
+from tune.space import Point, show_point
+from tune.sweep_settings import SweepSettings
+
+SEARCH_PARAMETERS = ("nprobe", "ef_search", "k_factor")
+"""what a search may be told anew, without another build"""
+_NO_KNOBS = ("vectors", "labels", "metric", "device", "keep_versions", "memory_mb")
+_MODES = {"ms": "min", "bytes": "min", "recall": "max"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileIndexConfig(IndexConfig):
+    """An index of the vectors of a file."""
+
+    vectors: str
+    """float32 [n, dim] as .npy, or .parquet with one column of lists"""
+    labels: str = ""
+    """integers .npy [n], or a column of the .parquet file; empty: all vectors are of one class"""
+
+    def settings(self) -> IndexConfig:
+        """The index's own settings, without the files."""
+        return IndexConfig(**{f.name: getattr(self, f.name) for f in fields(IndexConfig)})
+
+    def with_whole_paths(self) -> "FileIndexConfig":
+        """The same with paths that do not depend on the working folder; a column's name stays as it is."""
+        is_file = self.labels and (self.labels.endswith(".npy") or Path(self.labels).expanduser().is_file())
+        labels = str(Path(self.labels).expanduser().resolve()) if is_file else self.labels
+        return replace(self, vectors=str(Path(self.vectors).expanduser().resolve()), labels=labels)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IndexSweepConfig(SweepSettings):
+    """One sweep of indexes, whole: space makes builds, evaluation is searched with on each of them."""
+
+    subject: ClassVar[str] = "an index"
+
+    index: FileIndexConfig
+    """the vectors, and the settings that all builds share"""
+    metric: Literal["ms", "recall", "bytes"] = "ms"
+    """what builds are compared by, at their best search parameters: milliseconds a query or bytes a vector in memory, both with
+    mode=min, or recall with mode=max"""
+    mode: Literal["max", "min"] = "min"
+    """min: smaller is better"""
+    recall: float = 0.95
+    """share of the true neighbours that search parameters must find to count, 0 to 1"""
+    max_ms: float = 0.0
+    """milliseconds a query that search parameters may take to count; 0: any"""
+    k: int = 10
+    """neighbours a query, at least 1"""
+    sample: int = 1000
+    """vectors of the index that are asked for, each left out of its own answer, at least 1"""
+    at_once: int = 0
+    """queries of one search; 0: all of the sample together"""
+
+    def __post_init__(self) -> None:
+        self.check_numbers()
+        for name, least in (("k", 1), ("sample", 1), ("at_once", 0), ("max_ms", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name}={getattr(self, name):g} must be {least} or more")
+        if not 0 <= self.recall <= 1:
+            raise ConfigError(f"recall={self.recall:g} must be 0 to 1")
+        if self.mode != _MODES[self.metric]:
+            raise ConfigError(
+                f"mode={self.mode} with metric={self.metric}: the better index has the "
+                f"{'smaller' if self.mode == 'max' else 'larger'} one (mode={_MODES[self.metric]})"
+            )
+        self._check_space()
+        self._check_evaluation()
+        self.check_points()
+
+    @property
+    def value_name(self) -> str:
+        """What builds are compared by."""
+        return self.metric
+
+    def trial_config(self, point: Point) -> IndexConfig:
+        """The index of a point; ConfigError for settings that exclude each other."""
+        tree = merge(dump(self.index.settings()), point)
+        return validate(IndexConfig, tree, f"the point {show_point(point)}" if point else "the base", "index")
+
+    def search_settings(self, own: dict[str, int], kind: Kind, num_clusters: int) -> list[dict[str, int]]:
+        """Every combination of the evaluation grid for an index of this kind with the parameters `own`: all of its parameters.
+
+        A parameter that the grid does not name stays as it is, and so does k_factor where FAISS ranks by the vectors themselves
+        and more candidates find no more. More clusters than there are is all of them.
+        """
+        cells = [dict(own)]
+        for name, values in self.evaluation.items():
+            if name in own and name in _takes(kind):
+                most = num_clusters if name == "nprobe" else 1 << 30
+                wanted = dict.fromkeys(min(int(value), most) for value in values)
+                cells = [{**cell, name: value} for cell in cells for value in wanted]
+        return cells
+
+    def is_enough(self, recall: float, ms: float) -> bool:
+        """Whether search parameters that were measured so count."""
+        return recall >= self.recall and (not self.max_ms or ms <= self.max_ms)
+
+    def _check_space(self) -> None:
+        if not self.space:
+            raise ConfigError(
+                "space is empty: name what builds differ by, such as kind: {choice: [ivf_flat, ivf_pq]}"
+            )
+        known = {f.name for f in fields(IndexConfig)}
+        for key, knob in self.space.items():
+            if key in SEARCH_PARAMETERS:
+                raise ConfigError(
+                    f"space.{key} needs no build: put it under evaluation ({key}: [...]), where every value is measured on each "
+                    "build"
+                )
+            if key in _NO_KNOBS:
+                raise ConfigError(f"space.{key} is the same for all builds (index names it: index.{key})")
+            if key not in known:
+                raise ConfigError(f"space.{key}: an index has no such key{_nearest(key, known)}")
+            knob.check(key)
+            if self.search == "grid" and not knob.options:
+                raise ConfigError(
+                    f"space.{key} is a range, and search=grid needs choice or grid (search=random takes it)"
+                )
+
+    def _check_evaluation(self) -> None:
+        builds = {f.name for f in fields(IndexConfig)} - set(SEARCH_PARAMETERS)
+        knob = self.space.get("kind")
+        kinds = [kind for kind in get_args(Kind) if kind in (knob.options if knob else [self.index.kind])]
+        for name, values in self.evaluation.items():
+            if name in builds:
+                raise ConfigError(f"evaluation.{name} needs a build: put it under space")
+            if name not in SEARCH_PARAMETERS:
+                raise ConfigError(
+                    f"evaluation.{name}: a search has no such parameter{_nearest(name, SEARCH_PARAMETERS)}"
+                )
+            if not values or len(set(values)) < len(values):
+                raise ConfigError(f"evaluation.{name}={list(values)} must name different values, one or more")
+            if not all(type(value) is int and value >= 1 for value in values):
+                raise ConfigError(f"evaluation.{name}={list(values)} must be whole numbers of at least 1")
+            if not any(name in _takes(kind) for kind in kinds):
+                takers = [kind for kind in get_args(Kind) if name in _takes(kind)]
+                raise ConfigError(
+                    f"evaluation.{name} moves nothing on {' and '.join(f'kind={kind}' for kind in kinds)}; it belongs to "
+                    f"{' and '.join(f'kind={kind}' for kind in takers)}"
+                )
+
+
+def _takes(kind: Kind) -> list[str]:
+    """Search parameters that move what an index of this kind finds."""
+    return [
+        name
+        for name in SEARCH_PARAMETERS
+        if (has_codes(kind) if name == "k_factor" else kind in KINDS_OF[name])
+    ]
+
+
+def _nearest(key: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(key, sorted(known), n=1)
+    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(sorted(known))}"

@@ -1,0 +1,1 @@
+"""Sweeps over run settings: trials, early stopping, actors, reports."""

@@ -1,0 +1,159 @@
+"""A sweep's settings: SWEEP.yaml through the same gate as a run's, and every key of its space held against a run's."""
+
+import math
+from dataclasses import dataclass, field, replace
+from itertools import product
+from typing import ClassVar, Literal
+
+from fsl_dist.config import RunConfig
+from fsl_dist.metrics.config import EvaluationConfig
+from index.base.errors import ConfigError
+from index.base.settings import dump, merge, validate
+from tune.space import Point, Scalar, nested, show_point
+from tune.sweep_settings import SweepSettings
+from tune.sweeps.space_rules import check_evaluation, check_space
+
+_LIST_AXES = ("k_p", "delta_tau", "k")
+"""settings of an evaluation that take several values at a time"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NoScheduler:
+    """Every trial runs to its end."""
+
+    kind: Literal["none"] = "none"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asha:
+    """Asynchronous successive halving: at each rung the better share of the trials that came so far goes on."""
+
+    kind: Literal["asha"] = "asha"
+    grace_epochs: int = 1
+    """epochs that every trial is given, the first rung, at least 1; a run judges after `training.validate_every` epochs"""
+    reduction: float = 3.0
+    """factor between two rungs; 1/reduction of the trials pass each, above 1"""
+
+    def __post_init__(self) -> None:
+        if self.grace_epochs < 1:
+            raise ConfigError(f"scheduler.grace_epochs={self.grace_epochs} must be at least 1")
+        if not 1 < self.reduction < math.inf:
+            raise ConfigError(f"scheduler.reduction={self.reduction:g} must be above 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resources:
+    """What one trial takes."""
+
+    workers: int = 0
+    """workers.num of every trial; 0: the base's"""
+    cpus: int = 0
+    """workers.cpus of every trial; 0: the base's"""
+    gpus: float = 0.0
+    """GPUs of a trial: 0 trains on the CPU, a fraction shares one; with several workers, one each"""
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "cpus", "gpus"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"resources.{name}={getattr(self, name):g} must be 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SweepConfig(SweepSettings):
+    """One sweep of runs, whole: the run that is varied, what is varied, and how."""
+
+    subject: ClassVar[str] = "a run"
+
+    base: RunConfig
+    """the run that every trial varies: a YAML file's path in SWEEP.yaml, or its mapping"""
+    metric: str = ""
+    """validation metric that trials are compared by, `training.stop_metric` of all; empty: the base's"""
+    scheduler: NoScheduler | Asha = field(default_factory=NoScheduler)
+    """which trials are stopped early: none, or asha with `grace_epochs` and `reduction`"""
+    resources: Resources = field(default_factory=Resources)
+    """what one trial takes"""
+    concurrency: int = 0
+    """trials at a time; 0: as many as the CPUs and GPUs hold"""
+
+    def __post_init__(self) -> None:
+        self.check_numbers()
+        if self.concurrency < 0:
+            raise ConfigError(f"concurrency={self.concurrency} must be 0 or more")
+        if self.mode == "min":
+            raise ConfigError(
+                f"mode=min with metric={self.metric or self.base.stop_metric}: every metric that a run validates by grows "
+                "with quality, and its best epoch is the one with the largest (mode=max)"
+            )
+        check_space(self.space, self.search)
+        check_evaluation(self.evaluation)
+        if self.base.training.patience == 0:
+            raise ConfigError(
+                f"metric={self.metric or self.base.stop_metric} is reported by no trial: the base has training.patience=0 and "
+                "validates nothing (settings: training.patience: 10, or any number above 0)"
+            )
+        if self.base.training.validate_every > self.max_epochs:
+            raise ConfigError(
+                f"metric={self.metric or self.base.stop_metric} is reported by no trial: training.validate_every="
+                f"{self.base.training.validate_every} is above the {self.max_epochs} epochs of a trial"
+            )
+        base = self.trial_base()
+        if base.workers.num > 1 and self.resources.gpus not in (0, base.workers.num):
+            raise ConfigError(
+                f"resources.gpus={self.resources.gpus:g} with {base.workers.num} workers: each worker of a trial takes a whole "
+                f"GPU (resources.gpus={base.workers.num}, or 0)"
+            )
+        self.evaluation_settings(base)
+        self.check_points()
+
+    @property
+    def value_name(self) -> str:
+        """The validation metric that trials are compared by."""
+        return self.trial_base().stop_metric
+
+    def trial_base(self) -> RunConfig:
+        """The base with the sweep's metric and resources; ConfigError where they do not fit it."""
+        workers = replace(
+            self.base.workers,
+            num=self.resources.workers or self.base.workers.num,
+            cpus=self.resources.cpus or self.base.workers.cpus,
+            gpu="auto" if self.resources.gpus else "never",
+        )
+        training = replace(self.base.training, stop_metric=self.metric or self.base.training.stop_metric)
+        return replace(self.base, workers=workers, training=training)
+
+    def trial_config(self, point: Point, folder: str = "") -> RunConfig:
+        """The run of a point; ConfigError for a point that breaks a run's rules."""
+        base = dump(self.trial_base())
+        if point.get("method.kind", base["method"]["kind"]) != base["method"]["kind"]:
+            base["method"] = {}  # the settings of another method
+        tree = merge(merge(base, nested(point)), {"run": {"dir": folder}})
+        return validate(RunConfig, tree, f"the point {show_point(point)}" if point else "the base")
+
+    @property
+    def max_epochs(self) -> int:
+        """The longest that a trial may train."""
+        knob = self.space.get("training.epochs")
+        values = (*knob.options, *knob.randint) if knob else (self.base.training.epochs,)
+        return max(int(value) for value in values if isinstance(value, int | float))
+
+    def evaluation_settings(self, config: RunConfig) -> list[tuple[Point, EvaluationConfig]]:
+        """Every combination of the evaluation grid, as settings of a run: (what distinguishes it, the settings).
+
+        Settings that take lists (`k_p`, `delta_tau`, `k`) take all of their values at once: their scores have names of their
+        own. Combinations that the run refuses, such as a Δτ that leaves no temperature, are without those values.
+        """
+        lists: dict[str, list[Scalar]] = {
+            name: list(values) for name, values in self.evaluation.items() if name in _LIST_AXES
+        }
+        single = {name: values for name, values in self.evaluation.items() if name not in _LIST_AXES}
+        temperature = getattr(config.method, "temperature", None)
+        if temperature is not None and "delta_tau" in lists:
+            deltas = [delta for delta in lists["delta_tau"] if isinstance(delta, int | float)]
+            lists["delta_tau"] = [delta for delta in deltas if temperature + delta > 0] or [0.0]
+        cells = []
+        for values in product(*single.values()):
+            cell: Point = dict(zip(single, values, strict=True))
+            tree = merge(dump(config.evaluation), {**lists, **cell})
+            settings = validate(EvaluationConfig, tree, "the evaluation grid", "evaluation")
+            cells.append((cell, settings))
+        return cells

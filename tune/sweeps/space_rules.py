@@ -1,0 +1,65 @@
+"""Which keys may stand in a sweep's space and in its evaluation grid."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+
+from fsl_dist.config import RunConfig
+from fsl_dist.metrics.config import EvaluationConfig
+from index.base.errors import ConfigError
+from index.base.settings import known_keys
+from tune.space import Knob, Scalar
+
+_NO_KNOBS = (
+    "run.dir",
+    "data.dataset",
+    "data.version",
+    "workers.",
+    "mining.run",
+    "mining.actors",
+    "mining.cpus",
+    "mining.gpus",
+)
+
+
+def check_space(space: Mapping[str, Knob], search: str) -> None:
+    """Raise ConfigError for a key that is none of a run's, needs no training or is the same for all, and for bad knobs."""
+    if not space:
+        raise ConfigError(
+            "space is empty: name what trials differ by, such as training.lr: {loguniform: [1e-4, 1e-2]}"
+        )
+    known = known_keys(RunConfig)
+    for key, knob in space.items():
+        if key.startswith("evaluation."):
+            raise ConfigError(
+                f"space.{key} needs no training: put it under evaluation ({key.partition('.')[2]}: [...]), where every value is "
+                "scored on each trial"
+            )
+        if key.startswith(_NO_KNOBS):
+            raise ConfigError(f"space.{key} is the same for all trials (settings or resources name it)")
+        if key not in known:
+            raise ConfigError(f"space.{key}: a run has no such key{_nearest(key, known)}")
+        knob.check(key)
+        if search == "grid" and not knob.options:
+            raise ConfigError(
+                f"space.{key} is a range, and search=grid needs choice or grid (search=random takes it)"
+            )
+
+
+def check_evaluation(grid: Mapping[str, tuple[Scalar, ...]]) -> None:
+    """Raise ConfigError for a name that is no setting of an evaluation, and for values given twice or not at all."""
+    names = {f.name for f in fields(EvaluationConfig)}
+    known = known_keys(RunConfig)
+    for name, values in grid.items():
+        if name not in names:
+            trained = sorted(key for key in known if name in (key, key.rpartition(".")[2]))
+            if trained:
+                raise ConfigError(f"evaluation.{name} changes what is trained: put {trained[0]} under space")
+            raise ConfigError(f"evaluation.{name}: an evaluation has no such key{_nearest(name, names)}")
+        if not values or len(set(values)) < len(values):
+            raise ConfigError(f"evaluation.{name}={list(values)} must name different values, one or more")
+
+
+def _nearest(key: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(key, sorted(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""

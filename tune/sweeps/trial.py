@@ -1,0 +1,105 @@
+"""One trial: trained or gone on with as `fsl-dist train` does it, then scored on the evaluation grid.
+
+Nothing here knows where it runs; `tune.sweeps.sweep` runs it in Ray actors that take one trial after another.
+"""
+
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from fsl_dist.config import RunConfig
+from fsl_dist.data.loader import describe_samples
+from fsl_dist.evaluation.report import evaluate_settings
+from fsl_dist.training.checkpoint import CheckpointFolder, read_progress
+from fsl_dist.training.launch import OnRay, check_run, train_run
+from fsl_dist.training.loop import Watch
+from fsl_dist.training.runlog import write_hparams
+from index.base.errors import FslDistError
+from index.base.files import write_atomic
+from tune.records import Cell, Result, State, Trial, write_evaluation
+from tune.space import Point, show_value
+from tune.sweeps.config import SweepConfig
+
+ERROR_FILE = "error.txt"
+
+
+class Asks(Protocol):
+    """Who decides whether a trial stops: the sweep's judge, wherever it is."""
+
+    def watch(self, trial: int) -> Watch:
+        """What the trial's run asks after each validation; may be sent to another process."""
+        ...
+
+    def is_stopped(self, trial: int) -> bool:
+        """Whether the trial was told to stop before."""
+        ...
+
+
+def check_point(config: SweepConfig, point: Point, folder: Path) -> RunConfig:
+    """The run of a point; RequestError (ConfigError) where the run's rules or the data refuse it. Trains nothing."""
+    run = config.trial_config(point, str(folder))
+    check_run(run)
+    return run
+
+
+def run_trial(
+    config: SweepConfig, trial: Trial, asks: Asks, on_ray: Callable[[Watch], OnRay] | None = None
+) -> Result:
+    """Train a trial, from its last checkpoint where there is one, and score it; how it ended, an error of its own included.
+
+    A trial that the scheduler stopped is not scored. on_ray: makes what trains a run of several workers, given what it asks.
+    """
+    started = time.perf_counter()
+    run = config.trial_config(trial.point, str(trial.folder))
+    is_stopped, train_s = asks.is_stopped(trial.number), 0.0
+    try:
+        if not is_stopped:
+            watch = asks.watch(trial.number)
+            train_run(run, resume=True, on_ray=on_ray(watch) if on_ray else None, watch=watch)
+            is_stopped = asks.is_stopped(trial.number)
+        train_s = time.perf_counter() - started
+        if not is_stopped:
+            evaluate_trial(config, trial, run)
+    except Exception as error:
+        words = str(error) if isinstance(error, FslDistError) else f"{type(error).__name__}: {error}"
+        write_atomic(trial.folder / ERROR_FILE, traceback.format_exc().encode())
+        return replace(
+            _progress_of(run, "failed"),
+            train_s=train_s or time.perf_counter() - started,
+            error=_one_line(words),
+        )
+    result = _progress_of(run, "stopped" if is_stopped else "finished")
+    if result.value is not None:
+        told = {key: show_value(v) if isinstance(v, tuple) else v for key, v in trial.point.items()}
+        write_hparams(trial.folder, told, run.stop_metric, result.value)
+    return replace(result, train_s=train_s, evaluate_s=time.perf_counter() - started - train_s)
+
+
+def evaluate_trial(config: SweepConfig, trial: Trial, run: RunConfig) -> None:
+    """Score a trained trial under every combination of the evaluation grid, its images embedded once."""
+    catalogue, _ = describe_samples(run.data)
+    if not {"test", "val", "novel"}.intersection(catalogue.split_names):
+        return  # all there is was trained on, or held out of it to validate by
+    cells = config.evaluation_settings(run)
+    reports = evaluate_settings(trial.folder, [settings for _, settings in cells])
+    scored = [
+        Cell(settings, report.to_json()["metrics"])
+        for (settings, _), report in zip(cells, reports, strict=True)
+    ]
+    write_evaluation(trial.folder, reports[0].split, scored)
+
+
+def _progress_of(run: RunConfig, state: State) -> Result:
+    latest = CheckpointFolder(Path(run.run.dir), keep=1, owner=None).latest()
+    if latest is None:
+        return Result(state=state)
+    progress = read_progress(latest)
+    value = progress.best_value if progress.best_step >= 0 else None
+    return Result(state=state, value=value, epochs=progress.epoch)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
