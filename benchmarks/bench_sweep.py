@@ -1,6 +1,6 @@
 """What a sweep saves: its trials by `fsl-dist sweep run` against the same trials as `fsl-dist train`, one after another.
 
-    python benchmarks/bench_sweep.py --config experiments/sweeps/deep-knn-ham10000-features.yaml \
+    python benchmarks/bench_sweep.py --config sweeps/deep-knn-ham10000-features \
         scheduler.kind=none trials=11 training.patience=30
 
 The commands are the ones a user types, in processes of their own, timed from outside. Separate trials are timed twice: training

@@ -2,7 +2,7 @@
 
     RAY_worker_niceness=0 python benchmarks/check_plan.py DATASET [key=value …]
 
-DATASET is a packed data set, Omniglot in docs/scaling.md; `key=value` changes experiments/omniglot/pcn.yaml. Every process has
+DATASET is a packed data set, Omniglot in docs/scaling.md; `key=value` changes the shipped omniglot/pcn. Every process has
 one thread. A round measures the rates (`fsl-dist bench rates`), then trains PCN for two epochs with one worker and with two and
 takes the second epoch, then lets deep kNN mine once, with one worker and with two. Counted is what steps and refreshes take,
 without start-up. Other work on the machine shifts rates and runs alike if it is steady: read the ratios. Prints a table and JSON.
@@ -18,7 +18,7 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
-CONFIG = Path(__file__).parents[1] / "experiments" / "omniglot" / "pcn.yaml"
+CONFIG = Path("omniglot/pcn")
 SETTINGS = ["data.threads=1", "workers.gpu=never", "episode.per_epoch=60", "training.epochs=2"]
 MINING = ["mining.source=dataset", "training.epochs=1", "training.images=500"]
 

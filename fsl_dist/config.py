@@ -22,6 +22,7 @@ from fsl_dist.methods.config import (
 from fsl_dist.metrics.config import CLUSTER_SCORES, EvaluationConfig
 from fsl_dist.models.config import BackboneConfig
 from fsl_dist.samplers.episode import EpisodeConfig
+from fsl_dist.shipped import find_config
 from fsl_dist.training.config import TrainingConfig, WorkersConfig
 from index.base.object_cache import bring_file, is_url, told, working_folder
 from index.base.settings import merge, parse_overrides, parse_yaml, to_yaml, validate
@@ -235,6 +236,7 @@ def load_config(path: Path | None, overrides: Sequence[str]) -> RunConfig:
     """The configuration of a YAML file (None: all defaults) with `key=value` overrides."""
     if path is None:
         return parse_config("", overrides, "the command line")
+    path = find_config(path)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

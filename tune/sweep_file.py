@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fsl_dist.config import RunConfig, resolve_paths
+from fsl_dist.shipped import find_config
 from index.base.errors import ConfigError, RequestError
 from index.base.files import exists, read_text
 from index.base.object_cache import bring, on_disk, told, working_folder
@@ -158,6 +159,7 @@ def render_sweep(config: SweepSettings) -> str:
 
 
 def _read_sweep(path: Path) -> dict[str, Any]:
+    path = find_config(path)
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -172,9 +174,7 @@ def _read_base(base: object, place: str) -> dict[str, Any]:
         raise ConfigError(
             f"base must name a run's YAML file, or be its mapping; a sweep of indexes has index in its place ({place})"
         )
-    path = Path(base).expanduser()
-    if not path.is_file():
-        raise ConfigError(f"base={base} is no file; paths start from the working folder ({place})")
+    path = find_config(Path(base).expanduser())
     return parse_yaml(path.read_text("utf-8"), str(path))
 
 

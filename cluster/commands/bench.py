@@ -16,13 +16,13 @@ def bench() -> None:
 
     \b
     Example:
-      fsl-dist bench rates --config experiments/omniglot/pcn.yaml --out rates.yaml
-      fsl-dist plan --config experiments/omniglot/pcn.yaml --rates rates.yaml --workers 8
+      fsl-dist bench rates --config omniglot/pcn --out rates.yaml
+      fsl-dist plan --config omniglot/pcn --rates rates.yaml --workers 8
     """
 
 
 @bench.command(
-    epilog="Example: fsl-dist bench rates --config experiments/own-images.yaml --out rates.yaml data.dataset=data/mine"
+    epilog="Example: fsl-dist bench rates --config own-images --out rates.yaml data.dataset=data/mine"
 )
 @click.option(
     "--config",

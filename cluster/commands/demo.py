@@ -171,7 +171,7 @@ def _describe(rows: dict[str, dict], workers: int, images_seen: int, seconds: fl
         "training images vote on each of the 1,597 others.\n\n"
         "Next, on your own folder of class folders:\n"
         "    fsl-dist pack MY_IMAGES data/mine\n"
-        "    fsl-dist train --config experiments/own-images.yaml data.dataset=data/mine run.dir=runs/mine\n"
+        "    fsl-dist train --config own-images data.dataset=data/mine run.dir=runs/mine\n"
         "    fsl-dist evaluate runs/mine"
     )
 

@@ -44,7 +44,7 @@ _ROWS = (
 
 
 @click.command(
-    epilog="Example: fsl-dist plan --config experiments/own-images.yaml --rates rates.yaml --workers 64 --gpus-per-worker 8"
+    epilog="Example: fsl-dist plan --config own-images --rates rates.yaml --workers 64 --gpus-per-worker 8"
 )
 @click.option(
     "--config",

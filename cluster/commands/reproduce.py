@@ -13,7 +13,7 @@ from cluster.commands.output import emit
 @click.option(
     "--family",
     default="",
-    help="Folder of experiments/ with the rows' YAML; the table's own small one, unless named.",
+    help="Family (data set) whose configurations the rows are trained with; the table's own small one, unless named.",
 )
 @click.option(
     "--data", type=click.Path(path_type=Path), help="A packed data set, or the images the family packs."

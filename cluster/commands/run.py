@@ -45,7 +45,7 @@ def demo(folder: Path | None, workers: int, as_json: bool) -> None:
     emit(result, as_json, text)
 
 
-@click.command(epilog="Example: fsl-dist train --config experiments/omniglot/pcn.yaml workers.num=2")
+@click.command(epilog="Example: fsl-dist train --config omniglot/pcn workers.num=2")
 @click.option(
     "--config", "config_path", type=click.Path(path_type=Path), help="YAML file; key=value goes over it."
 )

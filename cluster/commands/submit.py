@@ -27,7 +27,7 @@ class Duration(click.ParamType):
 
 @click.command(
     context_settings={"allow_interspersed_args": False},
-    epilog="Example: fsl-dist submit --to ray --name first -- train --config experiments/omniglot/pcn.yaml workers.num=4",
+    epilog="Example: fsl-dist submit --to ray --name first -- train --config omniglot/pcn workers.num=4",
 )
 @on_place
 @click.option("--name", help="Of the job, new there; made of the verb and the time unless given.")

@@ -23,12 +23,12 @@ def sweep() -> None:
 
     \b
     Example:
-      fsl-dist sweep run --config experiments/sweeps/pcn-omniglot.yaml dir=sweeps/pcn
+      fsl-dist sweep run --config sweeps/pcn-omniglot dir=sweeps/pcn
       fsl-dist sweep report sweeps/pcn
     """
 
 
-@sweep.command(epilog="Example: fsl-dist sweep run --config experiments/sweeps/pcn-omniglot.yaml trials=50")
+@sweep.command(epilog="Example: fsl-dist sweep run --config sweeps/pcn-omniglot trials=50")
 @click.option(
     "--config",
     "path",

@@ -15,10 +15,7 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 def write_wheel(path: Path) -> None:
-    """Write a wheel of the code that this process runs, installed, editable or on PYTHONPATH: packages and metadata.
-
-    The tables and settings of `experiments/` go along where they are at hand: `reproduce` looks for them beside the packages.
-    """
+    """Write a wheel of the code that this process runs, installed, editable or on PYTHONPATH: packages and metadata."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in sorted(_files()):
             archive.writestr(zipfile.ZipInfo(name, _EPOCH), data, zipfile.ZIP_DEFLATED)
@@ -44,9 +41,6 @@ def _files() -> Iterator[tuple[str, bytes]]:
         for path in folder.rglob("*"):
             if path.is_file() and path.suffix != ".pyc":
                 yield f"{room}/{path.relative_to(folder).as_posix()}", path.read_bytes()
-    experiments = _folder_of("tune").parent / "experiments"
-    for path in experiments.rglob("*.yaml") if experiments.is_dir() else ():
-        yield f"experiments/{path.relative_to(experiments).as_posix()}", path.read_bytes()
     found = importlib.metadata.distribution(_NAME)
     folder_name = f"fsl_dist-{found.version}.dist-info"
     for name in ("METADATA", "entry_points.txt"):

@@ -12,7 +12,7 @@ python - <<'PYTHON'
 import re
 
 import faiss, kubernetes, ray, torch, torchvision  # noqa: E401, F401
-from cluster.kuberay_render import manifests
+from cluster.jobs.kuberay_render import manifests
 
 named = set(re.findall(r"rayVersion: (\S+)", "".join(p.read_text() for p in (manifests() / "base").glob("*.yaml"))))
 if named != {ray.__version__}:

@@ -10,7 +10,7 @@ import pytest
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(3600)]
 
 PROGRAM = Path(sys.executable).with_name("fsl-dist")
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+EXPERIMENTS = Path(__file__).parents[2] / "fsl_dist" / "experiments"
 
 
 def run(place: Path, *arguments: str | Path) -> str:

@@ -210,17 +210,17 @@ def test_a_builder_that_lost_the_index_publishes_nothing(tmp_path: Path) -> None
 def test_vectors_that_do_not_fit_are_named_by_their_row(tmp_path: Path) -> None:
     vectors = np.ones((40, DIM), np.float32)
     vectors[17, 2] = np.nan
-    files = write_files(tmp_path, vectors)
+    written = write_files(tmp_path, vectors)
     with pytest.raises(RequestError, match=r"X\.npy row 17 holds a NaN"):
-        build_from_files(tmp_path / "out", files[0], str(files[1]), None, CONFIG)
+        build_from_files(tmp_path / "out", written[0], str(written[1]), None, CONFIG)
     assert files.list_folder(tmp_path / "out" / "staging") == []
     assert versions.list_versions(tmp_path / "out") == []
     np.save(tmp_path / "I.npy", np.zeros(40, np.int64))
     with pytest.raises(RequestError, match="id 0 is given to more than one vector"):
-        build_from_files(tmp_path / "out", files[0], str(files[1]), str(tmp_path / "I.npy"), CONFIG)
-    np.save(files[0], np.asfortranarray(np.ones((40, DIM), np.float32)))
+        build_from_files(tmp_path / "out", written[0], str(written[1]), str(tmp_path / "I.npy"), CONFIG)
+    np.save(written[0], np.asfortranarray(np.ones((40, DIM), np.float32)))
     with pytest.raises(RequestError, match="stored column by column"):
-        build_from_files(tmp_path / "out", files[0], str(files[1]), None, CONFIG)
+        build_from_files(tmp_path / "out", written[0], str(written[1]), None, CONFIG)
 
 
 def test_unit_vectors_have_length_one_or_a_name() -> None:

@@ -94,7 +94,7 @@ def test_a_configuration_travels_whole_and_checked(tmp_path: Path) -> None:
         assert "workers.launch=ray" not in found.arguments
     for line, problem in (
         (["train", "--config", str(path), "training.epoch=9"], "did you mean training.epochs?"),
-        (["train", "--config", str(tmp_path / "none.yaml")], "none.yaml cannot be read"),
+        (["train", "--config", str(tmp_path / "none.yaml")], "none.yaml is neither a YAML file nor"),
         (["index", "build", "OUT", "kidn=flat"], "did you mean kind?"),
         (["sweep", "run", "--config", str(path)], "base must name a run's YAML file"),
         (["sweep", "run"], "Missing option '--config'"),

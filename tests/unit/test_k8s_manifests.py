@@ -150,7 +150,9 @@ def test_the_wheel_holds_the_manifests(tmp_path: Path) -> None:
     )
     wheel = zipfile.ZipFile(tmp_path / made.stdout.split()[-1])
     files = {str(p.relative_to(ROOT)) for p in (ROOT / "k8s").rglob("*.yaml")}
-    assert {name.removeprefix("cluster/") for name in wheel.namelist() if name.endswith(".yaml")} == files
+    assert {
+        name.removeprefix("cluster/") for name in wheel.namelist() if name.startswith("cluster/k8s/")
+    } == files
     wheel.extractall(tmp_path / "installed")
     rendered = subprocess.run(
         [

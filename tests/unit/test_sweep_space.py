@@ -43,7 +43,7 @@ KNOBS = {
 
 
 @pytest.mark.parametrize(
-    "path", sorted((ROOT / "experiments" / "sweeps").glob("*.yaml")), ids=lambda path: path.stem
+    "path", sorted((ROOT / "fsl_dist" / "experiments" / "sweeps").glob("*.yaml")), ids=lambda path: path.stem
 )
 def test_the_sweeps_of_experiments_are_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
@@ -172,7 +172,7 @@ def test_another_kind_of_method_drops_the_settings_of_the_base(tmp_path: Path) -
         (BASE + SPACE + "scheduler: {kind: asha, reduction: 1}", "scheduler.reduction=1 must be above 1"),
         (BASE + SPACE + "resources: {gpus: -1}", "resources.gpus=-1 must be 0 or more"),
         (BASE + SPACE + "resources: {workers: 2, gpus: 0.5}", "each worker of a trial takes a whole GPU"),
-        ("base: nowhere.yaml\n" + SPACE, "base=nowhere.yaml is no file"),
+        ("base: nowhere.yaml\n" + SPACE, "nowhere.yaml is neither a YAML file nor"),
         (SPACE, "base must name a run's YAML file"),
         (BASE + "index: {vectors: x.npy}", "base belongs to sweeps of runs"),
     ],

@@ -99,7 +99,9 @@ def plan_run(
     """The run of `system` with `train` over its YAML; its folder is named by what it is."""
     config = config_of(family, system)
     if config is None:
-        raise RequestError(f"--family {family} has no system '{system}' (experiments/{family}/{system}.yaml)")
+        raise RequestError(
+            f"--family {family} has no system '{system}' (fsl_dist/experiments/{family}/{system}.yaml)"
+        )
     train = _changes(config, train)
     name = ",".join(
         [system, *(setting.split(".", 1)[-1] for setting in train), *([f"after={after}"] if after else [])]

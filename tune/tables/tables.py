@@ -1,18 +1,15 @@
 """Tables of the papers as lists of runs: which system a row trains, how it is scored, what the paper says.
 
-A table is `experiments/tables/NAME.yaml`. A family is a folder of `experiments/` with one YAML a system, trained on one
-data set: `experiments/omniglot/pcn.yaml`. The same table can be run on every family that has its systems.
+A table is `fsl_dist/experiments/tables/NAME.yaml`. A family is a folder of `fsl_dist/experiments/` with one YAML a system, trained on one
+data set: `fsl_dist/experiments/omniglot/pcn.yaml`. The same table can be run on every family that has its systems.
 """
 
-import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from fsl_dist.shipped import EXPERIMENTS
 from index.base.errors import ConfigError, RequestError
 from index.base.settings import parse_yaml, validate
-
-EXPERIMENTS = Path(os.path.relpath(Path(__file__).resolve().parents[2] / "experiments"))
-"""relative to the working folder, so that printed commands can be typed there"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,1 +1,0 @@
-"""Benchmarks: this project beside what one would otherwise use, on the same work, in the same run."""

@@ -1,0 +1,34 @@
+"""Configurations that come with the package, known by their names: `own-images`, `omniglot/pcn`, `sweeps/pcn-omniglot`."""
+
+import difflib
+import os
+from pathlib import Path
+
+from fsl_dist.errors import ConfigError
+
+EXPERIMENTS = Path(__file__).parent / "experiments"
+"""the shipped YAML files, one folder for each data set, and `tables/` and `sweeps/`"""
+
+
+def find_config(named: str | Path) -> Path:
+    """The file that `named` is: a path, or else the name of a shipped configuration.
+
+    Raises ConfigError, with the nearest names, where there is neither.
+    """
+    path = Path(named)
+    shipped = EXPERIMENTS / f"{os.fspath(named).removesuffix('.yaml')}.yaml"
+    if path.is_file() or not shipped.is_file():
+        if not path.exists():
+            near = difflib.get_close_matches(
+                str(named).removesuffix(".yaml"), list_configs(), n=3, cutoff=0.5
+            )
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise ConfigError(f"{named} is neither a YAML file nor the name of a shipped configuration{hint}")
+        return path
+    return shipped
+
+
+def list_configs() -> list[str]:
+    """Names of all shipped configurations of runs and sweeps."""
+    names = (path.relative_to(EXPERIMENTS).with_suffix("").as_posix() for path in EXPERIMENTS.rglob("*.yaml"))
+    return sorted(name for name in names if not name.startswith("tables/") and not name.endswith("/family"))
