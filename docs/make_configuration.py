@@ -3,7 +3,7 @@
     .venv/bin/python docs/make_configuration.py            writes the page
     .venv/bin/python docs/make_configuration.py --check    exit 1 where the page is not what would be written
 
-Names, types and defaults come from the classes; the meaning of a key is the text under its field, read by `ast`.
+Names, types, ranges and defaults come from the classes; the meaning of a key is the text under its field, read by `ast`.
 """
 
 import argparse
@@ -15,9 +15,10 @@ import types
 import typing
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fsl_dist.config import RunConfig
+from index.base.setting_types import range_of
 from index.base.settings import dump
 
 PAGE = Path(__file__).with_name("configuration.md")
@@ -52,12 +53,15 @@ def read_meanings(cls: type) -> dict[str, str]:
 
 
 def describe_type(hint: Any) -> str:
-    """A type in the words of a YAML file."""
+    """A type in the words of a YAML file, with its range."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return f"{describe_type(args[0])}, {range_of(hint)}"
     if origin is Literal:
         return ", ".join(f"`{choice}`" for choice in args)
     if origin is tuple:
-        return f"list of {describe_type(args[0])}s"
+        kind, comma, bounds = describe_type(args[0]).partition(",")
+        return f"list of {kind}s{comma}{bounds}"
     names: dict[Any, str] = {bool: "true or false", int: "whole number", float: "number", str: "text"}
     return names[hint]
 
@@ -70,7 +74,7 @@ def variants_of(hint: Any) -> list[type]:
 
 def describe_class(cls: type, part: str) -> Iterator[str]:
     """The table of one dataclass's keys, each with `part` before it."""
-    meanings, hints = read_meanings(cls), typing.get_type_hints(cls)
+    meanings, hints = read_meanings(cls), typing.get_type_hints(cls, include_extras=True)
     yield "| key | value | default | meaning |"
     yield "| --- | --- | --- | --- |"
     for name, default in dump(cls()).items():
@@ -88,7 +92,7 @@ def show(value: object) -> str:
     if isinstance(value, str):
         return value or '""'
     assert isinstance(value, int | float)
-    return f"{value:g}"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def render() -> str:

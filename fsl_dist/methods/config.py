@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from fsl_dist.errors import ConfigError
 from fsl_dist.methods.own import OwnMethodConfig, own_methods
 from fsl_dist.samplers.triplet import Sampling
-from index.base.settings import MoreVariants
+from index.base.settings import Variants
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,7 +168,7 @@ MethodConfig = Annotated[
     | ScatterConfig
     | CHAIConfig
     | OwnMethodConfig,
-    MoreVariants(own_methods),
+    Variants(own_methods),
 ]
 
 

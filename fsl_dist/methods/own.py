@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import typing
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from fsl_dist.errors import ConfigError
@@ -40,13 +41,14 @@ class OwnMethodConfig(Protocol):
 
 
 @functools.cache
-def own_methods() -> tuple[type, ...]:
-    """The configuration classes of all installed distributions, by name.
+def own_methods() -> Mapping[str, Callable[[], type]]:
+    """Kind → what loads its configuration class, for all installed distributions, by name.
 
-    Raises ConfigError with the entry point's name and distribution for one that cannot be loaded or is no such class.
+    A loader raises ConfigError with the entry point's name and distribution where the class cannot be loaded or is no
+    such class.
     """
     points = sorted(importlib.metadata.entry_points(group=GROUP), key=lambda point: point.name)
-    return tuple(_load(point) for point in points)
+    return {point.name: functools.partial(_load, point) for point in points}
 
 
 def _load(point: importlib.metadata.EntryPoint) -> type:

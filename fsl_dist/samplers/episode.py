@@ -6,54 +6,36 @@ of `per_step` episodes uses the numbers `step * per_step … step * per_step + p
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from fsl_dist.data.selection import Selection
-from fsl_dist.errors import ConfigError, RequestError
+from fsl_dist.errors import RequestError
 from fsl_dist.seeding import generator
-
-Scope = Literal["local", "global"]
-SmallClasses = Literal["error", "replace", "skip"]
+from index.base.settings import settings
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings("episode")
 class EpisodeConfig:
     """What an episode holds and how many of them make a step and an epoch."""
 
-    n_way: int = 10
-    """classes an episode, ≥ 2"""
-    k_shot: int = 10
-    """support images a class, ≥ 1"""
-    n_query: int = 5
-    """query images a class, ≥ 1"""
-    per_step: int = 0
-    """episodes an optimizer step over all workers, ≥ 0; 0 = the number of workers"""
-    per_epoch: int = 200
-    """episodes an epoch over all workers, ≥ 1"""
-    scope: Scope = "local"
+    n_way: Annotated[int, Field(ge=2)] = 10
+    """classes per episode"""
+    k_shot: Annotated[int, Field(ge=1)] = 10
+    """support images per class"""
+    n_query: Annotated[int, Field(ge=1)] = 5
+    """query images per class"""
+    per_step: Annotated[int, Field(ge=0)] = 0
+    """episodes per optimizer step over all workers; 0 = the number of workers"""
+    per_epoch: Annotated[int, Field(ge=1)] = 200
+    """episodes per epoch over all workers"""
+    scope: Literal["local", "global"] = "local"
     """local: each worker runs episodes of its own; global: one episode is split over all workers"""
-    small_classes: SmallClasses = "error"
+    small_classes: Literal["error", "replace", "skip"] = "error"
     """a class with fewer than k_shot + n_query images: refuse it, repeat its images, or leave the class out"""
-
-    def __post_init__(self) -> None:
-        for name, value, least in (
-            ("n_way", self.n_way, 2),
-            ("k_shot", self.k_shot, 1),
-            ("n_query", self.n_query, 1),
-            ("per_step", self.per_step, 0),
-            ("per_epoch", self.per_epoch, 1),
-        ):
-            if value < least:
-                raise ConfigError(f"episode.{name}={value} must be at least {least}")
-        for name, text, known in (
-            ("scope", self.scope, get_args(Scope)),
-            ("small_classes", self.small_classes, get_args(SmallClasses)),
-        ):
-            if text not in known:
-                raise ConfigError(f"episode.{name}={text} must be one of {', '.join(known)}")
 
     @property
     def images_per_class(self) -> int:

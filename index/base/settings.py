@@ -1,50 +1,81 @@
-"""The strict gate that every configuration passes: YAML and key=value in, frozen dataclasses out.
+"""Settings classes, and the parser that builds them from YAML and key=value.
 
 Each way a setting can be lost without a word is closed here: an unknown key, `true` read as 1, `1e-3` read as
-text, a key given twice, and a variant that changes its type. pydantic judges single values; which dataclass
-they belong to is decided by the `kind` of the variant, so that an error can name the one key that is wrong.
+text, a key given twice, and a variant that changes its type. Values are judged by the types of the fields
+(`index.base.setting_types`), whether a class is built by its constructor or from a file; which class a mapping
+belongs to is decided by the `kind` of the variant, so that an error can name the one key that is wrong.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import enum
 import functools
-import json
-import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union
-
-import pydantic
-import yaml
+from typing import Any, Literal, TypeVar, Union, dataclass_transform
 
 from index.base.errors import ConfigError
+from index.base.setting_types import check_values, guess, hints_of, join_key, show
+from index.base.yaml_text import name_of, read_yaml, write_yaml
 
 T = TypeVar("T")
 
-_BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
-_INT = re.compile(r"^[-+]?[0-9]+(?:_[0-9]+)*$")
-_FLOAT = re.compile(r"^(?:[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF))$")
-_NULL = re.compile(r"^(?:~|null|Null|NULL|)$")
-# Order decides: "12" is an int before it is a float.
-_SCALARS = (("bool", _BOOL), ("int", _INT), ("float", _FLOAT), ("null", _NULL))
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,))
+def settings(part: str) -> Callable[[type[T]], type[T]]:
+    """Make a class a frozen, keyword-only dataclass with slots whose constructor checks every value by its field's type.
+
+        @settings("episode")
+        class EpisodeConfig:
+            n_way: Annotated[int, Field(ge=2)] = 10
+
+    `EpisodeConfig(n_way=1)` raises the ConfigError "episode.n_way=1 must be at least 2". `__post_init__` is called
+    after that; it is for rules between fields. A list becomes a tuple, text a path and an int a float where the field
+    is one.
+
+    Args:
+        part: what error texts put before the names of the fields; may be empty.
+    """
+
+    def make(cls: type[T]) -> type[T]:
+        rules = getattr(cls, "__post_init__", None)
+
+        def check(self: T) -> None:
+            _check_itself(self, part)
+            if rules is not None:
+                rules(self)
+
+        cls.__post_init__ = check  # type: ignore[attr-defined]
+        return dataclasses.dataclass(frozen=True, kw_only=True, slots=True)(cls)
+
+    return make
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Variants:
+    """In `Annotated[MethodSettings, Variants(find)]`: the dataclasses that a field may hold, each loaded when its kind is named.
+
+    They come on top of those that the type itself names. A loader may raise ConfigError; only who names the kind sees it.
+    """
+
+    find: Callable[[], Mapping[str, Callable[[], type]]]
+    """kind → what returns the dataclass with that `kind: Literal[...]`"""
 
 
 def parse_yaml(text: str, place: str) -> dict[str, Any]:
     """Read one YAML mapping; `place` (a file name) is named in errors.
 
-    Scalars follow YAML 1.2: only true/false are booleans, `1e-3` is a float, `010` is ten; a date is text, and so is .nan,
-    which no setting takes.
     An empty document is an empty mapping. Raises ConfigError with the line for bad syntax, a repeated key, a
     key that is not text, a tag that would build an object, or a document that is not a mapping.
     """
-    data = _load(text, place)
+    data = read_yaml(text, place)
     if data is None:
         return {}
     if not isinstance(data, dict):
-        raise ConfigError(f"{place} must hold a mapping of keys to values; it holds a {_name_of(data)}")
+        raise ConfigError(f"{place} must hold a mapping of keys to values; it holds a {name_of(data)}")
     return data
 
 
@@ -67,7 +98,7 @@ def parse_overrides(items: Iterable[str]) -> dict[str, Any]:
                 raise ConfigError(f"'{item}' sets a key inside {part}, which an earlier key=value replaced")
         if parts[-1] in level:
             raise ConfigError(f"{key.strip()} is set twice among the key=value arguments; keep one")
-        level[parts[-1]] = _load(text, f"'{item}'")
+        level[parts[-1]] = read_yaml(text, f"'{item}'")
     return nested
 
 
@@ -92,7 +123,7 @@ def validate(cls: type[T], data: Mapping[str, Any], place: str, prefix: str = ""
     the field's default. Raises ConfigError, one line, about the first thing that is wrong; a ConfigError of a
     dataclass's own `__post_init__` comes through as it is.
     """
-    return typing.cast(T, _Gate(cls, place, prefix).build(cls, data, prefix, dataclasses.MISSING))
+    return typing.cast(T, _Parser(cls, place, prefix).build(cls, data, prefix, dataclasses.MISSING))
 
 
 def dump(config: Any) -> dict[str, Any]:
@@ -104,7 +135,7 @@ def to_yaml(config: Any) -> str:
     """Write a dataclass tree, or what `dump` makes of one, as YAML; `validate(cls, parse_yaml(to_yaml(config), place), place)`
     gives an equal tree."""
     data = dict(config) if isinstance(config, Mapping) else dump(config)
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1 << 20)
+    return write_yaml(data)
 
 
 def known_keys(cls: type) -> set[str]:
@@ -112,64 +143,12 @@ def known_keys(cls: type) -> set[str]:
     return set(_keys_of(cls, ""))
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2 scalars that refuses repeated keys and keys that are not text."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            line = key_node.start_mark.line + 1
-            if not isinstance(key, str):
-                raise ConfigError(
-                    f"{self.name}, line {line}: key {key!r} is a {_name_of(key)}; keys must be text (quote it)"
-                )
-            if key in seen:
-                raise ConfigError(f"{self.name}, line {line}: key {key} is given twice; keep one")
-            seen.add(key)
-        return super().construct_mapping(node, deep=True)
-
-
-class _Dumper(yaml.SafeDumper):
-    """SafeDumper that quotes every text which this loader or a YAML 1.1 reader would not read as text."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
-    return int(node.value.replace("_", ""))
-
-
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    # PyYAML folds these line breaks to a space unless the text is double-quoted.
-    style = '"' if re.search("[\x85\u2028\u2029]", text) else None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
-_Dumper.add_representer(str, _represent_text)
-_Loader.yaml_implicit_resolvers = {}
-_Dumper.yaml_implicit_resolvers = {
-    first: list(rules) for first, rules in yaml.SafeDumper.yaml_implicit_resolvers.items()
-}
-for _tag, _pattern in _SCALARS:
-    # None as first characters: the rule is tried for every plain scalar, which a configuration can afford.
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _pattern, None)
-    _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _pattern, None)
-_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
-
-
-def _load(text: str, place: str) -> Any:
-    try:
-        loader = _Loader(text)
-        loader.name = place
-        return loader.get_single_data()
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{place}{where}: not YAML: {error.problem or error.context}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{place}: not YAML: {' '.join(str(error).split())}") from None
+def _check_itself(config: Any, part: str) -> None:
+    cls: type = type(config)
+    given = {name: getattr(config, name) for name in hints_of(cls)}
+    for name, value in check_values(cls, given, part, "").items():
+        if value is not given[name]:
+            object.__setattr__(config, name, value)
 
 
 def _plain(value: Any) -> Any:
@@ -184,14 +163,7 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class MoreVariants:
-    """In `Annotated[A | B, MoreVariants(find)]`: further dataclasses of the union, found when a value is built."""
-
-    find: Callable[[], Iterable[type]]
-
-
-class _Gate:
+class _Parser:
     """One validation: remembers the root class, for the nearest name, and the place, for errors."""
 
     def __init__(self, root: type, place: str, prefix: str) -> None:
@@ -200,32 +172,26 @@ class _Gate:
         self.prefix = prefix
 
     def build(self, hint: Any, value: Any, key: str, default: Any) -> Any:
-        """Build the value of the type `hint`; `default` is what its field holds when nothing is said."""
-        variants = _dataclasses_of(hint)
-        if variants:
+        """Build what of the type `hint` are dataclasses; `default` is what its field holds when nothing is said."""
+        loaders = _loaders_of(hint)
+        if loaders:
             if value is None and type(None) in typing.get_args(hint):
                 return None
             if not isinstance(value, Mapping):
                 raise ConfigError(
-                    f"{key or 'the document'}={_show(value)} must be a mapping of keys to values ({self.place})"
+                    f"{key or 'the document'}={show(value)} must be a mapping of keys to values ({self.place})"
                 )
-            return self._build_dataclass(self._choose(variants, value, key, default), value, key, default)
+            return self._build_dataclass(self._choose(loaders, value, key, default), value, key, default)
         origin, args = typing.get_origin(hint), typing.get_args(hint)
-        if origin is tuple and len(args) == 2 and args[1] is Ellipsis and _dataclasses_of(args[0]):
-            if not isinstance(value, list | tuple):
-                raise ConfigError(f"{key}={_show(value)} must be a list ({self.place})")
-            missing = dataclasses.MISSING
+        missing = dataclasses.MISSING
+        if origin is tuple and isinstance(value, list | tuple) and _loaders_of(args[0]):
             return tuple(self.build(args[0], v, f"{key}[{i}]", missing) for i, v in enumerate(value))
-        if origin is dict and _dataclasses_of(args[1]):
-            if not isinstance(value, Mapping):
-                raise ConfigError(f"{key}={_show(value)} must be a mapping of keys to values ({self.place})")
-            return {
-                k: self.build(args[1], v, _join(key, str(k)), dataclasses.MISSING) for k, v in value.items()
-            }
-        return self._build_leaf(hint, value, key)
+        if origin is dict and isinstance(value, Mapping) and _loaders_of(args[1]):
+            return {k: self.build(args[1], v, join_key(key, str(k)), missing) for k, v in value.items()}
+        return value
 
     def _build_dataclass(self, cls: type, data: Mapping[str, Any], key: str, default: Any) -> Any:
-        hints = _hints_of(cls)
+        hints = hints_of(cls)
         fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
         values: dict[str, Any] = {}
         if type(default) is cls:
@@ -233,107 +199,99 @@ class _Gate:
         for name, value in data.items():
             if name not in fields:
                 self._refuse_key(name, cls, key)
-            values[name] = self.build(hints[name], value, _join(key, name), _default_of(fields[name]))
+            values[name] = self.build(hints[name], value, join_key(key, name), _default_of(fields[name]))
+        values = check_values(cls, values, key, self.place)
         for name, field in fields.items():
             if name not in values and _default_of(field) is dataclasses.MISSING:
-                raise ConfigError(f"{_join(key, name)} is required and not set ({self.place})")
+                raise ConfigError(f"{join_key(key, name)} is required and not set ({self.place})")
         try:
             return cls(**values)
         except ValueError as error:
             where = f"{key}: " if key else ""
             raise ConfigError(f"{where}{' '.join(str(error).split())} ({self.place})") from None
 
-    def _build_leaf(self, hint: Any, value: Any, key: str) -> Any:
-        try:
-            # JSON mode: a list may become a tuple and text a path, yet a bool never becomes an int.
-            return _adapter_of(hint).validate_json(json.dumps(_plain(value)), strict=True)
-        except pydantic.ValidationError as error:
-            problems = error.errors(include_url=False, include_context=False)
-            where = key + "".join(f"[{part}]" for part in problems[0]["loc"] if isinstance(part, int))
-            rules = dict.fromkeys(_rule_of(problem["msg"]) for problem in problems)
-            shown = _show(problems[0]["input"])
-            raise ConfigError(f"{where}={shown} must be {' or '.join(rules)} ({self.place})") from None
-        except TypeError:
+    def _choose(
+        self, loaders: Mapping[str, Callable[[], type]], data: Mapping[str, Any], key: str, default: Any
+    ) -> type:
+        if _ONLY in loaders:
+            return loaders[_ONLY]()
+        if "kind" in data:
+            kind = data["kind"]
+            if isinstance(kind, str) and kind in loaders:
+                return loaders[kind]()
             raise ConfigError(
-                f"{key} holds a {_name_of(value)}, which no setting takes ({self.place})"
-            ) from None
-
-    def _choose(self, variants: list[type], data: Mapping[str, Any], key: str, default: Any) -> type:
-        if len(variants) == 1:
-            return variants[0]
-        if "kind" not in data:
-            if type(default) in variants:
-                return type(default)
-            raise ConfigError(
-                f"{_join(key, 'kind')} is required: one of {', '.join(_kinds_of(variants))} ({self.place})"
+                f"{join_key(key, 'kind')}={show(kind)} is none of {', '.join(loaders)} "
+                f"({self.place}){guess(str(kind), list(loaders))}"
             )
-        for cls in variants:
-            if data["kind"] in _kinds_of([cls]):
-                return cls
-        kinds = _kinds_of(variants)
-        raise ConfigError(
-            f"{_join(key, 'kind')}={_show(data['kind'])} is none of {', '.join(kinds)} "
-            f"({self.place}){_guess(str(data['kind']), kinds)}"
-        )
+        if dataclasses.is_dataclass(default):
+            return type(default)
+        raise ConfigError(f"{join_key(key, 'kind')} is required: one of {', '.join(loaders)} ({self.place})")
 
     def _refuse_key(self, name: str, cls: type, key: str) -> typing.NoReturn:
         """Say where the unknown key `name` of `cls` at `key` belongs, or what it was probably meant to be."""
         siblings = _siblings_of(self.root, cls)
-        owners = _kinds_of([c for c in siblings if c is not cls and name in _hints_of(c)])
-        kind = _join(key, "kind")
-        full = _join(key, name)
+        owners = _kinds_of([c for c in siblings if c is not cls and name in hints_of(c)])
+        kind = join_key(key, "kind")
+        full = join_key(key, name)
         if owners:
             raise ConfigError(
                 f"{full} belongs to {' or '.join(f'{kind}={o}' for o in owners)}; "
                 f"this run has {kind}={_kinds_of([cls])[0]} ({self.place})"
             )
         # Names are compared without their prefix, which would make any two keys of one part alike.
-        near = difflib.get_close_matches(name, _hints_of(cls), n=1)
+        near = difflib.get_close_matches(name, hints_of(cls), n=1)
         places = {k.rsplit(".", 1)[-1]: k for k in _keys_of(self.root, self.prefix)}
         far = difflib.get_close_matches(name, places, n=1, cutoff=0.75)
         hint = ""
         if near or far:
-            hint = f"; did you mean {_join(key, near[0]) if near else places[far[0]]}?"
+            hint = f"; did you mean {join_key(key, near[0]) if near else places[far[0]]}?"
         if not hint:
-            hint = f"; {key or 'this part'} takes {', '.join(_hints_of(cls))}"
+            hint = f"; {key or 'this part'} takes {', '.join(hints_of(cls))}"
         raise ConfigError(f"unknown key {full} in {self.place}{hint}")
 
 
-@functools.cache
-def _adapter_of(hint: Any) -> pydantic.TypeAdapter[Any]:
-    return pydantic.TypeAdapter(hint)
+_ONLY = ""  # instead of a kind: the one dataclass of a hint that offers no choice
 
 
-@functools.cache
-def _hints_of(cls: type) -> dict[str, Any]:
-    hints = typing.get_type_hints(cls, include_extras=True)
-    return {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init}
-
-
-def _dataclasses_of(hint: Any) -> list[type]:
-    """The dataclasses a hint offers: itself, or the members of a union, looking through Annotated; and `MoreVariants`."""
-    more: list[type] = []
+def _loaders_of(hint: Any) -> dict[str, Callable[[], type]]:
+    """Kind → what returns its dataclass, for a hint that is one, a union of some or has `Variants`; else empty."""
+    marks: list[Any] = []
     if typing.get_origin(hint) is typing.Annotated:
         hint, *marks = typing.get_args(hint)
-        more = [cls for mark in marks if isinstance(mark, MoreVariants) for cls in mark.find()]
+    variants = [mark for mark in marks if isinstance(mark, Variants)]
     options = typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
-    return [*(o for o in options if isinstance(o, type) and dataclasses.is_dataclass(o)), *more]
+    named = [option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)]
+    if len(named) == 1 and not variants:
+        return {_ONLY: functools.partial(_itself, named[0])}
+    loaders: dict[str, Callable[[], type]] = {}
+    for cls in named:
+        loaders |= dict.fromkeys(_kinds_of([cls]), functools.partial(_itself, cls))
+    for mark in variants:
+        loaders |= mark.find()
+    return loaders
 
 
-def _nested_of(hint: Any) -> list[type]:
-    """Like `_dataclasses_of`, looking through tuple[...] and dict[...] too."""
-    found = _dataclasses_of(hint)
-    if not found and typing.get_origin(hint) in (tuple, dict):
-        found = [cls for arg in typing.get_args(hint) for cls in _dataclasses_of(arg)]
-    return found
+def _itself(cls: type) -> type:
+    return cls
+
+
+def _classes_of(hint: Any) -> list[type]:
+    """The dataclasses of a hint, all loaded, also those in tuple[...] and dict[...]; one that cannot be loaded is left out."""
+    if typing.get_origin(hint) in (tuple, dict):
+        return [cls for arg in typing.get_args(hint) for cls in _classes_of(arg)]
+    found = []
+    for load in _loaders_of(hint).values():
+        with contextlib.suppress(ConfigError):
+            found.append(load())
+    return list(dict.fromkeys(found))
 
 
 def _siblings_of(root: type, cls: type) -> list[type]:
     """The variants that `cls` competes with in some field of the tree under `root`."""
     waiting, seen = [root], {root}
     while waiting:
-        for hint in _hints_of(waiting.pop()).values():
-            variants = _nested_of(hint)
+        for hint in hints_of(waiting.pop()).values():
+            variants = _classes_of(hint)
             if cls in variants:
                 return variants
             waiting += [v for v in variants if v not in seen]
@@ -342,16 +300,16 @@ def _siblings_of(root: type, cls: type) -> list[type]:
 
 
 def _keys_of(cls: type, prefix: str) -> Iterable[str]:
-    for name, hint in _hints_of(cls).items():
-        variants = _dataclasses_of(hint)
+    for name, hint in hints_of(cls).items():
+        variants = [] if typing.get_origin(hint) in (tuple, dict) else _classes_of(hint)
         if not variants:
-            yield _join(prefix, name)
+            yield join_key(prefix, name)
         for variant in variants:
-            yield from _keys_of(variant, _join(prefix, name))
+            yield from _keys_of(variant, join_key(prefix, name))
 
 
 def _kinds_of(variants: list[type]) -> list[str]:
-    hints = [_hints_of(cls).get("kind") for cls in variants]
+    hints = [hints_of(cls).get("kind") for cls in variants]
     return [kind for hint in hints if typing.get_origin(hint) is Literal for kind in typing.get_args(hint)]
 
 
@@ -359,46 +317,3 @@ def _default_of(field: dataclasses.Field[Any]) -> Any:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return field.default
-
-
-def _guess(name: str, names: list[str]) -> str:
-    near = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
-def _rule_of(message: str) -> str:
-    """pydantic's rule in the words of a YAML file."""
-    rule = re.sub(r"^(?:Input|Value) (?:should be|is not) ", "", message)
-    own = {
-        "a valid integer": "a whole number",
-        "a valid number": "a number",
-        "a valid boolean": "true or false",
-        "a valid string": "text (put it in quotes)",
-        "a valid array": "a list, such as [1, 2]",
-        "None": "null",
-    }
-    return own.get(rule, rule)
-
-
-def _join(prefix: str, name: str) -> str:
-    return f"{prefix}.{name}" if prefix else name
-
-
-def _show(value: Any) -> str:
-    try:
-        text = json.dumps(value, ensure_ascii=False)
-    except TypeError:
-        text = str(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _name_of(value: Any) -> str:
-    names = {
-        dict: "mapping",
-        str: "text",
-        bool: "boolean",
-        int: "number",
-        float: "number",
-        type(None): "null",
-    }
-    return names.get(type(value), type(value).__name__)

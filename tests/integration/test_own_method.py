@@ -150,7 +150,7 @@ def test_its_settings_are_checked_like_all_others(site: Path, digits: Path, tmp_
 )
 def test_a_distribution_that_does_not_fit_is_named(tmp_path: Path, point: dict[str, str], words: str) -> None:
     site = install(tmp_path, point, EXAMPLE / "supcon.py")
-    refused = fsl_dist(site, "train", "method.kind=supcon", "run.dir=run")
+    refused = fsl_dist(site, "train", f"method.kind={next(iter(point))}", "run.dir=run")
     assert refused.returncode == 2
     assert words in refused.stderr
     assert "brought by fsl-dist-supcon" in refused.stderr

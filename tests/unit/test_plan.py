@@ -276,7 +276,7 @@ def test_a_rates_file_comes_back_equal(tmp_path: Path, as_json: bool) -> None:
 
 REFUSALS = {
     "load: {per_s: 0}": "load: per_s=0.0 must be",
-    "load: {per_s: .inf}": "load: per_s=inf must be",
+    "load: {per_s: .inf}": "load.per_s=inf must be",
     "load: {per_s: fast}": 'load.per_s="fast" must be',
     "load: {per_s: 5, core_ms: -1}": "load: core_ms=-1.0 must be",
     "machine: {device: cpu, cores: 0, memory_gb: 1}": "machine: cores=0 must be at least 1",

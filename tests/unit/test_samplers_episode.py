@@ -154,8 +154,8 @@ def test_replace_repeats_within_each_side_only(count: int, k_shot: int, n_query:
         ("n_query", 0, "episode.n_query=0 must be at least 1"),
         ("per_step", -1, "episode.per_step=-1 must be at least 0"),
         ("per_epoch", 0, "episode.per_epoch=0 must be at least 1"),
-        ("scope", "world", "episode.scope=world must be one of local, global"),
-        ("small_classes", "drop", "episode.small_classes=drop must be one of error, replace, skip"),
+        ("scope", "world", 'episode.scope="world" must be local or global'),
+        ("small_classes", "drop", 'episode.small_classes="drop" must be error, replace or skip'),
     ],
 )
 def test_config_names_field_value_and_rule(field: str, value: int | str, text: str) -> None:
