@@ -1,1 +1,1 @@
-"""Where a run runs: this machine or a Ray cluster, and the command line `fsl-dist`."""
+"""Where a command runs (this machine, a Ray cluster, Kubernetes), and the command line `fsl-dist`."""

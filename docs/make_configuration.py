@@ -11,13 +11,14 @@ import ast
 import dataclasses
 import inspect
 import sys
-import types
 import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fsl_dist.config import RunConfig
+from fsl_dist.methods.method import MethodSettings
+from fsl_dist.methods.registry import BUILT_IN, find_methods
 from index.base.setting_types import range_of
 from index.base.settings import dump
 
@@ -67,9 +68,10 @@ def describe_type(hint: Any) -> str:
 
 
 def variants_of(hint: Any) -> list[type]:
-    """The dataclasses a field may hold: one, or those of a union (methods from elsewhere are not)."""
-    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-    return [cls for cls in (typing.get_args(hint) if is_union else [hint]) if dataclasses.is_dataclass(cls)]
+    """The settings classes a field may hold: one, or those of all built-in methods."""
+    if hint is MethodSettings:
+        return [find_methods()[kind]() for kind in BUILT_IN]
+    return [hint] if dataclasses.is_dataclass(hint) else []
 
 
 def describe_class(cls: type, part: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""One run: data, samplers, models, methods, training, evaluation.
+"""One run: data, samplers, models, methods, training and evaluation.
 
 What `__all__` names is public and told in docs/api.md; it is loaded when first used, so that `import fsl_dist` costs
 nothing. Neighbours are the package `index`.
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fsl_dist.losses.pcn import PCNEpisode, class_scores, pcn_episode_loss, update_prototypes
     from fsl_dist.losses.scatter import ScatterEpisode, scatter_episode_loss, scatter_loss
     from fsl_dist.losses.triplet import triplet_loss
-    from fsl_dist.methods.method import Batch, BatchLoss, Memoryless, Method
+    from fsl_dist.methods.method import Batch, BatchLoss, Method, MethodContext, MethodSettings, Traits
     from fsl_dist.methods.stratified import StratifiedBatches
     from fsl_dist.models.backbones import build_network
     from fsl_dist.models.config import BackboneConfig
@@ -62,8 +62,10 @@ _ROOM_OF = {
     "FeatureSource": "fsl_dist.data.loader",
     "ImageSource": "fsl_dist.data.loader",
     "Loader": "fsl_dist.data.loader",
-    "Memoryless": "fsl_dist.methods.method",
     "Method": "fsl_dist.methods.method",
+    "MethodContext": "fsl_dist.methods.method",
+    "MethodSettings": "fsl_dist.methods.method",
+    "Traits": "fsl_dist.methods.method",
     "Neighbourhood": "fsl_dist.samplers.neighbourhood",
     "Network": "fsl_dist.models.embedding",
     "PCNEpisode": "fsl_dist.losses.pcn",
@@ -122,8 +124,9 @@ __all__ = [
     "FslDistError",
     "ImageSource",
     "Loader",
-    "Memoryless",
     "Method",
+    "MethodContext",
+    "MethodSettings",
     "Neighbourhood",
     "Network",
     "PCNEpisode",
@@ -136,6 +139,7 @@ __all__ = [
     "StratifiedBatches",
     "TableColumns",
     "TrainingError",
+    "Traits",
     "TripletKeys",
     "VersionError",
     "WriteReport",

@@ -7,26 +7,28 @@ Each part is a frozen dataclass beside what it configures; this file owns the tr
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 from fsl_dist.data.config import DataConfig
 from fsl_dist.errors import ConfigError
-from fsl_dist.methods.config import (
-    CHAIConfig,
-    CrossEntropyConfig,
-    DeepKNNConfig,
-    MethodConfig,
-    MiningConfig,
-    PCNConfig,
-    ScatterConfig,
-)
+from fsl_dist.methods.deep_knn import DeepKNNConfig
+from fsl_dist.methods.method import Method, MethodContext, MethodSettings, PrototypeTraits
+from fsl_dist.methods.mining import MiningConfig
+from fsl_dist.methods.registry import find_methods
 from fsl_dist.metrics.config import CLUSTER_SCORES, EvaluationConfig
 from fsl_dist.models.config import BackboneConfig
 from fsl_dist.samplers.episode import EpisodeConfig
 from fsl_dist.shipped import find_config
 from fsl_dist.training.config import TrainingConfig, WorkersConfig
 from index.base.object_cache import bring_file, is_url, told, working_folder
-from index.base.settings import merge, parse_overrides, parse_yaml, to_yaml, validate
+from index.base.settings import Variants, merge, parse_overrides, parse_yaml, to_yaml, validate
 from index.config import IndexConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from fsl_dist.data.catalogue import Catalogue
+    from fsl_dist.data.selection import Selection
 
 CONFIG_FILE = "config.yaml"
 
@@ -53,7 +55,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    method: MethodConfig = field(default_factory=DeepKNNConfig)
+    method: Annotated[MethodSettings, Variants(find_methods)] = field(default_factory=DeepKNNConfig)
     episode: EpisodeConfig = field(default_factory=EpisodeConfig)
     mining: MiningConfig = field(default_factory=MiningConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -61,19 +63,11 @@ class RunConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
-        if isinstance(self.method, PCNConfig):
-            _check_temperatures(self.method, self.evaluation)
-        if (
-            isinstance(self.method, ScatterConfig)
-            and self.method.scatter_weight > 0
-            and self.episode.k_shot < 2
-        ):
-            raise ConfigError(
-                f"episode.k_shot={self.episode.k_shot} with method.scatter_weight={self.method.scatter_weight:g}: one image "
-                "has no scatter about its mean, so that term would be 0 (episode.k_shot=2 or more, or "
-                "method.scatter_weight=0)"
-            )
-        if self.mining.source == "dataset" and not isinstance(self.method, DeepKNNConfig):
+        traits = self.method.traits
+        self.method.check_episode(self.episode)
+        if traits.prototypes is not None:
+            _check_temperatures(traits.prototypes, self.evaluation)
+        if self.mining.source == "dataset" and not traits.mines_dataset:
             raise ConfigError(
                 f"mining.source=dataset belongs to method.kind=deep_knn; this run has method.kind={self.method.kind}"
             )
@@ -86,7 +80,7 @@ class RunConfig:
                 f"training.stop_metric={self.stop_metric} is not measured for method.kind={self.method.kind}; "
                 f"measured are {', '.join(self.validation_metrics)}"
             )
-        if self.backbone.fc7 and not self.has_classifier:
+        if self.backbone.fc7 and not traits.has_classifier:
             raise ConfigError(
                 "backbone.fc7=true stands before the classifier of method.kind=cross_entropy; this run has method.kind="
                 f"{self.method.kind}"
@@ -102,7 +96,7 @@ class RunConfig:
         )
         is_cut = self.episode.scope == "global" or chunk > 0
         is_ghost = mode == "ghost" or (mode == "auto" and is_cut)
-        if self.is_episodic and is_ghost and group < self.episode.n_way:
+        if self.method.traits.is_episodic and is_ghost and group < self.episode.n_way:
             raise ConfigError(
                 f"backbone.batch_norm_group={group} is below episode.n_way="
                 f"{self.episode.n_way}; a group that lacks classes leaks labels (raise the group, or lower n_way)"
@@ -130,30 +124,11 @@ class RunConfig:
         return self.workers.num * self.workers.cpus + mining
 
     @property
-    def is_episodic(self) -> bool:
-        """Whether the method trains on episodes."""
-        return isinstance(self.method, PCNConfig | ScatterConfig)
-
-    @property
-    def has_prototypes(self) -> bool:
-        """Whether the method is scored by prototypes."""
-        return isinstance(self.method, PCNConfig)
-
-    @property
-    def has_classifier(self) -> bool:
-        """Whether the network ends in a classifier over the training classes."""
-        return isinstance(self.method, CrossEntropyConfig)
-
-    @property
     def stop_metric(self) -> str:
         """The validation metric by which the best epoch is kept."""
         if self.training.stop_metric:
             return self.training.stop_metric
-        if self.has_prototypes:
-            return "mca/base"
-        if isinstance(self.method, ScatterConfig):
-            return "kmeans/ca"
-        return f"knn/mcr@{self.validation_k_p}"
+        return self.method.traits.stop_metric or f"knn/mcr@{self.validation_k_p}"
 
     @property
     def validation_k_p(self) -> int:
@@ -162,17 +137,15 @@ class RunConfig:
 
     @property
     def validation_metrics(self) -> tuple[str, ...]:
-        """What a run can stop by; a validation measures the stop metric's own family (`knn/…`, `…/base`, `kmeans/…`), chai's triplets too."""
+        """What a run can stop by; a validation measures the stop metric's own family (`knn/…`, `…/base`, `kmeans/…`) and the method's own."""
         of_classes = ("mca", "recall@5", "recall@10", "balanced_recall@5", "balanced_recall@10")
         base = tuple(f"{score}/base" for score in of_classes)
         kmeans = tuple(f"kmeans/{score}" for score in CLUSTER_SCORES)
-        if self.has_prototypes:
+        traits = self.method.traits
+        if traits.prototypes is not None:
             return (*base, *kmeans)
         knn = tuple(f"knn/{score}@{k_p}" for k_p in self.evaluation.k_p for score in ("acc", "mcr", "rs"))
-        own: tuple[str, ...] = base if self.has_classifier else ()
-        if isinstance(self.method, CHAIConfig) and self.method.validation_triplets:
-            own = ("triplet/acc",)
-        return (*knn, *own, *kmeans)
+        return (*knn, *(base if traits.has_classifier else ()), *traits.own_metrics, *kmeans)
 
     @property
     def stops_by_clusters(self) -> bool:
@@ -182,17 +155,35 @@ class RunConfig:
     @property
     def base_clusters(self) -> int:
         """Prototypes a base class is evaluated with."""
-        own = self.method.clusters if isinstance(self.method, PCNConfig) else 1
-        return self.evaluation.base_clusters or own
+        own = self.method.traits.prototypes
+        return self.evaluation.base_clusters or (own.clusters if own else 1)
 
     @property
     def novel_clusters(self) -> int:
         """Prototypes a novel class is evaluated with."""
-        own = self.method.novel_clusters if isinstance(self.method, PCNConfig) else 1
-        return self.evaluation.novel_clusters or own
+        own = self.method.traits.prototypes
+        return self.evaluation.novel_clusters or (own.novel_clusters if own else 1)
+
+    def build_method(self, catalogue: "Catalogue", selection: "Selection", device: "torch.device") -> Method:
+        """The method over the training images `selection`; RequestError where the data cannot serve it."""
+        return self.method.build(
+            MethodContext(
+                catalogue=catalogue,
+                selection=selection,
+                dataset=self.data.dataset,
+                folder=Path(self.run.dir),
+                seed=self.run.seed,
+                num_workers=self.workers.num,
+                batch_size=self.training.batch_size,
+                kmeans_runs=self.evaluation.kmeans_runs,
+                episode=self.episode,
+                mining=self.mining,
+                device=device,
+            )
+        )
 
 
-def _check_temperatures(method: PCNConfig, evaluation: EvaluationConfig) -> None:
+def _check_temperatures(method: PrototypeTraits, evaluation: EvaluationConfig) -> None:
     """τ_test = τ_train + Δτ must be above 0 (PCN, section 3.1.2)."""
     illegal = [delta for delta in evaluation.delta_tau if method.temperature + delta <= 0]
     if illegal:

@@ -21,7 +21,6 @@ from fsl_dist.embedder import Embedder
 from fsl_dist.errors import RequestError
 from fsl_dist.evaluation.report import open_selection
 from fsl_dist.image_files import FailedImage, ImageFiles
-from fsl_dist.methods.config import PCNConfig
 from fsl_dist.methods.prototypes import Prototypes, fit_prototypes, join
 from fsl_dist.metrics.few_shot_knn import find_nearest, join_nearest, rank_classes
 from fsl_dist.metrics.prototypes import prototype_scores
@@ -105,7 +104,7 @@ def predict(
         vectors, found = _embed_files(files, trained.embedder, images)
         failed = files.failed
     all_names = [*names, *novel_files]
-    score = _score_by_prototypes if isinstance(config.method, PCNConfig) else _score_by_neighbours
+    score = _score_by_prototypes if config.method.traits.prototypes else _score_by_neighbours
     order, scores = score(trained, vectors, support_vectors, labels)
     trained.embedder.source.close()
     predictions = [
@@ -165,7 +164,8 @@ def _score_by_prototypes(
     support_labels: NDArray[np.int64],
 ) -> Ranking:
     config = trained.config
-    assert isinstance(config.method, PCNConfig)
+    traits = config.method.traits.prototypes
+    assert traits is not None
     prototypes = _base_prototypes(trained)
     if len(support):
         novel = fit_prototypes(
@@ -177,7 +177,7 @@ def _score_by_prototypes(
             starts=config.evaluation.kmeans_runs,
         )
         prototypes = join(prototypes, novel)
-    scores = prototype_scores(vectors, prototypes, config.method.temperature)
+    scores = prototype_scores(vectors, prototypes, traits.temperature)
     weights = np.exp(scores - scores.max(axis=1, keepdims=True))
     probabilities = weights / weights.sum(axis=1, keepdims=True)
     order = np.argsort(-scores, axis=1, kind="stable")

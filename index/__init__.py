@@ -1,4 +1,4 @@
-"""Neighbours: vectors, ids and labels in; ids and distances out. NumPy and FAISS, Ray only where it serves shards.
+"""Neighbour search: vectors, ids and labels in; ids and distances out.
 
 Building is `index.writing.build.build` (the name `index.writing.build` is the module), in stages `index.writing.job.run`. FAISS is imported on first use of a
 search, so that settings, errors and storage cost nothing.

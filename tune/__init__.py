@@ -1,1 +1,1 @@
-"""Many runs: sweeps over the dotted keys of a run's configuration."""
+"""Many runs: sweeps over the dotted keys of a configuration, and the tables of the papers."""

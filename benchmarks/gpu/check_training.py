@@ -115,19 +115,21 @@ def _variants(
 
 def _plan(num: int, setting: Setting, chunk_size: int) -> tuple[Any, list[Any]]:
     """The project's cross entropy on one batch of `num` images: the method, and the step's requests for images."""
+    from types import SimpleNamespace
+
     import numpy as np
 
     from fsl_dist.config import load_config
     from fsl_dist.data.selection import Selection
     from fsl_dist.distributed import WorkerGroup
-    from fsl_dist.methods.cross_entropy import CrossEntropy
     from fsl_dist.training.step import step_requests
 
     config = load_config(None, ["method.kind=cross_entropy", f"training.batch_size={num}"])
     # A multiple of the batch, or steps would be smaller than it.
     labels = np.sort(np.arange(num * -(-CLASSES // num), dtype=np.int64) % CLASSES)
     selection = Selection.from_labels(np.arange(len(labels)), labels)
-    method = CrossEntropy(config, config.method, selection, labels, setting.device)  # type: ignore[arg-type]
+    # Labels are all that the method reads of a catalogue.
+    method = config.build_method(SimpleNamespace(labels=labels), selection, setting.device)  # type: ignore[arg-type]
     requests = list(
         step_requests(
             method, 0, range(1), group=WorkerGroup(), is_ghost=False, ghost_group=32, chunk_size=chunk_size

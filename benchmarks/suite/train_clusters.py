@@ -127,8 +127,8 @@ def measure_epoch(data: BenchData, *, folder: Path, rounds: int, steps: int, siz
     assert isinstance(method, PCN)
     episode = planned.batches[0].payload
     assert isinstance(episode, Episode)
-    shape = (len(episode.classes), method.means.shape[1])
-    update = (torch.randn(*shape, method.means.shape[2]), torch.rand(*shape))
+    shape = (len(episode.classes), method.memory.means.shape[1])
+    update = (torch.randn(*shape, method.memory.means.shape[2]), torch.rand(*shape))
     shares, rows = [], []
     for _ in range(rounds + 1):
         times = []

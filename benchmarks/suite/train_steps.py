@@ -115,7 +115,7 @@ def _bare(
     assert isinstance(ours, PCN)
     rows = torch.from_numpy(ours.selection.labels.searchsorted(episode.classes))
     shots = episode.support.shape[1]
-    pcn = BarePCN(network, optimizer, ours.means, shots=shots, temperature=ours.method.temperature)
+    pcn = BarePCN(network, optimizer, ours.memory.means, shots=shots, temperature=ours.method.temperature)
     return lambda: float(pcn.step(images, rows))
 
 

@@ -1,1 +1,1 @@
-"""The command line: one file for each group of commands; each parses options and prints what the library returns."""
+"""The command line: one file for each group of commands, which parses options and prints what the library returns."""

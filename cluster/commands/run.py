@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import click
 
 from cluster.commands.output import align_columns, emit
-from fsl_dist.metrics.config import PROTOCOLS
 from index.base.errors import RequestError
 
 if TYPE_CHECKING:
@@ -117,7 +116,6 @@ def embed(run: Path, dataset: Path, out: Path | None, as_json: bool) -> None:
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "--protocol",
-    type=click.Choice(PROTOCOLS),
     help="The method's own (prototypes, retrieval, knn; kmeans, spectral), unless named.",
 )
 @click.option(

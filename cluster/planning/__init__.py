@@ -1,1 +1,1 @@
-"""How long a run takes and what it costs on another machine: measured rates and the model that scales them."""
+"""How long a run takes on other machines: measured rates, and the model that scales them."""

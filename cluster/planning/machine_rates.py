@@ -23,7 +23,7 @@ from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.loader import Loader
 from fsl_dist.data.selection import Selection
 from fsl_dist.distributed import WorkerGroup
-from fsl_dist.methods.config import CHAIConfig, MiningConfig, PCNConfig
+from fsl_dist.methods.mining import MiningConfig
 from fsl_dist.training.config import WorkersConfig
 from fsl_dist.training.denormals import flushing_denormals
 from fsl_dist.training.launch import check_run
@@ -105,11 +105,12 @@ def _build_trainer(config: RunConfig, run: Path) -> Trainer:
     )
     has_gpu = torch.cuda.is_available() and config.workers.gpu == "auto"
     splits = None
-    if isinstance(config.method, PCNConfig | CHAIConfig):
+    traits = config.method.traits
+    if traits.prepares_from_all_images:
         # What they prepare takes all training images; some will do here.
         splits = split_run(Catalogue.open(config.data.dataset, config.data.version or None), config)
-        needed = config.episode.n_way if config.is_episodic else 2
-        least = config.episode.images_per_class if config.is_episodic else 2
+        needed = config.episode.n_way if traits.is_episodic else 2
+        least = config.episode.images_per_class if traits.is_episodic else 2
         splits = dataclasses.replace(splits, train=take_classes(splits.train, needed, least))
     device = torch.device("cuda:0" if has_gpu else "cpu")
     return Trainer(config, group=WorkerGroup(), device=device, owner=None, splits=splits)
@@ -133,7 +134,8 @@ def _prepare(trainer: Trainer) -> Rate | None:
         return None
     log.info("preparing the method")
     index.move_to("rates")
-    if not isinstance(trainer.config.method, PCNConfig):
+    traits = trainer.config.method.traits
+    if traits.prototypes is None or not traits.prepares_from_all_images:
         method.prepare(0, 0, index, trainer.group)
         return None
     index.open()  # embeds; what is timed is k-means alone

@@ -119,7 +119,7 @@ def _plan_steps(
     compute_s = ledger.note("compute_s", work.share / train.per_s, _basis(train, extrapolates=is_far))
     # Networks end in a classifier over the training classes; the measured one may have had others.
     gradient = rates.work.gradient_bytes
-    if config.has_classifier:
+    if config.method.traits.has_classifier:
         gradient += 4 * (rates.work.embedding_dim + 1) * (classes - rates.work.classes)
     ledger.note("gradient_mb", gradient / 1e6, "counted")
     sent = ring_bytes(gradient, work.processes)

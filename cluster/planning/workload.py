@@ -6,16 +6,7 @@ from typing import Literal
 import numpy as np
 
 from fsl_dist.config import RunConfig
-from fsl_dist.errors import RequestError
-from fsl_dist.methods.config import (
-    BatchHardConfig,
-    CHAIConfig,
-    CrossEntropyConfig,
-    DeepKNNConfig,
-    FewShotNCAConfig,
-    PCNConfig,
-    ScatterConfig,
-)
+from fsl_dist.methods.method import EpochPlan
 
 SELECTION_BYTES = 34
 """memory an image while a process selects its training images, class by class: ids, labels, and what finds the classes"""
@@ -45,14 +36,22 @@ class Workload:
 
 
 def count_workload(config: RunConfig, num_images: int, processes: int) -> Workload:
-    """The work of one epoch over `num_images` training images. RequestError for a method that only its own code can count."""
-    steps, units, size, is_global = _steps(config, num_images, processes)
+    """The work of one epoch over `num_images` training images."""
+    epoch = config.method.count_epoch(
+        EpochPlan(
+            num_images=num_images,
+            num_workers=processes,
+            batch_size=config.training.batch_size,
+            episode=config.episode,
+            mining=config.mining,
+        )
+    )
+    steps, units, size, is_global = epoch.steps, epoch.batches, epoch.images, epoch.is_global
+    whole = units * size
     if is_global:
-        whole = units * size
         share, busy = _cut(config, size, processes)
         share *= units
     else:
-        whole = units * size
         share, busy = -(-units // processes) * size, min(units, processes)
     chunk = config.training.chunk_size
     refresh, refreshes = _refreshes(config, steps)
@@ -67,29 +66,6 @@ def count_workload(config: RunConfig, num_images: int, processes: int) -> Worklo
         is_global=is_global,
         refresh=refresh,
         refreshes=refreshes,
-    )
-
-
-def _steps(config: RunConfig, num_images: int, processes: int) -> tuple[int, int, int, bool]:
-    """Steps of an epoch, batches of a step, images of a batch, and whether a batch is split over all processes."""
-    batch = config.training.batch_size
-    match config.method:
-        case PCNConfig() | ScatterConfig():
-            episode = config.episode
-            per_step = min(episode.per_step or processes, episode.per_epoch)
-            steps = -(-episode.per_epoch // per_step)
-            return steps, per_step, episode.n_way * episode.images_per_class, episode.scope == "global"
-        case DeepKNNConfig() as method if config.mining.source == "dataset":
-            images = 1 + method.k_same + method.m_other
-            anchors = max(1, batch // images)
-            return -(-num_images // anchors), 1, anchors * images, True
-        case CHAIConfig() as method:
-            return -(-method.triplets // batch), 1, min(3 * batch, 3 * method.triplets), True
-        case DeepKNNConfig() | BatchHardConfig() | FewShotNCAConfig() | CrossEntropyConfig():
-            return -(-num_images // batch), 1, min(batch, num_images), True
-    raise RequestError(
-        f"method.kind={config.method.kind} comes from another distribution, and plan does not know its batches "
-        "(plan a method that takes as many images a step, such as method.kind=batch_hard)"
     )
 
 
@@ -110,6 +86,7 @@ def _cut(config: RunConfig, size: int, processes: int) -> tuple[int, int]:
 def _refreshes(config: RunConfig, steps: int) -> tuple[Literal["none", "prototypes", "mining"], float]:
     if config.mining.source == "dataset":
         return "mining", steps / (config.mining.refresh_steps or steps)
-    if isinstance(config.method, PCNConfig) and (config.method.clusters > 1 or config.method.memory > 0):
+    traits = config.method.traits
+    if traits.prototypes and traits.prepares_from_all_images:
         return "prototypes", 1.0
     return "none", 0.0

@@ -1,1 +1,1 @@
-"""The index over HTTP: Ray Serve replicas, routes and request checks."""
+"""The index over HTTP: Ray Serve replicas, routes and checks of requests."""

@@ -1,1 +1,1 @@
-"""A sample is a row: packing, the catalogue, byte-range reads, decoding, loading ahead."""
+"""The read path of a data set: catalogue, byte-range reads, decoding and prefetching."""

@@ -1,1 +1,1 @@
-"""Scores of an embedding: kNN votes, prototypes, the papers' metrics."""
+"""Evaluation of a trained run: protocols, baselines, evidence."""

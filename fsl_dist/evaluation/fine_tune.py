@@ -20,7 +20,7 @@ from fsl_dist.config import RunConfig, RunFolder
 from fsl_dist.data.selection import Selection
 from fsl_dist.distributed import WorkerGroup
 from fsl_dist.embedder import Embedder
-from fsl_dist.methods.config import CrossEntropyConfig
+from fsl_dist.methods.cross_entropy import CrossEntropyConfig
 from fsl_dist.metrics.class_scores import Repeated, rank_targets
 from fsl_dist.metrics.few_shot import (
     Draw,

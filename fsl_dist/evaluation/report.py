@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,6 @@ from fsl_dist.errors import RequestError
 from fsl_dist.evaluation.fine_tune import evaluate_fine_tune
 from fsl_dist.evaluation.mask_agreement import masked_ids, measure_agreement
 from fsl_dist.indexing import check_gallery
-from fsl_dist.methods.config import CHAIConfig, PCNConfig, ScatterConfig
 from fsl_dist.methods.prototypes import Prototypes
 from fsl_dist.metrics.class_scores import Repeated
 from fsl_dist.metrics.clustering import ClusterProtocol, score_clusters
@@ -34,11 +33,15 @@ from fsl_dist.metrics.retrieval import (
     find_positive,
     relevance,
 )
+from fsl_dist.plugins import find_plugins, load_plugin
 from fsl_dist.training.splits import RunSplits, split_run
 from fsl_dist.training.trained import TrainedRun, open_trained
 from index import ShardedIndex
 
 log = logging.getLogger(__name__)
+
+METRICS = "fsl_dist.metrics"
+"""group of the entry points that add protocols"""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -66,9 +69,8 @@ def evaluate_run(
 ) -> EvaluationReport:
     """Score a run's best checkpoint on its own data set.
 
-    protocol: one of `PROTOCOLS`, or None for the method's own: `prototypes` for pcn, `softmax` for cross_entropy,
-    `retrieval` for chai, and `knn` for all; but `kmeans` and `spectral` for scatter, and for every method where no query is of
-    a class that was trained on. The others run by name only. settings: in place of the run's `evaluation.*`. gallery: the
+    protocol: one of `PROTOCOLS`, or None for the method's own (`Traits.protocols`); but `kmeans` and `spectral` where no query
+    is of a class that was trained on. The others run by name only. settings: in place of the run's `evaluation.*`. gallery: the
     index that `index build RUN DATASET` made of the training images, opened here or as Ray actors.
     Embeddings are kept under RUN/evaluation, so that scoring again with other settings embeds nothing.
 
@@ -88,8 +90,9 @@ def evaluate_settings(
 ) -> list[EvaluationReport]:
     """`evaluate_run` under each of `settings`, with the same scores: the run is opened once, and what does not depend on what
     differs between two settings is computed once."""
-    if protocol not in (None, *PROTOCOLS):
-        raise RequestError(f"--protocol {protocol} is none of {', '.join(PROTOCOLS)}")
+    known = (*PROTOCOLS, *find_plugins(METRICS))
+    if protocol not in (None, *known):
+        raise RequestError(f"protocol={protocol} is none of {', '.join(known)}")
     trained = open_trained(run)
     splits = split_run(trained.catalogue, trained.config)
     if gallery is not None:
@@ -103,7 +106,7 @@ def evaluate_settings(
             config = dataclasses.replace(config, evaluation=evaluation)
         scores: dict[str, float | Repeated] = {}
         for name in [protocol] if protocol else _default_protocols(config, splits):
-            key = (name, *(getattr(config.evaluation, field) for field in _READ_BY[name]))
+            key = (name, *(getattr(config.evaluation, field) for field in _READ_BY.get(name, ())))
             if key not in done.scores:
                 done.scores[key] = _score(name, trained, config, splits, done)
             scores |= done.scores[key]
@@ -162,19 +165,15 @@ def _score(
         case "kmeans" | "spectral":
             return _score_clusters(name, trained, config, splits)
         case _:
-            raise AssertionError(name)
+            return _score_plugin(name, trained, config, splits)
 
 
 def _default_protocols(config: RunConfig, splits: RunSplits) -> list[str]:
-    if isinstance(config.method, ScatterConfig) or splits.has_unseen_queries:
+    if splits.has_unseen_queries:
         return ["kmeans", "spectral"]
-    kinds = (
-        ("prototypes", config.has_prototypes),
-        ("softmax", config.has_classifier),
-        ("retrieval", isinstance(config.method, CHAIConfig)),
-    )
-    own = [name for name, has in kinds if has]
-    return [*own, "knn"] if splits.query is not None else [name for name in own if name == "prototypes"]
+    # Without queries of base classes, novel ones alone can be scored.
+    own = config.method.traits.protocols
+    return [name for name in own if splits.query is not None or name in ("prototypes", "kmeans", "spectral")]
 
 
 def open_selection(trained: TrainedRun, config: RunConfig, name: str, selection: Selection) -> ShardedIndex:
@@ -239,7 +238,7 @@ def _score_retrieval(
     else:
         log.info(
             "rel@k is left out: it counts neighbours of the query's own group, and no query of data.dataset=%s has one "
-            "(method.kind=%s; %d classes, %d groups; pack --group-column names groups)",
+            "(method.kind=%s; %d classes, %d groups; group_column names groups when packing)",
             config.data.dataset, config.method.kind, catalogue.num_classes, len(catalogue.group_names),
         )  # fmt: skip
     if len(masked_ids(catalogue, query)):
@@ -256,12 +255,28 @@ def _score_maps(trained: TrainedRun, config: RunConfig, splits: RunSplits) -> di
     return dict(measure_agreement(trained, config, gallery, query))
 
 
+def _score_plugin(
+    name: str, trained: TrainedRun, config: RunConfig, splits: RunSplits
+) -> dict[str, float | Repeated]:
+    """`NAME/…`: the scores of a metric that another distribution brings (docs/new_metric.md)."""
+    gallery, _ = _open_compared(trained, config, splits)
+    measure = load_plugin(find_plugins(METRICS)[name], "protocol")
+    found = measure(
+        gallery.vectors(0, gallery.num_vectors), gallery.labels, *_queries(trained, config, splits)
+    )
+    if not isinstance(found, Mapping):
+        raise RequestError(
+            f"protocol={name} must return a mapping of names to numbers; it returned a {type(found).__name__}"
+        )
+    return {f"{name}/{score}": float(value) for score, value in found.items()}
+
+
 def _score_softmax(trained: TrainedRun, config: RunConfig, splits: RunSplits) -> dict[str, float | Repeated]:
     """`softmax/acc`, `softmax/mcr`, `softmax/rs`, `softmax/auc`: the network's own classifier instead of neighbours.
 
     An AUC needs queries of two classes, and is left out where there are none.
     """
-    if not config.has_classifier:
+    if not config.method.traits.has_classifier:
         raise other_method("softmax", "cross_entropy", config)
     if splits.query is None:
         raise RequestError(f"data.dataset={config.data.dataset} has no test and no val split to classify")
@@ -286,7 +301,8 @@ def _score_softmax(trained: TrainedRun, config: RunConfig, splits: RunSplits) ->
 def _score_prototypes(
     trained: TrainedRun, config: RunConfig, splits: RunSplits, base: dict[tuple[int, int], Prototypes]
 ) -> dict[str, float | Repeated]:
-    if not isinstance(config.method, PCNConfig):
+    prototypes = config.method.traits.prototypes
+    if prototypes is None:
         raise other_method("prototypes", "pcn", config)
     gallery = open_selection(trained, config, "gallery", splits.gallery)
     novel, novel_labels = (None, None) if splits.novel is None else _novel(trained, config, splits.novel)
@@ -298,7 +314,7 @@ def _score_prototypes(
         novel_labels,
         base_clusters=config.base_clusters,
         novel_clusters=config.novel_clusters,
-        temperature=config.method.temperature,
+        temperature=prototypes.temperature,
         config=config.evaluation,
         seed=config.run.seed,
         class_names=trained.catalogue.class_names,
@@ -326,7 +342,7 @@ def _score_few_shot_knn(
 def _score_fine_tune(
     trained: TrainedRun, config: RunConfig, splits: RunSplits
 ) -> dict[str, float | Repeated]:
-    if not config.has_classifier:
+    if not config.method.traits.has_classifier:
         raise other_method("fine_tune", "cross_entropy", config)
     novel = require_novel("fine_tune", config, splits)
     return evaluate_fine_tune(trained, config, splits, novel)
@@ -337,8 +353,8 @@ def _score_clusters(
 ) -> dict[str, float | Repeated]:
     if splits.query is None:
         raise RequestError(
-            f"--protocol {protocol} clusters the test images; data.dataset={config.data.dataset} has no test and no val split "
-            "(pack with --split classes)"
+            f"protocol={protocol} clusters the test images; data.dataset={config.data.dataset} has no test and no val split "
+            "(split=classes when packing)"
         )
     index = open_selection(trained, config, splits.query_split, splits.query)
     return dict(score_clusters(protocol, index, config.evaluation, seed=config.run.seed))
@@ -347,7 +363,7 @@ def _score_clusters(
 def other_method(protocol: str, kind: str, config: RunConfig) -> RequestError:
     """The error for a run whose method has no such protocol."""
     return RequestError(
-        f"--protocol {protocol} belongs to method.kind={kind}; {config.run.dir} has {config.method.kind}"
+        f"protocol={protocol} belongs to method.kind={kind}; {config.run.dir} has {config.method.kind}"
     )
 
 
@@ -355,8 +371,8 @@ def require_novel(protocol: str, config: RunConfig, splits: RunSplits) -> Select
     """The novel split; RequestError where the data set has none."""
     if splits.novel is None:
         raise RequestError(
-            f"--protocol {protocol} scores novel classes; data.dataset={config.data.dataset} has none "
-            "(pack with --split base-novel; --protocol knn scores the others)"
+            f"protocol={protocol} scores novel classes; data.dataset={config.data.dataset} has none "
+            "(split=base-novel when packing; protocol=knn scores the others)"
         )
     return splits.novel
 

@@ -1,31 +1,49 @@
 """Batch-hard triplets on stratified batches: deep kNN's counterpart with the traditional triplet loss."""
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from __future__ import annotations
 
-from fsl_dist.config import RunConfig
-from fsl_dist.data.selection import Selection
-from fsl_dist.losses.batch_hard import batch_hard_loss
-from fsl_dist.methods.config import BatchHardConfig
-from fsl_dist.methods.method import Batch, BatchLoss
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from fsl_dist.methods.method import Batch, BatchLoss, MethodContext, MethodSettings, on_device
 from fsl_dist.methods.stratified import StratifiedBatches
+from index.base.settings import settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@settings("method")
+class BatchHardConfig(MethodSettings):
+    """Triplets of an image, its furthest image of the same class and its nearest of another, in stratified batches."""
+
+    kind: Literal["batch_hard"] = "batch_hard"
+    margin: Annotated[float, Field(gt=0)] = 1.0
+    """α of the triplet loss, in units of distance, above 0; deep kNN's own by default"""
+    normalise: bool = False
+    """embeddings on the unit sphere"""
+    classes_per_batch: Annotated[int, Field(ge=2)] = 9
+    """classes in a batch, at least 2"""
+
+    def build(self, context: MethodContext) -> BatchHard:
+        """The method over the training images."""
+        return BatchHard(context, self)
 
 
 class BatchHard(StratifiedBatches):
-    """Each image of a batch with its furthest mate and its nearest image of another class."""
+    """Each image of a batch with its furthest image of the same class and its nearest of another."""
 
-    metrics: tuple[str, ...] = ("train/active_triplets",)
+    metrics = ("train/active_triplets",)
 
-    def __init__(
-        self, config: RunConfig, method: BatchHardConfig, selection: Selection, labels: NDArray[np.int64]
-    ) -> None:
-        super().__init__(config, method, selection, labels)
+    def __init__(self, context: MethodContext, method: BatchHardConfig) -> None:
+        super().__init__(context, num_classes=method.classes_per_batch, normalise=method.normalise)
         self.margin = method.margin
 
     def loss(self, outputs: Tensor, batch: Batch) -> BatchLoss:
         """The hinge over each image's hardest triplet in the batch."""
-        labels, ids = (torch.from_numpy(part).to(outputs.device) for part in (batch.labels, batch.ids))
+        from fsl_dist.losses.batch_hard import batch_hard_loss
+
+        labels, ids = on_device(outputs.device, batch.labels, batch.ids)
         loss, active = batch_hard_loss(outputs, labels, ids, self.margin)
         return BatchLoss(loss, {"train/active_triplets": active})

@@ -4,21 +4,30 @@ The classes are the diseases, the data set's groups the similarity groups inside
 the seed; an epoch goes through all of them.
 """
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from __future__ import annotations
 
-from fsl_dist.config import RunConfig
-from fsl_dist.data.catalogue import Catalogue
-from fsl_dist.data.selection import Selection
-from fsl_dist.distributed import WorkerGroup
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
 from fsl_dist.errors import RequestError
-from fsl_dist.losses.triplet import triplet_loss
-from fsl_dist.methods.config import CHAIConfig
-from fsl_dist.methods.method import Batch, BatchLoss, Memoryless, TrainingIndex
-from fsl_dist.methods.prototypes import fit_class_prototypes
+from fsl_dist.methods.method import (
+    Batch,
+    BatchLoss,
+    EpochPlan,
+    EpochSize,
+    Method,
+    MethodContext,
+    MethodSettings,
+    TrainingIndex,
+    Traits,
+    Validate,
+    on_device,
+)
 from fsl_dist.samplers.triplet import (
+    Sampling,
     TripletKeys,
     count_anchors,
     draw_triplets,
@@ -29,34 +38,78 @@ from fsl_dist.samplers.triplet import (
     triplets_of_step,
 )
 from fsl_dist.seeding import generator
+from index.base.settings import settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fsl_dist.data.catalogue import Catalogue
+    from fsl_dist.data.selection import Selection
+    from fsl_dist.distributed import WorkerGroup
 
 Ints = NDArray[np.int64]
 
 
-class CHAI(Memoryless):
+@settings("method")
+class CHAIConfig(MethodSettings):
+    """CHAI: random triplets by class (disease) and by similarity group; its embedding is that of backbone.map_head=1024."""
+
+    kind: Literal["chai"] = "chai"
+    sampling: Sampling = "disease"
+    """who is alike, who unlike (CHAI section 2.2). disease: same class, other class; hierarchical: same group, other class;
+    non_hierarchical: same group, other group; joint: half by class, half by label-blind group"""
+    margin: Annotated[float, Field(gt=0)] = 1.0
+    """l of CHAI Eq. 1, in units of squared distance, above 0"""
+    triplets: Annotated[int, Field(ge=1)] = 150_000
+    """triplets drawn once for the run; an epoch is all of them, `training.batch_size` a step. At least 1"""
+    validation_triplets: Annotated[int, Field(ge=0)] = 50_000
+    """triplets drawn once from the images that a validation is made on; 0 = none"""
+    image_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """share of the training images, drawn by the seed, that triplets are made of, above 0 to 1 (the paper: half for
+    hierarchical and non_hierarchical)"""
+    kmeans_groups: Annotated[int, Field(ge=2)] = 37
+    """joint, where the data set has no blind groups: k-means groups of the start network's features, at least 2"""
+
+    @property
+    def traits(self) -> Traits:
+        """Scored by retrieval, and validated by triplets where they are drawn; learns from groups, so units stay whole."""
+        return Traits(
+            prepares_from_all_images=True,
+            protocols=("retrieval", "knn"),
+            own_metrics=("triplet/acc",) if self.validation_triplets else (),
+            kept_together="unit",
+        )
+
+    def count_epoch(self, plan: EpochPlan) -> EpochSize:
+        """An epoch is `triplets` triplets, `training.batch_size` of them a step."""
+        steps = triplet_steps(self.triplets, plan.batch_size)
+        return EpochSize(steps, 1, 3 * min(plan.batch_size, self.triplets), is_global=True)
+
+    def build(self, context: MethodContext) -> CHAI:
+        """The method over the training images."""
+        return CHAI(context, self)
+
+
+class CHAI(Method):
     """Triplets over the training images, CHAI's loss; `joint` may keep k-means groups it made at the start."""
 
-    is_global = True
-    num_outputs = 0
-    normalise = False
-    metrics: tuple[str, ...] = ("train/active_triplets",)
+    metrics = ("train/active_triplets",)
 
-    def __init__(
-        self, config: RunConfig, method: CHAIConfig, catalogue: Catalogue, selection: Selection
-    ) -> None:
+    def __init__(self, context: MethodContext, method: CHAIConfig) -> None:
         self.method = method
-        self.dataset = config.data.dataset
-        self.catalogue = catalogue
-        self.selection = selection
-        self.seed = config.run.seed
-        self.per_step = config.training.batch_size
-        self.kmeans_runs = config.evaluation.kmeans_runs
-        self.ids = draw_images(selection, method.image_fraction, self.seed)
+        self.dataset = context.dataset
+        self.catalogue = context.catalogue
+        self.selection = context.selection
+        self.seed = context.seed
+        self.per_step = context.batch_size
+        self.kmeans_runs = context.kmeans_runs
+        self.device = context.device
+        self.ids = draw_images(context.selection, method.image_fraction, self.seed)
         self.made_groups: Ints | None = None  # int64 [len(selection)], by k-means
         self.triplets: Ints | None = None  # int64 [num, 3] sample ids
-        check_groups(method, catalogue, selection.ids, self.dataset)
+        check_groups(method, self.catalogue, self.selection.ids, self.dataset)
         if not self._makes_groups:
-            self._draw(catalogue.blind_groups[self.ids])
+            self._draw(self.catalogue.blind_groups[self.ids])
 
     @property
     def _makes_groups(self) -> bool:
@@ -82,6 +135,8 @@ class CHAI(Memoryless):
         self, epoch: int, global_step: int, index: TrainingIndex, group: WorkerGroup
     ) -> dict[str, float]:
         """Groups for `joint` by k-means of the start network's features, then the triplets. Collective."""
+        import torch
+
         features = index.features()
         made = torch.zeros(len(features), dtype=torch.int64)
         if group.is_first:
@@ -109,21 +164,48 @@ class CHAI(Memoryless):
 
     def loss(self, outputs: Tensor, batch: Batch) -> BatchLoss:
         """CHAI Eq. 1 over the step's triplets."""
+        from fsl_dist.losses.triplet import triplet_loss
+
         assert isinstance(batch.payload, np.ndarray)
-        triplets = torch.from_numpy(batch.payload).to(outputs.device)
+        (triplets,) = on_device(outputs.device, batch.payload)
         loss, active = triplet_loss(outputs, triplets, self.method.margin)
         return BatchLoss(loss, {"train/active_triplets": active})
 
     def state(self) -> dict[str, Tensor | str | int]:
         """The groups that k-means made: the network that they were made with is gone."""
-        return {} if self.made_groups is None else {"blind_groups": torch.from_numpy(self.made_groups)}
+        if self.made_groups is None:
+            return {}
+        import torch
+
+        return {"blind_groups": torch.from_numpy(self.made_groups)}
 
     def load_state(self, state: dict[str, Tensor | str | int]) -> None:
         """Take up the groups of a checkpoint and draw the same triplets from them."""
         if "blind_groups" in state:
+            import torch
+
             made = state["blind_groups"]
-            assert isinstance(made, Tensor)
+            assert isinstance(made, torch.Tensor)
             self._take_groups(made.cpu().numpy())
+
+    def validation(self, stop: Selection) -> Validate | None:
+        """`triplet/loss` and `triplet/acc` over triplets of the validation images, drawn once."""
+        if not self.method.validation_triplets:
+            return None
+        import torch
+
+        from fsl_dist.losses.triplet import score_triplets
+
+        drawn = draw_validation(self.method, self.catalogue, stop, dataset=self.dataset, seed=self.seed)
+        triplets = torch.from_numpy(drawn).to(self.device)
+
+        def validate(vectors: NDArray[np.float32]) -> dict[str, float]:
+            # A copy: vectors of an index are mapped read-only, which torch warns of.
+            embedded = torch.tensor(vectors, device=self.device)
+            loss, right = score_triplets(embedded, triplets, self.method.margin)
+            return {"triplet/loss": loss, "triplet/acc": right}
+
+        return validate
 
 
 def makes_groups(method: CHAIConfig, catalogue: Catalogue) -> bool:
@@ -176,7 +258,7 @@ def check_groups(method: CHAIConfig, catalogue: Catalogue, ids: Ints, dataset: s
     if not (groups >= 0).any():
         raise RequestError(
             f"{who}; the {len(ids)} training images of data.dataset={dataset} have {len(np.unique(labels))} classes and no "
-            "groups (`fsl-dist resplit --group-column COLUMN` adds them; method.sampling=disease needs none)"
+            "groups (resplit with group_column=COLUMN adds them; method.sampling=disease needs none)"
         )
     divided = find_divided_group(labels, groups) if method.sampling == "hierarchical" else None
     if divided is not None:
@@ -190,6 +272,8 @@ def check_groups(method: CHAIConfig, catalogue: Catalogue, ids: Ints, dataset: s
 
 def group_by_kmeans(features: NDArray[np.float32], num_groups: int, *, seed: int, starts: int) -> Ints:
     """Group of each image, that of its nearest k-means centre: int64 [n]. features: [n, C]. Deterministic in seed."""
+    from fsl_dist.methods.prototypes import fit_class_prototypes
+
     means = fit_class_prototypes(features, num_groups, seed=seed, epoch=0, label=0, starts=starts)
     points = features.astype(np.float64) - means.mean(axis=0)
     centres = means.astype(np.float64) - means.mean(axis=0)
@@ -197,7 +281,9 @@ def group_by_kmeans(features: NDArray[np.float32], num_groups: int, *, seed: int
     return np.unique(distances.argmin(axis=1), return_inverse=True)[1].astype(np.int64)
 
 
-def draw_validation(config: RunConfig, method: CHAIConfig, catalogue: Catalogue, stop: Selection) -> Ints:
+def draw_validation(
+    method: CHAIConfig, catalogue: Catalogue, stop: Selection, *, dataset: str, seed: int
+) -> Ints:
     """The validation triplets: int64 [validation_triplets, 3] positions in `stop.ids`, by the seed.
 
     By the run's sampling; `joint` with groups of its own making has them for training images only, and is validated
@@ -208,7 +294,7 @@ def draw_validation(config: RunConfig, method: CHAIConfig, catalogue: Catalogue,
     if makes_groups(method, catalogue):
         keys = keys[:1]
     place = (
-        f"the {len(stop)} validation images of data.dataset={config.data.dataset} (method.validation_triplets=0 "
+        f"the {len(stop)} validation images of data.dataset={dataset} (method.validation_triplets=0 "
         "goes without)"
     )
-    return draw_parts(keys, method, method.validation_triplets, config.run.seed, "validation_triplets", place)
+    return draw_parts(keys, method, method.validation_triplets, seed, "validation_triplets", place)

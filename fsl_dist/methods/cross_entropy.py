@@ -1,44 +1,55 @@
 """Cross entropy over the training classes: plain, weighted by class, or class-balanced by sampling."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from fsl_dist.config import RunConfig
-from fsl_dist.data.selection import Selection
-from fsl_dist.losses.cross_entropy import class_weights, cross_entropy_loss
-from fsl_dist.methods.config import CrossEntropyConfig
-from fsl_dist.methods.method import Batch, BatchLoss, Memoryless
+from fsl_dist.methods.method import Batch, BatchLoss, Method, MethodContext, MethodSettings, Traits, on_device
 from fsl_dist.samplers.shuffled import class_balanced_batch, shuffled_batch
+from index.base.settings import settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-class CrossEntropy(Memoryless):
-    """Shuffled or class-balanced batches, a softmax classifier, and no memory."""
+@settings("method")
+class CrossEntropyConfig(MethodSettings):
+    """Softmax classifier over the training classes; its embedding is scored like any other."""
 
-    is_global = True
-    normalise = False
-    metrics: tuple[str, ...] = ("train/accuracy",)
+    kind: Literal["cross_entropy"] = "cross_entropy"
+    balance: Literal["none", "weights", "sampling"] = "none"
+    """none; loss weights N/(C·n_c); or batches that draw the class first, then the image"""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        method: CrossEntropyConfig,
-        selection: Selection,
-        labels: NDArray[np.int64],
-        device: torch.device,
-    ) -> None:
-        self.selection = selection
-        self.labels = labels
+    @property
+    def traits(self) -> Traits:
+        """The network ends in a classifier."""
+        return Traits(has_classifier=True, protocols=("softmax", "knn"))
+
+    def build(self, context: MethodContext) -> CrossEntropy:
+        """The method over the training images."""
+        return CrossEntropy(context, self)
+
+
+class CrossEntropy(Method):
+    """Shuffled or class-balanced batches and a softmax classifier."""
+
+    metrics = ("train/accuracy",)
+
+    def __init__(self, context: MethodContext, method: CrossEntropyConfig) -> None:
+        self.selection = context.selection
+        self.labels: NDArray[np.int64] = context.catalogue.labels
         self.balance = method.balance
-        self.batch_size = config.training.batch_size
-        self.seed = config.run.seed
-        self.num_outputs = selection.num_classes
-        self.weights = (
-            class_weights(torch.from_numpy(selection.counts)).to(device)
-            if method.balance == "weights"
-            else None
-        )
+        self.batch_size = context.batch_size
+        self.seed = context.seed
+        self.num_outputs = context.selection.num_classes
+        self.weights: Tensor | None = None
+        if method.balance == "weights":
+            from fsl_dist.losses.cross_entropy import class_weights
+
+            self.weights = class_weights(*on_device(context.device, context.selection.counts))
 
     def num_steps(self) -> int:
         """An epoch is ⌈images / batch⌉ steps."""
@@ -53,7 +64,9 @@ class CrossEntropy(Memoryless):
 
     def loss(self, outputs: Tensor, batch: Batch) -> BatchLoss:
         """Softmax cross entropy of the classifier's logits."""
+        from fsl_dist.losses.cross_entropy import cross_entropy_loss
+
         assert isinstance(batch.payload, np.ndarray)
-        targets = torch.from_numpy(batch.payload).to(outputs.device)
+        (targets,) = on_device(outputs.device, batch.payload)
         loss, accuracy = cross_entropy_loss(outputs, targets, self.weights)
         return BatchLoss(loss, {"train/accuracy": accuracy})

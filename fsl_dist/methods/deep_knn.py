@@ -4,22 +4,30 @@
 among all training images by the neighbour index, which the paper could not afford (its section 2.2).
 """
 
+from __future__ import annotations
+
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from pydantic import Field
 
-from fsl_dist.config import RunConfig
-from fsl_dist.data.selection import Selection
-from fsl_dist.distributed import WorkerGroup
 from fsl_dist.errors import RequestError
-from fsl_dist.losses.deep_knn import batch_neighbours, deep_knn_loss
-from fsl_dist.methods.config import DeepKNNConfig
-from fsl_dist.methods.method import Batch, BatchLoss, Memoryless, TrainingIndex
+from fsl_dist.methods.method import (
+    Batch,
+    BatchLoss,
+    EpochPlan,
+    EpochSize,
+    Method,
+    MethodContext,
+    MethodSettings,
+    TrainingIndex,
+    Traits,
+    on_device,
+)
 from fsl_dist.methods.neighbour_table import WEIGHTS, NeighbourTable, is_whole
 from fsl_dist.methods.stratified import StratifiedBatches
 from fsl_dist.samplers.neighbourhood import (
@@ -29,25 +37,63 @@ from fsl_dist.samplers.neighbourhood import (
     gather_neighbourhood,
 )
 from index.base.files import new_token
+from index.base.settings import settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fsl_dist.distributed import WorkerGroup
+
+
+@settings("method")
+class DeepKNNConfig(MethodSettings):
+    """Deep kNN: every image nearer to its same-class neighbours than to its other-class ones."""
+
+    kind: Literal["deep_knn"] = "deep_knn"
+    k_same: Annotated[int, Field(ge=1)] = 5
+    """same-class neighbours of an anchor (K of deep kNN Eq. 3), at least 1"""
+    m_other: Annotated[int, Field(ge=1)] = 5
+    """other-class neighbours of an anchor (M of deep kNN Eq. 3), at least 1"""
+    margin: Annotated[float, Field(gt=0)] = 1.0
+    """α of deep kNN Eq. 2, in units of distance, above 0; the paper is silent (0.2 suits normalised embeddings)"""
+    normalise: bool = False
+    """embeddings on the unit sphere"""
+    classes_per_batch: Annotated[int, Field(ge=2)] = 9
+    """classes in a stratified batch (mining.source=batch), at least 2"""
+
+    @property
+    def traits(self) -> Traits:
+        """Neighbours may be mined in the whole data set."""
+        return Traits(mines_dataset=True)
+
+    def count_epoch(self, plan: EpochPlan) -> EpochSize:
+        """With mining.source=dataset, anchors and their neighbours are the batch."""
+        if plan.mining.source == "batch":
+            return MethodSettings.count_epoch(self, plan)
+        anchors = anchors_per_step(plan.batch_size, self.k_same, self.m_other)
+        images = anchors * (1 + self.k_same + self.m_other)
+        return EpochSize(-(-plan.num_images // anchors), 1, images, is_global=True)
+
+    def build(self, context: MethodContext) -> Method:
+        """The method over the training images, by where its neighbours are mined."""
+        return (DatasetMining if context.mining.source == "dataset" else BatchMining)(context, self)
 
 
 class BatchMining(StratifiedBatches):
     """Stratified batches; each image is an anchor and finds its neighbours in the batch."""
 
-    metrics: tuple[str, ...] = ("train/active_triplets",)
+    metrics = ("train/active_triplets",)
 
-    def __init__(
-        self, config: RunConfig, method: DeepKNNConfig, selection: Selection, labels: NDArray[np.int64]
-    ) -> None:
-        super().__init__(config, method, selection, labels)
+    def __init__(self, context: MethodContext, method: DeepKNNConfig) -> None:
+        super().__init__(context, num_classes=method.classes_per_batch, normalise=method.normalise)
         self.method = method
 
     def loss(self, outputs: Tensor, batch: Batch) -> BatchLoss:
         """Deep kNN Eq. 3 over the batch, neighbours by its own embeddings."""
-        ids = torch.from_numpy(batch.ids).to(outputs.device)
-        labels = torch.from_numpy(batch.labels).to(outputs.device)
+        from fsl_dist.losses.deep_knn import batch_neighbours, deep_knn_loss
+
+        ids, labels, anchor = on_device(outputs.device, batch.ids, batch.labels, np.arange(len(batch.ids)))
         same, other = batch_neighbours(outputs, labels, ids, self.method.k_same, self.method.m_other)
-        anchor = torch.arange(len(ids), device=outputs.device)
         loss, active = deep_knn_loss(outputs, anchor, same, other, self.method.margin)
         return BatchLoss(loss, {"train/active_triplets": active})
 
@@ -71,7 +117,7 @@ class _Refresh:
     """optimizer step whose parameters it is made with"""
 
 
-class DatasetMining(Memoryless):
+class DatasetMining(Method):
     """Every training image an anchor once an epoch, with its neighbours among all training images.
 
     A refresh of the neighbour table that starts at step s takes effect at exactly step s + `mining.refresh_lag`,
@@ -81,31 +127,27 @@ class DatasetMining(Memoryless):
     `mining.anchors=near` the table in force at its first step makes it, and checkpoints name that one too.
     """
 
-    is_global = True
-    num_outputs = 0
-    metrics: tuple[str, ...] = ("train/active_triplets",)
+    metrics = ("train/active_triplets",)
 
-    def __init__(
-        self, config: RunConfig, method: DeepKNNConfig, selection: Selection, labels: NDArray[np.int64]
-    ) -> None:
+    def __init__(self, context: MethodContext, method: DeepKNNConfig) -> None:
         self.method = method
-        self.labels = labels
+        self.labels: NDArray[np.int64] = context.catalogue.labels
         self.normalise = method.normalise
-        self.selection = selection
-        self.seed = config.run.seed
-        self.per_step = anchors_per_step(config.training.batch_size, method.k_same, method.m_other)
-        self.refresh_steps = config.mining.refresh_steps or self.num_steps()
-        self.lag = config.mining.refresh_lag
+        self.selection = context.selection
+        self.seed = context.seed
+        self.per_step = anchors_per_step(context.batch_size, method.k_same, method.m_other)
+        self.refresh_steps = context.mining.refresh_steps or self.num_steps()
+        self.lag = context.mining.refresh_lag
         if self.lag >= self.refresh_steps:
             raise RequestError(
                 f"mining.refresh_lag={self.lag} must be below the {self.refresh_steps} steps between two refreshes (an "
                 "epoch, with mining.refresh_steps=0)"
             )
-        self.tables = Path(config.run.dir) / "mining"
+        self.tables = context.folder / "mining"
         self.table: NeighbourTable | None = None
         self.pending: _Refresh | None = None
         self._is_pending_restored = False
-        self.is_near = config.mining.anchors == "near"
+        self.is_near = context.mining.anchors == "near"
         self.order: _Order | None = None
 
     def num_steps(self) -> int:
@@ -188,9 +230,9 @@ class DatasetMining(Memoryless):
         """Deep kNN Eq. 3 over the mined triplets, distances at the present parameters."""
         hood = batch.payload
         assert isinstance(hood, Neighbourhood)
-        anchor, same, other = (
-            torch.from_numpy(part).to(outputs.device) for part in (hood.anchor, hood.same, hood.other)
-        )
+        from fsl_dist.losses.deep_knn import deep_knn_loss
+
+        anchor, same, other = on_device(outputs.device, hood.anchor, hood.same, hood.other)
         loss, active = deep_knn_loss(outputs, anchor, same, other, self.method.margin)
         return BatchLoss(loss, {"train/active_triplets": active})
 

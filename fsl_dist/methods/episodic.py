@@ -1,26 +1,29 @@
 """What methods on episodes share: some episodes a step, dealt to the workers or each split over all of them."""
 
-import numpy as np
-from torch import Tensor
+from __future__ import annotations
 
-from fsl_dist.config import RunConfig
-from fsl_dist.data.selection import Selection
-from fsl_dist.methods.method import Batch
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fsl_dist.methods.method import Batch, EpochPlan, EpochSize, Method, MethodContext
 from fsl_dist.samplers.episode import Episode, draw_episode, fit_selection
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-class Episodes:
+
+class Episodes(Method):
     """Episodes as batches; loss and memory are the subclass's."""
 
-    num_outputs = 0
-    normalise = False
-
-    def __init__(self, config: RunConfig, selection: Selection, class_names: list[str]) -> None:
-        self.episode = config.episode
-        self.seed = config.run.seed
-        self.per_step = config.episode.per_step or config.workers.num
-        self.is_global = config.episode.scope == "global"
-        self.selection = fit_selection(selection, config.episode, class_names)
+    def __init__(self, context: MethodContext) -> None:
+        self.episode = context.episode
+        self.seed = context.seed
+        self.per_step = context.episode.per_step or context.num_workers
+        self.is_global = context.episode.scope == "global"
+        self.selection = fit_selection(
+            context.selection, context.episode, list(context.catalogue.class_names)
+        )
 
     def num_steps(self) -> int:
         """An epoch is `episode.per_epoch` episodes in all, whatever the number of workers."""
@@ -50,3 +53,11 @@ def split_outputs(outputs: Tensor, batch: Batch) -> tuple[Episode, Tensor, Tenso
     k_shot = episode.support.shape[1]
     by_class = outputs.reshape(len(episode.classes), -1, outputs.shape[-1])
     return episode, by_class[:, :k_shot], by_class[:, k_shot:]
+
+
+def count_episodes(plan: EpochPlan) -> EpochSize:
+    """The episodes of an epoch, counted without a data set."""
+    episode = plan.episode
+    per_step = min(episode.per_step or plan.num_workers, episode.per_epoch)
+    images = episode.n_way * episode.images_per_class
+    return EpochSize(-(-episode.per_epoch // per_step), per_step, images, is_global=episode.scope == "global")

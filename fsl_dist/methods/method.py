@@ -1,20 +1,143 @@
-"""What the training loop asks of a method: which ids, which loss, which memory.
+"""What a method is: settings, traits and the batches, loss and memory that the training loop asks for.
 
-A method is one file beside this one. The loop knows none of them by name: it asks for the batches of a step,
-forwards them wherever they were dealt to, hands back the outputs, and after the optimizer's step lets the
-method merge what the batches left in its memory.
+A method is one module of this folder, or of another distribution (docs/new_method.md). It holds a settings class, whose
+`traits` the rest of the program reads as data, and a `Method`, which the settings build. The loop knows no method by name:
+it asks for the batches of a step, forwards them on whichever workers they were dealt to, hands back the outputs, and after
+the optimizer's step lets the method merge what the batches left in its memory.
+
+Settings are read before torch is needed, so a method's module imports torch, and its loss, inside the functions that compute.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from fsl_dist.distributed import WorkerGroup
-from index.search import LocalIndex
+from fsl_dist.samplers.episode import EpisodeConfig
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from fsl_dist.data.catalogue import Catalogue
+    from fsl_dist.data.selection import Selection
+    from fsl_dist.distributed import WorkerGroup
+    from fsl_dist.methods.mining import MiningConfig
+    from index.search import LocalIndex
+
+
+@dataclass(frozen=True, slots=True)
+class PrototypeTraits:
+    """How a method that keeps prototypes is scored by them."""
+
+    clusters: int
+    """prototypes of a base class, at least 1"""
+    novel_clusters: int
+    """prototypes of a novel class, at least 1"""
+    temperature: float
+    """τ of the class scores in training (PCN Eq. 3), above 0"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traits:
+    """What the rest of the program must know about a method, as data."""
+
+    is_episodic: bool = False
+    """trains on the episodes of `episode.*`"""
+    has_classifier: bool = False
+    """the network ends in a classifier over the training classes; protocols `softmax` and `fine_tune` score it"""
+    prototypes: PrototypeTraits | None = None
+    """of a method that is scored by prototypes in validation, evaluation and prediction"""
+    mines_dataset: bool = False
+    """has a use for mining.source=dataset"""
+    prepares_from_all_images: bool = False
+    """`prepare` goes through all training images"""
+    protocols: tuple[str, ...] = ("knn",)
+    """evaluation protocols that score it unless one is named"""
+    stop_metric: str = ""
+    """validation metric of the best epoch where `training.stop_metric` is empty; empty: knn/mcr@K_p"""
+    own_metrics: tuple[str, ...] = ()
+    """metrics of `Method.validation`, which a run may stop by"""
+    kept_together: Literal["group", "unit"] = "group"
+    """images that stay on one side when a part of train is held out: those of a group, or of a unit (pack's keep_together)"""
+
+
+@dataclass(frozen=True, slots=True)
+class EpochSize:
+    """The batches of an epoch, counted without a data set."""
+
+    steps: int
+    """optimizer steps"""
+    batches: int
+    """batches of a step"""
+    images: int
+    """images of a batch; the most there can be where images may be in it twice"""
+    is_global: bool
+    """each batch is split over all workers"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpochPlan:
+    """What decides how large an epoch is."""
+
+    num_images: int
+    """training images"""
+    num_workers: int
+    batch_size: int
+    """training.batch_size"""
+    episode: EpisodeConfig
+    mining: MiningConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodContext:
+    """What a method is built from, besides its own settings."""
+
+    catalogue: Catalogue
+    selection: Selection
+    """the training images"""
+    dataset: str
+    """data.dataset, for errors"""
+    folder: Path
+    """the run's folder"""
+    seed: int
+    num_workers: int
+    batch_size: int
+    """training.batch_size"""
+    kmeans_runs: int
+    """evaluation.kmeans_runs: starts of a k-means"""
+    episode: EpisodeConfig
+    mining: MiningConfig
+    device: torch.device
+
+
+class MethodSettings:
+    """Base of a method's settings: `@settings("method")` on a class with the field `kind: Literal["name"] = "name"`."""
+
+    __slots__ = ()
+    kind: str
+
+    @property
+    def traits(self) -> Traits:
+        """What the rest of the program must know about the method with these settings."""
+        return Traits()
+
+    def check_episode(self, episode: EpisodeConfig) -> None:
+        """Raise ConfigError where `episode.*` does not go with these settings."""
+
+    def count_epoch(self, plan: EpochPlan) -> EpochSize:
+        """The batches of an epoch, for `fsl-dist plan`: one batch of `training.batch_size` a step, unless overridden."""
+        steps = -(-plan.num_images // plan.batch_size)
+        return EpochSize(steps, 1, min(plan.batch_size, plan.num_images), is_global=True)
+
+    def build(self, context: MethodContext) -> Method:
+        """The method over the training images; RequestError where the data cannot serve it."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +151,7 @@ class Batch:
     weight: float = 1.0
     """the loss's share in the step's mean: the number of terms it is a mean of"""
     payload: object = None
-    """what the method needs beside the outputs: an episode, a neighbourhood"""
+    """what the method needs besides the outputs: an episode, a neighbourhood"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +183,7 @@ class TrainingIndex(Protocol):
     def start_table(self, folder: Path, num_same: int, num_other: int, weights: Path | None = None) -> None:
         """Begin to fill `folder` with the neighbour table at the present parameters, or at those in `weights`.
 
-        Collective. It is done on return, or goes on beside training.
+        Collective. The table is finished on return, or made concurrently with training.
         """
         ...
 
@@ -69,39 +192,43 @@ class TrainingIndex(Protocol):
         ...
 
 
-class Method(Protocol):
-    """One training method."""
+Validate = Callable[[NDArray[np.float32]], dict[str, float]]
+"""embeddings of the validation images, float32 [n, dim] in the order of their ids, → metrics named as `Traits.own_metrics`"""
 
-    is_global: bool
+
+class Method:
+    """One training method. `num_steps`, `batches` and `loss` must be given; the rest is for methods that keep something."""
+
+    is_global: bool = True
     """every batch is split over all workers, embeddings gathered; otherwise whole batches are dealt out"""
-    num_outputs: int
+    num_outputs: int = 0
     """classes of the classifier the network ends in; 0 = the loss takes embeddings"""
-    normalise: bool
+    normalise: bool = False
     """embeddings on the unit sphere"""
-    metrics: tuple[str, ...]
+    metrics: tuple[str, ...] = ()
     """names of the metrics `loss` reports"""
 
     def num_steps(self) -> int:
         """Optimizer steps of an epoch."""
-        ...
+        raise NotImplementedError
+
+    def batches(self, epoch: int, step: int) -> list[Batch]:
+        """All batches of a step, the same on every worker: a pure function of the seed, epoch and step."""
+        raise NotImplementedError
+
+    def loss(self, outputs: Tensor, batch: Batch) -> BatchLoss:
+        """Loss of a batch from the network's outputs, float [num_images, dim or num_outputs]."""
+        raise NotImplementedError
 
     def prepares_at(self, epoch: int, step: int) -> bool:
         """Whether `prepare` must run before this step of the epoch."""
-        ...
+        return False
 
     def prepare(
         self, epoch: int, global_step: int, index: TrainingIndex, group: WorkerGroup
     ) -> dict[str, float]:
         """Renew what the method keeps (prototypes, a neighbour table); returns metrics of it. Collective."""
-        ...
-
-    def batches(self, epoch: int, step: int) -> list[Batch]:
-        """All batches of a step, the same on every worker: a pure function of the seed, epoch and step."""
-        ...
-
-    def loss(self, outputs: Tensor, batch: Batch) -> BatchLoss:
-        """Loss of a batch from the network's outputs, float [num_images, dim or num_outputs]."""
-        ...
+        return {}
 
     def finish_step(
         self,
@@ -111,43 +238,22 @@ class Method(Protocol):
         group: WorkerGroup,
     ) -> dict[str, float]:
         """Merge all workers' updates (batch number, contribution) into the memory; returns metrics. Collective."""
-        ...
+        return {}
 
     def state(self) -> dict[str, Tensor | str | int]:
         """What a checkpoint must hold of the method."""
-        ...
-
-    def load_state(self, state: dict[str, Tensor | str | int]) -> None:
-        """Take up what `state` gave."""
-        ...
-
-
-class Memoryless:
-    """What a method without prototypes or tables answers to the loop's calls about them."""
-
-    def prepares_at(self, epoch: int, step: int) -> bool:
-        """There is nothing to prepare."""
-        return False
-
-    def prepare(
-        self, epoch: int, global_step: int, index: TrainingIndex, group: WorkerGroup
-    ) -> dict[str, float]:
-        """Nothing to prepare."""
-        return {}
-
-    def finish_step(
-        self,
-        global_step: int,
-        batches: list[Batch],
-        updates: list[tuple[int, tuple[Tensor, ...]]],
-        group: WorkerGroup,
-    ) -> dict[str, float]:
-        """Nothing to merge."""
-        return {}
-
-    def state(self) -> dict[str, Tensor | str | int]:
-        """Nothing beyond the network."""
         return {}
 
     def load_state(self, state: dict[str, Tensor | str | int]) -> None:
-        """Nothing to take up."""
+        """Take over what `state` gave."""
+
+    def validation(self, stop: Selection) -> Validate | None:
+        """A score of the validation images `stop` that only this method has; None where it has none."""
+        return None
+
+
+def on_device(device: torch.device, *arrays: NDArray) -> tuple[Tensor, ...]:
+    """The arrays as tensors on `device`."""
+    import torch
+
+    return tuple(torch.from_numpy(array).to(device) for array in arrays)

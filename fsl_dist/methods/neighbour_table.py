@@ -4,9 +4,12 @@ Row i belongs to the i-th image of the training selection; its first K entries a
 rest other-class ones, as sample ids, nearest first, −1 where there are fewer.
 """
 
+from __future__ import annotations
+
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +18,9 @@ from fsl_dist.data.selection import Selection
 from fsl_dist.errors import TrainingError
 from index.base.files import remove_folder, write_atomic
 from index.base.object_cache import bring
-from index.search import LocalIndex
+
+if TYPE_CHECKING:
+    from index.search import LocalIndex
 
 WEIGHTS = "weights.pt"
 """in a table's folder: parameters that the neighbours are to be found with, while actors find them"""
@@ -75,7 +80,7 @@ class NeighbourTable:
     """checksum over all parts"""
 
     @classmethod
-    def open(cls, folder: Path, num_same: int, step: int) -> "NeighbourTable":
+    def open(cls, folder: Path, num_same: int, step: int) -> NeighbourTable:
         """Open the table whose parts are all in `folder`, found with the parameters of `step`."""
         bring(folder)  # other machines' parts
         parts, starts, crc32 = [], [], 0
@@ -97,7 +102,7 @@ class NeighbourTable:
         )
 
     @classmethod
-    def reopen(cls, folder: Path, num_same: int, step: int, crc32: int) -> "NeighbourTable":
+    def reopen(cls, folder: Path, num_same: int, step: int, crc32: int) -> NeighbourTable:
         """Open the table a checkpoint names.
 
         Raises TrainingError when it is gone or is not the one the checkpoint was written with.

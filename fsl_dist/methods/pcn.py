@@ -4,47 +4,93 @@ The batches are episodes, the loss is `losses.pcn`, the memory is the prototypes
 k-means sets it at the start of an epoch, Eq. 4 moves it after each step.
 """
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from __future__ import annotations
 
-from fsl_dist.config import RunConfig
-from fsl_dist.data.selection import Selection
-from fsl_dist.distributed import WorkerGroup
-from fsl_dist.losses.pcn import pcn_episode_loss, update_prototypes
-from fsl_dist.methods.config import PCNConfig
-from fsl_dist.methods.episodic import Episodes, split_outputs
-from fsl_dist.methods.method import Batch, BatchLoss, TrainingIndex
-from fsl_dist.methods.prototypes import fit_each_class
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from fsl_dist.methods.episodic import Episodes, count_episodes, split_outputs
+from fsl_dist.methods.method import (
+    Batch,
+    BatchLoss,
+    EpochPlan,
+    EpochSize,
+    MethodContext,
+    MethodSettings,
+    PrototypeTraits,
+    TrainingIndex,
+    Traits,
+)
 from fsl_dist.samplers.episode import Episode
+from index.base.settings import settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fsl_dist.distributed import WorkerGroup
+
+
+@settings("method")
+class PCNConfig(MethodSettings):
+    """Prototypical clustering networks; clusters 1 and memory 0 is a prototypical network (PN), memory 0.5 PN*."""
+
+    kind: Literal["pcn"] = "pcn"
+    clusters: Annotated[int, Field(ge=1)] = 10
+    """prototypes a base class is trained and evaluated with (M_k of PCN Eq. 1), at least 1"""
+    novel_clusters: Annotated[int, Field(ge=1)] = 4
+    """prototypes a novel class is evaluated with, at least 1"""
+    memory: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """share of the old prototype kept at each update (α of PCN Eq. 4), 0 to below 1"""
+    temperature: Annotated[float, Field(gt=0)] = 3.0
+    """τ of the responsibilities in training (PCN Eq. 3), above 0; the paper is silent on its value"""
+    detach_responsibilities: bool = False
+    """stop the gradient through the support's responsibilities; the paper is silent"""
+    min_responsibility: Annotated[float, Field(gt=0)] = 1e-6
+    """a cluster whose responsibilities sum to less keeps its prototype; the paper is silent"""
+
+    @property
+    def keeps_nothing(self) -> bool:
+        """PN: Eq. 4 forgets the old prototype whole, so there is no memory to set or to move."""
+        return self.clusters == 1 and self.memory == 0
+
+    @property
+    def traits(self) -> Traits:
+        """Trained on episodes; validated, scored and predicting by prototypes."""
+        return Traits(
+            is_episodic=True,
+            prototypes=PrototypeTraits(self.clusters, self.novel_clusters, self.temperature),
+            prepares_from_all_images=not self.keeps_nothing,
+            protocols=("prototypes", "knn"),
+            stop_metric="mca/base",
+        )
+
+    def count_epoch(self, plan: EpochPlan) -> EpochSize:
+        """An epoch is `episode.per_epoch` episodes."""
+        return count_episodes(plan)
+
+    def build(self, context: MethodContext) -> PCN:
+        """The method over the training images."""
+        return PCN(context, self)
 
 
 class PCN(Episodes):
-    """Episodes, PCN's loss, and a memory of prototypes [num_classes, clusters, dim]."""
+    """Episodes, PCN's loss, and a memory of prototypes."""
 
-    metrics: tuple[str, ...] = (
+    metrics = (
         "train/accuracy",
         "train/responsibility_perplexity",
         "train/low_responsibility_share",
     )
 
-    def __init__(
-        self,
-        config: RunConfig,
-        method: PCNConfig,
-        selection: Selection,
-        class_names: list[str],
-        device: torch.device,
-    ) -> None:
-        super().__init__(config, selection, class_names)
+    def __init__(self, context: MethodContext, method: PCNConfig) -> None:
+        from fsl_dist.methods.prototype_memory import PrototypeMemory
+
+        super().__init__(context)
         self.method = method
-        self.all_classes = selection
-        self.starts_of_kmeans = config.evaluation.kmeans_runs
-        self.device = device
-        self.means = torch.zeros(0, 0, 0, device=device)  # [num_classes, clusters, dim] once prepared
-        self.mask = torch.zeros(0, 0, dtype=torch.bool, device=device)  # [num_classes, clusters]
-        self.is_padded = True  # whether any of `mask` is False
+        self.all_classes = context.selection
+        self.starts_of_kmeans = context.kmeans_runs
+        self.memory = PrototypeMemory(self.selection.labels, method.clusters, context.device)
 
     def prepares_at(self, epoch: int, step: int) -> bool:
         """The memory is set anew at the start of every epoch."""
@@ -53,60 +99,24 @@ class PCN(Episodes):
     def prepare(
         self, epoch: int, global_step: int, index: TrainingIndex, group: WorkerGroup
     ) -> dict[str, float]:
-        """Per class k-means over all its training images (PCN, section 3.1.1), classes dealt to the workers.
-
-        Seeded by (seed, epoch, class), so the result does not depend on who computes it.
-        """
-        if self.method.clusters == 1 and self.method.memory == 0:
-            # PN: Eq. 4 forgets the old prototype whole, so there is nothing to set.
-            return self._start_empty(index.dim)
-        neighbours = index.open()
-        num_classes, clusters, dim = self.selection.num_classes, self.method.clusters, neighbours.dim
-        packed = torch.zeros(num_classes, clusters, dim + 1, dtype=torch.float32)
-        row_of_class = np.searchsorted(self.all_classes.labels, self.selection.labels)
-        own = range(group.rank, num_classes, group.world_size)
-        starts, rows = self.all_classes.starts, row_of_class[own.start :: own.step]
-        means = fit_each_class(
-            (
-                (
-                    int(self.all_classes.labels[row]),
-                    neighbours.vectors(int(starts[row]), int(starts[row + 1])),
-                )
-                for row in rows
-            ),
-            clusters,
-            seed=self.seed,
-            epoch=epoch,
-            starts=self.starts_of_kmeans,
+        """Set the memory by k-means of each class. Collective."""
+        if self.method.keeps_nothing:
+            self.memory.empty(index.dim)
+            return {}
+        fitted = self.memory.fit(
+            index.open(), self.all_classes, group, seed=self.seed, epoch=epoch, starts=self.starts_of_kmeans
         )
-        for position, of_class in zip(own, means, strict=True):
-            packed[position, : len(of_class), :dim] = torch.from_numpy(of_class)
-            packed[position, : len(of_class), dim] = 1.0
-        packed = group.sum_(packed.to(self.device))
-        self._set(packed[..., :dim].contiguous(), packed[..., dim] > 0)
-        return {"method/clusters_per_class": float(self.mask.sum() / num_classes)}
-
-    def _start_empty(self, dim: int) -> dict[str, float]:
-        num_classes = self.selection.num_classes
-        self._set(
-            torch.zeros(num_classes, 1, dim, device=self.device),
-            torch.ones(num_classes, 1, dtype=torch.bool, device=self.device),
-        )
-        return {}
-
-    def _set(self, means: Tensor, mask: Tensor) -> None:
-        # Whether there is padding is asked once, not every step: on a GPU the answer is waited for.
-        self.means, self.mask, self.is_padded = means, mask, not bool(mask.all())
+        return {"method/clusters_per_class": fitted}
 
     def loss(self, outputs: Tensor, batch: Batch) -> BatchLoss:
         """PCN's Algorithm 1 on one episode, against the prototypes of the step's start."""
+        from fsl_dist.losses.pcn import pcn_episode_loss
+
         episode, support, query = split_outputs(outputs, batch)
-        rows = self._rows_of(episode.classes)
         result = pcn_episode_loss(
             support,
             query,
-            self.means[rows],
-            self.mask[rows] if self.is_padded else None,
+            *self.memory.of(episode.classes),
             temperature=self.method.temperature,
             memory=self.method.memory,
             detach_responsibilities=self.method.detach_responsibilities,
@@ -119,9 +129,6 @@ class PCN(Episodes):
         }
         return BatchLoss(result.loss, metrics, (result.numerators, result.denominators))
 
-    def _rows_of(self, classes: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.searchsorted(self.selection.labels, classes)).to(self.device)
-
     def finish_step(
         self,
         global_step: int,
@@ -129,48 +136,24 @@ class PCN(Episodes):
         updates: list[tuple[int, tuple[Tensor, ...]]],
         group: WorkerGroup,
     ) -> dict[str, float]:
-        """Eq. 4 once for the step: the supports of all its episodes, on all workers, summed and merged."""
-        if self.method.memory == 0 and self.method.clusters == 1:
-            return {}  # PN keeps nothing
-        classes, numerators, denominators = self._sum_updates(batches, updates, group)
-        rows = self._rows_of(classes)
-        self.means[rows] = update_prototypes(
-            self.means[rows],
-            numerators,
-            denominators,
-            self.method.memory,
-            min_responsibility=self.method.min_responsibility,
-        ).to(self.means.dtype)
+        """Move the memory by the supports of the step's episodes, on all workers. Collective."""
+        if not self.method.keeps_nothing:
+            self.memory.merge(
+                [_episode_of(batch) for batch in batches],
+                updates,
+                group,
+                memory=self.method.memory,
+                min_responsibility=self.method.min_responsibility,
+            )
         return {}
-
-    def _sum_updates(
-        self, batches: list[Batch], updates: list[tuple[int, tuple[Tensor, ...]]], group: WorkerGroup
-    ) -> tuple[NDArray[np.int64], Tensor, Tensor]:
-        """The step's classes, int64 [C]; sums over its supports on all workers: Σ q f [C, M, D] and Σ q [C, M]."""
-        episodes = [_episode_of(batch) for batch in batches]
-        if len(episodes) == 1 and group.world_size == 1:
-            ((_, (numerators, denominators)),) = updates
-            return episodes[0].classes, numerators, denominators
-        classes = np.unique(np.concatenate([episode.classes for episode in episodes]))
-        dim = self.means.shape[-1]
-        sums = torch.zeros(len(classes), self.means.shape[1], dim + 1, device=self.device)
-        for number, (numerators, denominators) in updates:
-            rows = torch.from_numpy(np.searchsorted(classes, episodes[number].classes)).to(self.device)
-            contribution = torch.cat([numerators, denominators.unsqueeze(-1)], dim=-1)
-            sums.index_add_(0, rows, contribution.to(sums.dtype))
-        group.sum_(sums)
-        return classes, sums[..., :dim], sums[..., dim]
 
     def state(self) -> dict[str, Tensor | str | int]:
         """The prototypes and which of them exist."""
-        return {"means": self.means, "mask": self.mask}
+        return self.memory.state()
 
     def load_state(self, state: dict[str, Tensor | str | int]) -> None:
-        """Take up the prototypes of a checkpoint."""
-        means, mask = state["means"], state["mask"]
-        assert isinstance(means, Tensor)
-        assert isinstance(mask, Tensor)
-        self._set(means.to(self.device), mask.to(self.device))
+        """Take over the prototypes of a checkpoint."""
+        self.memory.load_state(state)
 
 
 def _episode_of(batch: Batch) -> Episode:

@@ -1,1 +1,1 @@
-"""Scores: embeddings and labels in, numbers out; no run, no file."""
+"""Scores: embeddings and labels in, numbers out."""

@@ -1,1 +1,1 @@
-"""The networks: backbones, embeddings, batch norm that does not depend on workers."""
+"""Networks: backbones, embeddings, and batch norm that does not depend on the number of workers."""

@@ -8,10 +8,11 @@ from torch import nn
 
 from fsl_dist.errors import ConfigError
 from fsl_dist.models.batch_norm import apply_batch_norm
-from fsl_dist.models.config import BackboneConfig
+from fsl_dist.models.config import BACKBONES, GROUP, BackboneConfig
 from fsl_dist.models.embedding import FullPrecisionLinear, GlobalAverage, MapBackbone, Network
 from fsl_dist.models.imagenet_backbones import alexnet_fc7, imagenet_backbone
 from fsl_dist.models.weights import load_initial
+from fsl_dist.plugins import find_plugins, load_plugin
 
 # Maps before pooling, where they are not as many as the features.
 _NUM_MAPS = {"alexnet": 256, "vgg19": 512}
@@ -32,7 +33,10 @@ def build_network(
     """
     backbone, feature_dim = _build_backbone(config, sample_shape)
     if config.map_head:
-        assert isinstance(backbone, MapBackbone)
+        if not isinstance(backbone, MapBackbone):
+            raise ConfigError(
+                f"backbone.map_head={config.map_head} needs feature maps; backbone.name={config.name} makes none"
+            )
         backbone, feature_dim = backbone.pooled(), _NUM_MAPS.get(config.name, feature_dim)
     network = Network(
         backbone,
@@ -51,6 +55,8 @@ def build_network(
 
 def _build_backbone(config: BackboneConfig, sample_shape: tuple[int, ...]) -> tuple[nn.Module, int]:
     """Module (float [n, *sample_shape] → [n, feature_dim]) and its feature_dim."""
+    if config.name not in BACKBONES:
+        return _plugin(config, sample_shape)
     if config.name == "mlp":
         return _mlp(torch.Size(sample_shape).numel(), config.hidden), config.hidden[-1]
     if len(sample_shape) != 3:
@@ -68,6 +74,17 @@ def _build_backbone(config: BackboneConfig, sample_shape: tuple[int, ...]) -> tu
             "(backbone.name=conv4 takes any number)"
         )
     return imagenet_backbone(config, sample_shape)
+
+
+def _plugin(config: BackboneConfig, sample_shape: tuple[int, ...]) -> tuple[nn.Module, int]:
+    """A network that another distribution brings (docs/new_backbone.md)."""
+    build = load_plugin(find_plugins(GROUP)[config.name], "backbone.name")
+    built = build(config, sample_shape)
+    if not (isinstance(built, tuple) and len(built) == 2 and isinstance(built[0], nn.Module)):
+        raise ConfigError(
+            f"backbone.name={config.name} must return (module, feature_dim); it returned a {type(built).__name__}"
+        )
+    return built
 
 
 def _check_size(name: str, sample_shape: tuple[int, ...]) -> None:

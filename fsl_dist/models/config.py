@@ -1,31 +1,29 @@
 """What can be set on the network."""
 
+import difflib
 from dataclasses import dataclass
 from typing import Literal
 
 from fsl_dist.errors import ConfigError
+from fsl_dist.plugins import find_plugins
+
+BACKBONES = (
+    "alexnet", "conv4", "convnext_base", "densenet121", "efficientnet_b3", "mlp", "mobilenet_v2", "resnet18", "resnet50",
+    "resnet50_v2", "se_resnet50", "vgg19", "vit_b_16",
+)  # fmt: skip
+"""the architectures that come with the project"""
+
+GROUP = "fsl_dist.backbones"
+"""group of the entry points that add architectures"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BackboneConfig:
     """Network that embeds a sample."""
 
-    name: Literal[
-        "alexnet",
-        "conv4",
-        "convnext_base",
-        "densenet121",
-        "efficientnet_b3",
-        "mlp",
-        "mobilenet_v2",
-        "resnet18",
-        "resnet50",
-        "resnet50_v2",
-        "se_resnet50",
-        "vgg19",
-        "vit_b_16",
-    ] = "resnet50"
-    """architecture; `mlp` takes feature vectors, the others images"""
+    name: str = "resnet50"
+    """architecture: alexnet, conv4, convnext_base, densenet121, efficientnet_b3, mlp (takes feature vectors, the others images),
+    mobilenet_v2, resnet18, resnet50, resnet50_v2, se_resnet50, vgg19, vit_b_16, or one that another distribution brings"""
     weights: str = ""
     """file of a state_dict to start from (.pth or .safetensors), or the folder of a run, whose best checkpoint's backbone
     is taken, and its map head where this run has one; head and classifier ignored; empty: none"""
@@ -59,6 +57,13 @@ class BackboneConfig:
     """ghost: images a group, at least 2, and at least episode.n_way"""
 
     def __post_init__(self) -> None:
+        known = (*BACKBONES, *find_plugins(GROUP))
+        if self.name not in known:
+            near = difflib.get_close_matches(self.name, known, n=1)
+            raise ConfigError(
+                f"backbone.name={self.name} must be one of {', '.join(known)}"
+                + (f"; did you mean {near[0]}?" if near else "")
+            )
         if self.embedding_dim < 0:
             raise ConfigError(f"backbone.embedding_dim={self.embedding_dim} must be 0 (no head) or more")
         self._check_map_head()

@@ -1,1 +1,1 @@
-"""Pictures and pages: evidence, curves, maps of embeddings and prototypes."""
+"""Pictures and pages: evidence, curves, maps of embeddings, prototypes."""

@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fsl_dist.errors import RequestError
-from fsl_dist.methods.config import PCNConfig
 from fsl_dist.metrics.class_scores import class_shares
 from fsl_dist.metrics.knn import vote
 from fsl_dist.plots.run_draws import EmbeddedRun
@@ -43,7 +42,7 @@ def protocol_of(run: EmbeddedRun, protocol: str = "") -> str:
     """
     if protocol not in ("", *PROTOCOLS):
         raise RequestError(f"protocol {protocol} is none of {', '.join(PROTOCOLS)}")
-    return protocol or ("prototypes" if isinstance(run.config.method, PCNConfig) else "knn")
+    return protocol or ("prototypes" if run.config.method.traits.prototypes else "knn")
 
 
 def answers_of(run: EmbeddedRun, protocol: str, draw: int) -> Answers:

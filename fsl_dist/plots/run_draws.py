@@ -15,7 +15,6 @@ from fsl_dist.data.selection import Selection
 from fsl_dist.errors import RequestError
 from fsl_dist.evaluation.fine_tune import TunedDraw, tune_draw
 from fsl_dist.evaluation.report import open_selection, other_method, require_novel
-from fsl_dist.methods.config import PCNConfig
 from fsl_dist.methods.prototypes import Prototypes, fit_prototypes, join
 from fsl_dist.metrics.config import EvaluationConfig
 from fsl_dist.metrics.few_shot import check_novel, draw_novel, largest_classes
@@ -127,7 +126,8 @@ class EmbeddedRun:
         Raises RequestError for a run without prototypes, and for several Δτ without 0.
         """
         method, deltas = self.config.method, self.config.evaluation.delta_tau
-        if not isinstance(method, PCNConfig):
+        prototypes = method.traits.prototypes
+        if prototypes is None:
             raise RequestError(
                 f"{self.run} has method.kind={method.kind}; prototypes belong to method.kind=pcn"
             )
@@ -136,7 +136,7 @@ class EmbeddedRun:
                 f"evaluation.delta_tau={list(deltas)} has several values and no 0; a draw is scored at one "
                 f"(evaluation.delta_tau=[{deltas[0]:g}])"
             )
-        return method.temperature + (deltas[0] if len(deltas) == 1 else 0.0)
+        return prototypes.temperature + (deltas[0] if len(deltas) == 1 else 0.0)
 
     def draw(self, number: int) -> Draw:
         """Draw `number`, exactly as `fsl-dist evaluate` scores it.
@@ -158,7 +158,7 @@ class EmbeddedRun:
 
         Raises RequestError where the run has no classifier, or the data set no novel classes.
         """
-        if not self.config.has_classifier:
+        if not self.config.method.traits.has_classifier:
             raise other_method("fine_tune", "cross_entropy", self.config)
         novel = require_novel("fine_tune", self.config, self._splits)
         return tune_draw(self._trained, self.config, self._splits, novel, number)

@@ -1,1 +1,1 @@
-"""Which sample ids make a batch: pure functions of (seed, epoch, step)."""
+"""Which sample ids make a batch, as pure functions of (seed, epoch, step)."""

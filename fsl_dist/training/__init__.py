@@ -1,1 +1,1 @@
-"""The training loop, on one process or many, its checkpoints and its Ray side."""
+"""The training loop, its validation and checkpoints."""

@@ -16,7 +16,6 @@ from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.loader import describe_samples
 from fsl_dist.distributed import WorkerGroup
 from fsl_dist.errors import RequestError
-from fsl_dist.methods.build import build_method
 from fsl_dist.models.backbones import build_network
 from fsl_dist.training.checkpoint import CheckpointFolder, read_progress
 from fsl_dist.training.denormals import flushing_denormals
@@ -116,7 +115,7 @@ def check_run(config: RunConfig) -> int:
     catalogue, sample_shape = describe_samples(config.data)
     splits = split_run(catalogue, config)
     check_stop(splits, config)
-    method = build_method(config, catalogue, splits.train, cpu)
+    method = config.build_method(catalogue, splits.train, cpu)
     network = build_network(
         dataclasses.replace(config.backbone, pretrained=False),
         sample_shape=sample_shape,

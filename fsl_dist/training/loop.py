@@ -23,7 +23,6 @@ from fsl_dist.data.loader import Loader, Source, open_source
 from fsl_dist.distributed import WorkerGroup
 from fsl_dist.embedder import Embedder, SelectionIndex, TableMiners
 from fsl_dist.errors import RequestError, TrainingError
-from fsl_dist.methods.build import build_method
 from fsl_dist.methods.method import Batch, Method
 from fsl_dist.methods.neighbour_table import NeighbourTable
 from fsl_dist.models.backbones import build_network
@@ -73,7 +72,7 @@ class Trainer:
         )
         self.catalogue = self.source.catalogue
         self.splits: RunSplits = splits or split_run(self.catalogue, config)
-        self.method: Method = build_method(config, self.catalogue, self.splits.train, device)
+        self.method: Method = config.build_method(self.catalogue, self.splits.train, device)
         self.network = self._build_network()
         self.optimizer = build_optimizer(
             self.network,
@@ -106,7 +105,7 @@ class Trainer:
             miners=miners,
         )
         self.validation = Validation(
-            config, self.catalogue, self.splits, self.embedder, self.train_index, owner
+            config, self.catalogue, self.splits, self.method, self.embedder, self.train_index, owner
         )
 
     def _build_network(self) -> Network:

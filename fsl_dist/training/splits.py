@@ -9,7 +9,6 @@ from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.selection import Selection
 from fsl_dist.data.split import holdout
 from fsl_dist.errors import RequestError
-from fsl_dist.methods.config import CHAIConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +42,7 @@ class RunSplits:
 def split_run(catalogue: Catalogue, config: RunConfig) -> RunSplits:
     """Gallery = train; queries = test, else val; with val as queries, early stopping holds out part of train.
 
-    What is held out divides no group; for chai, which learns from groups, no unit (`pack --keep-together`).
+    What is held out divides no group; for a method that learns from groups, no unit (`Traits.kept_together`).
 
     Raises RequestError when there is no train split.
     """
@@ -58,7 +57,7 @@ def split_run(catalogue: Catalogue, config: RunConfig) -> RunSplits:
     if "test" in present and "val" in present:
         stop = catalogue.select("val")
     elif config.data.holdout_fraction > 0 and config.training.patience > 0:
-        undivided = catalogue.units if isinstance(config.method, CHAIConfig) else catalogue.groups
+        undivided = catalogue.units if config.method.traits.kept_together == "unit" else catalogue.groups
         train, stop = holdout(gallery, np.asarray(undivided), config.data.holdout_fraction, config.run.seed)
     query_split = next((split for split in ("test", "val") if split in present), "")
     return RunSplits(

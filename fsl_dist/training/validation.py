@@ -10,9 +10,7 @@ from fsl_dist.config import RunConfig
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.distributed import WorkerGroup
 from fsl_dist.embedder import Embedder, SelectionIndex
-from fsl_dist.losses.triplet import score_triplets
-from fsl_dist.methods.chai import draw_validation
-from fsl_dist.methods.config import CHAIConfig, PCNConfig
+from fsl_dist.methods.method import Method
 from fsl_dist.metrics.class_scores import Repeated, rank_targets
 from fsl_dist.metrics.clustering import score_clusters
 from fsl_dist.metrics.few_shot import group_scores, positions_among
@@ -30,6 +28,7 @@ class Validation:
         config: RunConfig,
         catalogue: Catalogue,
         splits: RunSplits,
+        method: Method,
         embedder: Embedder,
         train_index: SelectionIndex,
         owner: Owner | None,
@@ -50,9 +49,8 @@ class Validation:
                 config=config.index,
                 owner=owner,
             )
-        self.triplets: torch.Tensor | None = None  # int64 [num, 3] positions in splits.stop
-        if isinstance(config.method, CHAIConfig) and config.method.validation_triplets and splits.stop:
-            self.triplets = torch.from_numpy(draw_validation(config, config.method, catalogue, splits.stop))
+        self.traits = config.method.traits
+        self.of_method = method.validation(splits.stop) if splits.stop else None
 
     def measure_train(self) -> dict[str, float]:
         """`knn/train_acc@K_p`: accuracy of each training image by the vote of its K_p nearest others. Collective.
@@ -67,23 +65,23 @@ class Validation:
     def measure(self) -> dict[str, float]:
         """The validation metrics of the stop metric's family, the same on every worker. Collective.
 
-        The first worker scores; embedding, the dear part, is shared by all.
+        The first worker scores; embedding, the expensive part, is shared by all.
         """
         assert self.stop_index is not None
         self.stop_index.move_to(self.train_index.parameters)
         group = self.train_index.group
         if self.config.stops_by_clusters:
             return self._measure_clusters(group)
-        if self.config.has_classifier and not self.config.stop_metric.startswith("knn/"):
+        if self.traits.has_classifier and not self.config.stop_metric.startswith("knn/"):
             return self._measure_classifier(group)
-        triplets = self._measure_triplets(group)
-        if self.config.stop_metric.startswith("triplet/"):
-            return triplets
+        own = self._measure_own(group)
+        if self.config.stop_metric in self.traits.own_metrics:
+            return own
         gallery, queries = self.train_index.open(), self.stop_index.open()
         metrics: dict[str, float] = {}
         if group.is_first:
             vectors, labels = queries.vectors(0, queries.num_vectors), queries.labels
-            if isinstance(self.config.method, PCNConfig):
+            if self.traits.prototypes is not None:
                 found = evaluate_prototypes(
                     gallery.vectors(0, gallery.num_vectors),
                     gallery.labels,
@@ -93,7 +91,7 @@ class Validation:
                     None,
                     base_clusters=self.config.base_clusters,
                     novel_clusters=self.config.novel_clusters,
-                    temperature=self.config.method.temperature,
+                    temperature=self.traits.prototypes.temperature,
                     config=dataclasses.replace(self.config.evaluation, delta_tau=(0.0,)),
                     seed=self.config.run.seed,
                 )
@@ -101,7 +99,7 @@ class Validation:
                     name: float(value) for name, value in found.items() if not isinstance(value, Repeated)
                 }
             else:
-                metrics = score_knn(gallery, vectors, labels, self.config.evaluation.k_p) | triplets
+                metrics = score_knn(gallery, vectors, labels, self.config.evaluation.k_p) | own
         return json.loads(group.share_text(json.dumps(metrics)))
 
     def _measure_classifier(self, group: WorkerGroup) -> dict[str, float]:
@@ -129,18 +127,11 @@ class Validation:
             metrics = {name: value.mean for name, value in found.items()}
         return json.loads(group.share_text(json.dumps(metrics)))
 
-    def _measure_triplets(self, group: WorkerGroup) -> dict[str, float]:
-        """chai: `triplet/loss` and `triplet/acc` over the validation triplets, the same on every worker. Collective."""
-        if self.triplets is None:
+    def _measure_own(self, group: WorkerGroup) -> dict[str, float]:
+        """The method's own metrics of the validation images, the same on every worker. Collective."""
+        if self.of_method is None:
             return {}
         assert self.stop_index is not None
-        assert isinstance(self.config.method, CHAIConfig)
         queries = self.stop_index.open()
-        metrics: dict[str, float] = {}
-        if group.is_first:
-            # A copy: vectors of an index are mapped read-only, which torch warns of.
-            vectors = torch.tensor(queries.vectors(0, queries.num_vectors), device=self.device)
-            triplets = self.triplets.to(self.device)
-            loss, right = score_triplets(vectors, triplets, self.config.method.margin)
-            metrics = {"triplet/loss": loss, "triplet/acc": right}
+        metrics = self.of_method(queries.vectors(0, queries.num_vectors)) if group.is_first else {}
         return json.loads(group.share_text(json.dumps(metrics)))

@@ -1,1 +1,1 @@
-"""An index spread over Ray actors: replicas, what runs inside them, and the client."""
+"""An index whose shards are Ray actors: replicas, what runs in them, and the client."""

@@ -1,1 +1,1 @@
-"""What every package needs: errors, settings, files, object stores and atomic publishing."""
+"""What all packages need: errors, settings, files, object stores and atomic publishing."""

@@ -1,1 +1,1 @@
-"""Building an index: shards, resumable jobs, merging, and publishing a version."""
+"""Building an index: shards, resumable jobs, changes, and publishing a version."""

@@ -1,4 +1,4 @@
-"""docs/new_method.md as it says: a distribution of its own brings a method, and train, evaluate and resume work with it."""
+"""docs/new_method.md, new_backbone.md and new_metric.md as they say: distributions that add a method, a backbone and a metric."""
 
 import json
 import math
@@ -24,13 +24,16 @@ SETTINGS = [
 ]  # fmt: skip
 
 
-def install(folder: Path, points: dict[str, str], module: Path | None = None) -> Path:
+def install(
+    folder: Path, points: dict[str, str], module: Path | None = None, group: str = "fsl_dist.methods"
+) -> Path:
     """What `pip install --no-deps` leaves: the module, and a record of its entry points."""
-    info = folder / "fsl_dist_supcon-1.0.dist-info"
+    name = "fsl-dist-supcon" if module is None else f"fsl-dist-{module.stem}".replace("_", "-")
+    info = folder / f"{name.replace('-', '_')}-1.0.dist-info"
     info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: fsl-dist-supcon\nVersion: 1.0\n")
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
     lines = "".join(f"{name} = {value}\n" for name, value in points.items())
-    (info / "entry_points.txt").write_text(f"[fsl_dist.methods]\n{lines}")
+    (info / "entry_points.txt").write_text(f"[{group}]\n{lines}")
     if module:
         (folder / module.name).write_bytes(module.read_bytes())
     return folder
@@ -61,14 +64,19 @@ def losses(run: Path) -> list[float]:
     return [line["train/loss"] for line in lines if "train/loss" in line]
 
 
-def test_the_page_shows_the_example() -> None:
-    page = (ROOT / "docs" / "new_method.md").read_text()
-    blocks = re.findall(r"```(python|toml)\n(.*?)```", page, re.S)
-    assert len(blocks) == 3
-    sources = {
-        "python": (EXAMPLE / "supcon.py").read_text(),
-        "toml": (EXAMPLE / "pyproject.toml").read_text(),
-    }
+@pytest.mark.parametrize(
+    ("page", "module", "num_blocks"),
+    [
+        ("new_method.md", "own_method/supcon.py", 3),
+        ("new_backbone.md", "own_backbone/tiny_vit.py", 2),
+        ("new_metric.md", "own_metric/map_at_r.py", 2),
+    ],
+)
+def test_the_page_shows_the_example(page: str, module: str, num_blocks: int) -> None:
+    blocks = re.findall(r"```(python|toml)\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S)
+    assert len(blocks) == num_blocks
+    source = ROOT / "examples" / module
+    sources = {"python": source.read_text(), "toml": source.with_name("pyproject.toml").read_text()}
     for language, block in blocks:
         assert block in sources[language]
 
@@ -125,7 +133,7 @@ def test_a_step_on_two_workers_is_the_step_on_one(site: Path, digits: Path, tmp_
 
 def test_its_settings_are_checked_like_all_others(site: Path, digits: Path, tmp_path: Path) -> None:
     for setting, words in (
-        ("method.temperature=0", "method.temperature=0.0 must be above 0"),
+        ("method.temperature=0", "method.temperature=0 must be above 0"),
         ("method.temprature=1", "did you mean method.temperature?"),
         ("method.margin=1", "method.margin belongs to method.kind=deep_knn or method.kind=batch_hard"),
     ):
@@ -137,6 +145,59 @@ def test_its_settings_are_checked_like_all_others(site: Path, digits: Path, tmp_
         assert len(refused.stderr.strip().splitlines()) == 1
 
 
+def points_of(example: str, group: str) -> dict[str, str]:
+    project = tomllib.loads((ROOT / "examples" / example / "pyproject.toml").read_text())["project"]
+    return project["entry-points"][group]
+
+
+def test_a_backbone_and_a_metric_of_ones_own(digits: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    for example, module, group in (
+        ("own_backbone", "tiny_vit.py", "fsl_dist.backbones"),
+        ("own_metric", "map_at_r.py", "fsl_dist.metrics"),
+    ):
+        install(site, points_of(example, group), ROOT / "examples" / example / module, group)
+    run = tmp_path / "run"
+    settings = [word for word in SETTINGS if not word.startswith(("method.", "backbone."))]
+    done = fsl_dist(
+        site, "train", *settings, "backbone.name=tiny_vit", "method.classes_per_batch=5", f"data.dataset={digits}",
+        f"run.dir={run}", "training.epochs=2",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    scored = fsl_dist(site, "evaluate", run, "--protocol", "map_at_r", "--json")
+    assert scored.returncode == 0, scored.stderr
+    found = json.loads(scored.stdout)["metrics"]
+    assert set(found) == {"map_at_r/map@r"}
+    assert 0.1 < found["map_at_r/map@r"] <= 1
+    refused = fsl_dist(site, "evaluate", run, "--protocol", "map_at_k")
+    assert refused.returncode == 2
+    assert "map_at_k is none of knn, prototypes" in refused.stderr
+    refused = fsl_dist(site, "train", "backbone.name=tiny_vt", "run.dir=run")
+    assert refused.returncode == 2
+    assert "did you mean tiny_vit?" in refused.stderr
+
+
+def test_its_metric_is_the_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "examples" / "own_metric"))
+    from map_at_r import map_at_r
+
+    rng = np.random.default_rng(0)
+    gallery, queries = (rng.standard_normal((n, 3)).astype(np.float32) for n in (20, 6))
+    gallery_labels, query_labels = rng.integers(0, 3, 20), rng.integers(0, 4, 6)
+    of_query = []
+    for query, label in zip(queries, query_labels, strict=True):
+        nearest = sorted(range(20), key=lambda row: float(((gallery[row] - query) ** 2).sum()))
+        relevant, hits, total = sum(gallery_labels == label), 0, 0.0
+        for rank in range(relevant):
+            if gallery_labels[nearest[rank]] == label:
+                hits += 1
+                total += hits / (rank + 1)
+        if relevant:
+            of_query.append(total / relevant)
+    found = map_at_r(gallery, gallery_labels, queries, query_labels)
+    assert found["map@r"] == pytest.approx(sum(of_query) / len(of_query), rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("point", "words"),
     [
@@ -144,7 +205,7 @@ def test_its_settings_are_checked_like_all_others(site: Path, digits: Path, tmp_
             {"supcon": "nowhere:SupConConfig"},
             "cannot be loaded: ModuleNotFoundError: No module named 'nowhere'",
         ),
-        ({"supcon": "math:pi"}, "must be a frozen dataclass with a method build"),
+        ({"supcon": "math:pi"}, "must be a settings class that derives from fsl_dist.methods.MethodSettings"),
         ({"other": "supcon:SupConConfig"}, 'needs the field kind: Literal["other"] = "other"'),
     ],
 )
@@ -153,7 +214,7 @@ def test_a_distribution_that_does_not_fit_is_named(tmp_path: Path, point: dict[s
     refused = fsl_dist(site, "train", f"method.kind={next(iter(point))}", "run.dir=run")
     assert refused.returncode == 2
     assert words in refused.stderr
-    assert "brought by fsl-dist-supcon" in refused.stderr
+    assert "of fsl-dist-supcon" in refused.stderr
     assert len(refused.stderr.strip().splitlines()) == 1
 
 

@@ -233,7 +233,7 @@ def test_requests_that_cannot_be_served_are_refused(
     np.save(tmp_path / "plain.npy", np.load(features)[: Catalogue.open(digits).num_samples])
     train_run(settings(digits, tmp_path / "plain.npy", tmp_path / "plain", untrained))
     for protocol in ("fine_tune", "few_shot_knn"):
-        with pytest.raises(RequestError, match=f"--protocol {protocol} scores novel classes; .* has none"):
+        with pytest.raises(RequestError, match=f"protocol={protocol} scores novel classes; .* has none"):
             evaluate_run(tmp_path / "plain", protocol=protocol)
     name = module.name_of_settings(open_trained(run), config, split_run(open_trained(run).catalogue, config))
     with (

@@ -11,7 +11,6 @@ import torch
 from fsl_dist.config import RunConfig, load_config
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.errors import ConfigError, RequestError
-from fsl_dist.methods.build import build_method
 from fsl_dist.methods.chai import draw_validation, group_by_kmeans
 from fsl_dist.models.weights import read_state_dict
 from fsl_dist.training.launch import check_run, train_run
@@ -95,7 +94,7 @@ def settings(dataset: Path, run: Path, *more: str) -> RunConfig:
 def method_of(config: RunConfig):
     catalogue = Catalogue.open(config.data.dataset)
     splits = split_run(catalogue, config)
-    return build_method(config, catalogue, splits.train, torch.device("cpu")), catalogue, splits
+    return config.build_method(catalogue, splits.train, torch.device("cpu")), catalogue, splits
 
 
 @pytest.mark.parametrize("sampling", ["disease", "hierarchical", "non_hierarchical", "joint"])
@@ -144,7 +143,7 @@ def test_half_of_the_images_are_the_same_half_for_both_samplings(pairs: Path, tm
             "without",
             ["method.sampling=hierarchical"],
             r"method\.sampling=hierarchical needs similarity groups; the 140 training images of data\.dataset=\S+ have "
-            r"5 classes and no groups \(`fsl-dist resplit --group-column",
+            r"5 classes and no groups \(resplit with group_column",
         ),
         (
             "divided",
@@ -261,7 +260,9 @@ def test_validation_is_by_triplets_of_images_kept_apart(pairs: Path, tmp_path: P
     )
     method, catalogue, splits = method_of(config)
     assert splits.stop is not None
-    triplets = draw_validation(config, config.method, catalogue, splits.stop)
+    triplets = draw_validation(
+        config.method, catalogue, splits.stop, dataset=config.data.dataset, seed=config.run.seed
+    )
     assert triplets.shape == (50, 3)
     assert not np.isin(method.triplets, splits.stop.ids).any()
     # Groups are divided, scans are not.

@@ -8,9 +8,7 @@ import torch
 from cluster.planning.workload import count_workload
 from fsl_dist.config import RunConfig, load_config
 from fsl_dist.data.catalogue import Catalogue
-from fsl_dist.errors import RequestError
-from fsl_dist.methods.build import build_method
-from fsl_dist.methods.own import own_methods
+from fsl_dist.methods.method import EpochPlan, EpochSize, MethodSettings
 from fsl_dist.models.batch_norm import resolve_batch_norm
 from fsl_dist.training.splits import split_run
 from fsl_dist.training.step import deal_pieces
@@ -67,7 +65,7 @@ def test_what_is_counted_is_what_is_dealt(digits: Path, name: str, workers: int)
     config = configured(digits, CASES[name], workers)
     catalogue = Catalogue.open(digits)
     train = split_run(catalogue, config).train
-    method = build_method(config, catalogue, train, torch.device("cpu"))
+    method = config.build_method(catalogue, train, torch.device("cpu"))
     found = count_workload(config, len(train), workers)
     assert found.steps == method.num_steps()
     assert found.is_global == method.is_global
@@ -101,7 +99,7 @@ def test_mining_counts_anchors(digits: Path) -> None:
     config = configured(digits, settings, 2)
     catalogue = Catalogue.open(digits)
     train = split_run(catalogue, config).train
-    method = build_method(config, catalogue, train, torch.device("cpu"))
+    method = config.build_method(catalogue, train, torch.device("cpu"))
     found = count_workload(config, len(train), 2)
     assert (found.steps, found.step_images) == (method.num_steps(), 44)  # 4 anchors of 11 images
     assert (found.refresh, found.refreshes) == ("mining", 1)
@@ -122,15 +120,22 @@ def test_refreshes_of_prototypes(digits: Path) -> None:
     assert count_workload(configured(digits, alone, 1), 120, 1).refresh == "none"
 
 
-def test_a_method_from_elsewhere_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_method_from_elsewhere_takes_a_batch_a_step_unless_it_counts_itself() -> None:
     import dataclasses
     from typing import Literal
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Center:
+    class Center(MethodSettings):
         kind: Literal["center"] = "center"
 
-    own_methods.cache_clear()
-    config = dataclasses.replace(load_config(None, []), method=Center())  # type: ignore[arg-type]
-    with pytest.raises(RequestError, match=r"method\.kind=center comes from another distribution"):
-        count_workload(config, 100, 1)
+    class Pairs(Center):
+        def count_epoch(self, plan: EpochPlan) -> EpochSize:
+            return EpochSize(plan.num_images // 2, 1, 2, is_global=False)
+
+    def found(method: MethodSettings) -> tuple[int, int, bool, str]:
+        config = dataclasses.replace(load_config(None, ["training.batch_size=30"]), method=method)
+        work = count_workload(config, 100, 1)
+        return work.steps, work.step_images, work.is_global, work.refresh
+
+    assert found(Center()) == (4, 30, True, "none")
+    assert found(Pairs()) == (50, 2, False, "none")

@@ -64,6 +64,13 @@ def test_the_configuration_page_is_what_the_code_says() -> None:
     assert check.returncode == 0, "docs/configuration.md is stale: run python docs/make_configuration.py"
 
 
+def test_the_architecture_page_lists_every_folder() -> None:
+    check = subprocess.run(
+        [sys.executable, str(ROOT / "docs" / "make_folders.py"), "--check"], capture_output=True, text=True
+    )
+    assert check.returncode == 0, check.stderr
+
+
 def test_the_benchmarks_page_is_what_the_results_say() -> None:
     check = subprocess.run(
         [sys.executable, "-m", "benchmarks.page", "--check"], capture_output=True, text=True, cwd=ROOT

@@ -7,7 +7,7 @@ import pytest
 
 from fsl_dist.config import RunConfig
 from fsl_dist.errors import StaleOwnerError
-from fsl_dist.methods.config import PCNConfig
+from fsl_dist.methods.pcn import PCNConfig
 from fsl_dist.metrics.config import EvaluationConfig
 from fsl_dist.training.config import TrainingConfig
 from index.base.errors import RequestError

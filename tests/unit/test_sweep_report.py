@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fsl_dist.config import RunConfig, load_config
-from fsl_dist.methods.config import PCNConfig
+from fsl_dist.methods.pcn import PCNConfig
 from fsl_dist.metrics.config import EvaluationConfig
 from fsl_dist.training.config import TrainingConfig
 from index.base.errors import ConfigError

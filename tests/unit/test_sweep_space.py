@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fsl_dist.config import RunConfig
-from fsl_dist.methods.config import DeepKNNConfig
+from fsl_dist.methods.deep_knn import DeepKNNConfig
 from index.base.errors import ConfigError, RequestError
 from index.base.settings import parse_yaml, validate
 from tune.space import Knob, draw_point, grid_point, grid_size, nested, show_point

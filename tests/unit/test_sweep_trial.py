@@ -6,7 +6,7 @@ from pathlib import Path
 from fsl_dist.config import RunConfig
 from fsl_dist.data.config import DataConfig
 from fsl_dist.evaluation.report import EvaluationReport, evaluate_run, evaluate_settings
-from fsl_dist.methods.config import PCNConfig
+from fsl_dist.methods.pcn import PCNConfig
 from fsl_dist.metrics.config import EvaluationConfig
 from fsl_dist.models.config import BackboneConfig
 from fsl_dist.samplers.episode import EpisodeConfig

@@ -190,7 +190,7 @@ def test_other_protocols_say_that_the_classes_are_disjoint(
     run = tmp_path / "run"
     train_run(settings(disjoint, features, run, *SCATTER, epochs=0))
     with pytest.raises(
-        RequestError, match=r"--protocol prototypes belongs to method\.kind=pcn; .* has scatter"
+        RequestError, match=r"protocol=prototypes belongs to method\.kind=pcn; .* has scatter"
     ):
         evaluate_run(run, protocol="prototypes")
 
@@ -200,7 +200,7 @@ def test_without_test_images_there_is_nothing_to_cluster(features: Path, tmp_pat
     run = tmp_path / "run"
     train_run(settings(packed, features, run, *SCATTER, "training.patience=0", epochs=1))
     with pytest.raises(
-        RequestError, match=r"--protocol kmeans clusters the test images; .* has no test and no val split"
+        RequestError, match=r"protocol=kmeans clusters the test images; .* has no test and no val split"
     ):
         evaluate_run(run)
 

@@ -1,1 +1,1 @@
-"""Sweeps over index settings: one build for each point, searched and compared."""
+"""Sweeps over the settings of an index: each build is searched at a grid of parameters."""

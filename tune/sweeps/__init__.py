@@ -1,1 +1,1 @@
-"""Sweeps over run settings: trials, early stopping, actors, reports."""
+"""Sweeps over the settings of runs: trials, early stopping, Ray actors, reports."""

@@ -1,1 +1,1 @@
-"""Tables and figures of the papers: which runs they need, and the comparison."""
+"""Tables and figures of the papers: which runs they need, and how the scores compare."""

@@ -1,1 +1,1 @@
-"""The write path: images or foreign shards become shards and a catalogue; appending, new splits and duplicates."""
+"""The write path of a data set: packing, appending, adopting foreign shards, new splits, duplicates."""

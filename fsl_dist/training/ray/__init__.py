@@ -1,1 +1,1 @@
-"""Training on Ray: Train workers, and actors that mine while they train."""
+"""Training on Ray: Ray Train workers, and actors that mine neighbours concurrently."""
