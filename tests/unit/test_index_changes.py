@@ -50,7 +50,7 @@ def brute_force(rows: dict[int, tuple[int, np.ndarray]], metric: str, query, k: 
     return ([number for _, number in sorted(found)] + [-1] * k)[:k]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 10**6),
     num=st.integers(1, 40),

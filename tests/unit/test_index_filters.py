@@ -70,7 +70,7 @@ def requests(draw):
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     request=requests(),
     kind=st.sampled_from(["flat", "ivf_flat"]),

@@ -79,7 +79,7 @@ def galleries(draw):
     return np.array(vectors, np.float32), np.array(labels, np.int64), np.array(ids, np.int64)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     gallery=galleries(),
     metric=st.sampled_from(["l2", "inner_product"]),

@@ -146,7 +146,7 @@ def test_gradient_reaches_neither_the_memory_nor_detached_responsibilities() -> 
     assert not detached.requires_grad
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     num_classes=st.integers(2, 5), shots=st.integers(1, 6), dim=st.integers(1, 8), seed=st.integers(0, 10**6)
 )
@@ -162,7 +162,7 @@ def test_one_cluster_without_memory_is_pn(num_classes: int, shots: int, dim: int
         assert abs(loss.item() - exact.item()) <= tolerance * max(exact.item(), size)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10**6), clusters=st.lists(st.integers(1, 4), min_size=2, max_size=5))
 def test_order_of_classes_images_and_clusters_does_not_matter(seed: int, clusters: list[int]) -> None:
     num = len(clusters)
