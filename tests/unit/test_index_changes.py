@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,14 +22,6 @@ from index.vectors import unit_vectors
 from index.writing.build import build
 from index.writing.merging import merge
 from index.writing.writer import IndexWriter
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _skip_waiting_for_the_disk() -> Iterator[None]:
-    """Hundreds of small indexes are built here; forcing each to the disk took half of the time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: None)
-        yield
 
 
 def vectors_of(rng: np.random.Generator, num: int, dim: int = 3) -> np.ndarray:
