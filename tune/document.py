@@ -1,9 +1,10 @@
 """A page of headings, text, tables and pictures, written as Markdown or as one HTML file that loads nothing."""
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+
+from fsl_dist.plots.html_page import png_image, render_page
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,18 +53,6 @@ Block = Heading | Text | Table | Picture | Code
 
 _MARK = ' class="marked"'
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #1b1b1b; background: #fff; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2rem; } h3 { font-size: 1rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9em; }
-th, td { padding: 0.25rem 0.7rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-tr.marked { background: #e3f1fb; font-weight: 600; }
-img { max-width: 100%; height: auto; }
-pre { background: #f4f4f4; padding: 0.7rem; overflow-x: auto; }
-"""
-
 
 def render_markdown(blocks: Sequence[Block], pictures: str) -> str:
     """The page as Markdown; its pictures are looked for in the folder `pictures`."""
@@ -71,22 +60,8 @@ def render_markdown(blocks: Sequence[Block], pictures: str) -> str:
 
 
 def render_html(blocks: Sequence[Block], title: str) -> str:
-    """The page as one HTML file: pictures inside, no script, and a policy that forbids loading anything."""
-    body = "\n".join(map(_html_of, blocks))
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{escape(title)}</title>
-<style>{_STYLE}</style>
-</head>
-<body>
-{body}
-</body>
-</html>
-"""
+    """The page as one HTML file that contains its pictures."""
+    return render_page(title, "\n".join(map(_html_of, blocks)))
 
 
 def _markdown_of(block: Block, pictures: str) -> str:
@@ -120,7 +95,6 @@ def _html_of(block: Block) -> str:
                 lines.append(f"<tr{_MARK if number == block.marked else ''}>{cells}</tr>")
             return '<div class="wide"><table>\n' + "\n".join(lines) + "\n</table></div>"
         case Picture():
-            data = base64.b64encode(block.png).decode("ascii")
-            return f'<p><img alt="{escape(block.words)}" src="data:image/png;base64,{data}"></p>'
+            return f"<p>{png_image(block.png, block.words)}</p>"
         case Code():
             return f"<pre>{escape(block.text)}</pre>"

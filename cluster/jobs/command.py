@@ -1,7 +1,6 @@
 """Reading the command line of a job before it is sent: its verb, its --config, what is wrong with it, what stays behind."""
 
 import re
-import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +8,9 @@ from pathlib import Path
 
 import click
 
+from cluster.jobs.job import LONGEST_NAME
 from index.base.errors import RequestError
+from index.base.files import new_token
 
 _NOT_JOBS = ("submit", "job")
 # Keys of a run and of a sweep that are paths.
@@ -121,9 +122,10 @@ def resolve_command(command: Command, *, is_elsewhere: bool) -> tuple[Command, s
 
 
 def name_job(command: Command) -> str:
-    """A new name: the verb, the day and time, and four digits that no other has."""
-    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-    return f"{'-'.join(command.words)}-{stamp}-{secrets.token_hex(2)}"
+    """A new name: the command, the date and time, and 48 random bits, so that two submitters of one second do not collide."""
+    ending = f"-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{new_token()}"
+    words = "-".join(command.words)[: LONGEST_NAME - len(ending)].rstrip("-")
+    return words + ending
 
 
 def find_local_paths(command: Command, config: str) -> list[str]:

@@ -13,8 +13,8 @@ RESULT_MARK = "fsl-dist-result: "
 
 JobState = Literal["pending", "running", "succeeded", "failed", "stopped"]
 
-_LONGEST_NAME = 47
-"""of a RayJob; KubeRay puts its own ending after it"""
+LONGEST_NAME = 47
+"""longest name of a RayJob, in characters; KubeRay appends its own suffix"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,9 +29,9 @@ class Job:
     """text of the YAML that `--config` named, with everything it refers to inside; it travels with the job"""
 
     def __post_init__(self) -> None:
-        if len(self.name) > _LONGEST_NAME or not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", self.name):
+        if len(self.name) > LONGEST_NAME or not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", self.name):
             raise RequestError(
-                f"--name {self.name!r} must be lower-case letters, digits and hyphens, a letter first, at most {_LONGEST_NAME} "
+                f"--name {self.name!r} must be lower-case letters, digits and hyphens, a letter first, at most {LONGEST_NAME} "
                 "characters"
             )
 

@@ -90,24 +90,11 @@ def support_responsibilities(
     return responsibilities(_fill_padding(distances, of_row, 0.0), of_row, temperature)
 
 
-def prototype_sums(
-    support: Tensor,
-    prototypes: Tensor,
-    mask: Tensor | None,
-    temperature: float,
-    detach_responsibilities: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Numerators Σ_x q f(x) [C, M, D] and denominators Σ_x q [C, M] of Eq. 4, q against the old prototypes.
-
-    support: [C, k, D]; prototypes: [C, M, D], a constant; mask: bool [C, M] or None. The gradient flows through f(x) and q,
-    through f(x) alone with detach_responsibilities. Sums of several supports of a class merge them.
-    """
-    shares = support_responsibilities(support, prototypes, mask, temperature)
-    return weigh_support(support, shares.detach() if detach_responsibilities else shares)
-
-
 def weigh_support(support: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
-    """Σ_x q f(x) [C, M, D] and Σ_x q [C, M] for support [C, k, D] and its responsibilities q [C, k, M]."""
+    """Σ_x q f(x) [C, M, D] and Σ_x q [C, M] of PCN Eq. 4, for support [C, k, D] and its responsibilities q [C, k, M].
+
+    Sums of several supports of a class merge them.
+    """
     support, shares = at_least_float32(support, shares)
     with without_autocast(support):
         return shares.transpose(-1, -2) @ support, shares.sum(-2)

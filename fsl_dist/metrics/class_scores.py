@@ -56,7 +56,7 @@ def rank_targets(scores: Floats, targets: NDArray[np.int64]) -> NDArray[np.int64
 
 
 def share_within(ranks: NDArray[np.int64], k: int) -> float:
-    """Share of the samples (`ranks`: int64 [n], n ≥ 1) whose true class is among the first `k`."""
+    """Share of the samples (`ranks`: int64 [n], n ≥ 1) whose true class is among the first `k` (recall@k, PCN Eq. 10)."""
     return float(np.mean(ranks < k))
 
 
@@ -72,25 +72,8 @@ def class_shares(
 
 
 def class_mean_share_within(ranks: NDArray[np.int64], labels: NDArray[np.int64], k: int) -> float:
-    """`share_within` of each class that has samples, averaged over these classes. `labels`: int64 [n]."""
+    """`share_within` of each class that has samples, averaged over these classes. `labels`: int64 [n].
+
+    With k = 1 it is the mean class accuracy (MCA, PCN Eq. 9); else the balanced recall@k (PCN appendix, Table 5).
+    """
     return float(np.mean(class_shares(ranks < k, labels)[1]))
-
-
-def accuracy(scores: Floats, targets: NDArray[np.int64]) -> float:
-    """Share of the samples whose best-scored class is theirs; shapes as in `rank_targets`."""
-    return share_within(rank_targets(scores, targets), 1)
-
-
-def mean_class_accuracy(scores: Floats, targets: NDArray[np.int64]) -> float:
-    """MCA, the accuracy of each class that has samples, averaged (PCN Eq. 9); shapes as in `rank_targets`."""
-    return class_mean_share_within(rank_targets(scores, targets), targets, 1)
-
-
-def recall_at_k(scores: Floats, targets: NDArray[np.int64], k: int) -> float:
-    """Share of the samples whose class is among the `k` best-scored (PCN Eq. 10); shapes as in `rank_targets`."""
-    return share_within(rank_targets(scores, targets), k)
-
-
-def balanced_recall_at_k(scores: Floats, targets: NDArray[np.int64], k: int) -> float:
-    """`recall_at_k` of each class that has samples, averaged (PCN appendix, Table 5)."""
-    return class_mean_share_within(rank_targets(scores, targets), targets, k)

@@ -73,17 +73,8 @@ def _part_of(loaded: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in loaded.items() if key.startswith(prefix)}
 
 
-def read_state_dict(path: str) -> dict[str, Tensor]:
-    """Tensors of a weights file by name: `.safetensors`, or what `torch.save` wrote, read without unpickling code.
-
-    Of a file that holds a whole `Network`, or a run's checkpoint, the backbone's part is taken. Raises RequestError
-    naming the file.
-    """
-    loaded = _read_tensors(path)
-    return _part_of(loaded, "backbone.") or loaded
-
-
 def _read_tensors(path: str) -> dict[str, Tensor]:
+    """Tensors by name of a `.safetensors` file or of one that `torch.save` wrote, read without unpickling code."""
     if not Path(path).is_file():
         raise RequestError(f"backbone.weights={path}: there is no such file")
     try:

@@ -1,6 +1,5 @@
 """The page of `fsl-dist explain`: one HTML file that holds its images and loads nothing."""
 
-import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fsl_dist.evaluation.evidence import Evidence, Result, Vote
+from fsl_dist.plots.html_page import png_image, render_page
 from fsl_dist.plots.map_overlay import DIMMING, palette_steps, tint
 
 # Images up to this side are shown with their pixels as squares; larger ones are smoothed by the browser.
@@ -33,7 +33,7 @@ class PageFacts:
     metric: str
 
 
-def render_page(facts: PageFacts, named: Sequence[tuple[str, Evidence]]) -> str:
+def render_evidence(facts: PageFacts, named: Sequence[tuple[str, Evidence]]) -> str:
     """A whole HTML page with a section an image; `named`: (name of the image, its evidence).
 
     It needs no script and no other file; its own content policy forbids loading anything.
@@ -42,17 +42,7 @@ def render_page(facts: PageFacts, named: Sequence[tuple[str, Evidence]]) -> str:
         _render_section(name, evidence, facts, number) for number, (name, evidence) in enumerate(named, 1)
     )
     title = named[0][0] if len(named) == 1 else f"{len(named)} images"
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>Evidence: {escape(title)}</title>
-<style>{_style()}</style>
-</head>
-<body>
-<header>
+    body = f"""<header>
 <h1>Evidence from training images</h1>
 <p>The {facts.num_gallery:,} training images were compared with each image below. The nearest ones vote, one vote each.</p>
 {_render_legend(facts)}
@@ -64,10 +54,8 @@ def render_page(facts: PageFacts, named: Sequence[tuple[str, Evidence]]) -> str:
 <dl>
 {_render_facts(facts)}
 </dl>
-</footer>
-</body>
-</html>
-"""
+</footer>"""
+    return render_page(f"Evidence: {title}", body, _style())
 
 
 def _render_legend(facts: PageFacts) -> str:
@@ -161,19 +149,19 @@ def _figure(image: str, caption: str) -> str:
 
 
 def _mapped(pixels: NDArray[np.uint8], plane: NDArray[np.float64], alt: str) -> str:
-    colours = f'<img class="map" alt="" src="{_data_uri(tint(plane, len(pixels)))}">'
+    colours = png_image(_png(tint(plane, len(pixels))), "", "map")
     return f'<div class="mapped">{_image(pixels, alt)}{colours}</div>'
 
 
 def _image(pixels: NDArray[np.uint8], alt: str) -> str:
     kind = "photo pixelated" if len(pixels) <= _PIXELATED_SIDE else "photo"
-    return f'<img class="{kind}" alt="{escape(alt)}" src="{_data_uri(Image.fromarray(pixels))}">'
+    return png_image(_png(Image.fromarray(pixels)), alt, kind)
 
 
-def _data_uri(image: Image.Image) -> str:
+def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+    return buffer.getvalue()
 
 
 def _style() -> str:
@@ -185,18 +173,8 @@ def _style() -> str:
 
 
 _STYLE = """
-:root { color-scheme: light dark; --ink: #1d1f23; --muted: #5c626b; --paper: #f6f6f4; --card: #fff; --line: #d9dadd;
-  --accent: #0072b2; --quiet: #9aa0a8; --under: #8a8a8a; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e8e9ec; --muted: #a4a9b2; --paper: #15171a; --card: #1f2226; --line: #363a41; --accent: #56b4e9;
-    --quiet: #6d737c; }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 74rem; padding: 1.5rem clamp(1rem, 4vw, 2.5rem) 2rem; background: var(--paper);
-  color: var(--ink); font: 1rem/1.5 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; overflow-wrap: anywhere; }
-h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 .25rem; }
-h2 { font-size: 1.125rem; margin: 0; color: var(--muted); font-weight: 500; }
-h3 { font-size: 1rem; margin: 1.5rem 0 0; }
+h2 { margin: 0; color: var(--muted); font-weight: 500; }
+h3 { margin: 1.5rem 0 0; }
 p, ul, ol, dl, dd, figure { margin: 0; padding: 0; }
 ul, ol { list-style: none; }
 header > p { color: var(--muted); max-width: 44rem; }

@@ -9,7 +9,7 @@ from fsl_dist.errors import RequestError
 from fsl_dist.evaluation.evidence import Evidence, Vote, gather_evidence
 from fsl_dist.evaluation.report import open_selection
 from fsl_dist.image_files import FailedImage, ImageFiles
-from fsl_dist.plots.evidence_page import PageFacts, render_page
+from fsl_dist.plots.evidence_page import PageFacts, render_evidence
 from fsl_dist.plots.evidence_picture import draw_evidence
 from fsl_dist.plots.picture_files import write_picture
 from fsl_dist.training.splits import split_run
@@ -101,7 +101,7 @@ def explain(
     page = out / PAGE_FILE
     if found:
         facts = _describe(trained, run, gallery.num_vectors, gallery.metric, has_maps)
-        text = render_page(facts, [(path.name, evidence) for path, evidence in found])
+        text = render_evidence(facts, [(path.name, evidence) for path, evidence in found])
         write_atomic(page, text.encode("utf-8"))
     return ExplainReport(str(run), config.data.dataset, str(page) if found else "", explanations, failed)
 

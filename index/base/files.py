@@ -109,7 +109,7 @@ def write_new(path: Path, data: bytes | memoryview) -> None:
 
 
 def new_token() -> str:
-    """A name that no other writer has: 12 hexadecimal digits."""
+    """48 random bits as 12 hexadecimal digits: a name that no other writer has."""
     return secrets.token_hex(6)
 
 

@@ -5,7 +5,6 @@ What is refused for good (no such bucket, no rights) is one line at once. A stor
 """
 
 import functools
-import hashlib
 import logging
 import os
 import re
@@ -115,15 +114,6 @@ class Bucket:
             return [bytes(part) for part in parts]
 
         return self._ask(key, read)
-
-    def size_of(self, key: str) -> int | None:
-        """Size in bytes, or None where there is no such object."""
-        import obstore
-
-        try:
-            return int(self._ask(key, lambda: obstore.head(self._store, key))["size"])
-        except FileNotFoundError:
-            return None
 
     def entries(self, prefix: str) -> Iterator[Entry]:
         """Objects whose key begins with the folder `prefix`, in the store's order."""
@@ -300,11 +290,6 @@ def concurrently(work: Callable[[_T], object], items: Sequence[_T]) -> None:
         futures = [pool.submit(work, item) for item in items]
     for future in futures:
         future.result()
-
-
-def digest(data: bytes) -> str:
-    """A short name of some bytes."""
-    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def region() -> str:

@@ -52,7 +52,7 @@ class Hosts:
     """Hosts 1, 2, … on one switch, each in a network namespace; they share this machine's files, as hosts share a volume."""
 
     def __init__(self, scratch: Path) -> None:
-        self._tag = secrets.token_hex(2)
+        self._tag = secrets.token_hex(4)  # an interface name has at most 15 characters
         self._scratch = scratch
         self._network = f"10.{77 + os.getpid() % 100}.{os.getpid() % 250}"
         self._nodes: dict[int, subprocess.Popen[bytes]] = {}

@@ -61,7 +61,7 @@ def reference_scores(clusters, labels):
     }
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=4, max_size=6))
 def test_scores_are_their_definitions(pairs):
     clusters, labels = zip(*pairs, strict=True)
@@ -136,7 +136,7 @@ def distances(points):
 
 
 @pytest.mark.parametrize("dense_size", [1000, 10])
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     sizes=st.lists(st.integers(2, 40), min_size=1, max_size=4),
     dim=st.integers(1, 8),

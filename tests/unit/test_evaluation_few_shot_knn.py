@@ -35,7 +35,7 @@ def reference_ranking(x, gallery, labels, k_p, distance):
 
 
 @pytest.mark.parametrize(("metric", "distance"), [("l2", squared), ("inner_product", negated_product)])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**16), st.integers(1, 6), st.integers(1, 9), st.sampled_from([0.0, 40.0]))
 def test_the_ranking_of_classes_equals_plain_loops(metric, distance, seed, k_p, num_base, offset):
     rng = np.random.default_rng(seed)

@@ -40,7 +40,7 @@ def reference_objective(transform, vectors, labels, targets):
     return (0.5 * pull + 0.5 * push) / len(pairs)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     seed=st.integers(0, 10**6),
     num=st.integers(2, 16),

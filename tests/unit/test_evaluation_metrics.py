@@ -36,12 +36,12 @@ def scored_samples(draw):
 @given(scored_samples(), st.integers(1, 8))
 def test_recalls_equal_plain_loops_with_ties(samples, k):
     scores, targets = samples
-    share, class_mean = reference_recalls(scores, targets, k)
-    assert class_scores.recall_at_k(scores, targets, k) == pytest.approx(share, abs=1e-12)
-    assert class_scores.balanced_recall_at_k(scores, targets, k) == pytest.approx(class_mean, abs=1e-12)
-    share, class_mean = reference_recalls(scores, targets, 1)
-    assert class_scores.accuracy(scores, targets) == pytest.approx(share, abs=1e-12)
-    assert class_scores.mean_class_accuracy(scores, targets) == pytest.approx(class_mean, abs=1e-12)
+    ranks = class_scores.rank_targets(scores, targets)
+    for within in (k, 1):
+        share, class_mean = reference_recalls(scores, targets, within)
+        assert class_scores.share_within(ranks, within) == pytest.approx(share, abs=1e-12)
+        balanced = class_scores.class_mean_share_within(ranks, targets, within)
+        assert balanced == pytest.approx(class_mean, abs=1e-12)
 
 
 def test_of_equal_scores_the_smaller_position_ranks_first():

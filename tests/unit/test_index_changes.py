@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,14 +24,6 @@ from index.writing.merging import merge
 from index.writing.writer import IndexWriter
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _skip_waiting_for_the_disk() -> Iterator[None]:
-    """Hundreds of small indexes are built here; forcing each to the disk took half of the time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: None)
-        yield
-
-
 def vectors_of(rng: np.random.Generator, num: int, dim: int = 3) -> np.ndarray:
     """float32 [num, dim] on a coarse grid, so that ties are everywhere; no zeros, which cosine refuses."""
     found = rng.integers(-2, 3, (num, dim)).astype(np.float32)
@@ -50,7 +41,7 @@ def brute_force(rows: dict[int, tuple[int, np.ndarray]], metric: str, query, k: 
     return ([number for _, number in sorted(found)] + [-1] * k)[:k]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 10**6),
     num=st.integers(1, 40),

@@ -1,8 +1,6 @@
 """Filters on every kind of index against masked float64 brute force, and never too few answers."""
 
-import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import faiss
@@ -17,14 +15,6 @@ from index.base.errors import RequestError
 from index.config import IndexConfig
 from index.search import open_index
 from index.writing.build import build
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _skip_waiting_for_the_disk() -> Iterator[None]:
-    """Hundreds of small indexes are built here; forcing each to the disk took half of the time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: None)
-        yield
 
 
 def brute_force(gallery, metric, query, k, is_allowed):
@@ -70,7 +60,7 @@ def requests(draw):
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     request=requests(),
     kind=st.sampled_from(["flat", "ivf_flat"]),

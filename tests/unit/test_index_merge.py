@@ -9,7 +9,7 @@ from index.merge import merge_top_k
 answers = st.lists(st.tuples(st.integers(-3, 3), st.booleans()), max_size=6)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(shards=st.lists(answers, min_size=1, max_size=4), k=st.integers(1, 8), is_l2=st.booleans())
 def test_merged_equals_sorting_everything(shards, k, is_l2) -> None:
     ids, distances, everything = [], [], []

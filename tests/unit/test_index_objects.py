@@ -25,8 +25,6 @@ def test_objects_are_written_read_listed_and_removed(s3: str, tmp_path: Path) ->
     tag = bucket.put(f"{key}/a", b"0123456789")
     assert bucket.get(f"{key}/a") == (b"0123456789", tag)
     assert bucket.read_ranges(f"{key}/a", [2, 0], [5, 1]) == [b"234", b"0"]
-    assert bucket.size_of(f"{key}/a") == 10
-    assert bucket.size_of(f"{key}/b") is None
     bucket.put(f"{key}/folder/c", b"")
     assert [(e.key, e.size_bytes) for e in bucket.entries(f"{key}/")] == [
         (f"{key}/a", 10),

@@ -1,9 +1,7 @@
 """Search against a float64 brute force: metrics, shards, filters, ties, spread 0.01 at norm 16."""
 
 import itertools
-import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import faiss
@@ -18,14 +16,6 @@ from index.base.errors import RequestError
 from index.config import IndexConfig
 from index.search import LocalIndex, open_index
 from index.writing.build import build
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _skip_waiting_for_the_disk() -> Iterator[None]:
-    """Hundreds of small indexes are built here; forcing each to the disk took half of the time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: None)
-        yield
 
 
 def brute_force(vectors, labels, ids, metric, query, k, *, keep=None, query_label=None, skip=-1):
@@ -79,7 +69,7 @@ def galleries(draw):
     return np.array(vectors, np.float32), np.array(labels, np.int64), np.array(ids, np.int64)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     gallery=galleries(),
     metric=st.sampled_from(["l2", "inner_product"]),

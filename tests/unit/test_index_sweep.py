@@ -242,6 +242,7 @@ def run_sweep(config: IndexSweepConfig, **settings: bool) -> dict:
     return {"finished": summary.finished, "failed": summary.failed, "pruned": summary.pruned}
 
 
+@pytest.mark.integration
 def test_a_sweep_measures_every_build_and_its_line_builds_the_best(tmp_path: Path) -> None:
     labels = np.arange(600) % 3
     np.save(tmp_path / "y.npy", labels)
@@ -344,6 +345,7 @@ def test_a_folder_of_a_sweep_is_refused_and_read(tmp_path: Path) -> None:
         prepare_index_sweep(config)
 
 
+@pytest.mark.integration
 def test_optuna_goes_on_from_builds_that_do_not_count(tmp_path: Path) -> None:
     pytest.importorskip("optuna")
     config = load(

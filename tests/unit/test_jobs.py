@@ -2,11 +2,14 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 import yaml
 from hypothesis import given
@@ -14,7 +17,7 @@ from hypothesis import strategies as st
 
 from cluster.cli import fsl_dist
 from cluster.commands.submit import Duration
-from cluster.jobs.command import find_local_paths, name_job, read_command, resolve_command
+from cluster.jobs.command import Command, find_local_paths, name_job, read_command, resolve_command
 from cluster.jobs.entrypoint import CONFIG_VARIABLE, run_job
 from cluster.jobs.job import RESULT_MARK, Job, JobStatus, read_error, read_result
 from cluster.jobs.local import LocalPlace
@@ -162,12 +165,30 @@ def test_paths_that_stay_behind_are_named(tmp_path: Path, monkeypatch: pytest.Mo
     assert find_local_paths(read_command(fsl_dist, ["sweep", "run"]), sweep) == ["data/x", "sweeps/a"]
 
 
+def commands_of(group: click.Group, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The words of every command that a job can run."""
+    for name in group.list_commands(click.Context(group)):
+        command = group.get_command(click.Context(group), name)
+        if isinstance(command, click.Group):
+            yield from commands_of(command, (*words, name))
+        elif (words or (name,))[0] not in ("submit", "job"):
+            yield (*words, name)
+
+
+def test_every_command_makes_a_valid_name_with_all_random_bits() -> None:
+    for words in (*commands_of(fsl_dist), ("a-command-with-a-long-name", "and-another")):
+        name = name_job(Command(words=words, rest=(), config=None, options=frozenset()))
+        assert re.fullmatch(r"[a-z-]+[a-z]-\d{8}-\d{6}-[0-9a-f]{12}", name), name
+        assert Job(name=name, arguments=words).name == name
+
+
 def test_names() -> None:
     command = read_command(fsl_dist, ["sweep", "run", "--config", "x"])
     names = {name_job(command) for _ in range(20)}
     assert len(names) == 20
     for name in names:
         assert Job(name=name, arguments=command.arguments).name.startswith("sweep-run-2")
+        assert len(name.rpartition("-")[2]) * 4 >= 48, "bits by which two submitters of one second differ"
     for name in ("A", "1a", "a_b", "a-", "", "a" * 48):
         with pytest.raises(RequestError, match="must be lower-case letters"):
             Job(name=name, arguments=("doctor",))

@@ -59,7 +59,7 @@ def reference_nca(embeddings: Tensor, labels: Tensor) -> Tensor:
     return torch.stack(terms).mean() if terms else embeddings.sum() * 0.0
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 10**6),
     num=st.integers(1, 14),
@@ -81,7 +81,7 @@ def test_batch_hard_and_its_gradient_are_the_loop(
     assert active.item() == pytest.approx(share, abs=1e-6)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6), num=st.integers(1, 14), num_classes=st.integers(1, 5))
 def test_few_shot_nca_and_its_gradient_are_the_loop(seed: int, num: int, num_classes: int) -> None:
     points, labels, _ = batches(seed, num, num_classes, False)
@@ -149,7 +149,7 @@ def test_losses_are_float32_under_autocast() -> None:
     assert nca.item() == pytest.approx(reference_nca(embeddings.double(), labels).item(), rel=1e-4)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10**6), num=st.integers(1, 12), width=st.integers(0, 5), furthest=st.booleans())
 def test_pairs_are_ranked_as_a_sort_ranks_them(seed: int, num: int, width: int, furthest: bool) -> None:
     points, labels, ids = batches(seed, num, 3, True)

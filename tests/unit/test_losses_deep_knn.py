@@ -40,7 +40,7 @@ def reference_loss(embeddings: Tensor, triplets: list[tuple[int, int, int]], mar
     return torch.stack(hinges).mean()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     num=st.integers(1, 20),
     num_classes=st.integers(1, 5),
@@ -130,7 +130,7 @@ def test_loss_over_all_neighbours_is_the_mean_over_all_triplets(dtype: torch.dty
     assert active.item() == pytest.approx(positive / len(triplets), rel=1e-6)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10**6))
 def test_order_of_images_does_not_matter(seed: int) -> None:
     draw = torch.Generator().manual_seed(seed)

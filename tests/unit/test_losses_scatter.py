@@ -52,7 +52,7 @@ EPISODES = {
 }
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     **EPISODES,
     scatter_weight=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
@@ -100,7 +100,7 @@ def test_a_term_of_weight_zero_is_not_computed() -> None:
     assert only_scatter.loss.item() == pytest.approx(reference_scatter(support).item())
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(**EPISODES)
 def test_squared_distances_and_no_scatter_are_prototypical_networks(
     num_classes: int, k_shot: int, n_query: int, dim: int, seed: int
@@ -125,7 +125,7 @@ def test_squared_distances_and_no_scatter_are_prototypical_networks(
         assert found.accuracy.item() == pytest.approx(pn.accuracy.item())
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10**6), scatter_weight=st.sampled_from([0.0, 0.3, 1.0]))
 def test_order_of_classes_and_images_does_not_matter(seed: int, scatter_weight: float) -> None:
     support, query = random(4, 5, 3, seed=seed), random(4, 3, 3, seed=seed + 1)

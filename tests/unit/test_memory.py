@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.integration  # processes that import torch
+
 PROGRAM = """
 import resource, sys
 import torch

@@ -1,9 +1,7 @@
 """Both minings of deep kNN, given the same embeddings: the same neighbours, and the same loss where the batch is the data set."""
 
 import itertools
-import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +17,6 @@ from fsl_dist.samplers.neighbourhood import gather_neighbourhood
 from index.config import IndexConfig
 from index.search import open_index
 from index.writing.build import build
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _skip_waiting_for_the_disk() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: None)
-        yield
 
 
 @settings(deadline=None, max_examples=30)

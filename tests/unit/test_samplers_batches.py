@@ -25,7 +25,7 @@ def classes_of(selection: Selection, ids: np.ndarray) -> np.ndarray:
     return selection.sample_labels[np.searchsorted(selection.ids, ids)]
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(
     counts=st.lists(st.integers(1, 15), min_size=1, max_size=14),
     batch_size=st.integers(1, 60),
@@ -116,7 +116,7 @@ def test_steps_round_up(batch_size: int, steps: int) -> None:
     assert shuffled_steps(selection, batch_size) == steps
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     num=st.integers(1, 80),
     batch_size=st.integers(1, 90),

@@ -28,7 +28,7 @@ def same_episode(a: Episode, b: Episode) -> bool:
     return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in ("classes", "support", "query"))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     extra=st.lists(st.integers(0, 12), min_size=2, max_size=12),
     n_way=st.integers(2, 12),

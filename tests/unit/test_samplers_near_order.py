@@ -27,7 +27,7 @@ def clustered(num_clusters: int, size: int, seed: int) -> NDArray[np.int64]:
     return rows
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     num=st.integers(1, 60),
     width=st.integers(0, 6),
@@ -42,7 +42,7 @@ def test_every_anchor_once_whatever_the_table(num: int, width: int, per_step: in
     assert again.tolist() == order.tolist()
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(per_step=st.sampled_from([4, 8, 12]), seed=st.integers(0, 2**32))
 def test_steps_of_near_anchors_hold_fewer_images(per_step: int, seed: int) -> None:
     neighbours = clustered(20, 12, seed)

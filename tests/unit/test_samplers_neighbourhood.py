@@ -9,7 +9,7 @@ from fsl_dist.errors import ConfigError
 from fsl_dist.samplers.neighbourhood import anchors_of_step, anchors_per_step, gather_neighbourhood
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(num=st.integers(1, 90), per_step=st.integers(1, 100), seed=st.integers(0, 2**32))
 def test_every_anchor_once_an_epoch(num: int, per_step: int, seed: int) -> None:
     steps = -(-num // per_step)
@@ -25,7 +25,7 @@ def test_anchors_are_shuffled_anew_each_epoch() -> None:
     assert len(orders) == 3
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     num_anchors=st.integers(0, 6),
     num_same=st.integers(0, 4),

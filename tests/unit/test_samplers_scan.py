@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from fsl_dist.samplers.scan import scan_batches, share_of_rank, split_evenly
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(num=st.integers(0, 300), batch_size=st.integers(1, 70), world_size=st.integers(1, 9))
 @example(num=3, batch_size=2, world_size=5)
 def test_ranks_scan_the_batches_that_one_rank_scans(num: int, batch_size: int, world_size: int) -> None:
@@ -28,7 +28,7 @@ def test_batches_are_counted_from_start() -> None:
     assert batches[0].dtype == np.int64
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(num=st.integers(0, 10**12), world_size=st.integers(1, 64))
 def test_shares_differ_by_one_at_most(num: int, world_size: int) -> None:
     boundaries = split_evenly(num, world_size)

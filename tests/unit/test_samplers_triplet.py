@@ -90,7 +90,7 @@ def test_cousins_are_never_unlike_in_hierarchical_and_are_in_non_hierarchical() 
     assert found["non_hierarchical"] > 100
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(
     seed=st.integers(0, 10**6),
     num=st.integers(1, 14),
@@ -151,7 +151,7 @@ def test_a_paper_full_of_triplets_over_a_large_catalogue_takes_no_time() -> None
     assert (a // 10 != c // 10).all()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(num=st.integers(1, 60), per_step=st.integers(1, 70), seed=st.integers(0, 99), epoch=st.integers(0, 5))
 def test_an_epoch_holds_every_triplet_once(num: int, per_step: int, seed: int, epoch: int) -> None:
     steps = triplet_steps(num, per_step)
@@ -162,7 +162,7 @@ def test_an_epoch_holds_every_triplet_once(num: int, per_step: int, seed: int, e
     assert sorted(np.concatenate(parts).tolist()) == list(range(num))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(num=st.integers(1, 20), seed=st.integers(0, 999))
 def test_each_image_of_a_step_comes_once(num: int, seed: int) -> None:
     triplets = np.random.default_rng(seed).integers(12, size=(num, 3)) * 5

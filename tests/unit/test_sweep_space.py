@@ -54,7 +54,7 @@ def test_the_sweeps_of_experiments_are_valid(path: Path, monkeypatch: pytest.Mon
     assert read.startswith(str(ROOT))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 2**31), number=st.integers(0, 10_000))
 def test_a_point_lies_in_its_space_and_is_a_function_of_seed_and_number(seed: int, number: int) -> None:
     point = draw_point(KNOBS, seed, number)

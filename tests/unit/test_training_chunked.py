@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -47,7 +47,6 @@ def test_chunks_hold_every_row_once_and_cut_no_group(
         assert max(chunk.num_images for chunk in chunks) <= limit
 
 
-@settings(deadline=None)
 @given(num=st.integers(2, 70), world_size=st.integers(1, 4), group=st.integers(2, 20), is_ghost=st.booleans())
 def test_all_workers_of_a_global_batch_cache_or_none(
     num: int, world_size: int, group: int, is_ghost: bool

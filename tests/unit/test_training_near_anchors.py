@@ -1,8 +1,6 @@
 """Runs with `mining.anchors=near`: stopped inside an epoch that went through several tables, they go on as the same run."""
 
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +12,6 @@ from fsl_dist.errors import ConfigError
 from fsl_dist.training.checkpoint import FACTS
 from fsl_dist.training.launch import train_run
 from fsl_dist.training.runlog import read_metrics
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _skip_waiting_for_the_disk() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: None)
-        yield
 
 
 @pytest.fixture(scope="module")

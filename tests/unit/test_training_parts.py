@@ -23,7 +23,7 @@ def batch_of(num: int, num_classes: int = 4) -> Batch:
     return Batch(np.arange(100, 100 + num), np.sort(np.arange(num) % num_classes))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(num=st.integers(2, 70), world_size=st.integers(1, 5), group=st.integers(2, 40), is_ghost=st.booleans())
 def test_a_global_batch_is_forwarded_once_whatever_the_workers(
     num: int, world_size: int, group: int, is_ghost: bool

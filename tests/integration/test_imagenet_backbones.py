@@ -17,6 +17,9 @@ from fsl_dist.models.weights import load_weights
 from fsl_dist.training.config import TrainingConfig
 from fsl_dist.training.optimizer import build_optimizer
 
+# Networks of up to 140 million weights: half a minute.
+pytestmark = pytest.mark.integration
+
 # name: (pixels a side, feature_dim, shape of the maps). Where an architecture has a smallest size, it is that one.
 NETWORKS = {
     "alexnet": (63, 4096, (256, 3, 3)),
