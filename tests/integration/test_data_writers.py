@@ -197,15 +197,15 @@ def test_a_killed_pack_goes_on_whatever_its_processes(tmp_path, case):
         return lambda: len(list((tmp_path / ".out.partial").glob(pattern))) >= number
 
     command = [*COMMAND, "pack", str(source), str(tmp_path / "out"), *options, "--processes"]
-    kill_when([*command, "2"], is_there("*/checked/*.json", 1))
-    kill_when([*command, "1"], is_there("*/out/shards/*", 2))
-    kill_when([*command, "3"], is_there("*/out/shards/*", 4))
+    kill_when([*command, "2"], is_there("*/finished/chunk-*.json", 1))
+    kill_when([*command, "1"], is_there("*/finished/shard-*.json", 2))
+    kill_when([*command, "3"], is_there("*/finished/shard-*.json", 4))
     assert not (tmp_path / "out").exists()
     code, out, err = run("pack", source, tmp_path / "out", *options, "--processes", "2", "--json")
     assert (code, json.loads(out)["num_bad"]) == (1, 1)
     assert json.loads(out)["num_reused"] >= 3 + 4
-    assert "going on: 3 of 3 chunks of images are checked" in err
-    assert f" of {json.loads(out)['num_shards']} shards are written" in err
+    assert "resumed: 3 of 3 pieces of stage 'checking' were there" in err
+    assert f" of {json.loads(out)['num_shards']} pieces of stage 'packing' were there" in err
     assert all_bytes(tmp_path / "out") == expected
     assert sorted(os.listdir(tmp_path)) == ["expected", "out", "src", "t.csv"]
 
@@ -215,7 +215,7 @@ def test_a_killed_worker_is_one_line_and_the_next_try_goes_on(tmp_path):
     source = write_images(tmp_path / "src", ["ant", "bee", "owl"], 60, (300, 300), "BMP")
     command = [*COMMAND, "pack", str(source), str(tmp_path / "out"), "--shard-size-mb", "1", "--processes"]
     process = subprocess.Popen([*command, "2"], stderr=subprocess.PIPE, text=True)
-    while not list((tmp_path / ".out.partial").glob("*/out/shards/*")):
+    while not list((tmp_path / ".out.partial").glob("*/out/shards/*.tar")):
         assert process.poll() is None
         time.sleep(0.002)
     workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -223,8 +223,8 @@ def test_a_killed_worker_is_one_line_and_the_next_try_goes_on(tmp_path):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert err == (
-        "error: a worker process was killed, perhaps for want of memory; fewer --processes need less; the same command "
-        "goes on with the pieces that are finished\n"
+        "error: a worker process was killed, perhaps for lack of memory (--processes 1 needs the least); run the same again "
+        "to resume with the pieces that are finished\n"
     )
     code, out, _ = run("pack", source, tmp_path / "out", "--shard-size-mb", "1", "--json")
     assert code == 0
@@ -241,7 +241,7 @@ def test_a_killed_append_goes_on(tmp_path):
     shards = tmp_path / "out/.append.partial"
     kill_when(
         [*COMMAND, "pack", str(more), str(tmp_path / "out"), *options],
-        lambda: len(list(shards.glob("*/out/appended-000002/*"))) >= 2,
+        lambda: len(list(shards.glob("*/out/shards/*.tar"))) >= 2,
     )
     assert Catalogue.open(tmp_path / "out").version == 1
     code, out, _ = run("pack", more, tmp_path / "out", *options, "--json")
@@ -406,4 +406,4 @@ def test_resplit_and_append_are_versions(sets, tmp_path):
     assert (code, json.loads(out)["num_samples"]) == (0, 166)
     code, out, err = run("pack", more, tmp_path / "out", "--append", "--split", "classes")
     assert (code, out) == (2, "")
-    assert "leave --split" in err
+    assert "leave --split classes out" in err

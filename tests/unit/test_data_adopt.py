@@ -132,8 +132,8 @@ def test_which_member_is_the_image(tmp_path):
     report = adopt(str(tmp_path / "a.tar"), tmp_path / "plain", AdoptOptions())
     assert {key: row[2] for key, row in rows(tmp_path / "plain").items()} == {"masked": encode(3)}
     assert reasons(report) == {
-        "a.tar:two": "has several images, left.jpg, right.jpg; --image-extension names the one to take",
-        "a.tar:rival": "has several images, jpg, png; --image-extension names the one to take",
+        "a.tar:two": "has several images, left.jpg, right.jpg; image_extensions=… names the one to take",
+        "a.tar:rival": "has several images, jpg, png; image_extensions=… names the one to take",
         "a.tar:none": "has no image; it has cls",
     }
     chosen = options(image_extensions=("right.jpg", "png"))
@@ -192,7 +192,7 @@ def test_masks_that_do_not_serve_are_bad_samples(tmp_path):
     assert rows(tmp_path / "out").keys() == {"fits", "none"}
     assert reasons(report) == {
         "a.tar:turned.jpg": "its mask 'a.tar:turned.png' has 10 × 12 pixels, its image 12 × 10",
-        "a.tar:jpeg.jpg": "its mask 'a.tar:jpeg.png' is not an upright PNG; `fsl-dist pack --mask-column` takes others",
+        "a.tar:jpeg.jpg": "its mask 'a.tar:jpeg.png' is not an upright PNG; `pack` takes others (mask_column=…)",
         "a.tar:text.jpg": "its mask 'a.tar:text.png' is not an image that decodes: its format is not known",
     }
 
@@ -240,7 +240,7 @@ def test_bad_samples_are_named_and_the_rest_is_adopted(tmp_path):
     assert found["a.tar:binary.jpg"].startswith(
         "its .cls is not text; write the label as a name or in digits"
     )
-    assert found["a.tar:ok.jpg"].startswith("duplicate key 'ok', taken by a.tar:ok.jpg (--shard-in-key")
+    assert found["a.tar:ok.jpg"].startswith("duplicate key 'ok', taken by a.tar:ok.jpg (shard_in_key=True")
     assert found["a.tar:__info__"] == "has no image; it has json"
     assert len(found) == 14
     assert report.num_ignored == 2
@@ -361,9 +361,9 @@ def test_what_cannot_be_adopted_is_refused_and_nothing_written(tmp_path):
         adopt(str(tmp_path / "s"), tmp_path / "out", AdoptOptions())
     with pytest.raises(
         RequestError,
-        match=r"--split-key=side must hold train, val, test, novel in every .json; it holds 'dev'",
+        match=r"split_key=side must hold train, val, test, novel in every .json; it holds 'dev'",
     ):
         adopt(str(tmp_path / "s"), tmp_path / "out", options(label="side", split="side"))
-    with pytest.raises(RequestError, match="--split column needs --split-key"):
+    with pytest.raises(RequestError, match="split=column needs split_key="):
         AdoptOptions(split="column")
     assert sorted(tmp_path.rglob("*")) == before

@@ -79,7 +79,7 @@ def test_a_place_that_is_taken_is_refused_and_a_killed_packs_shards_are_taken_ov
     bucket.delete([f"{key}/catalogue/000001.arrow"])
     pack(digits_source, packed, options)
     bucket.delete([f"{key}/catalogue/000001.arrow"])
-    with pytest.raises(RequestError, match="is there with other bytes"):
+    with pytest.raises(RequestError, match="exists with other bytes"):
         pack(digits_source, packed, PackOptions(shard_size_mb=1, processes=1, seed=5))
     with pytest.raises(RequestError, match="pack reads images from a disk"):
         pack(f"{s3}/images", tmp_path / "out", options)

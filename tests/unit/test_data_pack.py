@@ -245,9 +245,7 @@ def test_a_class_too_small_is_warned_of_and_trains(tmp_path, caplog):
     source = write_folder(tmp_path / "src", {"owl": 10, "rare": 2})
     report = pack(source, tmp_path / "out", PackOptions())
     assert counts_by_class(tmp_path / "out") == {"owl": [7, 1, 2, 0], "rare": [2, 0, 0, 0]}
-    assert report.warnings == (
-        "class 'rare' is too small for --split stratified (2 images): all go to train",
-    )
+    assert report.warnings == ("class 'rare' is too small for split=stratified (2 images): all go to train",)
     assert report.warnings[0] in caplog.text
 
 
@@ -258,7 +256,7 @@ def test_keep_together_names_the_unit_that_crosses(source, tmp_path):
         for i in range(3)
     ]
     columns = TableColumns(table=write_table(tmp_path / "t.csv", rows), unit="patient")
-    with pytest.raises(RequestError, match=r"--keep-together: 'smith' has samples of base and novel"):
+    with pytest.raises(RequestError, match=r"keep_together=…: 'smith' has samples of base and novel"):
         pack(source, tmp_path / "out", PackOptions(columns=columns, split="base-novel", num_base=1))
     for number, row in enumerate(rows):
         row["side"] = "train" if number < 3 else "test"
@@ -321,7 +319,7 @@ BAD_REQUESTS = {
     "too many base": (
         lambda t: t / "src",
         lambda t: PackOptions(split="base-novel", num_base=3),
-        "--num-base=3 must lie in 1 … 2",
+        "num_base=3 must lie in 1 … 2",
     ),
 }
 
@@ -342,12 +340,15 @@ def test_a_bad_request_writes_nothing(source, tmp_path, case):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"split": "base-novel"}, "needs --num-base"),
-        ({"num_base": 3}, "--num-base=3 belongs to --split base-novel"),
-        ({"split": "base-novel", "num_base": 1, "fractions": (0.5, 0.2, 0.3)}, "--fractions belongs to"),
-        ({"split": "column"}, "--split column needs --split-column"),
+        ({"split": "base-novel"}, "needs num_base="),
+        ({"num_base": 3}, "num_base=3 belongs to split=base-novel"),
+        (
+            {"split": "base-novel", "num_base": 1, "fractions": (0.5, 0.2, 0.3)},
+            "fractions=… belongs to split=stratified or",
+        ),
+        ({"split": "column"}, "split=column needs split_column="),
         ({"split": "classes", "columns": TableColumns(table="t.csv", split="s")}, "leave one out"),
-        ({"shard_size_mb": 0}, "--shard-size-mb=0 must be at least 1"),
+        ({"shard_size_mb": 0}, "shard_size_mb=0 must be at least 1"),
     ],
 )
 def test_options_that_contradict_are_refused(options, text):
@@ -401,7 +402,7 @@ def test_only_the_largest_classes(tmp_path):
     # Of two classes with equally many images, the name decides.
     assert list(Catalogue.open(tmp_path / "out").class_names) == ["as_some", "many"]
     assert report.num_samples == 15
-    with pytest.raises(RequestError, match="--num-classes=5 asks for more classes than the 4 there are"):
+    with pytest.raises(RequestError, match="num_classes=5 asks for more classes than the 4 there are"):
         pack(tmp_path / "source", tmp_path / "other", PackOptions(num_classes=5))
-    with pytest.raises(RequestError, match="leave --num-classes out"):
+    with pytest.raises(RequestError, match="adds every class; leave num_classes=2 out"):
         append(tmp_path / "source", tmp_path / "out", PackOptions(num_classes=2))

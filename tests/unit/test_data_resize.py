@@ -162,7 +162,7 @@ def test_an_append_stores_at_the_same_size(source, tmp_path):
         append(tmp_path / "more", tmp_path / name, PackOptions())
         assert read_all(tmp_path / name)["a/later"][2] == {"s": (40, 50), "e": (30, 30)}[name]
         with pytest.raises(
-            RequestError, match=r"resizes images as the data set was packed; leave --resize and"
+            RequestError, match=r"resizes by the data set's own rule .*; leave resize_shorter=40 out"
         ):
             append(tmp_path / "more", tmp_path / name, PackOptions(resize_shorter=40))
 
@@ -172,10 +172,10 @@ def test_an_append_stores_at_the_same_size(source, tmp_path):
     [
         (
             {"resize_shorter": 9, "resize": (4, 5)},
-            "--resize-shorter=9 and --resize=4x5 exclude each other; leave one out",
+            "resize_shorter=9 and resize=4x5 exclude each other; leave one out",
         ),
-        ({"resize_shorter": 0}, "--resize-shorter=0 must be at least 1 pixel"),
-        ({"resize": (0, 5)}, "--resize=0x5 must be at least 1 pixel each way"),
+        ({"resize_shorter": 0}, "resize_shorter=0 must be at least 1 pixel"),
+        ({"resize": (0, 5)}, "resize=0x5 must be at least 1 pixel each way"),
     ],
 )
 def test_sizes_that_are_none_are_refused(options, text):
@@ -273,7 +273,7 @@ def test_a_damaged_mask_is_found(masked, tmp_path):
     try:
         assert len(store.read(np.arange(6))) == 6
         with pytest.raises(
-            DataError, match=r"mask of sample '0' \(id \d\) does not match its checksum; `fsl-dist"
+            DataError, match=r"mask of sample '0' \(id \d\) does not match its checksum; inspecting"
         ):
             store.read_masks(np.array([sample_id]))
     finally:
