@@ -67,6 +67,7 @@ def draw_distribution(catalogue: Catalogue) -> Any:
     One line for all splits together and one for each split; a class that a split lacks has no point in its line.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     counts = count_by_split(catalogue)
     totals = counts.sum(axis=0)
@@ -91,7 +92,7 @@ def draw_distribution(catalogue: Catalogue) -> Any:
     axis.set_yscale("log")
     axis.set_ylim(0.8, 1.5 * float(totals[0]))
     axis.yaxis.set_major_formatter("{x:g}")
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_xlabel("classes, largest first")
     axis.set_ylabel("images of the class")
     axis.set_title(

@@ -5,6 +5,7 @@ import logging
 import numpy as np
 import pyarrow as pa
 import pytest
+from dataset_files import all_bytes
 from PIL import Image, ImageEnhance
 from sklearn.datasets import load_sample_images
 
@@ -50,10 +51,6 @@ def write_source(root):
 def keys_of(dataset):
     catalogue = Catalogue.open(dataset)
     return set(catalogue.keys(range(catalogue.num_samples)))
-
-
-def all_bytes(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 NUMBERED = {f"{name}/{number:04d}" for name in ("ant", "owl") for number in range(4)}

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dataset_files import write_images
 
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.ingest.options import PackOptions
@@ -31,16 +32,7 @@ def packed(s3: str, digits_source: Path) -> str:
 
 @pytest.fixture(scope="module")
 def digits_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from PIL import Image
-
-    source, rng = tmp_path_factory.mktemp("source"), np.random.default_rng(0)
-    for label in "ab":
-        (source / label).mkdir()
-        for number in range(12):
-            Image.fromarray(rng.integers(0, 255, (8, 8), dtype=np.uint8)).save(
-                source / label / f"{number}.png"
-            )
-    return source
+    return write_images(tmp_path_factory.mktemp("source"), {"a": 12, "b": 12}, size=(8, 8))
 
 
 def test_a_data_set_reads_the_same_as_on_disk(

@@ -5,9 +5,8 @@ import logging
 import subprocess
 import sys
 
-import numpy as np
 import pytest
-from PIL import Image
+from dataset_files import all_bytes, write_images
 
 from fsl_dist.data.ingest import pack_pieces
 from fsl_dist.data.ingest.listing import TableColumns
@@ -23,19 +22,6 @@ def test_workers_load_no_heavy_library():
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
-
-
-def write_images(root, count, size=(40, 30)):
-    for number in range(count):
-        pixels = np.random.default_rng(number).integers(0, 256, (*size, 3), dtype=np.uint8)
-        path = root / "ab"[number % 2] / f"{number:03d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(path)
-    return root
-
-
-def all_bytes(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 class Stopped(Exception):
@@ -54,7 +40,7 @@ def stop_after(stage, least):
 def source(tmp_path, monkeypatch):
     """21 images, one of them bad, in 6 chunks; noise of 1 MB and more makes 2 shards."""
     monkeypatch.setattr(pack_pieces, "CHUNK_SIZE", 4)
-    root = write_images(tmp_path / "src", 20, (200, 180))
+    root = write_images(tmp_path / "src", {"a": 10, "b": 10}, size=(200, 180))
     (root / "a" / "bad.png").write_text("no image")
     return root
 
@@ -156,7 +142,7 @@ def test_damaged_pieces_are_made_again(source, tmp_path):
 
 
 def test_an_append_goes_on_and_keeps_to_its_version(source, tmp_path, caplog):
-    first = write_images(tmp_path / "first", 6)
+    first = write_images(tmp_path / "first", {"a": 3, "b": 3})
     for path in first.rglob("*.png"):
         path.rename(path.with_name("old" + path.name))
     for name in ("out", "expected"):
