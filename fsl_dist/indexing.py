@@ -14,6 +14,7 @@ from fsl_dist.training.trained import TrainedRun, open_trained
 from index import IndexConfig, ShardedIndex
 from index.base.files import new_token
 from index.base.object_cache import put_file
+from index.base.pieces import Progress, Spread, do_here
 from index.base.settings import dump
 from index.versions import check_source
 from index.writing import job
@@ -72,8 +73,8 @@ def build_from_run(
     out: Path,
     config: IndexConfig,
     *,
-    spread: job.Spread = job.do_here,
-    progress: job.Progress | None = None,
+    spread: Spread = do_here,
+    progress: Progress | None = None,
 ) -> Path:
     """Embed the train split of `dataset` with a run's network and publish it as a version of the index `out`.
 

@@ -182,7 +182,7 @@ def inspect(dataset: str, verify: bool, has_near_duplicates: bool, plots: str | 
         result["near_duplicates"] = asdict(found)
         text = "\n".join([text, "", describe_near_duplicates(found)])
     if plots is not None:
-        from fsl_dist.data.ingest.plots import draw_plots
+        from fsl_dist.plots.dataset import draw_plots
 
         drawn = [str(path) for path in draw_plots(catalogue, plots)]
         result["plots"] = drawn

@@ -15,7 +15,7 @@ from cluster.commands.index_tune import tune
 from cluster.commands.output import emit
 
 if TYPE_CHECKING:
-    from index.writing.job import Spread
+    from index.base.pieces import Spread
 
 _SETTING = re.compile(r"^[A-Za-z_][A-Za-z0-9_.]*=")
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -123,7 +123,7 @@ def build(
 @contextmanager
 def _spread_over(workers: int, *, embeds: bool) -> Iterator["Spread"]:
     """How pieces are done: in this process, or by Ray."""
-    from index.writing.job import do_here
+    from index.base.pieces import do_here
 
     if workers == 1:
         yield do_here

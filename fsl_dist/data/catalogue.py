@@ -105,14 +105,14 @@ class CatalogueMetadata:
     bad_samples: Sequence[BadSample] = ()
     """what was left out and why"""
     duplicates: Sequence[Duplicate] = ()
-    """what `pack --dedupe` left out"""
+    """near-duplicates that were left out"""
     options: dict[str, object]
     """how the data set was made: JSON values, no paths of a machine"""
 
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where samples lie, one entry a sample."""
+    """Where samples are stored, one entry for each."""
 
     shard: NDArray[np.int32]
     """int32 [n]: position in `Catalogue.shards`"""
@@ -149,15 +149,11 @@ class Catalogue:
         rows = folder / "catalogue"
         there = files.list_folder(rows)
         if not there and not folder.is_dir():
-            raise RequestError(
-                f"data set '{folder}': no such folder; make one with `fsl-dist pack SRC {folder}`"
-            )
+            raise RequestError(f"data set '{folder}': no such folder; `pack` makes one")
         paths = [rows / name for name in there if name.endswith(".arrow")]
         found = {int(path.stem): path for path in paths if path.stem.isdigit()}
         if not found:
-            raise RequestError(
-                f"'{folder}' is not a data set: it has no catalogue/*.arrow; make one with `fsl-dist pack SRC OUT`"
-            )
+            raise RequestError(f"'{folder}' is not a data set: it has no catalogue/*.arrow; `pack` makes one")
         version = max(found) if version is None else version
         if version not in found:
             raise RequestError(
@@ -312,7 +308,7 @@ class Catalogue:
         if not ids:
             raise RequestError(
                 f"data set '{self.folder}' has no split '{split}'; it has {', '.join(self.split_names)} "
-                "(`fsl-dist resplit --split …` makes others)"
+                "(`resplit` makes others)"
             )
         return Selection.from_sorted(np.arange(ids.start, ids.stop), self.labels[ids.start : ids.stop])
 

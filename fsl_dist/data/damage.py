@@ -128,7 +128,7 @@ class SoundReader:
             raise DataError(
                 f"{len(self._bad)} of {self._catalogue.num_samples} samples of '{self._catalogue.folder}' turned out "
                 f"bad so far, more than data.max_bad_fraction={self._max_bad_fraction:g} allows ({int(limit)}): "
-                f"{self._name_some()}; restore the shards or pack again (`fsl-dist inspect DATASET --verify` lists all), or raise the fraction"
+                f"{self._name_some()}; restore the shards or pack again (inspecting the data set with verify=True lists all), or raise the fraction"
             )
 
     def _name(self, sample_id: int) -> str:

@@ -101,7 +101,7 @@ class FeatureSource:
         if shape[0] != catalogue.num_samples:
             raise RequestError(
                 f"data.features='{path}' has {shape[0]} rows; data set '{catalogue.folder}' has "
-                f"{catalogue.num_samples} samples, one row each (`fsl-dist embed` writes such a file)"
+                f"{catalogue.num_samples} samples, one row each (`embed` writes such a file)"
             )
         self.catalogue = catalogue
         self.sample_shape: tuple[int, ...] = (shape[1],)
@@ -123,9 +123,7 @@ class FeatureSource:
 def describe_samples(config: DataConfig) -> tuple[Catalogue, tuple[int, ...]]:
     """The catalogue that `config` names and the shape of its samples, without a decoder. Errors as `open_source`."""
     if not config.dataset:
-        raise ConfigError(
-            "data.dataset is empty; name the folder of a data set made by `fsl-dist pack SRC OUT`"
-        )
+        raise ConfigError("data.dataset is empty; name the folder of a data set made by `pack`")
     catalogue = Catalogue.open(config.dataset, config.version or None)
     if config.features:
         return catalogue, FeatureSource(catalogue, config.features).sample_shape

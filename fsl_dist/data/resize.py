@@ -23,13 +23,13 @@ class StoredSize:
     def __post_init__(self) -> None:
         if self.shorter is not None and self.exact is not None:
             raise RequestError(
-                f"--resize-shorter={self.shorter} and --resize={self.exact[0]}x{self.exact[1]} exclude each other; "
+                f"resize_shorter={self.shorter} and resize={self.exact[0]}x{self.exact[1]} exclude each other; "
                 "leave one out"
             )
         if self.shorter is not None and self.shorter < 1:
-            raise RequestError(f"--resize-shorter={self.shorter} must be at least 1 pixel")
+            raise RequestError(f"resize_shorter={self.shorter} must be at least 1 pixel")
         if self.exact is not None and min(self.exact) < 1:
-            raise RequestError(f"--resize={self.exact[0]}x{self.exact[1]} must be at least 1 pixel each way")
+            raise RequestError(f"resize={self.exact[0]}x{self.exact[1]} must be at least 1 pixel each way")
 
     def extents(self, height: int, width: int) -> tuple[int, int] | None:
         """(height, width) to store an image at; None where it stays as it is. Neither side ever grows."""

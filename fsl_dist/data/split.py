@@ -71,7 +71,7 @@ def split_base_novel(
     num_classes = np.count_nonzero(counts)
     if not 1 <= num_base < num_classes:
         raise RequestError(
-            f"--num-base={num_base} must lie in 1 … {num_classes - 1}: there are {num_classes} classes and at least "
+            f"num_base={num_base} must lie in 1 … {num_classes - 1}: there are {num_classes} classes and at least "
             "one must stay novel"
         )
     is_base = np.zeros(len(counts), dtype=bool)
@@ -117,7 +117,7 @@ def split_classes(
     num_train = len(present) - num[VAL] - num[TEST]
     if num_train < 1:
         raise RequestError(
-            f"--split classes with fractions {_as_text(fractions)} needs {num[VAL] + num[TEST] + 1} classes or more; "
+            f"split=classes with fractions={_as_text(fractions)} needs {num[VAL] + num[TEST] + 1} classes or more; "
             f"there are {len(present)}"
         )
     order = generator(seed, "split").permutation(present)
@@ -176,7 +176,7 @@ def _check_undivided(units: NDArray[np.int64] | None, sides: NDArray[np.int64], 
 def _check_fractions(fractions: Sequence[float]) -> None:
     if len(fractions) != 3 or min(fractions) < 0 or fractions[0] <= 0 or abs(sum(fractions) - 1) > 1e-6:
         raise RequestError(
-            f"--fractions={_as_text(fractions)} must be three numbers for train, val and test, none negative, "
+            f"fractions={_as_text(fractions)} must be three numbers for train, val and test, none negative, "
             "train above 0, that sum to 1, such as 0.7,0.1,0.2"
         )
 

@@ -236,7 +236,7 @@ class ShardStore:
         return (
             f"shard '{self._catalogue.folder / shard.name}': {what} '{self._catalogue.keys([sample_id])[0]}' "
             f"(id {sample_id}) does not match its checksum; "
-            "`fsl-dist inspect DATASET --verify` lists every damaged sample"
+            "inspecting the data set with verify=True lists every damaged sample"
         )
 
     def _read_ranges(self, ranges: ByteRanges) -> list[memoryview]:

@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from fsl_dist.data.ingest.plots import paste_tile
 from fsl_dist.data.store import ShardStore
 from fsl_dist.errors import RequestError
 from fsl_dist.metrics.config import EvaluationConfig
-from fsl_dist.plots.picture_files import check_png, fit_text, write_picture
+from fsl_dist.plots.picture_files import GRID, INK, PAPER, check_png, fit_text, paste_tile, write_picture
 from fsl_dist.plots.prototype_examples import (
     QUERIES_A_CLASS,
     ClassExample,
@@ -21,7 +20,6 @@ from fsl_dist.plots.prototype_examples import (
 )
 from fsl_dist.plots.run_draws import open_embedded
 
-INK, GRID, PAPER = (40, 40, 40), (215, 215, 215), (255, 255, 255)
 GREEN, RED, _BAR = (0, 140, 70), (205, 40, 30), (0, 114, 178)
 EDGE, _LINE, _FRAME = 16, 20, 4
 _PROTOTYPE, _QUERY = 72, 88

@@ -13,9 +13,9 @@ from fsl_dist.data.store import ShardStore
 from fsl_dist.errors import RequestError
 from fsl_dist.metrics.config import EvaluationConfig
 from fsl_dist.plots.class_accuracy import answers_of, protocol_of
-from fsl_dist.plots.picture_files import check_png, fit_text, name_runs, write_picture
+from fsl_dist.plots.picture_files import GRID, INK, PAPER, check_png, fit_text, name_runs, write_picture
 from fsl_dist.plots.prototype_examples import find_nearest, labels_of_names, share_among
-from fsl_dist.plots.prototype_picture import EDGE, GREEN, GRID, INK, PAPER, RED, paste_sample
+from fsl_dist.plots.prototype_picture import EDGE, GREEN, RED, paste_sample
 from fsl_dist.plots.run_draws import EmbeddedRun, open_embedded
 
 NUM_BASE, NUM_NOVEL = 6, 3

@@ -10,12 +10,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from fsl_dist.errors import RequestError
-from fsl_dist.plots.picture_files import check_png, name_runs, write_picture
+from fsl_dist.plots.picture_files import INK, PAPER, check_png, name_runs, write_picture
 from fsl_dist.seeding import generator
 from fsl_dist.training.splits import split_run
 from fsl_dist.training.trained import open_trained
 
-_INK, _PAPER = (40, 40, 40), (255, 255, 255)
 _SIDE, _EDGE, _LEGEND, _ROW = 900, 20, 220, 22
 # More names than fit beside the picture are left out.
 _NAMES = (_SIDE - 2 * _EDGE) // _ROW
@@ -53,7 +52,7 @@ def plot_runs(
     """
     check_png(out)
     drawn = [_draw_run(run, name, split, max_images) for run, name in zip(runs, name_runs(runs), strict=True)]
-    sheet = Image.new("RGB", (sum(picture.width for _, picture in drawn), _SIDE), _PAPER)
+    sheet = Image.new("RGB", (sum(picture.width for _, picture in drawn), _SIDE), PAPER)
     left = 0
     for _, picture in drawn:
         sheet.paste(picture, (left, 0))
@@ -79,7 +78,7 @@ def _draw_run(run: Path, name: str, split: str | None, max_images: int) -> tuple
     shown = np.unique(labels)
     names = [catalogue.label_name(int(label)) for label in shown]
     picture = draw_points(lay_out(vectors, seed), np.searchsorted(shown, labels), names)
-    ImageDraw.Draw(picture).text((_EDGE, 2), f"{name}, {split}", _INK, ImageFont.load_default(14))
+    ImageDraw.Draw(picture).text((_EDGE, 2), f"{name}, {split}", INK, ImageFont.load_default(14))
     return TSNEPanel(str(run), trained.config.data.dataset, split, len(ids), len(shown)), picture
 
 
@@ -100,7 +99,7 @@ def lay_out(vectors: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
 def draw_points(places: NDArray[np.floating], classes: NDArray[np.int64], names: list[str]) -> Image.Image:
     """A dot at each of `places` (float [n, 2]) in the colour of its class (int64 [n], positions in `names`), and a legend."""
     colours = class_colours(len(names))
-    image = Image.new("RGB", (_SIDE + _LEGEND, _SIDE), _PAPER)
+    image = Image.new("RGB", (_SIDE + _LEGEND, _SIDE), PAPER)
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(14)
     low, high = places.min(axis=0), places.max(axis=0)
     scaled = (places - low) / np.maximum(high - low, 1e-12)
@@ -109,12 +108,12 @@ def draw_points(places: NDArray[np.floating], classes: NDArray[np.int64], names:
     for (x, y), position in zip(pixels.tolist(), classes.tolist(), strict=True):
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), colours[position])
     if len(names) > _NAMES:
-        draw.text((_SIDE, _EDGE), f"{len(names)} classes", _INK, font)
+        draw.text((_SIDE, _EDGE), f"{len(names)} classes", INK, font)
         return image
     for row, (name, colour) in enumerate(zip(names, colours, strict=True)):
         y = _EDGE + row * _ROW
         draw.rectangle((_SIDE, y, _SIDE + 12, y + 12), colour)
-        draw.text((_SIDE + 20, y + 6), name if len(name) <= 24 else name[:23] + "…", _INK, font, anchor="lm")
+        draw.text((_SIDE + 20, y + 6), name if len(name) <= 24 else name[:23] + "…", INK, font, anchor="lm")
     return image
 
 

@@ -64,15 +64,19 @@ def write_vectors(path: Path, shape: tuple[int, int], blocks: Iterable[np.ndarra
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write, which replaces `path` in one step at the block's end; an OSError names `path`."""
+def replacing(path: Path, *, is_forced: bool = True) -> Iterator[IO[bytes]]:
+    """A file to write, which replaces `path` in one step at the block's end; an OSError names `path`.
+
+    is_forced: wait until it is on the disk. Without, a crash of the machine may leave a file that is cut.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{new_token()}.tmp")
     try:
         with temporary.open("xb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if is_forced:
+                file.flush()
+                os.fsync(file.fileno())
         object_cache.put_file(temporary, path)
         temporary.replace(path)
     except BaseException as error:
@@ -81,7 +85,14 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         if isinstance(error, OSError):  # of a full disk Python says the reason alone, NumPy not even that
             raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         raise
-    _sync_folder(path.parent)
+    if is_forced:
+        _sync_folder(path.parent)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what `replacing` was writing at or below `folder` when its process was killed."""
+    for path in folder.rglob(".*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def write_new(path: Path, data: bytes | memoryview) -> None:

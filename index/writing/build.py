@@ -6,7 +6,6 @@ goes through the same steps for what does not fit in memory, and goes on after a
 """
 
 import datetime
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from index import kinds, versions
 from index.base import files, object_cache
 from index.base.errors import RequestError, VersionError
 from index.base.files import Owner
+from index.base.pieces import WorkFolder
 from index.base.settings import dump, validate
 from index.config import IndexConfig
 from index.vectors import check_column, check_order, check_vectors, sort_rows, unit_vectors
@@ -69,38 +69,29 @@ def build(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Facts:
-    """What is noted beside a finished file of a build; a file without facts is not finished."""
+    """What is noted of a finished file of vectors."""
 
     crc32: int
     """CRC-32 of the bytes that were written."""
 
-    num_vectors: int = 0
-    """Rows of a file of vectors."""
+    num_vectors: int
+    """Rows of the file."""
 
-    dim: int = 0
+    dim: int
     """Numbers in each of them."""
 
-    total: tuple[float, ...] = ()
+    total: tuple[float, ...]
     """Their sum [dim] in float64."""
 
 
 @dataclass(frozen=True, slots=True)
-class Staging:
-    """A version being written, re-openable by path and token from other processes (or pickled to them)."""
-
-    out: Path
-    """Folder of the index."""
-
-    token: str
-    """Name of this attempt: letters, digits, '.', '_', '-'."""
-
-    owner: Owner | None = None
-    """Claim that every write checks; None does not fence."""
+class Staging(WorkFolder):
+    """A version being written. Other processes open it by path and token, or get it pickled."""
 
     @property
-    def folder(self) -> Path:
-        """Where everything about this attempt lies until it is published."""
-        return self.out / versions.STAGING / self.token
+    def out(self) -> Path:
+        """Folder of the index."""
+        return self.folder.parent.parent
 
     @property
     def version_folder(self) -> Path:
@@ -108,9 +99,19 @@ class Staging:
         return self.folder / "version"
 
     @classmethod
+    def at(cls, out: Path, token: str, owner: Owner | None = None) -> "Staging":
+        """The attempt `token` (letters, digits, '.', '_', '-') to write the index `out`, whether or not it was started.
+
+        owner: claim that every write checks; None does not fence. Raises RequestError for another token.
+        """
+        if not _TOKEN.match(token):
+            raise RequestError(f"staging token '{token}' must be made of letters, digits, '.', '_' and '-'")
+        return cls(object_cache.working_folder(out) / versions.STAGING / token, owner)
+
+    @classmethod
     def create(cls, out: Path, token: str, owner: Owner | None = None) -> "Staging":
         """Start an attempt with an empty folder; what an earlier attempt of this token left is removed."""
-        staging = cls(object_cache.working_folder(out), token, owner)
+        staging = cls.at(out, token, owner)
         staging._prepare()
         files.create_folder(staging.folder)
         staging.version_folder.mkdir()
@@ -118,56 +119,25 @@ class Staging:
 
     @classmethod
     def resume(cls, out: Path, token: str, owner: Owner | None = None) -> "Staging":
-        """Go on with an attempt, or start it; what is finished is kept."""
-        staging = cls(object_cache.working_folder(out), token, owner)
+        """Resume an attempt, or start it; sound files that are finished are kept."""
+        staging = cls.at(out, token, owner)
         staging._prepare()
         object_cache.bring(staging.folder)
         staging.version_folder.mkdir(parents=True, exist_ok=True)
+        staging.recover()
         return staging
 
     @classmethod
     def open(cls, out: Path, token: str, owner: Owner | None = None) -> "Staging":
         """Open an attempt that another process created. Raises VersionError where there is none."""
-        staging = cls(object_cache.working_folder(out), token, owner)
+        staging = cls.at(out, token, owner)
         if object_cache.place_of(staging.out) is None and not staging.folder.is_dir():
             raise VersionError(f"{staging.folder} is not there; it was published, removed or never created")
         return staging
 
     def path_of(self, name: str) -> Path:
-        """Where a file of this attempt lies: what is published in the version's folder, other things beside it."""
+        """Path of a file of this attempt: in the version's folder if it will be published, else next to that folder."""
         return (self.version_folder if versions.is_file_name(name) else self.folder) / name
-
-    def is_finished(self, name: str) -> bool:
-        """Whether a file was finished, and still has the bytes it was finished with (reads all of them)."""
-        facts = self._find_facts(name)
-        if facts is None:
-            return False
-        try:
-            return files.crc32_of_file(self.path_of(name)) == facts.crc32
-        except FileNotFoundError:
-            return False
-
-    def has(self, name: str) -> bool:
-        """Whether a file is noted as finished."""
-        return files.exists(self._facts_path(name))
-
-    def list_finished(self) -> list[str]:
-        """Names of the files that are noted as finished."""
-        names = files.list_folder(self.folder / "finished")
-        # What begins with a dot was being written when a process was killed.
-        return [name.removesuffix(".json") for name in names if not name.startswith(".")]
-
-    def drop_damaged(self) -> list[str]:
-        """Forget finished files that have other bytes now; returns their names. Reads all that is finished."""
-        damaged = [name for name in self.list_finished() if not self.is_finished(name)]
-        for name in damaged:
-            files.remove_file(self._facts_path(name))
-        return damaged
-
-    def finish(self, name: str, facts: Facts) -> None:
-        """Note that a file is finished, unless another process has taken over."""
-        self.check_owner()
-        files.write_atomic(self._facts_path(name), json.dumps(dump(facts)).encode())
 
     def write_shard(
         self, shard: int, vectors: np.ndarray, metric: str = "l2", rows: np.ndarray | None = None
@@ -199,7 +169,8 @@ class Staging:
         self.check_owner()
         num, dim = shape
         crc32 = files.write_vectors(self.path_of(name), (num, dim), summed())
-        self.finish(name, Facts(crc32=crc32, num_vectors=num, dim=dim, total=tuple(total.tolist())))
+        facts = Facts(crc32=crc32, num_vectors=num, dim=dim, total=tuple(total.tolist()))
+        self.finish(name, dump(facts), crc32=crc32)
 
     def train(self, config: IndexConfig) -> None:
         """Train what the shards share, on a sample of all of them that depends on their number alone; kinds that train."""
@@ -219,7 +190,7 @@ class Staging:
         trained = kinds.train(np.concatenate(parts), num_vectors, config)
         self.check_owner()
         files.write_atomic(self.path_of(versions.QUANTIZER), trained)
-        self.finish(versions.QUANTIZER, Facts(crc32=files.crc32_of_file(self.path_of(versions.QUANTIZER))))
+        self.finish(versions.QUANTIZER)
 
     def add(self, shard: int, config: IndexConfig) -> None:
         """Make the FAISS index of a shard that is written, once all is trained; kinds that have one."""
@@ -239,7 +210,7 @@ class Staging:
                 faiss.write_index(filled, file.name)
             except RuntimeError as error:
                 raise OSError(None, f"FAISS could not write it: {error}") from None
-        self.finish(name, Facts(crc32=files.crc32_of_file(self.path_of(name))))
+        self.finish(name)
 
     def publish(
         self,
@@ -310,62 +281,44 @@ class Staging:
         files.remove_folder(self.folder)
         return final
 
-    def check_owner(self) -> None:
-        """Raise StaleOwnerError where another process has taken over."""
-        if self.owner is not None:
-            self.owner.check()
-
     def _prepare(self) -> None:
-        if not _TOKEN.match(self.token):
-            raise RequestError(
-                f"staging token '{self.token}' must be made of letters, digits, '.', '_' and '-'"
-            )
         self.check_owner()
-        files.remove_stale_staging(self.out / versions.STAGING, keep=(self.token,))
-
-    def _facts_path(self, name: str) -> Path:
-        return self.folder / "finished" / f"{name}.json"
-
-    def _find_facts(self, name: str) -> Facts | None:
-        path = self._facts_path(name)
-        return validate(Facts, json.loads(files.read_text(path)), str(path)) if files.exists(path) else None
+        files.remove_stale_staging(self.folder.parent, keep=(self.folder.name,))
 
     def _facts_of_shards(self) -> list[Facts]:
         """Facts of all shards that are written; VersionError where one before another is missing."""
         names = [name for name in self.list_finished() if versions.is_shard_name(name)]
         facts = []
         for shard in range(len(names)):
-            found = self._find_facts(versions.shard_name(shard))
+            found = self.facts_of(versions.shard_name(shard))
             if found is None:
                 raise VersionError(
                     f"shard {shard} was not written to {self.folder}; write it before publishing"
                 )
-            facts.append(found)
+            facts.append(validate(Facts, found, str(self.path_of(versions.shard_name(shard)))))
         return facts
 
     def _write_column(self, name: str, column: np.ndarray) -> None:
         files.write_array(self.path_of(name), column)
-        self.finish(name, Facts(crc32=files.crc32_of_file(self.path_of(name))))
+        self.finish(name)
 
     def _record_files(self) -> dict[str, versions.FileRecord]:
         """Size and checksum of every file to publish; what a killed process left half written is removed."""
-        finished = {
-            name: self._find_facts(name) for name in self.list_finished() if versions.is_file_name(name)
-        }
+        finished = {name: self.facts_of(name) for name in self.list_finished() if versions.is_file_name(name)}
         written = {path.name for path in self.version_folder.iterdir()}
         for name in written.union(files.list_folder(self.version_folder)):
             if name not in finished:
                 files.remove_file(self.version_folder / name)
         return {
-            name: versions.FileRecord(size_bytes=self.path_of(name).stat().st_size, crc32=facts.crc32)
+            name: versions.FileRecord(size_bytes=self.path_of(name).stat().st_size, crc32=facts["crc32"])
             for name, facts in finished.items()
             if facts is not None
         }
 
     def _verify(self, manifest: versions.Manifest) -> None:
         for name in manifest.files:
-            if not self.is_finished(name):
-                files.remove_file(self._facts_path(name))
+            if not self.is_sound(name):
+                self.forget(name)
                 raise VersionError(
                     f"{self.path_of(name)} is not what was written there; is the disk sound? "
                     "The same command writes it again"

@@ -1,19 +1,17 @@
-"""Building as a job in stages, each a list of pieces that lie on disk once they are done.
+"""Building an index in stages of pieces (`index.base.pieces`), so that a killed build resumes.
 
-plan     rows sorted by (label, id), cut into shards; what decides the result has a fingerprint, and that names the
+plan     rows sorted by (label, id) and cut into shards; the fingerprint of everything that decides the result names the
          attempt's folder, so that the same command finds what a killed one left
 embed    ranges of positions, cut at fixed batch boundaries, become pieces (only where vectors are computed)
-shards   vectors by position, off the pieces or the user's file
+write    shards: vectors by position, from the pieces or the user's file
 train    what all shards share, on a sample (kinds that train)
 add      each shard's FAISS index (kinds that have one)
-publish  every file read once more, then one rename
+publish  every file is read once more, then renamed in one step
 
-A piece is a file and what is noted of it, its checksum among that. No process holds more than `memory_mb` of vectors, FAISS's
-index of one shard aside. Pieces of a stage are independent: `spread` does them here, or in other processes.
+No process holds more than `memory_mb` of vectors, except for FAISS's index of one shard.
 """
 
 import dataclasses
-import hashlib
 import json
 import logging
 import time
@@ -28,6 +26,7 @@ from index import changes, kinds, versions
 from index.base import files, object_cache
 from index.base.errors import FslDistError, RequestError, VersionError
 from index.base.files import Owner
+from index.base.pieces import Progress, Spread, do_here, fingerprint_of
 from index.base.settings import dump
 from index.config import IndexConfig
 from index.vectors import check_vectors, sort_rows, unit_vectors
@@ -35,11 +34,8 @@ from index.writing.build import SUM_ROWS, Staging
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[str, int, int], None]
-"""Called with a stage, its pieces done, and its pieces in all."""
 Work = Callable[[int], None]
-Spread = Callable[[Work, Sequence[int]], Iterator[int]]
-"""Does pieces by their numbers, and gives each number back once it is done."""
+"""Does the piece of a stage with this number."""
 
 _PLAN = "plan.json"
 _ROWS = "rows.npy"  # int64 [n]: what the source knows the vector at each position by
@@ -70,13 +66,6 @@ class Vectors(Protocol):
         ...
 
 
-def do_here(work: Work, numbers: Sequence[int]) -> Iterator[int]:
-    """Do pieces in this process, one after another."""
-    for number in numbers:
-        work(number)
-        yield number
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
     """A build before it starts."""
@@ -97,13 +86,14 @@ class Plan:
     def fingerprint(self) -> str:
         """Of everything that decides the files: equal fingerprints, equal bytes."""
         decisive = {name: value for name, value in dump(self.config).items() if name not in _NOT_DECISIVE}
-        told = {
-            "format": _FORMAT,
-            "config": decisive,
-            "source": dict(self.source),
-            "identity": dict(self.identity),
-        }
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        return fingerprint_of(
+            {
+                "format": _FORMAT,
+                "config": decisive,
+                "source": dict(self.source),
+                "identity": dict(self.identity),
+            }
+        )
 
     @property
     def token(self) -> str:
@@ -126,17 +116,18 @@ def run(
     progress: Progress | None = None,
     switch: Callable[[Path, int], None] = changes.make_current,
 ) -> Path:
-    """Build an index, or go on with it, and publish it; returns the version's folder.
+    """Build an index, or resume building it, and publish it; returns the version's folder.
 
-    Vectors are computed by `embed`, or read from what `open_vectors` gives. `switch` makes a version current. A build
-    that was published already is made current, if it is not, and not built again. Raises StaleOwnerError once another builder has taken over, RequestError
-    for vectors that do not fit (nothing is left of the attempt), FslDistError where the disk fails (the attempt stays).
+    Vectors are computed by `embed`, or read from what `open_vectors` returns. `switch` makes a version current. A build
+    that was published already is made current, if it is not, and not built again. Raises StaleOwnerError once another
+    builder has taken over, RequestError for vectors that do not fit (nothing is left of the attempt), FslDistError where
+    the disk fails (the attempt stays).
     """
     kinds.check(plan.config, plan.dim, len(plan.ids))
     plan = dataclasses.replace(plan, out=object_cache.working_folder(plan.out))
     order = sort_rows(plan.labels, plan.ids)
     owner = Owner.claim(plan.out)
-    staging = Staging(plan.out, plan.token, owner)
+    staging = Staging.at(plan.out, plan.token, owner)
     try:
         published = _find_published(plan.out, plan.fingerprint, switch)
         if published is not None:
@@ -157,7 +148,7 @@ def run(
             raise
         reason = f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
         raise FslDistError(
-            f"building {plan.out} stopped: {reason}; what is published is as it was, and the same command goes on from "
+            f"building {plan.out} stopped: {reason}; what is published is unchanged, and the same command resumes with "
             "the pieces that are finished"
         ) from error
 
@@ -206,8 +197,6 @@ class _Job:
         self.switch = switch
         bounds = np.arange(plan.config.shards + 1) * len(order) // plan.config.shards
         self.bounds: tuple[int, ...] = tuple(bounds.tolist())
-        for name in staging.drop_damaged():
-            logger.warning("%s of an earlier try is damaged and is made again", staging.path_of(name))
         self._write_plan(0)
 
     def embed(self, embed: Embed) -> Vectors:
@@ -242,15 +231,9 @@ class _Job:
         )
 
     def _do(self, stage: str, work: Work, names: Sequence[str]) -> None:
-        """Do the pieces of a stage that are not there yet; their numbers are their places in `names`."""
-        missing = [number for number, name in enumerate(names) if not self.staging.has(name)]
-        done = len(names) - len(missing)
-        if done:
-            logger.info("resumed: %d of %d pieces of stage '%s' were there", done, len(names), stage)
-        for _ in self.spread(work, missing):
-            done += 1
-            if self.progress is not None:
-                self.progress(stage, done, len(names))
+        """Do the pieces of a stage that are missing; their numbers are their positions in `names`."""
+        pieces = {name: number for number, name in enumerate(names)}
+        self.staging.do_missing(stage, work, pieces, spread=self.spread, progress=self.progress)
 
     def _shard_names(self) -> list[str]:
         return [versions.shard_name(shard) for shard in range(self.plan.config.shards)]
@@ -360,7 +343,7 @@ def list_attempts(out: Path) -> list[Attempt]:
     """Attempts to build the index at `out` that are not published."""
     attempts = []
     for token in files.list_folder(out / versions.STAGING):
-        staging = Staging(out, token)
+        staging = Staging(out / versions.STAGING / token)
         try:
             plan = json.loads(files.read_text(staging.path_of(_PLAN)))
             newest = max(path.stat().st_mtime for path in staging.folder.iterdir())

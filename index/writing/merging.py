@@ -17,6 +17,7 @@ import numpy as np
 from index import kinds, versions
 from index.base import files
 from index.base.errors import RequestError, VersionError
+from index.base.pieces import Progress, Spread, do_here
 from index.base.settings import validate
 from index.changes import Contents, batch_path, mark, read_batch, write_batch
 from index.config import IndexConfig
@@ -29,8 +30,8 @@ def merge(
     out: Path,
     settings: Mapping[str, object] | None = None,
     *,
-    spread: job.Spread = job.do_here,
-    progress: job.Progress | None = None,
+    spread: Spread = do_here,
+    progress: Progress | None = None,
 ) -> tuple[Path, bool]:
     """Build the next version of the index `out` from the current one and its changes, and publish it.
 

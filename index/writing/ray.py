@@ -1,24 +1,27 @@
-"""Pieces of a build as Ray tasks: what passes between processes is numbers and files."""
+"""Pieces of a build done by Ray actors: numbers pass between processes, vectors only as files."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 from index.base.errors import FslDistError
-from index.writing.job import Spread, Work
+from index.base.pieces import Spread
 
-# A worker that dies is started again, and does its piece again.
+_Piece = TypeVar("_Piece")
+_Result = TypeVar("_Result")
+
+# A worker that dies is started again and repeats its piece.
 _RESTARTS = 3
 
 
 class _Worker:
-    """One process: it holds the work, so that a network is loaded once and not once a piece."""
+    """One process. It keeps the work, so that a network is loaded once and not once per piece."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Callable[[Any], Any]) -> None:
         self._work = work
 
-    def do(self, number: int) -> int:
+    def do(self, position: int, piece: Any) -> tuple[int, Any]:
         """Do a piece."""
-        self._work(number)
-        return number
+        return position, self._work(piece)
 
 
 def on_ray(workers: int, *, gpus: float = 0.0) -> Spread:
@@ -27,8 +30,8 @@ def on_ray(workers: int, *, gpus: float = 0.0) -> Spread:
     A killed one is started again up to three times; FslDistError after that. What a piece itself raises is raised here.
     """
 
-    def spread(work: Work, numbers: Sequence[int]) -> Iterator[int]:
-        if not numbers:
+    def spread(work: Callable[[_Piece], _Result], pieces: Sequence[_Piece]) -> Iterator[tuple[int, _Result]]:
+        if not pieces:
             return
         import ray
 
@@ -36,26 +39,26 @@ def on_ray(workers: int, *, gpus: float = 0.0) -> Spread:
             _Worker
         )
         shared = ray.put(work)
-        actors = [remote.remote(shared) for _ in range(min(workers, len(numbers)))]
-        waiting = iter(numbers)
+        actors = [remote.remote(shared) for _ in range(min(workers, len(pieces)))]
+        waiting = iter(enumerate(pieces))
         try:
-            running = {actor.do.remote(number): actor for actor, number in zip(actors, waiting, strict=False)}
+            running = {actor.do.remote(*piece): actor for actor, piece in zip(actors, waiting, strict=False)}
             while running:
                 (done,), _ = ray.wait(list(running), num_returns=1)
                 actor = running.pop(done)
-                number = ray.get(done)
+                finished = ray.get(done)
                 following = next(waiting, None)
                 if following is not None:
-                    running[actor.do.remote(following)] = actor
-                yield number
+                    running[actor.do.remote(*following)] = actor
+                yield finished
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, FslDistError | OSError):
                 raise error.cause from error
             raise
         except ray.exceptions.RayActorError as error:
             raise FslDistError(
-                f"a worker of the build died {_RESTARTS + 1} times ({type(error).__name__}), perhaps for want of memory "
-                "(index.memory_mb); the same command goes on with the pieces that are finished"
+                f"a worker of the build died {_RESTARTS + 1} times ({type(error).__name__}), perhaps for lack of memory "
+                "(index.memory_mb); the same command resumes with the pieces that are finished"
             ) from None
         finally:
             for actor in actors:

@@ -10,6 +10,7 @@ import numpy as np
 
 from index.base import files
 from index.base.errors import RequestError
+from index.base.pieces import Progress, Spread, do_here
 from index.config import IndexConfig
 from index.vectors import check_column, check_vectors
 from index.writing import job
@@ -172,8 +173,8 @@ def build_from_files(
     ids: str | None,
     config: IndexConfig,
     *,
-    spread: job.Spread = job.do_here,
-    progress: job.Progress | None = None,
+    spread: Spread = do_here,
+    progress: Progress | None = None,
 ) -> Path:
     """Build an index from a file of vectors, or go on with it (`job.run`); returns the version's folder.
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
+from dataset_files import all_bytes, write_images
 from PIL import Image
 
 from fsl_dist.data.catalogue import Catalogue
@@ -49,21 +50,6 @@ def run(*arguments):
     done = subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr
     return done.returncode, done.stdout, done.stderr
-
-
-def all_bytes(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-def write_images(root, names, count, size, kind):
-    draw = np.random.default_rng(len(names) * count)
-    for name in names:
-        (root / name).mkdir(parents=True)
-        for number in range(count):
-            buffer = io.BytesIO()
-            Image.fromarray(draw.integers(0, 256, (*size, 3), dtype=np.uint8)).save(buffer, kind)
-            (root / name / f"{number:02d}.{kind.lower()}").write_bytes(buffer.getvalue())
-    return root
 
 
 def kill_at_random(command, num_kills, seconds, done):
@@ -102,7 +88,7 @@ def kill_when(command, is_time):
 @pytest.mark.parametrize("num_kills", [4, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_pack_killed_at_random_moments_ends_byte_identical(tmp_path, num_kills):
     # 60 images of 270 kB: a dozen shards of 2 MB, each forced to the disk.
-    source = write_images(tmp_path / "src", ["ant", "bee", "owl"], 20, (300, 300), "BMP")
+    source = write_images(tmp_path / "src", {"ant": 20, "bee": 20, "owl": 20}, size=(300, 300), kind="BMP")
     options = ["--shard-size-mb", "2", "--seed", "5"]
     started = time.monotonic()
     assert run("pack", source, tmp_path / "undisturbed", *options)[0] == 0
@@ -133,8 +119,8 @@ def test_a_pack_killed_at_random_moments_ends_byte_identical(tmp_path, num_kills
 
 @pytest.mark.parametrize("num_kills", [3, pytest.param(10, marks=pytest.mark.slow)])
 def test_a_killed_append_leaves_the_data_set_as_it_was(tmp_path, num_kills):
-    first = write_images(tmp_path / "src", ["ant", "bee"], 8, (20, 20), "PNG")
-    more = write_images(tmp_path / "more", ["bee", "cat", "dog"], 20, (300, 300), "BMP")
+    first = write_images(tmp_path / "src", {"ant": 8, "bee": 8}, size=(20, 20), kind="PNG")
+    more = write_images(tmp_path / "more", {"bee": 20, "cat": 20, "dog": 20}, size=(300, 300), kind="BMP")
     for path in more.rglob("*.bmp"):
         path.rename(path.with_name("new" + path.name))
     for name in ("undisturbed", "out"):
@@ -170,7 +156,7 @@ CASES = {
     "case", ["plain", "resized", *(pytest.param(case, marks=pytest.mark.slow) for case in list(CASES)[2:])]
 )
 def test_a_killed_pack_goes_on_whatever_its_processes(tmp_path, case):
-    source = write_images(tmp_path / "src", ["ant", "bee", "owl"], 50, (300, 300), "BMP")
+    source = write_images(tmp_path / "src", {"ant": 50, "bee": 50, "owl": 50}, size=(300, 300), kind="BMP")
     (source / "bee" / "rotten.jpg").write_text("no image")
     masked = sorted(path.relative_to(source) for path in source.rglob("*.bmp"))[::3]
     for path in masked:
@@ -197,25 +183,25 @@ def test_a_killed_pack_goes_on_whatever_its_processes(tmp_path, case):
         return lambda: len(list((tmp_path / ".out.partial").glob(pattern))) >= number
 
     command = [*COMMAND, "pack", str(source), str(tmp_path / "out"), *options, "--processes"]
-    kill_when([*command, "2"], is_there("*/checked/*.json", 1))
-    kill_when([*command, "1"], is_there("*/out/shards/*", 2))
-    kill_when([*command, "3"], is_there("*/out/shards/*", 4))
+    kill_when([*command, "2"], is_there("*/finished/chunk-*.json", 1))
+    kill_when([*command, "1"], is_there("*/finished/shard-*.json", 2))
+    kill_when([*command, "3"], is_there("*/finished/shard-*.json", 4))
     assert not (tmp_path / "out").exists()
     code, out, err = run("pack", source, tmp_path / "out", *options, "--processes", "2", "--json")
     assert (code, json.loads(out)["num_bad"]) == (1, 1)
     assert json.loads(out)["num_reused"] >= 3 + 4
-    assert "going on: 3 of 3 chunks of images are checked" in err
-    assert f" of {json.loads(out)['num_shards']} shards are written" in err
+    assert "resumed: 3 of 3 pieces of stage 'checking' were there" in err
+    assert f" of {json.loads(out)['num_shards']} pieces of stage 'packing' were there" in err
     assert all_bytes(tmp_path / "out") == expected
     assert sorted(os.listdir(tmp_path)) == ["expected", "out", "src", "t.csv"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are read from /proc")
 def test_a_killed_worker_is_one_line_and_the_next_try_goes_on(tmp_path):
-    source = write_images(tmp_path / "src", ["ant", "bee", "owl"], 60, (300, 300), "BMP")
+    source = write_images(tmp_path / "src", {"ant": 60, "bee": 60, "owl": 60}, size=(300, 300), kind="BMP")
     command = [*COMMAND, "pack", str(source), str(tmp_path / "out"), "--shard-size-mb", "1", "--processes"]
     process = subprocess.Popen([*command, "2"], stderr=subprocess.PIPE, text=True)
-    while not list((tmp_path / ".out.partial").glob("*/out/shards/*")):
+    while not list((tmp_path / ".out.partial").glob("*/out/shards/*.tar")):
         assert process.poll() is None
         time.sleep(0.002)
     workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -223,8 +209,8 @@ def test_a_killed_worker_is_one_line_and_the_next_try_goes_on(tmp_path):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert err == (
-        "error: a worker process was killed, perhaps for want of memory; fewer --processes need less; the same command "
-        "goes on with the pieces that are finished\n"
+        "error: a worker process was killed, perhaps for lack of memory (--processes 1 needs the least); run the same again "
+        "to resume with the pieces that are finished\n"
     )
     code, out, _ = run("pack", source, tmp_path / "out", "--shard-size-mb", "1", "--json")
     assert code == 0
@@ -232,8 +218,8 @@ def test_a_killed_worker_is_one_line_and_the_next_try_goes_on(tmp_path):
 
 
 def test_a_killed_append_goes_on(tmp_path):
-    first = write_images(tmp_path / "src", ["ant"], 8, (20, 20), "PNG")
-    more = write_images(tmp_path / "more", ["bee"], 40, (300, 300), "BMP")
+    first = write_images(tmp_path / "src", {"ant": 8}, size=(20, 20), kind="PNG")
+    more = write_images(tmp_path / "more", {"bee": 40}, size=(300, 300), kind="BMP")
     for name in ("out", "expected"):
         assert run("pack", first, tmp_path / name)[0] == 0
     options = ["--append", "--shard-size-mb", "1"]
@@ -241,7 +227,7 @@ def test_a_killed_append_goes_on(tmp_path):
     shards = tmp_path / "out/.append.partial"
     kill_when(
         [*COMMAND, "pack", str(more), str(tmp_path / "out"), *options],
-        lambda: len(list(shards.glob("*/out/appended-000002/*"))) >= 2,
+        lambda: len(list(shards.glob("*/out/shards/*.tar"))) >= 2,
     )
     assert Catalogue.open(tmp_path / "out").version == 1
     code, out, _ = run("pack", more, tmp_path / "out", *options, "--json")
@@ -251,7 +237,7 @@ def test_a_killed_append_goes_on(tmp_path):
 
 
 def test_two_packs_of_one_output_do_not_mix(tmp_path):
-    source = write_images(tmp_path / "src", ["ant", "bee"], 20, (300, 300), "BMP")
+    source = write_images(tmp_path / "src", {"ant": 20, "bee": 20}, size=(300, 300), kind="BMP")
     command = [*COMMAND, "pack", str(source), str(tmp_path / "out"), "--shard-size-mb", "1"]
     both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     errors = [process.communicate(timeout=60)[1] for process in both]
@@ -369,7 +355,12 @@ def test_a_run_keeps_its_version_when_the_data_set_grows(sets, tmp_path):
     assert "version: 1" in (out / "config.yaml").read_text()
     before = json.loads(run("evaluate", out, "--json")[1])
     assert (
-        run("pack", write_images(tmp_path / "more", ["3", "new"], 9, (8, 8), "PNG"), dataset, "--append")[0]
+        run(
+            "pack",
+            write_images(tmp_path / "more", {"3": 9, "new": 9}, size=(8, 8), kind="PNG"),
+            dataset,
+            "--append",
+        )[0]
         == 0
     )
     assert run("resplit", dataset, "--seed", "9")[0] == 0
@@ -399,11 +390,11 @@ def test_resplit_and_append_are_versions(sets, tmp_path):
     report = json.loads(out)
     assert (code, report["version"], report["num_samples"]) == (0, 2, 160)
     assert report["split_counts"] == {"train": 96, "val": 32, "test": 32}
-    more = write_images(tmp_path / "more", ["8", "9"], 3, (8, 8), "PNG")
+    more = write_images(tmp_path / "more", {"8": 3, "9": 3}, size=(8, 8), kind="PNG")
     code, out, err = run("pack", more, tmp_path / "out", "--append", "--json")
     assert (code, json.loads(out)["version"]) == (0, 3), err
     code, out, _ = run("inspect", tmp_path / "out", "--verify", "--json")
     assert (code, json.loads(out)["num_samples"]) == (0, 166)
     code, out, err = run("pack", more, tmp_path / "out", "--append", "--split", "classes")
     assert (code, out) == (2, "")
-    assert "leave --split" in err
+    assert "leave --split classes out" in err

@@ -8,7 +8,7 @@ import tarfile
 
 import numpy as np
 import pytest
-from PIL import Image
+from dataset_files import encode, encode_noise, read_images
 
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.ingest.adopt import AdoptOptions, adopt
@@ -21,11 +21,8 @@ from fsl_dist.data.store import ShardStore
 from fsl_dist.errors import DataError, RequestError
 
 
-def encode(number=0, kind="JPEG", size=(12, 10)):
-    pixels = np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, kind)
-    return buffer.getvalue()
+def jpeg(number):
+    return encode_noise(number, "JPEG")
 
 
 def write_shard(path, samples):
@@ -54,22 +51,16 @@ def reasons(report):
 def rows(dataset):
     """key → (class name, split code, image bytes)."""
     catalogue = Catalogue.open(dataset)
-    ids = np.arange(catalogue.num_samples)
-    store = ShardStore(catalogue)
-    try:
-        images = [bytes(image) for image in store.read(ids)]
-    finally:
-        store.close()
-    names = [catalogue.class_names[label] for label in catalogue.labels]
-    return dict(
-        zip(catalogue.keys(ids), zip(names, catalogue.splits.tolist(), images, strict=True), strict=True)
-    )
+    return {
+        key: (catalogue.label_name(int(catalogue.labels[i])), int(catalogue.splits[i]), image)
+        for i, (key, image) in enumerate(read_images(catalogue).items())
+    }
 
 
 def test_cls_members_are_labels_and_nothing_is_rewritten(tmp_path):
     for shard in range(3):
         samples = [
-            (f"{shard}{i:03d}", {"jpg": encode(10 * shard + i), "cls": f"{i % 12}\n"}) for i in range(24)
+            (f"{shard}{i:03d}", {"jpg": jpeg(10 * shard + i), "cls": f"{i % 12}\n"}) for i in range(24)
         ]
         write_shard(tmp_path / f"s/part-{shard:04d}.tar", samples)
     before = {p.name: p.read_bytes() for p in (tmp_path / "s").iterdir()}
@@ -82,7 +73,7 @@ def test_cls_members_are_labels_and_nothing_is_rewritten(tmp_path):
     catalogue = Catalogue.open(tmp_path / "out")
     assert catalogue.class_names == [str(label) for label in range(12)]  # by value, as the numbers mean
     found = rows(tmp_path / "out")
-    assert found["2003"] == ("3", found["2003"][1], encode(23))
+    assert found["2003"] == ("3", found["2003"][1], jpeg(23))
 
 
 def test_img2dataset_layout_and_keys_of_json(tmp_path):
@@ -90,7 +81,7 @@ def test_img2dataset_layout_and_keys_of_json(tmp_path):
         (
             f"0000{i:05d}",
             {
-                "jpg": encode(i),
+                "jpg": jpeg(i),
                 "json": {
                     "caption": "a",
                     "species": ["owl", 7, 3.0][i % 3],
@@ -116,40 +107,37 @@ def test_img2dataset_layout_and_keys_of_json(tmp_path):
 def test_usual_json_keys_need_no_option(tmp_path, key):
     write_shard(
         tmp_path / "a.tar",
-        [(f"k{i}", {"png": encode(i, "PNG"), "json": {key: f"c{i % 2}"}}) for i in range(4)],
+        [(f"k{i}", {"png": encode_noise(i), "json": {key: f"c{i % 2}"}}) for i in range(4)],
     )
     adopt(str(tmp_path / "a.tar"), tmp_path / "out", AdoptOptions())
     assert Catalogue.open(tmp_path / "out").class_names == ["c0", "c1"]
 
 
 def test_which_member_is_the_image(tmp_path):
-    two = {"left.jpg": encode(1), "right.jpg": encode(2), "cls": "a"}
-    masked = {"JPG": encode(3), "mask.png": encode(4, "PNG"), "cls": "a"}
-    rival = {"jpg": encode(5), "png": encode(6, "PNG"), "cls": "a"}
+    two = {"left.jpg": jpeg(1), "right.jpg": jpeg(2), "cls": "a"}
+    masked = {"JPG": jpeg(3), "mask.png": encode_noise(4), "cls": "a"}
+    rival = {"jpg": jpeg(5), "png": encode_noise(6), "cls": "a"}
     write_shard(
         tmp_path / "a.tar", [("two", two), ("masked", masked), ("rival", rival), ("none", {"cls": "a"})]
     )
     report = adopt(str(tmp_path / "a.tar"), tmp_path / "plain", AdoptOptions())
-    assert {key: row[2] for key, row in rows(tmp_path / "plain").items()} == {"masked": encode(3)}
+    assert {key: row[2] for key, row in rows(tmp_path / "plain").items()} == {"masked": jpeg(3)}
     assert reasons(report) == {
-        "a.tar:two": "has several images, left.jpg, right.jpg; --image-extension names the one to take",
-        "a.tar:rival": "has several images, jpg, png; --image-extension names the one to take",
+        "a.tar:two": "has several images, left.jpg, right.jpg; image_extensions=… names the one to take",
+        "a.tar:rival": "has several images, jpg, png; image_extensions=… names the one to take",
         "a.tar:none": "has no image; it has cls",
     }
     chosen = options(image_extensions=("right.jpg", "png"))
     report = adopt(str(tmp_path / "a.tar"), tmp_path / "chosen", chosen)
     assert {key: row[2] for key, row in rows(tmp_path / "chosen").items()} == {
-        "two": encode(2),
-        "rival": encode(6, "PNG"),
+        "two": jpeg(2),
+        "rival": encode_noise(6),
     }
     assert reasons(report)["a.tar:masked"] == "has no member right.jpg or png; it has jpg, mask.png, cls"
 
 
 def grey(height, width, kind="PNG"):
-    pixels = np.arange(height * width, dtype=np.uint8).reshape(height, width)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, kind)
-    return buffer.getvalue()
+    return encode(np.arange(height * width).reshape(height, width), kind)
 
 
 def test_masks_of_adopted_shards_are_catalogued_as_pack_stores_them(tmp_path):
@@ -157,7 +145,7 @@ def test_masks_of_adopted_shards_are_catalogued_as_pack_stores_them(tmp_path):
     for number in range(9):
         path = tmp_path / "src" / f"{number}.jpg"
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(encode(number))
+        path.write_bytes(jpeg(number))
         if number % 3:
             path.with_suffix(".png").write_bytes(grey(10, 12))
         rows.append(f"{number}.jpg,{'ab'[number % 2]},{f'{number}.png' if number % 3 else ''}")
@@ -179,7 +167,7 @@ def test_masks_of_adopted_shards_are_catalogued_as_pack_stores_them(tmp_path):
 
 
 def test_masks_that_do_not_serve_are_bad_samples(tmp_path):
-    good = {"jpg": encode(1), "cls": "a"}
+    good = {"jpg": jpeg(1), "cls": "a"}
     samples = [
         ("fits", {**good, "png": grey(10, 12)}),
         ("none", good),
@@ -192,13 +180,13 @@ def test_masks_that_do_not_serve_are_bad_samples(tmp_path):
     assert rows(tmp_path / "out").keys() == {"fits", "none"}
     assert reasons(report) == {
         "a.tar:turned.jpg": "its mask 'a.tar:turned.png' has 10 × 12 pixels, its image 12 × 10",
-        "a.tar:jpeg.jpg": "its mask 'a.tar:jpeg.png' is not an upright PNG; `fsl-dist pack --mask-column` takes others",
+        "a.tar:jpeg.jpg": "its mask 'a.tar:jpeg.png' is not an upright PNG; `pack` takes others (mask_column=…)",
         "a.tar:text.jpg": "its mask 'a.tar:text.png' is not an image that decodes: its format is not known",
     }
 
 
 def test_bad_samples_are_named_and_the_rest_is_adopted(tmp_path):
-    good = encode(1)
+    good = jpeg(1)
     samples = [
         ("ok", {"jpg": good, "cls": "a"}),
         ("cut", {"jpg": good[: len(good) // 2], "cls": "a"}),
@@ -213,7 +201,7 @@ def test_bad_samples_are_named_and_the_rest_is_adopted(tmp_path):
         ("flag", {"jpg": good, "json": {"label": True}}),
         ("bytes", {"jpg": good, "cls": b"\xff\xfe"}),
         ("binary", {"jpg": good, "cls": b"\n\0\0\0"}),  # 10 as DALI reads it with dtypes=INT32
-        ("ok", {"jpg": encode(2), "cls": "b"}),
+        ("ok", {"jpg": jpeg(2), "cls": "b"}),
         (".hidden", {"jpg": good, "cls": "a"}),
         ("__info__", {"json": {}}),
     ]
@@ -240,7 +228,7 @@ def test_bad_samples_are_named_and_the_rest_is_adopted(tmp_path):
     assert found["a.tar:binary.jpg"].startswith(
         "its .cls is not text; write the label as a name or in digits"
     )
-    assert found["a.tar:ok.jpg"].startswith("duplicate key 'ok', taken by a.tar:ok.jpg (--shard-in-key")
+    assert found["a.tar:ok.jpg"].startswith("duplicate key 'ok', taken by a.tar:ok.jpg (shard_in_key=True")
     assert found["a.tar:__info__"] == "has no image; it has json"
     assert len(found) == 14
     assert report.num_ignored == 2
@@ -249,7 +237,7 @@ def test_bad_samples_are_named_and_the_rest_is_adopted(tmp_path):
 
 def test_links_and_damage_are_bad_samples(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        for name, data in (("x.jpg", encode(1)), ("x.cls", b"a"), ("../y.jpg", encode(2))):
+        for name, data in (("x.jpg", jpeg(1)), ("x.cls", b"a"), ("../y.jpg", jpeg(2))):
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
@@ -265,7 +253,7 @@ def test_links_and_damage_are_bad_samples(tmp_path):
 
 def test_shards_that_count_alike_are_told_apart_by_name(tmp_path):
     for shard in ("x-0.tar", "x-1.tar"):
-        write_shard(tmp_path / shard, [(f"d/{i}", {"jpg": encode(i), "cls": f"{i}"}) for i in range(2)])
+        write_shard(tmp_path / shard, [(f"d/{i}", {"jpg": jpeg(i), "cls": f"{i}"}) for i in range(2)])
     report = adopt(str(tmp_path), tmp_path / "out", options(shard_in_key=True))
     assert report.bad_samples == ()
     assert rows(tmp_path / "out").keys() == {"x-0/d/0", "x-0/d/1", "x-1/d/0", "x-1/d/1"}
@@ -294,27 +282,27 @@ def test_patterns_name_shards_in_order(tmp_path):
 
 @pytest.mark.parametrize("relative", [False, True])
 def test_the_catalogue_opens_from_any_working_folder(tmp_path, monkeypatch, relative):
-    write_shard(tmp_path / "all/s/a.tar", [(f"k{i}", {"jpg": encode(i), "cls": "a"}) for i in range(3)])
+    write_shard(tmp_path / "all/s/a.tar", [(f"k{i}", {"jpg": jpeg(i), "cls": "a"}) for i in range(3)])
     monkeypatch.chdir(tmp_path / "all")
     adopt("s", "sets/out", AdoptOptions(relative=relative))
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert rows(tmp_path / "all/sets/out")["k2"][2] == encode(2)
-    assert rows("../all/sets/out")["k2"][2] == encode(2)
+    assert rows(tmp_path / "all/sets/out")["k2"][2] == jpeg(2)
+    assert rows("../all/sets/out")["k2"][2] == jpeg(2)
     os.symlink(tmp_path / "all/sets/out", "link")
-    assert rows("link")["k2"][2] == encode(2)
+    assert rows("link")["k2"][2] == jpeg(2)
     name = Catalogue.open("link").shards[0].name
     assert name == ("../../s/a.tar" if relative else str(tmp_path / "all/s/a.tar"))
     if relative:
         shutil.move(tmp_path / "all", tmp_path / "moved")
-        assert rows(tmp_path / "moved/sets/out")["k2"][2] == encode(2)
+        assert rows(tmp_path / "moved/sets/out")["k2"][2] == jpeg(2)
 
 
 def test_a_folder_of_shards_may_become_the_data_set(tmp_path):
-    write_shard(tmp_path / "s/deep/a.tar", [(f"k{i}", {"jpg": encode(i), "cls": "a"}) for i in range(3)])
+    write_shard(tmp_path / "s/deep/a.tar", [(f"k{i}", {"jpg": jpeg(i), "cls": "a"}) for i in range(3)])
     adopt(str(tmp_path / "s"), tmp_path / "s", AdoptOptions())
     assert Catalogue.open(tmp_path / "s").shards[0].name == "deep/a.tar"
-    assert rows(tmp_path / "s")["k1"][2] == encode(1)
+    assert rows(tmp_path / "s")["k1"][2] == jpeg(1)
     with pytest.raises(RequestError, match="has a catalogue already"):
         adopt(str(tmp_path / "s"), tmp_path / "s", AdoptOptions())
     with pytest.raises(RequestError, match="is not an empty folder"):
@@ -323,7 +311,7 @@ def test_a_folder_of_shards_may_become_the_data_set(tmp_path):
 
 
 def test_a_shard_that_changes_afterwards_is_caught(tmp_path):
-    shard = write_shard(tmp_path / "s/a.tar", [("k", {"jpg": encode(1), "cls": "a"})])
+    shard = write_shard(tmp_path / "s/a.tar", [("k", {"jpg": jpeg(1), "cls": "a"})])
     adopt(str(shard), tmp_path / "out", AdoptOptions())
     whole = shard.read_bytes()
     shard.write_bytes(whole[:600] + bytes([whole[600] ^ 1]) + whole[601:])
@@ -341,7 +329,7 @@ def test_adopted_shards_of_a_pack_make_the_same_rows(tmp_path):
     for label in range(11):
         (tmp_path / f"src/{label}").mkdir(parents=True)
         for i in range(6):
-            (tmp_path / f"src/{label}/{i}.jpg").write_bytes(encode(10 * label + i))
+            (tmp_path / f"src/{label}/{i}.jpg").write_bytes(jpeg(10 * label + i))
     pack(tmp_path / "src", tmp_path / "packed", PackOptions(seed=3))
     adopt(str(tmp_path / "packed/shards"), tmp_path / "adopted", AdoptOptions(seed=3))
     assert rows(tmp_path / "packed") == rows(tmp_path / "adopted")
@@ -352,7 +340,7 @@ def test_adopted_shards_of_a_pack_make_the_same_rows(tmp_path):
 
 def test_what_cannot_be_adopted_is_refused_and_nothing_written(tmp_path):
     write_shard(
-        tmp_path / "s/a.tar", [("k", {"jpg": encode(1), "json": {"side": "dev"}}), ("l", {"jpg": encode(1)})]
+        tmp_path / "s/a.tar", [("k", {"jpg": jpeg(1), "json": {"side": "dev"}}), ("l", {"jpg": jpeg(1)})]
     )
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(
@@ -361,9 +349,9 @@ def test_what_cannot_be_adopted_is_refused_and_nothing_written(tmp_path):
         adopt(str(tmp_path / "s"), tmp_path / "out", AdoptOptions())
     with pytest.raises(
         RequestError,
-        match=r"--split-key=side must hold train, val, test, novel in every .json; it holds 'dev'",
+        match=r"split_key=side must hold train, val, test, novel in every .json; it holds 'dev'",
     ):
         adopt(str(tmp_path / "s"), tmp_path / "out", options(label="side", split="side"))
-    with pytest.raises(RequestError, match="--split column needs --split-key"):
+    with pytest.raises(RequestError, match="split=column needs split_key="):
         AdoptOptions(split="column")
     assert sorted(tmp_path.rglob("*")) == before

@@ -1,6 +1,5 @@
 """Damage while reading: named once, replaced by the same sound sample everywhere, and refused where it is too much."""
 
-import io
 import logging
 import shutil
 import struct
@@ -8,9 +7,9 @@ import struct
 import numpy as np
 import pytest
 import torch
+from dataset_files import encode, write_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from fsl_dist.data.augment import draw_augment
 from fsl_dist.data.catalogue import Catalogue
@@ -25,22 +24,11 @@ from fsl_dist.data.store import ShardStore
 from fsl_dist.errors import ConfigError, DataError
 
 
-def encode(pixels, kind="PNG", **options):
-    buffer = io.BytesIO()
-    Image.fromarray(np.asarray(pixels, dtype=np.uint8)).save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory):
     """3 classes of 60 noisy bitmaps of one size, in shards of about 25."""
     root = tmp_path_factory.mktemp("damage")
-    draw = np.random.default_rng(0)
-    for name in "abc":
-        (root / "src" / name).mkdir(parents=True)
-        for number in range(60):
-            image = Image.fromarray(draw.integers(0, 256, (110, 120, 3), dtype=np.uint8))
-            image.save(root / "src" / name / f"{number}.bmp")
+    write_images(root / "src", dict.fromkeys("abc", 60), size=(110, 120), kind="BMP")
     pack(root / "src", root / "out", PackOptions(shard_size_mb=1))
     return root / "out"
 

@@ -1,10 +1,11 @@
-"""Near-duplicates: what `pack --dedupe` leaves out and keeps, and what `inspect --near-duplicates` lists."""
+"""Near-duplicates: what `pack` leaves out and keeps, and what `find_near_duplicates` lists."""
 
 import logging
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from dataset_files import all_bytes
 from PIL import Image, ImageEnhance
 from sklearn.datasets import load_sample_images
 
@@ -52,10 +53,6 @@ def keys_of(dataset):
     return set(catalogue.keys(range(catalogue.num_samples)))
 
 
-def all_bytes(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
 NUMBERED = {f"{name}/{number:04d}" for name in ("ant", "owl") for number in range(4)}
 
 
@@ -83,7 +80,7 @@ def test_phash_leaves_out_every_near_duplicate_and_flags_other_classes(tmp_path,
         "label conflict: 'owl/again.jpg' (class 'owl') is a near-duplicate of 'ant/0000.png' (class 'ant') and left out"
         in caplog.text
     )
-    assert "--dedupe=phash left out 4 near-duplicates, 3 of them of another class" in caplog.text
+    assert "dedupe=phash left out 4 near-duplicates, 3 of them of another class" in caplog.text
     text = describe(summarise(Catalogue.open(tmp_path / "out")))
     assert "left out as near-duplicates: 4" in text
     assert "owl/copy.png: of another class, near ant/0002.png, distance 0" in text
@@ -201,7 +198,7 @@ def test_an_append_of_nothing_new_is_refused_and_changes_nothing(tmp_path):
     pack(tmp_path / "first", tmp_path / "out", PackOptions())
     before = all_bytes(tmp_path / "out")
     with pytest.raises(
-        RequestError, match=r"--dedupe=phash leaves none of the 1 images.*'ant/b.jpg' of 'ant/a'"
+        RequestError, match=r"dedupe=phash leaves none of the 1 images.*'ant/b.jpg' of 'ant/a'"
     ):
         append(tmp_path / "second", tmp_path / "out", PackOptions(dedupe="phash"))
     assert {name: data for name, data in all_bytes(tmp_path / "out").items() if ".lock" not in name} == before
@@ -258,9 +255,9 @@ def test_near_duplicates_are_listed_leaks_first(leaking):
     assert found.pairs[2].distance == 0
     leak, conflict = found.flags
     assert leak.startswith(
-        "1 pairs of near-duplicates lie in different splits, such as 'a' (train, class 'ant') and 'b'"
+        "1 pairs of near-duplicates are in different splits, such as 'a' (train, class 'ant') and 'b'"
     )
-    assert conflict.startswith("1 pairs of near-duplicates lie in different classes, such as 'c'")
+    assert conflict.startswith("1 pairs of near-duplicates are in different classes, such as 'c'")
     text = describe_near_duplicates(found)
     assert text.startswith(
         "compared    7 images: 3 pairs of near-duplicates, 1 across splits, 1 across classes\n"
@@ -274,7 +271,7 @@ def test_all_pairs_count_although_few_are_listed(leaking, monkeypatch):
     found = find_near_duplicates(Catalogue.open(leaking))
     assert (found.num_pairs, found.num_across_splits, found.num_across_classes) == (3, 1, 1)
     assert [pair.first for pair in found.pairs] == ["a"]
-    assert describe_near_duplicates(found).endswith("… 2 more; --json lists up to 1")
+    assert describe_near_duplicates(found).endswith("… 2 more; the JSON result lists up to 1")
 
 
 def test_images_that_cannot_be_read_are_counted(leaking):

@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from dataset_files import encode
 from PIL import Image
 
 from fsl_dist.data.augment import draw_augment
@@ -19,12 +20,6 @@ from fsl_dist.data.ingest.options import PackOptions
 from fsl_dist.data.ingest.pack import pack
 from fsl_dist.data.loader import FeatureSource, Loader, Request, open_source
 from fsl_dist.errors import ConfigError, DataError, RequestError
-
-
-def encode(pixels, kind="PNG", **options):
-    buffer = io.BytesIO()
-    Image.fromarray(np.asarray(pixels, dtype=np.uint8)).save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import io
 import imagehash
 import numpy as np
 import pytest
+from dataset_files import encode
 from PIL import Image, ImageEnhance, ImageOps
 from sklearn.datasets import load_sample_images
 
@@ -22,12 +23,6 @@ def cut_photographs():
         for left in (0, 300)
         for top in (20, 220)
     ]
-
-
-def encode(image, kind="PNG", **options):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def reencode(image, quality):

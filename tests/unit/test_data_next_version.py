@@ -1,10 +1,8 @@
 """Appending and dividing anew: the next catalogue version, and that earlier ones and their ids stay."""
 
-import io
-
 import numpy as np
 import pytest
-from PIL import Image
+from dataset_files import all_bytes, read_images, write_images, write_table
 
 from fsl_dist.data.catalogue import SPLITS, Catalogue
 from fsl_dist.data.ingest.listing import TableColumns
@@ -12,36 +10,14 @@ from fsl_dist.data.ingest.next_version import hold_dataset
 from fsl_dist.data.ingest.options import PackOptions
 from fsl_dist.data.ingest.pack import append, pack
 from fsl_dist.data.ingest.resplit import ResplitOptions, resplit
-from fsl_dist.data.store import ShardStore
 from fsl_dist.errors import RequestError
-
-
-def write_images(root, counts, first=0):
-    for number, (name, count) in enumerate(counts.items()):
-        (root / name).mkdir(parents=True, exist_ok=True)
-        for index in range(first, first + count):
-            pixels = np.random.default_rng([number, index]).integers(0, 256, (9, 11, 3), dtype=np.uint8)
-            buffer = io.BytesIO()
-            Image.fromarray(pixels).save(buffer, "PNG")
-            (root / name / f"{index:03d}.png").write_bytes(buffer.getvalue())
-    return root
-
-
-def write_table(path, head, rows):
-    path.write_text("\n".join([head, *(",".join(map(str, row)) for row in rows)]) + "\n")
-    return str(path)
 
 
 def rows(dataset, version=None):
     """key → (class, split, group, unit, image bytes)."""
     catalogue = Catalogue.open(dataset, version)
     catalogue.check_fingerprint()
-    ids = np.arange(catalogue.num_samples)
-    store = ShardStore(catalogue)
-    try:
-        images = [bytes(image) for image in store.read(ids)]
-    finally:
-        store.close()
+    images = read_images(catalogue)
 
     def name(names, number):
         return names[number] if number >= 0 else ""
@@ -52,14 +28,10 @@ def rows(dataset, version=None):
             SPLITS[catalogue.splits[i]],
             name(catalogue.group_names, catalogue.groups[i]),
             name(catalogue.unit_names, catalogue.units[i]),
-            images[i],
+            image,
         )
-        for i, key in enumerate(catalogue.keys(ids))
+        for i, (key, image) in enumerate(images.items())
     }
-
-
-def all_bytes(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 @pytest.fixture
@@ -121,7 +93,7 @@ def test_appended_samples_follow_their_unit(source, tmp_path):
             (f"{c}/{i:03d}.png", c, f"p{i % 5}") for c in ("bee", "owl") for i in range(first, first + 10)
         ]
         return PackOptions(
-            columns=TableColumns(table=write_table(tmp_path / name, "file,class,who", found), unit="who")
+            columns=TableColumns(table=write_table(tmp_path / name, found, "file,class,who"), unit="who")
         )
 
     pack(source, tmp_path / "out", table("t1.csv", source, 0))
@@ -149,10 +121,10 @@ def test_appended_classes_follow_whole_classes(tmp_path):
     pack(source, tmp_path / "out", PackOptions(split="classes"))
     sides = {row[0]: row[1] for row in rows(tmp_path / "out").values()}
     report = append(
-        write_images(tmp_path / "m1", {"a": 3, "e": 3, "f": 2}, 3), tmp_path / "out", PackOptions()
+        write_images(tmp_path / "m1", {"a": 3, "e": 3, "f": 2}, first=3), tmp_path / "out", PackOptions()
     )
     assert report.warnings == (
-        "new classes 'f' are too few for --split classes: all of their images go to train",
+        "new classes 'f' are too few for split=classes: all of their images go to train",
     )
     append(write_images(tmp_path / "m2", {"g": 3, "h": 3, "i": 3}), tmp_path / "out", PackOptions())
     sides |= {"f": "train"}
@@ -163,13 +135,15 @@ def test_appended_classes_follow_whole_classes(tmp_path):
 
 
 def test_what_append_cannot_do_is_refused(source, tmp_path):
-    with pytest.raises(RequestError, match="no such folder; make one with"):
+    with pytest.raises(RequestError, match="no such folder; `pack` makes one"):
         append(source, tmp_path / "out", PackOptions())
     assert not (tmp_path / "out").exists()
     pack(source, tmp_path / "out", PackOptions(seed=1))
     more = write_images(tmp_path / "more", {"bee": 3}, first=20)
     before = all_bytes(tmp_path / "out")
-    with pytest.raises(RequestError, match=r"divides by the data set's own rule \(stratified, seed 1\)"):
+    with pytest.raises(
+        RequestError, match=r"by the data set's own rule \(stratified, seed 1\) .* leave split=classes out"
+    ):
         append(more, tmp_path / "out", PackOptions(split="classes"))
     # What a killed append had left behind is gone after the next writer, whatever that is.
     for name in ("appended-000002/x", "catalogue/.next.partial"):
@@ -218,7 +192,7 @@ def test_resplit_takes_labels_and_groups_by_path_or_key(source, tmp_path):
     pack(source, tmp_path / "out", PackOptions())
     old = rows(tmp_path / "out")
     found = [(f"{c}/{i:03d}.png", f"odd{i % 2}", f"{c}{i // 5}") for c in ("bee", "owl") for i in range(10)]
-    table = write_table(tmp_path / "t.csv", "file,parity,half", found)
+    table = write_table(tmp_path / "t.csv", found, "file,parity,half")
     options = ResplitOptions(table=table, path_column="file", label_column="parity", group_column="half")
     report = resplit(tmp_path / "out", options)
     assert (report.num_samples, report.bad_samples) == (20, ())
@@ -226,9 +200,8 @@ def test_resplit_takes_labels_and_groups_by_path_or_key(source, tmp_path):
         row = rows(tmp_path / "out")[path[:-4]]
         assert row == (label, old[path[:-4]][1], group, "", old[path[:-4]][4])  # the side stays
 
-    keyed = write_table(
-        tmp_path / "k.csv", "key,side", [(key, "novel" if key < "c" else "val") for key in old]
-    )
+    sides = [(key, "novel" if key < "c" else "val") for key in old]
+    keyed = write_table(tmp_path / "k.csv", sides, "key,side")
     resplit(tmp_path / "out", ResplitOptions(table=keyed, key_column="key", split_column="side"))
     third = rows(tmp_path / "out")
     assert {row[1] for key, row in third.items() if key.startswith("bee")} == {"novel"}
@@ -239,7 +212,7 @@ def test_resplit_takes_labels_and_groups_by_path_or_key(source, tmp_path):
 def test_resplit_leaves_out_what_the_table_does_not_name(source, tmp_path):
     pack(source, tmp_path / "out", PackOptions())
     found = [("bee/000", "x"), ("bee/001", ""), ("bee/000", "y"), ("gnu/000", "x")]
-    table = write_table(tmp_path / "t.csv", "key,name", found)
+    table = write_table(tmp_path / "t.csv", found, "key,name")
     report = resplit(tmp_path / "out", ResplitOptions(table=table, key_column="key", label_column="name"))
     assert list(rows(tmp_path / "out")) == ["bee/000"]
     reasons = [(bad.path, bad.reason) for bad in report.bad_samples]
@@ -255,7 +228,7 @@ def test_resplit_leaves_out_what_the_table_does_not_name(source, tmp_path):
 
 def test_units_stay_together_when_divided_anew(source, tmp_path):
     found = [(f"{c}/{i:03d}.png", c, f"p{i // 2}") for c in ("bee", "owl") for i in range(10)]
-    table = write_table(tmp_path / "t.csv", "file,class,who", found)
+    table = write_table(tmp_path / "t.csv", found, "file,class,who")
     pack(source, tmp_path / "out", PackOptions(columns=TableColumns(table=table, unit="who")))
     for seed in range(1, 6):
         resplit(tmp_path / "out", ResplitOptions(seed=seed))
@@ -264,7 +237,7 @@ def test_units_stay_together_when_divided_anew(source, tmp_path):
             sides.setdefault(row[3], set()).add(row[1])
         assert len(sides) == 5
         assert all(len(side) == 1 for side in sides.values())
-    with pytest.raises(RequestError, match=r"--keep-together: 'p0' has samples of base and novel classes"):
+    with pytest.raises(RequestError, match=r"keep_together=…: 'p0' has samples of base and novel classes"):
         resplit(tmp_path / "out", ResplitOptions(split="base-novel", num_base=1))
     assert Catalogue.open(tmp_path / "out").version == 6
 
@@ -273,11 +246,11 @@ def test_units_stay_together_when_divided_anew(source, tmp_path):
     ("options", "text"),
     [
         ({}, "nothing to change"),
-        ({"table": "t.csv", "label_column": "x"}, "needs --key-column or --path-column"),
+        ({"table": "t.csv", "label_column": "x"}, "table=t.csv needs key_column=… or path_column=…"),
         ({"table": "t.csv", "key_column": "k", "path_column": "p"}, "one of the two"),
-        ({"label_column": "x"}, "say which with --table"),
-        ({"split": "column"}, "--split column needs --split-column"),
-        ({"split": "base-novel"}, "needs --num-base"),
+        ({"label_column": "x"}, "say which with table="),
+        ({"split": "column"}, "split=column needs split_column="),
+        ({"split": "base-novel"}, "needs num_base="),
     ],
 )
 def test_resplit_refuses_options_that_contradict(options, text):
@@ -288,7 +261,7 @@ def test_resplit_refuses_options_that_contradict(options, text):
 def test_resplit_refuses_a_table_of_other_samples(source, tmp_path):
     pack(source, tmp_path / "out", PackOptions())
     before = all_bytes(tmp_path / "out")
-    table = write_table(tmp_path / "t.csv", "key,name", [("elsewhere", "x")])
+    table = write_table(tmp_path / "t.csv", [("elsewhere", "x")], "key,name")
     with pytest.raises(RequestError, match=r"names a sample of .* its keys are such as 'bee/0"):
         resplit(tmp_path / "out", ResplitOptions(table=table, key_column="key", label_column="name"))
     assert all_bytes(tmp_path / "out") == before

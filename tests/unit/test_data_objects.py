@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dataset_files import write_images
 
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.ingest.options import PackOptions
@@ -31,16 +32,7 @@ def packed(s3: str, digits_source: Path) -> str:
 
 @pytest.fixture(scope="module")
 def digits_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from PIL import Image
-
-    source, rng = tmp_path_factory.mktemp("source"), np.random.default_rng(0)
-    for label in "ab":
-        (source / label).mkdir()
-        for number in range(12):
-            Image.fromarray(rng.integers(0, 255, (8, 8), dtype=np.uint8)).save(
-                source / label / f"{number}.png"
-            )
-    return source
+    return write_images(tmp_path_factory.mktemp("source"), {"a": 12, "b": 12}, size=(8, 8))
 
 
 def test_a_data_set_reads_the_same_as_on_disk(
@@ -79,7 +71,7 @@ def test_a_place_that_is_taken_is_refused_and_a_killed_packs_shards_are_taken_ov
     bucket.delete([f"{key}/catalogue/000001.arrow"])
     pack(digits_source, packed, options)
     bucket.delete([f"{key}/catalogue/000001.arrow"])
-    with pytest.raises(RequestError, match="is there with other bytes"):
+    with pytest.raises(RequestError, match="exists with other bytes"):
         pack(digits_source, packed, PackOptions(shard_size_mb=1, processes=1, seed=5))
     with pytest.raises(RequestError, match="pack reads images from a disk"):
         pack(f"{s3}/images", tmp_path / "out", options)

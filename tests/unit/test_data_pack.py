@@ -1,14 +1,12 @@
 """Packing: what lands in shards and catalogue, what is refused, and that it is all or nothing."""
 
-import csv
-import io
 import tarfile
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from dataset_files import all_bytes, encode_noise, write_images, write_table
 
 from fsl_dist.data.catalogue import SPLITS, Catalogue
 from fsl_dist.data.ingest import pack_pieces
@@ -16,32 +14,6 @@ from fsl_dist.data.ingest.listing import TableColumns, make_key
 from fsl_dist.data.ingest.options import PackOptions
 from fsl_dist.data.ingest.pack import append, pack
 from fsl_dist.errors import DataError, RequestError
-
-
-def encode(number=0, size=(12, 10), kind="PNG", **options):
-    pixels = np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def write_folder(root, counts):
-    """Class folders with `counts[name]` PNGs each."""
-    number = 0
-    for name, count in counts.items():
-        (root / name).mkdir(parents=True)
-        for index in range(count):
-            (root / name / f"image{index:03d}.png").write_bytes(encode(number))
-            number += 1
-    return root
-
-
-def write_table(path, rows):
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    return str(path)
 
 
 def counts_by_class(dataset):
@@ -52,13 +24,9 @@ def counts_by_class(dataset):
     }
 
 
-def all_bytes(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
 @pytest.fixture
 def source(tmp_path):
-    return write_folder(tmp_path / "src", {"owl": 10, "ant": 6, "bee/worker": 5})
+    return write_images(tmp_path / "src", {"owl": 10, "ant": 6, "bee/worker": 5})
 
 
 def test_packed_bytes_are_the_files_bytes(source, tmp_path):
@@ -68,12 +36,12 @@ def test_packed_bytes_are_the_files_bytes(source, tmp_path):
     assert catalogue.class_names == ["ant", "bee", "owl"]
     where = catalogue.locate(np.arange(21))
     keys = catalogue.keys(np.arange(21))
-    assert "bee/worker/image000" in keys
+    assert "bee/worker/000" in keys
     for key, shard, offset, size in zip(keys, where.shard, where.offset, where.size, strict=True):
         file = (source / key).with_suffix(".png").read_bytes()
         packed = (tmp_path / "out" / catalogue.shards[shard].name).read_bytes()
         assert packed[offset : offset + size] == file
-    assert np.array_equal(catalogue.image_sizes([0])[0], [10, 12])
+    assert np.array_equal(catalogue.image_sizes([0])[0], [9, 11])
 
 
 def test_shards_are_plain_tar_with_label_files(source, tmp_path):
@@ -106,7 +74,7 @@ def test_shards_close_before_they_grow_too_large(tmp_path):
     source = tmp_path / "src" / "x"
     source.mkdir(parents=True)
     for number in range(5):  # noise of 400 × 300 pixels: 360 kB as BMP, so two a megabyte
-        (source / f"{number}.bmp").write_bytes(encode(number, (400, 300), "BMP"))
+        (source / f"{number}.bmp").write_bytes(encode_noise(number, "BMP", (300, 400)))
     report = pack(tmp_path / "src", tmp_path / "out", PackOptions(shard_size_mb=1))
     shards = Catalogue.open(tmp_path / "out").shards
     assert report.num_shards == len(shards) == 3
@@ -118,14 +86,14 @@ def test_shards_close_before_they_grow_too_large(tmp_path):
 
 
 def test_bad_samples_are_named_and_the_rest_is_packed(source, tmp_path, caplog):
-    jpeg = encode(1, (64, 64), "JPEG")
+    jpeg = encode_noise(1, "JPEG", (64, 64))
     (source / "ant" / "cut.jpg").write_bytes(jpeg[: len(jpeg) // 2])
     (source / "ant" / "text.jpg").write_text("no image at all")
     (source / "ant" / "empty.png").write_bytes(b"")
-    (source / "ant" / "image000.jpg").write_bytes(jpeg)  # image000.png is there
+    (source / "ant" / "000.jpg").write_bytes(jpeg)  # 000.png is there
     (source / "ant" / "notes.txt").write_text("passed over, not bad")
     outside = tmp_path / "outside.png"
-    outside.write_bytes(encode(5))
+    outside.write_bytes(encode_noise(5))
     (source / "ant" / "link.png").symlink_to(outside)
     (source / "linked").symlink_to(tmp_path, target_is_directory=True)
     report = pack(source, tmp_path / "out", PackOptions())
@@ -134,14 +102,14 @@ def test_bad_samples_are_named_and_the_rest_is_packed(source, tmp_path, caplog):
         "ant/cut.jpg",
         "ant/text.jpg",
         "ant/empty.png",
-        "ant/image000.png",
+        "ant/000.png",
         "ant/link.png",
         "linked",
     }
     assert "truncated" in reasons["ant/cut.jpg"]
     assert reasons["ant/text.jpg"] == "is not an image that decodes: its format is not known"
     assert reasons["ant/empty.png"] == "has zero bytes"
-    assert reasons["ant/image000.png"] == "duplicate key 'ant/image000', taken by ant/image000.jpg"
+    assert reasons["ant/000.png"] == "duplicate key 'ant/000', taken by ant/000.jpg"
     assert reasons["ant/link.png"] == "leaves the source folder"
     assert reasons["linked"] == "a link to a folder is not followed"
     assert (report.num_samples, report.num_ignored) == (21, 1)
@@ -150,25 +118,25 @@ def test_bad_samples_are_named_and_the_rest_is_packed(source, tmp_path, caplog):
 
 
 def test_bad_rows_of_a_table_are_named(source, tmp_path):
-    (tmp_path / "outside.png").write_bytes(encode(5))
+    (tmp_path / "outside.png").write_bytes(encode_noise(5))
     (source / "ant.png").mkdir()
     rows = [
-        {"file": "ant/image000.png", "class": "a"},
-        {"file": "./ant/../owl/image000.png", "class": "b"},
-        {"file": "ant/image000.png", "class": "b"},
+        {"file": "ant/000.png", "class": "a"},
+        {"file": "./ant/../owl/000.png", "class": "b"},
+        {"file": "ant/000.png", "class": "b"},
         {"file": "../outside.png", "class": "a"},
         {"file": str(tmp_path / "outside.png"), "class": "a"},
         {"file": "ant/missing.png", "class": "a"},
-        {"file": "ant/image001.png", "class": ""},
+        {"file": "ant/001.png", "class": ""},
         {"file": "", "class": "a"},
         {"file": "ant.png", "class": "a"},
     ]
     columns = TableColumns(table=write_table(tmp_path / "t.csv", rows))
     report = pack(source, tmp_path / "out", PackOptions(columns=columns))
-    assert sorted(Catalogue.open(tmp_path / "out").keys([0, 1])) == ["ant/image000", "owl/image000"]
+    assert sorted(Catalogue.open(tmp_path / "out").keys([0, 1])) == ["ant/000", "owl/000"]
     reasons = sorted(bad.reason for bad in report.bad_samples)
     assert reasons == [
-        "duplicate key 'ant/image000', taken by ant/image000.png",
+        "duplicate key 'ant/000', taken by ant/000.png",
         "has no label",
         "leaves the source folder",
         "leaves the source folder",
@@ -182,7 +150,7 @@ def test_bad_rows_of_a_table_are_named(source, tmp_path):
 def test_table_columns_become_labels_groups_and_splits(source, tmp_path, suffix):
     rows = [
         {
-            "photo": f"ant/image{i:03d}.png",
+            "photo": f"ant/{i:03d}.png",
             "kind": i % 2,
             "who": f"p{i // 2}",
             "hid": "x" if i else "",
@@ -217,7 +185,7 @@ def test_table_columns_become_labels_groups_and_splits(source, tmp_path, suffix)
 
 
 def test_one_column_may_serve_twice(source, tmp_path):
-    rows = [{"file": f"ant/image{i:03d}.png", "class": "a", "lesion": f"l{i // 2}"} for i in range(6)]
+    rows = [{"file": f"ant/{i:03d}.png", "class": "a", "lesion": f"l{i // 2}"} for i in range(6)]
     table = write_table(tmp_path / "t.csv", rows)
     columns = TableColumns(table=table, group="lesion", unit="lesion")
     pack(source, tmp_path / "out", PackOptions(columns=columns, fractions=(0.4, 0.3, 0.3)))
@@ -242,23 +210,21 @@ def test_base_novel_and_classes_through_pack(source, tmp_path):
 
 
 def test_a_class_too_small_is_warned_of_and_trains(tmp_path, caplog):
-    source = write_folder(tmp_path / "src", {"owl": 10, "rare": 2})
+    source = write_images(tmp_path / "src", {"owl": 10, "rare": 2})
     report = pack(source, tmp_path / "out", PackOptions())
     assert counts_by_class(tmp_path / "out") == {"owl": [7, 1, 2, 0], "rare": [2, 0, 0, 0]}
-    assert report.warnings == (
-        "class 'rare' is too small for --split stratified (2 images): all go to train",
-    )
+    assert report.warnings == ("class 'rare' is too small for split=stratified (2 images): all go to train",)
     assert report.warnings[0] in caplog.text
 
 
 def test_keep_together_names_the_unit_that_crosses(source, tmp_path):
     rows = [
-        {"file": f"{name}/image{i:03d}.png", "class": name, "patient": f"{name}{i}" if i else "smith"}
+        {"file": f"{name}/{i:03d}.png", "class": name, "patient": f"{name}{i}" if i else "smith"}
         for name in ("ant", "owl")
         for i in range(3)
     ]
     columns = TableColumns(table=write_table(tmp_path / "t.csv", rows), unit="patient")
-    with pytest.raises(RequestError, match=r"--keep-together: 'smith' has samples of base and novel"):
+    with pytest.raises(RequestError, match=r"keep_together=…: 'smith' has samples of base and novel"):
         pack(source, tmp_path / "out", PackOptions(columns=columns, split="base-novel", num_base=1))
     for number, row in enumerate(rows):
         row["side"] = "train" if number < 3 else "test"
@@ -290,7 +256,7 @@ BAD_REQUESTS = {
     ),
     "not a table": (
         lambda t: t / "src",
-        lambda t: PackOptions(columns=TableColumns(table=str(t / "src/ant/image000.png"))),
+        lambda t: PackOptions(columns=TableColumns(table=str(t / "src/ant/000.png"))),
         r"must end in .csv or .parquet",
     ),
     "ragged": (
@@ -305,7 +271,7 @@ BAD_REQUESTS = {
     ),
     "split names": (
         lambda t: t / "src",
-        lambda t: table_with(t, "file,class,s\nant/image000.png,x,dev\n", split="s"),
+        lambda t: table_with(t, "file,class,s\nant/000.png,x,dev\n", split="s"),
         "must hold train, val, test, novel; it holds 'dev'",
     ),
     "nothing there": (
@@ -321,7 +287,7 @@ BAD_REQUESTS = {
     "too many base": (
         lambda t: t / "src",
         lambda t: PackOptions(split="base-novel", num_base=3),
-        "--num-base=3 must lie in 1 … 2",
+        "num_base=3 must lie in 1 … 2",
     ),
 }
 
@@ -342,12 +308,15 @@ def test_a_bad_request_writes_nothing(source, tmp_path, case):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"split": "base-novel"}, "needs --num-base"),
-        ({"num_base": 3}, "--num-base=3 belongs to --split base-novel"),
-        ({"split": "base-novel", "num_base": 1, "fractions": (0.5, 0.2, 0.3)}, "--fractions belongs to"),
-        ({"split": "column"}, "--split column needs --split-column"),
+        ({"split": "base-novel"}, "needs num_base="),
+        ({"num_base": 3}, "num_base=3 belongs to split=base-novel"),
+        (
+            {"split": "base-novel", "num_base": 1, "fractions": (0.5, 0.2, 0.3)},
+            "fractions=… belongs to split=stratified or",
+        ),
+        ({"split": "column"}, "split=column needs split_column="),
         ({"split": "classes", "columns": TableColumns(table="t.csv", split="s")}, "leave one out"),
-        ({"shard_size_mb": 0}, "--shard-size-mb=0 must be at least 1"),
+        ({"shard_size_mb": 0}, "shard_size_mb=0 must be at least 1"),
     ],
 )
 def test_options_that_contradict_are_refused(options, text):
@@ -369,7 +338,7 @@ def test_a_failure_midway_leaves_nothing(source, tmp_path):
     def meddle(stage, done, total):
         if (stage, done) == ("checking", total):
             for file in source.rglob("*.png"):
-                file.write_bytes(encode(99))
+                file.write_bytes(encode_noise(99))
 
     with pytest.raises(DataError, match="changed while it was packed"):
         pack(source, tmp_path / "out", PackOptions(), meddle)
@@ -388,7 +357,7 @@ def test_long_and_foreign_names_survive_the_tar(tmp_path):
     folder = tmp_path / "src" / ("很长的名字" * 10)
     folder.mkdir(parents=True)
     for number in range(3):
-        (folder / f"{'long' * 20} {number}.JPEG").write_bytes(encode(number, kind="JPEG"))
+        (folder / f"{'long' * 20} {number}.JPEG").write_bytes(encode_noise(number, "JPEG"))
     assert pack(tmp_path / "src", tmp_path / "out", PackOptions()).num_samples == 3
     with tarfile.open(tmp_path / "out/shards/shard-000000.tar") as tar:
         names = {name.rsplit(".", 1)[0] for name in tar.getnames() if name.endswith(".jpeg")}
@@ -396,12 +365,12 @@ def test_long_and_foreign_names_survive_the_tar(tmp_path):
 
 
 def test_only_the_largest_classes(tmp_path):
-    write_folder(tmp_path / "source", {"few": 3, "many": 9, "some": 6, "as_some": 6})
+    write_images(tmp_path / "source", {"few": 3, "many": 9, "some": 6, "as_some": 6})
     report = pack(tmp_path / "source", tmp_path / "out", PackOptions(num_classes=2))
     # Of two classes with equally many images, the name decides.
     assert list(Catalogue.open(tmp_path / "out").class_names) == ["as_some", "many"]
     assert report.num_samples == 15
-    with pytest.raises(RequestError, match="--num-classes=5 asks for more classes than the 4 there are"):
+    with pytest.raises(RequestError, match="num_classes=5 asks for more classes than the 4 there are"):
         pack(tmp_path / "source", tmp_path / "other", PackOptions(num_classes=5))
-    with pytest.raises(RequestError, match="leave --num-classes out"):
+    with pytest.raises(RequestError, match="adds every class; leave num_classes=2 out"):
         append(tmp_path / "source", tmp_path / "out", PackOptions(num_classes=2))

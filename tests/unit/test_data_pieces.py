@@ -1,106 +1,18 @@
-"""Pieces of work by several processes, and the folder that a killed try leaves them in."""
+"""The pieces of a pack: a stopped one resumes with those that are finished and sound, and only with those."""
 
 import json
 import logging
-import math
-import operator
-import os
-import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from dataset_files import all_bytes, write_images
 
-from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.ingest import pack_pieces
 from fsl_dist.data.ingest.listing import TableColumns
 from fsl_dist.data.ingest.options import PackOptions
 from fsl_dist.data.ingest.pack import append, pack
-from fsl_dist.data.ingest.pieces import run_pieces
-from fsl_dist.errors import FslDistError, RequestError
-
-# Work must be importable where it is done, hence functions of the standard library and of the package.
-
-
-@pytest.mark.parametrize("processes", [0, 1, 2, 5])
-def test_every_piece_is_done_once(processes):
-    found = dict(run_pieces(math.factorial, list(range(30)), processes))
-    assert found == {n: math.factorial(n) for n in range(30)}
-    assert dict(run_pieces(math.factorial, [], processes)) == {}
-
-
-def test_what_work_raises_is_raised_here(tmp_path):
-    with pytest.raises(RequestError, match="no such folder; make one with") as raised:
-        list(run_pieces(Catalogue.open, [str(tmp_path / "no")] * 4, 2))
-    assert "\n" not in str(raised.value)
-    with pytest.raises(OSError, match="No such file"):
-        list(run_pieces(os.listdir, [str(tmp_path / "no")] * 4, 2))
-    with pytest.raises(ZeroDivisionError) as raised:
-        list(run_pieces(operator.methodcaller("__mod__", 0), [1, 2], 2))
-    assert "in serve" in raised.value.__notes__[0]  # where it happened
-
-
-@pytest.mark.parametrize(
-    ("work", "piece", "text"),
-    [
-        (os._exit, 3, "a worker process ended with exit code 3; the same command goes on with"),
-        (signal.raise_signal, signal.SIGKILL, "a worker process was killed, perhaps for want of memory"),
-        (signal.raise_signal, signal.SIGTERM, "a worker process ended by signal 15; the same command"),
-    ],
-)
-def test_a_worker_that_ends_by_itself_is_one_line(work, piece, text):
-    with pytest.raises(FslDistError, match=text) as raised:
-        list(run_pieces(work, [piece] * 3, 2))
-    assert "\n" not in str(raised.value)
-
-
-def children(pid):
-    """Process ids whose parent is `pid`."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == pid:
-            found.append(int(stat.parent.name))
-    return found
-
-
-def is_alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="processes are read from /proc")
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_workers_die_with_their_parent(how):
-    # A script without a guard: workers do not run it again.
-    program = (
-        "import time\nfrom fsl_dist.data.ingest.pieces import run_pieces\nprint('started', flush=True)\n"
-        "list(run_pieces(time.sleep, [60] * 2, 2))"
-    )
-    parent = subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert parent.stdout.readline() == "started\n"
-    deadline = time.monotonic() + 200
-    while len(workers := children(parent.pid)) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    time.sleep(0.5)
-    parent.send_signal(how)
-    out, _ = parent.communicate(timeout=200)
-    assert out == ""
-    while any(map(is_alive, workers)):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+from fsl_dist.errors import RequestError
 
 
 def test_workers_load_no_heavy_library():
@@ -110,19 +22,6 @@ def test_workers_load_no_heavy_library():
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
-
-
-def write_images(root, count, size=(40, 30)):
-    for number in range(count):
-        pixels = np.random.default_rng(number).integers(0, 256, (*size, 3), dtype=np.uint8)
-        path = root / "ab"[number % 2] / f"{number:03d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(path)
-    return root
-
-
-def all_bytes(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 class Stopped(Exception):
@@ -141,7 +40,7 @@ def stop_after(stage, least):
 def source(tmp_path, monkeypatch):
     """21 images, one of them bad, in 6 chunks; noise of 1 MB and more makes 2 shards."""
     monkeypatch.setattr(pack_pieces, "CHUNK_SIZE", 4)
-    root = write_images(tmp_path / "src", 20, (200, 180))
+    root = write_images(tmp_path / "src", {"a": 10, "b": 10}, size=(200, 180))
     (root / "a" / "bad.png").write_text("no image")
     return root
 
@@ -157,12 +56,12 @@ def test_a_stopped_pack_goes_on_with_the_pieces_it_finished(source, tmp_path, ca
         with pytest.raises(Stopped):
             pack(source, tmp_path / "out", options, stop_after(stage, least))
         assert not (tmp_path / "out").exists()
-    assert "going on: 2 of 6 chunks of images are checked" in caplog.text
-    assert "going on: 3 of 6 chunks of images are checked" in caplog.text
+    assert "resumed: 2 of 6 pieces of stage 'checking' were there" in caplog.text
+    assert "resumed: 3 of 6 pieces of stage 'checking' were there" in caplog.text
     seen = []
     report = pack(source, tmp_path / "out", options, lambda *args: seen.append(args))
-    assert "going on: 6 of 6 chunks of images are checked" in caplog.text
-    assert "going on: 1 of 2 shards are written" in caplog.text
+    assert "resumed: 6 of 6 pieces of stage 'checking' were there" in caplog.text
+    assert "resumed: 1 of 2 pieces of stage 'packing' were there" in caplog.text
     assert report.num_reused == 7
     assert seen == [("packing", 20, 20)]
     assert [bad.path for bad in report.bad_samples] == ["a/bad.png"]
@@ -187,21 +86,21 @@ def changed_label(source, options):
     [
         (changed_file, "another list of source files, or change in one"),
         (changed_label, "another list of source files, or change in one"),
-        (lambda source, options: PackOptions(**OPTIONS, seed=1), "another --seed"),
+        (lambda source, options: PackOptions(**OPTIONS, seed=1), "another seed"),
         (
             lambda source, options: PackOptions(**OPTIONS, order="class", resize_shorter=9),
-            "another --order, another --resize-shorter",
+            "another order, another resize_shorter",
         ),
-        (lambda source, options: PackOptions(**OPTIONS, dedupe="phash"), "another --dedupe"),
+        (lambda source, options: PackOptions(**OPTIONS, dedupe="phash"), "another dedupe"),
     ],
 )
-def test_pieces_of_another_plan_are_thrown_away(source, tmp_path, caplog, change, reason):
+def test_pieces_of_another_plan_are_discarded(source, tmp_path, caplog, change, reason):
     with pytest.raises(Stopped):
         pack(source, tmp_path / "out", PackOptions(**OPTIONS), stop_after("packing", 1))
     options = change(source, PackOptions(**OPTIONS))
     report = pack(source, tmp_path / "out", options)
     assert report.num_reused == 0
-    assert f"an earlier try is thrown away: it had {reason}\n" in caplog.text
+    assert f"an earlier try is discarded: it had {reason}\n" in caplog.text
     pack(source, tmp_path / "expected", options)
     assert all_bytes(tmp_path / "out") == all_bytes(tmp_path / "expected")
 
@@ -221,22 +120,29 @@ def test_damaged_pieces_are_made_again(source, tmp_path):
     with pytest.raises(Stopped):
         pack(source, tmp_path / "out", options, stop_after("packing", 1))
     (work,) = (tmp_path / ".out.partial").iterdir()
-    for damage in (b"", b"[]", b"{}\n[]", (work / "checked/000001.json").read_bytes()[:-9]):
-        (work / "checked/000001.json").write_bytes(damage)
+    note = work / "finished/chunk-000001.kept.json"
+    for damage in (
+        b"",
+        b"[]",
+        b"{}",
+        note.read_bytes()[:-9],
+        note.read_bytes().replace(b"150", b"151"),
+    ):
+        note.write_bytes(damage)
         with pytest.raises(Stopped):
             pack(source, tmp_path / "out", options, stop_after("checking", 1))
-    kept = work / "checked/000002.kept"
+    kept = work / "chunk-000002.kept"
     kept.write_bytes(kept.read_bytes()[:-1] + b"?")
-    (work / "checked/000003.kept").unlink()
+    (work / "chunk-000003.kept").unlink()
     shard = work / "out/shards/shard-000000.tar"
-    shard.write_bytes(shard.read_bytes()[:-1])
-    (work / "unfinished/shard-000001.tar.x").write_text("half")
+    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    (work / "out/shards/.shard-000001.tar.x.tmp").write_text("half")
     assert pack(source, tmp_path / "out", options).num_reused == 4
     assert all_bytes(tmp_path / "out") == all_bytes(tmp_path / "expected")
 
 
 def test_an_append_goes_on_and_keeps_to_its_version(source, tmp_path, caplog):
-    first = write_images(tmp_path / "first", 6)
+    first = write_images(tmp_path / "first", {"a": 3, "b": 3})
     for path in first.rglob("*.png"):
         path.rename(path.with_name("old" + path.name))
     for name in ("out", "expected"):
@@ -244,17 +150,17 @@ def test_an_append_goes_on_and_keeps_to_its_version(source, tmp_path, caplog):
     append(source, tmp_path / "expected", PackOptions(**OPTIONS))
     with pytest.raises(Stopped):
         append(source, tmp_path / "out", PackOptions(**OPTIONS), stop_after("packing", 1))
-    with pytest.raises(RequestError, match="leave --split"):  # what is refused costs no pieces
+    with pytest.raises(RequestError, match="leave seed=3 out"):  # what is refused costs no pieces
         append(source, tmp_path / "out", PackOptions(seed=3))
     assert append(source, tmp_path / "out", PackOptions(**OPTIONS)).num_reused == 7
     assert all_bytes(tmp_path / "out") == all_bytes(tmp_path / "expected")
 
 
-def test_an_old_kind_of_partial_folder_is_thrown_away(source, tmp_path, caplog):
+def test_an_old_kind_of_partial_folder_is_discarded(source, tmp_path, caplog):
     (tmp_path / ".out.partial/shards").mkdir(parents=True)
     (tmp_path / ".out.partial/x").write_text("x")
     pack(source, tmp_path / "out", PackOptions(**OPTIONS))
-    assert "'" + str(tmp_path / ".out.partial/shards") + "' holds no plan" in caplog.text
+    assert "'" + str(tmp_path / ".out.partial/shards") + "' has no plan" in caplog.text
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "src"]
 
 
@@ -264,13 +170,13 @@ def test_a_plan_names_what_pieces_follow_from(source, tmp_path):
     (plan,) = (tmp_path / ".out.partial").glob("*/plan.json")
     assert json.loads(plan.read_bytes()).keys() == {
         "list of source files, or change in one",
-        "--order",
-        "--shard-size-mb",
-        "--resize-shorter",
-        "--resize",
-        "--dedupe",
-        "--num-classes",
-        "--seed",
+        "order",
+        "shard_size_mb",
+        "resize_shorter",
+        "resize",
+        "dedupe",
+        "num_classes",
+        "seed",
         "version of the data set",
         "version of Pillow",
         "format",

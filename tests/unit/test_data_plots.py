@@ -10,7 +10,13 @@ from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.ingest.inspection import describe, summarise
 from fsl_dist.data.ingest.options import PackOptions
 from fsl_dist.data.ingest.pack import pack
-from fsl_dist.data.ingest.plots import choose_classes, count_by_split, draw_plots, draw_samples
+from fsl_dist.plots.dataset import (
+    choose_classes,
+    count_by_split,
+    draw_distribution,
+    draw_plots,
+    draw_samples,
+)
 
 COLOURS = [(30 * c % 256, 255 - 20 * c % 256, 70 * c % 256) for c in range(14)]
 
@@ -61,10 +67,21 @@ def test_the_pictures_are_written_and_drawn_anew(tailed, tmp_path):
     assert [path.name for path in paths] == ["class_distribution.png", "samples.png"]
     before = [path.read_bytes() for path in paths]
     assert [path.read_bytes() for path in draw_plots(tailed, tmp_path / "a" / "b")] == before
-    curve = np.asarray(Image.open(paths[0]))
-    # Of 100 on two decades, 40 lies at 0.80 of the height of the axis, in the middle of the first of 14 columns.
-    x, y = 80 + 900 / 14 / 2, 460 - np.log10(40) / 2 * 400
-    assert curve[round(y), round(x)].max() < 60
+    assert all(content.startswith(b"\x89PNG") for content in before)
+
+
+def test_the_distribution_has_a_line_for_each_split_and_one_for_all(tailed):
+    (axis,) = draw_distribution(tailed).axes
+    assert axis.get_yscale() == "log"
+    counts = count_by_split(tailed)
+    wanted = {"all": counts.sum(axis=0), "train": counts[0], "val": counts[1], "test": counts[2]}
+    assert [line.get_label() for line in axis.lines] == list(wanted)  # no class is novel
+    for line, values in zip(axis.lines, wanted.values(), strict=True):
+        assert line.get_xdata().tolist() == list(range(1, 15))
+        found = line.get_ydata()
+        assert np.isnan(found).tolist() == (values == 0).tolist()
+        assert found[values > 0].tolist() == values[values > 0].tolist()
+        assert line.get_marker() == "o"
 
 
 def test_tail_and_sizes_are_flagged(tailed):

@@ -5,6 +5,7 @@ import tarfile
 
 import numpy as np
 import pytest
+from dataset_files import all_bytes, write_table
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -69,10 +70,6 @@ def read_all(dataset):
     sizes = [tuple(size) for size in catalogue.image_sizes(ids).tolist()]
     rows = zip(catalogue.keys(ids), images, [m if m is None else bytes(m) for m in masks], sizes, strict=True)
     return {key: (bytes(image), mask, size) for key, image, mask, size in rows}
-
-
-def all_bytes(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def test_larger_images_are_stored_upright_at_the_shorter_side(source, tmp_path):
@@ -162,7 +159,7 @@ def test_an_append_stores_at_the_same_size(source, tmp_path):
         append(tmp_path / "more", tmp_path / name, PackOptions())
         assert read_all(tmp_path / name)["a/later"][2] == {"s": (40, 50), "e": (30, 30)}[name]
         with pytest.raises(
-            RequestError, match=r"resizes images as the data set was packed; leave --resize and"
+            RequestError, match=r"resizes by the data set's own rule .*; leave resize_shorter=40 out"
         ):
             append(tmp_path / "more", tmp_path / name, PackOptions(resize_shorter=40))
 
@@ -172,10 +169,10 @@ def test_an_append_stores_at_the_same_size(source, tmp_path):
     [
         (
             {"resize_shorter": 9, "resize": (4, 5)},
-            "--resize-shorter=9 and --resize=4x5 exclude each other; leave one out",
+            "resize_shorter=9 and resize=4x5 exclude each other; leave one out",
         ),
-        ({"resize_shorter": 0}, "--resize-shorter=0 must be at least 1 pixel"),
-        ({"resize": (0, 5)}, "--resize=0x5 must be at least 1 pixel each way"),
+        ({"resize_shorter": 0}, "resize_shorter=0 must be at least 1 pixel"),
+        ({"resize": (0, 5)}, "resize=0x5 must be at least 1 pixel each way"),
     ],
 )
 def test_sizes_that_are_none_are_refused(options, text):
@@ -190,9 +187,8 @@ def label_map(height, width):
     return np.where(x < width // 3, 0, np.where(y < height // 2, 200, 7)).astype(np.uint8)
 
 
-def write_table(path, rows):
-    path.write_text("\n".join(["file,class,mask", *(",".join(row) for row in rows)]) + "\n")
-    return TableColumns(table=str(path), mask="mask")
+def masks_in(path, rows):
+    return TableColumns(table=write_table(path, rows, "file,class,mask"), mask="mask")
 
 
 @pytest.fixture
@@ -208,7 +204,7 @@ def masked(tmp_path):
     save(root / "m/2.png", palette)
     masks = ["m/0.png", "m/1.tif", "m/2.png", "", "", ""]
     rows = [(f"{number}.jpg", "ab"[number % 2], mask) for number, mask in enumerate(masks)]
-    return root, write_table(tmp_path / "t.csv", rows)
+    return root, masks_in(tmp_path / "t.csv", rows)
 
 
 def test_masks_are_stored_beside_their_images(masked, tmp_path):
@@ -247,7 +243,7 @@ def test_masks_that_do_not_fit_are_bad_samples(masked, tmp_path):
     (source / "m/4.png").write_text("no image")
     rows = [(f"{n}.jpg", "a", f"m/{n}.png") for n in (0, 2, 3, 4)]
     rows += [("5.jpg", "a", "m/none.png"), ("1.jpg", "a", "../t.csv")]
-    columns = write_table(tmp_path / "bad.csv", rows)
+    columns = masks_in(tmp_path / "bad.csv", rows)
     report = pack(source, tmp_path / "out", PackOptions(columns=columns))
     assert {bad.path: bad.reason for bad in report.bad_samples} == {
         "3.jpg": "its mask 'm/3.png' has 60 × 90 pixels, its image 90 × 60",
@@ -273,7 +269,7 @@ def test_a_damaged_mask_is_found(masked, tmp_path):
     try:
         assert len(store.read(np.arange(6))) == 6
         with pytest.raises(
-            DataError, match=r"mask of sample '0' \(id \d\) does not match its checksum; `fsl-dist"
+            DataError, match=r"mask of sample '0' \(id \d\) does not match its checksum; inspecting"
         ):
             store.read_masks(np.array([sample_id]))
     finally:

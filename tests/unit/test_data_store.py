@@ -4,9 +4,9 @@ import threading
 
 import numpy as np
 import pytest
+from dataset_files import write_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.ingest.inspection import describe, find_damage, summarise
@@ -43,12 +43,7 @@ def test_coalesced_ranges_cover_exactly_what_is_asked(places, max_gap):
 def packed(tmp_path_factory):
     """36 noisy images of 3 classes in several shards; (data set, source)."""
     root = tmp_path_factory.mktemp("store")
-    draw = np.random.default_rng(0)
-    for name in "abc":
-        (root / "src" / name).mkdir(parents=True)
-        for number in range(12):
-            pixels = draw.integers(0, 256, (150, 200, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(root / "src" / name / f"{number}.bmp")
+    write_images(root / "src", dict.fromkeys("abc", 12), size=(150, 200), kind="BMP")
     pack(root / "src", root / "out", PackOptions(shard_size_mb=1))
     return root / "out", root / "src"
 

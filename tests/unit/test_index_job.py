@@ -13,6 +13,7 @@ from index import versions
 from index.base import files
 from index.base.errors import FslDistError, RequestError, StaleOwnerError
 from index.base.files import Owner
+from index.base.pieces import do_here
 from index.changes import roll_back
 from index.config import IndexConfig
 from index.search import open_index
@@ -108,14 +109,14 @@ def test_stopped_before_any_file_it_goes_on_to_the_same_files(
     for stop_at in range(1000):
         out, calls = tmp_path / f"stopped-{stop_at}", 0
 
-        def counted(path: Path, stop_at: int = stop_at):
+        def counted(path: Path, *, stop_at: int = stop_at, is_forced: bool = True):
             nonlocal calls
             calls += 1
             if calls > stop_at:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.with_name(f".{path.name}.abc.tmp").write_bytes(b"half")  # as a kill leaves it
                 raise Killed
-            return replacing(path)
+            return replacing(path, is_forced=is_forced)
 
         with monkeypatch.context() as patch:
             patch.setattr(files, "replacing", counted)
@@ -138,10 +139,8 @@ def test_stopped_before_any_file_it_goes_on_to_the_same_files(
 
 
 def test_only_what_is_missing_is_computed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    def stop_after_two(work: job.Work, numbers: Sequence[int]) -> Iterator[int]:
-        for number in numbers[:2]:
-            work(number)
-            yield number
+    def stop_after_two(work: job.Work, numbers: Sequence[int]) -> Iterator[tuple[int, None]]:
+        yield from do_here(work, numbers[:2])
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -160,11 +159,11 @@ def test_only_what_is_missing_is_computed(tmp_path: Path, caplog: pytest.LogCapt
 def test_a_piece_that_was_damaged_meanwhile_is_made_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def stop_at_shards(work: job.Work, numbers: Sequence[int]) -> Iterator[int]:
+    def stop_at_shards(work: job.Work, numbers: Sequence[int]) -> Iterator[tuple[int, None]]:
         if len(told):
             raise KeyboardInterrupt
         told.append(numbers)
-        yield from job.do_here(work, numbers)
+        yield from do_here(work, numbers)
 
     told: list[Sequence[int]] = []
     with pytest.raises(KeyboardInterrupt):
@@ -173,7 +172,7 @@ def test_a_piece_that_was_damaged_meanwhile_is_made_again(
     flip_last_byte(piece)
     embed = Sines()
     found = job.run(plan_at(tmp_path / "a"), embed=embed)
-    assert "piece-000001.npy of an earlier try is damaged and is made again" in caplog.text
+    assert "piece-000001.npy of an earlier try is damaged and will be rebuilt" in caplog.text
     assert embed.num_computed == 64
     assert contents(found) == contents(job.run(plan_at(tmp_path / "b"), embed=Sines()))
 
@@ -237,10 +236,10 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
 ) -> None:
     replacing = files.replacing
 
-    def full(path: Path):
+    def full(path: Path, *, is_forced: bool = True):
         if path.name == "labels.npy":
             raise OSError(28, "No space left on device", str(path))
-        return replacing(path)
+        return replacing(path, is_forced=is_forced)
 
     with monkeypatch.context() as patch:
         patch.setattr(files, "replacing", full)

@@ -1,38 +1,38 @@
-"""Catalogue WebDataset shards that others wrote, where they lie: nothing of theirs is rewritten."""
+"""Catalogue existing WebDataset shards in place: no byte of them is rewritten."""
 
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from fsl_dist.data.catalogue import CatalogueMetadata, ShardFile, write_catalogue
+from fsl_dist.data.catalogue import ShardFile
 from fsl_dist.data.images import CheckedImage
 from fsl_dist.data.ingest.division import SplitOptions, divide
 from fsl_dist.data.ingest.member_images import CheckMembers, MemberFile
-from fsl_dist.data.ingest.next_version import check_new
-from fsl_dist.data.ingest.pieces import run_pieces
-from fsl_dist.data.ingest.rows import NamedSamples, Progress, WriteReport, make_report, sort_out, warn
+from fsl_dist.data.ingest.next_version import check_new, hold_new, partial_of, publish_new
+from fsl_dist.data.ingest.rows import NamedSamples, WriteReport, make_report, sort_out, warn
 from fsl_dist.data.ingest.shard_writer import StoredAt
 from fsl_dist.data.ingest.source_images import CHUNK_SIZE
 from fsl_dist.data.ingest.wds_samples import SampleKeys, ShardListing, find_shards, list_shards
-from fsl_dist.errors import RequestError
 from index.base import object_cache
-from index.base.files import create_folder, hold_lock, remove_folder
+from index.base.files import create_folder, remove_folder
+from index.base.pieces import Progress
+from index.base.processes import on_processes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdoptOptions(SplitOptions):
-    """How `adopt` reads shards and divides their samples; field names follow the command's options."""
+    """How `adopt` reads shards and divides their samples."""
 
     keys: SampleKeys = field(default_factory=SampleKeys)
     relative: bool = False
     """name the shards relative to the data set's folder, so that both can move together; else by absolute paths.
     Shards inside that folder are always named relative to it"""
     processes: int = 0
-    """processes that check images; 0: one a core. One works in this process alone"""
+    """processes that check images; 0: one per core; 1: this process alone"""
 
     @property
     def split_source(self) -> tuple[str, str]:
-        return "--split-key", self.keys.split
+        return "split_key", self.keys.split
 
 
 def adopt(
@@ -49,7 +49,7 @@ def adopt(
     object_cache.on_disk(shards, "adopt")
     paths = find_shards(shards)
     is_inside = out.is_dir() and all(_is_below(path, out) for path in paths)
-    _check_out(out, is_inside)
+    check_new(out, has_shards=is_inside)
     found = list_shards(paths, options.keys)
     samples, images, bad = sort_out(found.listing, _check_images(found, options.processes, progress))
     named = NamedSamples.number(samples)
@@ -57,10 +57,7 @@ def adopt(
         named.labels, named.units, [sample.split for sample in samples], named.names, options
     )
     warn(warnings)
-    metadata = CatalogueMetadata(
-        class_names=named.class_names,
-        group_names=named.group_names,
-        unit_names=named.unit_names,
+    metadata = named.describe(
         shards=[
             ShardFile(_name_shard(Path(shard.name), out, options.relative), shard.size_bytes)
             for shard in found.shards
@@ -70,32 +67,17 @@ def adopt(
     )
     found_at = [found.places[sample.key] for sample in samples]
     places = [StoredAt(place.shard, place.offset, place.mask_offset) for place in found_at]
-    partial = out.absolute().parent / f".{out.name}.partial"
-    with hold_lock(partial.with_name(f".{out.name}.lock")):
-        _check_out(out, is_inside)
+    with hold_new(out, has_shards=is_inside):
+        partial = partial_of(out)
         create_folder(partial)
         try:
-            (partial / "catalogue").mkdir()
             columns = named.columns(samples, images, places, sides)
-            fingerprint = write_catalogue(partial / "catalogue" / "000001.arrow", columns, metadata)
-            if is_inside:
-                os.replace(partial / "catalogue", out / "catalogue")
-            else:
-                os.replace(partial, out)
+            fingerprint = publish_new(partial, out, columns, metadata)
         finally:
             remove_folder(partial)
     return make_report(
         out, 1, metadata, sides, found.shards, bad, found.listing.num_ignored, warnings, fingerprint
     )
-
-
-def _check_out(out: Path, is_inside: bool) -> None:
-    if not is_inside:
-        check_new(out)
-    elif (out / "catalogue").exists():
-        raise RequestError(
-            f"output '{out}' has a catalogue already; `fsl-dist resplit {out}` makes its next version"
-        )
 
 
 def _check_images(found: ShardListing, processes: int, progress: Progress | None) -> list[CheckedImage | str]:
@@ -105,7 +87,7 @@ def _check_images(found: ShardListing, processes: int, progress: Progress | None
     chunks = [files[start : start + CHUNK_SIZE] for start in range(0, len(files), CHUNK_SIZE)]
     results: list[list[CheckedImage | str]] = [[] for _ in chunks]
     done = 0
-    for position, checked in run_pieces(CheckMembers(), chunks, processes):
+    for position, checked in on_processes(processes)(CheckMembers(), chunks):
         results[position] = checked
         done += len(checked)
         if progress is not None:

@@ -27,36 +27,36 @@ _DEFAULT_FRACTIONS: dict[str, tuple[float, ...]] = {"stratified": (0.7, 0.1, 0.2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SplitOptions:
-    """How samples are divided; field names follow the commands' options."""
+    """How samples are divided among the splits."""
 
     split: SplitKind | Literal[""] = ""
     """empty: what the source says of each sample where a column or key is named, else stratified"""
     num_base: int | None = None
     """base-novel: how many classes, the largest, are base"""
     fractions: tuple[float, ...] | None = None
-    """train, val, test, summing to 1; stratified: of images, 0.7,0.1,0.2 unless told; classes: of classes, 0.6,0.2,0.2"""
+    """train, val, test, summing to 1; stratified: of images, default 0.7, 0.1, 0.2; classes: of classes, default 0.6, 0.2, 0.2"""
     seed: int = 0
     """splits, and for pack the order in the shards"""
 
     def __post_init__(self) -> None:
-        option, value = self.split_source
+        name, value = self.split_source
         if value and self.split not in ("", "column"):
-            raise RequestError(f"{option} and --split {self.split} both say who goes where; leave one out")
+            raise RequestError(f"{name}={value} and split={self.split} both decide the split; leave one out")
         if self.split == "column" and not value:
-            raise RequestError(f"--split column needs {option}, which names the split of each sample")
+            raise RequestError(f"split=column needs {name}=…, which names the split of each sample")
         if self.split_kind == "base-novel" and self.num_base is None:
-            raise RequestError("--split base-novel needs --num-base, the number of base classes")
+            raise RequestError("split=base-novel needs num_base=…, the number of base classes")
         if self.split_kind != "base-novel" and self.num_base is not None:
-            raise RequestError(f"--num-base={self.num_base} belongs to --split base-novel")
+            raise RequestError(f"num_base={self.num_base} belongs to split=base-novel")
         if self.fractions is not None and self.split_kind not in _DEFAULT_FRACTIONS:
             raise RequestError(
-                f"--fractions belongs to --split stratified or classes, not to {self.split_kind}"
+                f"fractions=… belongs to split=stratified or split=classes, not to split={self.split_kind}"
             )
 
     @property
     def split_source(self) -> tuple[str, str]:
-        """(the option that says where each sample's split is read, its value; empty: not given)."""
-        return "--split-column", ""
+        """(argument that says where each sample's split is read, its value; empty: not given)."""
+        return "split_column", ""
 
     @property
     def split_kind(self) -> SplitKind:
@@ -129,7 +129,7 @@ def divide_added(
     names: tuple[Sequence[str], Sequence[str]],
     options: SplitOptions,
 ) -> tuple[NDArray[np.int8], list[str]]:
-    """`divide` for samples that join `old`, whose own samples stay where they are.
+    """`divide` for samples that join `old`, whose own samples keep their split.
 
     A sample whose unit, or for class-disjoint splits whose class, is known goes where that is; a class that
     was not there is novel where there are base classes. What is left is divided by the rule on its own.
@@ -182,7 +182,7 @@ def _divide_open(
     elif kind == "classes" and len(np.unique(labels[is_open])) < len(SPLITS) - 1:
         sides[is_open] = TRAIN
         new = ", ".join(f"'{class_names[label]}'" for label in np.unique(labels[is_open]))
-        return sides, [f"new classes {new} are too few for --split classes: all of their images go to train"]
+        return sides, [f"new classes {new} are too few for split=classes: all of their images go to train"]
     elif kind == "classes":
         assigned = split_classes(labels[is_open], kept, fractions, options.seed)
     else:
@@ -206,7 +206,7 @@ def _check_undivided(units: NDArray[np.int64] | None, sides: NDArray[np.int8], w
 
 def _name_unit(error: DividedUnitError, unit_names: Sequence[str]) -> RequestError:
     return RequestError(
-        f"--keep-together: '{unit_names[error.unit]}' has samples of {error.what}; "
+        f"keep_together=…: '{unit_names[error.unit]}' has samples of {error.what}; "
         "choose another split or correct the table"
     )
 
@@ -216,6 +216,6 @@ def _describe_small(
 ) -> list[str]:
     counts = np.bincount(labels)
     return [
-        f"class '{class_names[label]}' is too small for --split {kind} ({counts[label]} images): all go to train"
+        f"class '{class_names[label]}' is too small for split={kind} ({counts[label]} images): all go to train"
         for label in small_classes.tolist()
     ]

@@ -1,4 +1,4 @@
-"""Near-duplicates: left out while packing, or listed for a data set that is there."""
+"""Near-duplicates: left out while packing, or listed for an existing data set."""
 
 import logging
 from collections import defaultdict
@@ -14,8 +14,8 @@ from fsl_dist.data.fingerprints import Fingerprints
 from fsl_dist.data.images import CheckedImage
 from fsl_dist.data.ingest.listing import Candidate
 from fsl_dist.data.ingest.near_pairs import NEAR, NEAR_BY_NAME, NearPairs, find_near, read_fingerprints
-from fsl_dist.data.ingest.rows import Progress
 from fsl_dist.errors import RequestError
+from index.base.pieces import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def drop_duplicates(
     stay = sorted(set(range(len(samples))) - {order[row - num_old] for row in left_out})
     if not stay:
         raise RequestError(
-            f"--dedupe={dedupe} leaves none of the {len(samples)} images: the data set has near-duplicates of all, the "
+            f"dedupe={dedupe} leaves none of the {len(samples)} images: the data set has near-duplicates of all, the "
             f"first '{duplicates[0].path}' of '{duplicates[0].kept}'; there is nothing to append"
         )
     return [samples[row] for row in stay], [images[row] for row in stay], duplicates
@@ -123,7 +123,7 @@ def _log(duplicates: Sequence[Duplicate], dedupe: Dedupe) -> None:
             duplicate.kept_label,
         )
     logger.info(
-        "--dedupe=%s left out %d near-duplicates, %d of them of another class than the image kept",
+        "dedupe=%s left out %d near-duplicates, %d of them of another class than the image kept",
         dedupe,
         len(duplicates),
         len(conflicts),
@@ -156,7 +156,7 @@ class NearDuplicates:
     """images that could not be compared"""
     num_pairs: int
     num_across_splits: int
-    """pairs whose images lie in different splits"""
+    """pairs whose images are in different splits"""
     num_across_classes: int
     """pairs whose images have different classes"""
     pairs: list[NearDuplicate]
@@ -170,7 +170,7 @@ class NearDuplicates:
             (
                 self.num_across_splits,
                 "splits",
-                "scores on the one split count what was learnt from the other",
+                "scores on one split count what was learnt from the other",
                 lambda pair: pair.first_split != pair.second_split,
             ),
             (
@@ -183,14 +183,12 @@ class NearDuplicates:
             if count:
                 pair = next((pair for pair in self.pairs if is_across(pair)), self.pairs[0])
                 flags.append(
-                    f"{count} pairs of near-duplicates lie in different {where}, such as '{pair.first}' "
+                    f"{count} pairs of near-duplicates are in different {where}, such as '{pair.first}' "
                     f"({pair.first_split}, class '{pair.first_label}') and '{pair.second}' ({pair.second_split}, "
-                    f"class '{pair.second_label}'): {harm} (`fsl-dist pack --dedupe phash` leaves out the later one)"
+                    f"class '{pair.second_label}'): {harm} (`pack` with dedupe=phash leaves out the later one)"
                 )
         if self.num_unreadable:
-            flags.append(
-                f"{self.num_unreadable} images could not be compared (`fsl-dist inspect DATASET --verify` names them)"
-            )
+            flags.append(f"{self.num_unreadable} images could not be compared (verify=True names them)")
         return flags
 
 
@@ -243,5 +241,5 @@ def describe_near_duplicates(found: NearDuplicates) -> str:
         for pair in found.pairs[:_NUM_SHOWN]
     ]
     if found.num_pairs > _NUM_SHOWN:
-        lines.append(f"  … {found.num_pairs - _NUM_SHOWN} more; --json lists up to {MAX_LISTED}")
+        lines.append(f"  … {found.num_pairs - _NUM_SHOWN} more; the JSON result lists up to {MAX_LISTED}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What a data set holds, in numbers, and whether its bytes are still what was packed."""
+"""The contents of a data set in numbers, and whether its bytes are still what was packed."""
 
 from dataclasses import dataclass
 
@@ -42,7 +42,7 @@ class SplitSummary:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DatasetSummary:
-    """What `fsl-dist inspect` tells."""
+    """What `summarise` reports."""
 
     dataset: str
     version: int

@@ -12,8 +12,6 @@ from fsl_dist.data.images import IMAGE_SUFFIXES
 from fsl_dist.data.ingest.source_images import SourceFile
 from fsl_dist.errors import RequestError
 
-"""Files of a class folder that are taken for images; a table's rows are taken whatever they are called."""
-
 # A tar header holds 100 bytes of name; the longest extension, ".mask.png", takes 9 of them.
 _MAX_KEY_BYTES = 91
 
@@ -25,7 +23,7 @@ class Candidate:
     file: str
     """where to read it"""
     path: str
-    """relative to the source, as told to the user"""
+    """relative to the source, as reports name it"""
     key: str
     label: str
     group: str = ""
@@ -36,7 +34,7 @@ class Candidate:
     mask: str = ""
     """where to read the mask"""
     mask_path: str = ""
-    """the same relative to the source, as told to the user"""
+    """the same relative to the source, as reports name it"""
 
     @property
     def source(self) -> SourceFile:
@@ -51,7 +49,7 @@ class Listing:
     candidates: list[Candidate]
     bad: list[BadSample]
     num_ignored: int = 0
-    """files in class folders that are not called like images"""
+    """files in class folders that are not named like images"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -179,8 +177,8 @@ class _Collector:
 def list_folder(source: Path) -> Listing:
     """Images below the class folders of `source`; the first path component is the class.
 
-    Names that start with a dot and files beside the class folders are passed over; files in them that are
-    not called like images are counted. Links to folders are not followed. RequestError where nothing is left.
+    Names that start with a dot and files next to the class folders are ignored; files in class folders that
+    are not named like images are counted. Links to folders are not followed. RequestError where nothing is left.
     """
     collected = _Collector(source)
     for folder, folders, files in os.walk(source):
@@ -205,7 +203,7 @@ def list_folder(source: Path) -> Listing:
         raise RequestError(
             f"source '{source}' has no class folders with images (looked for SRC/CLASS/…/IMAGE with "
             f"{' '.join(sorted(IMAGE_SUFFIXES))}); {len(listing.bad)} entries were refused. A table of paths and "
-            "labels is packed with --table"
+            "labels is packed with table=…"
         )
     return listing
 
@@ -215,7 +213,7 @@ def list_table(source: Path, columns: TableColumns) -> Listing:
     wanted = columns.named()
     rows = read_split_table(Path(columns.table), list(wanted.values()), columns.split)
     if not any(rows[columns.label]):
-        raise RequestError(f"--label-column={columns.label} names no class in any of the table's rows")
+        raise RequestError(f"label_column={columns.label} names no class in any of the table's rows")
     collected = _Collector(source)
     names = list(wanted)
     for values in zip(*(rows[wanted[name]] for name in names), strict=True):
@@ -240,7 +238,7 @@ def read_split_table(path: Path, columns: list[str], split_column: str) -> dict[
         seen = sorted(set(rows[split_column]))
         if not set(seen) <= set(SPLITS):
             raise RequestError(
-                f"--split-column={split_column} must hold {', '.join(SPLITS)}; it holds "
+                f"split_column={split_column} must hold {', '.join(SPLITS)}; it holds "
                 f"{', '.join(repr(value) for value in seen[:8])}{' …' if len(seen) > 8 else ''}"
             )
     return rows
@@ -249,15 +247,15 @@ def read_split_table(path: Path, columns: list[str], split_column: str) -> dict[
 def _read_table(path: Path, columns: list[str]) -> dict[str, list[str]]:
     """The named columns as text; empty text where a cell is empty."""
     if not path.is_file():
-        raise RequestError(f"--table='{path}': no such file")
+        raise RequestError(f"table={path}: no such file")
     if path.suffix.lower() == ".parquet":
         rows = _read_parquet(path, columns)
     elif path.suffix.lower() == ".csv":
         rows = _read_csv(path, columns)
     else:
-        raise RequestError(f"--table='{path}' must end in .csv or .parquet")
+        raise RequestError(f"table={path} must end in .csv or .parquet")
     if not rows[columns[0]]:
-        raise RequestError(f"--table='{path}' has no rows")
+        raise RequestError(f"table={path} has no rows")
     return rows
 
 

@@ -1,4 +1,4 @@
-"""Images and masks in shards that others wrote, checked where they lie.
+"""Images and masks in existing shards, checked in place.
 
 Workers load this file: nothing here imports more than PIL and NumPy.
 """
@@ -17,7 +17,7 @@ from fsl_dist.data.resize import StoredSize
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where an image lies, and its mask."""
+    """Where an image and its mask are stored."""
 
     shard: int
     offset: int
@@ -54,9 +54,7 @@ def _check(source: SourceFile, place: Place) -> CheckedImage | str:
     if isinstance(mask, str) or isinstance(prepared_mask, str):
         return f"its mask '{source.mask_path}' {prepared_mask!s}"
     if prepared_mask is not mask:
-        return (
-            f"its mask '{source.mask_path}' is not an upright PNG; `fsl-dist pack --mask-column` takes others"
-        )
+        return f"its mask '{source.mask_path}' is not an upright PNG; `pack` takes others (mask_column=…)"
     stored = CheckedImage(
         prepared.image.width, prepared.image.height, len(mask), zlib.crc32(mask), "mask.png"
     )

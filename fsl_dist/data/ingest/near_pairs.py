@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.fingerprints import Fingerprints, fingerprint
 from fsl_dist.data.images import Encoded, open_upright
-from fsl_dist.data.ingest.rows import Progress
 from fsl_dist.data.store import ShardStore
+from index.base.pieces import Progress
 
 # One read of this many samples holds about 10 MB of photographs.
 _READ_BATCH = 128

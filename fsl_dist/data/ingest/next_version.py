@@ -1,23 +1,19 @@
-"""A data set's folder as its writers see it: free to be made, held by one of them, given its next version."""
+"""The folder of a data set as its writers see it: locked while it is made or changed, and given its next version."""
 
 import contextlib
 import hashlib
 import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-from numpy.typing import NDArray
 
 from fsl_dist.data.catalogue import Catalogue, CatalogueMetadata, write_catalogue
+from fsl_dist.data.ingest.rows import Columns
 from fsl_dist.errors import RequestError
 from index.base import object_cache
 from index.base.files import hold_lock, list_folder, remove_folder
 from index.base.object_store import concurrently
 
-STAGING = ".append.partial"
-"""Where an append works until all of it is there."""
+_STAGING = ".append.partial"
 _PARTIAL = ".next.partial"
 _SHARDS = "shards"
 # A shard is put in one request, which holds it in memory: only so it is put if absent.
@@ -25,46 +21,69 @@ _PUT_AT_ONCE = 4
 
 
 @contextlib.contextmanager
+def hold_new(out: Path, *, has_shards: bool = False) -> Iterator[None]:
+    """Hold the lock of a data set that is to be made at `out`; RequestError where `check_new` or another process objects."""
+    # The lock dies with its process, so whatever partial folder is found while it is held was left by a killed one.
+    partial = partial_of(out)
+    with hold_lock(partial.with_name(f".{out.name}.lock")):
+        check_new(out, has_shards=has_shards)
+        yield
+
+
+@contextlib.contextmanager
 def hold_dataset(dataset: Path) -> Iterator[Catalogue]:
     """The current catalogue of `dataset`, which no other process changes meanwhile; RequestError where one does.
 
-    What a killed writer left of the next version is removed first, but for the pieces that an append may go on from.
+    What a killed writer left of the next version is removed first, except for pieces that an append may resume with.
     """
     Catalogue.open(dataset)  # a folder that is no data set gets no lock file
     with hold_lock(dataset / "catalogue" / ".lock"):
         current = Catalogue.open(dataset)
-        if (
-            object_cache.place_of(dataset) is None
-        ):  # at a store no lock tells whether another machine is at work on it
-            remove_folder(dataset / name_appended(current.version + 1))
+        # At a store no lock tells whether another machine is at work on it.
+        if object_cache.place_of(dataset) is None:
+            remove_folder(dataset / name_shards(dataset, current))
         (dataset / "catalogue" / _PARTIAL).unlink(missing_ok=True)
         yield current
 
 
-def work_beside(out: Path) -> Path:
-    """Where a data set is worked on until it is `out`: beside it, so that a rename stays on one file system."""
-    if object_cache.place_of(out) is None:
-        return out.absolute().parent / f".{out.name}.partial"
-    name = hashlib.sha256(str(out).encode()).hexdigest()[:16]
-    return object_cache.cache_folder() / "packing" / f".{name}.partial"
+def partial_of(out: Path, old: Catalogue | None = None) -> Path:
+    """Where the next version of `out` is worked on: on the same file system, so that one rename publishes it."""
+    if object_cache.place_of(out) is not None:
+        name = hashlib.sha256(str(out).encode()).hexdigest()[:16]
+        return object_cache.cache_folder() / "packing" / f".{name}{'' if old is None else '.append'}.partial"
+    return out.absolute().parent / f".{out.name}.partial" if old is None else out / _STAGING
 
 
-def publish_new(work: Path, out: Path) -> None:
-    """Make the finished folder `work` the data set `out`; at a store its catalogue comes last, if there is none."""
-    if object_cache.place_of(out) is None:
+def name_shards(out: Path, old: Catalogue | None, token: str = "") -> str:
+    """The folder in `out` for the shards that are added to `old`; at a store `token` keeps those of two machines apart."""
+    if old is None:
+        return _SHARDS
+    name = f"appended-{old.version + 1:06d}"
+    return name if object_cache.place_of(out) is None else f"{name}-{token}"
+
+
+def publish_new(work: Path, out: Path, columns: Columns, metadata: CatalogueMetadata) -> str:
+    """Make the folder `work`, with its shards if it has any, the data set `out`; returns the fingerprint.
+
+    Where `out` holds the shards already, it only gets the catalogue. At a store the catalogue comes last, and only if
+    there is none.
+    """
+    if object_cache.place_of(out) is not None:
+        publish_shards(work / _SHARDS, out / _SHARDS)
+        (out / "catalogue").mkdir(parents=True, exist_ok=True)
+        return add_version(out, 1, columns, metadata)
+    catalogue = work / "catalogue"
+    catalogue.mkdir(exist_ok=True)
+    fingerprint = write_catalogue(catalogue / "000001.arrow", columns, metadata)
+    if list_folder(out):
+        os.replace(catalogue, out / "catalogue")
+    else:
         os.replace(work, out)
-        return
-    publish_shards(work / _SHARDS, out / _SHARDS)
-    (out / "catalogue").mkdir(parents=True, exist_ok=True)
-    catalogue = work / "catalogue" / "000001.arrow"
-    target = out / "catalogue" / catalogue.name
-    partial = target.with_name(_PARTIAL)
-    shutil.move(catalogue, partial)
-    _publish_catalogue(partial, target)
+    return fingerprint
 
 
 def publish_shards(work: Path, folder: Path) -> None:
-    """Move finished shards to their place; at a store one of the same name must have the same bytes (RequestError)."""
+    """Move finished shards to `folder`; at a store one of the same name must have the same bytes (RequestError)."""
     if object_cache.place_of(folder) is None:
         os.replace(work, folder)
         return
@@ -74,8 +93,8 @@ def publish_shards(work: Path, folder: Path) -> None:
         def put(path: Path) -> None:
             if not object_cache.put_same(path, folder / path.name):
                 raise RequestError(
-                    f"'{folder / path.name}' is there with other bytes: an earlier pack put it, or one that is at work now; "
-                    "name a new place, or remove it first"
+                    f"'{folder / path.name}' exists with other bytes: an earlier pack put it, or one that is running now; "
+                    "name a new location, or remove it first"
                 )
 
         concurrently(put, paths[start : start + _PUT_AT_ONCE])
@@ -86,22 +105,23 @@ def _publish_catalogue(partial: Path, target: Path) -> None:
         object_cache.put_file(partial, target, is_new=True)
     except FileExistsError:
         raise RequestError(
-            f"'{target}' is there: another process wrote it meanwhile; look at its data set and start again"
+            f"'{target}' exists: another process wrote it meanwhile; look at its data set and start again"
         ) from None
     os.replace(partial, target)
 
 
-def name_appended(version: int) -> str:
-    """The folder in a data set that holds the shards which came with catalogue `version`."""
-    return f"appended-{version:06d}"
+def check_new(out: Path, *, has_shards: bool = False) -> None:
+    """RequestError unless `out` is free to become a data set; at a store, shards that a killed pack put are no hindrance.
 
-
-def check_new(out: Path) -> None:
-    """RequestError unless `out` is free to become a data set; at a store, shards that a killed pack put are no hindrance."""
-    if object_cache.place_of(out) is not None:
+    has_shards: `out` holds the shards to catalogue, and must only have no catalogue yet.
+    """
+    if has_shards:
+        if (out / "catalogue").exists():
+            raise RequestError(f"output '{out}' has a catalogue already; `resplit` makes its next version")
+    elif object_cache.place_of(out) is not None:
         if set(list_folder(out)) - {_SHARDS}:
             raise RequestError(
-                f"output '{out}' is not empty; name a new place, or remove what is there first"
+                f"output '{out}' is not empty; name a new location, or remove what is there first"
             )
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RequestError(
@@ -109,16 +129,11 @@ def check_new(out: Path) -> None:
         )
 
 
-def add_version(
-    dataset: Path,
-    version: int,
-    columns: Mapping[str, Sequence[Any] | NDArray[Any]],
-    metadata: CatalogueMetadata,
-) -> str:
+def add_version(dataset: Path, version: int, columns: Columns, metadata: CatalogueMetadata) -> str:
     """Write the rows as catalogue `version` and make it current; returns the fingerprint. Hold the data set."""
     folder = dataset / "catalogue"
     partial = folder / _PARTIAL
     fingerprint = write_catalogue(partial, columns, metadata)
     _publish_catalogue(partial, folder / f"{version:06d}.arrow")
-    remove_folder(dataset / STAGING)  # pieces are of one version
+    remove_folder(dataset / _STAGING)  # pieces are of one version
     return fingerprint

@@ -1,4 +1,4 @@
-"""What `pack` can be told."""
+"""Options of `pack`."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,12 +12,12 @@ from fsl_dist.errors import RequestError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackOptions(SplitOptions):
-    """How `pack` reads its source, divides and writes it; field names follow the command's options."""
+    """How `pack` reads its source, divides it and writes it."""
 
     columns: TableColumns | None = None
-    """table to read instead of class folders; its `unit` is --keep-together, its `split` --split-column"""
+    """table to read instead of class folders"""
     order: Literal["mixed", "class"] = "mixed"
-    """order of bytes in the shards; mixed: shuffled over the whole source; class: each class's bytes side by side"""
+    """order of bytes in the shards; mixed: shuffled over the whole source; class: the bytes of each class together"""
     shard_size_mb: int = 256
     """a shard is closed before it grows beyond this many 10⁶ bytes (one sample may be larger), ≥ 1"""
     resize_shorter: int | None = None
@@ -29,13 +29,13 @@ class PackOptions(SplitOptions):
     num_classes: int | None = None
     """pack only this many classes, those with the most usable images; None: all"""
     processes: int = 0
-    """processes that check, resize and write; 0: one a core. One works in this process alone"""
+    """processes that check, resize and write; 0: one per core; 1: this process alone"""
 
     def __post_init__(self) -> None:
         if self.shard_size_mb < 1:
-            raise RequestError(f"--shard-size-mb={self.shard_size_mb} must be at least 1")
+            raise RequestError(f"shard_size_mb={self.shard_size_mb} must be at least 1")
         if self.num_classes is not None and self.num_classes < 1:
-            raise RequestError(f"--num-classes={self.num_classes} must be at least 1")
+            raise RequestError(f"num_classes={self.num_classes} must be at least 1")
         _ = self.stored_size
         SplitOptions.__post_init__(self)
 
@@ -46,7 +46,7 @@ class PackOptions(SplitOptions):
 
     @property
     def split_source(self) -> tuple[str, str]:
-        return "--split-column (of --table)", self.columns.split if self.columns is not None else ""
+        return "split_column", self.columns.split if self.columns is not None else ""
 
     @property
     def record(self) -> dict[str, object]:

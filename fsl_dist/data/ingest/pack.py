@@ -1,4 +1,4 @@
-"""Pack a source into WebDataset tar shards and a catalogue; append one to a data set that is there."""
+"""Pack a source into WebDataset tar shards and a catalogue, as a new data set or appended to one."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -8,37 +8,35 @@ from typing import Any
 
 import numpy as np
 
-from fsl_dist.data.catalogue import BadSample, Catalogue, CatalogueMetadata, write_catalogue
+from fsl_dist.data.catalogue import BadSample, Catalogue
 from fsl_dist.data.images import CheckedImage
-from fsl_dist.data.ingest.division import SplitOptions, divide, divide_added
+from fsl_dist.data.ingest.division import divide, divide_added
 from fsl_dist.data.ingest.duplicates import drop_duplicates
 from fsl_dist.data.ingest.listing import Candidate, Listing, list_folder, list_table
 from fsl_dist.data.ingest.next_version import (
-    STAGING,
     add_version,
     check_new,
     hold_dataset,
-    name_appended,
+    hold_new,
+    name_shards,
+    partial_of,
     publish_new,
     publish_shards,
-    work_beside,
 )
 from fsl_dist.data.ingest.options import PackOptions
 from fsl_dist.data.ingest.pack_pieces import check_images, make_plan, write_shards
 from fsl_dist.data.ingest.rows import (
     NamedSamples,
-    Progress,
     WriteReport,
     join_columns,
     make_report,
     sort_out,
     warn,
 )
-from fsl_dist.data.ingest.work_folder import WorkFolder
-from fsl_dist.data.resize import StoredSize
+from fsl_dist.data.ingest.work_folder import PackFolder
 from fsl_dist.errors import RequestError
 from index.base import object_cache
-from index.base.files import create_folder, hold_lock
+from index.base.pieces import Progress
 
 
 def pack(
@@ -48,65 +46,25 @@ def pack(
 
     Images are stored as they are, unless `options` resize them. Those that cannot be used are named with the
     reason in the log, the report and the catalogue; the rest is packed, without near-duplicates where `options` say so.
-    The output's bytes depend on the source and `options` (but not on its processes) alone. It is written beside `out`
-    and renamed, so `out` is complete or not there. What a killed or interrupted try had finished beside it is taken over where source and options are the same,
-    else removed; after an error that lies in the source or the request nothing is left.
-    `progress(stage, done, total)` is called as the work goes on. Reads every image twice, or once where it is
-    resized, and decodes it once.
+    The output's bytes depend only on the source and `options`, not on the number of processes. It is written next to
+    `out` and renamed, so `out` is complete or not there. A killed or interrupted pack resumes with the pieces that are
+    finished if source and options are the same; otherwise they are removed. After an error that lies in the source or
+    the request nothing is left.
 
-    Raises RequestError, with nothing written, where the request cannot be served; DataError where a file
-    changes meanwhile.
+    Args:
+        progress: Called as `progress(stage, done, total)`, in images.
+
+    Raises:
+        RequestError: The request cannot be served; nothing was written.
+        DataError: A file of the source changed meanwhile.
+
+    Reads every image twice, or once where it is resized, and decodes it once.
     """
-    source, out = Path(source), object_cache.working_folder(out)
+    out = object_cache.working_folder(out)
     check_new(out)
-    listing = _list_source(source, options)
-    # The lock dies with its process, so what lies under this name once it is held was left by a killed one.
-    partial = work_beside(out)
-    with hold_lock(partial.with_name(f".{out.name}.lock")):
-        check_new(out)
-        with WorkFolder.open(partial, make_plan(listing, options)) as work:
-            checked = check_images(work, listing, options, progress)
-            samples, images, bad = sort_out(listing, checked.results)
-            samples, images, duplicates = drop_duplicates(samples, images, options.dedupe)
-            if options.num_classes is not None:
-                samples, images = _keep_largest(samples, images, options.num_classes)
-            named = NamedSamples.number(samples)
-            sides, warnings = divide(
-                named.labels, named.units, [sample.split for sample in samples], named.names, options
-            )
-            warn(warnings)
-            written = write_shards(work, "shards", samples, images, named.labels, options, progress)
-            metadata = CatalogueMetadata(
-                class_names=named.class_names,
-                group_names=named.group_names,
-                blind_group_names=named.blind_group_names,
-                unit_names=named.unit_names,
-                shards=written.shards,
-                bad_samples=bad,
-                duplicates=duplicates,
-                options=options.record,
-            )
-            create_folder(work.out / "catalogue")
-            fingerprint = write_catalogue(
-                work.out / "catalogue" / "000001.arrow",
-                named.columns(samples, images, written.places, sides),
-                metadata,
-            )
-            publish_new(work.out, out)
-    num_reused = checked.num_reused + written.num_reused
-    return make_report(
-        out,
-        1,
-        metadata,
-        sides,
-        written.shards,
-        bad,
-        listing.num_ignored,
-        warnings,
-        fingerprint,
-        duplicates,
-        num_reused,
-    )
+    listing = _list_source(Path(source), options)
+    with hold_new(out):
+        return _write(listing, out, None, options, progress)
 
 
 def append(
@@ -117,45 +75,55 @@ def append(
     Old versions stay as they are, with their ids. Old samples keep their split; the new ones are divided by
     the data set's own rule and seed, so `options` must leave those at their defaults. Old classes and groups
     keep their numbers, new ones follow. A key that the data set has is a bad sample. The report counts what was
-    added. Raises as `pack` does; killed or failed, it leaves the data set as it was, and goes on as `pack` does.
+    added. Otherwise as `pack`; killed or failed, it leaves the data set as it was.
     """
-    source, dataset = Path(source), object_cache.working_folder(dataset)
+    dataset = object_cache.working_folder(dataset)
     with hold_dataset(dataset) as old:
         options = _with_rule_of(old, options)
-        known = set(old.keys(np.arange(old.num_samples)))
-        listing = _refuse_known(_list_source(source, options), known)
-        with WorkFolder.open(dataset / STAGING, make_plan(listing, options, old)) as work:
-            checked = check_images(work, listing, options, progress)
-            samples, images, bad = sort_out(listing, checked.results)
-            samples, images, duplicates = drop_duplicates(samples, images, options.dedupe, old, progress)
-            named = NamedSamples.number(samples, old)
-            sides, warnings = divide_added(
-                old, named.labels, named.units, [sample.split for sample in samples], named.names, options
-            )
-            warn(warnings)
+        listing = _refuse_known(_list_source(Path(source), options), old)
+        return _write(listing, dataset, old, options, progress)
+
+
+def _write(
+    listing: Listing, out: Path, old: Catalogue | None, options: PackOptions, progress: Progress | None
+) -> WriteReport:
+    """Pack `listing` as the next version of `out`, which holds the rows of `old`. The caller holds the lock of `out`."""
+    with PackFolder.open(partial_of(out, old), make_plan(listing, options, old)) as work:
+        checked = check_images(work, listing, options, progress)
+        samples, images, bad = sort_out(listing, checked.results)
+        samples, images, duplicates = drop_duplicates(samples, images, options.dedupe, old, progress)
+        if options.num_classes is not None:
+            samples, images = _keep_largest(samples, images, options.num_classes)
+        named = NamedSamples.number(samples, old)
+        splits = [sample.split for sample in samples]
+        if old is None:
+            sides, warnings = divide(named.labels, named.units, splits, named.names, options)
+        else:
+            sides, warnings = divide_added(old, named.labels, named.units, splits, named.names, options)
+        warn(warnings)
+        folder = name_shards(out, old, work.folder.name)
+        first = 0 if old is None else len(old.shards)
+        written = write_shards(work, folder, first, samples, images, named.labels, options, progress)
+        columns = named.columns(samples, images, written.places, sides)
+        metadata = named.describe(
+            shards=written.shards, bad_samples=bad, duplicates=duplicates, options=options.record
+        )
+        if old is None:
+            version = 1
+            fingerprint = publish_new(work.out, out, columns, metadata)
+        else:
             version = old.version + 1
-            folder = name_appended(version)
-            if object_cache.place_of(dataset) is not None:
-                folder += f"-{work.path.name}"  # of these pieces alone, whoever else appends
-            written = write_shards(work, folder, samples, images, named.labels, options, progress)
-            publish_shards(work.out / folder, dataset / folder)
-            first = len(old.shards)
-            places = [replace(place, shard=first + place.shard) for place in written.places]
-            added = named.columns(samples, images, places, sides)
-            metadata = CatalogueMetadata(
-                class_names=named.class_names,
-                group_names=named.group_names,
-                blind_group_names=named.blind_group_names,
-                unit_names=named.unit_names,
+            metadata = replace(
+                metadata,
                 shards=[*old.shards, *written.shards],
                 bad_samples=[*old.bad_samples, *bad],
                 duplicates=[*old.duplicates, *duplicates],
                 options=old.options,
             )
-            fingerprint = add_version(dataset, version, join_columns(old.columns(), added), metadata)
-    num_reused = checked.num_reused + written.num_reused
+            publish_shards(work.shards, out / folder)
+            fingerprint = add_version(out, version, join_columns(old.columns(), columns), metadata)
     return make_report(
-        dataset,
+        out,
         version,
         metadata,
         sides,
@@ -165,7 +133,7 @@ def append(
         warnings,
         fingerprint,
         duplicates,
-        num_reused,
+        checked.num_reused + written.num_reused,
     )
 
 
@@ -176,7 +144,7 @@ def _keep_largest(
     counts = Counter(sample.label for sample in samples)
     if num_classes > len(counts):
         raise RequestError(
-            f"--num-classes={num_classes} asks for more classes than the {len(counts)} there are"
+            f"num_classes={num_classes} asks for more classes than the {len(counts)} there are"
         )
     kept = set(sorted(counts, key=lambda label: (-counts[label], label))[:num_classes])
     pairs = [(sample, image) for sample, image in zip(samples, images, strict=True) if sample.label in kept]
@@ -191,7 +159,8 @@ def _list_source(source: Path, options: PackOptions) -> Listing:
     return list_folder(source) if options.columns is None else list_table(source, options.columns)
 
 
-def _refuse_known(listing: Listing, known: set[str]) -> Listing:
+def _refuse_known(listing: Listing, old: Catalogue) -> Listing:
+    known = set(old.keys(np.arange(old.num_samples)))
     fresh, bad = [], list(listing.bad)
     for sample in listing.candidates:
         if sample.key in known:
@@ -203,28 +172,23 @@ def _refuse_known(listing: Listing, known: set[str]) -> Listing:
 
 def _with_rule_of(old: Catalogue, options: PackOptions) -> PackOptions:
     """`options` with the split rule and the size of images that the data set was made with."""
-    given: dict[str, Any] = {
-        name: old.options.get(name) for name in ("split", "num_base", "fractions", "seed")
-    }
-    if options.num_classes is not None:
-        raise RequestError("--append adds every class; leave --num-classes out")
-    if options.stored_size != StoredSize():
+    plain = PackOptions()
+    kept = ("split", "num_base", "fractions", "seed", "resize_shorter", "resize")
+    given = {name: getattr(options, name) for name in (*kept, "num_classes")}
+    refused = [_describe(name, value) for name, value in given.items() if value != getattr(plain, name)]
+    if refused:
         raise RequestError(
-            "--append resizes images as the data set was packed; leave --resize and --resize-shorter out"
+            f"append=True divides and resizes by the data set's own rule ({old.options.get('split')}, seed "
+            f"{old.options.get('seed')}) and adds every class; leave {' and '.join(refused)} out (`resplit` divides again)"
         )
-    given |= {name: old.options.get(name) for name in ("resize_shorter", "resize")}
-    plain = SplitOptions()
-    if (options.split, options.num_base, options.fractions, options.seed) != (
-        plain.split,
-        plain.num_base,
-        plain.fractions,
-        plain.seed,
-    ):
-        raise RequestError(
-            f"--append divides by the data set's own rule ({given['split']}, seed {given['seed']}); "
-            "leave --split, --num-base, --fractions and --seed out, or divide anew afterwards with `fsl-dist resplit`"
-        )
+    rule: dict[str, Any] = {name: old.options.get(name) for name in kept}
     for name in ("fractions", "resize"):
-        if given[name] is not None:
-            given[name] = tuple(given[name])
-    return replace(options, **given)
+        if rule[name] is not None:
+            rule[name] = tuple(rule[name])
+    return replace(options, **rule)
+
+
+def _describe(name: str, value: object) -> str:
+    if isinstance(value, tuple):
+        value = ("x" if name == "resize" else ",").join(map(str, value))
+    return f"{name}={value}"

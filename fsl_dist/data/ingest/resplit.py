@@ -18,7 +18,7 @@ from index.base import object_cache
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ResplitOptions(SplitOptions):
-    """What the next version changes; field names follow the command's options, an empty name means none."""
+    """What the next version changes; an empty name means none."""
 
     table: str = ""
     """CSV or Parquet table, a row a sample; samples that it does not name are left out"""
@@ -36,17 +36,17 @@ class ResplitOptions(SplitOptions):
     def __post_init__(self) -> None:
         if self.table and bool(self.key_column) == bool(self.path_column):
             raise RequestError(
-                "--table needs --key-column or --path-column, one of the two, to find the samples"
+                f"table={self.table} needs key_column=… or path_column=…, one of the two, to find the samples"
             )
         if not self.table and any((self.key_column, self.path_column, *self.value_columns.values())):
-            raise RequestError("columns are read from a table; say which with --table")
+            raise RequestError("columns are read from a table; say which with table=…")
         if not self.table and not self.is_divided_anew:
-            raise RequestError("nothing to change; give --split, or a --table with the new columns")
+            raise RequestError("nothing to change; give split=…, or table=… with the new columns")
         SplitOptions.__post_init__(self)
 
     @property
     def split_source(self) -> tuple[str, str]:
-        return "--split-column", self.split_column
+        return "split_column", self.split_column
 
     @property
     def is_divided_anew(self) -> bool:
@@ -85,7 +85,7 @@ def resplit(dataset: str | Path, options: ResplitOptions) -> WriteReport:
         log_bad(bad)
         if not ids:
             raise RequestError(
-                f"no row of --table='{options.table}' names a sample of '{dataset}' (the first: '{bad[0].path}', "
+                f"no row of table={options.table} names a sample of '{dataset}' (the first: '{bad[0].path}', "
                 f"{bad[0].reason}); its keys are such as '{keys[0]}'"
             )
         # In the order of keys, as pack divides.

@@ -1,7 +1,7 @@
 """From listed samples to catalogue rows: checked images, numbered names, the report."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,8 @@ from fsl_dist.errors import RequestError
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[str, int, int], None]
-"""(stage, done, total)"""
-
 Columns = Mapping[str, Sequence[Any] | NDArray[Any]]
-"""One sequence a field of the catalogue."""
+"""One sequence for each field of the catalogue."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,18 +38,18 @@ class WriteReport:
     """of all shards"""
     bad_samples: tuple[BadSample, ...]
     num_ignored: int
-    """files in class folders that are not called like images"""
+    """files in class folders that are not named like images"""
     warnings: tuple[str, ...]
     fingerprint: str
     duplicates: tuple[Duplicate, ...] = ()
-    """what `pack --dedupe` left out"""
+    """near-duplicates that were left out"""
     num_reused: int = 0
-    """pieces of work (chunks of checked images, shards) that a killed try had finished"""
+    """pieces (chunks of checked images, shards) that an earlier try had finished"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NamedSamples:
-    """Names of a list of samples, and the numbers that stand for them (int64 [n], −1 for none)."""
+    """Names of a list of samples, and their numbers (int64 [n], −1 for none)."""
 
     class_names: list[str]
     labels: NDArray[np.int64]
@@ -83,6 +80,26 @@ class NamedSamples:
             units=units,
         )
 
+    def describe(
+        self,
+        *,
+        shards: list[ShardFile],
+        bad_samples: list[BadSample],
+        options: dict[str, object],
+        duplicates: Sequence[Duplicate] = (),
+    ) -> CatalogueMetadata:
+        """What a catalogue says of these samples and of how it was made."""
+        return CatalogueMetadata(
+            class_names=self.class_names,
+            group_names=self.group_names,
+            blind_group_names=self.blind_group_names,
+            unit_names=self.unit_names,
+            shards=shards,
+            bad_samples=bad_samples,
+            duplicates=list(duplicates),
+            options=options,
+        )
+
     @property
     def names(self) -> tuple[list[str], list[str]]:
         """(of classes, of units)."""
@@ -95,7 +112,7 @@ class NamedSamples:
         places: Sequence[StoredAt],
         sides: NDArray[np.int8],
     ) -> Columns:
-        """Catalogue columns of these samples, which lie at `places`."""
+        """Catalogue columns of these samples, which are stored at `places`."""
         masks = [image.mask for image in images]
         return {
             "key": [sample.key for sample in samples],
@@ -148,7 +165,7 @@ def sort_out(
             f"none of the {len(bad)} samples can be used; the first, '{bad[0].path}': {bad[0].reason}"
         )
     if listing.num_ignored:
-        logger.info("%d files that are not called like images were passed over", listing.num_ignored)
+        logger.info("%d files that are not named like images were ignored", listing.num_ignored)
     return samples, images, bad
 
 

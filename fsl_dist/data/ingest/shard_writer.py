@@ -6,12 +6,12 @@ Workers load this file: nothing here imports more than PIL and NumPy.
 import tarfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 from fsl_dist.data.images import CheckedImage
 from fsl_dist.data.ingest.source_images import SourceFile, read_stored
-from fsl_dist.data.ingest.work_folder import WorkFolder
+from fsl_dist.data.ingest.work_folder import PackFolder
+from index.base.files import replacing
 
 _TAR_BLOCK = 512
 _END = bytes(2 * _TAR_BLOCK)
@@ -19,7 +19,7 @@ _END = bytes(2 * _TAR_BLOCK)
 
 @dataclass(frozen=True, slots=True)
 class StoredAt:
-    """Where a sample lies."""
+    """Where a sample is stored."""
 
     shard: int
     offset: int
@@ -41,11 +41,15 @@ class PlannedShard:
 
 
 def plan_shards(
-    images: Sequence[CheckedImage], labels: Sequence[int], order: Iterable[int], max_bytes: int
+    images: Sequence[CheckedImage],
+    labels: Sequence[int],
+    order: Iterable[int],
+    max_bytes: int,
+    first: int = 0,
 ) -> list[PlannedShard]:
-    """Which rows of `images` and `labels` come into which shard, in `order`, and where in it.
+    """Which rows of `images` and `labels` go into which shard, in `order`, and where in it.
 
-    Each shard has at most `max_bytes` unless one sample is larger.
+    Each shard has at most `max_bytes` unless one sample is larger. They are numbered from `first`.
     """
     shards: list[PlannedShard] = []
     for row in order:
@@ -60,7 +64,7 @@ def plan_shards(
             offsets.append(offset + _TAR_BLOCK)
             offset += _TAR_BLOCK + _padded(size)
         shard.rows.append(row)
-        shard.places.append(StoredAt(len(shards) - 1, offsets[0], *offsets[2:]))
+        shard.places.append(StoredAt(first + len(shards) - 1, offsets[0], *offsets[2:]))
         shard.size_bytes += needed
     return shards
 
@@ -77,18 +81,18 @@ class ShardSample(NamedTuple):
 class ShardContent(NamedTuple):
     """A piece: a shard to write."""
 
-    path: Path
+    name: str
     samples: list[ShardSample]
 
 
 @dataclass(frozen=True, slots=True)
 class WriteShards:
-    """Writes a shard, on the disk before it takes its place."""
+    """Writes a shard."""
 
-    work: WorkFolder
+    work: PackFolder
 
     def __call__(self, content: ShardContent) -> None:
-        with self.work.replacing(content.path, is_forced=True) as file:
+        with replacing(self.work.path_of(content.name)) as file:
             for sample in content.samples:
                 members = [
                     (f"{sample.key}.{image.extension}", data)
@@ -101,6 +105,7 @@ class WriteShards:
                     file.write(info.tobuf(tarfile.USTAR_FORMAT))
                     file.write(data.ljust(_padded(len(data)), b"\0"))
             file.write(_END)
+        self.work.finish(content.name)
 
 
 def _member_sizes(image: CheckedImage, label: int) -> list[int]:

@@ -3,21 +3,20 @@
 Workers load this file: nothing here imports more than PIL and NumPy.
 """
 
-import json
 import zlib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from fsl_dist.data.images import CheckedImage, prepare_encoded
-from fsl_dist.data.ingest.work_folder import WorkFolder
+from fsl_dist.data.ingest.work_folder import PackFolder
 from fsl_dist.data.masks import prepare_mask
 from fsl_dist.data.resize import StoredSize
 from fsl_dist.errors import DataError
-from index.base.files import crc32_of_file, size_of_file
+from index.base.files import replacing
 
 CHUNK_SIZE = 64
-"""images that are checked as one piece: a killed pack loses at most that many a process"""
+"""images that are checked as one piece: a killed pack loses at most that many for each process"""
 
 
 class SourceFile(NamedTuple):
@@ -40,25 +39,20 @@ class Chunk(NamedTuple):
 class CheckImages:
     """Checks a chunk: decodes every image once, and leaves what will be stored of it in the work folder.
 
-    What is known lies in `checked/NUMBER.json`, behind a line with its checksum; what was re-encoded in
-    `checked/NUMBER.kept`, end to end. Both are checked when they are read, so neither is forced to the disk.
+    What is known of the images is in the note of the chunk's file, which holds what was re-encoded, end to end.
     """
 
-    work: WorkFolder
+    work: PackFolder
     size: StoredSize
     has_fingerprints: bool = False
-    """whether to find what near-duplicates are found by"""
+    """whether to compute what near-duplicates are found by"""
 
     def __call__(self, chunk: Chunk) -> None:
-        kept = _kept_path(self.work, chunk.number)
-        with self.work.replacing(kept) as file:
+        name = kept_name(chunk.number)
+        # Not forced to the disk: its checksum is compared before a later try uses it.
+        with replacing(self.work.path_of(name), is_forced=False) as file:
             checked = [self._check(source, chunk.number, file) for source in chunk.files]
-        if not size_of_file(kept):
-            kept.unlink()
-        rows = json.dumps([_as_row(image) for image in checked]).encode()
-        head = {"crc32": zlib.crc32(rows), "kept_crc32": crc32_of_file(kept) if kept.exists() else None}
-        with self.work.replacing(_rows_path(self.work, chunk.number)) as file:
-            file.write(json.dumps(head).encode() + b"\n" + rows)
+        self.work.finish(name, {"images": [_as_row(image) for image in checked]})
 
     def _check(self, source: SourceFile, chunk: int, kept: IO[bytes]) -> CheckedImage | str:
         """What will be stored of an image, or why it cannot be used."""
@@ -83,23 +77,21 @@ class CheckImages:
         return replace(image, mask=_keep(stored, mask, mask_data, chunk, kept))
 
 
-def read_checked(work: WorkFolder, number: int) -> list[CheckedImage | str] | None:
-    """What `CheckImages` left of chunk `number`; None where it is not there, or damaged."""
-    try:
-        head, _, rows = _rows_path(work, number).read_bytes().partition(b"\n")
-        sums = json.loads(head)
-        kept = _kept_path(work, number)
-        if sums["crc32"] != zlib.crc32(rows) or sums["kept_crc32"] != (
-            crc32_of_file(kept) if kept.exists() else None
-        ):
-            return None
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-    return [row if isinstance(row, str) else _as_image(row) for row in json.loads(rows)]
+def kept_name(chunk: int) -> str:
+    """Name of the file that the chunk with this number leaves."""
+    return f"chunk-{chunk:06d}.kept"
+
+
+def read_checked(work: PackFolder, chunk: int) -> list[CheckedImage | str]:
+    """What `CheckImages` found out of a chunk; OSError where it is not there any more."""
+    facts = work.facts_of(kept_name(chunk))
+    if facts is None:
+        raise OSError(f"'{work.folder}' does not hold what was just written there; is the disk sound?")
+    return [row if isinstance(row, str) else _as_image(row) for row in facts["images"]]
 
 
 def read_stored(
-    work: WorkFolder, source: SourceFile, image: CheckedImage
+    work: PackFolder, source: SourceFile, image: CheckedImage
 ) -> list[tuple[CheckedImage, bytes]]:
     """(what is known, bytes) of an image and of its mask, if it has one. DataError where a file has changed."""
     members = [(image, _read_one(work, image, source.file, source.path))]
@@ -108,16 +100,16 @@ def read_stored(
     return members
 
 
-def _read_one(work: WorkFolder, image: CheckedImage, file: str, path: str) -> bytes:
+def _read_one(work: PackFolder, image: CheckedImage, file: str, path: str) -> bytes:
     if image.kept_at is None:
         data = Path(file).read_bytes()
     else:
         chunk, start = image.kept_at
-        with _kept_path(work, chunk).open("rb") as kept:
+        with work.path_of(kept_name(chunk)).open("rb") as kept:
             kept.seek(start)
             data = kept.read(image.size_bytes)
     if zlib.crc32(data) != image.crc32 or len(data) != image.size_bytes:
-        raise DataError(f"'{path}' changed while it was packed; pack again when the source is at rest")
+        raise DataError(f"'{path}' changed while it was packed; pack again once nothing writes to the source")
     return data
 
 
@@ -148,14 +140,6 @@ def _as_image(row: dict[str, Any]) -> CheckedImage:
         kept_at=None if kept_at is None else (kept_at[0], kept_at[1]),
         mask=None if mask is None else _as_image(mask),
     )
-
-
-def _rows_path(work: WorkFolder, chunk: int) -> Path:
-    return work.checked / f"{chunk:06d}.json"
-
-
-def _kept_path(work: WorkFolder, chunk: int) -> Path:
-    return work.checked / f"{chunk:06d}.kept"
 
 
 def _read(file: str) -> bytes | str:

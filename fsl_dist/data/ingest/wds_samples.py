@@ -1,4 +1,4 @@
-"""Samples in WebDataset shards that others wrote: members with one key, their image, label and further values."""
+"""Samples in existing WebDataset shards: members with one key, their image, label and further values."""
 
 import glob
 import json
@@ -33,7 +33,7 @@ class SampleKeys:
     unit: str = ""
     """key of `.json`: samples with one value stay on one side of any split"""
     image_extensions: tuple[str, ...] = ()
-    """which member is the image, the first that a sample has; empty: its only one that is called like an image"""
+    """which member is the image, the first that a sample has; empty: its only one that is named like an image"""
     mask: str = ""
     """extension of the member that is the image's mask, such as `mask.png`; a sample may lack it"""
     shard_in_key: bool = False
@@ -48,7 +48,7 @@ class ShardListing:
     """named as they were found; only those that hold samples"""
     listing: Listing = field(default_factory=lambda: Listing([], []))
     places: dict[str, Place] = field(default_factory=dict)
-    """key → where its image lies"""
+    """key → where its image is stored"""
 
 
 def find_shards(pattern: str) -> list[Path]:
@@ -116,7 +116,7 @@ def list_shards(paths: list[Path], keys: SampleKeys) -> ShardListing:
                         BadSample(
                             candidate.path,
                             f"duplicate key '{candidate.key}', taken by {first_of[candidate.key]} "
-                            "(--shard-in-key tells shards with equal keys apart)",
+                            "(shard_in_key=True keeps shards with equal keys apart)",
                         )
                     )
                     continue
@@ -201,7 +201,7 @@ def _choose_image(members: dict[str, Member], extensions: tuple[str, ...]) -> Me
     plain = [ext for ext in found if "." not in ext]  # `jpg` before `mask.png`
     chosen = plain or found
     if len(chosen) > 1:
-        return f"has several images, {', '.join(chosen)}; --image-extension names the one to take"
+        return f"has several images, {', '.join(chosen)}; image_extensions=… names the one to take"
     return members[chosen[0]] if chosen else f"has no image; it has {', '.join(members)}"
 
 
@@ -240,7 +240,7 @@ def _read_label(
     else:
         wanted = (label_key,) if label_key else DEFAULT_LABEL_KEYS
         label = next((text for text in (_as_text(values, key) for key in wanted) if text), "")
-        where = f"no .cls, and no {' or '.join(wanted)} in .json; --label-key names the key"
+        where = f"no .cls, and no {' or '.join(wanted)} in .json; label_key=… names the key"
         if label_key:
             where = f"no {label_key} in .json"
     if not label:
@@ -264,6 +264,6 @@ def _check_splits(candidates: list[Candidate], key: str) -> None:
     seen = sorted({candidate.split for candidate in candidates})
     if not set(seen) <= set(SPLITS):
         raise RequestError(
-            f"--split-key={key} must hold {', '.join(SPLITS)} in every .json; it holds "
+            f"split_key={key} must hold {', '.join(SPLITS)} in every .json; it holds "
             f"{', '.join(repr(value) for value in seen[:8])}{' …' if len(seen) > 8 else ''}"
         )

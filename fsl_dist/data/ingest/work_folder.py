@@ -1,100 +1,70 @@
-"""The folder in which a pack works until it is complete, and from which a killed one goes on.
+"""The folder in which a pack works until it is complete, and from which a killed one resumes.
 
-    .OUT.partial/
-      3f2a…/                the plan: what the pieces are made of, by its hash
-        plan.json
-        checked/            what is known of a chunk of images, and those that were re-encoded
-        out/                finished shards, as they will lie in OUT
-        unfinished/         files that are being written
-
-A piece is there once its file is renamed into its place, so whatever is there is whole.
+.OUT.partial/
+  3f2a…/                 the pieces of one plan, by its fingerprint
+    plan.json
+    chunk-000000.kept    re-encoded images of a chunk of the source
+    out/                 the data set so far: finished shards
+    finished/            notes of what is finished (`index.base.pieces`)
 """
 
 import contextlib
-import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from fsl_dist.errors import DataError, RequestError
-from index.base.files import list_folder, new_token, remove_folder
+from index.base.files import list_folder, remove_folder, write_atomic
+from index.base.pieces import WorkFolder, fingerprint_of
 
 logger = logging.getLogger(__name__)
 
 _PLAN = "plan.json"
 
 
-@dataclass(frozen=True, slots=True)
-class WorkFolder:
-    """Where the pieces of one plan lie; workers get a copy."""
+class PackFolder(WorkFolder):
+    """Where the pieces of one plan are; workers get a copy."""
 
-    path: Path
-
-    @property
-    def checked(self) -> Path:
-        return self.path / "checked"
+    __slots__ = ()
 
     @property
     def out(self) -> Path:
-        return self.path / "out"
+        return self.folder / "out"
 
     @property
-    def _unfinished(self) -> Path:
-        return self.path / "unfinished"
+    def shards(self) -> Path:
+        return self.out / "shards"
+
+    def path_of(self, name: str) -> Path:
+        """Path of a shard, or of any other file of this attempt."""
+        return (self.shards if name.endswith(".tar") else self.folder) / name
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, partial: Path, plan: Mapping[str, object]) -> Iterator["WorkFolder"]:
-        """The folder below `partial` for the pieces of `plan` (JSON values by what a user calls them).
+    def open(cls, partial: Path, plan: Mapping[str, object]) -> Iterator["PackFolder"]:
+        """The folder below `partial` for the pieces of `plan` (JSON values under names that a user understands).
 
-        What an earlier try finished by an equal plan is there; that of other plans is removed, with a line that says
-        why. Only one process at a time: hold a lock. At the block's end `partial` is removed, also after a DataError or
-        RequestError: source or request cannot serve. After anything else (an interrupt, a full disk, a killed worker)
-        it stays, for the next try to go on from.
+        It holds what an earlier try with an equal plan finished. Pieces of other plans are removed, and a warning says why.
+        Hold a lock: one process at a time. At the block's end `partial` is removed, also after a DataError or
+        RequestError, which lie in the source or the request. After anything else (an interrupt, a full disk, a killed
+        worker) it stays, so that the next try can resume.
         """
-        text = json.dumps(plan, sort_keys=True)
-        work = cls(partial / hashlib.sha256(text.encode()).hexdigest()[:16])
+        work = cls(partial / fingerprint_of(plan)[:16])
         for name in list_folder(partial):
-            if name != work.path.name:
-                logger.warning("an earlier try is thrown away: %s", _explain_difference(partial / name, plan))
+            if name != work.folder.name:
+                logger.warning("an earlier try is discarded: %s", _explain_difference(partial / name, plan))
                 remove_folder(partial / name)
                 (partial / name).unlink(missing_ok=True)
-        remove_folder(work._unfinished)
-        for folder in (work.checked, work.out, work._unfinished):
-            folder.mkdir(parents=True, exist_ok=True)
-        with work.replacing(work.path / _PLAN) as file:
-            file.write(text.encode())
+        work.recover()
+        work.shards.mkdir(parents=True, exist_ok=True)
+        write_atomic(work.folder / _PLAN, json.dumps(plan).encode())
         try:
             yield work
         except (DataError, RequestError):
             remove_folder(partial)
             raise
         remove_folder(partial)
-
-    @contextlib.contextmanager
-    def replacing(self, path: Path, *, is_forced: bool = False) -> Iterator[IO[bytes]]:
-        """A file to write, which takes its place at `path` at the block's end, on the disk if `is_forced`."""
-        unfinished = self._unfinished / f"{path.name}.{new_token()}"
-        try:
-            with unfinished.open("xb") as file:
-                yield file
-                if is_forced:
-                    file.flush()
-                    os.fsync(file.fileno())
-            unfinished.replace(path)
-        except BaseException:
-            unfinished.unlink(missing_ok=True)
-            raise
-
-
-def log_reuse(what: str, there: int, total: int) -> None:
-    """Say how many of `total` pieces are `there` from an earlier try, if any."""
-    if there:
-        logger.info("going on: %d of %d %s", there, total, what)
 
 
 def _explain_difference(folder: Path, plan: Mapping[str, object]) -> str:
@@ -103,5 +73,5 @@ def _explain_difference(folder: Path, plan: Mapping[str, object]) -> str:
         before = json.loads((folder / _PLAN).read_bytes())
         differing = [name for name in {**before, **plan} if before.get(name) != plan.get(name)]
     except (OSError, ValueError, TypeError, AttributeError):
-        return f"'{folder}' holds no plan"
+        return f"'{folder}' has no plan"
     return f"it had another {', another '.join(differing)}"

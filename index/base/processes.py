@@ -1,4 +1,4 @@
-"""Independent pieces of work, done by several processes that load no more than the work itself needs."""
+"""Pieces of work by several processes of this machine, which load no more than the work itself needs."""
 
 import os
 import pickle
@@ -12,26 +12,30 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
-from fsl_dist.errors import FslDistError
+from index.base.errors import FslDistError
+from index.base.pieces import Spread, do_here
 
 _Piece = TypeVar("_Piece")
 _Result = TypeVar("_Result")
 
 
-def run_pieces(
-    work: Callable[[_Piece], _Result], pieces: Sequence[_Piece], processes: int
-) -> Iterator[tuple[int, _Result]]:
-    """(position, `work(piece)`) of each of `pieces`, as they are done.
+def on_processes(processes: int) -> Spread:
+    """Do pieces in `processes` processes (0: one per core), no more than there are pieces; one is this process itself.
 
-    At most `processes` (0: one a core) at once, no more than there are pieces; one is this process itself. `work`, pieces and results are
-    pickled; `work` is importable by name. What `work` raises is raised here, and ends the rest. The others end with
-    this process, however it ends. FslDistError where one ends by itself.
+    Work, pieces and results are pickled; work is importable by name. What it raises is raised here and ends the rest.
+    The others end with this process, however it ends. FslDistError where one ends by itself.
     """
-    processes = min(processes or _count_cores(), len(pieces))
-    if processes <= 1:
-        for number, piece in enumerate(pieces):
-            yield number, work(piece)
-        return
+
+    def spread(work: Callable[[_Piece], _Result], pieces: Sequence[_Piece]) -> Iterator[tuple[int, _Result]]:
+        num = min(processes or _count_cores(), len(pieces))
+        return do_here(work, pieces) if num <= 1 else _spread_over(num, work, pieces)
+
+    return spread
+
+
+def _spread_over(
+    processes: int, work: Callable[[_Piece], _Result], pieces: Sequence[_Piece]
+) -> Iterator[tuple[int, _Result]]:
     workers: dict[Connection, subprocess.Popen[bytes]] = {}
     try:
         for _ in range(processes):
@@ -40,19 +44,19 @@ def run_pieces(
             _send(connection, work, process)
         waiting = iter(enumerate(pieces))
         running: dict[Connection, int] = {}
-        for connection, (number, piece) in zip(workers, waiting, strict=False):
+        for connection, (position, piece) in zip(workers, waiting, strict=False):
             _send(connection, piece, workers[connection])
-            running[connection] = number
+            running[connection] = position
         while running:
             for ready in wait(list(running)):
                 assert isinstance(ready, Connection)
                 result = _receive(ready, workers[ready])
-                number = running.pop(ready)
+                position = running.pop(ready)
                 following = next(waiting, None)
                 if following is not None:
                     _send(ready, following[1], workers[ready])
                     running[ready] = following[0]
-                yield number, result
+                yield position, result
     finally:
         for process in workers.values():
             process.kill()
@@ -70,8 +74,8 @@ def _start_worker() -> tuple[Connection, subprocess.Popen[bytes]]:
     # packing once more; and they outlive a parent that is killed.
     ours, theirs = Pipe()
     process = subprocess.Popen(
-        [sys.executable, "-c", f"from fsl_dist.data.ingest.pieces import serve; serve({theirs.fileno()})"],
-        stdin=subprocess.PIPE,  # its end tells the worker that this process has ended
+        [sys.executable, "-c", f"from index.base.processes import serve; serve({theirs.fileno()})"],
+        stdin=subprocess.PIPE,  # its end: this process has ended
         pass_fds=[theirs.fileno()],
         process_group=0,  # Ctrl-C is for this process, which ends the workers
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
@@ -104,14 +108,16 @@ def _describe_end(process: subprocess.Popen[bytes]) -> FslDistError:
         process.kill()
         code = process.wait()
     if code == -signal.SIGKILL:
-        how = "was killed, perhaps for want of memory; fewer --processes need less"
+        how = "was killed, perhaps for lack of memory (processes=1 needs the least)"
     else:
         how = f"ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
-    return FslDistError(f"a worker process {how}; the same command goes on with the pieces that are finished")
+    return FslDistError(
+        f"a worker process {how}; run the same again to resume with the pieces that are finished"
+    )
 
 
 def serve(descriptor: int) -> None:
-    """Be a worker: take work, then pieces, from the connection at `descriptor` until it ends."""
+    """Be a worker: receive work, then pieces, from the connection at `descriptor` until it closes."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     connection = Connection(descriptor)
     try:
@@ -134,7 +140,7 @@ def _end_with_parent() -> None:
 
 def _make_sendable(error: Exception) -> Exception:
     if not isinstance(error, FslDistError | OSError):
-        error.add_note("".join(traceback.format_exception(error)))  # where it was; pickling drops that
+        error.add_note("".join(traceback.format_exception(error)))  # where it happened; pickling drops that
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:

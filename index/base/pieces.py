@@ -1,0 +1,165 @@
+"""Work in pieces that survives a kill; index builds and `pack` run on it.
+
+A piece is a part of the work that depends on no other part and leaves one file in the folder of the attempt. What later
+pieces need to know of it is in its note, `finished/NAME.json`, next to the CRC-32 of the file; the note has one of itself.
+A piece is finished once its note is written. A kill costs the pieces that were being worked on, one for each process:
+when the attempt is resumed, `WorkFolder.recover` compares every checksum, and pieces whose checksum changed are rebuilt.
+The folder's name comes from the fingerprint of the plan, which is everything that decides the bytes, so the same request
+finds it again.
+
+Who works on the pieces is a `Spread`: this process (`do_here`), processes of this machine
+(`index.base.processes.on_processes`) or Ray actors (`index.writing.ray.on_ray`). Who may write to a folder is decided by
+its user, because the two users need different rules: a build of an index may be taken over by another machine, so a newer
+`Owner` fences off the older one; a pack holds a lock on this machine, and its own workers end with it.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from index.base import files
+from index.base.errors import VersionError
+from index.base.files import Owner
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage, how much of it is done, and how much there is in all."""
+
+_Piece = TypeVar("_Piece")
+_Result = TypeVar("_Result")
+
+_NOTES = "finished"
+_SUFFIX = ".json"
+
+
+class Spread(Protocol):
+    """Does pieces, in any order, and yields (position, result) of each once it is done."""
+
+    def __call__(
+        self, work: Callable[[_Piece], _Result], pieces: Sequence[_Piece]
+    ) -> Iterator[tuple[int, _Result]]: ...
+
+
+def do_here(work: Callable[[_Piece], _Result], pieces: Sequence[_Piece]) -> Iterator[tuple[int, _Result]]:
+    """Do pieces in this process, one after another."""
+    for position, piece in enumerate(pieces):
+        yield position, work(piece)
+
+
+def fingerprint_of(plan: Mapping[str, object]) -> str:
+    """SHA-256 of a plan (JSON values), in hexadecimal digits."""
+    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class WorkFolder:
+    """The folder of one attempt: files, and notes of those that are finished. Other processes get a copy."""
+
+    folder: Path
+    owner: Owner | None = None
+    """Claim that every note checks; None: the folder is not fenced."""
+
+    def path_of(self, name: str) -> Path:
+        """Path of the file `name`."""
+        return self.folder / name
+
+    def finish(
+        self, name: str, facts: Mapping[str, object] | None = None, *, crc32: int | None = None
+    ) -> None:
+        """Note that the file `name` is finished.
+
+        facts: JSON values that later pieces need. crc32: of the file; read from it where it is not given. Raises
+        StaleOwnerError where another process has taken over.
+        """
+        if crc32 is None:
+            crc32 = files.crc32_of_file(self.path_of(name))
+        note = json.dumps({"crc32": crc32, **(facts or {})})
+        self.check_owner()
+        # Not forced to the disk: a note that a crash cut does not match its checksum, and costs a piece.
+        with files.replacing(self._note_path(name), is_forced=False) as file:
+            file.write(json.dumps({"note": note, "crc32": zlib.crc32(note.encode())}).encode())
+
+    def facts_of(self, name: str) -> dict[str, Any] | None:
+        """What is noted of a finished file, its `crc32` included; None where nothing is, or the note is damaged."""
+        path = self._note_path(name)
+        if not files.exists(path):
+            return None
+        try:
+            signed = json.loads(files.read_text(path))
+            if zlib.crc32(signed["note"].encode()) != signed["crc32"]:
+                return None
+            return json.loads(signed["note"])
+        except (VersionError, ValueError, TypeError, KeyError, AttributeError):
+            return None
+
+    def has(self, name: str) -> bool:
+        """Whether a file is noted as finished."""
+        return files.exists(self._note_path(name))
+
+    def is_sound(self, name: str) -> bool:
+        """Whether a file is finished and has the bytes it was finished with; reads all of them."""
+        facts = self.facts_of(name)
+        with contextlib.suppress(FileNotFoundError):
+            return facts is not None and files.crc32_of_file(self.path_of(name)) == facts["crc32"]
+        return False
+
+    def list_finished(self) -> list[str]:
+        """Names of the files that are noted as finished."""
+        names = files.list_folder(self.folder / _NOTES)
+        return [name.removesuffix(_SUFFIX) for name in names if not name.startswith(".")]
+
+    def forget(self, name: str) -> None:
+        """Drop the note of a file, which is then not finished."""
+        files.remove_file(self._note_path(name))
+
+    def recover(self) -> None:
+        """Prepare what an earlier try left: drop half-written files, and notes of files whose bytes have changed.
+
+        Reads everything that is finished.
+        """
+        files.remove_unfinished(self.folder)
+        for name in self.list_finished():
+            if not self.is_sound(name):
+                logger.warning("%s of an earlier try is damaged and will be rebuilt", self.path_of(name))
+                self.forget(name)
+
+    def check_owner(self) -> None:
+        """Raise StaleOwnerError where another process has taken over."""
+        if self.owner is not None:
+            self.owner.check()
+
+    def do_missing(
+        self,
+        stage: str,
+        work: Callable[[_Piece], object],
+        pieces: Mapping[str, _Piece],
+        *,
+        spread: Spread = do_here,
+        progress: Progress | None = None,
+        size_of: Callable[[_Piece], int] = lambda piece: 1,
+    ) -> int:
+        """Do those of `pieces` (by the name of the file each leaves) that are not finished.
+
+        size_of: what a piece counts for `progress`. Returns how many pieces an earlier try had finished.
+        """
+        missing = [piece for name, piece in pieces.items() if not self.has(name)]
+        num_there = len(pieces) - len(missing)
+        if num_there:
+            logger.info("resumed: %d of %d pieces of stage '%s' were there", num_there, len(pieces), stage)
+        total = sum(map(size_of, pieces.values()))
+        done = total - sum(map(size_of, missing))
+        for position, _ in spread(work, missing):
+            done += size_of(missing[position])
+            if progress is not None:
+                progress(stage, done, total)
+        return num_there
+
+    def _note_path(self, name: str) -> Path:
+        return self.folder / _NOTES / (name + _SUFFIX)
