@@ -130,6 +130,9 @@ def test_a_method_from_elsewhere_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     class Center:
         kind: Literal["center"] = "center"
 
+        def build(self, config: object, catalogue: object, selection: object, device: object) -> None:
+            raise NotImplementedError
+
     own_methods.cache_clear()
     config = dataclasses.replace(load_config(None, []), method=Center())  # type: ignore[arg-type]
     with pytest.raises(RequestError, match=r"method\.kind=center comes from another distribution"):
