@@ -58,6 +58,8 @@ def describe_type(hint: Any) -> str:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         return f"{describe_type(args[0])}, {range_of(hint)}"
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(describe_type, args))
     if origin is Literal:
         return ", ".join(f"`{choice}`" for choice in args)
     if origin is tuple:

@@ -5,9 +5,11 @@ Each part is a frozen dataclass beside what it configures; this file owns the tr
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
 
 from fsl_dist.data.config import DataConfig
 from fsl_dist.errors import ConfigError
@@ -21,7 +23,7 @@ from fsl_dist.samplers.episode import EpisodeConfig
 from fsl_dist.shipped import find_config
 from fsl_dist.training.config import TrainingConfig, WorkersConfig
 from index.base.object_cache import bring_file, is_url, told, working_folder
-from index.base.settings import Variants, merge, parse_overrides, parse_yaml, to_yaml, validate
+from index.base.settings import Variants, merge, parse_overrides, parse_yaml, settings, to_yaml, validate
 from index.config import IndexConfig
 
 if TYPE_CHECKING:
@@ -33,21 +35,17 @@ if TYPE_CHECKING:
 CONFIG_FILE = "config.yaml"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings("run")
 class RunFolder:
     """Where a run lives and what its draws start from."""
 
     dir: str = ""
     """the run's folder, or its place at s3:// or gs://; every worker must be able to write there"""
-    seed: int = 0
-    """all random draws are functions of it, 0 or more"""
-
-    def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ConfigError(f"run.seed={self.seed} must be 0 or more")
+    seed: Annotated[int, Field(ge=0)] = 0
+    """all random draws are functions of it"""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings("")
 class RunConfig:
     """One training run, whole."""
 

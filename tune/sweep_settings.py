@@ -1,10 +1,13 @@
 """What every sweep says, whatever it varies: which points are tried, in which order, how many, and which of two is better."""
 
 import abc
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from dataclasses import field
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
 
 from index.base.errors import ConfigError
+from index.base.settings import settings
 from tune.space import Knob, Point, Scalar, draw_point, grid_point, grid_size
 
 _MOST_PRUNED = 200
@@ -13,7 +16,7 @@ _PROBES_OF_GRID = 10_000
 """combinations of a grid that are held against the rules of what is varied before a sweep starts"""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings("")
 class SweepSettings(abc.ABC):
     """The part of a sweep's settings that is the same for runs and for indexes."""
 
@@ -30,15 +33,15 @@ class SweepSettings(abc.ABC):
     """max: larger is better"""
     search: Literal["random", "grid", "optuna"] = "random"
     """points drawn by seed, all combinations, or proposed by Optuna's TPE from the trials so far (needs `optuna`)"""
-    trials: int = 20
-    """points that are tried, at least 1; a grid has no more than its combinations"""
+    trials: Annotated[int, Field(ge=1)] = 20
+    """points that are tried; a grid has no more than its combinations"""
     include_base: bool = True
     """trial 0000 is the base as it is, beside the others: never stopped early, and not counted"""
-    hours: float = 0.0
+    hours: Annotated[float, Field(ge=0)] = 0.0
     """no trial starts after so many hours of running, resumed ones together; 0: no limit"""
-    max_failures: int = -1
+    max_failures: Annotated[int, Field(ge=-1)] = -1
     """failed trials that the sweep goes on with; −1: any number"""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     """points are functions of it; a run's own draws start from base.run.seed"""
 
     @property
@@ -49,12 +52,6 @@ class SweepSettings(abc.ABC):
     @abc.abstractmethod
     def trial_config(self, point: Point) -> object:
         """The settings of a point's trial; ConfigError for a point that breaks their rules."""
-
-    def check_numbers(self) -> None:
-        """Raise ConfigError for a number below its least."""
-        for name, least in (("trials", 1), ("hours", 0), ("max_failures", -1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name}={getattr(self, name):g} must be {least} or more")
 
     def check_points(self) -> None:
         """Raise the first point's error where not one of many points makes a trial."""

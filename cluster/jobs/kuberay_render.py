@@ -3,15 +3,17 @@
 import json
 import re
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from pydantic import AfterValidator, Field
 
 from cluster.jobs.job import Job
 from cluster.jobs.kustomize import Manifest, apply_component, pod_specs, read_objects, write_objects
 from index.base.errors import RequestError
+from index.base.settings import settings
 
 JOB_LABEL = "fsl-dist/job"
 """on every object and pod of a job: its name"""
@@ -23,6 +25,8 @@ _LARGEST_CONFIG = 1_000_000
 """bytes; a ConfigMap holds 1 MiB"""
 _LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 _NAME = rf"(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*"
+_STORAGE = rf"{_NAME}|(s3|gs)://[^/\s]+(/\S*)?"
+_STORAGE_IN_WORDS = "the name of a persistent volume claim, s3://BUCKET/… or gs://BUCKET/…"
 
 
 def manifests() -> Path:
@@ -36,72 +40,57 @@ def _image_of_manifests() -> str:
     return f"{image['name']}:{image['newTag']}"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+def _like(pattern: str, rule: str) -> AfterValidator:
+    """Text that `pattern` matches from end to end; `rule` says in an error what it must be."""
+
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(rule)
+        return text
+
+    return AfterValidator(check)
+
+
+def _pinned(image: str) -> str:
+    name, _, tag = image.rpartition("/")[2].partition(":")
+    if not name or re.search(r"\s", image) or ("@sha256:" not in image and tag in ("", "latest")):
+        raise ValueError("NAME:TAG or NAME@sha256:…, and the tag not latest")
+    return image
+
+
+@settings("")
 class KubeOptions:
     """Where on the cluster a job runs, and what it gets."""
 
-    image: str = field(default_factory=_image_of_manifests)
+    image: Annotated[str, AfterValidator(_pinned)] = field(default_factory=_image_of_manifests)
     """of all pods, with a tag or a digest; `latest` is none"""
-    namespace: str = "fsl-dist"
+    namespace: Annotated[str, _like(_LABEL, "a DNS label")] = "fsl-dist"
     """must exist; a DNS label"""
-    workers: int = 2
-    """worker pods, at least 1; of a sweep, the most at a time"""
-    cpus_per_worker: int = 4
-    """CPU cores, at least 1"""
-    gpus_per_worker: int = 0
+    workers: Annotated[int, Field(ge=1)] = 2
+    """worker pods; of a sweep, the most at a time"""
+    cpus_per_worker: Annotated[int, Field(ge=1)] = 4
+    """CPU cores"""
+    gpus_per_worker: Annotated[int, Field(ge=0)] = 0
     """whole GPUs"""
-    memory: str = "16Gi"
+    memory: Annotated[str, _like(r"[1-9]\d*[MGT]i", "a number with Mi, Gi or Ti: 16Gi")] = "16Gi"
     """of a worker, requested and never exceeded: a number with Mi, Gi or Ti"""
-    storage: str = "fsl-dist"
+    storage: Annotated[str, _like(_STORAGE, _STORAGE_IN_WORDS)] = "fsl-dist"
     """a persistent volume claim that all pods can write, mounted at /mnt/fsl-dist; or s3://… or gs://…: no volume, and the
     Secret fsl-dist-storage, where there is one, as environment variables"""
-    queue: str = ""
+    queue: Annotated[str, _like(_NAME + "|", "the name of a LocalQueue")] = ""
     """LocalQueue of Kueue that the job waits in; empty: none"""
-    priority: str = ""
+    priority: Annotated[str, _like(_NAME + "|", "the name of a class")] = ""
     """PriorityClass of the pods; with `queue`, WorkloadPriorityClass of the job; empty: the cluster's own"""
-    retries: int = 2
+    retries: Annotated[int, Field(ge=0)] = 2
     """new clusters after the first that failed; the command goes on from its storage"""
-    deadline: int = 86_400
-    """seconds for everything, waiting and retries included, at least 60"""
-    service_account: str = "fsl-dist"
+    deadline: Annotated[int, Field(ge=60)] = 86_400
+    """seconds for everything, waiting and retries included"""
+    service_account: Annotated[str, _like(_NAME, "the name of a ServiceAccount")] = "fsl-dist"
     """of all pods"""
-    pull_secret: str = ""
+    pull_secret: Annotated[str, _like(_NAME + "|", "a Secret's name")] = ""
     """Secret for the image's registry; empty: none"""
-    operator_namespace: str = "kuberay-system"
+    operator_namespace: Annotated[str, _like(_LABEL, "a DNS label")] = "kuberay-system"
     """where KubeRay's operator runs: the one namespace that reaches the job's dashboard"""
-
-    def __post_init__(self) -> None:
-        rules = (
-            ("image", _is_pinned(self.image), "must be NAME:TAG or NAME@sha256:…, and the tag not latest"),
-            ("namespace", _matches(_LABEL, self.namespace), "must be a DNS label"),
-            ("workers", self.workers >= 1, "must be at least 1"),
-            ("cpus_per_worker", self.cpus_per_worker >= 1, "must be at least 1"),
-            ("gpus_per_worker", self.gpus_per_worker >= 0, "must be at least 0"),
-            ("memory", _matches(r"[1-9]\d*[MGT]i", self.memory), "must be a number with Mi, Gi or Ti: 16Gi"),
-            (
-                "storage",
-                _matches(_NAME, self.storage) or _matches(r"(s3|gs)://[^/\s]+(/\S*)?", self.storage),
-                "must be the name of a persistent volume claim, s3://BUCKET/… or gs://BUCKET/…",
-            ),
-            ("queue", not self.queue or _matches(_NAME, self.queue), "must be the name of a LocalQueue"),
-            ("priority", not self.priority or _matches(_NAME, self.priority), "must be the name of a class"),
-            ("retries", self.retries >= 0, "must be at least 0"),
-            ("deadline", self.deadline >= 60, "must be at least 60 seconds"),
-            (
-                "service_account",
-                _matches(_NAME, self.service_account),
-                "must be the name of a ServiceAccount",
-            ),
-            (
-                "pull_secret",
-                not self.pull_secret or _matches(_NAME, self.pull_secret),
-                "must be a Secret's name",
-            ),
-            ("operator_namespace", _matches(_LABEL, self.operator_namespace), "must be a DNS label"),
-        )
-        for name, holds, rule in rules:
-            if not holds:
-                raise RequestError(f"--{name.replace('_', '-')} {getattr(self, name)!r} {rule}")
 
     @property
     def is_bucket(self) -> bool:
@@ -248,12 +237,3 @@ def _rename(part: Any, old: str, new: str) -> Any:
 def _admit_operator(policy: Manifest, namespace: str) -> None:
     text = json.dumps(policy["spec"])
     policy["spec"] = json.loads(text.replace('"kuberay-system"', json.dumps(namespace)))
-
-
-def _is_pinned(image: str) -> bool:
-    name, _, tag = image.rpartition("/")[2].partition(":")
-    return bool(name) and not re.search(r"\s", image) and ("@sha256:" in image or tag not in ("", "latest"))
-
-
-def _matches(pattern: str, text: str) -> bool:
-    return re.fullmatch(pattern, text) is not None

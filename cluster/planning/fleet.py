@@ -1,39 +1,34 @@
 """The machines that a plan is for, and whether rates may be used for them."""
 
-import math
-from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
 
 from cluster.planning.rates import Rates
 from fsl_dist.config import RunConfig
 from fsl_dist.errors import RequestError
+from index.base.settings import settings
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings("")
 class Fleet:
     """The machines of a plan; each is one like that of the rates file."""
 
-    workers: int = 1
+    workers: Annotated[int, Field(ge=1)] = 1
     """machines"""
-    gpus_per_worker: int = 0
+    gpus_per_worker: Annotated[int, Field(ge=0)] = 0
     """of each, 0 = on the CPU"""
-    processes_per_worker: int = 0
+    processes_per_worker: Annotated[int, Field(ge=0)] = 0
     """training processes a machine; 0 = one a GPU, or one"""
-    network_gbit: float | None = None
+    network_gbit: Annotated[float, Field(gt=0)] | None = None
     """of each machine's link, 10⁹ bits/s; None = as two processes of the measured machine reach"""
-    storage_mb_s: float | None = None
+    storage_mb_s: Annotated[float, Field(gt=0)] | None = None
     """that the storage gives all machines together, 10⁶ bytes/s; None = what was measured, for each machine"""
 
     def __post_init__(self) -> None:
-        for name, least in (("workers", 1), ("gpus_per_worker", 0), ("processes_per_worker", 0)):
-            if getattr(self, name) < least:
-                raise RequestError(f"{_option(name)}={getattr(self, name)} must be at least {least}")
-        for name in ("network_gbit", "storage_mb_s"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise RequestError(f"{_option(name)}={value} must be a finite number above 0")
         if self.gpus_per_worker and self.processes_per_worker > self.gpus_per_worker:
             raise RequestError(
-                f"--processes-per-worker={self.processes_per_worker} with --gpus-per-worker={self.gpus_per_worker}: a training "
+                f"processes_per_worker={self.processes_per_worker} with gpus_per_worker={self.gpus_per_worker}: a training "
                 "process has a GPU of its own (fewer processes, or more GPUs)"
             )
 
@@ -46,10 +41,6 @@ class Fleet:
     def processes(self) -> int:
         """Training processes in all."""
         return self.workers * self.per_worker
-
-
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
 
 
 def check_rates(config: RunConfig, rates: Rates, fleet: Fleet, place: str) -> None:

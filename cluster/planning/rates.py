@@ -1,33 +1,28 @@
 """A rates file: how fast one machine does each part of a run. `fsl-dist bench rates` measures one, `fsl-dist plan` reads it."""
 
 import json
-import math
-from dataclasses import dataclass, field, fields
+from dataclasses import field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from index.base.errors import ConfigError, RequestError
-from index.base.settings import dump, parse_yaml, to_yaml, validate
+from index.base.settings import dump, parse_yaml, settings, to_yaml, validate
 
 MEASURED, ASSUMED = "measured", "assumed"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings("")
 class Rate:
     """How fast one process does one thing, and what of the machine's cores that takes."""
 
-    per_s: float
-    """units a second of one process with the cores to itself, above 0"""
-    core_ms: float = 0.0
+    per_s: Annotated[float, Field(gt=0)]
+    """units a second of one process with the cores to itself"""
+    core_ms: Annotated[float, Field(ge=0)] = 0.0
     """CPU time a unit, in thousandths of a second of one core, over all threads; 0 = no core to speak of"""
     source: str = MEASURED
     """`measured`, or where the number is from; what does not begin with `measured` counts as assumed"""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.per_s < math.inf:
-            raise ValueError(f"per_s={self.per_s} must be a finite number above 0")
-        if not 0 <= self.core_ms < math.inf:
-            raise ValueError(f"core_ms={self.core_ms} must be a finite number, 0 or more")
 
     @property
     def is_measured(self) -> bool:
@@ -35,61 +30,49 @@ class Rate:
         return self.source.startswith(MEASURED)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings("")
 class Machine:
     """What the rates belong to; a plan takes every worker for such a machine."""
 
     device: Literal["cpu", "cuda"]
     """where networks run"""
-    cores: int
-    """CPU cores of one machine, at least 1"""
-    memory_gb: float
-    """memory of one machine, 10⁹ bytes, above 0"""
+    cores: Annotated[int, Field(ge=1)]
+    """CPU cores of one machine"""
+    memory_gb: Annotated[float, Field(gt=0)]
+    """memory of one machine, 10⁹ bytes"""
     cpu: str = ""
     gpu: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     """of the libraries that do the work"""
 
-    def __post_init__(self) -> None:
-        if self.cores < 1:
-            raise ValueError(f"cores={self.cores} must be at least 1")
-        if not 0 < self.memory_gb < math.inf:
-            raise ValueError(f"memory_gb={self.memory_gb} must be a finite number above 0")
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings("")
 class Work:
     """What was done when the rates were measured: a plan is refused for another network or image size."""
 
     backbone: str
     """`backbone.name`"""
-    image_size: int
-    """`data.image_size`, at least 1"""
+    image_size: Annotated[int, Field(ge=1)]
+    """`data.image_size`"""
     precision: Literal["float32", "bf16"]
     """of the forward pass"""
-    embedding_dim: int
-    """numbers an embedding has, at least 1"""
-    gradient_bytes: int
-    """bytes of gradient that workers reduce in a step, at least 1"""
-    image_bytes: float
-    """bytes of an image in the shards, the mean, above 0"""
-    classes: int
+    embedding_dim: Annotated[int, Field(ge=1)]
+    """numbers an embedding has"""
+    gradient_bytes: Annotated[int, Field(ge=1)]
+    """bytes of gradient that workers reduce in a step"""
+    image_bytes: Annotated[float, Field(gt=0)]
+    """bytes of an image in the shards, the mean"""
+    classes: Annotated[int, Field(ge=1)]
     """training classes; a classifier's gradient grows with them"""
-    step_images: int
-    """images of the steps that were timed, at least 1"""
-    vectors: int
-    """vectors of the index that was built and searched, at least 1"""
+    step_images: Annotated[int, Field(ge=1)]
+    """images of the steps that were timed"""
+    vectors: Annotated[int, Field(ge=1)]
+    """vectors of the index that was built and searched"""
     index_kind: str
     """`index.kind` of it"""
 
-    def __post_init__(self) -> None:
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if isinstance(value, int | float) and not 0 < value < math.inf:
-                raise ValueError(f"{item.name}={value} must be a finite number above 0")
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings("")
 class Rates:
     """The rates of one machine for one configuration. One that is missing is only an error where a plan needs it."""
 

@@ -1,20 +1,20 @@
 """The index service as an application that Ray Serve imports: what `serveConfigV2` of a RayService names."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import ray
+from pydantic import Field
 from ray import serve
 
 from cluster.service.replica import make_application
 from cluster.service.settings import Limits, ServiceSettings, digest_token, find_catalogue
 from index import versions
 from index.base.errors import RequestError
-from index.base.settings import validate
+from index.base.settings import settings, validate
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings("args")
 class ServiceArguments:
     """`args` of the application; the options of `fsl-dist index serve` without those of its own process."""
 
@@ -26,9 +26,9 @@ class ServiceArguments:
     """the manifest's rayVersion, which the image's Ray is compared with; empty: not compared"""
     dataset: str = ""
     """path of the data set whose keys answers have, too; empty: no keys"""
-    replicas: int = 1
+    replicas: Annotated[int, Field(ge=1)] = 1
     """processes that answer; each opens the index"""
-    cpus: int = 1
+    cpus: Annotated[int, Field(ge=1)] = 1
     """CPUs, and threads, of each"""
     max_k: int = 1000
     """neighbours a query"""
@@ -39,15 +39,10 @@ class ServiceArguments:
     verify: bool = True
     """whether checksums are compared before a version is served"""
 
-    def __post_init__(self) -> None:
-        for name in ("replicas", "cpus"):
-            if getattr(self, name) < 1:
-                raise RequestError(f"args.{name}={getattr(self, name)} must be at least 1")
-
 
 def build(arguments: dict[str, Any]) -> serve.Application:
     """The application, once what it needs is there. Raises RequestError, VersionError; RayService shows the line."""
-    args = validate(ServiceArguments, arguments, "serveConfigV2, args")
+    args = validate(ServiceArguments, arguments, "serveConfigV2", "args")
     if args.ray_version and args.ray_version != ray.__version__:
         raise RequestError(
             f"the image has Ray {ray.__version__}, the manifest says rayVersion {args.ray_version} (an image built from this "

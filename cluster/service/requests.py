@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cluster.service.settings import Limits
 from index.base.errors import RequestError
-from index.base.settings import validate
+from index.base.settings import settings, validate
 from index.search import SearchResult, ShardedIndex
 
 JSON = "application/json"
@@ -25,7 +25,7 @@ class BadBody(Exception):
     """The body cannot be read at all; the message is the one line to answer with."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings("")
 class SearchSettings:
     """A search, apart from its queries."""
 

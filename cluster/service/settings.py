@@ -5,33 +5,30 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from fsl_dist.data.catalogue import Catalogue
 from index.base.errors import RequestError, VersionError
+from index.base.settings import settings
 from index.search import MAX_K
 
 MIN_TOKEN = 16
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings("")
 class Limits:
     """What one request may ask for."""
 
-    max_k: int = 1000
-    """Neighbours a query, at most 16,384."""
+    max_k: Annotated[int, Field(ge=1, le=MAX_K)] = 1000
+    """Neighbours a query."""
 
-    max_batch: int = 1024
+    max_batch: Annotated[int, Field(ge=1)] = 1024
     """Queries a request."""
 
-    max_body_mb: int = 32
+    max_body_mb: Annotated[int, Field(ge=1)] = 32
     """Size of a request's body, in MiB."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.max_k <= MAX_K:
-            raise RequestError(f"max_k={self.max_k} must be from 1 to {MAX_K}")
-        for name, value in (("max_batch", self.max_batch), ("max_body_mb", self.max_body_mb)):
-            if value < 1:
-                raise RequestError(f"{name}={value} must be at least 1")
 
 
 def digest_token(name: str) -> str:

@@ -1,11 +1,13 @@
 """What can be set on the network."""
 
 import difflib
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from fsl_dist.errors import ConfigError
 from fsl_dist.plugins import find_plugins
+from index.base.settings import settings
 
 BACKBONES = (
     "alexnet", "conv4", "convnext_base", "densenet121", "efficientnet_b3", "mlp", "mobilenet_v2", "resnet18", "resnet50",
@@ -17,7 +19,7 @@ GROUP = "fsl_dist.backbones"
 """group of the entry points that add architectures"""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings("backbone")
 class BackboneConfig:
     """Network that embeds a sample."""
 
@@ -30,9 +32,9 @@ class BackboneConfig:
     pretrained: bool = False
     """start from ImageNet weights, torchvision's or timm's (downloaded once); not with `weights`. Those of `resnet50_v2`
     expect `data.mean` and `data.std` of 0.5"""
-    embedding_dim: int = 0
-    """width of a linear head on the features, 0 (no head) or more; a ReLU stands between it and a classifier"""
-    map_head: int = 0
+    embedding_dim: Annotated[int, Field(ge=0)] = 0
+    """width of a linear head on the features, 0: no head; a ReLU follows it where there is a classifier"""
+    map_head: Annotated[int, Field(ge=0)] = 0
     """maps of a 3×3 convolution with ReLU on the backbone's feature maps, before any pooling; their means are the embedding
     (CHAI section 2.1: 1024), and what comes after the maps in the backbone is left out. 0 = none"""
     fc7: bool = False
@@ -40,21 +42,20 @@ class BackboneConfig:
     it starts from the weights that the backbone starts from"""
     padding: Literal["symmetric", "same"] = "symmetric"
     """mobilenet_v2: zeros around a strided convolution's input; `same` for weights that were trained in TensorFlow"""
-    width: int = 64
-    """conv4: channels of each block, at least 1"""
-    hidden: tuple[int, ...] = (512, 256, 128)
+    width: Annotated[int, Field(ge=1)] = 64
+    """conv4: channels of each block"""
+    hidden: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (512, 256, 128)
     """mlp: width of each layer, the last of which is the embedding, without batch norm and ReLU"""
-    lr_factor: float = 1.0
-    """learning rate of the backbone as a multiple of `training.lr`, 0 or more; a head or classifier takes `training.lr`
+    lr_factor: Annotated[float, Field(ge=0)] = 1.0
+    """learning rate of the backbone as a multiple of `training.lr`; a head or classifier takes `training.lr`
     itself. 0 = the backbone's parameters stay (`batch_norm=frozen` keeps its statistics too)"""
-    linear_lr_factor: float = 1.0
-    """alexnet, vgg19: learning rate of the backbone's linear layers (fc6, fc7) as a multiple of that of its convolutions,
-    above 0"""
+    linear_lr_factor: Annotated[float, Field(gt=0)] = 1.0
+    """alexnet, vgg19: learning rate of the backbone's linear layers (fc6, fc7) as a multiple of that of its convolutions"""
     batch_norm: Literal["auto", "batch", "frozen", "ghost"] = "auto"
     """statistics used in training; auto: ghost where all workers share a batch (every method but pcn and scatter,
     and global episodes) and with training.chunk_size, else batch"""
-    batch_norm_group: int = 32
-    """ghost: images a group, at least 2, and at least episode.n_way"""
+    batch_norm_group: Annotated[int, Field(ge=2)] = 32
+    """ghost: images in a group, at least episode.n_way"""
 
     def __post_init__(self) -> None:
         known = (*BACKBONES, *find_plugins(GROUP))
@@ -64,29 +65,12 @@ class BackboneConfig:
                 f"backbone.name={self.name} must be one of {', '.join(known)}"
                 + (f"; did you mean {near[0]}?" if near else "")
             )
-        if self.embedding_dim < 0:
-            raise ConfigError(f"backbone.embedding_dim={self.embedding_dim} must be 0 (no head) or more")
         self._check_map_head()
-        if self.width < 1:
-            raise ConfigError(f"backbone.width={self.width} must be at least 1")
-        if not self.hidden or min(self.hidden) < 1:
-            raise ConfigError(
-                f"backbone.hidden={list(self.hidden)} must name at least one layer, each 1 wide or more"
-            )
-        if self.lr_factor < 0:
-            raise ConfigError(f"backbone.lr_factor={self.lr_factor:g} must be 0 (no training) or more")
-        if self.linear_lr_factor <= 0:
-            raise ConfigError(
-                f"backbone.linear_lr_factor={self.linear_lr_factor:g} must be above 0 (backbone.lr_factor=0 stops the whole "
-                "backbone)"
-            )
         if self.linear_lr_factor != 1 and (self.name not in ("alexnet", "vgg19") or self.map_head):
             raise ConfigError(
                 f"backbone.linear_lr_factor={self.linear_lr_factor:g} is for the linear layers of backbone.name=alexnet and "
                 f"vgg19 without a map head; this run has backbone.name={self.name} and backbone.map_head={self.map_head}"
             )
-        if self.batch_norm_group < 2:
-            raise ConfigError(f"backbone.batch_norm_group={self.batch_norm_group} must be at least 2")
         if self.padding == "same" and self.name != "mobilenet_v2":
             raise ConfigError(
                 f"backbone.padding=same belongs to backbone.name=mobilenet_v2; this run has backbone.name={self.name}"
@@ -103,8 +87,6 @@ class BackboneConfig:
 
     def _check_map_head(self) -> None:
         """A map head needs maps, and is the embedding's last layer; fc7 is AlexNet's and needs fc6 before it."""
-        if self.map_head < 0:
-            raise ConfigError(f"backbone.map_head={self.map_head} must be 0 (none) or more")
         if self.map_head and self.name in ("mlp", "vit_b_16"):
             raise ConfigError(
                 f"backbone.map_head={self.map_head} needs feature maps; backbone.name={self.name} makes none "

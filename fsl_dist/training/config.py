@@ -1,34 +1,31 @@
 """What can be set on a run's workers and its optimisation."""
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from fsl_dist.errors import ConfigError
+from index.base.settings import settings
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings("workers")
 class WorkersConfig:
     """How many processes train one network, and where."""
 
-    num: int = 1
-    """data-parallel workers, at least 1"""
+    num: Annotated[int, Field(ge=1)] = 1
+    """data-parallel workers"""
     launch: Literal["auto", "process", "ray"] = "auto"
     """`process`: in this process (one worker); `ray`: by Ray Train; auto: Ray for two workers and more"""
     gpu: Literal["auto", "never"] = "auto"
     """one GPU a worker where there are GPUs, or none at all"""
-    cpus: int = 1
-    """CPU cores each worker asks Ray for, at least 1"""
-    max_failures: int = 3
+    cpus: Annotated[int, Field(ge=1)] = 1
+    """CPU cores each worker asks Ray for"""
+    max_failures: Annotated[int, Field(ge=0)] = 3
     """times a run restarts from its last checkpoint after a worker died; 0 = never"""
-    timeout_s: float = 1800.0
+    timeout_s: Annotated[float, Field(gt=0)] = 1800.0
     """seconds after which a worker that waits for the others gives up"""
 
     def __post_init__(self) -> None:
-        for name, least in (("num", 1), ("cpus", 1), ("max_failures", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"workers.{name}={getattr(self, name)} must be at least {least}")
-        if self.timeout_s <= 0:
-            raise ConfigError(f"workers.timeout_s={self.timeout_s} must be above 0")
         if self.launch == "process" and self.num > 1:
             raise ConfigError(
                 f"workers.launch=process runs one worker, workers.num={self.num} needs workers.launch=ray"
@@ -40,48 +37,48 @@ class WorkersConfig:
         return self.launch == "ray" or (self.launch == "auto" and self.num > 1)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings("training")
 class TrainingConfig:
     """One optimisation: how long, how fast, when to stop, what to keep."""
 
-    epochs: int = 100
+    epochs: Annotated[int, Field(ge=0)] = 100
     """epochs at most; 0 keeps the network as it starts"""
-    images: int = 0
+    images: Annotated[int, Field(ge=0)] = 0
     """stop once this many images went forward (compare minings at equal cost); 0 = no such limit"""
-    batch_size: int = 96
-    """images of a step over all workers (methods without episodes), or triplets (chai), at least 1"""
-    chunk_size: int = 0
+    batch_size: Annotated[int, Field(ge=1)] = 96
+    """images of a step over all workers (methods without episodes), or triplets (chai)"""
+    chunk_size: Annotated[int, Field(ge=0)] = 0
     """images of a worker's share that go through the network at a time (gradient caching): memory for that many,
     the gradient of all; a larger share is loaded and forwarded twice. 0 = all at once"""
     optimizer: Literal["adam", "sgd"] = "adam"
     """Adam with coupled L2, or SGD"""
-    lr: float = 1e-4
-    """learning rate, above 0"""
-    momentum: float = 0.9
-    """SGD's momentum, 0 to below 1"""
-    weight_decay: float = 1e-5
-    """L2 coefficient, 0 or more"""
+    lr: Annotated[float, Field(gt=0)] = 1e-4
+    """learning rate"""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """SGD's momentum"""
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-5
+    """L2 coefficient"""
     lr_milestones: tuple[int, ...] = ()
     """epochs at whose start the learning rate is multiplied by `lr_gamma`"""
-    lr_gamma: float = 0.1
-    """factor at a milestone, above 0"""
+    lr_gamma: Annotated[float, Field(gt=0)] = 0.1
+    """factor at a milestone"""
     stop_metric: str = ""
     """validation metric to keep the best epoch of; empty = mca/base for pcn, kmeans/ca for scatter, else knn/mcr@5. For
     cross_entropy, mca/base is the classifier's own mean class accuracy. kmeans/ca clusters the validation images, which may
     then be of classes that are not trained on. For chai, triplet/acc is the share of the validation triplets whose images
     alike are nearer to each other than to the third"""
-    patience: int = 10
+    patience: Annotated[int, Field(ge=0)] = 10
     """validations without a better value before the run stops; 0 = no validation, the last epoch counts"""
-    validate_every: int = 1
-    """epochs between two validations, at least 1"""
+    validate_every: Annotated[int, Field(ge=1)] = 1
+    """epochs between two validations"""
     log_train_knn: bool = False
     """every `validate_every` epochs, also with patience=0, log knn/train_acc@K_p: each training image by the vote of its
     K_p nearest others. Costs an embedding of the training images, shared with a validation or mining at the same
     step, and a search of all against all"""
-    checkpoint_steps: int = 0
+    checkpoint_steps: Annotated[int, Field(ge=0)] = 0
     """steps between two checkpoints; 0 = at the end of every epoch. A better validation always writes one"""
-    keep_checkpoints: int = 2
-    """newest checkpoints kept beside the best one, at least 1"""
+    keep_checkpoints: Annotated[int, Field(ge=1)] = 2
+    """newest checkpoints kept in addition to the best one"""
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """forward pass; auto: bf16 on a GPU, float32 on a CPU. Losses and distances are float32 always"""
     compile: bool = False
@@ -90,24 +87,3 @@ class TrainingConfig:
     def uses_bf16(self, device_type: str) -> bool:
         """Whether networks on a device of this type ("cpu", "cuda") run their forward pass in bf16."""
         return self.precision == "bf16" or (self.precision == "auto" and device_type == "cuda")
-
-    def __post_init__(self) -> None:
-        for name, least in (
-            ("epochs", 0),
-            ("images", 0),
-            ("batch_size", 1),
-            ("chunk_size", 0),
-            ("patience", 0),
-            ("validate_every", 1),
-            ("checkpoint_steps", 0),
-            ("keep_checkpoints", 1),
-        ):
-            if getattr(self, name) < least:
-                raise ConfigError(f"training.{name}={getattr(self, name)} must be at least {least}")
-        for name in ("lr", "lr_gamma"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"training.{name}={getattr(self, name)} must be above 0")
-        if self.weight_decay < 0:
-            raise ConfigError(f"training.weight_decay={self.weight_decay} must be 0 or more")
-        if not 0 <= self.momentum < 1:
-            raise ConfigError(f"training.momentum={self.momentum} must be at least 0 and below 1")

@@ -204,11 +204,7 @@ class _Parser:
         for name, field in fields.items():
             if name not in values and _default_of(field) is dataclasses.MISSING:
                 raise ConfigError(f"{join_key(key, name)} is required and not set ({self.place})")
-        try:
-            return cls(**values)
-        except ValueError as error:
-            where = f"{key}: " if key else ""
-            raise ConfigError(f"{where}{' '.join(str(error).split())} ({self.place})") from None
+        return cls(**values)
 
     def _choose(
         self, loaders: Mapping[str, Callable[[], type]], data: Mapping[str, Any], key: str, default: Any

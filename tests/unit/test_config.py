@@ -83,7 +83,10 @@ def test_defaults_round_trip() -> None:
             ["mining.source=dataset", "mining.refresh_steps=10", "mining.refresh_lag=10"],
             ["mining.refresh_lag=10", "below mining.refresh_steps=10"],
         ),
-        (["method.kind=scatter", "method.scatter_weight=1.1"], ["method.scatter_weight=1.1", "at least 0 and at most 1"]),
+        (
+            ["method.kind=scatter", "method.scatter_weight=1.1"],
+            ["method.scatter_weight=1.1", "at least 0 and at most 1"],
+        ),
         (["method.kind=scatter", "method.distance=cosine"], ["method.distance", "euclidean", "squared"]),
         (
             ["method.kind=scatter", "episode.k_shot=1"],

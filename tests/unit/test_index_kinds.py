@@ -55,10 +55,10 @@ def test_rules(options, dim, num, described, parameters) -> None:
         ),
         ({"kind": "ivf_flat", "factory": "IVF8,Flat"}, "index.factory belongs to index.kind=factory"),
         ({"kind": "factory"}, "index.kind=factory needs index.factory"),
-        ({"kind": "ivf_flat", "nlist": -1}, "index.nlist=-1 must be at least 1, or 0 for the rule"),
+        ({"kind": "ivf_flat", "nlist": -1}, "index.nlist=-1 must be at least 0"),
         ({"kind": "ivf_flat", "nlist": 4, "nprobe": 5}, "index.nprobe=5 is above index.nlist=4"),
-        ({"kind": "ivf_pq", "pq_bits": 13}, "index.pq_bits=13 must be 1 to 12, or 0 for the rule"),
-        ({"kind": "hnsw", "hnsw_m": 1}, "index.hnsw_m=1 must be 2 to 512, or 0 for the rule"),
+        ({"kind": "ivf_pq", "pq_bits": 13}, "index.pq_bits=13 must be at least 0 and at most 12"),
+        ({"kind": "hnsw", "hnsw_m": 1}, "index.hnsw_m=1 must be 0 or at least 2 and at most 512"),
         ({"kind": "annoy"}, "index.kind"),
     ],
 )

@@ -120,9 +120,9 @@ def test_a_sweep_of_indexes_is_read_laid_over_and_written_back(tmp_path: Path) -
             "mode=min with metric=recall: the better index has the larger one",
         ),
         (INDEX + SPACE + "metric: latency", 'metric="latency" must be'),
-        (INDEX + SPACE + "recall: 1.5", "recall=1.5 must be 0 to 1"),
-        (INDEX + SPACE + "k: 0", "k=0 must be 1 or more"),
-        (INDEX + SPACE + "trials: 0", "trials=0 must be 1 or more"),
+        (INDEX + SPACE + "recall: 1.5", "recall=1.5 must be at least 0 and at most 1"),
+        (INDEX + SPACE + "k: 0", "k=0 must be at least 1"),
+        (INDEX + SPACE + "trials: 0", "trials=0 must be at least 1"),
         (INDEX + SPACE + "max_m: 1", "did you mean max_ms?"),
     ],
 )

@@ -179,7 +179,7 @@ def test_groups_of_two_classes_serve_non_hierarchical_sampling(pairs: Path, tmp_
         (["backbone.name=vit_b_16"], r"map_head=12 needs feature maps; backbone\.name=vit_b_16 makes none"),
         (["backbone.name=mlp"], r"map_head=12 needs feature maps; backbone\.name=mlp makes none"),
         (["backbone.embedding_dim=4"], r"map_head=12 and backbone\.embedding_dim=4 both make the embedding"),
-        (["backbone.map_head=-1"], r"backbone\.map_head=-1 must be 0"),
+        (["backbone.map_head=-1"], r"backbone\.map_head=-1 must be at least 0"),
         (["backbone.linear_lr_factor=2"], r"linear_lr_factor=2 is for the linear layers of .*alexnet and vgg19"),
         (["backbone.linear_lr_factor=0"], r"linear_lr_factor=0 must be above 0"),
         (["backbone.fc7=true"], r"fc7=true follows fc6 of backbone\.name=alexnet"),

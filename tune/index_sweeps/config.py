@@ -2,12 +2,14 @@
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
+
+from pydantic import Field
 
 from index.base.errors import ConfigError
-from index.base.settings import dump, merge, validate
+from index.base.settings import dump, merge, settings, validate
 from index.config import KINDS_OF, IndexConfig, Kind
 from index.tune import has_codes
 from tune.space import Point, show_point
@@ -19,7 +21,7 @@ _NO_KNOBS = ("vectors", "labels", "metric", "device", "keep_versions", "memory_m
 _MODES = {"ms": "min", "bytes": "min", "recall": "max"}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings("index")
 class FileIndexConfig(IndexConfig):
     """An index of the vectors of a file."""
 
@@ -39,7 +41,7 @@ class FileIndexConfig(IndexConfig):
         return replace(self, vectors=str(Path(self.vectors).expanduser().resolve()), labels=labels)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings("")
 class IndexSweepConfig(SweepSettings):
     """One sweep of indexes, whole: space makes builds, evaluation is searched with on each of them."""
 
@@ -52,24 +54,18 @@ class IndexSweepConfig(SweepSettings):
     mode=min, or recall with mode=max"""
     mode: Literal["max", "min"] = "min"
     """min: smaller is better"""
-    recall: float = 0.95
-    """share of the true neighbours that search parameters must find to count, 0 to 1"""
-    max_ms: float = 0.0
+    recall: Annotated[float, Field(ge=0, le=1)] = 0.95
+    """share of the true neighbours that search parameters must find to count"""
+    max_ms: Annotated[float, Field(ge=0)] = 0.0
     """milliseconds a query that search parameters may take to count; 0: any"""
-    k: int = 10
-    """neighbours a query, at least 1"""
-    sample: int = 1000
-    """vectors of the index that are asked for, each left out of its own answer, at least 1"""
-    at_once: int = 0
+    k: Annotated[int, Field(ge=1)] = 10
+    """neighbours a query"""
+    sample: Annotated[int, Field(ge=1)] = 1000
+    """vectors of the index that are asked for, each left out of its own answer"""
+    at_once: Annotated[int, Field(ge=0)] = 0
     """queries of one search; 0: all of the sample together"""
 
     def __post_init__(self) -> None:
-        self.check_numbers()
-        for name, least in (("k", 1), ("sample", 1), ("at_once", 0), ("max_ms", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name}={getattr(self, name):g} must be {least} or more")
-        if not 0 <= self.recall <= 1:
-            raise ConfigError(f"recall={self.recall:g} must be 0 to 1")
         if self.mode != _MODES[self.metric]:
             raise ConfigError(
                 f"mode={self.mode} with metric={self.metric}: the better index has the "

@@ -1,14 +1,15 @@
 """A sweep's settings: SWEEP.yaml through the same gate as a run's, and every key of its space held against a run's."""
 
-import math
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from itertools import product
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
 
 from fsl_dist.config import RunConfig
 from fsl_dist.metrics.config import EvaluationConfig
 from index.base.errors import ConfigError
-from index.base.settings import dump, merge, validate
+from index.base.settings import dump, merge, settings, validate
 from tune.space import Point, Scalar, nested, show_point
 from tune.sweep_settings import SweepSettings
 from tune.sweeps.space_rules import check_evaluation, check_space
@@ -17,48 +18,37 @@ _LIST_AXES = ("k_p", "delta_tau", "k")
 """settings of an evaluation that take several values at a time"""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings("scheduler")
 class NoScheduler:
     """Every trial runs to its end."""
 
     kind: Literal["none"] = "none"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings("scheduler")
 class Asha:
     """Asynchronous successive halving: at each rung the better share of the trials that came so far goes on."""
 
     kind: Literal["asha"] = "asha"
-    grace_epochs: int = 1
-    """epochs that every trial is given, the first rung, at least 1; a run judges after `training.validate_every` epochs"""
-    reduction: float = 3.0
-    """factor between two rungs; 1/reduction of the trials pass each, above 1"""
-
-    def __post_init__(self) -> None:
-        if self.grace_epochs < 1:
-            raise ConfigError(f"scheduler.grace_epochs={self.grace_epochs} must be at least 1")
-        if not 1 < self.reduction < math.inf:
-            raise ConfigError(f"scheduler.reduction={self.reduction:g} must be above 1")
+    grace_epochs: Annotated[int, Field(ge=1)] = 1
+    """epochs that every trial is given, the first rung; a run judges after `training.validate_every` epochs"""
+    reduction: Annotated[float, Field(gt=1)] = 3.0
+    """factor between two rungs; 1/reduction of the trials pass each"""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings("resources")
 class Resources:
     """What one trial takes."""
 
-    workers: int = 0
+    workers: Annotated[int, Field(ge=0)] = 0
     """workers.num of every trial; 0: the base's"""
-    cpus: int = 0
+    cpus: Annotated[int, Field(ge=0)] = 0
     """workers.cpus of every trial; 0: the base's"""
-    gpus: float = 0.0
+    gpus: Annotated[float, Field(ge=0)] = 0.0
     """GPUs of a trial: 0 trains on the CPU, a fraction shares one; with several workers, one each"""
 
-    def __post_init__(self) -> None:
-        for name in ("workers", "cpus", "gpus"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"resources.{name}={getattr(self, name):g} must be 0 or more")
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings("")
 class SweepConfig(SweepSettings):
     """One sweep of runs, whole: the run that is varied, what is varied, and how."""
 
@@ -72,13 +62,10 @@ class SweepConfig(SweepSettings):
     """which trials are stopped early: none, or asha with `grace_epochs` and `reduction`"""
     resources: Resources = field(default_factory=Resources)
     """what one trial takes"""
-    concurrency: int = 0
+    concurrency: Annotated[int, Field(ge=0)] = 0
     """trials at a time; 0: as many as the CPUs and GPUs hold"""
 
     def __post_init__(self) -> None:
-        self.check_numbers()
-        if self.concurrency < 0:
-            raise ConfigError(f"concurrency={self.concurrency} must be 0 or more")
         if self.mode == "min":
             raise ConfigError(
                 f"mode=min with metric={self.metric or self.base.stop_metric}: every metric that a run validates by grows "
