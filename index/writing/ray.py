@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from index.base.errors import FslDistError
+from index.base.extras import require
 from index.writing.job import Spread, Work
 
 # A worker that dies is started again, and does its piece again.
@@ -26,6 +27,8 @@ def on_ray(workers: int, *, gpus: float = 0.0) -> Spread:
 
     A killed one is started again up to three times; FslDistError after that. What a piece itself raises is raised here.
     """
+
+    require("ray")
 
     def spread(work: Work, numbers: Sequence[int]) -> Iterator[int]:
         if not numbers:
