@@ -11,6 +11,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 
+from index.base.extras import require
+
 log = logging.getLogger(__name__)
 
 
@@ -28,6 +30,7 @@ def ray_session(num_cpus: int, *, importing: str = "") -> Iterator[None]:
         # Ray reads these when it is imported, not when it starts; an earlier import has settled them.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    require("ray")
     import ray
 
     if ray.is_initialized():

@@ -11,6 +11,7 @@ import ast
 import dataclasses
 import inspect
 import sys
+import types
 import typing
 from collections.abc import Iterator
 from pathlib import Path

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fsl_dist.seeding import generator
-from index.base.errors import RequestError
+from index.base.extras import require
 from tune.records import Trial
 from tune.space import Knob, Point, grid_size
 from tune.sweep_settings import SweepSettings
@@ -86,11 +86,8 @@ def _value_of(knob: Knob, found: float) -> bool | int | float | str | tuple:
 
 
 def _import_optuna():  # type: ignore[no-untyped-def]
-    try:
-        import optuna
-    except ImportError:
-        raise RequestError(
-            "search=optuna needs Optuna, which is not installed: pip install 'fsl-dist[optuna]' (search=random needs nothing)"
-        ) from None
+    require("optuna")
+    import optuna
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna

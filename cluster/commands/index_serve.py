@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cluster.commands.output import emit
+from index.base.extras import require
 
 if TYPE_CHECKING:
     from cluster.service.settings import ServiceSettings
@@ -82,6 +83,9 @@ def serve(
     from cluster.service.settings import Limits, ServiceSettings, digest_token, find_catalogue
     from index import versions
 
+    require(
+        "fastapi"
+    )  # not ray.serve: Ray must not be imported before its session settles how it authenticates
     limits = Limits(max_k=max_k, max_batch=max_batch, max_body_mb=max_body_mb)
     _check_address(host, port, has_token=token_env is not None)
     token_sha256 = "" if token_env is None else digest_token(token_env)

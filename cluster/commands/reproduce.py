@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from cluster.commands.output import emit
+from cluster.commands.run import train_here
 
 
 @click.command(epilog="Example: fsl-dist reproduce pcn-1 --data omniglot --seeds 3")
@@ -66,8 +67,8 @@ def reproduce(
         raise RequestError(f"--seeds {seeds} must be at least 1")
     if jobs < 0:
         raise RequestError(f"--jobs {jobs} must be 0 (as many as fit) or more")
+    from tune.tables.pictures import draw_pictures
     from tune.tables.report import draw, render_csv, render_markdown
-    from tune.tables.run import draw_pictures
     from tune.tables.run import reproduce as run_table
 
     def show(line: str) -> None:
@@ -80,6 +81,7 @@ def reproduce(
         out=out,
         seeds=seeds,
         jobs=jobs or _default_jobs(),
+        train=train_here,
         settings=settings,
         show=show,
     )

@@ -16,6 +16,7 @@ from index.base.errors import RequestError
 
 if TYPE_CHECKING:
     from fsl_dist.config import RunConfig
+    from fsl_dist.training.launch import TrainingSummary
     from index import ShardedIndex
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON object on stdout.")
@@ -61,11 +62,7 @@ def train(config_path: Path | None, resume: bool, as_json: bool, overrides: tupl
 
     resumes_alone = resume and config_path is None
     config = load_resumed(overrides) if resumes_alone else load_config(config_path, overrides)
-    with _ray_for(config, resume) if config.uses_ray else nullcontext():
-        from fsl_dist.training.launch import train_run
-        from fsl_dist.training.ray.train import train_on_ray
-
-        summary = train_run(config, resume=resume, on_ray=train_on_ray, show=_progress_printer())
+    summary = train_here(config, resume)
     best = "" if summary.best_value is None else f", best {summary.stop_metric} {summary.best_value:.4f}"
     loss = "" if summary.loss is None else f", loss {summary.loss:.4f}"
     emit(
@@ -74,6 +71,18 @@ def train(config_path: Path | None, resume: bool, as_json: bool, overrides: tupl
         f"{summary.run}: {summary.epochs} epochs, {summary.steps} steps, {summary.images_seen} images{loss}{best} "
         f"in {summary.seconds:.0f} s\nnext: fsl-dist evaluate {summary.run}",
     )
+
+
+def train_here(config: "RunConfig", resume: bool) -> "TrainingSummary":
+    """Train a run in this process, or on Ray where its settings ask for it; progress goes to stderr."""
+    with _ray_for(config, resume) if config.uses_ray else nullcontext():
+        from fsl_dist.training.launch import train_run
+
+        if not config.uses_ray:
+            return train_run(config, resume=resume, show=_progress_printer())
+        from fsl_dist.training.ray.train import train_on_ray
+
+        return train_run(config, resume=resume, on_ray=train_on_ray, show=_progress_printer())
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import click
 from cluster.jobs.command import read_command
 from cluster.jobs.job import RESULT_MARK
 from index.base.errors import RequestError
+from index.base.extras import require
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +72,7 @@ def _read_object(out: str) -> dict | None:
 
 
 def _check_ray(wanted: str) -> None:
+    require("ray")
     import ray
 
     if ray.__version__ != wanted:

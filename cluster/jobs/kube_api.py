@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 from index.base.errors import FslDistError, RequestError
+from index.base.extras import require
 
 _CONNECT_S, _READ_S = 5, 60
 _MERGE = "application/merge-patch+json"
@@ -24,12 +25,9 @@ class KubeApi:
     """The cluster of the current kubeconfig context, or the one that this process runs in."""
 
     def __init__(self) -> None:
-        try:
-            from kubernetes import client, config
-        except ImportError:
-            raise RequestError(
-                "--to kuberay needs the Kubernetes client: pip install 'fsl-dist[kubernetes]'"
-            ) from None
+        require("kubernetes")
+        from kubernetes import client, config
+
         settings = client.Configuration()
         # A cluster that is away is told at once, not after three tries.
         settings.retries = 0

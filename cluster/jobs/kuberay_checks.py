@@ -2,7 +2,7 @@
 
 from cluster.jobs.job import Job
 from cluster.jobs.kube_api import KubeApi, KubeError
-from cluster.jobs.kuberay_render import KubeOptions
+from cluster.jobs.kuberay_render import MANIFESTS, KubeOptions
 from index.base.errors import RequestError
 
 RIGHTS = {
@@ -12,7 +12,7 @@ RIGHTS = {
     ("", "pods"): ("list",),
     ("", "pods/log"): ("get",),
 }
-"""what submit, status, logs and stop do, by API group and resource; k8s/rights/submitter.yaml grants it"""
+"""what submit, status, logs and stop do, by API group and resource; cluster/k8s/rights/submitter.yaml grants it"""
 
 
 def check_cluster(api: KubeApi, job: Job, options: KubeOptions) -> None:
@@ -21,7 +21,7 @@ def check_cluster(api: KubeApi, job: Job, options: KubeOptions) -> None:
     _check_kuberay(api)
     if _is_missing(api, f"/api/v1/namespaces/{namespace}"):
         raise RequestError(
-            f"there is no namespace {namespace} (kubectl apply -k k8s/overlays/cpu, or --namespace)"
+            f"there is no namespace {namespace} (kubectl apply -k {MANIFESTS / 'overlays' / 'cpu'}, or --namespace)"
         )
     _check_rights(api, namespace)
     if api.find(f"/apis/ray.io/v1/namespaces/{namespace}/rayjobs/{job.name}") is not None:
@@ -44,7 +44,7 @@ def _check_kuberay(api: KubeApi) -> None:
     found = api.find("/apis/ray.io/v1")
     if found is None or "rayjobs" not in [resource["name"] for resource in found.get("resources", [])]:
         raise RequestError(
-            f"the cluster at {api.host} has no KubeRay, whose RayJob a job is (k8s/README.md installs its operator; kubectl "
+            f"the cluster at {api.host} has no KubeRay, whose RayJob a job is ({MANIFESTS / 'README.md'} installs its operator; kubectl "
             "config use-context chooses another cluster)"
         )
 
@@ -71,7 +71,7 @@ def _check_rights(api: KubeApi, namespace: str) -> None:
                 missing.append(f"{verb} {resource}")
     if missing:
         raise RequestError(
-            f"you may not {', '.join(missing)} in namespace {namespace} (k8s/rights/submitter.yaml is the role that may)"
+            f"you may not {', '.join(missing)} in namespace {namespace} ({MANIFESTS / 'rights' / 'submitter.yaml'} is the role that may)"
         )
 
 
@@ -85,8 +85,8 @@ def _check_claim(api: KubeApi, options: KubeOptions) -> None:
         raise
     if claim is None:
         raise RequestError(
-            f"--storage {name}: there is no such PersistentVolumeClaim in namespace {namespace} (k8s/base/storage.yaml makes "
-            "one; s3://BUCKET/… needs none)"
+            f"--storage {name}: there is no such PersistentVolumeClaim in namespace {namespace} "
+            f"({MANIFESTS / 'base' / 'storage.yaml'} makes one; s3://BUCKET/… needs none)"
         )
     modes = claim["spec"].get("accessModes", [])
     if "ReadWriteMany" not in modes:

@@ -1,4 +1,4 @@
-"""A job as the objects that run it on Kubernetes with KubeRay, rendered from the files of `k8s/`."""
+"""A job as the objects that run it on Kubernetes with KubeRay, rendered from the files of `cluster/k8s/`."""
 
 import json
 import re
@@ -15,6 +15,9 @@ from cluster.jobs.kustomize import Manifest, apply_component, pod_specs, read_ob
 from index.base.errors import RequestError
 from index.base.settings import settings
 
+MANIFESTS = Path(__file__).parents[1] / "k8s"
+"""kustomize's base, components and overlays, and their README"""
+
 JOB_LABEL = "fsl-dist/job"
 """on every object and pod of a job: its name"""
 PART_LABEL = "fsl-dist/part"
@@ -29,14 +32,8 @@ _STORAGE = rf"{_NAME}|(s3|gs)://[^/\s]+(/\S*)?"
 _STORAGE_IN_WORDS = "the name of a persistent volume claim, s3://BUCKET/… or gs://BUCKET/…"
 
 
-def manifests() -> Path:
-    """The folder `k8s/`: beside this file in a wheel, beside the package in a checkout."""
-    packed = Path(__file__).parents[1] / "k8s"
-    return packed if packed.is_dir() else Path(__file__).parents[2] / "k8s"
-
-
 def _image_of_manifests() -> str:
-    image = yaml.safe_load((manifests() / "base" / "kustomization.yaml").read_text("utf-8"))["images"][0]
+    image = yaml.safe_load((MANIFESTS / "base" / "kustomization.yaml").read_text("utf-8"))["images"][0]
     return f"{image['name']}:{image['newTag']}"
 
 
@@ -108,7 +105,7 @@ def render(job: Job, options: KubeOptions) -> list[Manifest]:
             "the storage)"
         )
     template = "sweep" if job.arguments[0] == "sweep" else "train"
-    folder = manifests()
+    folder = MANIFESTS
     objects = read_objects(folder / "base" / f"{template}.yaml")
     for component, is_used in (
         ("gpu", options.gpus_per_worker > 0),

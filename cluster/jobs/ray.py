@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from cluster.jobs.archive import check_wheel, write_archive
 from cluster.jobs.entrypoint import CONFIG_VARIABLE, PROGRAM
 from cluster.jobs.job import Job, JobState, JobStatus, read_error, read_result
-from cluster.jobs.wheel import check_wheel, write_wheel
 from index.base.errors import FslDistError, RequestError
+from index.base.extras import require
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -44,6 +45,7 @@ class RayPlace:
     """
 
     def __init__(self, address: str = "", *, wheel: Path | None = None, ships: bool = True) -> None:
+        require("ray")
         address = address or os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS
         self._address = address if "://" in address else f"http://{address}"
         self._wheel, self._ships = wheel, ships
@@ -72,7 +74,7 @@ class RayPlace:
                 # Named .zip, so that Ray unpacks it: a .whl it would install by pip, dependencies and all.
                 package = Path(scratch) / "fsl_dist.zip"
                 if self._wheel is None:
-                    write_wheel(package)
+                    write_archive(package)
                 else:
                     shutil.copyfile(self._wheel, package)
                 runtime["working_dir"] = str(package)

@@ -14,7 +14,8 @@ import torch
 from fsl_dist.data.augment import AugmentParameters
 from fsl_dist.data.config import DataConfig
 from fsl_dist.data.images import Encoded
-from fsl_dist.errors import ConfigError
+from fsl_dist.errors import ConfigError, RequestError
+from index.base.extras import require
 
 logger = logging.getLogger(__name__)
 
@@ -40,23 +41,23 @@ def make_decoder(config: DataConfig, *, device: str = "cpu", max_batch: int = 25
     `max_batch` is the most images decoded in one go; larger batches are cut. The log says which one runs.
     ConfigError where DALI is asked for and cannot be imported.
     """
-    reason = None
+    note = ""
     if config.decoder != "torchvision":
         try:
+            require("nvidia.dali")
+        except RequestError as error:
+            if config.decoder == "dali":
+                raise ConfigError(
+                    f"data.decoder=dali: {error} (data.decoder=torchvision needs no extra)"
+                ) from error
+            note = f" (DALI: {error})"
+        else:
             from fsl_dist.data.decode_dali import DaliDecoder
 
             _tell(f"images are decoded by DALI on {device}")
             return DaliDecoder(config, device=device, max_batch=max_batch)
-        except ImportError as error:
-            reason = str(error).splitlines()[0]
-            if config.decoder == "dali":
-                raise ConfigError(
-                    f"data.decoder=dali, but DALI cannot be imported here ({reason}); install nvidia-dali-cuda130 "
-                    "or set data.decoder=torchvision"
-                ) from error
     from fsl_dist.data.decode_torchvision import TorchvisionDecoder
 
-    note = f" (DALI cannot be imported: {reason})" if reason else ""
     _tell(f"images are decoded by torchvision on the CPU, tensors on {device}{note}")
     return TorchvisionDecoder(config, device=device)
 

@@ -1,16 +1,22 @@
 """A run's metrics: one JSON line a step in RUN/metrics.jsonl, the same in TensorBoard, read back for progress."""
 
 import json
+import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
-from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
-from torch.utils.tensorboard import SummaryWriter
-
+from index.base.errors import RequestError
+from index.base.extras import require
 from index.base.files import Owner, write_atomic
 from index.base.object_cache import put_appended
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -31,7 +37,7 @@ class RunLog:
         kept = [line for line in read_metrics(run) if line["step"] <= from_step]
         write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._file = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=from_step + 1, flush_secs=10)
+        self._board = _open_board(run, purge_step=from_step + 1, flush_secs=10)
         self._last_check = 0.0
 
     def write(self, global_step: int, epoch: int, metrics: dict[str, float]) -> None:
@@ -42,6 +48,10 @@ class RunLog:
             self._last_check = time.monotonic()
         self._file.write(json.dumps({"step": global_step, "epoch": epoch, **metrics}) + "\n")
         self._file.flush()
+        if self._board is None:
+            return
+        from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
+
         # One event for all: an event each took 0.7 ms a step.
         values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
         self._board.file_writer.add_summary(Summary(value=values), global_step)
@@ -53,7 +63,8 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
-        self._board.close()
+        if self._board is not None:
+            self._board.close()
         if error is None:
             for path in (self._run / METRICS_FILE, self._run / "tensorboard"):
                 put_appended(path)
@@ -63,9 +74,24 @@ def write_hparams(
     run: Path, settings: Mapping[str, bool | int | float | str], name: str, value: float
 ) -> None:
     """What distinguishes a run and what it reached, for TensorBoard's table of hyperparameters."""
-    with SummaryWriter(str(run / "tensorboard")) as board:
+    board = _open_board(run)
+    if board is None:
+        return
+    with board:
         board.add_hparams(dict(settings), {name: value}, run_name=".")
     put_appended(run / "tensorboard")
+
+
+def _open_board(run: Path, **options: Any) -> "SummaryWriter | None":
+    """TensorBoard's writer; None, said in the log, where TensorBoard is not installed."""
+    try:
+        require("tensorboard")
+    except RequestError as error:
+        logger.info("no TensorBoard files are written: %s", error)
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(run / "tensorboard"), **options)
 
 
 def read_metrics(run: Path) -> list[dict]:

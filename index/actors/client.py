@@ -8,6 +8,7 @@ from index import versions
 from index.actors.replicas import Replicas
 from index.actors.shard_server import Answer, ServedVersion, deal_shards
 from index.base.errors import PartialSearchError, RequestError
+from index.base.extras import require
 from index.search import LocalIndex, ShardedIndex, open_index
 from index.shard import Request
 from index.versions import Manifest
@@ -134,6 +135,7 @@ def open_ray_index(
     `num_cpus`, `num_gpus` and `max_batch` hold. They end with the client that made them; others make new ones in their place and
     wait meanwhile, so ask for `detached` where processes come and go.
     """
+    require("ray")
     root = Path(path).absolute()
     folder = versions.find_version(root)
     manifest = versions.read_manifest(folder)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from index.base.errors import RequestError, StorageError
+from index.base.extras import require
 
 if TYPE_CHECKING:
     from obstore import PutMode
@@ -298,6 +299,7 @@ def region() -> str:
 
 
 def _open_store(endpoint: str, scheme: str, name: str) -> "ObjectStore":
+    require("obstore")
     from obstore.store import GCSStore, S3Store
 
     # The waiting is ours (`_ask`): the library's own gives up sooner or later than what we tell.

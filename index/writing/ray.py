@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from index.base.errors import FslDistError
+from index.base.extras import require
 from index.base.pieces import Spread
 
 _Piece = TypeVar("_Piece")
@@ -29,6 +30,8 @@ def on_ray(workers: int, *, gpus: float = 0.0) -> Spread:
 
     A killed one is started again up to three times; FslDistError after that. What a piece itself raises is raised here.
     """
+
+    require("ray")
 
     def spread(work: Callable[[_Piece], _Result], pieces: Sequence[_Piece]) -> Iterator[tuple[int, _Result]]:
         if not pieces:

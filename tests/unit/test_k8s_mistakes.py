@@ -177,7 +177,7 @@ MISTAKES = [
         TRAIN,
         "replace",
         f"{WORKER}/containers/0/image",
-        "registry.example.com/fsl-dist:0.1.0",
+        "registry.example.com/fsl-dist:0.2.0",
     ),
     ("fault-tolerance", "gpu", SERVICE, "remove", "/spec/rayClusterConfig/gcsFaultToleranceOptions", None),
     (
@@ -227,7 +227,7 @@ MISTAKES = [
 
 @cache
 def overlay(name: str) -> list[dict]:
-    return build(ROOT / "k8s" / "overlays" / name)
+    return build(ROOT / "cluster" / "k8s" / "overlays" / name)
 
 
 @pytest.mark.parametrize(("rule", "name", "where", "operation", "path", "value"), MISTAKES)

@@ -189,11 +189,15 @@ def _kueue_without_queue(server: KubeServer) -> None:
 @pytest.mark.parametrize(
     ("spoil", "options", "said"),
     [
-        (_no_kuberay, {}, r"the cluster at http.* has no KubeRay, .*\(k8s/README.md installs its operator"),
+        (
+            _no_kuberay,
+            {},
+            r"the cluster at http.* has no KubeRay, .*\(.*/k8s/README.md installs its operator",
+        ),
         (
             _no_rights,
             {},
-            r"you may not create rayjobs, get pods/log in namespace fsl-dist \(k8s/rights/submitter.yaml",
+            r"you may not create rayjobs, get pods/log in namespace fsl-dist \(.*/k8s/rights/submitter.yaml",
         ),
         (_no_namespace, {}, r"there is no namespace fsl-dist \(kubectl apply"),
         (_taken_name, {}, r"job first exists in namespace fsl-dist \(another --name;"),
@@ -201,7 +205,7 @@ def _kueue_without_queue(server: KubeServer) -> None:
         (
             _no_claim,
             {},
-            r"--storage fsl-dist: there is no such PersistentVolumeClaim .*\(k8s/base/storage.yaml",
+            r"--storage fsl-dist: there is no such PersistentVolumeClaim .*\(.*/k8s/base/storage.yaml",
         ),
         (_narrow_claim, {}, r"--storage fsl-dist is ReadWriteOnce; .* must be ReadWriteMany"),
         (_no_account, {}, r"there is no ServiceAccount fsl-dist in namespace fsl-dist \(kubectl"),
@@ -256,7 +260,7 @@ def test_a_cluster_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_submitter_s_role_grants_what_is_asked_for_and_looks() -> None:
-    rules = yaml.safe_load((ROOT / "k8s" / "rights" / "submitter.yaml").read_text())["rules"]
+    rules = yaml.safe_load((ROOT / "cluster" / "k8s" / "rights" / "submitter.yaml").read_text())["rules"]
     granted = {
         (group, name): set(rule["verbs"])
         for rule in rules

@@ -3,7 +3,6 @@
 import importlib
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -19,18 +18,6 @@ def test_generic_names_import_from_this_distribution(name: str) -> None:
     assert module.__file__ is not None
     assert Path(module.__file__).is_relative_to(ROOT) or "fsl_dist" in Path(module.__file__).parts
     assert module.__doc__, f"{name} does not say what it is for"
-
-
-def test_every_package_is_named_in_the_wheel() -> None:
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    found = {
-        ".".join(path.parent.relative_to(ROOT).parts)
-        for room in ("cluster", "tune", "fsl_dist", "index")
-        for path in (ROOT / room).rglob("__init__.py")
-    }
-    without_code = set(settings["package-dir"])
-    assert without_code == {"cluster.k8s"}
-    assert set(settings["packages"]) == found | without_code
 
 
 def test_the_command_line_loads_no_heavy_library() -> None:

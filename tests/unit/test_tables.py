@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from cluster.commands.plot import plot
+from fsl_dist.shipped import find_config
 from index.base.errors import ConfigError, RequestError
+from tune.tables.pictures import command_of
+from tune.tables.planned import RowResult, cells_of, plan_run
 from tune.tables.report import commands_of, draw, render_csv, render_markdown, show_score, summarise
-from tune.tables.run import RowResult, cells_of, plan_run
 from tune.tables.tables import (
     EXPERIMENTS,
     Column,
@@ -40,11 +42,11 @@ def test_a_table_can_be_run_on_a_family(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_pictures_are_drawn_by_verbs_that_exist(name: str) -> None:
+def test_the_commands_of_pictures_can_be_typed(name: str) -> None:
     for picture in TABLES[name].pictures:
-        verb = plot.commands[picture.plot]
-        runs = ["RUN"] * len(picture.rows)
-        context = verb.make_context(picture.plot, [*runs, *picture.options, "--out", "p.png"])
+        words = command_of(picture, [Path("RUN")] * len(picture.rows), Path("p.png")).split()
+        assert words[:3] == ["fsl-dist", "plot", picture.plot]
+        context = plot.commands[picture.plot].make_context(picture.plot, words[3:])
         assert context.params["out"] == Path("p.png")
 
 
@@ -85,7 +87,7 @@ def test_a_family_says_where_its_images_come_from(family: str) -> None:
 def test_names_that_do_not_exist() -> None:
     with pytest.raises(RequestError, match=r"there is no table 'pcn-17'; there are .*pcn-1"):
         read_table("pcn-17")
-    with pytest.raises(RequestError, match=r"--family birds: there is no such family; there are .*omniglot"):
+    with pytest.raises(RequestError, match=r"family=birds is not known; there are .*omniglot"):
         read_family("birds")
 
 
@@ -114,10 +116,9 @@ def test_a_run_that_starts_from_another_names_it(tmp_path: Path) -> None:
     run = plan_run(tmp_path, "omniglot", "pcn", (), "pn", 1, ("backbone.weights=FILE",))
     assert run.after is not None
     assert run.after.folder == tmp_path / "omniglot" / "pn" / "seed-1"
-    command = run.train_command()
-    assert f"backbone.weights={run.after.folder}" in command
-    assert "backbone.weights=FILE" not in command
-    assert "backbone.weights=FILE" in run.after.train_command()
+    assert f"backbone.weights={run.after.folder}" in run.settings
+    assert "backbone.weights=FILE" not in run.settings
+    assert "backbone.weights=FILE" in run.after.settings
 
 
 def test_scores_are_summed_up_over_seeds_or_over_the_draws_of_one() -> None:
@@ -171,7 +172,8 @@ def test_a_table_is_shown_beside_the_paper(tmp_path: Path, x_title: str) -> None
     assert "PCN: not measured; it failed" in text
     assert "- ¹ a misprint." in text
     commands = commands_of(results)
-    assert commands[0].startswith(f"fsl-dist train --config {config_of('omniglot', 'pn')}")
+    assert commands[0].startswith("fsl-dist train --config omniglot/pn run.seed=0")
+    assert find_config("omniglot/pn") == config_of("omniglot", "pn")
     assert any(command.endswith("evaluation.novel_shots=2") for command in commands)
     rows = list(csv.DictReader(io.StringIO(render_csv(table, results))))
     assert [(row["row"], row["metric"], row["count"]) for row in rows[:2]] == [

@@ -14,6 +14,7 @@ from fsl_dist.data.loader import describe_samples
 from fsl_dist.training.launch import check_run
 from fsl_dist.training.splits import split_run
 from index.base.errors import ConfigError, FslDistError, RequestError
+from index.base.extras import require
 from index.base.files import Owner, write_atomic
 from tune.plan import Plan
 from tune.records import Result, Session, State, SweepFolder, Trial
@@ -90,6 +91,7 @@ def drive(
     started: `time.monotonic()` from which its wall time counts. Whoever drove this sweep before and still lives writes no more.
     Raises RequestError when the cluster cannot hold a trial, FslDistError when more trials failed than may.
     """
+    require("ray")
     import ray
 
     concurrency = fit_concurrency(config, ray.cluster_resources())

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from index.base.files import write_atomic
-from tune.tables.run import RowResult
+from tune.tables.planned import RowResult
 from tune.tables.tables import Column, Table
 
 
@@ -85,10 +85,10 @@ def commands_of(results: list[RowResult]) -> list[str]:
         for run in result.runs[:1]:
             for planned in (run.after, run):
                 if planned is not None:
-                    commands[f"fsl-dist {' '.join(planned.train_command())}"] = None
+                    commands[planned.command()] = None
             for cell in result.cells:
                 if cell is not None:
-                    commands[f"fsl-dist {' '.join(cell.command(run.folder))}"] = None
+                    commands[cell.command(run.folder)] = None
     return list(commands)
 
 

@@ -1,12 +1,14 @@
 """Tables of the papers as lists of runs: which system a row trains, how it is scored, what the paper says.
 
-A table is `fsl_dist/experiments/tables/NAME.yaml`. A family is a folder of `fsl_dist/experiments/` with one YAML a system, trained on one
-data set: `fsl_dist/experiments/omniglot/pcn.yaml`. The same table can be run on every family that has its systems.
+A table is `tables/NAME.yaml` of the shipped configurations. A family is a folder of them with one YAML for each system, all
+trained on one data set, such as `omniglot/pcn`. The same table can be run on every family that has its systems.
 """
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
+from fsl_dist.data.ingest.options import PackOptions
 from fsl_dist.shipped import EXPERIMENTS
 from index.base.errors import ConfigError, RequestError
 from index.base.settings import parse_yaml, validate
@@ -35,7 +37,7 @@ class Row:
     system: str = ""
     """YAML of the family that trains it, without its ending"""
     baseline: str = ""
-    """in place of a system: `fsl-dist baseline` of this name on the family's features"""
+    """in place of a system: the baseline of this name on the family's features"""
     train: tuple[str, ...] = ()
     """KEY=VALUE over the system's YAML"""
     after: str = ""
@@ -60,16 +62,22 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Picture:
-    """A figure drawn by `fsl-dist plot` from the runs of seed 0."""
+    """A figure drawn from the runs of seed 0; field names follow the options of `fsl-dist plot`."""
 
     name: str
     """of its file, behind the table's"""
-    plot: str
-    """verb of `fsl-dist plot`"""
+    plot: Literal["comparison", "curves", "maps", "queries", "retrieval", "tsne"]
+    """command of `fsl-dist plot`"""
     rows: tuple[str, ...]
     """names of the rows whose runs are drawn, in this order"""
-    options: tuple[str, ...] = ()
-    """what follows the runs on the command line"""
+    metric: str = ""
+    """curves: the logged metric"""
+    split: str = ""
+    """tsne: whose images; empty: those of the queries"""
+    protocols: tuple[str, ...] = ()
+    """comparison and queries: one for each run; empty: the default of each run's method"""
+    evaluate: tuple[str, ...] = ()
+    """comparison and queries: evaluation.KEY=VALUE"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,9 +126,9 @@ class Family:
 
     title: str
     source: str
-    """what --data must name, in words"""
-    pack: tuple[str, ...] = ()
-    """options of `fsl-dist pack`; {data} stands for the folder of --data"""
+    """what `data` must name, in words"""
+    pack: PackOptions | None = None
+    """how the images are packed; the table's path is relative to the images' folder"""
     embed: str = ""
     """FAMILY/SYSTEM whose network turns the images into the features that this family trains on; empty: images"""
 
@@ -144,7 +152,7 @@ def read_family(name: str) -> Family:
     path = EXPERIMENTS / name / "family.yaml"
     if not path.is_file():
         known = ", ".join(sorted(path.parent.name for path in EXPERIMENTS.glob("*/family.yaml")))
-        raise RequestError(f"--family {name}: there is no such family; there are {known}")
+        raise RequestError(f"family={name} is not known; there are {known}")
     return validate(Family, parse_yaml(path.read_text("utf-8"), str(path)), str(path))
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from fsl_dist.config import RunConfig, parse_config, render_config
 from fsl_dist.errors import FslDistError, RequestError, TrainingError
 from fsl_dist.training.ray.mining import Miners, beside_training
+from index.base.extras import require
 from index.base.files import Owner
 from index.base.object_cache import place_of
 
@@ -27,6 +28,7 @@ def train_on_ray(config: RunConfig, owner: Owner, watch: "Watch | None" = None) 
     it goes to the first worker, in another process. Raises RequestError when the cluster
     cannot hold the workers, and at once what a worker itself found wrong: trying again would not mend that.
     """
+    require("ray")
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     use_gpu = _check_resources(config)

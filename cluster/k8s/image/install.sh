@@ -11,5 +11,5 @@ python3 -m venv "$prefix"
 pip=("$prefix/bin/python" -m pip --no-cache-dir --disable-pip-version-check)
 # pip 23 cannot match some of the pins.
 "${pip[@]}" install --quiet --upgrade "pip>=24"
-"${pip[@]}" install --quiet --constraint "$source/constraints.txt" "$source[kubernetes,optuna]"
+"${pip[@]}" install --quiet --constraint "$source/constraints.txt" "$source[all]"
 "${pip[@]}" check

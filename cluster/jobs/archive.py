@@ -1,4 +1,8 @@
-"""The project as a wheel: a zip of the code that this process runs, for a cluster that has the dependencies and not the project."""
+"""The code that this process runs as a zip, for a Ray cluster that has the dependencies and not the project.
+
+It is no wheel: pip builds those, from sources, which an installed package no longer has. The zip has the same packages
+and the metadata that versions and entry points are read from, and is unpacked on PYTHONPATH.
+"""
 
 import importlib.metadata
 import importlib.util
@@ -9,13 +13,15 @@ from pathlib import Path
 from index.base.errors import RequestError
 
 _NAME = "fsl-dist"
-_ROOMS = ("cluster", "tune", "fsl_dist", "index")
+_PACKAGES = ("cluster", "tune", "fsl_dist", "index")
+# What package data is, in pyproject.toml: a checkout has other files between its modules.
+_SUFFIXES = (".py", ".yaml", ".md", ".typed")
 # The first moment a zip can hold: the same code is the same bytes, and is sent to a cluster once.
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
-def write_wheel(path: Path) -> None:
-    """Write a wheel of the code that this process runs, installed, editable or on PYTHONPATH: packages and metadata."""
+def write_archive(path: Path) -> None:
+    """Write the packages that this process runs to the zip `path`, wherever they are: installed, editable or on PYTHONPATH."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in sorted(_files()):
             archive.writestr(zipfile.ZipInfo(name, _EPOCH), data, zipfile.ZIP_DEFLATED)
@@ -30,30 +36,25 @@ def check_wheel(path: Path) -> None:
             names = archive.namelist()
     except (zipfile.BadZipFile, OSError) as error:
         raise RequestError(f"--wheel {path} is no wheel: {error}") from None
-    missing = [room for room in _ROOMS if f"{room}/__init__.py" not in names]
+    missing = [package for package in _PACKAGES if f"{package}/__init__.py" not in names]
     if missing:
         raise RequestError(f"--wheel {path} is no wheel of {_NAME}: it has no {', '.join(missing)}")
 
 
 def _files() -> Iterator[tuple[str, bytes]]:
-    for room in _ROOMS:
-        folder = _folder_of(room)
+    for package in _PACKAGES:
+        folder = _folder_of(package)
         for path in folder.rglob("*"):
-            if path.is_file() and path.suffix != ".pyc":
-                yield f"{room}/{path.relative_to(folder).as_posix()}", path.read_bytes()
+            if path.suffix in _SUFFIXES and path.is_file():
+                yield f"{package}/{path.relative_to(folder).as_posix()}", path.read_bytes()
     found = importlib.metadata.distribution(_NAME)
-    folder_name = f"fsl_dist-{found.version}.dist-info"
     for name in ("METADATA", "entry_points.txt"):
         if text := found.read_text(name):
-            yield f"{folder_name}/{name}", text.encode()
-    yield (
-        f"{folder_name}/WHEEL",
-        b"Wheel-Version: 1.0\nGenerator: fsl-dist\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    )
+            yield f"fsl_dist-{found.version}.dist-info/{name}", text.encode()
 
 
-def _folder_of(room: str) -> Path:
-    spec = importlib.util.find_spec(room)
+def _folder_of(package: str) -> Path:
+    spec = importlib.util.find_spec(package)
     assert spec is not None
     assert spec.origin is not None
     return Path(spec.origin).parent

@@ -12,9 +12,9 @@ python - <<'PYTHON'
 import re
 
 import faiss, kubernetes, ray, torch, torchvision  # noqa: E401, F401
-from cluster.jobs.kuberay_render import manifests
+from cluster.jobs.kuberay_render import MANIFESTS
 
-named = set(re.findall(r"rayVersion: (\S+)", "".join(p.read_text() for p in (manifests() / "base").glob("*.yaml"))))
+named = set(re.findall(r"rayVersion: (\S+)", "".join(p.read_text() for p in (MANIFESTS / "base").glob("*.yaml"))))
 if named != {ray.__version__}:
     raise SystemExit(f"check.sh: the image has Ray {ray.__version__}, the manifests say {', '.join(sorted(named))}")
 print(f"Ray {ray.__version__}, torch {torch.__version__}, FAISS {faiss.__version__}")
