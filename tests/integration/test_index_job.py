@@ -318,7 +318,7 @@ def test_without_room_the_served_version_stays_and_the_build_goes_on_later(tmp_p
     assert code == 1
     (line,) = errors.strip().splitlines()
     assert "stopped: File too large" in line
-    assert line.endswith("the same command goes on from the pieces that are finished")
+    assert line.endswith("the same command resumes with the pieces that are finished")
     assert contents(out) == served
     assert json.loads(run("index", "status", out, "--json")[1])["unfinished"][0]["shards"] == "0 of 30"
     assert run("index", "build", out, *arguments)[0] == 0

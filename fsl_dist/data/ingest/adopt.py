@@ -75,9 +75,7 @@ def adopt(
             fingerprint = publish_new(partial, out, columns, metadata)
         finally:
             remove_folder(partial)
-    return make_report(
-        out, 1, metadata, sides, found.shards, bad, found.listing.num_ignored, warnings, fingerprint
-    )
+    return make_report(out, 1, metadata, sides, fingerprint, warnings, num_ignored=found.listing.num_ignored)
 
 
 def _check_images(found: ShardListing, processes: int, progress: Progress | None) -> list[CheckedImage | str]:

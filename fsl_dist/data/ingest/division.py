@@ -96,99 +96,95 @@ def divide(
     splits: Sequence[str],
     names: tuple[Sequence[str], Sequence[str]],
     options: SplitOptions,
+    old: Catalogue | None = None,
 ) -> tuple[NDArray[np.int8], list[str]]:
-    """(side of every sample, int8 [n]; what to warn of).
+    """(side of every sample, int8 [n]; warnings).
 
     labels, units: int64 [n], −1 for no unit; splits: names, read for split kind `column` alone; `names`: of
-    classes and of units, for errors. RequestError where the split cannot be made.
+    classes and of units, for errors. Where the samples join `old`, labels and units are numbered as in it, new ones
+    after them, and its own samples keep their split: a sample whose unit, or for class-disjoint splits whose class, is
+    known goes where that is, and a class that was not there is novel where there are base classes. What is left is
+    divided by the rule on its own. RequestError where the split cannot be made.
     """
     class_names, unit_names = names
-    kept = units if len(unit_names) else None
-    fractions = options.fractions or _DEFAULT_FRACTIONS.get(options.split_kind, ())
+    kind, warnings = options.split_kind, list[str]()
     try:
-        if options.split_kind == "column":
+        if kind == "column":
             sides = np.array([SPLITS.index(split) for split in splits], dtype=np.int8)
-            _check_undivided(kept, sides, "two splits in the split column")
-            return sides, []
-        if options.split_kind == "base-novel":
-            assigned = split_base_novel(labels, kept, cast(int, options.num_base), options.seed)
-        elif options.split_kind == "classes":
-            assigned = split_classes(labels, kept, fractions, options.seed)
+            _check_undivided(units, sides, "two splits in the split column")
         else:
-            assigned = split_stratified(labels, kept, fractions, options.seed)
+            sides = (
+                np.full(len(labels), -1, dtype=np.int8)
+                if old is None
+                else _follow(old, labels, units, names, kind)
+            )
+            kept = units if len(unit_names) else None
+            sides, warnings = _divide_open(sides, labels, kept, class_names, options, is_first=old is None)
+        if old is not None:
+            _check_undivided(
+                np.concatenate([old.units, units]),
+                np.concatenate([old.splits, sides]),
+                "two splits, counting those already in the data set",
+            )
     except DividedUnitError as error:
-        raise _name_unit(error, unit_names) from error
-    return assigned.sides, _describe_small(assigned.small_classes, labels, class_names, options.split_kind)
+        raise RequestError(
+            f"keep_together=…: '{unit_names[error.unit]}' has samples of {error.what}; "
+            "choose another split or correct the table"
+        ) from error
+    return sides, warnings
 
 
-def divide_added(
+def _follow(
     old: Catalogue,
     labels: NDArray[np.int64],
     units: NDArray[np.int64],
-    splits: Sequence[str],
     names: tuple[Sequence[str], Sequence[str]],
-    options: SplitOptions,
-) -> tuple[NDArray[np.int8], list[str]]:
-    """`divide` for samples that join `old`, whose own samples keep their split.
-
-    A sample whose unit, or for class-disjoint splits whose class, is known goes where that is; a class that
-    was not there is novel where there are base classes. What is left is divided by the rule on its own.
-    Labels and units are numbered as in `old`, new ones after them.
-    """
+    kind: SplitKind,
+) -> NDArray[np.int8]:
+    """int8 [n]: the sides of samples that follow those in `old`, −1 for the others."""
     class_names, unit_names = names
-    kind = options.split_kind
-    if kind == "column":
-        sides, warnings = divide(labels, units, splits, names, options)
-    else:
-        side_of_class = _known_sides(old.labels, old.splits, len(class_names))
-        side_of_unit = _known_sides(
-            old.units, old.splits, len(unit_names) + 1
-        )  # unit −1 reads the last: none
-        sides = side_of_class[labels] if kind == "classes" else np.full(len(labels), -1, dtype=np.int8)
-        if kind == "base-novel":
-            sides[(side_of_class[labels] < 0) | (side_of_class[labels] == NOVEL)] = NOVEL
-        sides = np.where(sides < 0, side_of_unit[units], sides)
-        sides, warnings = _divide_open(sides, labels, units, class_names, len(unit_names) > 0, options)
-    try:
-        _check_undivided(
-            np.concatenate([old.units, units]),
-            np.concatenate([old.splits, sides]),
-            "two splits, counting those already in the data set",
-        )
-    except DividedUnitError as error:
-        raise _name_unit(error, unit_names) from error
-    return sides, warnings
+    side_of_class = _known_sides(old.labels, old.splits, len(class_names))
+    side_of_unit = _known_sides(old.units, old.splits, len(unit_names) + 1)  # unit −1 reads the last: none
+    sides = side_of_class[labels] if kind == "classes" else np.full(len(labels), -1, dtype=np.int8)
+    if kind == "base-novel":
+        sides[(side_of_class[labels] < 0) | (side_of_class[labels] == NOVEL)] = NOVEL
+    return np.where(sides < 0, side_of_unit[units], sides)
 
 
 def _divide_open(
     sides: NDArray[np.int8],
     labels: NDArray[np.int64],
-    units: NDArray[np.int64],
+    units: NDArray[np.int64] | None,
     class_names: Sequence[str],
-    has_units: bool,
     options: SplitOptions,
+    *,
+    is_first: bool,
 ) -> tuple[NDArray[np.int8], list[str]]:
-    """Divide the samples whose side is −1 by the rule."""
+    """Divide the samples whose side is −1 by the rule; is_first: they are the first of their data set."""
     is_open = sides < 0
     if not is_open.any():
         return sides, []
-    kept = units[is_open] if has_units else None
-    kind = options.split_kind
+    labels, units = labels[is_open], None if units is None else units[is_open]
+    kind, seed = options.split_kind, options.seed
     fractions = options.fractions or _DEFAULT_FRACTIONS.get(kind, ())
-    if kind == "base-novel":
-        assigned = split_given_base(
-            labels[is_open], kept, np.ones(len(class_names), dtype=np.bool_), options.seed
-        )
-    elif kind == "classes" and len(np.unique(labels[is_open])) < len(SPLITS) - 1:
+    if kind == "base-novel" and is_first:
+        assigned = split_base_novel(labels, units, cast(int, options.num_base), seed)
+    elif kind == "base-novel":
+        assigned = split_given_base(labels, units, np.ones(len(class_names), dtype=np.bool_), seed)
+    elif kind == "classes" and not is_first and len(np.unique(labels)) < len(SPLITS) - 1:
         sides[is_open] = TRAIN
-        new = ", ".join(f"'{class_names[label]}'" for label in np.unique(labels[is_open]))
+        new = ", ".join(f"'{class_names[label]}'" for label in np.unique(labels))
         return sides, [f"new classes {new} are too few for split=classes: all of their images go to train"]
     elif kind == "classes":
-        assigned = split_classes(labels[is_open], kept, fractions, options.seed)
+        assigned = split_classes(labels, units, fractions, seed)
     else:
-        assigned = split_stratified(labels[is_open], kept, fractions, options.seed)
+        assigned = split_stratified(labels, units, fractions, seed)
     sides[is_open] = assigned.sides
-    return sides, _describe_small(assigned.small_classes, labels[is_open], class_names, kind)
+    counts = np.bincount(labels)
+    return sides, [
+        f"class '{class_names[label]}' is too small for split={kind} ({counts[label]} images): all go to train"
+        for label in assigned.small_classes.tolist()
+    ]
 
 
 def _known_sides(numbers: NDArray[np.int64], sides: NDArray[np.int8], length: int) -> NDArray[np.int8]:
@@ -198,24 +194,7 @@ def _known_sides(numbers: NDArray[np.int64], sides: NDArray[np.int8], length: in
     return known
 
 
-def _check_undivided(units: NDArray[np.int64] | None, sides: NDArray[np.int8], what: str) -> None:
+def _check_undivided(units: NDArray[np.int64], sides: NDArray[np.int8], what: str) -> None:
     divided = find_divided_unit(units, sides)
     if divided is not None:
         raise DividedUnitError(divided, what)
-
-
-def _name_unit(error: DividedUnitError, unit_names: Sequence[str]) -> RequestError:
-    return RequestError(
-        f"keep_together=…: '{unit_names[error.unit]}' has samples of {error.what}; "
-        "choose another split or correct the table"
-    )
-
-
-def _describe_small(
-    small_classes: NDArray[np.int64], labels: NDArray[np.int64], class_names: Sequence[str], kind: str
-) -> list[str]:
-    counts = np.bincount(labels)
-    return [
-        f"class '{class_names[label]}' is too small for split={kind} ({counts[label]} images): all go to train"
-        for label in small_classes.tolist()
-    ]

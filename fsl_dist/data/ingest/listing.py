@@ -4,7 +4,7 @@ import csv
 import os
 import re
 import unicodedata
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 
 from fsl_dist.data.catalogue import SPLITS, BadSample
@@ -71,16 +71,7 @@ class TableColumns:
 
     def named(self) -> dict[str, str]:
         """Field → column, for the columns that are asked for."""
-        columns = {
-            "path": self.path,
-            "label": self.label,
-            "group": self.group,
-            "blind_group": self.blind_group,
-            "split": self.split,
-            "unit": self.unit,
-            "mask": self.mask,
-        }
-        return {name: column for name, column in columns.items() if column}
+        return {name: column for name, column in asdict(self).items() if column and name != "table"}
 
 
 def make_key(path: str) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from fsl_dist.data.catalogue import BadSample, Catalogue
 from fsl_dist.data.images import CheckedImage
-from fsl_dist.data.ingest.division import divide, divide_added
+from fsl_dist.data.ingest.division import divide
 from fsl_dist.data.ingest.duplicates import drop_duplicates
 from fsl_dist.data.ingest.listing import Candidate, Listing, list_folder, list_table
 from fsl_dist.data.ingest.next_version import (
@@ -29,6 +29,7 @@ from fsl_dist.data.ingest.rows import (
     NamedSamples,
     WriteReport,
     join_columns,
+    join_metadata,
     make_report,
     sort_out,
     warn,
@@ -96,44 +97,30 @@ def _write(
             samples, images = _keep_largest(samples, images, options.num_classes)
         named = NamedSamples.number(samples, old)
         splits = [sample.split for sample in samples]
-        if old is None:
-            sides, warnings = divide(named.labels, named.units, splits, named.names, options)
-        else:
-            sides, warnings = divide_added(old, named.labels, named.units, splits, named.names, options)
+        sides, warnings = divide(named.labels, named.units, splits, named.names, options, old)
         warn(warnings)
         folder = name_shards(out, old, work.folder.name)
         first = 0 if old is None else len(old.shards)
         written = write_shards(work, folder, first, samples, images, named.labels, options, progress)
         columns = named.columns(samples, images, written.places, sides)
-        metadata = named.describe(
+        added = named.describe(
             shards=written.shards, bad_samples=bad, duplicates=duplicates, options=options.record
         )
         if old is None:
-            version = 1
-            fingerprint = publish_new(work.out, out, columns, metadata)
+            version, fingerprint = 1, publish_new(work.out, out, columns, added)
         else:
-            version = old.version + 1
-            metadata = replace(
-                metadata,
-                shards=[*old.shards, *written.shards],
-                bad_samples=[*old.bad_samples, *bad],
-                duplicates=[*old.duplicates, *duplicates],
-                options=old.options,
-            )
             publish_shards(work.shards, out / folder)
-            fingerprint = add_version(out, version, join_columns(old.columns(), columns), metadata)
+            version, columns = old.version + 1, join_columns(old.columns(), columns)
+            fingerprint = add_version(out, version, columns, join_metadata(old, added))
     return make_report(
         out,
         version,
-        metadata,
+        added,
         sides,
-        written.shards,
-        bad,
-        listing.num_ignored,
-        warnings,
         fingerprint,
-        duplicates,
-        checked.num_reused + written.num_reused,
+        warnings,
+        num_ignored=listing.num_ignored,
+        num_reused=checked.num_reused + written.num_reused,
     )
 
 

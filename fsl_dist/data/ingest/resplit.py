@@ -1,6 +1,6 @@
 """Another split, label or group over the same shards: the next catalogue version of a data set."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,12 @@ def resplit(dataset: str | Path, options: ResplitOptions) -> WriteReport:
         )
         fingerprint = add_version(dataset, old.version + 1, columns, metadata)
     return make_report(
-        dataset, old.version + 1, metadata, columns["split"], old.shards, bad, 0, warnings, fingerprint
+        dataset,
+        old.version + 1,
+        replace(metadata, bad_samples=bad, duplicates=[]),
+        columns["split"],
+        fingerprint,
+        warnings,
     )
 
 

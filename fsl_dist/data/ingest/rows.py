@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -172,31 +172,29 @@ def sort_out(
 def make_report(
     dataset: Path,
     version: int,
-    metadata: CatalogueMetadata,
+    written: CatalogueMetadata,
     sides: NDArray[np.int8],
-    shards: Sequence[ShardFile],
-    bad: Sequence[BadSample],
-    num_ignored: int,
-    warnings: Sequence[str],
     fingerprint: str,
-    duplicates: Sequence[Duplicate] = (),
+    warnings: Sequence[str],
+    *,
+    num_ignored: int = 0,
     num_reused: int = 0,
 ) -> WriteReport:
-    """The report on rows with these `sides` (int8 [n]) and `shards`."""
+    """The report on the rows with these `sides` (int8 [n]); written: their shards, bad samples and duplicates."""
     counts = np.bincount(sides, minlength=len(SPLITS)).tolist()
     return WriteReport(
         dataset=str(dataset),
         version=version,
         num_samples=len(sides),
-        num_classes=len(metadata.class_names),
+        num_classes=len(written.class_names),
         split_counts={name: count for name, count in zip(SPLITS, counts, strict=True) if count},
-        num_shards=len(shards),
-        size_bytes=sum(shard.size_bytes for shard in shards),
-        bad_samples=tuple(bad),
+        num_shards=len(written.shards),
+        size_bytes=sum(shard.size_bytes for shard in written.shards),
+        bad_samples=tuple(written.bad_samples),
         num_ignored=num_ignored,
         warnings=tuple(warnings),
         fingerprint=fingerprint,
-        duplicates=tuple(duplicates),
+        duplicates=tuple(written.duplicates),
         num_reused=num_reused,
     )
 
@@ -207,3 +205,14 @@ def join_columns(first: Columns, second: Columns) -> Columns:
         name: np.concatenate([values, second[name]]) for name, values in first.items() if name != "key"
     }
     return {**joined, "key": [*first["key"], *second["key"]]}
+
+
+def join_metadata(old: Catalogue, added: CatalogueMetadata) -> CatalogueMetadata:
+    """What a catalogue says once samples that are numbered after those of `old` have joined it."""
+    return replace(
+        added,
+        shards=[*old.shards, *added.shards],
+        bad_samples=[*old.bad_samples, *added.bad_samples],
+        duplicates=[*old.duplicates, *added.duplicates],
+        options=old.options,
+    )
