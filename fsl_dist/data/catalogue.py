@@ -1,4 +1,4 @@
-"""The catalogue: one row a sample, sorted by (split, label, group, key), memory-mapped Arrow IPC.
+"""The catalogue: one row per sample, sorted by (split, label, group, key), memory-mapped Arrow IPC.
 
     DATASET/
       shards/shard-000000.tar …      plain WebDataset
@@ -258,18 +258,18 @@ class Catalogue:
         )
 
     def locate(self, ids: ArrayLike) -> Location:
-        """Where the bytes of `ids` (int64 [n], any order, repeats allowed) lie."""
+        """Where the bytes of `ids` (int64 [n], any order, repeats allowed) are."""
         chosen = self._check_ids(ids)
         return Location(*(self._column(name)[chosen] for name in ("shard", "offset", "size", "crc32")))
 
     def locate_masks(self, ids: ArrayLike) -> Location:
-        """Where the masks of `ids` (int64 [n], any order, repeats allowed) lie; size 0 for a sample without one."""
+        """Where the masks of `ids` (int64 [n], any order, repeats allowed) are; size 0 for a sample without one."""
         chosen = self._check_ids(ids)
         names = ("shard", "mask_offset", "mask_size", "mask_crc32")
         return Location(*(self._column(name)[chosen] for name in names))
 
     def ids_of_shard(self, shard: int) -> NDArray[np.int64]:
-        """Sample ids that lie in the shard, ascending. One pass over a column."""
+        """Sample ids in the shard, ascending. One pass over a column."""
         return np.flatnonzero(self._column("shard") == shard)
 
     def class_range(self, sample_id: int) -> range:

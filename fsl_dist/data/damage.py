@@ -19,7 +19,7 @@ from fsl_dist.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-# Samples looked at to tell a damaged sample from a file that is another one altogether.
+# Samples that are read to distinguish a damaged sample from a file that was replaced.
 _NUM_PROBES = 8
 # Bad samples named in the error that ends a run.
 _NUM_NAMED = 5

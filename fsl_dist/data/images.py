@@ -50,7 +50,7 @@ class PreparedImage:
 
 
 JPEG_QUALITY = 92
-"""of JPEGs that are encoded anew; PIL's scale to 95"""
+"""of JPEGs that are encoded again; PIL's scale to 95"""
 
 
 def open_upright(encoded: Encoded, channels: int = 3) -> Image.Image:
@@ -77,7 +77,7 @@ JPEG_MAGIC = b"\xff\xd8\xff"
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 MAX_PIXELS = 178_956_970
-"""most pixels an image may declare unless told otherwise: half a GiB as RGB, and what PIL itself decodes at most"""
+"""most pixels an image may declare by default: half a GiB as RGB, and what PIL itself decodes at most"""
 
 # PIL warns from half of that on; the limit here is the rule instead.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -178,7 +178,7 @@ def prepare_encoded(
     """What is stored of the content of a file called `file`, or why it cannot be used. Decodes all of it.
 
     An image that is larger than `size` is turned upright, resized with antialiasing (PIL's bilinear, as when
-    training) and encoded anew, without its metadata: JPEG as JPEG, every other format as PNG. Others stay as they are.
+    training) and encoded again, without its metadata: JPEG as JPEG, every other format as PNG. Others stay as they are.
     """
     if not data:
         return "has zero bytes"

@@ -1,4 +1,4 @@
-"""Masks as they are stored beside their images: PNG, of the image's size, no value between two others."""
+"""Masks as they are stored next to their images: PNG, of the image's size, no value between two others."""
 
 import io
 
@@ -15,7 +15,7 @@ def prepare_mask(data: bytes, upright: tuple[int, int], stored: tuple[int, int] 
     """The PNG that is stored for a mask file's content, or why it cannot be used. Decodes all of it.
 
     `upright`: (height, width) of the image as decoded, which the mask must have; `stored`: the size to bring it to, by
-    the nearest pixel, None for none. A PNG that stays as large keeps its bytes; other formats are written anew.
+    the nearest pixel, None for none. A PNG that stays as large keeps its bytes; other formats are encoded as PNG.
     """
     if not data:
         return "has zero bytes"

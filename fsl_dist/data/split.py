@@ -148,7 +148,7 @@ def holdout(
 
 
 def find_divided_unit(units: NDArray[np.int64] | None, sides: NDArray[np.integer]) -> int | None:
-    """A unit (≥ 0) whose samples lie on more than one of `sides` (int [n]), the smallest; None: there is none."""
+    """A unit (≥ 0) whose samples are on more than one of `sides` (int [n]), the smallest; None: there is none."""
     if units is None:
         return None
     pairs = np.unique(np.stack([units, sides.astype(np.int64)])[:, units >= 0], axis=1)

@@ -40,7 +40,7 @@ class ByteRanges:
 def coalesce(
     shard: NDArray[np.integer], offset: NDArray[np.int64], size: NDArray[np.int64], max_gap: int
 ) -> ByteRanges:
-    """Merge samples of one shard whose bytes overlap, touch, or lie at most `max_gap` bytes apart.
+    """Merge samples of one shard whose bytes overlap, touch, or are at most `max_gap` bytes apart.
 
     All arrays [n], any order, repeats allowed. Ranges come out sorted by (shard, start).
     """

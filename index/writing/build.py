@@ -2,7 +2,7 @@
 
 `build` does it in one process from arrays in memory. `Staging` is the same in steps, for workers that write shards
 side by side: one process creates it, each worker opens it by path and writes its shards, one publishes. `index.writing.job`
-goes through the same steps for what does not fit in memory, and goes on after a kill.
+goes through the same steps for data that does not fit in memory, and resumes after a kill.
 """
 
 import datetime

@@ -140,7 +140,7 @@ def run(
         files.write_array(staging.path_of(_ROWS), order)
         return job.finish(open_vectors(staging))
     except (FslDistError, OSError) as error:
-        # Who took over works in the same folder: that is the better reason for what went wrong, and the folder is theirs.
+        # A newer builder works in the same folder: that explains the failure better, and the folder is its own.
         owner.check()
         if isinstance(error, RequestError):
             files.remove_folder(staging.folder)

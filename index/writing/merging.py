@@ -1,4 +1,4 @@
-"""Making the next version of a version and its changes: a build like any other, resumable, and changes go on meanwhile.
+"""Building the next version from a version and its changes: a resumable build; changes may continue meanwhile.
 
 Batches written while the merge runs are carried over to the new version. A mark in the old version's list of batches,
 which only one process can write under its number, ends that list and names the new version: from then on changes can
@@ -36,7 +36,7 @@ def merge(
     """Build the next version of the index `out` from the current one and its changes, and publish it.
 
     It is built with the settings of the current one, `settings` in their place, and keeps what `tune` found. Returns the
-    version's folder, and whether there was anything to merge. Killed, it goes on when it is called again. Raises
+    version's folder, and whether there was anything to merge. If it is killed, calling it again resumes it. Raises
     RequestError where all vectors were removed, else as `job.run`.
     """
     if files.exists(out / versions.MANIFEST):

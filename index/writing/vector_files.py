@@ -1,4 +1,4 @@
-"""Vectors, labels and ids that lie in .npy or Parquet files, for building and searching."""
+"""Vectors, labels and ids in .npy or Parquet files, for building and searching."""
 
 import mmap
 from collections.abc import Iterator
@@ -176,7 +176,7 @@ def build_from_files(
     spread: Spread = do_here,
     progress: Progress | None = None,
 ) -> Path:
-    """Build an index from a file of vectors, or go on with it (`job.run`); returns the version's folder.
+    """Build an index from a file of vectors, or resume building it (`job.run`); returns the version's folder.
 
     labels, ids: files .npy, or columns of the Parquet file that holds the vectors. A file is taken for the one it was
     as long as its path, size and times are the same. Raises RequestError for what does not fit.
@@ -218,7 +218,7 @@ def build_from_files(
 
 
 def identify(path: Path) -> str:
-    """What a file is taken for the same by, beside its path."""
+    """What identifies a file, besides its path."""
     found = path.stat()
     return f"{found.st_size} bytes, changed {found.st_mtime_ns} {found.st_ctime_ns}"
 

@@ -133,4 +133,4 @@ def test_the_summary_counts(packed):
     train = summary.splits["train"]
     assert (train.num_samples, train.num_classes, train.tail.largest, train.tail.ratio) == (27, 3, 9, 1.0)
     text = describe(summary)
-    assert "train       27 samples of 3 classes, 9 … 9 a class" in text
+    assert "train       27 samples of 3 classes, 9 … 9 per class" in text

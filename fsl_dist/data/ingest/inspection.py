@@ -206,7 +206,7 @@ def describe(summary: DatasetSummary) -> str:
         if split is not None:
             lines.append(
                 f"{name:<11} {split.num_samples} samples of {split.num_classes} classes, "
-                f"{split.tail.largest} … {split.tail.smallest} a class"
+                f"{split.tail.largest} … {split.tail.smallest} per class"
             )
     lines += [f"{'look at':<11} {flag}" for flag in summary.flags]
     names = list(summary.class_counts)

@@ -93,7 +93,7 @@ def read_fingerprints(
 ) -> tuple[NDArray[np.int64], list[bytes], list[tuple[int, int]]]:
     """(those of `ids` that can be read and decoded, int64 [m], ascending; what `Fingerprints` takes of each).
 
-    Decodes each of `ids` (int64 [n], distinct) once, on a thread a core, at most 8. DataError where a shard is
+    Decodes each of `ids` (int64 [n], distinct) once, on one thread per core, at most 8. DataError where a shard is
     missing or cut.
     """
     threads = min(8, os.cpu_count() or 1)

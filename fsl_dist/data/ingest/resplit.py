@@ -21,7 +21,7 @@ class ResplitOptions(SplitOptions):
     """What the next version changes; an empty name means none."""
 
     table: str = ""
-    """CSV or Parquet table, a row a sample; samples that it does not name are left out"""
+    """CSV or Parquet table, one row per sample; samples that it does not name are left out"""
     key_column: str = ""
     """column that holds the samples' keys"""
     path_column: str = ""

@@ -1,4 +1,4 @@
-"""The members of a tar file that nobody vouches for: where their bytes lie, and which are refused. Extracts nothing."""
+"""The members of an untrusted tar file: where their bytes are, and which are refused. Extracts nothing."""
 
 import os
 import tarfile
@@ -35,7 +35,7 @@ def list_members(descriptor: int, shard: str) -> Iterator[Member | BadSample]:
     """Regular members of the open tar file `shard` (its name in reports), in order; what is refused as BadSample.
 
     USTAR, GNU and pax archives. Refused by name: absolute paths, `..`, links, devices, sparse and unknown kinds.
-    Damage is one BadSample that ends the list. Folders are passed over. Reads headers only.
+    Damage is one BadSample that ends the list. Folders are ignored. Reads headers only.
     """
     end = os.fstat(descriptor).st_size
     position = 0
@@ -127,7 +127,7 @@ def _read_size(attributes: dict[str, str], size: int, header: int) -> int:
 
 
 def _skip_sparse_map(descriptor: int, position: int) -> int:
-    """Position after the blocks that continue an old GNU sparse header, whose flag lies at its byte 482."""
+    """Position after the blocks that continue an old GNU sparse header, whose flag is its byte 482."""
     is_continued = os.pread(descriptor, 1, position - _BLOCK + 482) == b"\1"
     while is_continued:
         is_continued = os.pread(descriptor, 1, position + 504) == b"\1"
