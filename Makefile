@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Threads are capped so that tests, FAISS and BLAS do not fight over the cores.
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: setup demo test test-unit test-slow check lint types layers fmt bench bench-smoke clean
+.PHONY: setup demo test test-unit test-slow check lint types layers fmt wheel bench bench-smoke clean
 
 setup: $(STAMP)
 
@@ -46,6 +46,12 @@ layers: setup
 fmt: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# setuptools would take up what an older build left in build/.
+wheel: setup
+	rm -rf build dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	rm -rf build
 
 # Everything in docs/benchmarks.md, measured anew on this machine, and the page.
 bench: setup

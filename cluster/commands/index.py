@@ -66,7 +66,7 @@ def build(
 ) -> None:
     """Build an index at OUT and publish it as its next version.
 
-    Either from arrays, or by embedding DATASET with the network of RUN. Keys: those of `index` in docs/configuration.md
+    Either from arrays, or by embedding DATASET with the network of RUN. Keys: those of `index.` in a run's configuration
     without the prefix (kind and its settings, metric, device, shards, keep_versions, memory_mb). Killed at any moment, the
     same command goes on with what is finished; after it has ended well, it finds its version there and builds nothing.
 

@@ -71,7 +71,7 @@ def serve(
 ) -> None:
     """Answer searches of INDEX by HTTP, until Ctrl-C or SIGTERM.
 
-    Vectors in, ids, labels, keys and distances out, as JSON or as raw bytes: docs/index_service.md. It goes along with
+    Vectors in, ids, labels, keys and distances out, as JSON or as raw bytes; its page /docs says how. It goes along with
     publications and rollbacks; each answer comes from one version and names it.
 
     \b

@@ -91,7 +91,7 @@ def plan(
 ) -> None:
     """What a run would take on many machines: time, network, storage, memory, and what to mend first.
 
-    The model and how well it holds: docs/scaling.md. An epoch is without validation, checkpoints and start-up.
+    An epoch is without validation, checkpoints and start-up.
     """
     from fsl_dist.config import load_config
 

@@ -128,9 +128,7 @@ def on_disk(place: str | Path, what: str) -> Path:
     """`place` as a path; RequestError, naming `what` is asked for, where it lies at a store."""
     path = working_folder(place)
     if place_of(path) is not None:
-        raise RequestError(
-            f"{what} works on a disk alone; '{told(str(path))}' is at an object store (docs/object_storage.md)"
-        )
+        raise RequestError(f"{what} works on a disk alone; '{told(str(path))}' is at an object store")
     return path
 
 

@@ -9,11 +9,12 @@ import sysconfig
 import tomllib
 import venv
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
+import fsl_dist
 from cluster.jobs.archive import write_archive
 
 pytestmark = pytest.mark.integration
@@ -128,36 +129,53 @@ def test_an_installed_wheel_knows_its_version_and_its_configurations(installed: 
     assert "reproduce" in installed.fsl_dist("--help")
     tables = json.loads(installed.fsl_dist("reproduce", "--list", "--json"))
     assert "omniglot" in tables["pcn-2"]["families"]
-    (version_line,) = [
-        line
-        for line in (ROOT / "cluster/k8s/base/kustomization.yaml").read_text().splitlines()
-        if "newTag" in line
-    ]
-    assert f"newTag: {version}}}" in version_line
 
 
-def test_an_installed_wheel_does_the_main_job(installed: Installed) -> None:
+def write_images(folder: Path) -> Path:
+    """Four classes of twelve tiny images, told apart by their colour; returns one of them."""
     import numpy as np
     from PIL import Image
 
     rng = np.random.default_rng(0)
     for label in range(4):
         for number in range(12):
-            path = installed.folder / "my_images" / f"class {label}" / f"{number}.png"
+            path = folder / f"class {label}" / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             pixels = rng.integers(0, 60, (20, 20, 3)) + np.array([50 * label, 30, 150 - 40 * label])
             Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return path
+
+
+def test_an_installed_wheel_does_the_main_job(installed: Installed) -> None:
+    image = write_images(installed.folder / "my_images")
     installed.fsl_dist("pack", "my_images", "data/mine")
     installed.fsl_dist(
         "train", "--config", "own-images", "data.dataset=data/mine", "run.dir=runs/mine", *TINY
     )
     metrics = json.loads(installed.fsl_dist("evaluate", "runs/mine", "--json"))["metrics"]
     assert 0 <= metrics["knn/acc@1"] <= 1
-    image = next((installed.folder / "my_images").rglob("*.png"))
     assert json.loads(installed.fsl_dist("predict", "runs/mine", image, "--json"))
     installed.fsl_dist("explain", "runs/mine", image, "--out", "why")
     installed.fsl_dist("index", "build", "runs/mine", "data/mine", "indexes/mine", "metric=l2")
     assert json.loads(installed.fsl_dist("index", "status", "indexes/mine", "--json"))["version"] == 1
+
+
+def run_first_example(installed: Installed) -> None:
+    """The example of the README, in a folder of its own."""
+    folder = installed.folder / "from python"
+    write_images(folder / "my_images")
+    done = replace(installed, folder=folder).run(
+        "python", ROOT / "examples" / "first_run.py", "my_images", *TINY
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "knn/acc@1" in done.stdout
+    assert (folder / "why" / "index.html").is_file()
+    assert (folder / "indexes" / "mine" / "current").is_file()
+
+
+@pytest.mark.skipif(not hasattr(fsl_dist, "open_run"), reason="fsl_dist has no open_run")
+def test_an_installed_wheel_does_the_main_job_from_python(installed: Installed) -> None:
+    run_first_example(installed)
 
 
 def test_an_installed_wheel_renders_its_manifests(installed: Installed) -> None:
@@ -166,3 +184,41 @@ def test_an_installed_wheel_renders_its_manifests(installed: Installed) -> None:
         "train", "--config", "omniglot/pcn", "run.dir=/mnt/fsl-dist/runs/first", "data.dataset=/mnt/fsl-dist/data",
     )  # fmt: skip
     assert "kind: RayJob" in rendered
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_fresh_environment_needs_nothing_else(wheel: Path, tmp_path: Path) -> None:
+    """Downloads and installs everything, 8 GB."""
+    venv.create(tmp_path / "environment", with_pip=True)
+    fresh = Installed(tmp_path / "elsewhere", tmp_path / "environment", tmp_path)
+    fresh.folder.mkdir()
+    pip = [
+        str(tmp_path / "environment" / "bin" / "python"),
+        "-m",
+        "pip",
+        "--quiet",
+        "--disable-pip-version-check",
+    ]
+    subprocess.run([*pip, "install", "--upgrade", "pip>=24"], check=True)
+    constraints = ["--constraint", str(ROOT / "constraints.txt")]
+    subprocess.run([*pip, "install", *constraints, f"{wheel}[all]"], check=True)
+    subprocess.run([*pip, "check"], check=True)
+    for package in (
+        "torch",
+        "torchvision",
+        "ray.train",
+        "ray.tune",
+        "faiss",
+        "webdataset",
+        "nvidia.dali",
+        "sklearn",
+        "pytest",
+    ):
+        imported = fresh.run("python", "-c", f"import {package}")
+        assert imported.returncode == 0, imported.stderr[-3000:]
+    assert json.loads(fresh.fsl_dist("doctor", "--json"))["decoder"] == "dali"
+    assert "omniglot" in fresh.fsl_dist("reproduce", "--list")
+    test_an_installed_wheel_does_the_main_job(fresh)
+    if hasattr(fsl_dist, "open_run"):
+        run_first_example(fresh)

@@ -1,8 +1,10 @@
 """The project as a whole: generic import names come from here, the layers hold, the pages are fresh."""
 
 import importlib
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,15 @@ def test_generic_names_import_from_this_distribution(name: str) -> None:
     assert module.__file__ is not None
     assert Path(module.__file__).is_relative_to(ROOT) or "fsl_dist" in Path(module.__file__).parts
     assert module.__doc__, f"{name} does not say what it is for"
+
+
+def test_every_place_that_names_the_version_names_the_same() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert re.search(rf"^## {re.escape(version)} \(", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    images = "".join(path.read_text() for path in (ROOT / "cluster" / "k8s").rglob("*.yaml"))
+    tags = set(re.findall(r"fsl-dist(?::|, newTag: )([\d.]+)", images))
+    assert tags == {version}
 
 
 def test_the_command_line_loads_no_heavy_library() -> None:
