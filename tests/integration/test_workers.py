@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import GREY_16_PX
 
 from fsl_dist.methods.neighbour_table import NeighbourTable
 from fsl_dist.training.runlog import read_metrics
@@ -17,12 +18,7 @@ pytestmark = pytest.mark.integration
 WORKER = Path(__file__).parents[1] / "helpers" / "train_worker.py"
 
 NETWORK = [
-    "data.channels=1",
-    "data.resize=exact",
-    "data.resize_size=16",
-    "data.image_size=16",
-    "data.mean=[0.5]",
-    "data.std=[0.5]",
+    *GREY_16_PX,
     "data.flip=false",
     "data.decoder=torchvision",
     "backbone.name=conv4",
