@@ -93,11 +93,12 @@ def assert_same_losses(found: dict[int, float], wanted: dict[int, float]) -> Non
 def test_a_killed_run_goes_on_as_if_nothing_had_been(digits: Path, tmp_path: Path) -> None:
     data = f"data.dataset={digits}"
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    finish(start(undisturbed, data, "--json"))
+    whole = start(undisturbed, data, "--json")
     # Step 30 lies inside the third epoch, between the checkpoints of steps 16 and 32.
     kill_after(killed, 30, start(killed, data))
     assert not (killed / "checkpoints" / f"step-{NUM_STEPS:08d}").exists()
     assert finish(start(killed, data, "--json", "--resume"))["steps"] == NUM_STEPS
+    finish(whole)
     assert sorted(losses_of(killed)) == list(range(1, NUM_STEPS + 1))
     assert_same_losses(losses_of(killed), losses_of(undisturbed))
 

@@ -134,8 +134,8 @@ def _all_cases() -> dict[str, tuple[str, str, list[str]]]:
 
 @pytest.fixture(scope="module")
 def worlds(digits: Path, damaged_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """Folder of results by number of workers; every case run by one process and by two."""
-    folders = {}
+    """Folder of results by number of workers; every case run by one process and by two, all three at once."""
+    folders, workers = {}, []
     for world_size in (1, 2):
         folder = tmp_path_factory.mktemp(f"world{world_size}")
         cases = {}
@@ -155,7 +155,7 @@ def worlds(digits: Path, damaged_digits: Path, tmp_path_factory: pytest.TempPath
                 ],
             }
         (folder / "cases.json").write_text(json.dumps(cases))
-        workers = [
+        workers += [
             subprocess.Popen(
                 [
                     sys.executable,
@@ -170,10 +170,10 @@ def worlds(digits: Path, damaged_digits: Path, tmp_path_factory: pytest.TempPath
             )
             for rank in range(world_size)
         ]
-        for worker in workers:
-            _, errors = worker.communicate(timeout=280)
-            assert worker.returncode == 0, errors[-3000:]
         folders[world_size] = folder
+    for worker in workers:
+        _, errors = worker.communicate(timeout=280)
+        assert worker.returncode == 0, errors[-3000:]
     return folders
 
 
