@@ -85,7 +85,10 @@ def used_from(module: Module) -> set[str]:
 def named_in_texts() -> set[str]:
     """`module.name` of what entry points, manifests and programs in strings name: `module:name`, `from module import name`."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    texts = [*project["scripts"].values(), *(path.read_text() for path in (ROOT / "k8s").rglob("*.yaml"))]
+    texts = [
+        *project["scripts"].values(),
+        *(path.read_text() for path in (ROOT / "cluster" / "k8s").rglob("*.yaml")),
+    ]
     for module in read_modules().values():
         texts += [
             node.value
