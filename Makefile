@@ -22,14 +22,19 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/fsl-dist demo
 
-test: setup
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+# The unit tests first; what they leave out starts Ray clusters and services of its own, one at a time.
+test: test-unit
+	$(BIN)/python -m pytest -m "integration and not slow and not gpu"
 
+# In random order, by a seed that the first lines name; `-p randomly --randomly-seed=SEED` repeats it.
 test-unit: setup
-	$(BIN)/python -m pytest tests/unit -m "not slow and not gpu"
+	$(BIN)/python -m pytest tests/unit -m "not integration and not slow and not gpu" -p randomly -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# Tests are small and run in several processes: one thread each (tests/conftest.py).
+test test-unit test-slow: export OMP_NUM_THREADS = 1
 
 check: lint types layers
 

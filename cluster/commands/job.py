@@ -23,7 +23,7 @@ def job() -> None:
     \b
     Example:
       fsl-dist job list --to ray
-      fsl-dist job logs train-20260102-030405-9f1c --follow --to ray
+      fsl-dist job logs train-20260102-030405-9f1c4e27a0b3 --follow --to ray
     """
 
 

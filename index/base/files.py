@@ -157,14 +157,6 @@ def exists(path: Path) -> bool:
     return path.exists()
 
 
-def size_of_file(path: Path) -> int | None:
-    """Size in bytes, or None where there is no such file."""
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return None
-
-
 def crc32_of_file(path: Path) -> int:
     """CRC-32 of the whole file, read in pieces of 1 MiB."""
     crc = 0

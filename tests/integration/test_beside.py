@@ -3,28 +3,22 @@
 import json
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import GREY_16_PX, PROGRAM
 
 from fsl_dist.training.checkpoint import FACTS
 from fsl_dist.training.runlog import read_metrics
 
 pytestmark = pytest.mark.integration
 
-PROGRAM = Path(sys.executable).with_name("fsl-dist")
 
 # 120 training images, 4 anchors a step: 30 steps an epoch.
 SETTINGS = [
-    "data.channels=1",
-    "data.resize=exact",
-    "data.resize_size=16",
-    "data.image_size=16",
-    "data.mean=[0.5]",
-    "data.std=[0.5]",
+    *GREY_16_PX,
     "data.flip=false",
     "backbone.name=conv4",
     "backbone.width=16",

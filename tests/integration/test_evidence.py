@@ -2,15 +2,13 @@
 
 import json
 import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
 import pytest
+from commands import PROGRAM
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
-
-PROGRAM = Path(sys.executable).with_name("fsl-dist")
 
 
 def run(place: Path, *arguments: str | Path) -> str:

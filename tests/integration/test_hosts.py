@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import GREY_16_PX
 
 from fsl_dist.training.runlog import read_metrics
 from index.config import IndexConfig
@@ -25,12 +26,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(120
 BIN = Path(sys.executable).parent
 PORT = 6391
 TRAINING = [
-    "data.channels=1",
-    "data.resize=exact",
-    "data.resize_size=16",
-    "data.image_size=16",
-    "data.mean=[0.5]",
-    "data.std=[0.5]",
+    *GREY_16_PX,
     "data.flip=false",
     "data.decoder=torchvision",
     "backbone.name=conv4",

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import GREY_16_PX
 
 from index import versions
 from index.base import files
@@ -28,12 +29,7 @@ pytestmark = pytest.mark.integration
 
 COMMAND = [sys.executable, "-c", "from cluster.cli import main; main()"]
 TRAINING = [
-    "data.channels=1",
-    "data.resize=exact",
-    "data.resize_size=16",
-    "data.image_size=16",
-    "data.mean=[0.5]",
-    "data.std=[0.5]",
+    *GREY_16_PX,
     "backbone.name=conv4",
     "backbone.width=8",
     "training.patience=0",

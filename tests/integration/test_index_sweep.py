@@ -2,13 +2,13 @@
 
 import json
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from commands import PROGRAM, fsl_dist
 
 from tune.index_sweeps.sweep import drive_index_sweep
 from tune.index_sweeps.trial import read_cells
@@ -16,8 +16,6 @@ from tune.records import RESULT_FILE, SweepFolder
 from tune.sweep_file import load_sweep
 
 pytestmark = pytest.mark.integration
-
-PROGRAM = Path(sys.executable).with_name("fsl-dist")
 
 
 def write_sweep(folder: Path, **settings: object) -> Path:
@@ -43,10 +41,6 @@ def write_sweep(folder: Path, **settings: object) -> Path:
     path = folder / "sweep.yaml"
     path.write_text(yaml.safe_dump(sweep))
     return path
-
-
-def fsl_dist(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([PROGRAM, *arguments], capture_output=True, text=True, timeout=280)
 
 
 def results_of(folder: Path) -> dict[int, tuple]:

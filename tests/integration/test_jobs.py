@@ -19,13 +19,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from commands import PROGRAM
 
 from cluster.jobs.local import FOLDER_VARIABLE
 from fsl_dist.training.runlog import read_metrics
 
 pytestmark = pytest.mark.integration
 
-PROGRAM = Path(sys.executable).with_name("fsl-dist")
 TOKEN = "4f1c" * 16
 
 RUN = {

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner
+from commands import PROGRAM
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -24,7 +24,6 @@ from index.base.errors import RequestError
 
 pytestmark = pytest.mark.integration
 
-PROGRAM = Path(sys.executable).with_name("fsl-dist")
 SETTINGS = {
     "data": {
         "channels": 1,

@@ -2,14 +2,13 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from commands import PROGRAM
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(3600)]
 
-PROGRAM = Path(sys.executable).with_name("fsl-dist")
 EXPERIMENTS = Path(__file__).parents[2] / "fsl_dist" / "experiments"
 
 

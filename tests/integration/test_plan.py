@@ -1,29 +1,20 @@
 """`bench rates` on the digits, and a plan from what it measured: real network, loader, index and processes."""
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import GREY_16_PX, Cli, cli_of
 
-import cluster.cli
 from cluster.planning.machine_rates import take_classes
 from cluster.planning.rates import read_rates
 from fsl_dist.data.selection import Selection
 
 pytestmark = pytest.mark.integration
 
-Cli = Callable[..., tuple[int, str, str]]
-
 SMALL = [
-    "data.channels=1",
-    "data.resize=exact",
-    "data.resize_size=16",
-    "data.image_size=16",
-    "data.mean=[0.5]",
-    "data.std=[0.5]",
+    *GREY_16_PX,
     "data.flip=false",
     "backbone.name=conv4",
     "backbone.width=8",
@@ -40,22 +31,7 @@ PCN = [
 ]
 
 
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
-    """Run `fsl-dist ARGS`; returns exit code, stdout, stderr."""
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fsl-dist", *map(str, arguments)])
-        capfd.readouterr()
-        try:
-            cluster.cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return run
+cli = pytest.fixture(cli_of)
 
 
 def test_rates_are_measured_and_a_plan_reads_them(cli: Cli, digits: Path, tmp_path: Path) -> None:

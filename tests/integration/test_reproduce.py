@@ -3,14 +3,13 @@
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from commands import fsl_dist
 
 pytestmark = pytest.mark.integration
 
-PROGRAM = Path(sys.executable).with_name("fsl-dist")
 SETTINGS = [
     "training.epochs=1",
     "episode.n_way=4",
@@ -24,10 +23,6 @@ SETTINGS = [
 ]
 
 
-def fsl_dist(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([PROGRAM, *arguments], capture_output=True, text=True, timeout=280)
-
-
 def test_a_table_is_run_once_and_found_again(digits: Path, tmp_path: Path) -> None:
     data, out = tmp_path / "data", tmp_path / "out"
     shutil.copytree(digits, data)
@@ -35,7 +30,7 @@ def test_a_table_is_run_once_and_found_again(digits: Path, tmp_path: Path) -> No
     assert split.returncode == 0, split.stderr
 
     def reproduce(*extra: str) -> subprocess.CompletedProcess[str]:
-        return fsl_dist("reproduce", "pcn-1", "--data", data, "--out", out, "--jobs", "1", *SETTINGS, *extra)
+        return fsl_dist("reproduce", "pcn-1", "--data", data, "--out", out, "--jobs", "2", *SETTINGS, *extra)
 
     first = reproduce("--json")
     assert first.returncode == 0, first.stderr
@@ -56,7 +51,7 @@ def test_a_table_is_run_once_and_found_again(digits: Path, tmp_path: Path) -> No
 
     # A figure of the same runs: class by class, FT-CE against PCN.
     figure = fsl_dist(
-        "reproduce", "pcn-fig9", "--data", data, "--out", out, "--jobs", "1", *SETTINGS, "--json"
+        "reproduce", "pcn-fig9", "--data", data, "--out", out, "--jobs", "2", *SETTINGS, "--json"
     )
     assert figure.returncode == 0, figure.stderr
     (picture,) = json.loads(figure.stdout)["pictures"]

@@ -4,12 +4,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import GREY_16_PX, PROGRAM
 
 from fsl_dist.errors import StaleOwnerError
 from fsl_dist.training.runlog import read_metrics
@@ -17,15 +17,9 @@ from index.base.files import Owner
 
 pytestmark = pytest.mark.integration
 
-PROGRAM = Path(sys.executable).with_name("fsl-dist")
 
 SETTINGS = [
-    "data.channels=1",
-    "data.resize=exact",
-    "data.resize_size=16",
-    "data.image_size=16",
-    "data.mean=[0.5]",
-    "data.std=[0.5]",
+    *GREY_16_PX,
     "data.flip=false",
     "backbone.name=conv4",
     "backbone.width=16",
@@ -99,11 +93,12 @@ def assert_same_losses(found: dict[int, float], wanted: dict[int, float]) -> Non
 def test_a_killed_run_goes_on_as_if_nothing_had_been(digits: Path, tmp_path: Path) -> None:
     data = f"data.dataset={digits}"
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    finish(start(undisturbed, data, "--json"))
+    whole = start(undisturbed, data, "--json")
     # Step 30 lies inside the third epoch, between the checkpoints of steps 16 and 32.
     kill_after(killed, 30, start(killed, data))
     assert not (killed / "checkpoints" / f"step-{NUM_STEPS:08d}").exists()
     assert finish(start(killed, data, "--json", "--resume"))["steps"] == NUM_STEPS
+    finish(whole)
     assert sorted(losses_of(killed)) == list(range(1, NUM_STEPS + 1))
     assert_same_losses(losses_of(killed), losses_of(undisturbed))
 

@@ -6,7 +6,6 @@ import os
 import pty
 import re
 import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from commands import PROGRAM, fsl_dist
 
 from fsl_dist.config import load_config
 from fsl_dist.training.loop import Watch
@@ -27,7 +27,6 @@ from tune.sweeps.trial import check_point, run_trial
 
 pytestmark = pytest.mark.integration
 
-PROGRAM = Path(sys.executable).with_name("fsl-dist")
 
 BASE = {
     "data": {
@@ -62,10 +61,6 @@ def write_sweep(folder: Path, dataset: Path, **settings: object) -> Path:
     path = folder / "sweep.yaml"
     path.write_text(yaml.safe_dump(sweep))
     return path
-
-
-def fsl_dist(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([PROGRAM, *arguments], capture_output=True, text=True, timeout=560)
 
 
 def results_of(folder: Path) -> dict[int, tuple]:

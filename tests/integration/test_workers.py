@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import GREY_16_PX
 
 from fsl_dist.methods.neighbour_table import NeighbourTable
 from fsl_dist.training.runlog import read_metrics
@@ -17,12 +18,7 @@ pytestmark = pytest.mark.integration
 WORKER = Path(__file__).parents[1] / "helpers" / "train_worker.py"
 
 NETWORK = [
-    "data.channels=1",
-    "data.resize=exact",
-    "data.resize_size=16",
-    "data.image_size=16",
-    "data.mean=[0.5]",
-    "data.std=[0.5]",
+    *GREY_16_PX,
     "data.flip=false",
     "data.decoder=torchvision",
     "backbone.name=conv4",
@@ -138,8 +134,8 @@ def _all_cases() -> dict[str, tuple[str, str, list[str]]]:
 
 @pytest.fixture(scope="module")
 def worlds(digits: Path, damaged_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """Folder of results by number of workers; every case run by one process and by two."""
-    folders = {}
+    """Folder of results by number of workers; every case run by one process and by two, all three at once."""
+    folders, workers = {}, []
     for world_size in (1, 2):
         folder = tmp_path_factory.mktemp(f"world{world_size}")
         cases = {}
@@ -159,7 +155,7 @@ def worlds(digits: Path, damaged_digits: Path, tmp_path_factory: pytest.TempPath
                 ],
             }
         (folder / "cases.json").write_text(json.dumps(cases))
-        workers = [
+        workers += [
             subprocess.Popen(
                 [
                     sys.executable,
@@ -174,10 +170,10 @@ def worlds(digits: Path, damaged_digits: Path, tmp_path_factory: pytest.TempPath
             )
             for rank in range(world_size)
         ]
-        for worker in workers:
-            _, errors = worker.communicate(timeout=280)
-            assert worker.returncode == 0, errors[-3000:]
         folders[world_size] = folder
+    for worker in workers:
+        _, errors = worker.communicate(timeout=280)
+        assert worker.returncode == 0, errors[-3000:]
     return folders
 
 

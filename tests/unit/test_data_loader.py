@@ -285,12 +285,26 @@ def test_the_loader_works_ahead_but_not_further_than_told():
 
 
 def test_reading_and_decoding_overlap_with_the_step():
+    """Each decode but the last meets the read of the next batch, and each step the decode of the next: nobody would come alone."""
     source = SlowSource(delay_s=0.03)
-    loader = Loader(source, requests(8), prefetch=2)
-    for _ in loader:
-        time.sleep(0.03)
-    # One after the other it would wait 8 × 0.06 s; overlapped, for the first batch and for jitter.
-    assert 0.05 < loader.wait_s < 0.35
+    last, meetings, steps = 7, threading.Barrier(2), threading.Barrier(2)
+    do = source._do
+
+    def meet(what, ids):
+        number = int(ids[0])
+        if (what == "decode" and number < last) or (what == "read" and number > 0):
+            meetings.wait(30)
+        if what == "decode" and number > 0:
+            steps.wait(30)
+        do(what, ids)
+
+    source._do = meet
+    loader = Loader(source, requests(last + 1), prefetch=2)
+    for request, _ in loader:
+        if request.epoch < last:
+            steps.wait(30)
+    assert source.log.count(("decode", last)) == 1
+    assert loader.wait_s > 0.05, "the first batch is read and decoded while nobody has anything to do"
 
 
 def test_leaving_early_ends_the_threads():

@@ -3,14 +3,12 @@
 import ast
 import importlib
 import re
-from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import pytest
+from production import reached_in_production
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("cluster", "tune", "fsl_dist", "index")
 ROWS = re.findall(
     r"^\| (.+?) \| `([\w.]+)` \| `([\w/.]+)::(\w+)` \|$", (ROOT / "docs/equations.md").read_text(), re.M
 )
@@ -41,69 +39,6 @@ def test_a_row_names_a_function_and_a_test(equation: str, function: str, file: s
     assert test in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, equation
 
 
-@cache
-def modules() -> dict[str, ast.Module]:
-    paths = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
-    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths]
-    return {name: ast.parse(path.read_text()) for name, path in zip(names, paths, strict=True)}
-
-
-def running_nodes(node: ast.AST) -> Iterator[ast.AST]:
-    """All nodes but those below `if TYPE_CHECKING`, which never run."""
-    for child in ast.iter_child_nodes(node):
-        if not (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)):
-            yield child
-            yield from running_nodes(child)
-
-
-@cache
-def used_elsewhere() -> set[str]:
-    """`module.name` of what a module of the four packages takes from another one and mentions in its code."""
-    found = set()
-    for tree in modules().values():
-        nodes = list(running_nodes(tree))
-        mentioned = {node.id for node in nodes if isinstance(node, ast.Name)}
-        attributes = {
-            (node.value.id, node.attr)
-            for node in nodes
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
-        }
-        for node in nodes:
-            if isinstance(node, ast.ImportFrom):
-                for alias in node.names:
-                    whole, name = f"{node.module}.{alias.name}", alias.asname or alias.name
-                    if name in mentioned:
-                        found.add(whole)
-                    found |= {f"{whole}.{attribute}" for owner, attribute in attributes if owner == name}
-    return found
-
-
-def runs_in_production(module: str, name: str) -> bool:
-    """Whether another module uses the function, or uses one of its module that mentions it, over any number of steps."""
-    mentions = {
-        node.name: {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}
-        for node in modules()[module].body
-        if isinstance(node, ast.FunctionDef | ast.ClassDef)
-    }
-    reached: set[str] = set()
-    ahead = [own for own in mentions if f"{module}.{own}" in used_elsewhere()]
-    while ahead:
-        own = ahead.pop()
-        if own not in reached:
-            reached.add(own)
-            ahead += mentions[own] & mentions.keys()
-    return name in reached
-
-
 @pytest.mark.parametrize("function", sorted({function for _, function, _, _ in ROWS}))
 def test_a_row_names_what_production_runs(function: str) -> None:
-    module, _, name = function.rpartition(".")
-    assert runs_in_production(module, name), f"only tests call {function}; name what production runs"
-
-
-def test_what_only_its_own_module_or_a_type_mentions_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = ast.parse("def f(): return g()\ndef g(): pass\ndef h(): return h()\nprint(f)")
-    user = ast.parse("if TYPE_CHECKING:\n    from a.own import h\nfrom a.own import f as renamed\nrenamed()")
-    monkeypatch.setitem(globals(), "modules", lambda: {"a.own": own, "a.user": user})
-    monkeypatch.setitem(globals(), "used_elsewhere", used_elsewhere.__wrapped__)
-    assert [runs_in_production("a.own", name) for name in ("f", "g", "h")] == [True, True, False]
+    assert function in reached_in_production(), f"only tests call {function}; name what production runs"

@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
+from commands import call, refusal
 from PIL import Image
 
 from cluster.commands.explain import explain
@@ -21,7 +21,6 @@ from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.config import DataConfig
 from fsl_dist.data.normalise import Normaliser
 from fsl_dist.data.store import ShardStore
-from fsl_dist.errors import FslDistError
 from fsl_dist.evaluation.activation_maps import activation_maps
 from fsl_dist.evaluation.evidence import Evidence, Result, pixels_of
 from fsl_dist.plots.map_overlay import overlay, tint
@@ -63,22 +62,10 @@ def images(discs, tmp_path_factory):
     return {folder / name: int(sample) for name, sample in zip(names, ids, strict=True)}
 
 
-def call(verb, *arguments):
-    return CliRunner().invoke(verb, [str(argument) for argument in arguments])
-
-
 def answer(verb, *arguments):
     result = call(verb, *arguments, "--json")
     assert result.exit_code == 0, result.exception
     return json.loads(result.stdout)
-
-
-def refusal(verb, *arguments):
-    error = call(verb, *arguments).exception
-    assert isinstance(error, FslDistError), error
-    assert error.exit_code == 2
-    assert "\n" not in str(error)
-    return str(error)
 
 
 def nearest(run, sample, k, *, leave_out=False):

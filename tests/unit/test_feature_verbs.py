@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from commands import call, refusal
 from PIL import Image
 from threadpoolctl import threadpool_limits
 
@@ -18,7 +18,6 @@ from fsl_dist.config import load_config
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.plots.tsne import class_colours, draw_points, lay_out
 from fsl_dist.training.launch import train_run
-from index.base.errors import FslDistError
 
 
 @pytest.fixture(autouse=True)
@@ -26,17 +25,6 @@ def _one_thread() -> Iterator[None]:
     """t-SNE of a few points: threads that wait for each other on a busy machine take fifty times as long."""
     with threadpool_limits(1):
         yield
-
-
-def call(verb: object, *arguments: object) -> Result:
-    return CliRunner().invoke(verb, [str(argument) for argument in arguments])  # type: ignore[arg-type]
-
-
-def refusal(verb: object, *arguments: object) -> str:
-    error = call(verb, *arguments).exception
-    assert isinstance(error, FslDistError), error
-    assert "\n" not in str(error)
-    return str(error)
 
 
 @pytest.fixture(scope="module")

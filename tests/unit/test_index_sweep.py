@@ -185,17 +185,27 @@ def test_recall_is_that_of_plain_loops(tmp_path: Path, metric: str, at_once: int
     assert Measurer(one, truth)({"nprobe": 8, "k_factor": 120}).recall == 1
 
 
-def test_a_short_search_is_measured_by_its_fastest_repetition(tmp_path: Path) -> None:
+def test_a_short_search_is_measured_by_its_fastest_repetition(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     build(tmp_path, gallery(), np.zeros(600, np.int64), config=IndexConfig(kind="ivf_flat"))
     index = open_index(tmp_path)
     truth = find_truth(index, 3, sample=50)
-    told: list[int] = []
+    took = iter([0.02, 0.02, 0.03, 0.01, 0.04])
+    now = 0.0
     search = index.search
-    index.search = lambda *a, **b: (told.append(1), search(*a, **b))[1]  # type: ignore[assignment,method-assign]
-    Measurer(index, truth)({"nprobe": 2})
-    assert len(told) == 1
-    Measurer(index, truth, least_s=0.05)({"nprobe": 2})
-    assert len(told) >= 4
+
+    def timed_search(*arguments, **options):
+        nonlocal now
+        now += next(took)
+        return search(*arguments, **options)
+
+    index.search = timed_search  # type: ignore[assignment,method-assign]
+    monkeypatch.setattr("index.tune.time.perf_counter", lambda: now)
+    assert Measurer(index, truth)({"nprobe": 2}).seconds == pytest.approx(0.02 / 50)
+    # The first took less than 0.05 s, and so did the next two together: four searches, of which the third is the fastest.
+    assert Measurer(index, truth, least_s=0.05)({"nprobe": 2}).seconds == pytest.approx(0.01 / 50)
+    assert next(took, None) is None
 
 
 def test_the_best_cell_is_the_best_of_those_that_count(tmp_path: Path) -> None:

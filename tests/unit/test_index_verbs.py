@@ -2,24 +2,17 @@
 
 import json
 import socket
+from functools import partial
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 
 from cluster.commands.index import index_group
-from index.base.errors import FslDistError
 
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(index_group, [str(a) for a in arguments])
-
-
-def refusal(*arguments: object) -> str:
-    error = call(*arguments).exception
-    assert isinstance(error, FslDistError)
-    return str(error)
+call = partial(commands.call, index_group)
+refusal = partial(commands.refusal, index_group)
 
 
 @pytest.fixture
@@ -72,7 +65,7 @@ def test_bad_requests_are_one_line(arrays: Path) -> None:
     assert "is not a .npy array" in refusal("build", "--vectors", arrays / "objects.npy", *both[2:])
     assert "is a file" in refusal("build", *both[:-1], arrays / "X.npy")
     assert "holds no published index" in refusal(
-        "search", out, "--queries", arrays / "X.npy", "--k", 1, "--out", "R"
+        "search", out, "--queries", arrays / "X.npy", "--k", 1, "--out", "R", exit_code=1
     )
     assert "--ids goes with --vectors" in refusal("build", "a", "b", "c", "--ids", arrays / "I.npy")
     assert "is not a .npy array" in refusal("build", *vectors, "--labels", "none.npy", out)
@@ -110,8 +103,8 @@ def test_rollback_and_what_a_version_is_damaged_by(arrays: Path) -> None:
         content = path.read_bytes()
         path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
         search = ("search", out, "--queries", arrays / "X.npy", "--k", 1, "--out", arrays / "R.npz")
-        assert f"{name} is damaged: its checksum" in refusal(*search)
-        assert f"{name} is damaged: its checksum" in refusal("status", out)
+        assert f"{name} is damaged: its checksum" in refusal(*search, exit_code=1)
+        assert f"{name} is damaged: its checksum" in refusal("status", out, exit_code=1)
         assert call("status", out, "--no-verify").exit_code == 0
         path.write_bytes(content)
 
@@ -143,4 +136,4 @@ def test_serve_refuses_an_address_before_anything_starts(
     )
     assert "max_k=0 must be" in refusal("serve", out, "--max-k", 0)
     assert "is not a data set" in refusal("serve", out, "--port", port, "--dataset", arrays)
-    assert "holds no published index" in refusal("serve", arrays, "--port", port)
+    assert "holds no published index" in refusal("serve", arrays, "--port", port, exit_code=1)

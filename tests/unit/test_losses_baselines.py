@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from draws import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -11,10 +12,6 @@ from torch import Tensor
 from fsl_dist.losses.batch_hard import batch_hard_loss
 from fsl_dist.losses.nca import few_shot_nca_loss
 from fsl_dist.losses.ranking import rank_pairs
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def batches(draw_seed: int, num: int, num_classes: int, is_coarse: bool) -> tuple[Tensor, Tensor, Tensor]:

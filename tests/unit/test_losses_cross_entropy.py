@@ -2,13 +2,10 @@
 
 import pytest
 import torch
+from draws import random
 from torch import Tensor
 
 from fsl_dist.losses.cross_entropy import class_weights, cross_entropy_loss
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def reference(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:

@@ -2,15 +2,12 @@
 
 import pytest
 import torch
+from draws import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from fsl_dist.losses.deep_knn import batch_neighbours, deep_knn_loss
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def reference_neighbours(

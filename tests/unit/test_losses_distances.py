@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from draws import random
 from torch import Tensor
 
 from fsl_dist.losses.distances import euclidean_rows, squared_distances
@@ -10,10 +11,6 @@ from fsl_dist.losses.distances import euclidean_rows, squared_distances
 def reference(a: Tensor, b: Tensor) -> Tensor:
     """‖aᵢ − bⱼ‖² by direct differences in float64: [n, m]."""
     return torch.stack([torch.stack([(x.double() - y.double()).square().sum() for y in b]) for x in a])
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-13)])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from draws import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -13,10 +14,6 @@ from fsl_dist.losses.scatter import (
     scatter_episode_loss,
     scatter_loss,
 )
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def reference_scatter(support: Tensor) -> Tensor:

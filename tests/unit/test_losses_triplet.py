@@ -3,15 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from draws import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from fsl_dist.losses.triplet import score_triplets, triplet_gaps, triplet_loss
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def triplets_of(num_images: int, num: int, seed: int) -> Tensor:

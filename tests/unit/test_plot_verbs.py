@@ -3,11 +3,12 @@
 import json
 import math
 import shutil
+from functools import partial
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from PIL import Image
 
 from cluster.commands.plot import plot
@@ -25,7 +26,10 @@ from fsl_dist.plots.picture_files import name_runs
 from fsl_dist.plots.query_picture import choose_shown
 from fsl_dist.plots.run_draws import open_embedded
 from fsl_dist.training.launch import train_run
-from index.base.errors import FslDistError, RequestError
+from index.base.errors import RequestError
+
+call = partial(commands.call, plot)
+refusal = partial(commands.refusal, plot)
 
 NOVEL = ("seven", "eight")
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", *NOVEL)
@@ -88,22 +92,10 @@ def classifier(shapes: Path, features: Path, tmp_path_factory: pytest.TempPathFa
     return train(shapes, features, run, "method.kind=cross_entropy", "evaluation.k_p=[3,1]")
 
 
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(plot, [str(argument) for argument in arguments])
-
-
 def answer(*arguments: object) -> dict:
     result = call(*arguments, "--json")
     assert result.exit_code == 0, result.exception
     return json.loads(result.stdout)
-
-
-def refusal(*arguments: object) -> str:
-    error = call(*arguments).exception
-    assert isinstance(error, FslDistError), error
-    assert "\n" not in str(error)
-    assert error.exit_code == 2
-    return str(error)
 
 
 def squared(a: np.ndarray, b: np.ndarray) -> float:

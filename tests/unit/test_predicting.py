@@ -2,28 +2,28 @@
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
+from commands import GREY_16_PX
 
 from cluster.commands.predict import predict
 from fsl_dist.config import load_config
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.store import ShardStore
-from fsl_dist.errors import FslDistError
 from fsl_dist.methods.prototypes import fit_prototypes
 from fsl_dist.training.launch import train_run
 from fsl_dist.training.trained import open_trained
 
+call = partial(commands.call, predict)
+refusal = partial(commands.refusal, predict)
+
 SETTINGS = [
-    "data.channels=1",
-    "data.resize=exact",
-    "data.resize_size=16",
-    "data.image_size=16",
-    "data.mean=[0.5]",
-    "data.std=[0.5]",
+    *GREY_16_PX,
     "data.decoder=torchvision",
     "backbone.name=conv4",
     "backbone.width=8",
@@ -40,18 +40,6 @@ PCN = [
     "training.epochs=1",
 ]
 NUM_QUERIES = 6
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(predict, [str(argument) for argument in arguments])
-
-
-def refusal(*arguments: object) -> str:
-    error = call(*arguments).exception
-    assert isinstance(error, FslDistError)
-    assert error.exit_code == 2
-    assert "\n" not in str(error)
-    return str(error)
 
 
 @pytest.fixture(scope="module")
