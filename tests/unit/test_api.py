@@ -19,15 +19,27 @@ def listed(package):
     return re.findall(r"^\| `(\w+)` \|", section, flags=re.MULTILINE)
 
 
-@pytest.mark.parametrize("package", ["fsl_dist", "index"])
+PACKAGES = [
+    "fsl_dist",
+    "fsl_dist.data",
+    "fsl_dist.samplers",
+    "fsl_dist.losses",
+    "fsl_dist.models",
+    "fsl_dist.methods",
+    "index",
+]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
 def test_the_page_lists_what_is_public_and_all_of_it_imports(package):
     module = importlib.import_module(package)
     names = listed(package)
     assert len(names) == len(set(names))
-    assert set(names) == set(module.__all__)
+    assert set(names) == set(module.__all__) - {"__version__"}
+    assert dir(module) == sorted(module.__all__)
     for name in names:
         public = getattr(module, name)
-        assert public.__name__ == name
+        assert public.__name__.removeprefix(f"{package}.") == name
         assert public.__doc__, f"{package}.{name} does not say what it is"
     with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'nonsense'"):
         module.nonsense  # noqa: B018
