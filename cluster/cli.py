@@ -9,6 +9,7 @@ from cluster.commands.bench import bench
 from cluster.commands.catalogue import adopt, resplit
 from cluster.commands.data import inspect, pack
 from cluster.commands.explain import explain
+from cluster.commands.export import export
 from cluster.commands.index import index_group
 from cluster.commands.job import job
 from cluster.commands.messages import in_options, innermost
@@ -49,6 +50,7 @@ for verb in (
     evaluate,
     predict,
     explain,
+    export,
     baseline,
     plot,
     index_group,

@@ -5,7 +5,7 @@ The names below are public (docs/api.md) and are imported on first use. Neighbou
 
 from typing import TYPE_CHECKING
 
-from index.base.lazy import export
+from index.base.lazy import public_names
 
 if TYPE_CHECKING:
     from fsl_dist import data as data
@@ -31,4 +31,5 @@ if TYPE_CHECKING:
     from fsl_dist.shipped import list_configs as list_configs
     from fsl_dist.version import __version__ as __version__
 
-__getattr__, __dir__, __all__ = export(__name__, __file__)
+if not TYPE_CHECKING:
+    __getattr__, __dir__, __all__ = public_names(__name__, __file__)

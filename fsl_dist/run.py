@@ -360,6 +360,27 @@ class Run:
         )
         return index
 
+    def export(self, out: PathLike) -> Path:
+        """Write the embedder to a file for other programs, with how its images are prepared, and check that file.
+
+        The file takes normalised images, float32 [n, C, S, S] with n free, and gives embeddings, float32 [n, dim].
+
+        Args:
+            out: a file that ends in .onnx (needs `pip install 'fsl-dist[export]'`), .safetensors or .pt2 (`torch.export`).
+
+        Returns:
+            The file.
+
+        Raises:
+            RequestError: `out` ends otherwise, or a package is missing.
+            TrainingError: the file embeds images otherwise than the run.
+        """
+        from fsl_dist.export import export
+
+        path = working_folder(os.fspath(out))
+        export(self.trained, path)
+        return path
+
     def close(self) -> None:
         """Let go of the network and the data set's files; the next use loads them again."""
         if "trained" in self.__dict__:

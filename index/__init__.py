@@ -6,7 +6,7 @@ search, so that settings, errors and storage cost nothing.
 
 from typing import TYPE_CHECKING
 
-from index.base.lazy import export
+from index.base.lazy import public_names
 from index.openblas import name_processor
 
 if TYPE_CHECKING:
@@ -32,4 +32,5 @@ if TYPE_CHECKING:
 
 name_processor()
 
-__getattr__, __dir__, __all__ = export(__name__, __file__)
+if not TYPE_CHECKING:
+    __getattr__, __dir__, __all__ = public_names(__name__, __file__)

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from index.base.lazy import export
+from index.base.lazy import public_names
 
 if TYPE_CHECKING:
     from fsl_dist.data.catalogue import Catalogue as Catalogue
@@ -15,4 +15,5 @@ if TYPE_CHECKING:
     from fsl_dist.data.selection import Selection as Selection
     from fsl_dist.data.split import holdout as holdout
 
-__getattr__, __dir__, __all__ = export(__name__, __file__)
+if not TYPE_CHECKING:
+    __getattr__, __dir__, __all__ = public_names(__name__, __file__)

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from index.base.lazy import export
+from index.base.lazy import public_names
 
 if TYPE_CHECKING:
     from fsl_dist.losses.batch_hard import batch_hard_loss as batch_hard_loss
@@ -20,4 +20,5 @@ if TYPE_CHECKING:
     from fsl_dist.losses.scatter import scatter_loss as scatter_loss
     from fsl_dist.losses.triplet import triplet_loss as triplet_loss
 
-__getattr__, __dir__, __all__ = export(__name__, __file__)
+if not TYPE_CHECKING:
+    __getattr__, __dir__, __all__ = public_names(__name__, __file__)

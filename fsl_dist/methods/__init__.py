@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from index.base.lazy import export
+from index.base.lazy import public_names
 
 if TYPE_CHECKING:
     from fsl_dist.methods.method import Batch as Batch
@@ -14,4 +14,5 @@ if TYPE_CHECKING:
     from fsl_dist.methods.stratified import StratifiedBatches as StratifiedBatches
     from index.base.settings import settings as settings
 
-__getattr__, __dir__, __all__ = export(__name__, __file__)
+if not TYPE_CHECKING:
+    __getattr__, __dir__, __all__ = public_names(__name__, __file__)

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from index.base.lazy import export
+from index.base.lazy import public_names
 
 if TYPE_CHECKING:
     from fsl_dist.samplers.episode import Episode as Episode
@@ -25,4 +25,5 @@ if TYPE_CHECKING:
     from fsl_dist.samplers.triplet import gather_images as gather_images
     from fsl_dist.samplers.triplet import sampling_keys as sampling_keys
 
-__getattr__, __dir__, __all__ = export(__name__, __file__)
+if not TYPE_CHECKING:
+    __getattr__, __dir__, __all__ = public_names(__name__, __file__)

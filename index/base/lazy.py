@@ -5,7 +5,8 @@ A package lists each name once, as an import that type checkers and editors read
     if TYPE_CHECKING:
         from fsl_dist.run import Run as Run
 
-    __getattr__, __dir__, __all__ = export(__name__, __file__)
+    if not TYPE_CHECKING:
+        __getattr__, __dir__, __all__ = public_names(__name__, __file__)
 """
 
 import ast
@@ -15,7 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def export(package: str, file: str) -> tuple[Callable[[str], object], Callable[[], list[str]], list[str]]:
+def public_names(
+    package: str, file: str
+) -> tuple[Callable[[str], object], Callable[[], list[str]], list[str]]:
     """`__getattr__`, `__dir__` and `__all__` of `package`: the names under `if TYPE_CHECKING:` in its source `file`.
 
     Args:

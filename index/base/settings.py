@@ -39,6 +39,9 @@ def settings(part: str) -> Callable[[type[T]], type[T]]:
 
     Args:
         part: what error texts put before the names of the fields; may be empty.
+
+    Returns:
+        The decorator.
     """
 
     def make(cls: type[T]) -> type[T]:

@@ -2,21 +2,29 @@
 
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
+from safetensors import safe_open
 from sklearn.datasets import load_digits
 
 import fsl_dist
+import fsl_dist.export as fsl_dist_export
 from cluster.cli import fsl_dist as command_line
 from fsl_dist.data.catalogue import Catalogue
 from index import open_index
 
 pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parents[2]
 
 SETTINGS = {
     "training.epochs": 2,
@@ -292,6 +300,90 @@ def test_an_index_is_built_and_searched_by_class(run: fsl_dist.Run, data: Catalo
     assert open_index(str(tmp_path / "index")).num_vectors == index.num_vectors
     with pytest.raises(fsl_dist.ConfigError, match="nlists"):
         run.build_index(tmp_path / "other", nlists=3)
+
+
+def test_type_checkers_see_the_types_in_the_readme_s_example(tmp_path: Path) -> None:
+    example = re.findall(
+        r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL
+    )[0]
+    assert "fsl_dist.pack" in example
+    shown = {
+        "data": "fsl_dist.data.catalogue.Catalogue",
+        "run": "fsl_dist.run.Run",
+        'run.evaluate()["knn/acc@5"]': "float | fsl_dist.metrics.class_scores.Repeated",
+        'run.predict(["a.jpg"])[0].classes[0].name': "str",
+        'run.explain(["a.jpg"])[0].neighbours[0].distance': "float",
+        'run.build_index("i").search': "-> index.search.SearchResult",
+        "fsl_dist.losses.deep_knn_loss": "embeddings: torch._tensor.Tensor",
+        "fsl_dist.samplers.draw_episode": "-> fsl_dist.samplers.episode.Episode",
+        "fsl_dist.__version__": "str",
+    }
+    wrong = ['fsl_dist.pack("only_a_source")', "fsl_dist.nonsense", "fsl_dist.losses.nonsense"]
+    script = "\n".join([example, *(f"reveal_type({name})" for name in shown), *wrong, ""])
+    (tmp_path / "script.py").write_text(script, encoding="utf-8")
+    # As of an installed package, only what the script itself does is reported.
+    checked = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "--cache-dir", ROOT / ".mypy_cache", "script.py"],
+        cwd=tmp_path, env={**os.environ, "MYPYPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    lines = [line for line in checked.stdout.splitlines() if line.startswith("script.py")]
+    revealed = [line for line in lines if "Revealed type" in line]
+    assert len(revealed) == len(shown), checked.stdout + checked.stderr
+    for line, words in zip(revealed, shown.values(), strict=True):
+        assert words in line
+        assert '"Any"' not in line
+    assert len([line for line in lines if ": error: " in line]) == len(wrong), checked.stdout
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.pt2", "model.onnx"])
+def test_an_exported_embedder_embeds_as_the_run(
+    run: fsl_dist.Run, data: Catalogue, tmp_path: Path, name: str
+) -> None:
+    if name.endswith(".onnx"):
+        pytest.importorskip("onnxruntime", reason="pip install 'fsl-dist[export]'")
+    out = run.export(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    ids = data.select("test").ids[:3]
+    images = run.trained.embedder.source.fetch(ids, None)
+    if out.suffix == ".onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(str(out))
+        (found,) = session.run(None, {"images": images.contiguous().numpy()})
+        metadata = session.get_modelmeta().custom_metadata_map
+    elif out.suffix == ".pt2":
+        files = {"fsl_dist.json": ""}
+        found = torch.export.load(out, extra_files=files).module()(images).detach().numpy()
+        metadata = json.loads(files["fsl_dist.json"])
+    else:
+        with safe_open(str(out), framework="pt") as file:
+            metadata = file.metadata()
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # it is no mapping
+        assert not any(key.startswith("classifier") for key in tensors)
+        network = fsl_dist.models.build_network(run.config.backbone, sample_shape=(1, 16, 16))
+        network.load_state_dict(tensors)
+        found = network.eval()(images).detach().numpy()
+    np.testing.assert_allclose(found, run.embed(ids), atol=1e-4)
+    facts = {key: json.loads(value) for key, value in metadata.items()}
+    assert (facts["image_size"], facts["resize"], facts["resize_size"]) == (16, run.config.data.resize, 16)
+    assert (facts["mean"], facts["std"]) == (list(run.config.data.mean[:1]), list(run.config.data.std[:1]))
+    assert (facts["channel_order"], facts["embedding_dim"]) == ("L", 8)
+
+
+def test_an_export_that_cannot_be_is_refused(
+    run: fsl_dist.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(fsl_dist.RequestError, match=r"must end in \.onnx, \.safetensors, \.pt2"):
+        run.export(tmp_path / "model.h5")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(fsl_dist.RequestError, match=r"pip install 'fsl-dist\[export\]'"):
+        run.export(tmp_path / "model.onnx")
+    # A file that gives other numbers than the run is not kept.
+    wrong = (fsl_dist_export._write_pt2, lambda path, images: np.zeros((len(images), 8), np.float32))
+    monkeypatch.setitem(fsl_dist_export._WRITERS, ".pt2", wrong)
+    with pytest.raises(fsl_dist.TrainingError, match="gives other embeddings than the run"):
+        run.export(tmp_path / "model.pt2")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_at_an_object_store_is_opened_by_its_address(
