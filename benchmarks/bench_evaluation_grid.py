@@ -22,6 +22,7 @@ from pathlib import Path
 from fsl_dist.config import load_config
 from fsl_dist.evaluation.report import evaluate_settings
 from fsl_dist.metrics.config import EvaluationConfig
+from fsl_dist.training.trained import open_trained
 
 K_P, DELTA_TAU, NOVEL_CLUSTERS = (1, 3, 5, 7, 9), (-0.5, 0.0, 1.0, 3.0), (1, 2, 4)
 
@@ -68,7 +69,7 @@ def _time(run: Path, settings: Sequence[EvaluationConfig]) -> float:
         copy = Path(folder) / "run"
         shutil.copytree(run, copy, ignore=shutil.ignore_patterns("evaluation", "index", "tensorboard"))
         started = time.perf_counter()
-        evaluate_settings(copy, settings)
+        evaluate_settings(open_trained(copy), settings)
         return time.perf_counter() - started
 
 

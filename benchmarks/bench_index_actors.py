@@ -22,7 +22,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from cluster.local import ray_session
+from fsl_dist.training.ray.session import ray_session
 from index.actors.client import RayIndex, open_ray_index
 from index.config import IndexConfig
 from index.search import ShardedIndex, open_index

@@ -22,7 +22,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from cluster.local import ray_session
+from fsl_dist.training.ray.session import ray_session
 from index import changes
 from index.actors.client import RayIndex, open_ray_index
 from index.actors.replicas import NAMESPACE

@@ -29,10 +29,9 @@ def run_once(settings: list[str], run: Path) -> dict[str, float]:
     """Train once; seconds of the steps, of what stood between them, and of waiting for tables beyond the first."""
     from fsl_dist.config import load_config
     from fsl_dist.training.launch import train_run
-    from fsl_dist.training.ray.train import train_on_ray
     from fsl_dist.training.runlog import read_metrics
 
-    train_run(load_config(None, [*settings, f"run.dir={run}"]), on_ray=train_on_ray)
+    train_run(load_config(None, [*settings, f"run.dir={run}"]))
     lines = [line for line in read_metrics(run) if "train/loss" in line]
     prepared = [line["time/prepare_s"] for line in lines if "time/prepare_s" in line]
     steps_s, prepare_s = sum(line["time/step_s"] for line in lines), sum(prepared)
@@ -47,7 +46,7 @@ def run_once(settings: list[str], run: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    from cluster.local import ray_session
+    from fsl_dist.training.ray.session import ray_session
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("dataset")

@@ -109,11 +109,9 @@ def main() -> None:
             "plain search, FAISS default": lambda: search_plainly(vectors, options.num_other, 128000),
             "plain search, matrix product": lambda: search_plainly(vectors, options.num_other, 1),
             "class by class against the rest": lambda: search_by_class(vectors, labels, options.num_other),
-            "same class": lambda: opened.search(
-                vectors, options.num_same, filter="same_class", query_labels=labels, query_ids=ids
-            ),
+            "same class": lambda: opened.search(vectors, options.num_same, same_class=labels, query_ids=ids),
             "other class": lambda: opened.search(
-                vectors, options.num_other, filter="other_class", query_labels=labels, query_ids=ids
+                vectors, options.num_other, other_class=labels, query_ids=ids
             ),
             "neighbours (both)": lambda: opened.neighbours(
                 vectors, labels, ids, options.num_same, options.num_other

@@ -27,11 +27,10 @@ def train(path: Path, settings: list[str], run: Path, workers: int) -> dict[str,
     """Train once; seconds of the last epoch's steps and of its refresh."""
     from fsl_dist.config import load_config
     from fsl_dist.training.launch import train_run
-    from fsl_dist.training.ray.train import train_on_ray
     from fsl_dist.training.runlog import read_metrics
 
     config = load_config(path, [*settings, f"run.dir={run}", f"workers.num={workers}"])
-    train_run(config, on_ray=train_on_ray)
+    train_run(config)
     lines = [line for line in read_metrics(run) if "train/loss" in line]
     last = [line for line in lines if line["epoch"] == lines[-1]["epoch"]]
     return {
@@ -57,10 +56,10 @@ def predict(path: Path, settings: list[str], rates: Path, processes: int) -> dic
 
 
 def main() -> None:
-    from cluster.local import ray_session
     from cluster.planning.machine_rates import measure_rates
     from cluster.planning.rates import render_rates
     from fsl_dist.config import load_config
+    from fsl_dist.training.ray.session import ray_session
     from index.base.settings import dump, parse_yaml, to_yaml
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])

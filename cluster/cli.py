@@ -1,4 +1,4 @@
-"""The command line `fsl-dist`: verbs and their errors. Torch, Ray and FAISS load in the verbs that need them."""
+"""The command line `fsl-dist`: its commands and their errors. Torch, Ray and FAISS load in the commands that need them."""
 
 import sys
 
@@ -9,8 +9,10 @@ from cluster.commands.bench import bench
 from cluster.commands.catalogue import adopt, resplit
 from cluster.commands.data import inspect, pack
 from cluster.commands.explain import explain
+from cluster.commands.export import export
 from cluster.commands.index import index_group
 from cluster.commands.job import job
+from cluster.commands.messages import in_options, innermost
 from cluster.commands.object_store_paths import PlacesGroup
 from cluster.commands.output import configure_logging
 from cluster.commands.plan import plan
@@ -31,9 +33,9 @@ from index.base.object_cache import told
 def fsl_dist() -> None:
     """Distributed few-shot training and neighbour indexing for long-tailed images.
 
-    Start with `fsl-dist demo`; `fsl-dist doctor` tells what this machine can do.
+    Start with `fsl-dist demo`; `fsl-dist doctor` reports what this machine can do.
     """
-    configure_logging()
+    configure_logging(_in_options)
 
 
 for verb in (
@@ -48,6 +50,7 @@ for verb in (
     evaluate,
     predict,
     explain,
+    export,
     baseline,
     plot,
     index_group,
@@ -61,12 +64,16 @@ for verb in (
     fsl_dist.add_command(verb)
 
 
+def _in_options(message: str) -> str:
+    return in_options(message, fsl_dist, innermost(fsl_dist, sys.argv[1:]))
+
+
 def main() -> None:
-    """Run a verb: exit 0 done, 1 failed, 2 bad request; a user's mistake is one line, never a traceback."""
+    """Run a command: exit 0 done, 1 failed, 2 bad request; a user's mistake is one line, never a traceback."""
     try:
         fsl_dist(standalone_mode=False)
     except FslDistError as error:
-        click.echo(told(f"error: {error}"), err=True)
+        click.echo(told(f"error: {_in_options(str(error))}"), err=True)
         sys.exit(error.exit_code)
     except click.exceptions.Exit as exit_request:
         sys.exit(exit_request.exit_code)

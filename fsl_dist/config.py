@@ -229,7 +229,7 @@ def load_config(path: Path | None, overrides: Sequence[str]) -> RunConfig:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path} cannot be read: {error}") from error
+        raise ConfigError(f"config={path} cannot be read: {error}") from error
     return parse_config(text, overrides, f"{path} and the command line" if overrides else str(path))
 
 
@@ -265,7 +265,7 @@ def load_run(run: Path) -> RunConfig:
     path = working_folder(run) / CONFIG_FILE
     bring_file(path)
     if not path.is_file():
-        raise ConfigError(f"{run} is no run: it has no {CONFIG_FILE} (fsl-dist train writes one)")
+        raise ConfigError(f"{run} is not a run folder: {CONFIG_FILE} is missing")
     return parse_config(path.read_text(encoding="utf-8"), [], str(path))
 
 

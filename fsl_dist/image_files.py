@@ -1,16 +1,27 @@
-"""Image files from outside a data set: read and decoded with a run's test transform, those that cannot be named."""
+"""Images from outside a data set: files, PIL images and arrays, decoded with a run's test transform."""
 
+import io
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias, Union
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
 
 from fsl_dist.config import RunConfig
 from fsl_dist.data.decode import Decoder, make_decoder
 from fsl_dist.data.images import find_excess_pixels
 from fsl_dist.embedder import Embedder
-from fsl_dist.errors import UndecodableError
+from fsl_dist.errors import RequestError, UndecodableError
+
+ImageLike: TypeAlias = Union[str, "os.PathLike[str]", Image.Image, NDArray[np.uint8]]
+"""path of an image file, PIL image, or uint8 array [H, W], [H, W, 1] or [H, W, 3] (RGB)"""
+
+_MODES_OF_PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +32,66 @@ class FailedImage:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class NamedImage:
+    """An image and what errors and results call it: its path, or its position in what was given."""
+
+    name: str
+    content: Path | bytes
+    """the file, or the content of one"""
+
+
+def name_images(images: Sequence[ImageLike], called: str = "images") -> list[NamedImage]:
+    """Images with their names; those in memory become the content of PNG files, so that they decode as files do.
+
+    Args:
+        images: paths, PIL images and arrays, in any mixture; or one uint8 array [n, H, W, C] of n images.
+        called: what the caller calls them; an image in memory is named `images[3]`.
+
+    Returns:
+        One entry for each image.
+
+    Raises:
+        RequestError: something is not an image, or an array has another shape or dtype.
+    """
+    if isinstance(images, str | os.PathLike | Image.Image) or (
+        isinstance(images, np.ndarray) and images.ndim < 4
+    ):
+        raise RequestError(f"{called} must be a list of images; put a single one in brackets: [image]")
+    return [_name(image, f"{called}[{position}]") for position, image in enumerate(images)]
+
+
+def _name(image: ImageLike, place: str) -> NamedImage:
+    if isinstance(image, str | os.PathLike):
+        return NamedImage(str(image), Path(image))
+    if isinstance(image, np.ndarray):
+        is_grey = image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 1)
+        if (
+            image.dtype != np.uint8
+            or not (is_grey or (image.ndim == 3 and image.shape[2] == 3))
+            or not image.size
+        ):
+            raise RequestError(
+                f"{place} is an array of {image.dtype} {list(image.shape)}; it must be uint8 [H, W], [H, W, 1] or [H, W, 3]"
+            )
+        image = Image.fromarray(image.reshape(image.shape[:2]) if is_grey else np.ascontiguousarray(image))
+    if not isinstance(image, Image.Image):
+        raise RequestError(
+            f"{place} is a {type(image).__name__}; it must be a path, a PIL image or a uint8 array"
+        )
+    buffer = io.BytesIO()
+    upright = ImageOps.exif_transpose(image)
+    upright = upright if upright.mode in _MODES_OF_PNG else upright.convert("RGB")
+    upright.save(buffer, "PNG", compress_level=1)
+    return NamedImage(place, buffer.getvalue())
+
+
 class ImageFiles:
-    """Decodes image files in batches of an embedder's size, and remembers those that cannot be used."""
+    """Decodes images in batches of an embedder's size, and remembers those that cannot be used."""
 
     def __init__(self, embedder: Embedder, config: RunConfig) -> None:
         self.failed: list[FailedImage] = []
-        self._batch_size = embedder.batch_size
+        self._embedder = embedder
         self._max_pixels = config.data.max_pixels
         self._decoder: Decoder = make_decoder(
             config.data, device=str(embedder.device), max_batch=embedder.batch_size
@@ -38,33 +103,41 @@ class ImageFiles:
     def __exit__(self, *_: object) -> None:
         self._decoder.close()
 
-    def batches(self, paths: Sequence[Path]) -> Iterator[tuple[list[int], torch.Tensor]]:
-        """(positions in `paths`, float32 [n, *sample_shape]) of the files that are images, in order."""
-        for start in range(0, len(paths), self._batch_size):
-            some = range(start, min(start + self._batch_size, len(paths)))
-            read = {row: data for row in some if (data := self._read(paths[row])) is not None}
+    def batches(self, images: Sequence[NamedImage]) -> Iterator[tuple[list[int], torch.Tensor]]:
+        """(positions in `images`, float32 [n, *sample_shape]) of those that decode, in order."""
+        for start in range(0, len(images), self._embedder.batch_size):
+            some = range(start, min(start + self._embedder.batch_size, len(images)))
+            read = {row: data for row in some if (data := self._read(images[row])) is not None}
             while read:
                 try:
-                    images = self._decoder.decode(list(read.values()), None)
+                    decoded = self._decoder.decode(list(read.values()), None)
                 except UndecodableError as error:
                     row = list(read)[error.position]
-                    self._fail(paths[row], f"is not an image that decodes: {error.reason}")
+                    self._fail(images[row], f"is not an image that decodes: {error.reason}")
                     del read[row]
                     continue
-                yield list(read), images
+                yield list(read), decoded
                 break
 
-    def _read(self, path: Path) -> bytes | None:
+    def embed(self, images: Sequence[NamedImage]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Embeddings (float32 [n, dim]) of those that decode, and their positions in `images` (int64 [n])."""
+        vectors, usable = [np.empty((0, self._embedder.dim), dtype=np.float32)], []
+        for rows, decoded in self.batches(images):
+            vectors.append(self._embedder.embed_images(decoded))
+            usable += rows
+        return np.concatenate(vectors), np.array(usable, dtype=np.int64)
+
+    def _read(self, image: NamedImage) -> bytes | None:
         try:
-            data = path.read_bytes()
+            data = image.content if isinstance(image.content, bytes) else image.content.read_bytes()
         except OSError as error:
-            self._fail(path, f"cannot be read: {error.strerror}")
+            self._fail(image, f"cannot be read: {error.strerror}")
             return None
         reason = "has zero bytes" if not data else find_excess_pixels(data, self._max_pixels)
         if reason is not None:
-            self._fail(path, reason)
+            self._fail(image, reason)
             return None
         return data
 
-    def _fail(self, path: Path, reason: str) -> None:
-        self.failed.append(FailedImage(str(path), reason))
+    def _fail(self, image: NamedImage, reason: str) -> None:
+        self.failed.append(FailedImage(image.name, reason))

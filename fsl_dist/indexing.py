@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -109,24 +111,37 @@ def build_from_run(
         trained.embedder.source.close()
 
 
+@contextmanager
+def spread_over(workers: int, *, embeds: bool) -> Iterator[Spread]:
+    """How the pieces of a build are done: in this process, or by Ray tasks, which share the GPUs where they embed."""
+    if workers == 1:
+        yield do_here
+        return
+    from fsl_dist.training.ray.session import cluster_gpus, ray_session
+    from index.writing.ray import on_ray
+
+    with ray_session(workers):
+        gpus = cluster_gpus() if embeds else 0.0
+        yield on_ray(workers, gpus=min(1.0, gpus / workers))
+
+
 def check_gallery(index: ShardedIndex, trained: TrainedRun, selection: Selection) -> None:
     """Refuse an index that does not hold exactly these images by this network (RequestError): one made with another, or changed since."""
     check_source(index.path, index.manifest, source_of(trained))
     if index.changes.number or not np.array_equal(np.sort(index.ids), np.sort(selection.ids)):
         raise RequestError(
             f"{index.path} does not hold the {len(selection)} training images of {trained.config.data.dataset} and nothing else: "
-            "it was changed since it was built (build it with: fsl-dist index build RUN DATASET OUT)"
+            "it was changed since it was built (build it again from the run)"
         )
 
 
-def embed_dataset(run: Path, dataset: Path, out: Path) -> tuple[Path, tuple[int, int]]:
-    """Write the embeddings of every sample of `dataset` by a run's network: .npy float32 [num_samples, dim].
+def write_embeddings(trained: TrainedRun, out: Path) -> None:
+    """Write the embeddings of every sample of the data set that `trained` is opened for: .npy float32 [num_samples, dim].
 
-    Row = sample id. Memory stays at one block of rows, whatever the data set's size. Returns the file and its shape.
+    Row = sample id. Memory stays at one block of rows, whatever the data set's size.
     """
     if out.suffix != ".npy":
-        raise RequestError(f"--out {out} must end in .npy")
-    trained = open_trained(run, dataset=dataset)
+        raise RequestError(f"out={out} must end in .npy")
     shape = (trained.catalogue.num_samples, trained.embedder.dim)
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out.with_name(f".{out.name}.{new_token()}")
@@ -139,5 +154,3 @@ def embed_dataset(run: Path, dataset: Path, out: Path) -> tuple[Path, tuple[int,
     del rows
     put_file(unfinished, out)
     unfinished.replace(out)
-    trained.embedder.source.close()
-    return out, shape

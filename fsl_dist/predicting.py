@@ -8,27 +8,32 @@ import dataclasses
 import io
 import json
 import logging
+import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fsl_dist.data.images import IMAGE_SUFFIXES
-from fsl_dist.embedder import Embedder
 from fsl_dist.errors import RequestError
 from fsl_dist.evaluation.report import open_selection
-from fsl_dist.image_files import FailedImage, ImageFiles
+from fsl_dist.image_files import FailedImage, ImageFiles, ImageLike, NamedImage, name_images
 from fsl_dist.methods.prototypes import Prototypes, fit_prototypes, join
 from fsl_dist.metrics.few_shot_knn import find_nearest, join_nearest, rank_classes
 from fsl_dist.metrics.prototypes import prototype_scores
+from fsl_dist.notebook import html_table
 from fsl_dist.training.splits import split_run
-from fsl_dist.training.trained import TrainedRun, open_trained
+from fsl_dist.training.trained import TrainedRun
 from index.base.files import write_atomic
 
 log = logging.getLogger(__name__)
+
+Support: TypeAlias = str | os.PathLike[str] | Mapping[str, Sequence[ImageLike]]
+"""a folder with one folder of images for each novel class, or the images of each by its name"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +49,17 @@ class ScoredClass:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The best classes of one image, best first."""
+    """The best classes of one image."""
 
     image: str
+    """its path, or `images[3]` for one in memory"""
     classes: list[ScoredClass]
+    """best first"""
 
 
 @dataclass(frozen=True, slots=True)
-class PredictionReport:
-    """What `fsl-dist predict` prints."""
+class PredictionReport(Sequence[Prediction]):
+    """The best classes of each image: `report[0].classes[0].name`."""
 
     run: str
     predictions: list[Prediction]
@@ -60,97 +67,116 @@ class PredictionReport:
     failed: list[FailedImage]
     """images asked for, and support images, that could not"""
 
+    @overload
+    def __getitem__(self, position: int) -> Prediction: ...
+    @overload
+    def __getitem__(self, position: slice) -> Sequence[Prediction]: ...
+    def __getitem__(self, position: int | slice) -> Prediction | Sequence[Prediction]:
+        return self.predictions[position]
+
+    def __len__(self) -> int:
+        return len(self.predictions)
+
+    def _repr_html_(self) -> str:
+        rows = [
+            [prediction.image, scored.name, f"{scored.score:.4f}", "novel" if scored.is_novel else ""]
+            for prediction in self
+            for scored in prediction.classes
+        ]
+        rows += [[failed.image, failed.reason, "", "not read"] for failed in self.failed]
+        return html_table(["image", "class", "score", ""], rows, caption=self.run)
+
     def to_json(self) -> dict:
         """The report as plain values."""
         return dataclasses.asdict(self)
 
 
 def predict(
-    run: Path, images: Sequence[Path], *, support: Path | None = None, top: int = 5
+    trained: TrainedRun, images: Sequence[ImageLike], *, support: Support | None = None, k: int = 5
 ) -> PredictionReport:
-    """The `top` best classes of each image file, by a run's best checkpoint.
+    """The `k` best classes of each image, by a run's best checkpoint.
 
-    Images are decoded and transformed as in an evaluation. `support` holds one folder of images for each novel class. A run of
+    Images are decoded and transformed as in an evaluation. `support` holds the images of each novel class. A run of
     pcn scores by the softmax of its prototypes' class scores at the training temperature (PCN Eq. 1), novel classes with
     `novel_clusters` prototypes; any other by the share of votes among the K_p nearest of training and support images (K_p as
     in the run's validation), classes without a vote following by their nearest member.
 
-    Raises RequestError for a folder that is no run, a run on feature vectors, and a support folder without usable classes
-    or with one of the run's training classes. An image that cannot be read is in `failed`.
+    Raises RequestError for a run on feature vectors, and for support without usable classes or with one of the run's training
+    classes. An image that cannot be read is in `failed`.
     """
-    novel_files = _list_support(support) if support is not None else {}
-    trained = open_trained(run)
+    asked, novel = name_images(images), _list_support(support)
     config = trained.config
     if config.data.features:
-        raise RequestError(f"{run} was trained on data.features={config.data.features}; predict takes images")
+        raise RequestError(
+            f"{trained.run} was trained on data.features={config.data.features}; predict takes images"
+        )
     names = trained.catalogue.class_names
     gallery = split_run(trained.catalogue, config).gallery
-    known = sorted(set(novel_files) & {names[label] for label in gallery.labels.tolist()})
+    known = sorted(set(novel) & {names[label] for label in gallery.labels.tolist()})
     if known:
         raise RequestError(
-            f"--support {support}: class '{known[0]}' is one the run was trained on, {len(known)} classes in all; "
-            "a novel class must be new (take these folders out)"
+            f"{_place(support)}: class '{known[0]}' is one the run was trained on, {len(known)} classes in all; "
+            "a novel class must be new (leave these classes out)"
         )
     with ImageFiles(trained.embedder, config) as files:
-        paths = [path for of_class in novel_files.values() for path in of_class]
-        support_vectors, usable = _embed_files(files, trained.embedder, paths)
+        support_vectors, usable = files.embed([image for of_class in novel.values() for image in of_class])
         labels = np.repeat(
-            np.arange(len(names), len(names) + len(novel_files)),
-            [len(of_class) for of_class in novel_files.values()],
+            np.arange(len(names), len(names) + len(novel)), [len(of_class) for of_class in novel.values()]
         )[usable]
-        for number, name in enumerate(novel_files):
+        for number, name in enumerate(novel):
             if len(names) + number not in labels:
-                raise RequestError(f"--support {support}: no image of class '{name}' can be read")
-        vectors, found = _embed_files(files, trained.embedder, images)
+                raise RequestError(f"{_place(support)}: no image of class '{name}' can be read")
+        vectors, found = files.embed(asked)
         failed = files.failed
-    all_names = [*names, *novel_files]
+    all_names = [*names, *novel]
     score = _score_by_prototypes if config.method.traits.prototypes else _score_by_neighbours
     order, scores = score(trained, vectors, support_vectors, labels)
-    trained.embedder.source.close()
     predictions = [
         Prediction(
-            str(images[row]),
+            asked[row].name,
             [
                 ScoredClass(all_names[label], float(value), label >= len(names))
-                for label, value in zip(best[:top].tolist(), values[:top], strict=True)
+                for label, value in zip(best[:k].tolist(), values[:k], strict=True)
             ],
         )
         for row, best, values in zip(found.tolist(), order, scores, strict=True)
     ]
-    return PredictionReport(str(run), predictions, failed)
+    return PredictionReport(trained.run, predictions, failed)
 
 
-def _list_support(support: Path) -> dict[str, list[Path]]:
-    """Image files below each class folder of `support`, by name; RequestError where there is none, or one without images."""
-    if not support.is_dir():
-        raise RequestError(f"--support {support}: no such folder")
-    folders = sorted(path for path in support.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if not folders:
+def _list_support(support: Support | None) -> dict[str, list[NamedImage]]:
+    """The images of each novel class by its name; RequestError where there is none, or a class without images."""
+    if support is None:
+        return {}
+    if isinstance(support, Mapping):
+        named = {name: name_images(images, f"support['{name}']") for name, images in support.items()}
+    else:
+        folder = Path(support)
+        if not folder.is_dir():
+            raise RequestError(f"{_place(support)}: no such folder")
+        folders = sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
+        named = {path.name: [NamedImage(str(file), file) for file in _list_images(path)] for path in folders}
+    if not named:
         raise RequestError(
-            f"--support {support} holds no class folders (DIR/CLASS/IMAGE, one folder a novel class)"
+            f"{_place(support)} holds no class folders (DIR/CLASS/IMAGE, one folder a novel class)"
         )
-    files = {}
-    for folder in folders:
-        files[folder.name] = sorted(
-            path for path in folder.rglob("[!.]*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
-        )
-        if not files[folder.name]:
+    for name, images in named.items():
+        if not images:
             raise RequestError(
-                f"--support {support}: class folder '{folder.name}' holds no image "
-                f"({' '.join(sorted(IMAGE_SUFFIXES))})"
+                f"{_place(support)}: class '{name}' holds no image ({' '.join(sorted(IMAGE_SUFFIXES))})"
             )
-    return files
+    return named
 
 
-def _embed_files(
-    files: ImageFiles, embedder: Embedder, paths: Sequence[Path]
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Embeddings (float32 [n, dim]) of those files that are images, and which they are (int64 [n])."""
-    vectors, usable = [np.empty((0, embedder.dim), dtype=np.float32)], []
-    for rows, images in files.batches(paths):
-        vectors.append(embedder.embed_images(images))
-        usable += rows
-    return np.concatenate(vectors), np.array(usable, dtype=np.int64)
+def _place(support: Support | None) -> str:
+    """What errors call `support`."""
+    return f"support={support}" if isinstance(support, str | os.PathLike) else "support"
+
+
+def _list_images(folder: Path) -> list[Path]:
+    return sorted(
+        path for path in folder.rglob("[!.]*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+    )
 
 
 Ranking = tuple[NDArray[np.int64], NDArray[np.float64]]

@@ -29,6 +29,10 @@ def find_config(named: str | Path) -> Path:
 
 
 def list_configs() -> list[str]:
-    """Names of all shipped configurations of runs and sweeps."""
+    """Names of all shipped configurations of runs and sweeps.
+
+    Returns:
+        Sorted names, such as `own-images` or `omniglot/pcn`; `train` takes those of runs.
+    """
     names = (path.relative_to(EXPERIMENTS).with_suffix("").as_posix() for path in EXPERIMENTS.rglob("*.yaml"))
     return sorted(name for name in names if not name.startswith("tables/") and not name.endswith("/family"))

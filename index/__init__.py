@@ -4,70 +4,33 @@ Building is `index.writing.build.build` (the name `index.writing.build` is the m
 search, so that settings, errors and storage cost nothing.
 """
 
-import importlib
 from typing import TYPE_CHECKING
 
-from index.base.errors import (
-    ConfigError,
-    FslDistError,
-    PartialSearchError,
-    RequestError,
-    StaleOwnerError,
-    StorageError,
-    VersionError,
-)
+from index.base.lazy import public_names
 from index.openblas import name_processor
 
 if TYPE_CHECKING:
-    from index.actors.client import RayIndex, open_ray_index
-    from index.base.files import Owner
-    from index.config import IndexConfig
-    from index.following import FollowingIndex
-    from index.search import LocalIndex, Neighbours, SearchResult, ShardedIndex, open_index
-    from index.writing.build import Staging
-    from index.writing.writer import IndexWriter
+    from index.actors.client import RayIndex as RayIndex
+    from index.actors.client import open_ray_index as open_ray_index
+    from index.base.errors import ConfigError as ConfigError
+    from index.base.errors import FslDistError as FslDistError
+    from index.base.errors import PartialSearchError as PartialSearchError
+    from index.base.errors import RequestError as RequestError
+    from index.base.errors import StaleOwnerError as StaleOwnerError
+    from index.base.errors import StorageError as StorageError
+    from index.base.errors import VersionError as VersionError
+    from index.base.files import Owner as Owner
+    from index.config import IndexConfig as IndexConfig
+    from index.following import FollowingIndex as FollowingIndex
+    from index.search import LocalIndex as LocalIndex
+    from index.search import Neighbours as Neighbours
+    from index.search import SearchResult as SearchResult
+    from index.search import ShardedIndex as ShardedIndex
+    from index.search import open_index as open_index
+    from index.writing.build import Staging as Staging
+    from index.writing.writer import IndexWriter as IndexWriter
 
 name_processor()
 
-_ROOM_OF = {
-    "FollowingIndex": "index.following",
-    "IndexConfig": "index.config",
-    "IndexWriter": "index.writing.writer",
-    "LocalIndex": "index.search",
-    "Neighbours": "index.search",
-    "Owner": "index.base.files",
-    "RayIndex": "index.actors.client",
-    "SearchResult": "index.search",
-    "ShardedIndex": "index.search",
-    "Staging": "index.writing.build",
-    "open_index": "index.search",
-    "open_ray_index": "index.actors.client",
-}
-
-__all__ = [
-    "ConfigError",
-    "FollowingIndex",
-    "FslDistError",
-    "IndexConfig",
-    "IndexWriter",
-    "LocalIndex",
-    "Neighbours",
-    "Owner",
-    "PartialSearchError",
-    "RayIndex",
-    "RequestError",
-    "SearchResult",
-    "ShardedIndex",
-    "Staging",
-    "StaleOwnerError",
-    "StorageError",
-    "VersionError",
-    "open_index",
-    "open_ray_index",
-]
-
-
-def __getattr__(name: str) -> object:
-    if name not in _ROOM_OF:
-        raise AttributeError(f"module 'index' has no attribute '{name}'")
-    return getattr(importlib.import_module(_ROOM_OF[name]), name)
+if not TYPE_CHECKING:
+    __getattr__, __dir__, __all__ = public_names(__name__, __file__)

@@ -201,7 +201,7 @@ class Contents:
             row = int(np.argmax(unknown))
             raise RequestError(
                 f"query {row} has label {query_labels[row]}, which no vector of {self.folder} has; "
-                "filter=same_class needs classes of the index"
+                "same_class needs classes of the index"
             )
 
     def _read_on(self) -> Changes:
@@ -220,7 +220,7 @@ class Contents:
             if name != batch_path(self.folder, number).name:
                 raise VersionError(
                     f"{batch_path(self.folder, number)} is missing; {name} was written after it "
-                    "(build the index again, or go back: fsl-dist index rollback)"
+                    "(build the index again, or go back with roll_back(INDEX))"
                 )
 
 
@@ -244,7 +244,7 @@ def read_batch(path: Path, dim: int, *, vectors: bool = True) -> Batch:
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise VersionError(
             f"{path} is damaged: {' '.join(str(error).split())}; build the index again, or go back to a version that is "
-            "whole: fsl-dist index rollback"
+            "whole with roll_back(INDEX)"
         ) from None
     width = dim if vectors else 0
     columns = (batch.removed, batch.ids, batch.labels)

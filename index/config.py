@@ -29,7 +29,7 @@ KINDS_OF = {
 
 @settings("index")
 class IndexConfig:
-    """How an index is built; the verbs of `fsl-dist index` take these keys without the prefix."""
+    """How an index is built (the `index.*` keys)."""
 
     kind: Kind = "flat"
     """Kind of index. flat is exact; ivf_flat is, where it probes every cluster; ivf_pq, hnsw and factory are not."""
@@ -48,7 +48,7 @@ class IndexConfig:
     """Clusters of ivf_flat and ivf_pq; 0 is 4 times the square root of the number of vectors, at most a 39th of it."""
 
     nprobe: Annotated[int, Field(ge=0)] = 0
-    """Clusters that a query looks into, of nlist; 0 is a 16th of them. `fsl-dist index tune` finds a better number."""
+    """Clusters that a query looks into, of nlist; 0 is a 16th of them. `index.tune` finds a better number."""
 
     pq_m: Annotated[int, Field(ge=0)] = 0
     """Bytes of code a vector, if pq_bits is 8; it must divide the dimension. 0 is the largest that leaves 4 numbers or more a byte."""

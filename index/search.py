@@ -6,6 +6,7 @@ Where the shards are is the subclass's business (`_answers`); which positions a 
 import abc
 import copy
 import dataclasses
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 
 from index import versions
 from index.base.errors import RequestError
+from index.base.object_cache import told, working_folder
 from index.changes import Changes, Contents
 from index.config import Device, Metric
 from index.merge import merge_top_k
@@ -27,6 +29,10 @@ from index.versions import Manifest
 MAX_K = 16384
 _QUERIES_AT_ONCE = 32768
 _ANSWERS_AT_ONCE = 1 << 26  # times 16 bytes for each shard: ids and costs
+
+
+Labels = np.ndarray | Sequence[int] | Sequence[str] | int | str
+"""a label or class name for each query, or one for all of them"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +50,10 @@ class SearchResult:
 
     missing_shards: tuple[int, ...] = ()
     """Shards that did not answer, where partial answers were allowed: their vectors are not among the ids."""
+
+    def __repr__(self) -> str:
+        missing = f", {self.num_missing} missing" if self.num_missing else ""
+        return f"SearchResult({self.ids.shape[1]} neighbours of {self.ids.shape[0]} queries{missing}: ids, distances)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +85,21 @@ class ShardedIndex(abc.ABC):
     ids: np.ndarray
     """int64 [manifest.num_vectors], by position: of the version, without its changes."""
 
+    class_names: Sequence[str] = ()
+    """name of each label, where the index was built from a data set in this process"""
+
     def __init__(self, path: Path, manifest: Manifest, *, changes: bool = True) -> None:
         self.path = path
         self.manifest = manifest
         self._hold = versions.Hold(path)
         self._set_contents(Contents(path, manifest, changes=changes))
         self.labels, self.ids = self._contents.labels, self._contents.ids
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}('{told(str(self.path))}', {self.num_vectors} vectors of {self.dim} numbers, "
+            f"kind={self.manifest.kind}, metric={self.metric})"
+        )
 
     def _set_contents(self, contents: Contents) -> None:
         """Take the version's contents, and make a shard of the vectors that were added."""
@@ -137,52 +156,61 @@ class ShardedIndex(abc.ABC):
     def search(
         self,
         queries: np.ndarray,
-        k: int,
+        k: int = 10,
         *,
-        filter: Filter | None = None,
-        query_labels: np.ndarray | None = None,
-        query_ids: np.ndarray | None = None,
-        include_ids: np.ndarray | None = None,
-        exclude_ids: np.ndarray | None = None,
+        same_class: Labels | None = None,
+        other_class: Labels | None = None,
+        query_ids: np.ndarray | Sequence[int] | None = None,
+        include_ids: np.ndarray | Sequence[Sequence[int]] | None = None,
+        exclude_ids: np.ndarray | Sequence[Sequence[int]] | None = None,
         parameters: Mapping[str, int] | None = None,
         exact: bool = False,
     ) -> SearchResult:
-        """The k nearest of each query; ties go to the smaller id, and distances are exact on every kind.
+        """The k nearest vectors of each query; ties go to the smaller id, and distances are exact on every kind.
 
-        queries: float32 [n, dim]; k: at most 16,384. `same_class` and `other_class` take only vectors of the query's
-        label, or of any other label: query_labels int64 [n]. query_ids int64 [n]: this id is left out of the query's
-        answer (itself, when the queries are in the index); -1 or an id that the index lacks leaves nothing out.
-        include_ids, exclude_ids: int64 [n, 2], half-open ranges of ids [from, to) that alone are searched, or are
-        not; all of these go together.
-
-        flat finds the true neighbours, and so does every kind with `exact`, with `same_class`, and ivf_flat with
+        A flat index finds the true neighbours, and so does every kind with `exact`, with `same_class`, and ivf_flat with
         nprobe of all clusters; elsewhere some may be missed, never a filter broken, never fewer answered than there are.
-        `parameters` changes nprobe, ef_search, k_factor for this search. Queries that search the same ids are searched
-        together; each different range of ids costs a pass of its own.
+        Queries that search the same ids are searched together; each different range of ids costs a pass of its own.
 
-        Raises RequestError for queries that do not fit and for a label without a vector under `same_class`.
+        Args:
+            queries: float32 [n, dim].
+            k: neighbours of each query, at most 16,384.
+            same_class: search only vectors of this class: int64 [n] labels of the queries, class names where the index has
+                `class_names`, or one label or name for all queries.
+            other_class: search only vectors of other classes than this, given alike. Not together with `same_class`.
+            query_ids: int64 [n], an id that is left out of each query's answer (itself, where the queries are in the index);
+                -1 or an id that the index lacks leaves nothing out.
+            include_ids: int64 [n, 2], half-open ranges of ids [from, to) that alone are searched.
+            exclude_ids: int64 [n, 2], ranges of ids that are not searched.
+            parameters: nprobe, ef_search, k_factor for this search.
+            exact: compare with every vector, whatever the kind.
+
+        Returns:
+            ids and distances, [n, k].
+
+        Raises:
+            RequestError: queries or filters do not fit, or a class of `same_class` has no vector.
         """
+        queries = np.asarray(queries)
         check_vectors(queries, "queries", self.dim)
         if self.metric == "cosine":
             queries = unit_vectors(queries, "queries")
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= MAX_K:
             raise RequestError(f"k={k} must be a whole number from 1 to {MAX_K}")
-        if filter not in (None, "same_class", "other_class"):
-            raise RequestError(f"filter={filter} is none of same_class, other_class")
         num_queries = len(queries)
         contents = self._contents
-        if query_labels is None:
-            if filter is not None:
-                raise RequestError(f"filter={filter} needs query_labels, one label for each query")
-            query_labels = np.zeros(num_queries, dtype=np.int64)
-        check_column(query_labels, "query_labels", num_queries)
+        filter, query_labels = self._choose_filter(same_class, other_class, num_queries)
         skip = skip_added = np.full(num_queries, -1, dtype=np.int64)
         if query_ids is not None:
+            query_ids = np.asarray(query_ids)
             check_column(query_ids, "query_ids", num_queries)
             skip, skip_added = contents.find(query_ids)
         if filter == "same_class":
             contents.check_classes(query_labels)
-        spans = id_spans(include_ids, exclude_ids, num_queries)
+        included, excluded = (
+            None if ranges is None else np.asarray(ranges) for ranges in (include_ids, exclude_ids)
+        )
+        spans = id_spans(included, excluded, num_queries)
         chosen = self._choose_parameters(parameters or {})
 
         ids = np.full((num_queries, k), -1, dtype=np.int64)
@@ -219,6 +247,42 @@ class ShardedIndex(abc.ABC):
             )
         return SearchResult(ids, distances, int((ids < 0).sum()), tuple(sorted(missing)))
 
+    def _choose_filter(
+        self, same_class: Labels | None, other_class: Labels | None, num_queries: int
+    ) -> tuple[Filter | None, np.ndarray]:
+        """(the filter that is asked for, int64 [num_queries]: the queries' labels, zeros without one)."""
+        if same_class is not None and other_class is not None:
+            raise RequestError(
+                "same_class and other_class exclude each other; search twice, or use neighbours()"
+            )
+        name: Filter = "other_class" if same_class is None else "same_class"
+        given = other_class if same_class is None else same_class
+        if given is None:
+            return None, np.zeros(num_queries, dtype=np.int64)
+        labels = np.asarray(given)
+        if labels.dtype.kind == "U":
+            known = {class_name: label for label, class_name in enumerate(self.class_names)}
+            unknown = sorted(set(labels.ravel().tolist()) - set(known))
+            if unknown:
+                near = difflib.get_close_matches(unknown[0], known, n=1)
+                hint = (
+                    f"; did you mean '{near[0]}'?"
+                    if near
+                    else ""
+                    if known
+                    else "; this index knows labels, no names"
+                )
+                raise RequestError(
+                    f"{name} has '{unknown[0]}', which is no class of the index {self.path}{hint}"
+                )
+            labels = np.array([known[text] for text in labels.ravel().tolist()], np.int64).reshape(
+                labels.shape
+            )
+        if labels.ndim == 0:
+            labels = np.full(num_queries, labels)
+        check_column(labels, name, num_queries)
+        return name, labels
+
     def neighbours(
         self,
         queries: np.ndarray,
@@ -238,7 +302,9 @@ class ShardedIndex(abc.ABC):
             if count == 0:
                 found += [np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32)]
                 continue
-            result = self.search(queries, count, filter=name, query_labels=query_labels, query_ids=query_ids)
+            own = query_labels if name == "same_class" else None
+            others = query_labels if name == "other_class" else None
+            result = self.search(queries, count, same_class=own, other_class=others, query_ids=query_ids)
             found += [result.ids, result.distances]
             missing.update(result.missing_shards)
         return Neighbours(found[0], found[1], found[2], found[3], tuple(sorted(missing)))
@@ -254,8 +320,8 @@ class ShardedIndex(abc.ABC):
         """
         if self.changes.number:
             raise RequestError(
-                f"{self.path} was changed since it was published, and vectors added have no position; merge them first: "
-                "fsl-dist index merge"
+                f"{self.path} was changed since it was published, and vectors added have no position; merge them first "
+                "with merge(INDEX)"
             )
         parts = [
             versions.read_shard(self.path, self.manifest, shard)[max(start - first, 0) : max(stop - first, 0)]
@@ -304,13 +370,23 @@ class LocalIndex(ShardedIndex):
 
 
 def open_index(
-    path: Path, *, verify: bool = True, device: Device = "auto", gpu: int = 0, changes: bool = True
+    path: str | Path, *, verify: bool = True, device: Device = "auto", gpu: int = 0, changes: bool = True
 ) -> LocalIndex:
-    """Open an index (its current version) or a version folder, in this process; with its changes, or as it was published.
+    """Open an index, its current version or one version's folder, in this process.
 
-    File sizes are checked always, checksums with `verify`, once in a process. gpu: with device=gpu, the number of the GPU among
-    those that this process sees. Raises VersionError for what is missing or damaged, RequestError for device=gpu where FAISS sees
-    no such GPU.
+    Args:
+        path: folder of the index or of a version, or its address at s3:// or gs://.
+        verify: compare checksums, once in a process; file sizes are always checked.
+        device: where vectors are searched.
+        gpu: with device=gpu, the number of the GPU among those that this process sees.
+        changes: with what was added and removed since it was published.
+
+    Returns:
+        The index, to be searched.
+
+    Raises:
+        VersionError: something is missing or damaged.
+        RequestError: device=gpu where FAISS sees no such GPU.
     """
 
     def open_version(folder: Path) -> LocalIndex:
@@ -318,4 +394,4 @@ def open_index(
         versions.check_files(folder, manifest, verify=verify)
         return LocalIndex(folder, manifest, device, gpu, changes=changes)
 
-    return versions.open_current(Path(path), open_version)
+    return versions.open_current(working_folder(path), open_version)

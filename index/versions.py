@@ -48,7 +48,7 @@ IDS = "ids.npy"
 QUANTIZER = "quantizer.faiss"
 
 _SHARD_NAME = re.compile(r"^shard-[0-9]{5}\.npy$")
-_WAY_OUT = "build the index again, or go back to a version that is whole: fsl-dist index rollback"
+_WAY_OUT = "build the index again, or go back to a version that is whole with roll_back(INDEX)"
 _FILE_NAME = re.compile(r"^(?:(?:shard-[0-9]{5}|labels|ids)\.npy|(?:shard-[0-9]{5}|quantizer)\.faiss)$")
 _SETTLED_NS = 1_000_000_000
 # What was found whole in this process, by path, size and times: opening a version again reads it no second time.
@@ -187,9 +187,7 @@ def find_version(path: Path) -> Path:
 def current_version(out: Path) -> int:
     """Number of the version that readers open. Raises VersionError where nothing is published."""
     if not files.exists(out / CURRENT):
-        raise VersionError(
-            f"{out} holds no published index (no file '{CURRENT}'); build one with: fsl-dist index build"
-        )
+        raise VersionError(f"{out} holds no published index (no file '{CURRENT}'); build one first")
     name = files.read_text(out / CURRENT).strip()
     if not name.isdecimal():
         raise VersionError(f"{out / CURRENT} is damaged: '{name}' is no version's name")
@@ -250,9 +248,7 @@ def check_source(folder: Path, manifest: Manifest, wanted: Mapping[str, str]) ->
         found = manifest.source.get(name)
         if found != value:
             of = f"was made from {name} {found}" if found else f"does not say which {name} it was made from"
-            raise RequestError(
-                f"{folder} {of}; this run has {name} {value} (build it with: fsl-dist index build RUN DATASET OUT)"
-            )
+            raise RequestError(f"{folder} {of}; this run has {name} {value} (build it again from this run)")
 
 
 class Hold:
@@ -345,8 +341,8 @@ def make_current(out: Path, version: int, *, has_changes: bool = False) -> None:
     is_left = before != version and not has_changes
     if is_left and files.list_folder(out / VERSIONS / version_name(before) / CHANGES):
         logger.warning(
-            "%s: version %d was changed after it was published; version %d has none of that (go back: "
-            "fsl-dist index rollback)",
+            "%s: version %d was changed after it was published; version %d has none of that (go back with "
+            "roll_back(INDEX))",
             *(out, before, version),
         )
     files.write_atomic(out / CURRENT, f"{version_name(version)}\n".encode())

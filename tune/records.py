@@ -1,7 +1,7 @@
 """What lies in a sweep's folder: the sweep, one folder a trial, what the trials reported, how long it all took.
 
     SWEEP/sweep-config.yaml            the sweep as it was started, its base whole
-    SWEEP/trials/NNNN/                 a run's folder, as `fsl-dist train` makes it, and beside the run:
+    SWEEP/trials/NNNN/                 a run's folder, as training makes it, and next to the run:
                       trial.json       the point, written before the trial starts
                       evaluation.json  its scores, one entry a combination of the evaluation grid
                       result.json      how it ended, written last: without it the trial is not done
@@ -165,7 +165,7 @@ class Cell:
     settings: Point
     """evaluation settings that distinguish it; `k_p`, `delta_tau` and `k` stand in the scores' names"""
     metrics: dict[str, float | dict] = field(default_factory=dict)
-    """as `fsl-dist evaluate` prints them"""
+    """as `EvaluationReport` has them"""
 
 
 def write_evaluation(folder: Path, split: str, cells: list[Cell]) -> None:

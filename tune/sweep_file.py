@@ -124,7 +124,7 @@ def load_stored(folder: Path) -> AnySweep:
     path = folder / SWEEP_FILE
     bring(folder, wanted=is_record)
     if not exists(path):
-        raise ConfigError(f"{folder} is no sweep: it has no {SWEEP_FILE} (fsl-dist sweep run writes one)")
+        raise ConfigError(f"{folder} is not a sweep folder: {SWEEP_FILE} is missing")
     raw = parse_yaml(read_text(path), str(path))
     config: AnySweep
     if "index" in raw:
@@ -142,7 +142,7 @@ def check_new(config: SweepSettings) -> Path:
     folder = Path(config.dir)
     if exists(folder / SWEEP_FILE):
         raise RequestError(
-            f"dir={config.dir} already holds a sweep (fsl-dist sweep resume {config.dir} goes on with it; another dir starts anew)"
+            f"dir={config.dir} already holds a sweep (resume=True continues it; another dir starts a new one)"
         )
     if exists(folder / "config.yaml"):
         raise RequestError(f"dir={config.dir} holds a run (another dir starts a sweep)")
@@ -163,7 +163,7 @@ def _read_sweep(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path} cannot be read: {error}") from error
+        raise ConfigError(f"config={path} cannot be read: {error}") from error
     return parse_yaml(text, str(path))
 
 

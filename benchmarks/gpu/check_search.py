@@ -49,11 +49,11 @@ def _compare(found: Outcome, vectors, labels, ids, rows, device: str, setting: S
     spans = np.tile(np.array([[num // 4, num // 2]]), (len(rows), 1))
     filters: dict[str, dict[str, Any]] = {
         "none": {},
-        "same_class": {"filter": "same_class", "query_labels": own},
-        "other_class": {"filter": "other_class", "query_labels": own},
+        "same_class": {"same_class": own},
+        "other_class": {"other_class": own},
         "include_ids": {"include_ids": spans},
         "exclude_ids": {"exclude_ids": spans},
-        "other_class, exclude_ids": {"filter": "other_class", "query_labels": own, "exclude_ids": spans},
+        "other_class, exclude_ids": {"other_class": own, "exclude_ids": spans},
     }
     table: list[tuple[str | float, ...]] = []
     for kind, options in _KINDS.items():

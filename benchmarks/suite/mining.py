@@ -250,9 +250,8 @@ def _beside(config: RunConfig, options: BenchOptions) -> list[Target]:
     """
     if torch.cuda.device_count() < 2:
         return []
-    from cluster.local import ray_session
     from fsl_dist.training.launch import train_run
-    from fsl_dist.training.ray.train import train_on_ray
+    from fsl_dist.training.ray.session import ray_session
 
     steps = config.training.images // (anchors_per_step(BATCH_SIZE, K_SAME, M_OTHER) * (1 + K_SAME + M_OTHER))
     modes = {
@@ -272,7 +271,7 @@ def _beside(config: RunConfig, options: BenchOptions) -> list[Target]:
                     f"data.image_size={config.data.image_size}", f"training.images={2 * config.training.images}",
                     "workers.launch=ray", f"run.dir={run}", *extra,
                 ]  # fmt: skip
-                train_run(load_config(None, settings), on_ray=train_on_ray)
+                train_run(load_config(None, settings))
                 lines = [line for line in read_metrics(run) if "train/loss" in line]
                 second = [line for line in lines if line["train/images_seen"] > config.training.images]
                 seconds = sum(line["time/step_s"] + line.get("time/prepare_s", 0.0) for line in second)

@@ -1,10 +1,10 @@
-"""The verbs `adopt` and `resplit`: catalogues over shards that are there."""
+"""The commands `adopt` and `resplit`: catalogues over shards that are there."""
 
 from typing import Any
 
 import click
 
-from cluster.commands.dataset_options import emit_written, make_progress, split_options
+from cluster.commands.dataset_options import emit_written, split_options
 
 
 @click.command(
@@ -50,42 +50,15 @@ from cluster.commands.dataset_options import emit_written, make_progress, split_
 )
 @click.option("--allow-bad", is_flag=True, help="Exit 0 although some samples had to be left out.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def adopt(
-    shards: str,
-    out: str,
-    label_key: str | None,
-    group_key: str | None,
-    split_key: str | None,
-    keep_together: str | None,
-    image_extensions: tuple[str, ...],
-    mask_key: str | None,
-    shard_in_key: bool,
-    relative: bool,
-    split: dict[str, Any],
-    processes: int,
-    allow_bad: bool,
-    as_json: bool,
-) -> None:
+def adopt(shards: str, out: str, allow_bad: bool, as_json: bool, **options: Any) -> None:
     """Catalogue existing WebDataset shards in the folder OUT; the shards stay where and as they are.
 
     SHARDS is a folder of .tar files, or a quoted pattern with * or {000..012}. OUT is new, or the folder that holds
     the shards. Samples that cannot be used are named and left out: exit 1, or 0 with --allow-bad.
     """
-    from fsl_dist.data.ingest.adopt import AdoptOptions
-    from fsl_dist.data.ingest.adopt import adopt as adopt_shards
-    from fsl_dist.data.ingest.wds_samples import SampleKeys
+    import fsl_dist
 
-    keys = SampleKeys(
-        label=label_key or "",
-        group=group_key or "",
-        split=split_key or "",
-        unit=keep_together or "",
-        mask=(mask_key or "").lower().lstrip("."),
-        image_extensions=tuple(extension.lower().lstrip(".") for extension in image_extensions),
-        shard_in_key=shard_in_key,
-    )
-    options = AdoptOptions(keys=keys, relative=relative, processes=processes, **split)
-    emit_written("adopted", adopt_shards(shards, out, options, make_progress()), allow_bad, as_json)
+    emit_written("adopted", fsl_dist.adopt(shards, out, **options), allow_bad, as_json)
 
 
 @click.command(
@@ -113,36 +86,11 @@ def adopt(
 @split_options
 @click.option("--allow-bad", is_flag=True, help="Exit 0 although some samples had to be left out.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def resplit(
-    dataset: str,
-    table: str | None,
-    key_column: str | None,
-    path_column: str | None,
-    label_column: str | None,
-    group_column: str | None,
-    blind_group_column: str | None,
-    split_column: str | None,
-    keep_together: str | None,
-    split: dict[str, Any],
-    allow_bad: bool,
-    as_json: bool,
-) -> None:
+def resplit(dataset: str, allow_bad: bool, as_json: bool, **options: Any) -> None:
     """Give the data set in folder DATASET another split, label or group: its next catalogue version, over the same shards.
 
     Without a split option, images stay on their sides. Earlier versions and their ids stay as they are.
     """
-    from fsl_dist.data.ingest.resplit import ResplitOptions
-    from fsl_dist.data.ingest.resplit import resplit as resplit_dataset
+    import fsl_dist
 
-    options = ResplitOptions(
-        table=table or "",
-        key_column=key_column or "",
-        path_column=path_column or "",
-        label_column=label_column or "",
-        group_column=group_column or "",
-        blind_group_column=blind_group_column or "",
-        split_column=split_column or "",
-        keep_together=keep_together or "",
-        **split,
-    )
-    emit_written("divided", resplit_dataset(dataset, options), allow_bad, as_json)
+    emit_written("divided", fsl_dist.resplit(dataset, **options), allow_bad, as_json)

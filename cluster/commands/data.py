@@ -1,10 +1,20 @@
-"""The verbs `pack` and `inspect`. Data code loads when a verb runs, so that `--help` stays quick."""
+"""The commands `pack` and `inspect`. Data code loads when a command runs, so that `--help` stays quick."""
 
 from typing import Any
 
 import click
 
-from cluster.commands.dataset_options import emit_written, make_progress, split_options
+from cluster.commands.dataset_options import emit_written, split_options
+from index.base.errors import RequestError
+
+
+def _parse_extents(_context: object, _option: object, text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    height, cross, width = text.partition("x")
+    if not (cross and height.isdecimal() and width.isdecimal()):
+        raise RequestError(f"--resize={text} must be height and width in pixels, such as 224x224")
+    return int(height), int(width)
 
 
 @click.command(
@@ -28,9 +38,7 @@ from cluster.commands.dataset_options import emit_written, make_progress, split_
     "--keep-together", metavar="COLUMN", help="Images with one value stay on one side of any split."
 )
 @split_options
-@click.option(
-    "--append", "is_appended", is_flag=True, help="Add to the data set OUT, divided by its own rule and seed."
-)
+@click.option("--append", is_flag=True, help="Add to the data set OUT, divided by its own rule and seed.")
 @click.option(
     "--order",
     type=click.Choice(["mixed", "class"]),
@@ -41,7 +49,9 @@ from cluster.commands.dataset_options import emit_written, make_progress, split_
 @click.option(
     "--resize-shorter", type=int, metavar="N", help="Store larger images with a shorter side of N pixels."
 )
-@click.option("--resize", metavar="HxW", help="Store larger images H pixels high and W wide.")
+@click.option(
+    "--resize", metavar="HxW", callback=_parse_extents, help="Store larger images H pixels high and W wide."
+)
 @click.option(
     "--dedupe",
     type=click.Choice(["name", "phash"]),
@@ -57,93 +67,17 @@ from cluster.commands.dataset_options import emit_written, make_progress, split_
 )
 @click.option("--allow-bad", is_flag=True, help="Exit 0 although some images had to be left out.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def pack(
-    source: str,
-    out: str,
-    table: str | None,
-    path_column: str | None,
-    label_column: str | None,
-    group_column: str | None,
-    blind_group_column: str | None,
-    mask_column: str | None,
-    split_column: str | None,
-    keep_together: str | None,
-    split: dict[str, Any],
-    is_appended: bool,
-    order: str,
-    resize_shorter: int | None,
-    resize: str | None,
-    dedupe: str | None,
-    num_classes: int | None,
-    shard_size_mb: int,
-    processes: int,
-    allow_bad: bool,
-    as_json: bool,
-) -> None:
+def pack(source: str, out: str, allow_bad: bool, as_json: bool, **options: Any) -> None:
     """Pack images into WebDataset shards and a catalogue, in the new folder OUT, or --append them to the data set OUT.
 
     SRC holds one folder a class, or the images that --table names. Images are stored as they are, or
     with --resize-shorter or --resize at the size training needs; none is enlarged. Those that cannot be used are
     named and left out: exit 1, or 0 with --allow-bad.
     """
-    from fsl_dist.data.ingest.listing import TableColumns
-    from fsl_dist.data.ingest.options import PackOptions
-    from fsl_dist.data.ingest.pack import append
-    from fsl_dist.data.ingest.pack import pack as pack_source
-    from fsl_dist.errors import RequestError
+    import fsl_dist
 
-    columns = None
-    if table is not None:
-        columns = TableColumns(
-            table=table,
-            path=path_column or "file",
-            label=label_column or "class",
-            group=group_column or "",
-            blind_group=blind_group_column or "",
-            split=split_column or "",
-            unit=keep_together or "",
-            mask=mask_column or "",
-        )
-    elif any(
-        (
-            path_column,
-            label_column,
-            group_column,
-            blind_group_column,
-            mask_column,
-            split_column,
-            keep_together,
-        )
-    ):
-        raise RequestError(
-            "--path-column, --label-column, --group-column, --blind-group-column, --mask-column, --split-column "
-            "and --keep-together name columns of a table; say which with --table"
-        )
-    options = PackOptions(
-        columns=columns,
-        order=order,  # type: ignore[arg-type]  # click has checked the choice
-        shard_size_mb=shard_size_mb,
-        resize_shorter=resize_shorter,
-        resize=_parse_extents(resize),
-        dedupe=dedupe,  # type: ignore[arg-type]  # click has checked the choice
-        num_classes=num_classes,
-        processes=processes,
-        **split,
-    )
-    write = append if is_appended else pack_source
-    report = write(source, out, options, make_progress())
-    emit_written("appended" if is_appended else "packed", report, allow_bad, as_json)
-
-
-def _parse_extents(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    from fsl_dist.errors import RequestError
-
-    height, cross, width = text.partition("x")
-    if not (cross and height.isdecimal() and width.isdecimal()):
-        raise RequestError(f"--resize={text} must be height and width in pixels, such as 224x224")
-    return int(height), int(width)
+    done = "appended" if options["append"] else "packed"
+    emit_written(done, fsl_dist.pack(source, out, **options), allow_bad, as_json)
 
 
 @click.command(epilog="Example: fsl-dist inspect packed --verify --near-duplicates --plots pictures")
@@ -173,8 +107,9 @@ def inspect(dataset: str, verify: bool, has_near_duplicates: bool, plots: str | 
     summary = summarise(catalogue)
     if has_near_duplicates:
         from fsl_dist.data.ingest.duplicates import describe_near_duplicates, find_near_duplicates
+        from fsl_dist.progress import counter
 
-        found = find_near_duplicates(catalogue, make_progress())
+        found = find_near_duplicates(catalogue, counter())
         summary = replace(summary, flags=[*summary.flags, *found.flags])
     result: dict[str, object] = asdict(summary)
     text = describe(summary)

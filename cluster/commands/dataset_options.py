@@ -1,52 +1,61 @@
-"""What the verbs that write data sets share: the split options, progress, the report."""
+"""What the commands that write data sets share: the split options and the report."""
 
-import functools
-import sys
-import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
-    from fsl_dist.data.ingest.rows import WriteReport
+    from fsl_dist.data.catalogue import Catalogue
 
 _SPLITS = ["stratified", "classes", "base-novel", "column"]
 
 
+def _parse_fractions(_context: object, _option: object, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    from fsl_dist.errors import RequestError
+
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise RequestError(
+            f"--fractions={text} must be three numbers for train, val and test, such as 0.7,0.1,0.2"
+        ) from error
+
+
 def split_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add --split, --num-base, --fractions and --seed; the command gets them as `split`, fields of `SplitOptions`."""
+    """Add --split, --num-base, --fractions and --seed."""
 
-    @click.option(
-        "--split",
-        type=click.Choice(_SPLITS),
-        help="stratified: every class by --fractions (default 0.7,0.1,0.2). classes: whole classes by --fractions "
-        "(default 0.6,0.2,0.2). base-novel: the --num-base largest classes, each with max(5, 20%) of its images "
-        "for val and for test; the others are novel. column: as --split-column says.  [default: stratified, or "
-        "column where --split-column is given]",
-    )
-    @click.option("--num-base", type=int, help="How many classes are base (--split base-novel).")
-    @click.option("--fractions", metavar="TRAIN,VAL,TEST", help="Shares that sum to 1.")
-    @click.option(
-        "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Order and splits."
-    )
-    @functools.wraps(command)
-    def parsed(
-        split: str | None, num_base: int | None, fractions: str | None, seed: int, **others: Any
-    ) -> None:
-        shares = _parse_fractions(fractions)
-        options = {"split": split or "", "num_base": num_base, "fractions": shares, "seed": seed}
-        command(split=options, **others)
-
-    return parsed
+    for option in (
+        click.option(
+            "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Order and splits."
+        ),
+        click.option(
+            "--fractions", metavar="TRAIN,VAL,TEST", callback=_parse_fractions, help="Shares that sum to 1."
+        ),
+        click.option("--num-base", type=int, help="How many classes are base (--split base-novel)."),
+        click.option(
+            "--split",
+            type=click.Choice(_SPLITS),
+            help="stratified: every class by --fractions (default 0.7,0.1,0.2). classes: whole classes by --fractions "
+            "(default 0.6,0.2,0.2). base-novel: the --num-base largest classes, each with max(5, 20%) of its images "
+            "for val and for test; the others are novel. column: as --split-column says.  [default: stratified, or "
+            "column where --split-column is given]",
+        ),
+    ):
+        command = option(command)
+    return command
 
 
-def emit_written(done: str, report: "WriteReport", allow_bad: bool, as_json: bool) -> None:
+def emit_written(done: str, data: "Catalogue", allow_bad: bool, as_json: bool) -> None:
     """Print what was written; exit 1 where samples were left out, unless `allow_bad`."""
     from dataclasses import asdict
 
     from cluster.commands.output import emit
 
+    report = data.report
+    assert report is not None
     splits = ", ".join(f"{name} {count}" for name, count in report.split_counts.items())
     lines = [
         f"{done} {report.num_samples} images of {report.num_classes} classes: {report.dataset}, catalogue version "
@@ -71,32 +80,3 @@ def emit_written(done: str, report: "WriteReport", allow_bad: bool, as_json: boo
     emit({**asdict(report), **counts}, as_json, "\n".join(lines))
     if report.bad_samples and not allow_bad:
         raise SystemExit(1)
-
-
-def _parse_fractions(text: str | None) -> tuple[float, ...] | None:
-    if text is None:
-        return None
-    from fsl_dist.errors import RequestError
-
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise RequestError(
-            f"--fractions={text} must be three numbers for train, val and test, such as 0.7,0.1,0.2"
-        ) from error
-
-
-def make_progress() -> Callable[[str, int, int], None] | None:
-    """Shows one line on a terminal, at most ten times a second; None where there is no terminal."""
-    if not sys.stderr.isatty():
-        return None
-    shown_s = 0.0
-
-    def show(stage: str, done: int, total: int) -> None:
-        nonlocal shown_s
-        now_s = time.monotonic()
-        if done == total or now_s - shown_s >= 0.1:
-            shown_s = now_s
-            click.echo(f"\r{stage} {done}/{total}", nl=done == total, err=True)
-
-    return show

@@ -10,17 +10,14 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 import numpy as np
 
+import fsl_dist
 from cluster.commands.output import align_columns
-from cluster.local import ray_session
 from fsl_dist.seeding import generator
-
-if TYPE_CHECKING:
-    from fsl_dist.config import RunConfig
+from fsl_dist.training.ray.session import ray_session
 
 SEED = 0
 TRAIN_IMAGES_A_CLASS = 20
@@ -80,48 +77,38 @@ def run_demo(
 def _run_in(
     folder: Path, workers: int, images_seen: int, show: Callable[[str], None] | None
 ) -> dict[str, dict]:
-    from fsl_dist.data.ingest.listing import TableColumns
-    from fsl_dist.data.ingest.options import PackOptions
-    from fsl_dist.data.ingest.pack import pack
-    from fsl_dist.evaluation.report import evaluate_run
-    from fsl_dist.indexing import build_from_run
-    from fsl_dist.training.launch import train_run
-    from fsl_dist.training.ray.train import train_on_ray
-    from index import IndexConfig
-
     _say("1/4 packing the images into WebDataset shards and a catalogue")
-    images, dataset = folder / "images", folder / "digits"
+    images = folder / "images"
     _write_digits(images)
-    columns = TableColumns(table=str(images / "labels.csv"), path="file", label="class", split="split")
-    pack(images, dataset, PackOptions(columns=columns, seed=SEED))
+    table = images / "labels.csv"
+    data = fsl_dist.pack(images, folder / "digits", table=table, split_column="split", seed=SEED)
 
     _say(
         f"2/4 training deep kNN on {workers} Ray Train workers: neighbours in the batch, then in the whole data set"
     )
+    runs = {}
     with ray_session(workers):
-        for name, settings in _runs(folder, dataset, workers, images_seen).items():
-            summary = train_run(settings, on_ray=train_on_ray, show=show)
+        for name, settings in _settings_of_runs(workers, images_seen).items():
+            runs[name] = fsl_dist.train(
+                data=data, dir=folder / name, settings=settings, progress=show or False
+            )
+            summary = runs[name].summary
+            assert summary is not None
             _say(
                 f"    {name}: {summary.images_seen} images seen in {summary.steps} steps, {summary.seconds:.0f} s"
             )
 
     _say("3/4 building the neighbour index over all training images")
-    build_from_run(folder / "dataset", dataset, folder / "index", IndexConfig())
+    runs["dataset"].build_index(folder / "index", progress=False)
 
     _say("4/4 scoring by the 5 nearest training images")
-    rows = {}
-    for name in ("untrained", "batch", "dataset"):
-        metrics = evaluate_run(folder / name).metrics
-        rows[name] = {key: value for key, value in metrics.items() if isinstance(value, float)}
-    return rows
+    return {
+        name: {key: value for key, value in run.evaluate().items() if isinstance(value, float)}
+        for name, run in runs.items()
+    }
 
 
-def _runs(folder: Path, dataset: Path, workers: int, images_seen: int) -> dict[str, "RunConfig"]:
-    from fsl_dist.config import load_config
-
-    def config(name: str, *extra: str) -> "RunConfig":
-        return load_config(None, [*SETTINGS, f"data.dataset={dataset}", f"run.dir={folder / name}", *extra])
-
+def _settings_of_runs(workers: int, images_seen: int) -> dict[str, list[str]]:
     trained = [
         f"workers.num={workers}",
         "workers.launch=ray",
@@ -129,9 +116,9 @@ def _runs(folder: Path, dataset: Path, workers: int, images_seen: int) -> dict[s
         f"training.images={images_seen}",
     ]
     return {
-        "untrained": config("untrained", "training.epochs=0"),
-        "batch": config("batch", "mining.source=batch", *trained),
-        "dataset": config("dataset", "mining.source=dataset", *trained),
+        "untrained": [*SETTINGS, "training.epochs=0"],
+        "batch": [*SETTINGS, "mining.source=batch", *trained],
+        "dataset": [*SETTINGS, "mining.source=dataset", *trained],
     }
 
 

@@ -1,4 +1,4 @@
-"""The verb `fsl-dist explain`."""
+"""The command `fsl-dist explain`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,9 +38,9 @@ def explain(run: Path, images: tuple[Path, ...], out: Path, k: int, maps: bool, 
       fsl-dist explain runs/skin a.jpg b.jpg --out why
       fsl-dist explain runs/omniglot-pcn a.png --out why --k 10 --no-maps
     """
-    from fsl_dist.plots.explaining import explain as explain_images
+    import fsl_dist
 
-    report = explain_images(run, images, out, k=k, has_maps=maps)
+    report = fsl_dist.open_run(run).explain(images, out=out, k=k, maps=maps)
     emit(report.to_json(), as_json, _describe(report))
     for failed in report.failed:
         click.echo(f"error: {failed.image} {failed.reason}", err=True)

@@ -1,21 +1,14 @@
-"""The verbs `fsl-dist index build`, `search`, `status` and `rollback`; others have files of their own."""
+"""The commands `fsl-dist index build`, `search`, `status` and `rollback`; others have files of their own."""
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from cluster.commands.dataset_options import make_progress
 from cluster.commands.index_changes import add, merge, remove, update
 from cluster.commands.index_serve import serve
 from cluster.commands.index_tune import tune
 from cluster.commands.output import emit
-
-if TYPE_CHECKING:
-    from index.base.pieces import Spread
 
 _SETTING = re.compile(r"^[A-Za-z_][A-Za-z0-9_.]*=")
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -82,7 +75,7 @@ def build(
 
     settings = [a for a in arguments if _SETTING.match(a)]
     paths = [Path(a) for a in arguments if not _SETTING.match(a)]
-    config = validate(IndexConfig, parse_overrides(settings), "the arguments")
+    keys = parse_overrides(settings)
     if (vectors is None) != (labels is None):
         raise RequestError("--vectors and --labels belong together: give both, or RUN and DATASET instead")
     is_from_arrays = vectors is not None
@@ -96,46 +89,23 @@ def build(
     out = paths[-1]
     if out.exists() and not out.is_dir():
         raise RequestError(f"{out} is a file; OUT must be a folder, new or of an index")
-    # Workers have working folders of their own.
-    with _spread_over(workers, embeds=not is_from_arrays) as spread:
-        if vectors is not None and labels is not None:
-            from index.writing.vector_files import build_from_files
+    if vectors is not None and labels is not None:
+        from fsl_dist.indexing import spread_over
+        from fsl_dist.progress import counter
+        from index.writing.vector_files import build_from_files
 
+        config = validate(IndexConfig, keys, "the arguments")
+        with spread_over(workers, embeds=False) as spread:
+            # Workers have working folders of their own.
             build_from_files(
-                out.absolute(),
-                vectors.absolute(),
-                labels,
-                ids,
-                config,
-                spread=spread,
-                progress=make_progress(),
+                out.absolute(), vectors.absolute(), labels, ids, config, spread=spread, progress=counter()
             )
-        else:
-            from fsl_dist.indexing import build_from_run
+    else:
+        import fsl_dist
 
-            build_from_run(
-                paths[0], paths[1], out.absolute(), config, spread=spread, progress=make_progress()
-            )
+        fsl_dist.open_run(paths[0]).build_index(out, data=paths[1], workers=workers, **keys)
     status = _describe(out)
     emit(status, as_json, f"{out}: version {status['version']}, {_in_words(status)}")
-
-
-@contextmanager
-def _spread_over(workers: int, *, embeds: bool) -> Iterator["Spread"]:
-    """How pieces are done: in this process, or by Ray."""
-    from index.base.pieces import do_here
-
-    if workers == 1:
-        yield do_here
-        return
-    from cluster.local import ray_session
-    from index.writing.ray import on_ray
-
-    with ray_session(workers):
-        import ray
-
-        gpus = ray.cluster_resources().get("GPU", 0.0) if embeds else 0.0
-        yield on_ray(workers, gpus=min(1.0, gpus / workers))
 
 
 @index_group.command()
@@ -187,17 +157,21 @@ def search(
 
     import numpy as np
 
+    from index.base.errors import RequestError
     from index.base.files import write_atomic
     from index.base.settings import parse_overrides
     from index.search import open_index
     from index.writing.vector_files import read_array, read_integers
 
+    if filter_name is not None and query_labels is None:
+        raise RequestError("--filter needs --query-labels, one label for each query")
     opened = open_index(index, verify=verify)
+    labels = None if query_labels is None else read_integers(query_labels)
     result = opened.search(
         read_array(queries),
         k,
-        filter=filter_name,  # type: ignore[arg-type]  # click.Choice allows the two names alone
-        query_labels=None if query_labels is None else read_integers(query_labels),
+        same_class=labels if filter_name == "same_class" else None,
+        other_class=labels if filter_name == "other_class" else None,
         query_ids=None if query_ids is None else read_integers(query_ids),
         include_ids=None if include_ids is None else read_integers(include_ids),
         exclude_ids=None if exclude_ids is None else read_integers(exclude_ids),

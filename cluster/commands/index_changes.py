@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cluster.commands.dataset_options import make_progress
 from cluster.commands.output import emit
 
 if TYPE_CHECKING:
@@ -99,11 +98,12 @@ def merge(index: Path, settings: tuple[str, ...], as_json: bool) -> None:
       fsl-dist index merge my-index
       fsl-dist index merge my-index shards=8
     """
+    from fsl_dist.progress import counter
     from index import versions
     from index.base.settings import parse_overrides
     from index.writing.merging import merge as merge_changes
 
-    folder, is_new = merge_changes(index.absolute(), parse_overrides(settings), progress=make_progress())
+    folder, is_new = merge_changes(index.absolute(), parse_overrides(settings), progress=counter())
     manifest = versions.read_manifest(folder)
     emit(
         {

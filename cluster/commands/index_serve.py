@@ -79,8 +79,8 @@ def serve(
       fsl-dist index serve my-index
       fsl-dist index serve my-index --host 0.0.0.0 --token-env INDEX_TOKEN --replicas 2 --cpus 4
     """
-    from cluster.local import ray_session
     from cluster.service.settings import Limits, ServiceSettings, digest_token, find_catalogue
+    from fsl_dist.training.ray.session import ray_session
     from index import versions
 
     require(

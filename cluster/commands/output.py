@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+from collections.abc import Callable
 
 import click
 
@@ -14,22 +15,26 @@ def emit(result: dict, as_json: bool, text: str) -> None:
     click.echo(told(json.dumps(result, allow_nan=False) if as_json else text))
 
 
-class _Told(logging.Formatter):
-    """Names places at object stores by their addresses."""
+class _InOurWords(logging.Formatter):
+    """Log lines of the library in the command line's words, with the addresses of what is at an object store."""
+
+    def __init__(self, in_options: Callable[[str], str]) -> None:
+        super().__init__("%(message)s")
+        self._in_options = in_options
 
     def format(self, record: logging.LogRecord) -> str:
-        return told(super().format(record))
+        return told(self._in_options(super().format(record)))
 
 
-def configure_logging() -> None:
-    """Send the project's log lines to stderr, once, for the whole process."""
+def configure_logging(in_options: Callable[[str], str]) -> None:
+    """Send the project's log lines to stderr, once, for the whole process; `in_options` rewrites each."""
     root = logging.getLogger()
     if not root.handlers:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(_Told("%(message)s"))
+        handler.setFormatter(_InOurWords(in_options))
         root.addHandler(handler)
-    for room in ("cluster", "tune", "fsl_dist", "index"):
-        logging.getLogger(room).setLevel(logging.INFO)
+    for package in ("cluster", "tune", "fsl_dist", "index"):
+        logging.getLogger(package).setLevel(logging.INFO)
 
 
 def align_columns(rows: list[list[str]]) -> str:

@@ -1,4 +1,4 @@
-"""The verb `fsl-dist predict`."""
+"""The command `fsl-dist predict`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,11 +17,9 @@ if TYPE_CHECKING:
 @click.option(
     "--support", type=click.Path(path_type=Path), metavar="DIR", help="DIR/CLASS/IMAGE: novel classes."
 )
-@click.option(
-    "--k", "top", type=click.IntRange(min=1), default=5, show_default=True, help="Classes an image."
-)
+@click.option("--k", type=click.IntRange(min=1), default=5, show_default=True, help="Classes an image.")
 @click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON object on stdout.")
-def predict(run: Path, images: tuple[Path, ...], support: Path | None, top: int, as_json: bool) -> None:
+def predict(run: Path, images: tuple[Path, ...], support: Path | None, k: int, as_json: bool) -> None:
     """Name the best classes of each IMAGE with their scores, by the best checkpoint of RUN.
 
     Scores are probabilities (pcn), or shares of the nearest training images' votes (other methods). Class
@@ -33,9 +31,9 @@ def predict(run: Path, images: tuple[Path, ...], support: Path | None, top: int,
       fsl-dist predict runs/omniglot-pcn a.png b.png
       fsl-dist predict runs/omniglot-pcn a.png --support my_novel_classes --k 3 --json
     """
-    from fsl_dist.predicting import predict as predict_images
+    import fsl_dist
 
-    report = predict_images(run, images, support=support, top=top)
+    report = fsl_dist.open_run(run).predict(images, support=support, k=k)
     emit(report.to_json(), as_json, _describe(report))
     for failed in report.failed:
         click.echo(f"error: {failed.image} {failed.reason}", err=True)

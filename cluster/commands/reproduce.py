@@ -5,7 +5,6 @@ from pathlib import Path
 import click
 
 from cluster.commands.output import emit
-from cluster.commands.run import train_here
 
 
 @click.command(epilog="Example: fsl-dist reproduce pcn-1 --data omniglot --seeds 3")
@@ -81,7 +80,6 @@ def reproduce(
         out=out,
         seeds=seeds,
         jobs=jobs or _default_jobs(),
-        train=train_here,
         settings=settings,
         show=show,
     )

@@ -1,22 +1,20 @@
-"""Verbs of a run: doctor, demo, train, embed, evaluate."""
+"""Commands of a run: doctor, demo, train, embed, evaluate."""
 
 import dataclasses
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from cluster.commands.output import align_columns, emit
+from fsl_dist.progress import line_printer
 from index.base.errors import RequestError
 
 if TYPE_CHECKING:
-    from fsl_dist.config import RunConfig
-    from fsl_dist.training.launch import TrainingSummary
     from index import ShardedIndex
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON object on stdout.")
@@ -46,23 +44,21 @@ def demo(folder: Path | None, workers: int, as_json: bool) -> None:
 
 
 @click.command(epilog="Example: fsl-dist train --config omniglot/pcn workers.num=2")
-@click.option(
-    "--config", "config_path", type=click.Path(path_type=Path), help="YAML file; key=value goes over it."
-)
+@click.option("--config", help="Name of a shipped configuration, or a YAML file; key=value goes over it.")
 @click.option(
     "--resume",
     is_flag=True,
-    help="Go on from the last checkpoint in run.dir; without --config, as it was started.",
+    help="Continue from the last checkpoint in run.dir; without --config, as it was started.",
 )
 @JSON
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]…")
-def train(config_path: Path | None, resume: bool, as_json: bool, overrides: tuple[str, ...]) -> None:
+def train(config: str | None, resume: bool, as_json: bool, overrides: tuple[str, ...]) -> None:
     """Train one run: the folder run.dir gets checkpoints, metrics and TensorBoard files."""
-    from fsl_dist.config import load_config, load_resumed
+    import fsl_dist
 
-    resumes_alone = resume and config_path is None
-    config = load_resumed(overrides) if resumes_alone else load_config(config_path, overrides)
-    summary = train_here(config, resume)
+    run = fsl_dist.train(config, settings=overrides, resume=resume, progress=_progress_printer())
+    summary = run.summary
+    assert summary is not None
     best = "" if summary.best_value is None else f", best {summary.stop_metric} {summary.best_value:.4f}"
     loss = "" if summary.loss is None else f", loss {summary.loss:.4f}"
     emit(
@@ -71,32 +67,6 @@ def train(config_path: Path | None, resume: bool, as_json: bool, overrides: tupl
         f"{summary.run}: {summary.epochs} epochs, {summary.steps} steps, {summary.images_seen} images{loss}{best} "
         f"in {summary.seconds:.0f} s\nnext: fsl-dist evaluate {summary.run}",
     )
-
-
-def train_here(config: "RunConfig", resume: bool) -> "TrainingSummary":
-    """Train a run in this process, or on Ray where its settings ask for it; progress goes to stderr."""
-    with _ray_for(config, resume) if config.uses_ray else nullcontext():
-        from fsl_dist.training.launch import train_run
-
-        if not config.uses_ray:
-            return train_run(config, resume=resume, show=_progress_printer())
-        from fsl_dist.training.ray.train import train_on_ray
-
-        return train_run(config, resume=resume, on_ray=train_on_ray, show=_progress_printer())
-
-
-@contextmanager
-def _ray_for(config: "RunConfig", resumes: bool) -> Iterator[None]:
-    """Ray for a run, and torch imported meanwhile; the mistakes that can be found without torch come before both."""
-    from cluster.local import ray_session
-    from fsl_dist.data.catalogue import Catalogue
-    from fsl_dist.training.resume import check_folder
-
-    check_folder(config, resumes=resumes)
-    if config.data.dataset:
-        Catalogue.open(config.data.dataset, config.data.version or None)
-    with ray_session(config.num_cpus, importing="fsl_dist.training.ray.train"):
-        yield
 
 
 @click.command(epilog="Example: fsl-dist embed runs/omniglot-pcn data/omniglot --out omniglot.npy")
@@ -108,17 +78,18 @@ def _ray_for(config: "RunConfig", resumes: bool) -> Iterator[None]:
 @JSON
 def embed(run: Path, dataset: Path, out: Path | None, as_json: bool) -> None:
     """Embed every sample of DATASET: float32 [num_samples, dim], row = sample id, for data.features or index build."""
-    from fsl_dist.indexing import embed_dataset
+    import fsl_dist
 
-    path, shape = embed_dataset(run, dataset, out or run / "embeddings.npy")
+    out = out or run / "embeddings.npy"
+    num_samples, dim = fsl_dist.open_run(run).embed(fsl_dist.open_data(dataset), out=out).shape
     result = {
         "run": str(run),
         "dataset": str(dataset),
-        "out": str(path),
-        "num_samples": shape[0],
-        "dim": shape[1],
+        "out": str(out),
+        "num_samples": num_samples,
+        "dim": dim,
     }
-    emit(result, as_json, f"{path}: {shape[0]} embeddings of {shape[1]} numbers")
+    emit(result, as_json, f"{out}: {num_samples} embeddings of {dim} numbers")
 
 
 @click.command(epilog="Example: fsl-dist evaluate runs/omniglot-pcn evaluation.novel_shots=10 --json")
@@ -154,30 +125,24 @@ def evaluate(
     are scored by AUC, by how many of them are of the query's group, and by whether activation maps fall on the query's mask
     (retrieval; the last alone: maps). Test images of classes that were not trained on are clustered (kmeans, spectral), in several runs.
     """
-    from fsl_dist.config import load_evaluation
+    import fsl_dist
 
-    settings = load_evaluation(run, overrides)
-    from fsl_dist.evaluation.report import evaluate_run
-
-    with _open_gallery(index, index_actors) as gallery:
-        report = evaluate_run(run, protocol=protocol, settings=settings, gallery=gallery)
+    opened = fsl_dist.open_run(run)
+    with _as_actors(index, index_actors) as gallery:
+        report = opened.evaluate(protocol, index=gallery, settings=overrides)
     emit(report.to_json(), as_json, _describe(report.to_json()))
 
 
 @contextmanager
-def _open_gallery(index: Path | None, actors: int | None) -> Iterator["ShardedIndex | None"]:
-    """The index to compare with, in this process or as Ray actors; None where none is named."""
-    if index is None:
-        if actors is not None:
-            raise RequestError("--index-actors goes with --index, which names the index that they serve")
-        yield None
-    elif actors is None:
-        from index.search import open_index
-
-        yield open_index(index)
+def _as_actors(index: Path | None, actors: int | None) -> Iterator["ShardedIndex | Path | None"]:
+    """The index as Ray actors, where so many are asked for."""
+    if actors is None:
+        yield index
+    elif index is None:
+        raise RequestError("--index-actors goes with --index, which names the index that they serve")
     else:
-        from cluster.local import ray_session
-        from index.actors.client import open_ray_index
+        from fsl_dist.training.ray.session import ray_session
+        from index import open_ray_index
 
         with ray_session(actors), open_ray_index(index, num_actors=actors) as gallery:
             yield gallery
@@ -197,9 +162,9 @@ def _describe(report: dict) -> str:
 
 
 def _progress_printer() -> Callable[[str], None]:
-    """Rewrite one line on a terminal, an empty one to wipe it; in a log file, append a line every ten seconds."""
-    if sys.stderr.isatty():
-        return lambda line: click.echo(f"\r\x1b[2K{line}", err=True, nl=False)
+    """Rewrite one line on a terminal; in a log file, append a line every ten seconds."""
+    if show := line_printer():
+        return show
     last = -math.inf
 
     def append(line: str) -> None:

@@ -109,7 +109,7 @@ def _drive(config: "AnySweep", as_json: bool, started: float, *, retry_failed: b
 def _summary_of(config: "AnySweep", started: float, *, retry_failed: bool) -> "SweepSummary":
     """Run what is left: runs on Ray, indexes in this process."""
     from cluster.commands.sweep_table import live_table
-    from cluster.local import ray_session
+    from fsl_dist.training.ray.session import ray_session
     from tune.index_sweeps.sweep import drive_index_sweep
     from tune.sweeps.config import SweepConfig
     from tune.sweeps.sweep import drive, num_cpus

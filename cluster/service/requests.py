@@ -75,11 +75,16 @@ class Search:
         ):
             if value > most:
                 raise RequestError(f"{rule}={most} of this service; ask in parts, or for less")
+        columns = dict(self.columns)
+        labels, asked = columns.pop("query_labels", None), self.settings.filter
+        if asked is not None and labels is None:
+            raise RequestError(f"filter={asked} needs query_labels, one label for each query")
         return index.search(
             self.queries,
             self.settings.k,
-            filter=self.settings.filter,
-            **self.columns,
+            same_class=labels if asked == "same_class" else None,
+            other_class=labels if asked == "other_class" else None,
+            **columns,
             parameters=self.settings.parameters,
             exact=self.settings.exact,
         )

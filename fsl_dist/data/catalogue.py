@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from fsl_dist.data.selection import Selection
 from fsl_dist.errors import RequestError, VersionError
+from fsl_dist.notebook import html_table
 from index.base import files, object_cache
+
+if TYPE_CHECKING:
+    from fsl_dist.data.write_report import WriteReport
 
 SPLITS = ("train", "val", "test", "novel")
 """Split names in the order of their codes and of the catalogue's rows."""
@@ -137,6 +141,26 @@ class Catalogue:
         self.units: NDArray[np.int64] = self._column("unit")
         self.splits: NDArray[np.int8] = self._column("split")
         self._split_starts = np.searchsorted(self.splits, np.arange(len(SPLITS) + 1))
+        self.report: WriteReport | None = None
+        """what was written and what was left out, where this process wrote it"""
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __repr__(self) -> str:
+        splits = ", ".join(f"{name} {len(self.split_ids(name))}" for name in self.split_names)
+        return (
+            f"Catalogue('{object_cache.told(str(self.folder))}', version {self.version}, {self.num_samples} images of "
+            f"{self.num_classes} classes: {splits})"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = [
+            [name, len(ids), len(np.unique(self.labels[ids.start : ids.stop]))]
+            for name in self.split_names
+            for ids in [self.split_ids(name)]
+        ]
+        return html_table(["split", "images", "classes"], rows, caption=repr(self))
 
     @classmethod
     def open(cls, folder: str | Path, version: int | None = None) -> "Catalogue":

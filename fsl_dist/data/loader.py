@@ -135,9 +135,19 @@ def open_source(
 ) -> ImageSource | FeatureSource:
     """Open what `config` names: images, or features where `config.features` is set.
 
-    `device` ("cpu", "cuda:0") is where images come out; `max_batch` is the largest batch decoded in one go
-    (larger ones are cut). Raises ConfigError and RequestError for what the user named wrongly, DataError where a
-    shard is missing or has another size than the catalogue says.
+    Args:
+        config: the `data.*` settings.
+        seed: of the augmentation.
+        device: where images are decoded to ("cpu", "cuda:0").
+        max_batch: largest batch that is decoded in one go; larger ones are cut.
+
+    Returns:
+        A source whose `fetch(ids, epoch)` gives float32 tensors [n, *sample_shape].
+
+    Raises:
+        ConfigError: a setting names something that cannot be used.
+        RequestError: the data set or the features do not exist or do not fit.
+        DataError: a shard is missing or has another size than the catalogue says.
     """
     catalogue, _ = describe_samples(config)
     if config.features:

@@ -132,11 +132,18 @@ def split_classes(
 def holdout(
     selection: Selection, groups: NDArray[np.int64], fraction: float, seed: int
 ) -> tuple[Selection, Selection]:
-    """Divide `selection` into (rest, held_out), about `fraction` of every class held out, groups undivided.
+    """Divide a selection in two, class by class, without dividing a group.
 
-    groups: int64 [num_samples of the catalogue], −1 for a sample without one (then it counts alone).
-    Every class keeps an image in `rest`; a class that cannot spare one is not in `held_out`. `fraction` 0
-    holds nothing out.
+    Every class keeps an image in `rest`; a class that cannot spare one is not in `held_out`.
+
+    Args:
+        selection: the samples to divide.
+        groups: int64 [num_samples of the catalogue], −1 for a sample without a group (it counts alone).
+        fraction: share of each class to hold out, 0 to below 1; 0 holds nothing out.
+        seed: of the draw, 0 or more.
+
+    Returns:
+        (rest, held_out).
     """
     classes, labels = np.unique(selection.sample_labels, return_inverse=True)
     chosen = split_stratified(labels, groups[selection.ids], (1 - fraction, fraction, 0.0), seed)

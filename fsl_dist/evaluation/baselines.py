@@ -28,7 +28,7 @@ _MAX_ITERATIONS = 100
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class BaselineReport:
-    """What `fsl-dist baseline` prints."""
+    """The scores of a classifier on frozen features."""
 
     baseline: str
     features: str
@@ -38,7 +38,7 @@ class BaselineReport:
     split: str
     """where the queries came from: test, else val"""
     metrics: dict[str, float]
-    """fractions in 0 … 1, named as `fsl-dist evaluate` names them"""
+    """fractions in 0 … 1, named as in `EvaluationReport`"""
     fit_s: float
     """seconds for PCA and the fit"""
 
@@ -60,7 +60,7 @@ def evaluate_baseline(baseline: Baseline, config: RunConfig, *, pca: int | None 
     source = FeatureSource(catalogue, config.data.features)
     gallery, queries = (source.fetch(part.ids, None).numpy() for part in (splits.gallery, splits.query))
     for part in (gallery, queries):
-        check_vectors(part, f"--features {config.data.features}")
+        check_vectors(part, f"features={config.data.features}")
     labels = splits.gallery.sample_labels
     started = time.perf_counter()
     mapped, mapped_queries = _map(
@@ -87,7 +87,7 @@ def _choose_pca(baseline: Baseline, pca: int | None, shape: tuple[int, ...]) -> 
         return 0 if baseline == "knn" else min(DEFAULT_PCA, most)
     if not 0 <= pca <= most:
         raise RequestError(
-            f"--pca {pca} must lie in 0 … {most}, the least of {shape[0]} training images and {shape[1]} numbers a "
+            f"pca={pca} must lie in 0 … {most}, the least of {shape[0]} training images and {shape[1]} numbers a "
             "feature (0 takes the features as they are)"
         )
     return pca

@@ -106,7 +106,7 @@ def gather_evidence(
     """
     left = gallery.num_vectors - (query_ids is not None)
     if k > left:
-        raise RequestError(f"--k {k} asks for more neighbours than there are training images: {left}")
+        raise RequestError(f"k={k} asks for more neighbours than there are training images: {left}")
     embedder = trained.embedder
     if has_maps:
         queries = map_images(embedder, images, config)

@@ -59,5 +59,5 @@ def _refuse(config: RunConfig, reason: str) -> RequestError:
     return RequestError(
         f"activation maps need an embedding that is the mean of feature maps; {config.run.dir} has method.kind="
         f"{config.method.kind} with backbone.name={config.backbone.name}{head}, which {reason} (a run of another "
-        "network; explain --no-maps and evaluate --protocol retrieval need no maps)"
+        "network; explain(maps=False) and evaluate(protocol=retrieval) need no maps)"
     )

@@ -77,7 +77,7 @@ def measure_agreement(
         raise RequestError(
             f"ja compares activation maps of {config.run.dir} (method.kind={config.method.kind}) with masks; none of the "
             f"{len(query)} queries of data.dataset={config.data.dataset} has one, of all its {catalogue.num_samples} images "
-            f"{len(masked_ids(catalogue, _everything(catalogue)))} (fsl-dist pack --mask-column stores masks)"
+            f"{len(masked_ids(catalogue, _everything(catalogue)))} (pack(mask_column=…) stores masks)"
         )
     store = ShardStore(catalogue)
     batches = list(scan_batches(0, len(ids), min(_IMAGES_AT_A_TIME, trained.embedder.batch_size)))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,7 @@ from fsl_dist.metrics.retrieval import (
     find_positive,
     relevance,
 )
+from fsl_dist.notebook import html_table
 from fsl_dist.plugins import find_plugins, load_plugin
 from fsl_dist.training.splits import RunSplits, split_run
 from fsl_dist.training.trained import TrainedRun, open_trained
@@ -45,8 +46,8 @@ METRICS = "fsl_dist.metrics"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class EvaluationReport:
-    """What `fsl-dist evaluate` prints."""
+class EvaluationReport(Mapping[str, float | Repeated]):
+    """The scores of a run by their names: `report["knn/acc@5"]`."""
 
     run: str
     dataset: str
@@ -54,6 +55,23 @@ class EvaluationReport:
     """where the base classes' queries came from: test, else val"""
     metrics: dict[str, float | Repeated]
     """fractions in 0 … 1; `rel@k` is a number of images, 0 … k"""
+
+    def __getitem__(self, name: str) -> float | Repeated:
+        return self.metrics[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.metrics)
+
+    def __len__(self) -> int:
+        return len(self.metrics)
+
+    def __repr__(self) -> str:
+        scores = ", ".join(f"{name} {value:.4f}" for name, value in self.items())
+        return f"EvaluationReport('{self.run}' on '{self.dataset}': {scores})"
+
+    def _repr_html_(self) -> str:
+        rows = [[name, f"{value:.4f}"] for name, value in self.items()]
+        return html_table(["metric", "value"], rows, caption=f"{self.run} on {self.dataset} ({self.split})")
 
     def to_json(self) -> dict:
         """The report as plain values; a repeated score is {"mean", "std", "n"}."""
@@ -77,12 +95,16 @@ def evaluate_run(
     Raises RequestError when the data set has nothing to score, the method has no such protocol, or `gallery` was made with
     another network, of other data, or was changed since.
     """
-    (report,) = evaluate_settings(run, [settings], protocol=protocol, gallery=gallery)
+    trained = open_trained(run)
+    try:
+        (report,) = evaluate_settings(trained, [settings], protocol=protocol, gallery=gallery)
+    finally:
+        trained.close()
     return report
 
 
 def evaluate_settings(
-    run: Path,
+    trained: TrainedRun,
     settings: Sequence[EvaluationConfig | None],
     *,
     protocol: str | None = None,
@@ -93,7 +115,6 @@ def evaluate_settings(
     known = (*PROTOCOLS, *find_plugins(METRICS))
     if protocol not in (None, *known):
         raise RequestError(f"protocol={protocol} is none of {', '.join(known)}")
-    trained = open_trained(run)
     splits = split_run(trained.catalogue, trained.config)
     if gallery is not None:
         check_gallery(gallery, trained, splits.gallery)
@@ -112,10 +133,9 @@ def evaluate_settings(
             scores |= done.scores[key]
         if not scores:
             raise RequestError(
-                f"data.dataset={config.data.dataset} has no test, val or novel split to score {run} on"
+                f"data.dataset={config.data.dataset} has no test, val or novel split to score {trained.run} on"
             )
-        reports.append(EvaluationReport(str(run), config.data.dataset, splits.query_split, scores))
-    trained.embedder.source.close()
+        reports.append(EvaluationReport(trained.run, config.data.dataset, splits.query_split, scores))
     return reports
 
 
@@ -238,7 +258,7 @@ def _score_retrieval(
     else:
         log.info(
             "rel@k is left out: it counts neighbours of the query's own group, and no query of data.dataset=%s has one "
-            "(method.kind=%s; %d classes, %d groups; group_column names groups when packing)",
+            "(method.kind=%s; %d classes, %d groups; pack(group_column=…) names groups)",
             config.data.dataset, config.method.kind, catalogue.num_classes, len(catalogue.group_names),
         )  # fmt: skip
     if len(masked_ids(catalogue, query)):
@@ -354,7 +374,7 @@ def _score_clusters(
     if splits.query is None:
         raise RequestError(
             f"protocol={protocol} clusters the test images; data.dataset={config.data.dataset} has no test and no val split "
-            "(split=classes when packing)"
+            "(pack(split=classes) makes one)"
         )
     index = open_selection(trained, config, splits.query_split, splits.query)
     return dict(score_clusters(protocol, index, config.evaluation, seed=config.run.seed))
@@ -372,7 +392,7 @@ def require_novel(protocol: str, config: RunConfig, splits: RunSplits) -> Select
     if splits.novel is None:
         raise RequestError(
             f"protocol={protocol} scores novel classes; data.dataset={config.data.dataset} has none "
-            "(split=base-novel when packing; protocol=knn scores the others)"
+            "(pack(split=base-novel) makes them; protocol=knn scores the others)"
         )
     return splits.novel
 

@@ -8,14 +8,20 @@ from fsl_dist.losses.ranking import rank_pairs
 
 
 def batch_hard_loss(embeddings: Tensor, labels: Tensor, ids: Tensor, margin: float) -> tuple[Tensor, Tensor]:
-    """Mean over anchors of [‖f(x) − f(furthest of its class)‖ − ‖f(x) − f(nearest of the others)‖ + margin]₊.
+    """Triplets of each image, the farthest of its class and the nearest of the others.
 
-    embeddings: [n, D]; labels, ids: int64 [n], ids unique. Every image is an anchor; one that lacks a mate or an image of
-    another class in the batch is left out of the mean. The gradient flows through all three images, not through
-    who they are; equal distances go to the smaller id.
+    Mean over anchors x of [‖f(x) − f(farthest positive)‖ − ‖f(x) − f(nearest negative)‖ + margin]₊. Every image is an anchor; one without
+    a positive or a negative in the batch is left out of the mean. The gradient flows through all three images, not through the
+    choice; equal distances go to the smaller id.
 
-    Returns the loss [], 0 with zero gradient where no anchor has both, and the share of triplets above zero [],
-    0 … 1, without gradient.
+    Args:
+        embeddings: float [n, D].
+        labels: int64 [n].
+        ids: int64 [n], unique sample ids.
+        margin: of the hinge, 0 or more.
+
+    Returns:
+        The loss [], 0 with zero gradient where no anchor has both; and, without gradient, the share of triplets above zero [], 0 … 1.
     """
     is_same_class = labels[:, None] == labels[None, :]
     is_itself = ids[:, None] == ids[None, :]

@@ -7,9 +7,15 @@ from fsl_dist.losses.distances import at_least_float32
 
 
 def class_weights(counts: Tensor) -> Tensor:
-    """N / (C · n_c) for the images n_c of each of C classes: float32 [C] from int64 [C].
+    """Weights against class imbalance: N / (C · n_c).
 
-    Their mean over the images is 1 when every class has some. A class without images weighs 0.
+    Their mean over the images is 1 when every class has some.
+
+    Args:
+        counts: n_c, int64 [C], images of each class.
+
+    Returns:
+        float32 [C]; 0 for a class without images.
     """
     exact = counts.double()
     weights = exact.sum() / (len(counts) * exact.clamp_min(1.0))
@@ -19,10 +25,17 @@ def class_weights(counts: Tensor) -> Tensor:
 def cross_entropy_loss(
     logits: Tensor, targets: Tensor, weights: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Mean of −log softmax at the target, and accuracy: [] and [] (0 … 1, no gradient).
+    """Mean of −log softmax at the target, Σ w·l / Σ w over the images' class weights w.
 
-    logits: [n, C], taken to float32 at least; targets: int64 [n]; weights: [C] of `class_weights`, or None. The mean is
-    Σ w·l / Σ w over the images' class weights w, so a mean over workers is weighed by Σ w, not by n.
+    A mean over workers is therefore weighed by Σ w, not by n.
+
+    Args:
+        logits: float [n, C], taken to float32 at least.
+        targets: int64 [n].
+        weights: [C] of `class_weights`; None for equal ones.
+
+    Returns:
+        The loss [], and, without gradient, the accuracy [], 0 … 1.
     """
     (logits,) = at_least_float32(logits)
     weights = None if weights is None else weights.to(logits.dtype)

@@ -15,14 +15,20 @@ from fsl_dist.losses.ranking import rank_pairs
 def batch_neighbours(
     embeddings: Tensor, labels: Tensor, ids: Tensor, num_same: int, num_other: int
 ) -> tuple[Tensor, Tensor]:
-    """Each image's nearest of its class and nearest of all other classes, within the batch.
+    """Each image's nearest images of its class and of all other classes, within the batch.
 
-    embeddings: [n, D]; labels: int64 [n]; ids: int64 [n] sample ids. Returns positions in the batch, nearest first:
-    same int64 [n, num_same] and other int64 [n, num_other], −1 where there are fewer. The image itself is left out by
-    its id. No gradient.
+    Exact by distances in float64; equal distances go to the smaller id. No gradient. Costs n² product distances and n·(K + M) direct
+    ones.
 
-    Exact by distances in float64; equal distances go to the smaller id. Costs n² product distances and n·(K + M)
-    direct ones.
+    Args:
+        embeddings: float [n, D].
+        labels: int64 [n].
+        ids: int64 [n], sample ids; an image is left out of its own neighbours by its id.
+        num_same: K, neighbours of the same class.
+        num_other: M, neighbours of other classes.
+
+    Returns:
+        Positions in the batch, nearest first: int64 [n, K] and int64 [n, M], −1 where there are fewer.
     """
     is_same_class = labels[:, None] == labels[None, :]
     is_itself = ids[:, None] == ids[None, :]
@@ -34,13 +40,20 @@ def batch_neighbours(
 def deep_knn_loss(
     embeddings: Tensor, anchor: Tensor, same: Tensor, other: Tensor, margin: float
 ) -> tuple[Tensor, Tensor]:
-    """Mean over the triplets that exist of [‖f(x) − f(y)‖ − ‖f(x) − f(z)‖ + margin]₊ (deep kNN Eq. 2, 3).
+    """Triplets of anchors and their neighbours (deep kNN Eq. 2, 3).
 
-    embeddings: [B, D]; anchor: int64 [A], same: int64 [A, K], other: int64 [A, M] positions in them, −1 where there is
-    no neighbour. The gradient flows through all three images. Satisfied triplets count as zeros; with no triplet at
-    all the loss is 0 and so is every gradient.
+    Mean over the triplets that exist of [‖f(x) − f(y)‖ − ‖f(x) − f(z)‖ + margin]₊, y a neighbour of the same class, z of another. The
+    gradient flows through all three images. Satisfied triplets count as zeros.
 
-    Returns the loss [] and, without gradient, the share of existing triplets that are above zero [], 0 … 1.
+    Args:
+        embeddings: float [B, D].
+        anchor: int64 [A], positions in `embeddings`.
+        same: int64 [A, K], positions of neighbours of the anchor's class, −1 where there is none.
+        other: int64 [A, M], of other classes, alike.
+        margin: of the hinge, 0 or more.
+
+    Returns:
+        The loss [], 0 with zero gradient where there is no triplet; and, without gradient, the share of triplets above zero [], 0 … 1.
     """
     # Rows by `embedding`: its gradient adds them up in half the time of an index's. Position −1 reads the first image,
     # whose triplets are masked below.

@@ -9,11 +9,15 @@ from fsl_dist.losses.distances import squared_distances
 def few_shot_nca_loss(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Mean over anchors i of −log( Σ_{j≠i, y_j=y_i} e^{−‖f_i−f_j‖²} / Σ_{j≠i} e^{−‖f_i−f_j‖²} ).
 
-    embeddings: [n, D], taken to float32 at least; labels: int64 [n]. An anchor without a mate in the batch is left
-    out of the mean. Sums of exponentials are taken in log-space.
+    An anchor without another image of its class in the batch is left out of the mean. Sums of exponentials are taken in log-space.
 
-    Returns the loss [], 0 with zero gradient where no anchor has a mate, and, without gradient, the mean probability of
-    drawing a mate [], 0 … 1.
+    Args:
+        embeddings: float [n, D], taken to float32 at least.
+        labels: int64 [n].
+
+    Returns:
+        The loss [], 0 with zero gradient where no anchor counts; and, without gradient, the mean probability of drawing an image of
+        the anchor's class [], 0 … 1.
     """
     is_itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
     is_mate = (labels[:, None] == labels[None, :]) & ~is_itself

@@ -55,10 +55,18 @@ def responsibilities(distances: Tensor, mask: Tensor | None, temperature: float)
 
 
 def class_scores(x: Tensor, prototypes: Tensor, mask: Tensor | None, temperature: float) -> Tensor:
-    """s_k(x) = −Σ_z q(z|k,x) d(f(x), μ_zk) (PCN Eq. 1): [n, C], to be fed to a softmax over classes.
+    """s_k(x) = −Σ_z q(z|k,x) d(f(x), μ_zk), to be fed to a softmax over classes (PCN Eq. 1).
 
-    x: [n, D]; prototypes: [C, M, D], anything finite at padded slots; mask: bool [C, M] or None. A class without a
-    prototype scores −inf. Memory: n·C·M distances, in pieces of 64 MiB where no gradient is kept.
+    Memory: n·C·M distances, in pieces of 64 MiB where no gradient is kept.
+
+    Args:
+        x: float [n, D], embeddings.
+        prototypes: float [C, M, D], anything finite at padded slots.
+        mask: bool [C, M], which slots hold a prototype; None for all.
+        temperature: τ > 0 of the responsibilities q.
+
+    Returns:
+        [n, C]; −inf for a class without a prototype.
     """
     x, prototypes = at_least_float32(x, prototypes)
     flat = _clear_padding(prototypes, mask).flatten(0, 1)
@@ -107,10 +115,19 @@ def update_prototypes(
     memory: float,
     min_responsibility: float = MIN_RESPONSIBILITY,
 ) -> Tensor:
-    """μ_new = memory·μ_old + (1 − memory)·Σ q f(x) / Σ q (PCN Eq. 4): [C, M, D].
+    """μ_new = memory·μ_old + (1 − memory)·Σ q f(x) / Σ q (PCN Eq. 4).
 
-    prototypes: μ_old [C, M, D], a constant; numerators: [C, M, D]; denominators: [C, M]; memory: 0 … 1.
     A cluster with Σq < min_responsibility keeps μ_old and passes no gradient; so does padding, whose Σq is 0.
+
+    Args:
+        prototypes: μ_old [C, M, D], a constant.
+        numerators: Σ q f(x), [C, M, D].
+        denominators: Σ q, [C, M].
+        memory: 0 … 1.
+        min_responsibility: smallest Σq that moves a prototype.
+
+    Returns:
+        μ_new [C, M, D].
     """
     prototypes, numerators, denominators = at_least_float32(prototypes.detach(), numerators, denominators)
     keeps = (denominators < min_responsibility).unsqueeze(-1)
@@ -132,9 +149,20 @@ def pcn_episode_loss(
 ) -> PCNEpisode:
     """One episode: move the prototypes by the support, score the query against the moved ones (PCN Algorithm 1).
 
-    support: [C, k, D]; query: [C, q, D]; prototypes: μ_old of the episode's classes, [C, M, D], a constant;
-    mask: bool [C, M] or None. temperature: τ > 0 of Eq. 3. memory: 0 … 1 of Eq. 4. Distances, softmaxes and the loss are in
-    float32 at least, whatever the embeddings are in and whether autocast is on.
+    Distances, softmaxes and the loss are in float32 at least, whatever the embeddings are in and whether autocast is on.
+
+    Args:
+        support: float [C, k, D].
+        query: float [C, q, D].
+        prototypes: μ_old of the episode's classes, [C, M, D], a constant.
+        mask: bool [C, M], which slots hold a prototype; None for all.
+        temperature: τ > 0 (Eq. 3).
+        memory: of the prototypes, 0 … 1 (Eq. 4).
+        detach_responsibilities: pass no gradient through q.
+        min_responsibility: a cluster with a smaller Σq keeps its prototype.
+
+    Returns:
+        The loss, the accuracy, and the sums that move the prototypes' memory.
     """
     num_classes, num_queries = query.shape[:2]
     shares = support_responsibilities(support, prototypes, mask, temperature)

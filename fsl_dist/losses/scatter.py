@@ -36,11 +36,16 @@ class ScatterEpisode:
 
 
 def scatter_loss(support: Tensor) -> tuple[Tensor, Tensor]:
-    """Σ_k Σ_n ‖x_kn − x̄_k‖² / Σ_{i<j} ‖x̄_i − x̄_j‖² (Eq. 1), and whether the denominator was clamped: [] and [] (0 or 1).
+    """Σ_k Σ_n ‖x_kn − x̄_k‖² / Σ_{i<j} ‖x̄_i − x̄_j‖² (deep clustering Eq. 1).
 
-    support: [C, k, D], C ≥ 2, taken to float32 at least. The denominator is C · Σ_k ‖x̄_k − x̄‖², the same sum without its
-    pairs; it is raised to 1e-6 of the (detached) numerator plus 1e-12, and then passes no gradient. With one image a class the
-    loss is 0, and so is its gradient.
+    The denominator is C · Σ_k ‖x̄_k − x̄‖², the same sum without its pairs; it is raised to 1e-6 of the (detached) numerator plus 1e-12,
+    and then passes no gradient. With one image in each class the loss is 0, and so is its gradient.
+
+    Args:
+        support: float [C, k, D], C ≥ 2, taken to float32 at least.
+
+    Returns:
+        The loss [], and whether the denominator was raised [], 0 or 1.
     """
     (support,) = at_least_float32(support)
     means = support.mean(dim=1)
@@ -73,10 +78,18 @@ def prototype_cross_entropy(
 def scatter_episode_loss(
     support: Tensor, query: Tensor, *, scatter_weight: float, distance: Distance = "euclidean"
 ) -> ScatterEpisode:
-    """scatter_weight · `scatter_loss` + (1 − scatter_weight) · `prototype_cross_entropy` of one episode (Eq. 3).
+    """scatter_weight · `scatter_loss` + (1 − scatter_weight) · `prototype_cross_entropy` of one episode (deep clustering Eq. 3).
 
-    support: [C, k, D]; query: [C, q, D]; scatter_weight: 0 … 1. A term of weight 0 is not computed: 0 times what is not
-    finite would be NaN. With weight 1 the query takes no part.
+    A term of weight 0 is not computed: 0 times what is not finite would be NaN. With weight 1 the query takes no part.
+
+    Args:
+        support: float [C, k, D].
+        query: float [C, q, D].
+        scatter_weight: 0 … 1.
+        distance: between query and prototypes.
+
+    Returns:
+        The loss and its terms.
     """
     scatter = is_clamped = cross_entropy = accuracy = None
     terms = []

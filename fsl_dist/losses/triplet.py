@@ -23,10 +23,15 @@ def triplet_gaps(embeddings: Tensor, triplets: Tensor) -> Tensor:
 def triplet_loss(embeddings: Tensor, triplets: Tensor, margin: float) -> tuple[Tensor, Tensor]:
     """Mean over triplets of max(0, margin + D(a,b) − ½(D(a,c) + D(b,c))) (CHAI Eq. 1).
 
-    embeddings: [n, D]; triplets: int64 [T, 3], T ≥ 1, as for `triplet_gaps`. Satisfied triplets count as zeros. The
-    gradient flows through all three images; a and b may change places.
+    Satisfied triplets count as zeros. The gradient flows through all three images; a and b may change places.
 
-    Returns the loss [] and, without gradient, the share of triplets that are above zero [], 0 … 1.
+    Args:
+        embeddings: float [n, D].
+        triplets: int64 [T, 3], T ≥ 1: positions of a, b and c.
+        margin: of the hinge, 0 or more.
+
+    Returns:
+        The loss [], and, without gradient, the share of triplets that are above zero [], 0 … 1.
     """
     hinge = (triplet_gaps(embeddings, triplets) + margin).relu()
     return hinge.mean(), (hinge.detach() > 0).to(hinge.dtype).mean()

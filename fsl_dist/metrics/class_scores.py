@@ -30,6 +30,9 @@ class Repeated:
     n: int
     """number of repetitions"""
 
+    def __format__(self, spec: str) -> str:
+        return f"{self.mean:{spec}} ± {self.std:{spec}}"
+
     @classmethod
     def from_values(cls, values: Sequence[float]) -> Self:
         """Mean and standard deviation of `values`, one a repetition."""

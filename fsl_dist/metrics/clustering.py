@@ -94,13 +94,13 @@ def count_clusters(protocol: ClusterProtocol, labels: NDArray[np.int64], config:
     num_classes, num_images = len(np.unique(labels)), len(labels)
     if num_classes < 2:
         raise RequestError(
-            f"--protocol {protocol} compares clusters with classes and needs two of them; the {num_images} images to "
-            f"cluster have {num_classes} (pack with --split classes, or a --split-column)"
+            f"protocol={protocol} compares clusters with classes and needs two of them; the {num_images} images to "
+            f"cluster have {num_classes} (pack(split=classes) or pack(split_column=…) divides by class)"
         )
     num_clusters = config.num_clusters or num_classes
     if num_clusters > num_images:
         raise RequestError(
-            f"--protocol {protocol} with evaluation.num_clusters={num_clusters} asks for more clusters than there are images: "
+            f"protocol={protocol} with evaluation.num_clusters={num_clusters} asks for more clusters than there are images: "
             f"{num_images} images of {num_classes} classes (0 takes as many clusters as classes)"
         )
     return num_clusters

@@ -73,12 +73,12 @@ def check_novel(
     """Raise RequestError for novel classes that are base classes too, or have too few images for a draw."""
     labels, counts = np.unique(novel_labels, return_counts=True)
     if len(labels) == 0:
-        raise RequestError("the novel split holds no image (leave it out, or pack with --split base-novel)")
+        raise RequestError("the novel split holds no image (leave it out; pack(split=base-novel) makes one)")
     shared = np.intersect1d(labels, base_labels)
     if len(shared):
         raise RequestError(
             f"{name_of(int(shared[0]), class_names)} has images in both the training and the novel split, {len(shared)} classes "
-            "in all; a novel class must be new (pack with --split base-novel)"
+            "in all; a novel class must be new (pack(split=base-novel) divides so)"
         )
     needed = config.novel_shots + config.novel_test
     smallest = int(counts.argmin())

@@ -103,7 +103,7 @@ def knn_metrics(
     if np.isinf(counts).all():
         raise DataError(
             f"none of the {len(tested)} test classes has a training image: "
-            "gallery and queries are of different classes (pack with --split stratified, or evaluate --protocol kmeans)"
+            "gallery and queries are of different classes (pack(split=stratified) divides every class; evaluate(protocol=kmeans) clusters instead)"
         )
     return {
         "acc": float(np.mean(predictions == targets)),

@@ -73,7 +73,7 @@ def class_auc(
     if len(tested) < 2:
         raise RequestError(
             f"an AUC needs queries of two classes; the {len(targets)} queries are of {len(tested)} "
-            "(pack with --split stratified)"
+            "(pack(split=stratified) divides every class)"
         )
     wanted = tested if positive is None else np.array([positive])
     columns = positions_among(wanted, classes)

@@ -23,13 +23,24 @@ _LEAST_SIZE = {"conv4": 16, "alexnet": 63, "convnext_base": 32, "densenet121": 2
 def build_network(
     config: BackboneConfig, *, sample_shape: tuple[int, ...], num_classes: int = 0, normalise: bool = False
 ) -> Network:
-    """The network of `config` for samples of `sample_shape`, (channels, height, width) or (dim,).
+    """Build the network that `config` describes.
 
-    Random weights come from torch's global generator, which the caller seeds. `batch_norm="auto"` is left as
-    `batch` (see `resolve_batch_norm`). Grey images meet torchvision's networks by a first convolution summed over
-    its input channels: the same as showing the grey image three times.
+    Random weights come from torch's global generator, which the caller seeds. `batch_norm="auto"` is left as `batch` (see
+    `resolve_batch_norm`). Grey images meet torchvision's networks by a first convolution summed over its input channels: the same as
+    showing the grey image three times.
 
-    Raises ConfigError where the architecture cannot take such samples, RequestError where weights do not fit.
+    Args:
+        config: the `backbone.*` settings.
+        sample_shape: (channels, height, width) of images, or (dim,) of vectors.
+        num_classes: outputs of a classifier on the embedding; 0 for none.
+        normalise: scale embeddings to length 1.
+
+    Returns:
+        The network, in training mode on the CPU.
+
+    Raises:
+        ConfigError: the architecture cannot take such samples.
+        RequestError: weights do not fit.
     """
     backbone, feature_dim = _build_backbone(config, sample_shape)
     if config.map_head:

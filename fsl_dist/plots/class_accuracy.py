@@ -48,7 +48,7 @@ def protocol_of(run: EmbeddedRun, protocol: str = "") -> str:
 def answers_of(run: EmbeddedRun, protocol: str, draw: int) -> Answers:
     """What the run takes the test images of a draw for. knn votes at the first `evaluation.k_p`, on base classes alone.
 
-    fine_tune trains for the draw where `evaluate --protocol fine_tune` has not. RequestError where there is nothing to
+    fine_tune trains for the draw where `evaluate` with that protocol has not. RequestError where there is nothing to
     test, or the run's method has no such protocol.
     """
     if protocol == "prototypes":

@@ -35,7 +35,7 @@ class ComparedClass:
 
 @dataclass(frozen=True, slots=True)
 class ComparisonPicture:
-    """What `fsl-dist plot comparison` prints."""
+    """What was drawn of several runs' scores."""
 
     run_a: str
     run_b: str

@@ -29,7 +29,7 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class CurvePicture:
-    """What `fsl-dist plot curves` prints."""
+    """What was drawn of several runs' metrics."""
 
     metric: str
     x: str
@@ -72,9 +72,7 @@ def read_curve(lines: Sequence[dict], metric: str, x: Axis, run: Path) -> tuple[
     if not points:
         logged = sorted({name for line in lines for name in line} - {"step", "epoch"})
         hint = "; training.log_train_knn=true logs it" if metric.startswith("eval/knn/train_acc@") else ""
-        raise RequestError(
-            f"--metric {metric} is not among what {run} has logged{hint} ({', '.join(logged)})"
-        )
+        raise RequestError(f"metric={metric} is not among what {run} has logged{hint} ({', '.join(logged)})")
     return list(points), [math.fsum(values) / len(values) for values in points.values()]
 
 

@@ -1,4 +1,4 @@
-"""The page of `fsl-dist explain`: one HTML file that holds its images and loads nothing."""
+"""The page of explanations: one HTML file that contains its images and loads nothing."""
 
 import io
 from collections.abc import Sequence

@@ -1,19 +1,22 @@
 """From image files to evidence: the nearest training images, their vote, both activation maps; as a page and pictures."""
 
 import dataclasses
+import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import overload
 
 from fsl_dist.errors import RequestError
 from fsl_dist.evaluation.evidence import Evidence, Vote, gather_evidence
 from fsl_dist.evaluation.report import open_selection
-from fsl_dist.image_files import FailedImage, ImageFiles
+from fsl_dist.image_files import FailedImage, ImageFiles, ImageLike, name_images
+from fsl_dist.notebook import html_frame
 from fsl_dist.plots.evidence_page import PageFacts, render_evidence
 from fsl_dist.plots.evidence_picture import draw_evidence
 from fsl_dist.plots.picture_files import write_picture
 from fsl_dist.training.splits import split_run
-from fsl_dist.training.trained import TrainedRun, open_trained
+from fsl_dist.training.trained import TrainedRun
 from index.base.files import write_atomic
 
 PAGE_FILE = "index.html"
@@ -37,79 +40,124 @@ class Explanation:
     """What speaks for one image's answer."""
 
     image: str
+    """its path, or `images[3]` for one in memory"""
     picture: str
-    """PNG of the evidence"""
+    """PNG of the evidence; empty where nothing was written"""
     votes: list[Vote]
     """the answer first"""
     neighbours: list[Neighbour]
     """nearest first"""
+    evidence: Evidence = field(repr=False)
+    """the same with pixels and activation maps as arrays"""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        draw_evidence(Path(self.image).name, self.evidence).save(buffer, "PNG")
+        return buffer.getvalue()
 
 
 @dataclass(frozen=True, slots=True)
-class ExplainReport:
-    """What `fsl-dist explain` prints."""
+class ExplainReport(Sequence[Explanation]):
+    """What speaks for the answer to each image: `report[0].neighbours`; a notebook shows it as pictures."""
 
     run: str
     dataset: str
     page: str
-    """the HTML file; empty where no image could be read"""
+    """the HTML file; empty where nothing was written"""
     explanations: list[Explanation]
     """one an image that could be read, in the order asked for"""
     failed: list[FailedImage]
+    html: str = field(repr=False)
+    """the page; empty where no image could be read"""
+
+    @overload
+    def __getitem__(self, position: int) -> Explanation: ...
+    @overload
+    def __getitem__(self, position: slice) -> Sequence[Explanation]: ...
+    def __getitem__(self, position: int | slice) -> Explanation | Sequence[Explanation]:
+        return self.explanations[position]
+
+    def __len__(self) -> int:
+        return len(self.explanations)
+
+    def _repr_html_(self) -> str:
+        return html_frame(self.html)
 
     def to_json(self) -> dict:
-        """The report as plain values."""
-        return dataclasses.asdict(self)
+        """The report as plain values, without pixels and page."""
+        return {
+            "run": self.run,
+            "dataset": self.dataset,
+            "page": self.page,
+            "explanations": [
+                {
+                    "image": one.image,
+                    "picture": one.picture,
+                    "votes": [dataclasses.asdict(vote) for vote in one.votes],
+                    "neighbours": [dataclasses.asdict(neighbour) for neighbour in one.neighbours],
+                }
+                for one in self.explanations
+            ],
+            "failed": [dataclasses.asdict(failed) for failed in self.failed],
+        }
 
 
 def explain(
-    run: Path, images: Sequence[Path], out: Path, *, k: int = 5, has_maps: bool = True
+    trained: TrainedRun,
+    images: Sequence[ImageLike],
+    *,
+    out: Path | None = None,
+    k: int = 5,
+    maps: bool = True,
 ) -> ExplainReport:
-    """Show the `k` training images nearest to each image file by a run's best checkpoint, and write them into the folder `out`.
+    """Show the `k` training images nearest to each image by a run's best checkpoint.
 
-    `index.html` holds everything and loads nothing; each image has a PNG besides. Files are decoded and transformed as in
-    an evaluation; the training images are the run's. Deterministic.
+    With `out`, they are written into that folder: `index.html` holds everything and loads nothing, and each image has a PNG.
+    Images are decoded and transformed as in an evaluation; the training images are the run's. Deterministic.
 
-    Raises RequestError for a folder that is no run, a run on feature vectors, a `k` above the number of training images,
-    an `out` that is no folder, and where maps are asked of a network that has none. An image that cannot be read is in
-    `failed`.
+    Raises RequestError for a run on feature vectors, a `k` above the number of training images, an `out` that is no folder,
+    and where maps are asked of a network that has none. An image that cannot be read is in `failed`.
     """
-    if out.exists() and not out.is_dir():
+    if out is not None and out.exists() and not out.is_dir():
         raise RequestError(
-            f"--out {out} is a file; explain writes a folder with {PAGE_FILE} and a PNG an image"
+            f"out={out} is a file; explain writes a folder with {PAGE_FILE} and a PNG for each image"
         )
-    trained = open_trained(run)
-    config = trained.config
+    asked, config = name_images(images), trained.config
     if config.data.features:
-        raise RequestError(f"{run} was trained on data.features={config.data.features}; explain takes images")
+        raise RequestError(
+            f"{trained.run} was trained on data.features={config.data.features}; explain takes images"
+        )
     gallery = open_selection(trained, config, "gallery", split_run(trained.catalogue, config).gallery)
-    found: list[tuple[Path, Evidence]] = []
+    found: list[tuple[str, Evidence]] = []
     with ImageFiles(trained.embedder, config) as files:
-        for rows, batch in files.batches(images):
-            some = gather_evidence(trained, config, gallery, batch, k, has_maps=has_maps)
-            found += zip((images[row] for row in rows), some, strict=True)
+        for rows, batch in files.batches(asked):
+            some = gather_evidence(trained, config, gallery, batch, k, has_maps=maps)
+            found += zip((asked[row].name for row in rows), some, strict=True)
         failed = files.failed
-    trained.embedder.source.close()
     explanations = []
-    for (path, evidence), name in zip(found, _name_pictures([path for path, _ in found]), strict=True):
-        write_picture(draw_evidence(path.name, evidence), out / name)
+    for (image, evidence), name in zip(found, _name_pictures([image for image, _ in found]), strict=True):
+        picture = "" if out is None else str(out / name)
+        if picture:
+            write_picture(draw_evidence(Path(image).name, evidence), Path(picture))
         neighbours = [
             Neighbour(result.id, result.key, result.label, result.group, result.distance)
             for result in evidence.results
         ]
-        explanations.append(Explanation(str(path), str(out / name), evidence.votes, neighbours))
-    page = out / PAGE_FILE
+        explanations.append(Explanation(image, picture, evidence.votes, neighbours, evidence))
+    page = html = ""
     if found:
-        facts = _describe(trained, run, gallery.num_vectors, gallery.metric, has_maps)
-        text = render_evidence(facts, [(path.name, evidence) for path, evidence in found])
-        write_atomic(page, text.encode("utf-8"))
-    return ExplainReport(str(run), config.data.dataset, str(page) if found else "", explanations, failed)
+        facts = _describe(trained, gallery.num_vectors, gallery.metric, maps)
+        html = render_evidence(facts, [(Path(image).name, evidence) for image, evidence in found])
+        if out is not None:
+            page = str(out / PAGE_FILE)
+            write_atomic(Path(page), html.encode("utf-8"))
+    return ExplainReport(trained.run, config.data.dataset, page, explanations, failed, html)
 
 
-def _describe(trained: TrainedRun, run: Path, num_gallery: int, metric: str, has_maps: bool) -> PageFacts:
+def _describe(trained: TrainedRun, num_gallery: int, metric: str, has_maps: bool) -> PageFacts:
     config = trained.config
     return PageFacts(
-        run=str(run),
+        run=trained.run,
         method=config.method.kind,
         backbone=config.backbone.name,
         dataset=Path(config.data.dataset).name,
@@ -121,12 +169,13 @@ def _describe(trained: TrainedRun, run: Path, num_gallery: int, metric: str, has
     )
 
 
-def _name_pictures(paths: Sequence[Path]) -> list[str]:
-    """A file name an image: its own with .png, numbered where several images have the same."""
+def _name_pictures(images: Sequence[str]) -> list[str]:
+    """A file name for each image: its own with .png, numbered where several images have the same."""
     names: list[str] = []
-    for path in paths:
-        name, number = f"{path.stem}.png", 2
+    for image in images:
+        stem = Path(image).stem
+        name, number = f"{stem}.png", 2
         while name in names:
-            name, number = f"{path.stem}-{number}.png", number + 1
+            name, number = f"{stem}-{number}.png", number + 1
         names.append(name)
     return names

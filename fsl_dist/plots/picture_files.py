@@ -20,7 +20,7 @@ INK, GRID, PAPER = (40, 40, 40), (215, 215, 215), (255, 255, 255)
 def check_png(out: Path) -> None:
     """RequestError unless `out` ends in .png; call it before any work is done."""
     if out.suffix != ".png":
-        raise RequestError(f"--out {out} must end in .png")
+        raise RequestError(f"out={out} must end in .png")
 
 
 def name_runs(runs: Sequence[Path]) -> list[str]:

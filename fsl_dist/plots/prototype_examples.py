@@ -64,7 +64,7 @@ def choose_labels(catalogue: Catalogue, names: Sequence[str]) -> list[int]:
     for label in labels:
         if not counts["train"][label] + counts["novel"][label]:
             raise RequestError(
-                f"--classes: '{catalogue.label_name(label)}' has no training and no novel image, so it has no prototype"
+                f"classes: '{catalogue.label_name(label)}' has no training and no novel image, so it has no prototype"
             )
     return labels
 
@@ -76,7 +76,7 @@ def labels_of_names(catalogue: Catalogue, names: Sequence[str]) -> list[int]:
         if name not in catalogue.class_names:
             near = difflib.get_close_matches(name, catalogue.class_names, n=1, cutoff=0)
             raise RequestError(
-                f"--classes: '{name}' is no class of '{catalogue.folder}'; did you mean '{near[0]}'?"
+                f"classes: '{name}' is no class of '{catalogue.folder}'; did you mean '{near[0]}'?"
             )
         labels.append(catalogue.class_names.index(name))
     return list(dict.fromkeys(labels))

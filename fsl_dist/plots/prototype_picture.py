@@ -1,4 +1,4 @@
-"""The picture of `fsl-dist plot prototypes`: a panel a class (PCN Figs. 2, 7, 8)."""
+"""A picture of prototypes: one panel for each class (PCN Figs. 2, 7, 8)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ _LEAST_BLOCK = 200
 
 @dataclass(frozen=True, slots=True)
 class PrototypePicture:
-    """What `fsl-dist plot prototypes` prints."""
+    """What was drawn of a run's prototypes."""
 
     run: str
     dataset: str
@@ -63,7 +63,7 @@ def plot_prototypes(
         catalogue, temperature = embedded.catalogue, embedded.temperature
         draws = embedded.config.evaluation.draws
         if not 0 <= draw < draws:
-            raise RequestError(f"--draw {draw} is outside 0 … {draws - 1} (evaluation.draws={draws})")
+            raise RequestError(f"draw={draw} is outside 0 … {draws - 1} (evaluation.draws={draws})")
         labels = choose_labels(catalogue, classes)
         examples = gather_examples(embedded.draw(draw), catalogue, labels, temperature)
         store = ShardStore(catalogue)

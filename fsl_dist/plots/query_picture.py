@@ -1,4 +1,4 @@
-"""The picture of `fsl-dist plot queries`: test images, and what each of several runs takes them for (PCN Fig. 6)."""
+"""A picture of test images and what each of several runs takes them for (PCN Fig. 6)."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -47,7 +47,7 @@ class ShownQuery:
 
 @dataclass(frozen=True, slots=True)
 class QueryPicture:
-    """What `fsl-dist plot queries` prints."""
+    """What was drawn of test images and predictions."""
 
     runs: list[str]
     protocols: list[str]

@@ -57,7 +57,7 @@ class System:
 
 @dataclass(frozen=True, slots=True)
 class RetrievalPicture:
-    """What `fsl-dist plot retrieval` prints."""
+    """What was drawn of queries and their nearest training images."""
 
     dataset: str
     out: str
@@ -67,7 +67,7 @@ class RetrievalPicture:
 
 @dataclass(frozen=True, slots=True)
 class MapPicture:
-    """What `fsl-dist plot maps` prints."""
+    """What was drawn of activation maps."""
 
     run: str
     dataset: str
@@ -134,7 +134,7 @@ def _spread_queries(trained: TrainedRun, num: int) -> list[int]:
     selection = split_run(trained.catalogue, trained.config).query
     if selection is None:
         raise RequestError(
-            f"data.dataset={trained.config.data.dataset} has no test and no val split to take queries from (--query names them)"
+            f"data.dataset={trained.config.data.dataset} has no test and no val split to take queries from (query=… names them)"
         )
     last = len(selection) - 1
     places = np.linspace(0, last, min(num, len(selection))) if num > 1 else np.array([last / 2])
@@ -149,7 +149,7 @@ def find_sample(catalogue: Catalogue, query: str) -> int:
     if query.isascii() and query.isdigit() and int(query) < len(keys):
         return int(query)
     raise RequestError(
-        f"--query {query} is neither a key of '{catalogue.folder}', such as '{keys[0]}', nor a sample id, "
+        f"query={query} is neither a key of '{catalogue.folder}', such as '{keys[0]}', nor a sample id, "
         f"0 … {len(keys) - 1}"
     )
 

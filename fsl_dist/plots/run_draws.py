@@ -139,7 +139,7 @@ class EmbeddedRun:
         return prototypes.temperature + (deltas[0] if len(deltas) == 1 else 0.0)
 
     def draw(self, number: int) -> Draw:
-        """Draw `number`, exactly as `fsl-dist evaluate` scores it.
+        """Draw `number`, exactly as an evaluation scores it.
 
         Raises RequestError where the run has no prototypes, nothing to test, or novel classes with too few images.
         """

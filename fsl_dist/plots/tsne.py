@@ -35,7 +35,7 @@ class TSNEPanel:
 
 @dataclass(frozen=True, slots=True)
 class TSNEPicture:
-    """What `fsl-dist plot tsne` prints."""
+    """What was drawn of runs' embeddings."""
 
     out: str
     panels: list[TSNEPanel]
@@ -68,7 +68,7 @@ def _draw_run(run: Path, name: str, split: str | None, max_images: int) -> tuple
     if split not in catalogue.split_names or len(ids := catalogue.select(split).ids) < 2:
         raise RequestError(
             f"data.dataset={trained.config.data.dataset} has no two images in split {split or 'test or val'} (it has "
-            f"{', '.join(catalogue.split_names)}; --split names one)"
+            f"{', '.join(catalogue.split_names)}; split=… names one)"
         )
     if len(ids) > max_images:
         ids = np.sort(generator(seed, "tsne").choice(ids, max_images, replace=False))

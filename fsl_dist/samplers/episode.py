@@ -56,13 +56,18 @@ class Episode:
 
 
 def fit_selection(selection: Selection, config: EpisodeConfig, class_names: Sequence[str]) -> Selection:
-    """The classes of `selection` that episodes can be drawn from.
+    """The classes of a selection that episodes can be drawn from.
 
-    `class_names[label]` names a class in an error. Too small a class is refused, kept or dropped as
-    `config.small_classes` says.
+    Args:
+        selection: the samples.
+        config: n_way, k_shot, n_query, and whether too small a class is refused, kept or dropped (`small_classes`).
+        class_names: name of each label, for errors.
 
-    Errors: RequestError for a class with fewer than k_shot + n_query images (`error`), and for fewer than
-    n_way classes.
+    Returns:
+        The selection, without dropped classes.
+
+    Raises:
+        RequestError: a class has fewer than k_shot + n_query images (`small_classes=error`), or there are fewer than n_way classes.
     """
     needed = config.images_per_class
     counts = selection.counts
@@ -90,11 +95,20 @@ def fit_selection(selection: Selection, config: EpisodeConfig, class_names: Sequ
 def draw_episode(
     selection: Selection, config: EpisodeConfig, *, seed: int, epoch: int, number: int
 ) -> Episode:
-    """Episode `number` of `epoch` (PCN Algorithm 1): classes, then images of each, without replacement.
+    """Draw one episode (PCN Algorithm 1): classes, then images of each, without replacement.
 
-    `selection` comes from `fit_selection`. Only under `small_classes=replace` does an image repeat, and only
-    in a class with fewer than k_shot + n_query images; support and query still share none of a class with two
-    images or more. Deterministic in (seed, epoch, number).
+    Only under `small_classes=replace` does an image repeat, and only in a class with fewer than k_shot + n_query images; support and
+    query still share none of a class with two images or more. Deterministic in (seed, epoch, number).
+
+    Args:
+        selection: what `fit_selection` returned.
+        config: n_way, k_shot, n_query.
+        seed: of the run.
+        epoch: from 0.
+        number: of the episode in the epoch, from 0.
+
+    Returns:
+        Classes, and the ids of their support and query images.
     """
     rng = generator(seed, "episode", epoch, number)
     chosen = rng.choice(selection.num_classes, config.n_way, replace=False)

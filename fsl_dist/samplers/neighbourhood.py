@@ -26,7 +26,16 @@ class Neighbourhood:
 def anchors_per_step(batch_size: int, num_same: int, num_other: int) -> int:
     """Anchors that fit into a batch with all their neighbours: ⌊batch_size / (1 + K + M)⌋.
 
-    Errors: ConfigError when not even one fits.
+    Args:
+        batch_size: images of a batch.
+        num_same: K, neighbours of an anchor's class.
+        num_other: M, neighbours of other classes.
+
+    Returns:
+        1 or more.
+
+    Raises:
+        ConfigError: not even one anchor fits.
     """
     images = 1 + num_same + num_other
     if batch_size < images:
@@ -40,10 +49,20 @@ def anchors_per_step(batch_size: int, num_same: int, num_other: int) -> int:
 def anchors_of_step(
     num_anchors: int, anchors_per_step: int, *, seed: int, epoch: int, step: int
 ) -> NDArray[np.int64]:
-    """Which anchors a step has: int64 [≤ anchors_per_step] positions in 0 … num_anchors - 1.
+    """Which anchors a step has.
 
-    The ⌈num_anchors / anchors_per_step⌉ steps of an epoch hold every anchor once, shuffled; the last may be
-    short. Deterministic in (seed, epoch, step).
+    The ⌈num_anchors / anchors_per_step⌉ steps of an epoch hold every anchor once, shuffled; the last may be short.
+    Deterministic in (seed, epoch, step).
+
+    Args:
+        num_anchors: anchors of the epoch.
+        anchors_per_step: of one step, as `anchors_per_step` counts them.
+        seed: of the run.
+        epoch: from 0.
+        step: in the epoch, from 0.
+
+    Returns:
+        int64 [≤ anchors_per_step]: positions in 0 … num_anchors − 1.
     """
     order = shuffled_order(num_anchors, "anchors", seed, epoch)
     return order[step * anchors_per_step : (step + 1) * anchors_per_step]
@@ -54,10 +73,16 @@ def gather_neighbourhood(
 ) -> Neighbourhood:
     """Collect the images of some anchors, each once, and point the mining table's rows at them.
 
-    anchor_ids: int64 [A]; same_ids: int64 [A, K] and other_ids: int64 [A, M] sample ids, −1 where there is none.
+    `ids` is in order of first use, column by column. Sorted ids would be sorted by class, and a batch-norm group cut from such a
+    batch would leak labels.
 
-    `ids` is in order of first use, column by column. Sorted ids would be sorted by class, and a batch-norm group
-    cut from such a batch would leak labels.
+    Args:
+        anchor_ids: int64 [A], sample ids.
+        same_ids: int64 [A, K], sample ids of neighbours of the anchor's class, −1 where there is none.
+        other_ids: int64 [A, M], of other classes, alike.
+
+    Returns:
+        The images and the anchors' and neighbours' positions among them.
     """
     # One column an anchor's role: [A] anchors, then [A] nearest of the class, …
     flat = np.concatenate([anchor_ids, same_ids.T.ravel(), other_ids.T.ravel()]).astype(np.int64, copy=False)

@@ -11,7 +11,16 @@ from numpy.typing import NDArray
 
 
 def scan_batches(start: int, stop: int, batch_size: int) -> Iterator[NDArray[np.int64]]:
-    """Ids start … stop - 1 in order, as int64 [≤ batch_size] arrays cut every `batch_size` from `start`."""
+    """All ids in order, in batches cut every `batch_size` from `start`.
+
+    Args:
+        start: first id.
+        stop: one beyond the last id.
+        batch_size: ids of a batch at most.
+
+    Yields:
+        int64 [≤ batch_size].
+    """
     for first in range(start, stop, batch_size):
         yield np.arange(first, min(first + batch_size, stop), dtype=np.int64)
 
@@ -25,11 +34,19 @@ def split_evenly(num: int, world_size: int) -> NDArray[np.int64]:
 
 
 def share_of_rank(num_samples: int, batch_size: int, rank: int, world_size: int) -> tuple[int, int]:
-    """The (start, stop) of the samples 0 … num_samples - 1 that `rank` scans.
+    """The samples that one worker scans.
 
-    Shares are contiguous, disjoint and complete. They are cut at multiples of batch_size only, so
-    `scan_batches(start, stop, batch_size)` over all ranks gives the very batches one rank alone would have.
-    A rank for which no batch is left has start == stop.
+    Shares are contiguous, disjoint and complete. They are cut at multiples of batch_size only, so `scan_batches(start, stop,
+    batch_size)` over all ranks gives the very batches one rank alone would have.
+
+    Args:
+        num_samples: samples of the scan.
+        batch_size: of the scan's batches.
+        rank: of the worker, from 0.
+        world_size: workers.
+
+    Returns:
+        (start, stop) in 0 … num_samples; equal for a rank for which no batch is left.
     """
     boundaries = split_evenly(-(-num_samples // batch_size), world_size)
     start = min(int(boundaries[rank]) * batch_size, num_samples)

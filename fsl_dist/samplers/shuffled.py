@@ -11,7 +11,15 @@ from fsl_dist.seeding import generator
 
 
 def shuffled_steps(selection: Selection, batch_size: int) -> int:
-    """Steps an epoch: ⌈images / batch_size⌉."""
+    """Steps per epoch: ⌈images / batch_size⌉.
+
+    Args:
+        selection: the samples of an epoch.
+        batch_size: images of a batch at most.
+
+    Returns:
+        1 or more.
+    """
     return -(-len(selection) // batch_size)
 
 
@@ -30,10 +38,20 @@ def shuffled_order(num: int, purpose: str, seed: int, epoch: int) -> NDArray[np.
 def shuffled_batch(
     selection: Selection, *, batch_size: int, seed: int, epoch: int, step: int
 ) -> NDArray[np.int64]:
-    """Sample ids of one batch: int64 [≤ batch_size]; the steps of an epoch hold every image exactly once.
+    """Sample ids of one batch; the steps of an epoch hold every image exactly once.
 
-    Where batch_size does not divide the images, all batches give up a few rather than the last one nearly all: batch
-    norm cannot work on one image. Deterministic in (seed, epoch, step).
+    Where batch_size does not divide the images, all batches give up a few rather than the last one nearly all: batch norm cannot
+    work on one image. Deterministic in (seed, epoch, step).
+
+    Args:
+        selection: the samples to draw from.
+        batch_size: images of a batch at most.
+        seed: of the run.
+        epoch: from 0.
+        step: in the epoch, from 0.
+
+    Returns:
+        int64 [≤ batch_size].
     """
     order = shuffled_order(len(selection), "shuffled", seed, epoch)
     edges = split_evenly(len(order), shuffled_steps(selection, batch_size))
@@ -43,10 +61,20 @@ def shuffled_batch(
 def class_balanced_batch(
     selection: Selection, *, batch_size: int, seed: int, epoch: int, step: int
 ) -> NDArray[np.int64]:
-    """Sample ids of one batch: int64 [batch_size]; each is drawn by its class, then within the class.
+    """Sample ids of one batch; each is drawn by its class, then within the class.
 
     Every class has the same chance, whatever its size, and images repeat. An epoch is as long as a shuffled one.
     Deterministic in (seed, epoch, step).
+
+    Args:
+        selection: the samples to draw from.
+        batch_size: images of the batch.
+        seed: of the run.
+        epoch: from 0.
+        step: in the epoch, from 0.
+
+    Returns:
+        int64 [batch_size].
     """
     rng = generator(seed, "class_balanced", epoch, step)
     classes = rng.integers(selection.num_classes, size=batch_size)

@@ -8,21 +8,38 @@ from fsl_dist.seeding import generator
 
 
 def stratified_steps(selection: Selection, batch_size: int) -> int:
-    """Steps an epoch: ⌈images / batch_size⌉."""
+    """Steps per epoch: ⌈images / batch_size⌉.
+
+    Args:
+        selection: the samples of an epoch.
+        batch_size: images of a batch at most.
+
+    Returns:
+        1 or more.
+    """
     return -(-len(selection) // batch_size)
 
 
 def stratified_batch(
     selection: Selection, *, batch_size: int, num_classes: int = 9, seed: int, epoch: int, step: int
 ) -> NDArray[np.int64]:
-    """Sample ids of one batch: int64 [≤ batch_size], no image twice.
+    """Sample ids of one batch of a few classes in numbers as equal as their sizes allow, no image twice.
 
-    min(num_classes, classes) classes are drawn, each with the same chance, and share the batch as evenly as it
-    goes. A class smaller than its share gives all it has and the others make up for it; the batch is short
-    only when the drawn classes hold fewer images together. The classes are interleaved, so that any stretch of
-    the batch (a worker's part, a batch-norm group) holds them in about the batch's proportions.
+    min(num_classes, classes) classes are drawn, each with the same chance, and share the batch as evenly as possible. A class smaller
+    than its share gives all it has and the others make up for it; the batch is short only when the drawn classes have fewer images
+    together. The classes are interleaved, so that any stretch of the batch (a worker's part, a batch-norm group) has them in about
+    the batch's proportions. Deterministic in (seed, epoch, step).
 
-    Deterministic in (seed, epoch, step).
+    Args:
+        selection: the samples to draw from.
+        batch_size: images of the batch at most.
+        num_classes: classes of the batch at most.
+        seed: of the run.
+        epoch: from 0.
+        step: in the epoch, from 0.
+
+    Returns:
+        int64 [≤ batch_size].
     """
     rng = generator(seed, "stratified", epoch, step)
     chosen = rng.choice(

@@ -29,15 +29,21 @@ class TripletKeys:
 
 
 def sampling_keys(sampling: Sampling, diseases: Ints, groups: Ints, blind_groups: Ints) -> list[TripletKeys]:
-    """The keys of a sampling, one for each equal part of the triplets.
-
-    diseases, groups, blind_groups: int64 [n], −1 for an image that lacks it.
+    """The keys of one of CHAI's samplings, one for each equal part of the triplets.
 
     - disease: alike = same disease, unlike = other disease.
-    - hierarchical: alike = same disease and same group, unlike = other disease; never a cousin (same disease,
-      other group).
+    - hierarchical: alike = same disease and same group, unlike = other disease; never a cousin (same disease, other group).
     - non_hierarchical: alike = same group, unlike = other group, cousins among them.
     - joint: half by disease, half by blind group.
+
+    Args:
+        sampling: which one.
+        diseases: int64 [n], each image's disease.
+        groups: int64 [n], −1 for an image that lacks one.
+        blind_groups: int64 [n], alike.
+
+    Returns:
+        One or two keys.
     """
     match sampling:
         case "disease":
@@ -72,10 +78,18 @@ def count_anchors(keys: TripletKeys) -> int:
 
 
 def draw_triplets(keys: TripletKeys, num: int, rng: np.random.Generator) -> Ints:
-    """`num` triplets at random: int64 [num, 3] positions (a, b, c) in the list, a ≠ b alike, c unlike both.
+    """Draw triplets at random: a and b alike, a ≠ b, and c unlike both.
 
-    a is uniform over `count_anchors` images, which must be one or more; b over a's mates; c over the images unlike
-    a. Triplets repeat. Two sorts of n, and a few operations on [num] arrays.
+    a is uniform over `count_anchors` images, which must be one or more; b over the images like a; c over those unlike a. Triplets
+    repeat. Two sorts of n, and a few operations on [num] arrays.
+
+    Args:
+        keys: which images are alike.
+        num: triplets.
+        rng: generator that is drawn from.
+
+    Returns:
+        int64 [num, 3]: positions (a, b, c) in the list that `keys` describes.
     """
     anchors = _find_anchors(keys)
     assert len(anchors)
@@ -125,9 +139,13 @@ def triplets_of_step(num: int, per_step: int, *, seed: int, epoch: int, step: in
 
 
 def gather_images(triplets: Ints) -> tuple[Ints, Ints]:
-    """The images of some triplets (int64 [T, 3]), each once, and the triplets as positions in them.
+    """The images of some triplets, each once, and the triplets as positions in them.
 
-    Returns int64 [B] in order of first use (all a's, then all b's, then all c's), and int64 [T, 3].
+    Args:
+        triplets: int64 [T, 3].
+
+    Returns:
+        int64 [B] in order of first use (all a's, then all b's, then all c's), and int64 [T, 3].
     """
     unique, first_use, inverse = np.unique(triplets.T.ravel(), return_index=True, return_inverse=True)
     order = np.argsort(first_use)

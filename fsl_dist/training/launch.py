@@ -30,12 +30,10 @@ from index.base.object_cache import bring
 
 log = logging.getLogger(__name__)
 
-OnRay = Callable[[RunConfig, Owner], None]
-
 
 @dataclass(frozen=True, slots=True)
 class TrainingSummary:
-    """What `fsl-dist train` prints."""
+    """How a training ended."""
 
     run: str
     epochs: int
@@ -54,15 +52,14 @@ def train_run(
     config: RunConfig,
     *,
     resume: bool = False,
-    on_ray: OnRay | None = None,
     show: Callable[[str], None] | None = None,
     watch: Watch | None = None,
 ) -> TrainingSummary:
     """Train `config`, from the last checkpoint with `resume`, and return how it ended.
 
-    on_ray: starts or joins a Ray cluster and trains there; needed when `workers` ask for Ray. show: prints a
-    progress line. watch: may end the run after a validation (`on_ray` hands it to its workers itself). Whoever trained
-    this run before and still lives can no longer write once this call has begun.
+    Where `workers` ask for Ray, the cluster that this process is connected to is used, else the one of RAY_ADDRESS, else
+    one is started. show: prints a progress line. watch: may end the run after a validation. Whoever trained this run before
+    and still lives can no longer write once this call has begun.
 
     Raises RequestError for a folder that holds a run (without `resume`) and whatever the data cannot serve.
     """
@@ -83,7 +80,7 @@ def train_run(
     write_atomic(run / CONFIG_FILE, render_config(config).encode())
     try:
         with _progress_lines(config, num_steps, show):
-            _train(config, owner, on_ray, watch)
+            _train(config, owner, watch)
     except RequestError:
         if not is_known and checkpoints.latest() is None:
             # Nothing was trained: the folder is free for the corrected request.
@@ -92,14 +89,13 @@ def train_run(
     return _summarise(config, checkpoints, time.perf_counter() - started)
 
 
-def _train(config: RunConfig, owner: Owner, on_ray: OnRay | None, watch: Watch | None) -> None:
+def _train(config: RunConfig, owner: Owner, watch: Watch | None) -> None:
     if config.uses_ray:
-        if on_ray is None:
-            raise RequestError(
-                f"workers.num={config.workers.num} with mining.run={config.mining.run} trains on Ray, which this caller "
-                "did not start"
-            )
-        on_ray(config, owner)
+        from fsl_dist.training.ray.session import ray_session
+        from fsl_dist.training.ray.train import train_on_ray
+
+        with ray_session(config.num_cpus):
+            train_on_ray(config, owner, watch)
         return
     has_gpu = torch.cuda.is_available() and config.workers.gpu == "auto"
     device = torch.device("cuda:0" if has_gpu else "cpu")

@@ -51,7 +51,7 @@ def check_folder(config: RunConfig, *, resumes: bool) -> Path:
     run = working_folder(config.run.dir)
     if exists(run / CONFIG_FILE) and not resumes:
         raise RequestError(
-            f"run.dir={run} already holds a run (--resume goes on with it, another run.dir starts anew)"
+            f"run.dir={run} already holds a run (resume=True continues it, another run.dir starts a new one)"
         )
     return run
 

@@ -50,7 +50,7 @@ def split_run(catalogue: Catalogue, config: RunConfig) -> RunSplits:
     if "train" not in present:
         raise RequestError(
             f"data.dataset={config.data.dataset} has no train split (it has {', '.join(present) or 'no samples'}); "
-            "pack it with --split stratified, or with a --split-column that names train"
+            "pack(split=stratified) makes one, and so does pack(split_column=…) with a column that names train"
         )
     gallery = catalogue.select("train")
     train, stop = gallery, None

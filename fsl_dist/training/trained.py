@@ -29,6 +29,15 @@ class TrainedRun:
     gallery: ShardedIndex | None = None
     """an index of the training images that was built elsewhere; without it they are embedded where they are asked for"""
 
+    @property
+    def run(self) -> str:
+        """The run's folder."""
+        return self.config.run.dir
+
+    def close(self) -> None:
+        """Let go of the data set's files and the decoder."""
+        self.embedder.source.close()
+
 
 def find_checkpoint(run: Path) -> Path:
     """Folder of a run's best checkpoint, its last where it did not validate; RequestError when there is none yet."""
@@ -37,7 +46,7 @@ def find_checkpoint(run: Path) -> Path:
     folder = checkpoints.best() or checkpoints.latest()
     if folder is None:
         raise RequestError(
-            f"{run} holds no checkpoint yet (fsl-dist train --resume run.dir={run} goes on with it)"
+            f"{run} has no checkpoint yet (training it with resume=True and run.dir={run} continues it)"
         )
     return folder
 
@@ -66,10 +75,11 @@ def resolve_weights(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, backbone=dataclasses.replace(own, weights=weights))
 
 
-def open_trained(run: Path, *, dataset: Path | None = None) -> TrainedRun:
+def open_trained(run: Path, *, dataset: Path | None = None, version: int = 0) -> TrainedRun:
     """Open a run's best checkpoint (its last, where it did not validate) for `dataset`, by default the run's own.
 
-    The run's own data set is opened at the catalogue version that the run was trained on, another at its current one.
+    The run's own data set is opened at the catalogue version that the run was trained on, another at `version` (0: its
+    current one).
 
     Raises ConfigError when `run` is no run, RequestError when it holds no checkpoint yet.
     """
@@ -77,7 +87,7 @@ def open_trained(run: Path, *, dataset: Path | None = None) -> TrainedRun:
     config = load_run(run)
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=str(run)))
     if dataset is not None:
-        data = dataclasses.replace(config.data, dataset=str(dataset), version=0)
+        data = dataclasses.replace(config.data, dataset=str(dataset), version=version)
         config = dataclasses.replace(config, data=data)
     folder = find_checkpoint(run)
     device = torch.device("cuda:0" if torch.cuda.is_available() and config.workers.gpu == "auto" else "cpu")

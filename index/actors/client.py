@@ -113,27 +113,34 @@ def open_ray_index(
     silence_s: float = 10.0,
     detached: bool = False,
 ) -> RayIndex:
-    """Open an index (its current version) or a version folder, its shards dealt to `num_actors` Ray actors.
+    """Open an index (its current version) or a version folder, its shards dealt to Ray actors.
 
-    Ray must be connected, and every node must see `path`. Raises VersionError for what is missing or damaged,
-    RequestError for numbers that do not fit, PartialSearchError where the actors do not come up.
+    Ray must be connected, and every node must see `path`. Actors are found by the path and `num_actors`: processes that open the same
+    index share them, and the first one's `num_cpus`, `num_gpus` and `max_batch` apply. They end with the client that made them; others
+    make new ones in their place and wait meanwhile, so ask for `detached` where processes come and go.
 
-    num_actors: into how many parts the shards are dealt, at most as many as there are shards.
-    replicas: actors that serve the same part. One more than one survives the loss of any actor without waiting.
-    partial: what a search does when no replica of a part answers. `error`: it waits `timeout_s` for one to come
-        back, then raises PartialSearchError. `allow`: it goes on at once without these shards and names them in
-        `SearchResult.missing_shards`; PartialSearchError only where nothing answered.
-    verify: whether this process first compares the checksums of the version's files (reads all of them); sizes always.
-    num_cpus: CPUs that each actor asks Ray for; it searches with as many threads, at least one.
-    num_gpus: GPUs, or the fraction of one, that each actor asks Ray for; above 0 it searches there.
-    max_batch: small requests that wait for an actor are searched together, up to this many queries; 1 joins none.
-    timeout_s: how long no replica of a part may give a sign of life, when opening and when searching.
-    silence_s: how long a replica may give no sign of life until another one is asked.
-    detached: the actors outlive this process, until `close(end_detached=True)`.
+    Args:
+        path: folder of the index or of a version.
+        num_actors: into how many parts the shards are dealt, at most as many as there are shards.
+        replicas: actors that serve the same part. One more than one survives the loss of any actor without waiting.
+        partial: what a search does when no replica of a part answers. `error`: it waits `timeout_s` for one to come back, then raises
+            PartialSearchError. `allow`: it continues at once without these shards and names them in `SearchResult.missing_shards`;
+            PartialSearchError only where nothing answered.
+        verify: whether this process first compares the checksums of the version's files (reads all of them); sizes always.
+        num_cpus: CPUs that each actor asks Ray for; it searches with as many threads, at least one.
+        num_gpus: GPUs, or the fraction of one, that each actor asks Ray for; above 0 it searches there.
+        max_batch: small requests that wait for an actor are searched together, up to this many queries; 1 joins none.
+        timeout_s: how long no replica of a part may give a sign of life, when opening and when searching.
+        silence_s: how long a replica may give no sign of life until another one is asked.
+        detached: the actors outlive this process, until `close(end_detached=True)`.
 
-    Actors are found by the path and `num_actors`: processes that open the same index share them, and the first one's
-    `num_cpus`, `num_gpus` and `max_batch` hold. They end with the client that made them; others make new ones in their place and
-    wait meanwhile, so ask for `detached` where processes come and go.
+    Returns:
+        The index, to be searched.
+
+    Raises:
+        VersionError: something is missing or damaged.
+        RequestError: numbers do not fit.
+        PartialSearchError: the actors do not come up.
     """
     require("ray")
     root = Path(path).absolute()

@@ -11,10 +11,11 @@ import dataclasses
 import difflib
 import enum
 import functools
+import json
+import os
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, dataclass_transform
 
 from index.base.errors import ConfigError
@@ -38,6 +39,9 @@ def settings(part: str) -> Callable[[type[T]], type[T]]:
 
     Args:
         part: what error texts put before the names of the fields; may be empty.
+
+    Returns:
+        The decorator.
     """
 
     def make(cls: type[T]) -> type[T]:
@@ -102,6 +106,29 @@ def parse_overrides(items: Iterable[str]) -> dict[str, Any]:
     return nested
 
 
+def to_overrides(settings: Mapping[str, object] | Iterable[str]) -> list[str]:
+    """Settings as the `key=value` texts that `parse_overrides` reads, so that both pass the same checks.
+
+    Args:
+        settings: dotted keys and their values, as Python has them; or `key=value` texts, which stay as they are.
+
+    Returns:
+        One text for each setting.
+
+    Raises:
+        ConfigError: a value is nothing that YAML could hold.
+    """
+    if not isinstance(settings, Mapping):
+        return list(settings)
+    texts = []
+    for key, value in settings.items():
+        try:
+            texts.append(f"{key}={json.dumps(_plain(value), ensure_ascii=False)}")
+        except TypeError:
+            raise ConfigError(f"{key} holds a {name_of(value)}, which no setting takes") from None
+    return texts
+
+
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Lay `over` on `base`: mappings are joined key by key, everything else is replaced. Neither is changed."""
     merged = dict(base)
@@ -160,7 +187,9 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, enum.Enum):
         return value.value
-    return str(value) if isinstance(value, Path) else value
+    if hasattr(value, "tolist"):  # NumPy's numbers and arrays
+        return value.tolist()
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 class _Parser:

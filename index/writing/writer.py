@@ -62,7 +62,7 @@ class IndexWriter:
             taken = self._there(contents, new)
             if taken.any():
                 raise RequestError(
-                    f"{_in_words(new[taken])} in the index {contents.folder} already; replace with: fsl-dist index update"
+                    f"{_in_words(new[taken])} in the index {contents.folder} already; replace with update()"
                 )
             return Batch(ids=new, labels=labels, vectors=units)
 

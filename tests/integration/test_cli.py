@@ -254,7 +254,7 @@ def test_mistakes_in_the_configuration(cli: Cli, base_novel: Path, tmp_path: Pat
 
 
 def test_mistakes_around_a_run(cli: Cli, base_novel: Path, tmp_path: Path) -> None:
-    refused(cli("evaluate", tmp_path), "is no run")
+    refused(cli("evaluate", tmp_path), "is not a run folder")
     settings = [*SMALL, f"data.dataset={base_novel}", f"run.dir={tmp_path / 'run'}", "training.epochs=0"]
     assert cli("train", *settings)[0] == 0
     refused(cli("evaluate", tmp_path / "run", "training.lr=1"), "training.lr", "evaluation.")

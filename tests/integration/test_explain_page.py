@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fsl_dist import open_run
 from fsl_dist.config import load_config
-from fsl_dist.plots.explaining import ExplainReport, explain
+from fsl_dist.plots.explaining import ExplainReport
 from fsl_dist.plots.map_overlay import DIMMING
 from fsl_dist.training.launch import train_run
 
@@ -132,7 +133,7 @@ def query(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def explained(run: Path, query: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ExplainReport]:
     out = tmp_path_factory.mktemp("why")
-    return out / "index.html", explain(run, [query], out, k=4)
+    return out / "index.html", open_run(run).explain([query], out=out, k=4)
 
 
 @pytest.mark.parametrize(("width", "height"), [(1200, 1500), (360, 2400)])
@@ -200,7 +201,7 @@ def warm(screen: np.ndarray) -> int:
 def test_without_maps_nothing_is_coloured(
     run: Path, query: Path, explained: tuple[Path, ExplainReport], tmp_path: Path
 ) -> None:
-    explain(run, [query], tmp_path / "plain", k=4, has_maps=False)
+    open_run(run).explain([query], out=tmp_path / "plain", k=4, maps=False)
     plain = photograph(tmp_path / "plain" / "index.html", tmp_path, 1200, 1500)
     with_maps = photograph(explained[0], tmp_path, 1200, 1500)
     # The query's own yellow quarter is in both, the legend's ramp in one.

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cluster.local import ray_session
+from fsl_dist.training.ray.session import ray_session
 from index import versions
 from index.actors.client import RayIndex, open_ray_index
 from index.actors.replicas import NAMESPACE
@@ -72,9 +72,8 @@ def test_changes_reach_the_actors(tmp_path: Path) -> None:
         np.testing.assert_array_equal(before, open_index(tmp_path, changes=False).search(vectors, K).ids)
         local = open_index(tmp_path)
         for filter_name in (None, "same_class", "other_class"):
-            asked = {"filter": filter_name, "query_labels": labels} if filter_name else {}
             kept = np.isin(labels, local._contents.classes)
-            asked = {name: value[kept] if name == "query_labels" else value for name, value in asked.items()}
+            asked = {filter_name: labels[kept]} if filter_name else {}
             found, wanted = (opened.search(vectors[kept], K, **asked) for opened in (changed, local))
             np.testing.assert_array_equal(found.ids, wanted.ids)
             np.testing.assert_array_equal(found.distances, wanted.distances)
@@ -184,7 +183,7 @@ def test_actors_answer_as_one_process_does(served: tuple[Path, RayIndex]) -> Non
     vectors, labels, ids = draw(3)
     local = open_index(out)
     for filter_name in (None, "same_class", "other_class"):
-        options = {"filter": filter_name, "query_labels": labels, "query_ids": ids}
+        options = {"query_ids": ids, **({filter_name: labels} if filter_name else {})}
         expected, found = local.search(vectors, 90, **options), remote.search(vectors, 90, **options)
         assert np.array_equal(found.ids, expected.ids)
         assert np.array_equal(found.distances, expected.distances)

@@ -215,9 +215,7 @@ def test_a_run_is_evaluated_against_an_index_here_or_as_actors(
     assert code == 0, errors
     assert json.loads(printed)["metrics"] == wanted
     IndexWriter(out).remove(np.array([0]))
-    with pytest.raises(
-        RequestError, match=r"changed since it was built .build it with: fsl-dist index build"
-    ):
+    with pytest.raises(RequestError, match=r"changed since it was built .build it again from the run"):
         evaluate_run(trained, gallery=open_index(out))
     build(tmp_path / "other", np.eye(8, dtype=np.float32), np.arange(8))
     with pytest.raises(RequestError, match="does not say which catalogue it was made from"):

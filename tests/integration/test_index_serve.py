@@ -203,7 +203,7 @@ def test_answers_are_those_of_the_index(
     spans = np.sort(rng.integers(0, 220, (20, 2)), axis=1)
     for name in (None, "same_class", "other_class"):
         expected = local.search(
-            queries, 9, filter=name, query_labels=labels, query_ids=ids, exclude_ids=spans
+            queries, 9, **({name: labels} if name else {}), query_ids=ids, exclude_ids=spans
         )
         known = expected.ids >= 0
         body = {"queries": queries.tolist(), "k": 9, "filter": name, "query_labels": labels.tolist()}

@@ -253,8 +253,8 @@ def test_a_job_exits_as_its_command_does(tmp_path: Path, local: Place) -> None:
     refused = local("submit", "--name", "refused", "--", "evaluate", tmp_path / "none")
     assert (refused.returncode, refused.stdout) == (2, "")
     assert "refused: failed, exit code 2: " in refused.stderr
-    assert local.state("refused")["message"].endswith("(fsl-dist train writes one)")
-    assert "is no run: it has no config.yaml" in local.job("logs", "refused").stdout
+    assert local.state("refused")["message"].endswith("config.yaml is missing")
+    assert "is not a run folder: config.yaml is missing" in local.job("logs", "refused").stdout
     found = json.loads(local.job("logs", "refused", "--json").stdout)
     assert found["log"] == local.job("logs", "refused").stdout
     for arguments, problem in (
@@ -337,7 +337,7 @@ def test_a_job_on_ray_trains_sweeps_and_builds(digits: Path, tmp_path: Path, ray
     failed = ray("submit", *ray.options, "--name", "failed", "--", "evaluate", tmp_path / "none")
     assert (failed.returncode, failed.stdout) == (2, "")
     assert "failed: failed, exit code 2: " in failed.stderr
-    assert "is no run: it has no config.yaml" in failed.stderr.splitlines()[-1]
+    assert "is not a run folder: config.yaml is missing" in failed.stderr.splitlines()[-1]
     listed = json.loads(ray.job("list", "--json").stdout)["jobs"]
     assert {"train", "sweep", "index", "failed"} <= {row["name"] for row in listed}
     taken = ray("submit", *ray.options, "--name", "train", "--", "doctor")

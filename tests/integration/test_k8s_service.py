@@ -24,7 +24,7 @@ TOKEN = "a token of the tests 0123456789"
 PROGRAM = """
 import json, sys
 from cluster.service.app import build
-from cluster.local import ray_session
+from fsl_dist.training.ray.session import ray_session
 
 with ray_session(2):
     from ray import serve

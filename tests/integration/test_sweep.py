@@ -135,7 +135,7 @@ def test_a_killed_sweep_goes_on_as_if_nothing_had_been(digits: Path, tmp_path: P
 
     again = fsl_dist("sweep", "run", "--config", config)
     assert again.returncode == 2
-    assert "already holds a sweep (fsl-dist sweep resume" in again.stderr
+    assert "already holds a sweep (--resume continues it" in again.stderr
 
     reported = fsl_dist("sweep", "report", folder, "--json")
     assert reported.returncode == 0, reported.stderr

@@ -1,6 +1,7 @@
 """What is public is what docs/api.md lists, every name imports, and the example trains."""
 
 import importlib
+import inspect
 import re
 import subprocess
 import sys
@@ -19,18 +20,55 @@ def listed(package):
     return re.findall(r"^\| `(\w+)` \|", section, flags=re.MULTILINE)
 
 
-@pytest.mark.parametrize("package", ["fsl_dist", "index"])
+PACKAGES = [
+    "fsl_dist",
+    "fsl_dist.data",
+    "fsl_dist.samplers",
+    "fsl_dist.losses",
+    "fsl_dist.models",
+    "fsl_dist.methods",
+    "index",
+]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
 def test_the_page_lists_what_is_public_and_all_of_it_imports(package):
     module = importlib.import_module(package)
     names = listed(package)
     assert len(names) == len(set(names))
-    assert set(names) == set(module.__all__)
+    assert set(names) == set(module.__all__) - {"__version__"}
+    assert dir(module) == sorted(module.__all__)
     for name in names:
         public = getattr(module, name)
-        assert public.__name__ == name
+        assert public.__name__.removeprefix(f"{package}.") == name
         assert public.__doc__, f"{package}.{name} does not say what it is"
     with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'nonsense'"):
         module.nonsense  # noqa: B018
+
+
+def documented():
+    """(name, function) of every public function, and of the methods of a run and of an index's search."""
+    for package in PACKAGES:
+        module = importlib.import_module(package)
+        for name in module.__all__:
+            public = getattr(module, name)
+            if inspect.isfunction(public):
+                yield f"{package}.{name}", public
+    run = importlib.import_module("fsl_dist.run").Run
+    for name, method in inspect.getmembers(run, inspect.isfunction):
+        if not name.startswith("_") and name != "close":
+            yield f"Run.{name}", method
+    yield "ShardedIndex.search", importlib.import_module("index").ShardedIndex.search
+
+
+@pytest.mark.parametrize(("name", "function"), [pytest.param(*pair, id=pair[0]) for pair in documented()])
+def test_docstrings_have_the_sections_that_tools_render(name, function):
+    sections = re.split(r"^(\w+):\n", inspect.getdoc(function), flags=re.MULTILINE)
+    texts = dict(zip(sections[1::2], sections[2::2], strict=True))
+    assert sections[0].strip()
+    assert {"Returns", "Yields"} & texts.keys()
+    described = re.findall(r"^    \**(\w+): \S", texts.get("Args", ""), flags=re.MULTILINE)
+    assert described == [one for one in inspect.signature(function).parameters if one != "self"]
 
 
 def test_importing_the_packages_loads_no_heavy_library():

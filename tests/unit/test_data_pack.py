@@ -96,7 +96,8 @@ def test_bad_samples_are_named_and_the_rest_is_packed(source, tmp_path, caplog):
     outside.write_bytes(encode_noise(5))
     (source / "ant" / "link.png").symlink_to(outside)
     (source / "linked").symlink_to(tmp_path, target_is_directory=True)
-    report = pack(source, tmp_path / "out", PackOptions())
+    with caplog.at_level("INFO"):
+        report = pack(source, tmp_path / "out", PackOptions())
     reasons = {bad.path: bad.reason for bad in report.bad_samples}
     assert reasons.keys() == {
         "ant/cut.jpg",

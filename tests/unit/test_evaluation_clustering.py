@@ -228,7 +228,7 @@ def test_clusters_that_cannot_be_are_refused(tmp_path, protocol):
     index = index_of(tmp_path, points, labels)
     with pytest.raises(
         RequestError,
-        match=rf"--protocol {protocol} with evaluation\.num_clusters=13 .* 12 images of 3 classes",
+        match=rf"protocol={protocol} with evaluation\.num_clusters=13 .* 12 images of 3 classes",
     ):
         score_clusters(protocol, index, EvaluationConfig(num_clusters=13), seed=0)
     assert (
@@ -236,6 +236,6 @@ def test_clusters_that_cannot_be_are_refused(tmp_path, protocol):
     )
     one = index_of(tmp_path / "one", points, np.zeros(12, dtype=np.int64))
     with pytest.raises(
-        RequestError, match=rf"--protocol {protocol} .* needs two of them; the 12 images to cluster have 1"
+        RequestError, match=rf"protocol={protocol} .* needs two of them; the 12 images to cluster have 1"
     ):
         score_clusters(protocol, one, EvaluationConfig(), seed=0)

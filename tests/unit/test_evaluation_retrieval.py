@@ -227,7 +227,7 @@ def test_what_the_data_set_or_the_network_lacks(discs, digits, run, tmp_path, ca
     assert list(evaluate_run(plain, protocol="retrieval").metrics) == ["auc@1", "auc@4"]
     assert "rel@k is left out: it counts neighbours" in caplog.text
     assert "(method.kind=deep_knn; 10 classes, 0 groups" in caplog.text
-    with pytest.raises(RequestError, match=r"method\.kind=deep_knn.*none of the 100 queries.*--mask-column"):
+    with pytest.raises(RequestError, match=r"method\.kind=deep_knn.*none of the 100 queries.*mask_column"):
         evaluate_run(plain, protocol="maps")
     headed = train(discs, tmp_path / "headed", "backbone.embedding_dim=12", "method.kind=batch_hard")
     told = (

@@ -217,7 +217,7 @@ def test_without_maps_any_network_is_explained(discs, runs, images, tmp_path):
     assert not (tmp_path / "b").exists()
     answer(explain, flat, query, "--out", tmp_path / "b", "--no-maps")
     headed = train(discs, tmp_path / "headed", "backbone.embedding_dim=6")
-    assert "explain --no-maps" in refusal(explain, headed, query, "--out", tmp_path / "c")
+    assert "explain(maps=False)" in refusal(explain, headed, query, "--out", tmp_path / "c")
     products = train(discs, tmp_path / "products", "index.metric=inner_product")
     found = answer(explain, products, query, "--out", tmp_path / "d")["explanations"][0]["neighbours"]
     assert [n["distance"] for n in found] == sorted(n["distance"] for n in found)
@@ -241,10 +241,10 @@ def test_bad_images_are_named_and_bad_requests_refused(discs, runs, images, tmp_
     assert len(lines) == 1 + 2 * 3
     assert (tmp_path / "twice" / "one-2.png").is_file()
     assert "is a file; explain writes a folder" in refusal(explain, runs / "a", query, "--out", query)
-    assert "--k 33 asks for more neighbours than there are training images: 32" in refusal(
+    assert "k=33 asks for more neighbours than there are training images: 32" in refusal(
         explain, runs / "a", query, "--out", tmp_path / "k", "--k", 33
     )
-    assert "is no run" in refusal(explain, tmp_path / "nowhere", query, "--out", tmp_path / "k")
+    assert "is not a run folder" in refusal(explain, tmp_path / "nowhere", query, "--out", tmp_path / "k")
     catalogue = Catalogue.open(discs)
     np.save(tmp_path / "x.npy", np.zeros((catalogue.num_samples, 4), dtype=np.float32))
     mlp = ("backbone.name=mlp", "backbone.hidden=[8]")
@@ -293,7 +293,7 @@ def test_one_query_over_systems(runs, discs, digits, tmp_path):
     frames = {tuple(pixel) for pixel in np.asarray(Image.open(out).convert("RGB")).reshape(-1, 3).tolist()}
     assert frames & {(0, 114, 178), (230, 159, 0)}
     told = refusal(plot, "retrieval", runs / "a", "--query", "blue", "--out", out)
-    assert "--query blue is neither a key of" in told
+    assert "query=blue is neither a key of" in told
     assert "nor a sample id, 0 … 47" in told
     assert "nor a sample id" in refusal(plot, "retrieval", runs / "a", "--query", "48", "--out", out)
     other = train(digits, tmp_path / "digits")

@@ -79,7 +79,7 @@ def test_learned_maps_find_the_coordinates_that_tell_classes_apart(digits: Path,
 
 def test_mistakes_about_features(digits: Path, features: Path, tmp_path: Path) -> None:
     told = refusal(baseline, "lmnn", digits, "--features", features, "--pca", 9)
-    assert "--pca 9" in told
+    assert "pca=9" in told
     assert "0 … 8" in told
     assert "run.seed plays no part" in refusal(baseline, "knn", digits, "--features", features, "run.seed=1")
     assert "nowhere.npy" in refusal(baseline, "knn", digits, "--features", tmp_path / "nowhere.npy")
@@ -117,7 +117,7 @@ def test_tsne_of_a_run_is_drawn(digits: Path, features: Path, tmp_path: Path) ->
             two.crop((20, 40, one.width, one.height)).tobytes()
             == one.crop((20, 40, one.width, one.height)).tobytes()
         )
-    assert "--out x.pdf must end in .png" in refusal(plot, "tsne", run, "--out", "x.pdf")
+    assert "out=x.pdf must end in .png" in refusal(plot, "tsne", run, "--out", "x.pdf")
     told = refusal(plot, "tsne", run, "--out", out, "--split", "novel")
     assert "split novel" in told
     assert "train, test" in told

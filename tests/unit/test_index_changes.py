@@ -116,8 +116,7 @@ def test_a_changed_index_equals_brute_force_over_what_is_there(
         found = opened.search(
             queries,
             k,
-            filter=filter_name,
-            query_labels=query_labels if filter_name else None,
+            **({filter_name: query_labels} if filter_name else {}),
             query_ids=query_ids,
             exclude_ids=ranges,
         )
@@ -393,7 +392,7 @@ def test_what_cannot_be_changed_is_refused_in_one_line_and_nothing_is_written(tm
     with pytest.raises(RequestError, match="merge them first"):
         opened.vectors(0, 4)
     with pytest.raises(RequestError, match="query 0 has label 2, which no vector"):
-        opened.search(one, 1, filter="same_class", query_labels=np.array([2]))
+        opened.search(one, 1, same_class=np.array([2]))
     with pytest.raises(RequestError, match="id 2 is not in the index"):
         opened.labels_of(np.array([2]))
 

@@ -94,8 +94,7 @@ def test_what_claims_to_be_exact_equals_brute_force(
         result = opened.search(
             vectors,
             k,
-            filter=filter_name,
-            query_labels=labels if filter_name else None,
+            **({filter_name: labels} if filter_name else {}),
             query_ids=ids if without_itself else None,
             include_ids=include,
             exclude_ids=exclude,
@@ -154,20 +153,19 @@ def test_approximate_kinds_keep_filters_and_find_most(tmp_path, options, floor, 
     lows = np.full((len(asked), 2), [500, 4000])
     for filters in (
         {},
-        {"filter": "other_class"},
+        {"other_class": labels[asked]},
         {"include_ids": lows},
         {"exclude_ids": lows},
-        {"filter": "other_class", "include_ids": lows},
+        {"other_class": labels[asked], "include_ids": lows},
     ):
-        own = {"query_labels": labels[asked]} if "filter" in filters else {}
-        arguments = {"query_ids": ids[asked], **own, **filters}
+        arguments = {"query_ids": ids[asked], **filters}
         found = opened.search(vectors[asked], 10, **arguments)
         true = opened.search(vectors[asked], 10, exact=True, **arguments)
         assert found.num_missing == true.num_missing == 0
         hits = np.mean([len(set(a) & set(b)) for a, b in zip(found.ids, true.ids, strict=True)]) / 10
         assert hits >= floor
         assert not (found.ids == ids[asked, None]).any()
-        if "filter" in filters:
+        if "other_class" in filters:
             assert (opened.labels_of(found.ids) != labels[asked, None]).all()
         inside = (found.ids >= 500) & (found.ids < 4000)
         assert inside.all() if "include_ids" in filters else True
@@ -193,7 +191,7 @@ def test_same_class_is_exact_on_every_kind(tmp_path) -> None:
     for number, (options, _) in enumerate(APPROXIMATE):
         build(tmp_path / str(number), vectors, labels, ids, IndexConfig(**options))
         opened = open_index(tmp_path / str(number))
-        arguments = {"filter": "same_class", "query_labels": labels[:50], "query_ids": ids[:50]}
+        arguments = {"same_class": labels[:50], "query_ids": ids[:50]}
         found = opened.search(vectors[:50], 7, **arguments)
         for row in range(0, 50, 25):
             expected, _ = brute_force(

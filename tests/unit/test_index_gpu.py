@@ -109,10 +109,10 @@ def test_same_answers_as_on_the_cpu(gpu, tmp_path, kind, metric):
     spans = np.stack([ids // 2, ids // 2 + 300], axis=1)
     for asked in (
         {},
-        {"filter": "same_class", "query_labels": labels},
-        {"filter": "other_class", "query_labels": labels},
+        {"same_class": labels},
+        {"other_class": labels},
         {"include_ids": np.tile(np.array([[100, 700]]), (NUM, 1))},
-        {"exclude_ids": np.tile(np.array([[100, 700]]), (NUM, 1)), "filter": "other_class", "query_labels": labels},
+        {"exclude_ids": np.tile(np.array([[100, 700]]), (NUM, 1)), "other_class": labels},
         {"include_ids": spans[:5]},
     ):  # fmt: skip
         num = len(asked.get("include_ids", vectors))

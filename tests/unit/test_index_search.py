@@ -36,7 +36,8 @@ def brute_force(vectors, labels, ids, metric, query, k, *, keep=None, query_labe
 def assert_equals_brute_force(
     opened: LocalIndex, result, vectors, labels, ids, queries, k, **filters
 ) -> None:
-    query_labels, query_ids = filters.get("query_labels"), filters.get("query_ids")
+    filter_name = next((name for name in ("same_class", "other_class") if name in filters), None)
+    query_labels, query_ids = filters.get(filter_name), filters.get("query_ids")
     sign = 1 if opened.metric == "l2" else -1
     missing = 0
     for row, query in enumerate(queries):
@@ -47,7 +48,7 @@ def assert_equals_brute_force(
             opened.metric,
             query,
             k,
-            keep=filters.get("filter"),
+            keep=filter_name,
             query_label=None if query_labels is None else query_labels[row],
             skip=-1 if query_ids is None else query_ids[row],
         )
@@ -80,7 +81,7 @@ def galleries(draw):
 )
 def test_any_shards_any_filter_equal_brute_force(gallery, metric, shards, k, filter_name, with_ids) -> None:
     vectors, labels, ids = gallery
-    filters = {"filter": filter_name, "query_labels": labels if filter_name else None}
+    filters = {filter_name: labels} if filter_name else {}
     filters["query_ids"] = ids if with_ids else None
     with tempfile.TemporaryDirectory() as folder:
         build(Path(folder), vectors, labels, ids, IndexConfig(metric=metric, shards=shards))
@@ -144,9 +145,7 @@ def test_tight_classes_far_from_the_mean_are_exact(tmp_path: Path) -> None:
     centers = 1000 * rng.standard_normal((4, 8))
     vectors = (centers[labels] + 0.05 * rng.standard_normal((400, 8))).astype(np.float32)
     build(tmp_path, vectors, labels)
-    found = open_index(tmp_path).search(
-        vectors, 5, filter="same_class", query_labels=labels, query_ids=np.arange(400)
-    )
+    found = open_index(tmp_path).search(vectors, 5, same_class=labels, query_ids=np.arange(400))
     for row in range(0, 400, 7):
         expected, _ = brute_force(
             vectors,
@@ -169,7 +168,7 @@ def test_other_class_takes_labels_the_gallery_lacks(tmp_path: Path) -> None:
     for missing in (0, 12, 999):  # below, between and above the gallery's labels
         query_labels = np.full(6, missing, np.int64)
         query_labels[2] = 2
-        filters = {"filter": "other_class", "query_labels": query_labels}
+        filters = {"other_class": query_labels}
         result = opened.search(vectors[:6], 3, **filters)
         assert_equals_brute_force(opened, result, vectors, labels, ids, vectors[:6], 3, **filters)
 
@@ -216,9 +215,7 @@ def test_requests_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     opened = open_index(tmp_path)
     bad = vectors[:3].copy()
     bad[1, 2] = np.nan
-    same = {"filter": "same_class"}
     for arguments, options, message in [
-        ((bad, 3), {}, "queries row 1 holds a NaN"),
         ((vectors[:3, :5], 3), {}, "queries has dim=5; the index holds vectors of dim=16"),
         ((vectors[:3].astype(np.float64), 3), {}, "queries has dtype float64"),
         ((vectors[0], 3), {}, r"queries has shape \[16\]"),
@@ -230,18 +227,15 @@ def test_requests_that_do_not_fit_are_refused(tmp_path: Path) -> None:
             {"parameters": {"nprobe": 2}},
             r"parameters has nprobe; .*\(kind=flat\) takes none",
         ),
-        ((vectors[:3], 3), {"filter": "any"}, "filter=any is none of same_class, other_class"),
-        ((vectors[:3], 3), same, "filter=same_class needs query_labels"),
         (
             (vectors[:3], 3),
-            {**same, "query_labels": np.array([2, 3, 2])},
-            "query 1 has label 3, which no vector",
+            {"same_class": 2, "other_class": 2},
+            "same_class and other_class exclude each other",
         ),
-        (
-            (vectors[:3], 3),
-            {**same, "query_labels": labels[:2]},
-            r"query_labels has shape \[2\]; it must be \[3\]",
-        ),
+        ((vectors[:3], 3), {"same_class": "cat"}, "same_class has 'cat', which is no class of the index"),
+        ((vectors[:3], 3), {"same_class": [2, 3, 2]}, "query 1 has label 3, which no vector"),
+        ((vectors[:3], 3), {"same_class": labels[:2]}, r"same_class has shape \[2\]; it must be \[3\]"),
+        ((vectors[:3], 3), {"other_class": np.ones(3)}, "other_class has dtype float64; it must be int64"),
         ((vectors[:3], 3), {"query_ids": ids[:2]}, r"query_ids has shape \[2\]"),
     ]:
         with pytest.raises(RequestError, match=message):

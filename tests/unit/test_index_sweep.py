@@ -144,7 +144,7 @@ def test_points_that_make_no_build_are_pruned_with_their_reason(tmp_path: Path) 
         with pytest.raises(ConfigError, match=words):
             check_point(config, point, tmp_path)
     assert check_point(config, {"kind": "ivf_flat", "nlist": 15}, tmp_path).nlist == 15
-    with pytest.raises(RequestError, match=r"index.vectors=.*y.npy is no file \(fsl-dist embed"):
+    with pytest.raises(RequestError, match=r"index.vectors=.*y.npy is no file \(embed\(out=FILE\)"):
         check_point(load(tmp_path, INDEX + SPACE, f"index.vectors={tmp_path}/y.npy"), {}, tmp_path)
 
 

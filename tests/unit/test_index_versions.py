@@ -259,7 +259,7 @@ def test_going_back_works_when_the_current_version_is_gone(tmp_path: Path) -> No
     for _ in range(2):
         build(tmp_path, vectors, labels)
     files.remove_folder(tmp_path / "versions" / "000002")
-    with pytest.raises(VersionError, match=r"names version 000002, which is not there; .*index rollback"):
+    with pytest.raises(VersionError, match=r"names version 000002, which is not there; .*roll_back\(INDEX\)"):
         open_index(tmp_path)
     assert roll_back(tmp_path).version == 1
     assert open_index(tmp_path).num_vectors == 40

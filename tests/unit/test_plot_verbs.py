@@ -247,11 +247,11 @@ def test_mistakes_about_prototypes_and_comparisons(
     assert "method.kind=cross_entropy" in told
     assert "method.kind=pcn" in told
     assert "did you mean 'seven'" in refusal("prototypes", pcn, "--out", out, "--classes", "zero,sevn")
-    assert "--draw 3 is outside 0 … 2" in refusal("prototypes", pcn, "--out", out, "--draw", 3)
+    assert "draw=3 is outside 0 … 2" in refusal("prototypes", pcn, "--out", out, "--draw", 3)
     told = refusal("prototypes", pcn, "--out", out, "evaluation.delta_tau=[1,2]")
     assert "evaluation.delta_tau=[1]" in told
-    assert "--out p.jpg must end in .png" in refusal("prototypes", pcn, "--out", "p.jpg")
-    assert "is no run" in refusal("prototypes", tmp_path, "--out", out)
+    assert "out=p.jpg must end in .png" in refusal("prototypes", pcn, "--out", "p.jpg")
+    assert "is not a run folder" in refusal("prototypes", tmp_path, "--out", out)
     assert "is named twice" in refusal("comparison", pcn, pcn, "--out", out)
     catalogue, path = Catalogue.open(digits), tmp_path / "x.npy"
     np.save(path, np.random.default_rng(0).normal(size=(catalogue.num_samples, 4)).astype(np.float32))
@@ -298,7 +298,7 @@ def test_curves_of_runs_are_drawn(classifier: Path, tmp_path: Path) -> None:
     first = out.read_bytes()
     answer("curves", *runs, "--out", out, "--metric", "train/loss")
     assert out.read_bytes() == first
-    assert "is no run" in refusal("curves", tmp_path, "--out", out)
+    assert "is not a run folder" in refusal("curves", tmp_path, "--out", out)
 
 
 def test_runs_are_named_by_the_folders_that_tell_them_apart() -> None:

@@ -218,12 +218,12 @@ def test_requests_that_cannot_be_served_are_refused(
     runs: Path, base_novel: Path, images: dict[Path, int], tmp_path: Path
 ) -> None:
     query = next(iter(images))
-    assert "is no run" in refusal(tmp_path / "nowhere", query)
+    assert "is not a run folder" in refusal(tmp_path / "nowhere", query)
     assert "no such folder" in refusal(runs / "pcn", query, "--support", tmp_path / "nowhere")
     assert "holds no class folders" in refusal(runs / "pcn", query, "--support", tmp_path)
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "notes.txt").write_text("no image")
-    assert "class folder 'new' holds no image" in refusal(runs / "pcn", query, "--support", tmp_path)
+    assert "class 'new' holds no image" in refusal(runs / "pcn", query, "--support", tmp_path)
     catalogue = Catalogue.open(base_novel)
     known = catalogue.class_names[int(catalogue.select("train").labels[0])]
     (tmp_path / "new").rename(tmp_path / known)

@@ -92,8 +92,7 @@ def test_json_becomes_arrays(opened: LocalIndex) -> None:
     expected = opened.search(
         np.array(body["queries"], np.float32),
         4,
-        filter="other_class",
-        query_labels=np.array([1, 2]),
+        other_class=np.array([1, 2]),
         query_ids=np.array([5, -1]),
         include_ids=np.array([[0, 30], [10, 40]]),
         exact=True,

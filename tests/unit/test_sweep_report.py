@@ -160,7 +160,7 @@ def test_a_sweep_that_has_just_begun_is_reported(tmp_path: Path) -> None:
     assert written.best_trial is None
     assert "No trial has a value yet." in written.text
     assert "1 under way or cut off" in written.text
-    with pytest.raises(ConfigError, match=r"is no sweep: it has no sweep-config.yaml \(fsl-dist sweep run"):
+    with pytest.raises(ConfigError, match=r"is not a sweep folder: sweep-config.yaml is missing"):
         write_report(tmp_path / "nowhere")
 
 

@@ -12,7 +12,7 @@ from fsl_dist.models.config import BackboneConfig
 from fsl_dist.samplers.episode import EpisodeConfig
 from fsl_dist.training.config import TrainingConfig
 from fsl_dist.training.loop import Watch
-from fsl_dist.training.trained import find_checkpoint
+from fsl_dist.training.trained import find_checkpoint, open_trained
 from tune.records import SweepFolder, read_evaluation
 from tune.space import Knob
 from tune.sweeps.config import SweepConfig
@@ -113,10 +113,10 @@ def test_what_settings_share_does_not_mix_them_up(base_novel: Path, tmp_path: Pa
         replace(plain, kmeans_runs=1),
         plain,
     ]
-    together = evaluate_settings(trial.folder, several)
+    together = evaluate_settings(open_trained(trial.folder), several)
     apart: list[EvaluationReport] = [evaluate_run(trial.folder, settings=one) for one in several]
     assert together == apart
     assert together[0] == together[4]
     for protocol in ("knn", "few_shot_knn", "kmeans"):
-        (shared, _) = evaluate_settings(trial.folder, [plain, plain], protocol=protocol)
+        (shared, _) = evaluate_settings(open_trained(trial.folder), [plain, plain], protocol=protocol)
         assert shared == evaluate_run(trial.folder, settings=plain, protocol=protocol)

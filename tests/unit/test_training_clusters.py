@@ -180,7 +180,7 @@ def test_one_class_makes_no_clusters(features: Path, tmp_path: Path) -> None:
         train_run(settings(packed, features, tmp_path / "run", *SCATTER))
     run = tmp_path / "last"
     train_run(settings(packed, features, run, *SCATTER, "training.patience=0", epochs=1))
-    with pytest.raises(RequestError, match=r"--protocol kmeans .* the 12 images to cluster have 1"):
+    with pytest.raises(RequestError, match=r"protocol=kmeans .* the 12 images to cluster have 1"):
         evaluate_run(run)
 
 

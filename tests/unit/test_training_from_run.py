@@ -78,7 +78,7 @@ def test_a_run_that_cannot_be_started_from_is_told(
         train_run(other)
     with pytest.raises(ConfigError, match=r"backbone\.name=mlp, this one has backbone\.name=resnet18"):
         resolve_weights(load_config(None, [f"backbone.weights={classifier}", "backbone.name=resnet18"]))
-    with pytest.raises(ConfigError, match="is no run"):
+    with pytest.raises(ConfigError, match="is not a run folder"):
         resolve_weights(load_config(None, [f"backbone.weights={tmp_path}"]))
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "config.yaml").write_bytes((classifier / "config.yaml").read_bytes())

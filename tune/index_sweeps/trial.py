@@ -52,9 +52,7 @@ def shape_of(index: FileIndexConfig) -> tuple[int, int]:
     """(vectors, numbers in each) of an index's file. Raises RequestError for one that cannot be read."""
     path = Path(index.vectors)
     if not path.is_file():
-        raise RequestError(
-            f"index.vectors={index.vectors} is no file (fsl-dist embed RUN DATASET --out writes one)"
-        )
+        raise RequestError(f"index.vectors={index.vectors} is no file (embed(out=FILE) writes one)")
     if is_parquet(path):
         table = ParquetVectors.open(path)
         return table.num_vectors, table.dim
@@ -82,7 +80,7 @@ def run_trial(config: IndexSweepConfig, trial: Trial, owner: Owner) -> Result:
     started = time.perf_counter()
     out, built_s = trial.folder / "index", 0.0
     if _count_start(trial.folder) > _MOST_STARTS:
-        (trial.folder / _STARTS_FILE).unlink()  # --retry-failed counts anew
+        (trial.folder / _STARTS_FILE).unlink()  # retry_failed=True counts anew
         return Result(
             state="failed", error=f"cut off {_MOST_STARTS} times before its end: was the memory enough?"
         )

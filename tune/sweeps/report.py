@@ -26,7 +26,7 @@ _SHOWN = 10
 
 @dataclass(frozen=True, slots=True)
 class WrittenReport:
-    """What `fsl-dist sweep report` prints."""
+    """The report on a sweep."""
 
     files: tuple[Path, ...]
     metric: str

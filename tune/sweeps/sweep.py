@@ -36,7 +36,7 @@ Show = Callable[[Standing], None]
 
 @dataclass(frozen=True, slots=True)
 class SweepSummary:
-    """What `fsl-dist sweep run` prints."""
+    """How a sweep ended."""
 
     dir: str
     metric: str
@@ -203,7 +203,7 @@ def check_failures(config: SweepSettings, plan: Plan) -> None:
         assert last.result is not None
         raise FslDistError(
             f"{len(failed)} trials failed, more than max_failures={config.max_failures}; trial {last.number:04d}: "
-            f"{last.result.error} (fsl-dist sweep resume {config.dir} --retry-failed tries them again)"
+            f"{last.result.error} (resumed with retry_failed=True, the sweep tries them again)"
         )
 
 

@@ -1,11 +1,11 @@
-"""One trial: trained or gone on with as `fsl-dist train` does it, then scored on the evaluation grid.
+"""One trial: trained or resumed as a run alone, then scored on the evaluation grid.
 
 Nothing here knows where it runs; `tune.sweeps.sweep` runs it in Ray actors that take one trial after another.
 """
 
 import time
 import traceback
-from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -14,9 +14,10 @@ from fsl_dist.config import RunConfig
 from fsl_dist.data.loader import describe_samples
 from fsl_dist.evaluation.report import evaluate_settings
 from fsl_dist.training.checkpoint import CheckpointFolder, read_progress
-from fsl_dist.training.launch import OnRay, check_run, train_run
+from fsl_dist.training.launch import check_run, train_run
 from fsl_dist.training.loop import Watch
 from fsl_dist.training.runlog import write_hparams
+from fsl_dist.training.trained import open_trained
 from index.base.errors import FslDistError
 from index.base.files import write_atomic
 from tune.records import Cell, Result, State, Trial, write_evaluation
@@ -45,12 +46,10 @@ def check_point(config: SweepConfig, point: Point, folder: Path) -> RunConfig:
     return run
 
 
-def run_trial(
-    config: SweepConfig, trial: Trial, asks: Asks, on_ray: Callable[[Watch], OnRay] | None = None
-) -> Result:
+def run_trial(config: SweepConfig, trial: Trial, asks: Asks) -> Result:
     """Train a trial, from its last checkpoint where there is one, and score it; how it ended, an error of its own included.
 
-    A trial that the scheduler stopped is not scored. on_ray: makes what trains a run of several workers, given what it asks.
+    A trial that the scheduler stopped is not scored.
     """
     started = time.perf_counter()
     run = config.trial_config(trial.point, str(trial.folder))
@@ -58,7 +57,7 @@ def run_trial(
     try:
         if not is_stopped:
             watch = asks.watch(trial.number)
-            train_run(run, resume=True, on_ray=on_ray(watch) if on_ray else None, watch=watch)
+            train_run(run, resume=True, watch=watch)
             is_stopped = asks.is_stopped(trial.number)
         train_s = time.perf_counter() - started
         if not is_stopped:
@@ -84,7 +83,8 @@ def evaluate_trial(config: SweepConfig, trial: Trial, run: RunConfig) -> None:
     if not {"test", "val", "novel"}.intersection(catalogue.split_names):
         return  # all there is was trained on, or held out of it to validate by
     cells = config.evaluation_settings(run)
-    reports = evaluate_settings(trial.folder, [settings for _, settings in cells])
+    with closing(open_trained(trial.folder)) as trained:
+        reports = evaluate_settings(trained, [settings for _, settings in cells])
     scored = [
         Cell(settings, report.to_json()["metrics"])
         for (settings, _), report in zip(cells, reports, strict=True)

@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any
 
 from fsl_dist.config import RunConfig
-from fsl_dist.training.launch import OnRay
 from fsl_dist.training.loop import Watch
 from index.base.settings import parse_yaml, validate
 from tune.records import Result, Trial
@@ -72,7 +71,7 @@ class _Worker:
         """Run a trial and tell how it ended."""
         import torch
 
-        result = run_trial(self.config, trial, self, _on_ray if self.base.uses_ray else None)
+        result = run_trial(self.config, trial, self)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # other trials share the GPU
         return result
@@ -92,10 +91,3 @@ def _ask(judge: Any, trial: int, epoch: int, value: float) -> bool:
     import ray
 
     return ray.get(judge.report.remote(trial, epoch, value))
-
-
-def _on_ray(watch: Watch) -> OnRay:
-    """Train a trial by Ray Train on the cluster that runs the sweep."""
-    from fsl_dist.training.ray.train import train_on_ray
-
-    return partial(train_on_ray, watch=watch)

@@ -3,10 +3,10 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fsl_dist.config import CONFIG_FILE, RunConfig, load_config, load_evaluation, load_run, resolve_paths
 from fsl_dist.training.resume import check_resumable
@@ -14,13 +14,6 @@ from index.base.errors import RequestError
 from index.base.files import write_atomic
 from index.base.settings import parse_overrides, parse_yaml
 from tune.tables.tables import Row, Table, config_of
-
-if TYPE_CHECKING:
-    from fsl_dist.training.launch import TrainingSummary
-
-Train = Callable[[RunConfig, bool], "TrainingSummary"]
-"""trains a run, from its last checkpoint where the second argument says so, on Ray where its settings ask for Ray; it is
-importable by name, since each run has a process of its own"""
 
 _SUMMARY = "summary.json"
 
@@ -53,7 +46,7 @@ class PlannedRun:
         return (*settings, f"run.dir={self.folder}")
 
     def command(self) -> str:
-        """The command that trains it, or resumes it with --resume."""
+        """The command that trains it, or resumes it."""
         return f"fsl-dist train --config {self.family}/{self.system} {' '.join(self.settings)}"
 
     def is_finished(self) -> bool:
@@ -62,10 +55,12 @@ class PlannedRun:
             check_resumable(self._config(), load_run(self.folder), is_finished=True)
         return (self.folder / _SUMMARY).is_file()
 
-    def train(self, train: Train) -> None:
+    def train(self) -> None:
         """Train it, from its last checkpoint where it was started before."""
+        from fsl_dist.training.launch import train_run
+
         print(self.command(), file=sys.stderr, flush=True)
-        summary = train(self._config(), (self.folder / CONFIG_FILE).is_file())
+        summary = train_run(self._config(), resume=(self.folder / CONFIG_FILE).is_file())
         write_json(self.folder / _SUMMARY, dataclasses.asdict(summary))
 
     def _config(self) -> RunConfig:

@@ -14,7 +14,7 @@ from typing import Any
 
 from fsl_dist.config import load_config
 from index.base.errors import FslDistError, RequestError
-from tune.tables.planned import Cell, PlannedRun, RowResult, Train, cells_of, plan_run, write_json
+from tune.tables.planned import Cell, PlannedRun, RowResult, cells_of, plan_run, write_json
 from tune.tables.processes import run_alone
 from tune.tables.tables import Family, Row, Table, has_row, on_family, read_family, read_table
 
@@ -27,20 +27,18 @@ def reproduce(
     out: Path,
     seeds: int,
     jobs: int,
-    train: Train,
     settings: tuple[str, ...] = (),
     show: Callable[[str], None] = lambda line: None,
 ) -> tuple[Table, list[RowResult]]:
     """Train and score what is missing of table `name`; returns its rows as measured.
 
-    data: a packed data set, or the images it is packed from. jobs: runs at a time. train: trains one run. settings:
-    KEY=VALUE for every run, such as `workers.num=2`. A run that fails leaves its row without scores and the others as they are.
+    data: a packed data set, or the images it is packed from. jobs: runs at a time. settings: KEY=VALUE for every run, such as `workers.num=2`. A run that fails leaves its row without scores and the others as they are.
 
     Raises RequestError for an unknown table, family or data, before anything runs.
     """
     table = on_family(read_table(name), family)
     dataset = find_dataset(family, data, out, show)
-    features = embed_features(family, dataset, out, settings, train, show)
+    features = embed_features(family, dataset, out, settings, show)
     # Settings of the network that makes the features are not those of the networks that learn from them.
     fixed = (f"data.dataset={dataset}", *([f"data.features={features}"] if features else settings))
     wanted: dict[PlannedRun, set[Cell]] = {}
@@ -54,7 +52,7 @@ def reproduce(
         for run in runs:
             wanted.setdefault(run, set()).update(cell for cell in cells_of(table, row) if cell)
         runs_of.append(runs)
-    problems = _run_all(wanted, jobs, train, show)
+    problems = _run_all(wanted, jobs, show)
     results = []
     for row, runs in zip(table.rows, runs_of, strict=True):
         if row.baseline and features:
@@ -102,7 +100,6 @@ def embed_features(
     dataset: Path,
     out: Path,
     settings: tuple[str, ...],
-    train: Train,
     show: Callable[[str], None],
 ) -> Path | None:
     """The features that the family trains on, made once by the network it names; None where it trains on images."""
@@ -114,20 +111,22 @@ def embed_features(
     if not features.is_file():
         show(f"embedding {dataset} by {maker}/{system}")
         if not run.is_finished():
-            run_alone(run.train, train, log=run.log)
+            run_alone(run.train, log=run.log)
         run_alone(_embed, run.folder, dataset, features, log=run.log)
     return features
 
 
 def _embed(run: Path, dataset: Path, out: Path) -> None:
-    from fsl_dist.indexing import embed_dataset
+    from contextlib import closing
 
-    embed_dataset(run, dataset, out)
+    from fsl_dist.indexing import write_embeddings
+    from fsl_dist.training.trained import open_trained
+
+    with closing(open_trained(run, dataset=dataset)) as trained:
+        write_embeddings(trained, out)
 
 
-def _run_all(
-    wanted: dict[PlannedRun, set[Cell]], jobs: int, train: Train, show: Callable[[str], None]
-) -> dict[Path, str]:
+def _run_all(wanted: dict[PlannedRun, set[Cell]], jobs: int, show: Callable[[str], None]) -> dict[Path, str]:
     """Train and score every run, `jobs` at a time; returns what went wrong, by folder."""
     problems: dict[Path, str] = {}
     done = 0
@@ -142,9 +141,9 @@ def _run_all(
         try:
             if run.after:
                 with folders[run.after.folder]:
-                    _complete(run.after, [], train)
+                    _complete(run.after, [])
             with folders[run.folder]:
-                _complete(run, sorted(wanted[run], key=str), train)
+                _complete(run, sorted(wanted[run], key=str))
         except FslDistError as error:
             problem = str(error)
         with lock:
@@ -159,17 +158,17 @@ def _run_all(
     return problems
 
 
-def _complete(run: PlannedRun, cells: list[Cell], train: Train) -> None:
+def _complete(run: PlannedRun, cells: list[Cell]) -> None:
     """Train a run and score it, as far as neither was done before; a process is started only if there is work."""
     is_finished = run.is_finished()
     missing = [cell for cell in cells if not cell.scores_file(run.folder).is_file()]
     if missing or not is_finished:
-        run_alone(_train_and_score, run, None if is_finished else train, missing, log=run.log)
+        run_alone(_train_and_score, run, not is_finished, missing, log=run.log)
 
 
-def _train_and_score(run: PlannedRun, train: Train | None, cells: list[Cell]) -> None:
-    if train is not None:
-        run.train(train)
+def _train_and_score(run: PlannedRun, trains: bool, cells: list[Cell]) -> None:
+    if trains:
+        run.train()
     for cell in cells:
         if not cell.scores_file(run.folder).is_file():  # two metrics of one evaluation
             cell.score(run.folder)

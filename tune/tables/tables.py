@@ -20,7 +20,7 @@ class Column:
 
     title: str
     metric: str = ""
-    """as `fsl-dist evaluate` names it; a row may name its own"""
+    """as `EvaluationReport` names it; a row may name its own"""
     evaluate: tuple[str, ...] = ()
     """evaluation.KEY=VALUE that this score is measured with"""
     is_count: bool = False
@@ -45,7 +45,7 @@ class Row:
     evaluate: tuple[str, ...] = ()
     """evaluation.KEY=VALUE for all of the row's scores"""
     protocol: str = ""
-    """protocol of `fsl-dist evaluate`; empty: all the method has"""
+    """protocol of the evaluation; empty: all the method has"""
     metrics: tuple[str, ...] = ()
     """one for each column, in place of the columns' own; empty text: the row has no such score"""
     x: float | None = None
@@ -62,12 +62,12 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Picture:
-    """A figure drawn from the runs of seed 0; field names follow the options of `fsl-dist plot`."""
+    """A figure drawn from the runs of seed 0; field names follow those of the plots."""
 
     name: str
     """of its file, behind the table's"""
     plot: Literal["comparison", "curves", "maps", "queries", "retrieval", "tsne"]
-    """command of `fsl-dist plot`"""
+    """kind of plot"""
     rows: tuple[str, ...]
     """names of the rows whose runs are drawn, in this order"""
     metric: str = ""

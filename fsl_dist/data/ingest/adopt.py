@@ -9,10 +9,11 @@ from fsl_dist.data.images import CheckedImage
 from fsl_dist.data.ingest.division import SplitOptions, divide
 from fsl_dist.data.ingest.member_images import CheckMembers, MemberFile
 from fsl_dist.data.ingest.next_version import check_new, hold_new, partial_of, publish_new
-from fsl_dist.data.ingest.rows import NamedSamples, WriteReport, make_report, sort_out, warn
+from fsl_dist.data.ingest.rows import NamedSamples, make_report, sort_out, warn
 from fsl_dist.data.ingest.shard_writer import StoredAt
 from fsl_dist.data.ingest.source_images import CHUNK_SIZE
 from fsl_dist.data.ingest.wds_samples import SampleKeys, ShardListing, find_shards, list_shards
+from fsl_dist.data.write_report import WriteReport
 from index.base import object_cache
 from index.base.files import create_folder, remove_folder
 from index.base.pieces import Progress

@@ -27,7 +27,6 @@ from fsl_dist.data.ingest.options import PackOptions
 from fsl_dist.data.ingest.pack_pieces import check_images, make_plan, write_shards
 from fsl_dist.data.ingest.rows import (
     NamedSamples,
-    WriteReport,
     join_columns,
     join_metadata,
     make_report,
@@ -35,6 +34,7 @@ from fsl_dist.data.ingest.rows import (
     warn,
 )
 from fsl_dist.data.ingest.work_folder import PackFolder
+from fsl_dist.data.write_report import WriteReport
 from fsl_dist.errors import RequestError
 from index.base import object_cache
 from index.base.pieces import Progress

@@ -11,7 +11,8 @@ from fsl_dist.data.catalogue import BadSample, Catalogue, CatalogueMetadata
 from fsl_dist.data.ingest.division import SplitOptions, divide, number_names
 from fsl_dist.data.ingest.listing import make_key, read_split_table
 from fsl_dist.data.ingest.next_version import add_version, hold_dataset
-from fsl_dist.data.ingest.rows import WriteReport, log_bad, make_report, warn
+from fsl_dist.data.ingest.rows import log_bad, make_report, warn
+from fsl_dist.data.write_report import WriteReport
 from fsl_dist.errors import RequestError
 from index.base import object_cache
 

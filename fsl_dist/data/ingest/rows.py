@@ -14,37 +14,13 @@ from fsl_dist.data.images import CheckedImage
 from fsl_dist.data.ingest.division import number_names
 from fsl_dist.data.ingest.listing import Candidate, Listing
 from fsl_dist.data.ingest.shard_writer import StoredAt
+from fsl_dist.data.write_report import WriteReport
 from fsl_dist.errors import RequestError
 
 logger = logging.getLogger(__name__)
 
 Columns = Mapping[str, Sequence[Any] | NDArray[Any]]
 """One sequence for each field of the catalogue."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WriteReport:
-    """What `pack`, `append`, `adopt` or `resplit` wrote."""
-
-    dataset: str
-    version: int
-    """of the catalogue"""
-    num_samples: int
-    num_classes: int
-    split_counts: dict[str, int]
-    """samples of each split that has any"""
-    num_shards: int
-    size_bytes: int
-    """of all shards"""
-    bad_samples: tuple[BadSample, ...]
-    num_ignored: int
-    """files in class folders that are not named like images"""
-    warnings: tuple[str, ...]
-    fingerprint: str
-    duplicates: tuple[Duplicate, ...] = ()
-    """near-duplicates that were left out"""
-    num_reused: int = 0
-    """pieces (chunks of checked images, shards) that an earlier try had finished"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,9 +110,11 @@ class NamedSamples:
 
 
 def log_bad(bad: Sequence[BadSample]) -> None:
-    """Log what is left out, one line each."""
+    """Log what is left out: one warning for all, and a line for each."""
     for sample in bad:
-        logger.warning("left out '%s': %s", sample.path, sample.reason)
+        logger.info("left out '%s': %s", sample.path, sample.reason)
+    if bad:
+        logger.warning("left out %d samples; the first, '%s': %s", len(bad), bad[0].path, bad[0].reason)
 
 
 def warn(warnings: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Ray on this machine, for as long as a command runs; or the cluster the command was started in."""
+"""Ray on this machine for as long as a block runs, or the cluster that the process was started in."""
 
 import importlib
 import logging
@@ -64,6 +64,13 @@ def ray_session(num_cpus: int, *, importing: str = "") -> Iterator[None]:
             ray.shutdown()
             if scratch:
                 shutil.rmtree(scratch, ignore_errors=True)
+
+
+def cluster_gpus() -> float:
+    """GPUs of the Ray cluster that this process is connected to."""
+    import ray
+
+    return ray.cluster_resources().get("GPU", 0.0)
 
 
 def _import_quietly(module: str) -> None:

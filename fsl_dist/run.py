@@ -1,0 +1,404 @@
+"""A training run from Python: trained or opened, then evaluated, used on images, indexed, exported."""
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fsl_dist.config import (
+    RunConfig,
+    load_config,
+    load_evaluation,
+    load_resumed,
+    load_run,
+    parse_config,
+    render_config,
+)
+from fsl_dist.data.catalogue import Catalogue
+from fsl_dist.errors import DataError
+from fsl_dist.notebook import html_table
+from fsl_dist.progress import Progress, counter, line_printer
+from index.base.object_cache import bring_file, told, working_folder
+from index.base.settings import parse_overrides, to_overrides, to_yaml, validate
+
+if TYPE_CHECKING:
+    from fsl_dist.evaluation.report import EvaluationReport
+    from fsl_dist.image_files import ImageLike
+    from fsl_dist.plots.explaining import ExplainReport
+    from fsl_dist.predicting import PredictionReport, Support
+    from fsl_dist.training.launch import TrainingSummary
+    from fsl_dist.training.trained import TrainedRun
+    from index import LocalIndex, ShardedIndex
+
+PathLike: TypeAlias = str | os.PathLike[str]
+Settings: TypeAlias = Mapping[str, object] | Sequence[str]
+"""dotted keys and their values, such as {"training.epochs": 5}; or texts as on the command line, "training.epochs=5" """
+
+
+def train(
+    config: "RunConfig | Mapping[str, object] | PathLike | None" = None,
+    *,
+    data: "Catalogue | PathLike | None" = None,
+    dir: PathLike | None = None,
+    settings: Settings = (),
+    resume: bool = False,
+    progress: bool | Progress = True,
+) -> "Run":
+    """Train one run. Ray is joined or started where the configuration asks for it.
+
+    Args:
+        config: name of a shipped configuration (`list_configs()`), path of a YAML file, nested or dotted settings, or a
+            RunConfig. None: the defaults, or with `resume` the configuration that the run was started with.
+        data: data set to train on, in place of `data.dataset`: opened, or its folder or address.
+        dir: folder for the run, or its address at s3:// or gs://, in place of `run.dir`.
+        settings: take precedence over those of `config`.
+        resume: continue from the last checkpoint in `dir`.
+        progress: show a line on a terminal or in a notebook; or a function that is called with each line.
+
+    Returns:
+        The trained run, with `summary` set.
+
+    Raises:
+        ConfigError: a setting is unknown or breaks a rule.
+        RequestError: `dir` holds a run already (without `resume`), or the data cannot serve the configuration.
+        TrainingError: the run cannot go on, for example because the loss is not finite.
+    """
+    overrides = to_overrides(settings)
+    if dir is not None:
+        overrides += to_overrides({"run.dir": os.fspath(dir)})
+    if isinstance(data, Catalogue):
+        overrides += to_overrides({"data.dataset": str(data.folder), "data.version": data.version})
+    elif data is not None:
+        overrides += to_overrides({"data.dataset": os.fspath(data)})
+    chosen = _configure(config, overrides, resume)
+    show = progress if callable(progress) else line_printer() if progress else None
+    summary = _train_on_ray(chosen, resume, show) if chosen.uses_ray else _train(chosen, resume, show)
+    run = open_run(chosen.run.dir)
+    run.summary = summary
+    return run
+
+
+def _configure(config: Any, overrides: list[str], resume: bool) -> RunConfig:
+    if config is None:
+        return load_resumed(overrides) if resume else load_config(None, overrides)
+    if isinstance(config, RunConfig):
+        return parse_config(render_config(config), overrides, "the configuration")
+    if isinstance(config, Mapping):
+        nested = parse_overrides(to_overrides(config))
+        return parse_config(to_yaml(nested), overrides, "the configuration")
+    return load_config(Path(config), overrides)
+
+
+def _train(config: RunConfig, resume: bool, show: Progress | None) -> "TrainingSummary":
+    from fsl_dist.training.launch import train_run
+
+    return train_run(config, resume=resume, show=show)
+
+
+def _train_on_ray(config: RunConfig, resume: bool, show: Progress | None) -> "TrainingSummary":
+    """Find what can be found wrong without torch, then import torch while Ray starts."""
+    from fsl_dist.training.ray.session import ray_session
+    from fsl_dist.training.resume import check_folder
+
+    check_folder(config, resumes=resume)
+    if config.data.dataset:
+        Catalogue.open(config.data.dataset, config.data.version or None)
+    with ray_session(config.num_cpus, importing="fsl_dist.training.ray.train"):
+        return _train(config, resume, show)
+
+
+def open_run(dir: PathLike) -> "Run":
+    """Open a run that was trained here or elsewhere.
+
+    Args:
+        dir: its folder, or its address at s3:// or gs://.
+
+    Returns:
+        The run; its network is loaded when it is first used.
+
+    Raises:
+        ConfigError: `dir` is not a run folder.
+    """
+    return Run(os.fspath(dir))
+
+
+class Run:
+    """A training run, opened. Its best checkpoint (its last, where it did not validate) is loaded on first use and kept.
+
+    Args:
+        dir: the run's folder, or its address at s3:// or gs://.
+
+    Raises:
+        ConfigError: `dir` is not a run folder.
+    """
+
+    def __init__(self, dir: PathLike) -> None:
+        self.dir: Path = working_folder(os.fspath(dir))
+        """folder of the run; of one at an object store the folder that its files are copied to"""
+        self.config: RunConfig = load_run(self.dir)
+        """the configuration that it was trained with"""
+        self.summary: TrainingSummary | None = None
+        """how the training ended, where this process trained it"""
+
+    def __repr__(self) -> str:
+        progress = self._progress()
+        state = f"{progress.epoch} epochs" if progress else "no checkpoint"
+        best = f", best {self.config.stop_metric} {self.best:.4g}" if self.best is not None else ""
+        return f"Run('{told(str(self.dir))}', method={self.config.method.kind}, {state}{best})"
+
+    def _repr_html_(self) -> str:
+        progress = self._progress()
+        rows: list[list[object]] = [
+            ["data set", told(self.config.data.dataset)],
+            ["method", self.config.method.kind],
+            ["network", self.config.backbone.name],
+            ["epochs", progress.epoch if progress else 0],
+            [f"best {self.config.stop_metric}", "not validated" if self.best is None else f"{self.best:.4g}"],
+        ]
+        return html_table(["run", told(str(self.dir))], rows)
+
+    @cached_property
+    def data(self) -> Catalogue:
+        """The data set that it was trained on, at that version."""
+        return Catalogue.open(self.config.data.dataset, self.config.data.version or None)
+
+    @property
+    def metrics(self) -> list[dict[str, float]]:
+        """What was logged while training, one mapping for each step and validation: `step`, `epoch`, `train/loss`, …"""
+        from fsl_dist.training.runlog import METRICS_FILE, read_metrics
+
+        bring_file(self.dir / METRICS_FILE)
+        return read_metrics(self.dir)
+
+    @property
+    def best(self) -> float | None:
+        """Best validation of `config.stop_metric`; None where the run did not validate."""
+        progress = self._progress()
+        return progress.best_value if progress and progress.best_step >= 0 else None
+
+    def _progress(self) -> Any:
+        from fsl_dist.training.checkpoint import CheckpointFolder, read_progress
+
+        checkpoints = CheckpointFolder(self.dir, keep=1, owner=None)
+        checkpoints.refresh()
+        latest = checkpoints.latest()
+        return None if latest is None else read_progress(latest)
+
+    @cached_property
+    def trained(self) -> "TrainedRun":
+        """Its network, opened for its data set."""
+        from fsl_dist.training.trained import open_trained
+
+        return open_trained(self.dir)
+
+    def evaluate(
+        self,
+        protocol: str | None = None,
+        *,
+        index: "ShardedIndex | PathLike | None" = None,
+        settings: Settings = (),
+    ) -> "EvaluationReport":
+        """Score it on its data set. Embeddings are kept in its folder, so that scoring again embeds nothing.
+
+        Args:
+            protocol: one of knn, prototypes, softmax, retrieval, maps, kmeans, spectral, few_shot_knn, fine_tune; by default
+                those of the method.
+            index: of the training images, built by `build_index`, to search in place of one that is made here.
+            settings: `evaluation.*` keys that take precedence over the run's.
+
+        Returns:
+            The scores by their names, fractions in 0 … 1; a score over several draws has `mean`, `std` and `n`.
+
+        Raises:
+            RequestError: there is nothing to score, the method has no such protocol, or `index` is of another network or data.
+        """
+        evaluation = load_evaluation(self.dir, to_overrides(settings))
+        from fsl_dist.evaluation.report import evaluate_settings
+        from index.search import open_index
+
+        gallery = open_index(Path(index)) if isinstance(index, str | os.PathLike) else index
+        (report,) = evaluate_settings(self.trained, [evaluation], protocol=protocol, gallery=gallery)
+        return report
+
+    def embed(
+        self,
+        images: "Sequence[ImageLike] | Sequence[int] | NDArray[np.int64] | Catalogue",
+        *,
+        out: PathLike | None = None,
+    ) -> NDArray[np.float32]:
+        """Embed images, without augmentation.
+
+        Args:
+            images: paths, PIL images and uint8 arrays [H, W], [H, W, 1] or [H, W, 3]; or ids of the run's data set; or a data
+                set, for all of its images.
+            out: for a data set, a .npy file that is written block by block; the result is then a map of it.
+
+        Returns:
+            float32 [n, dim], one row for each image; for a data set, row = sample id.
+
+        Raises:
+            DataError: an image cannot be read or decoded; its position is named.
+            RequestError: something is not an image, or an id is not of the data set.
+        """
+        if isinstance(images, Catalogue):
+            return self._embed_data(images, None if out is None else Path(out))
+        if _are_ids(images):
+            ids = np.asarray(images, dtype=np.int64)
+            self.trained.catalogue.locate(ids)
+            return self.trained.embedder.embed(ids)
+        from fsl_dist.image_files import ImageFiles, name_images
+
+        named = name_images(images)  # type: ignore[arg-type]  # ids were answered above
+        with ImageFiles(self.trained.embedder, self.trained.config) as files:
+            vectors, _ = files.embed(named)
+            for failed in files.failed:
+                position = [image.name for image in named].index(failed.image)
+                raise DataError(f"images[{position}]: {failed.image} {failed.reason}")
+        return vectors
+
+    def _embed_data(self, data: Catalogue, out: Path | None) -> NDArray[np.float32]:
+        from contextlib import closing
+
+        from fsl_dist.indexing import write_embeddings
+        from fsl_dist.training.trained import open_trained
+
+        with closing(open_trained(self.dir, dataset=data.folder, version=data.version)) as trained:
+            if out is None:
+                return trained.embedder.embed(np.arange(data.num_samples))
+            write_embeddings(trained, out)
+        return np.load(out, mmap_mode="r")
+
+    def predict(
+        self, images: "Sequence[ImageLike]", *, support: "Support | None" = None, k: int = 5
+    ) -> "PredictionReport":
+        """Name the best classes of each image.
+
+        Args:
+            images: paths, PIL images and uint8 arrays [H, W], [H, W, 1] or [H, W, 3].
+            support: images of novel classes: a folder with one folder for each, or a mapping from names to images. They join
+                the classes of training without any training.
+            k: classes for each image, best first.
+
+        Returns:
+            One prediction for each image that could be read, with probabilities (pcn) or shares of the nearest training
+            images' votes; the others are in `failed`.
+
+        Raises:
+            RequestError: the run was trained on feature vectors, or `support` has no usable class, or one of training.
+        """
+        from fsl_dist.predicting import predict
+
+        return predict(self.trained, images, support=support, k=k)
+
+    def explain(
+        self, images: "Sequence[ImageLike]", *, out: PathLike | None = None, k: int = 5, maps: bool = True
+    ) -> "ExplainReport":
+        """Show why: the training images nearest to each image, their vote, and where each distance comes from (CHAI).
+
+        Args:
+            images: paths, PIL images and uint8 arrays [H, W], [H, W, 1] or [H, W, 3].
+            out: folder for index.html and a PNG for each image; nothing is written without it.
+            k: training images for each image.
+            maps: activation maps, for a network whose embedding is the mean of feature maps.
+
+        Returns:
+            One explanation for each image that could be read; the others are in `failed`. A notebook shows pictures.
+
+        Raises:
+            RequestError: the network has no maps, `k` is above the number of training images, or `out` is a file.
+        """
+        from fsl_dist.plots.explaining import explain
+
+        return explain(self.trained, images, out=None if out is None else Path(out), k=k, maps=maps)
+
+    def build_index(
+        self,
+        out: PathLike,
+        *,
+        data: "Catalogue | PathLike | None" = None,
+        workers: int = 1,
+        progress: bool = True,
+        **settings: object,
+    ) -> "LocalIndex":
+        """Embed the training images and publish them as the next version of a neighbour index.
+
+        A build that was killed resumes when it is asked for again.
+
+        Args:
+            out: folder of the index, new or of an index.
+            data: data set whose train split is indexed; by default the run's own.
+            workers: Ray tasks that build; 1 needs no Ray.
+            progress: show a line on a terminal or in a notebook.
+            **settings: of the index, such as `kind="ivf_flat"` or `metric="cosine"` (the `index.*` keys of the configuration).
+
+        Returns:
+            The index, opened. Its ids are sample ids of the data set.
+
+        Raises:
+            ConfigError: a setting is unknown or breaks a rule.
+            RequestError: the data set has no train split.
+        """
+        from fsl_dist.indexing import build_from_run, spread_over
+        from index import IndexConfig, open_index
+
+        config = validate(IndexConfig, parse_overrides(to_overrides(settings)), "the arguments")
+        if data is None:
+            data = self.data
+        folder = data.folder if isinstance(data, Catalogue) else working_folder(os.fspath(data))
+        where = working_folder(os.fspath(out)).absolute()
+        with spread_over(workers, embeds=True) as spread:
+            version = build_from_run(
+                self.dir, folder, where, config, spread=spread, progress=counter() if progress else None
+            )
+        index = open_index(version)
+        index.class_names = (
+            Catalogue.open(folder).class_names if folder != self.data.folder else self.data.class_names
+        )
+        return index
+
+    def export(self, out: PathLike) -> Path:
+        """Write the embedder to a file for other programs, with how its images are prepared, and check that file.
+
+        The file takes normalised images, float32 [n, C, S, S] with n free, and gives embeddings, float32 [n, dim].
+
+        Args:
+            out: a file that ends in .onnx (needs `pip install 'fsl-dist[export]'`), .safetensors or .pt2 (`torch.export`).
+
+        Returns:
+            The file.
+
+        Raises:
+            RequestError: `out` ends otherwise, or a package is missing.
+            TrainingError: the file embeds images otherwise than the run.
+        """
+        from fsl_dist.export import export
+
+        path = working_folder(os.fspath(out))
+        export(self.trained, path)
+        return path
+
+    def close(self) -> None:
+        """Let go of the network and the data set's files; the next use loads them again."""
+        if "trained" in self.__dict__:
+            self.trained.close()
+            del self.trained
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _are_ids(images: object) -> bool:
+    if isinstance(images, np.ndarray):
+        return images.ndim == 1 and np.issubdtype(images.dtype, np.integer)
+    return (
+        isinstance(images, Sequence | range)
+        and len(images) > 0
+        and all(isinstance(image, int | np.integer) for image in images)
+    )
