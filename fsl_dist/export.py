@@ -23,7 +23,7 @@ from fsl_dist.training.trained import TrainedRun
 from fsl_dist.version import __version__
 from index.base.files import new_token
 from index.base.object_cache import put_file
-from index.base.settings import dump
+from index.base.settings import dump, validate
 
 METADATA = "fsl_dist.json"
 """name of the metadata among a .pt2 file's extra files"""
@@ -175,11 +175,8 @@ def _embed_by_safetensors(path: Path, images: torch.Tensor) -> NDArray[np.float3
     with safe_open(str(path), framework="pt") as file:
         facts = {name: json.loads(value) for name, value in file.metadata().items()}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
-    lists = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in facts["backbone"].items()
-    }
     network = build_network(
-        dataclasses.replace(BackboneConfig(), **lists),
+        validate(BackboneConfig, facts["backbone"], str(path)),
         sample_shape=tuple(facts["sample_shape"]),
         num_classes=0,
         normalise=facts["normalise"],
