@@ -1,7 +1,6 @@
 """A trained embedder as a file for other programs: ONNX, safetensors, or a program of torch.export."""
 
 import copy
-import dataclasses
 import importlib
 import json
 import logging
