@@ -58,9 +58,9 @@ def predict(path: Path, settings: list[str], rates: Path, processes: int) -> dic
 def main() -> None:
     from cluster.planning.machine_rates import measure_rates
     from cluster.planning.rates import render_rates
-    from fsl_dist.config import load_config
+    from fsl_dist.config import load_config, read_config
     from fsl_dist.training.ray.session import ray_session
-    from index.base.settings import dump, parse_yaml, to_yaml
+    from index.base.settings import dump, to_yaml
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("dataset")
@@ -76,7 +76,7 @@ def main() -> None:
     measured_rates, loads = [], []
     with tempfile.TemporaryDirectory() as folder, ray_session(2):
         # The same run with another method: its settings are not those of PCN.
-        document = parse_yaml(CONFIG.read_text(), str(CONFIG))
+        document = read_config(CONFIG)[0]
         knn = Path(folder) / "deep-knn.yaml"
         knn.write_text(to_yaml({**document, "method": {"kind": "deep_knn"}}))
         for number in range(options.rounds):

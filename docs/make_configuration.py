@@ -33,7 +33,13 @@ A run is configured by dotted keys: the defaults below, over them a YAML file (`
 given twice is an error (exit 2), before anything is written. The resolved configuration lies in the run's folder as `config.yaml`.
 
 A value on the command line is YAML: `evaluation.k_p=[1,5]`, `backbone.weights=weights.pth`, `training.lr=1e-3`.
-`method.kind` chooses the method, and with it the keys that `method` takes; without it, the kind is `deep_knn`.
+`method.kind` chooses the method, and with it the keys that `method` takes; without it, the kind is `deep_knn`. Where the
+command line names another kind than the file (`method.kind=pcn`, `index.kind=flat`), the file's keys that the new kind does not
+take are dropped, with a warning; keys on the command line must fit the new kind.
+
+A run's YAML may name another one, whose keys it takes and changes: `base: ours.yaml`, from its own folder on, or the name of a
+shipped configuration, `base: own-images`. The base has no base itself. The stored `config.yaml` has all keys and no base.
+
 `fsl-dist index build` takes the keys of `index` without their prefix; `fsl-dist evaluate` takes those of `evaluation`.
 """
 

@@ -4,10 +4,11 @@ Each part is a frozen dataclass beside what it configures; this file owns the tr
 (`episode.n_way`) means the same in a YAML file, on the command line and in a sweep.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
@@ -23,7 +24,8 @@ from fsl_dist.samplers.episode import EpisodeConfig
 from fsl_dist.shipped import find_config
 from fsl_dist.training.config import TrainingConfig, WorkersConfig
 from index.base.object_cache import bring_file, is_url, told, working_folder
-from index.base.settings import Variants, merge, parse_overrides, parse_yaml, settings, to_yaml, validate
+from index.base.setting_types import show
+from index.base.settings import Variants, lay_over, parse_overrides, parse_yaml, settings, to_yaml, validate
 from index.config import IndexConfig
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from fsl_dist.data.selection import Selection
 
 CONFIG_FILE = "config.yaml"
+
+log = logging.getLogger(__name__)
 
 
 @settings("run")
@@ -202,9 +206,62 @@ def parse_config(text: str, overrides: Sequence[str], place: str) -> RunConfig:
 
     Raises ConfigError with the key, the rule, the value and `place`.
     """
-    return _open_places(
-        validate(RunConfig, merge(parse_yaml(text, place), parse_overrides(overrides)), place)
-    )
+    return _build(parse_yaml(text, place), overrides, place)
+
+
+def read_config(named: Path) -> tuple[dict[str, Any], str]:
+    """(the keys of a run's YAML file, laid over those of its `base` where it names one; the files, for errors).
+
+    `base` is the path of another such file, from this one's folder on, or the name of a shipped configuration; it has no
+    base itself. Raises ConfigError.
+    """
+    path = find_config(named)
+    tree = _read_file(path)
+    if "base" not in tree:
+        return tree, str(path)
+    base = tree.pop("base")
+    if not isinstance(base, str) or not base:
+        raise ConfigError(f"base={show(base)} must be the path or the name of a run's YAML file ({path})")
+    try:
+        below = find_config(Path(base).expanduser(), path.parent)
+    except ConfigError as error:
+        raise ConfigError(f"base: {error} ({path})") from None
+    shared = _read_file(below)
+    if "base" in shared:
+        raise ConfigError(
+            f"base={base} has base={shared['base']} itself, and bases are one level deep: name that one, and say here what "
+            f"{base} changes ({path})"
+        )
+    return lay_over(RunConfig, shared, tree, str(below)), f"{path} with base={base}"
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        return parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config={path} cannot be read: {error}") from error
+
+
+def _build(tree: Mapping[str, Any], overrides: Sequence[str], place: str) -> RunConfig:
+    if overrides:
+        tree = lay_over(RunConfig, tree, parse_overrides(overrides), place)
+        named = {item.partition("=")[0].strip() for item in overrides}
+        if "method.kind" in named and "mining.source" not in named:
+            tree = _without_mining(tree, place)
+        place = f"{place} and the command line"
+    return _open_places(validate(RunConfig, tree, place))
+
+
+def _without_mining(tree: Mapping[str, Any], place: str) -> Mapping[str, Any]:
+    """`tree` without `mining.source=dataset` where its method mines no data set: that key is of another method, too."""
+    method, mining = tree["method"], tree.get("mining")
+    load = find_methods().get(method["kind"]) if isinstance(method["kind"], str) else None
+    if load is None or not isinstance(mining, Mapping) or mining.get("source") != "dataset":
+        return tree
+    if validate(load(), method, f"{place} and the command line", "method").traits.mines_dataset:
+        return tree
+    log.warning(f"method.kind={method['kind']} mines no data set and drops mining.source=dataset in {place}")
+    return {**tree, "mining": {name: value for name, value in mining.items() if name != "source"}}
 
 
 def _open_places(config: RunConfig) -> RunConfig:
@@ -222,15 +279,14 @@ def _open_places(config: RunConfig) -> RunConfig:
 
 
 def load_config(path: Path | None, overrides: Sequence[str]) -> RunConfig:
-    """The configuration of a YAML file (None: all defaults) with `key=value` overrides."""
+    """The configuration of a YAML file (None: all defaults) with `key=value` overrides.
+
+    An override that names another method drops the file's settings of its own, with a warning (`lay_over`).
+    """
     if path is None:
-        return parse_config("", overrides, "the command line")
-    path = find_config(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config={path} cannot be read: {error}") from error
-    return parse_config(text, overrides, f"{path} and the command line" if overrides else str(path))
+        return _open_places(validate(RunConfig, parse_overrides(overrides), "the command line"))
+    tree, place = read_config(path)
+    return _build(tree, overrides, place)
 
 
 def load_resumed(overrides: Sequence[str]) -> RunConfig:
@@ -279,7 +335,7 @@ def load_evaluation(run: Path, overrides: Sequence[str]) -> EvaluationConfig:
             )
     load_run(run)
     text = (run / CONFIG_FILE).read_text(encoding="utf-8")
-    return parse_config(text, overrides, f"{run / CONFIG_FILE} and the command line").evaluation
+    return parse_config(text, overrides, str(run / CONFIG_FILE)).evaluation
 
 
 def render_config(config: RunConfig) -> str:

@@ -10,12 +10,12 @@ EXPERIMENTS = Path(__file__).parent / "experiments"
 """the shipped YAML files, one folder for each data set, and `tables/` and `sweeps/`"""
 
 
-def find_config(named: str | Path) -> Path:
-    """The file that `named` is: a path, or else the name of a shipped configuration.
+def find_config(named: str | Path, folder: Path = Path()) -> Path:
+    """The file that `named` is: a path, from `folder` on if it is relative, or else the name of a shipped configuration.
 
     Raises ConfigError, with the nearest names, where there is neither.
     """
-    path = Path(named)
+    path = folder / named
     shipped = EXPERIMENTS / f"{os.fspath(named).removesuffix('.yaml')}.yaml"
     if path.is_file() or not shipped.is_file():
         if not path.exists():
@@ -29,10 +29,12 @@ def find_config(named: str | Path) -> Path:
 
 
 def list_configs() -> list[str]:
-    """Names of all shipped configurations of runs and sweeps.
+    """Names of all shipped configurations of runs and sweeps; `_base.yaml` is what others of its folder share, and none.
 
     Returns:
         Sorted names, such as `own-images` or `omniglot/pcn`; `train` takes those of runs.
     """
-    names = (path.relative_to(EXPERIMENTS).with_suffix("").as_posix() for path in EXPERIMENTS.rglob("*.yaml"))
+    names = (
+        path.relative_to(EXPERIMENTS).with_suffix("").as_posix() for path in EXPERIMENTS.rglob("[!_]*.yaml")
+    )
     return sorted(name for name in names if not name.startswith("tables/") and not name.endswith("/family"))

@@ -1,7 +1,8 @@
 """Settings of a neighbour index."""
 
 import dataclasses
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -30,6 +31,9 @@ KINDS_OF = {
 @settings("index")
 class IndexConfig:
     """How an index is built (the `index.*` keys)."""
+
+    kinds_of: ClassVar[Mapping[str, tuple[str, ...]]] = KINDS_OF
+    """For `lay_over`."""
 
     kind: Kind = "flat"
     """Kind of index. flat is exact; ivf_flat is, where it probes every cluster; ivf_pq, hnsw and factory are not."""

@@ -5,12 +5,12 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from fsl_dist.config import RunConfig, resolve_paths
+from fsl_dist.config import RunConfig, read_config, resolve_paths
 from fsl_dist.shipped import find_config
 from index.base.errors import ConfigError, RequestError
 from index.base.files import exists, read_text
 from index.base.object_cache import bring, on_disk, told, working_folder
-from index.base.settings import dump, merge, parse_overrides, parse_yaml, to_yaml, validate
+from index.base.settings import dump, lay_over, merge, parse_overrides, parse_yaml, to_yaml, validate
 from tune.index_sweeps.config import IndexSweepConfig
 from tune.records import is_record
 from tune.space import Knob
@@ -52,10 +52,10 @@ def _gate_runs(raw: dict[str, Any], over: Mapping[str, Any], place: str, said: s
         raise ConfigError(f"settings must be a mapping of keys to values ({place})")
     own = {f.name for f in fields(SweepConfig)}
     parts = {f.name for f in fields(RunConfig)} - own
-    raw = merge(raw, {key: value for key, value in over.items() if key not in parts})
+    raw = lay_over(SweepConfig, raw, {key: value for key, value in over.items() if key not in parts}, place)
     raw["base"] = _read_base(raw.get("base"), place)
     for laid in (_nest(settings), {key: value for key, value in over.items() if key in parts}):
-        raw["base"] = merge(raw["base"], laid)
+        raw["base"] = lay_over(RunConfig, raw["base"], laid, place)
     _flatten(raw, place)
     if isinstance(raw.get("scheduler"), str):
         raw["scheduler"] = {"kind": raw["scheduler"]}
@@ -64,7 +64,7 @@ def _gate_runs(raw: dict[str, Any], over: Mapping[str, Any], place: str, said: s
 
 
 def _gate_indexes(raw: dict[str, Any], over: Mapping[str, Any], place: str, said: str) -> IndexSweepConfig:
-    raw = merge(raw, over)
+    raw = lay_over(IndexSweepConfig, raw, over, place)
     on_disk(str(raw.get("dir") or ""), "a sweep of indexes")
     for name, why in _OF_RUNS.items():
         if name in raw:
@@ -174,8 +174,7 @@ def _read_base(base: object, place: str) -> dict[str, Any]:
         raise ConfigError(
             f"base must name a run's YAML file, or be its mapping; a sweep of indexes has index in its place ({place})"
         )
-    path = find_config(Path(base).expanduser())
-    return parse_yaml(path.read_text("utf-8"), str(path))
+    return read_config(Path(base).expanduser())[0]
 
 
 def _nest(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def resolve_command(command: Command, *, is_elsewhere: bool) -> tuple[Command, s
         config = load_config(command.config, command.settings)
         if is_elsewhere and not config.uses_ray and config.workers.launch == "auto":
             command = replace(command, rest=(*command.rest, "workers.launch=ray"))
-        return command, render_config(load_config(command.config, ())) if command.config else ""
+        return command, render_config(config) if command.config else ""
     if command.words == ("index", "build"):
         from index.base.settings import parse_overrides, validate
         from index.config import IndexConfig
@@ -117,8 +117,7 @@ def resolve_command(command: Command, *, is_elsewhere: bool) -> tuple[Command, s
         return command, ""
     from fsl_dist.config import load_config, render_config
 
-    load_config(command.config, command.settings)
-    return command, render_config(load_config(command.config, ()))
+    return command, render_config(load_config(command.config, command.settings))
 
 
 def name_job(command: Command) -> str:

@@ -12,6 +12,7 @@ import difflib
 import enum
 import functools
 import json
+import logging
 import os
 import types
 import typing
@@ -23,6 +24,8 @@ from index.base.setting_types import check_values, guess, hints_of, join_key, sh
 from index.base.yaml_text import name_of, read_yaml, write_yaml
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,))
@@ -141,6 +144,17 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def lay_over(cls: type, base: Mapping[str, Any], over: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """`merge` for data of the dataclass tree `cls`, in which `over` may name another `kind` than `base`.
+
+    What the kind of `base` takes and the new kind does not is dropped from `base`, with one line of warning that names
+    `place`, where `base` came from. Keys that both kinds take are kept, and so is everything in `over`: `validate`
+    refuses what does not fit. A class with several kinds of its own says in `kinds_of` (field → kinds) which of them take
+    a field; a field at its default belongs to all. Raises ConfigError where the new kind cannot be loaded.
+    """
+    return _lay(cls, None, base, over, "", place)
+
+
 def validate(cls: type[T], data: Mapping[str, Any], place: str, prefix: str = "") -> T:
     """Build the frozen dataclass tree `cls` from plain data, refusing whatever does not fit exactly.
 
@@ -176,6 +190,53 @@ def _check_itself(config: Any, part: str) -> None:
     for name, value in check_values(cls, given, part, "").items():
         if value is not given[name]:
             object.__setattr__(config, name, value)
+
+
+def _lay(
+    hint: Any, default: Any, base: Mapping[str, Any], over: Mapping[str, Any], key: str, place: str
+) -> dict[str, Any]:
+    """`lay_over` for a value of the type `hint`; `default` is what its field holds when nothing is said."""
+    loaders = _loaders_of(hint)
+    old = base.get("kind", getattr(default, "kind", None))
+    kind = over.get("kind", old)
+    cls = _class_of_kind(loaders, kind)
+    if cls is None:
+        return merge(base, over)
+    merged = dict(base)
+    if kind != old:
+        before = _class_of_kind(loaders, old)
+        dropped = [
+            name
+            for name, value in base.items()
+            if not _takes(cls, kind, name, value) and (before is None or _takes(before, old, name, value))
+        ]
+        if dropped:
+            where = join_key(key, "kind")
+            names = ", ".join(join_key(key, name) for name in dropped)
+            log.warning(f"{where}={kind} drops what belongs to {where}={old} in {place}: {names}")
+        merged = {name: value for name, value in base.items() if name not in dropped}
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    for name, value in over.items():
+        below = merged.get(name)
+        if name in fields and isinstance(below, Mapping) and isinstance(value, Mapping):
+            inner = hints_of(cls)[name]
+            merged[name] = _lay(inner, _default_of(fields[name]), below, value, join_key(key, name), place)
+        else:
+            merged[name] = value
+    return merged
+
+
+def _class_of_kind(loaders: Mapping[str, Callable[[], type]], kind: Any) -> type | None:
+    load = loaders.get(_ONLY) or (loaders.get(kind) if isinstance(kind, str) else None)
+    return load() if load else None
+
+
+def _takes(cls: type, kind: Any, name: str, value: Any) -> bool:
+    """Whether `cls` takes `value` for the key `name` when it is of `kind`."""
+    if name not in hints_of(cls):
+        return False
+    is_own = kind in getattr(cls, "kinds_of", {}).get(name, (kind,))
+    return is_own or value == next(_default_of(f) for f in dataclasses.fields(cls) if f.name == name)
 
 
 def _plain(value: Any) -> Any:

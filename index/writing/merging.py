@@ -18,7 +18,7 @@ from index import kinds, versions
 from index.base import files
 from index.base.errors import RequestError, VersionError
 from index.base.pieces import Progress, Spread, do_here
-from index.base.settings import validate
+from index.base.settings import lay_over, validate
 from index.changes import Contents, batch_path, mark, read_batch, write_batch
 from index.config import IndexConfig
 from index.versions import Manifest
@@ -83,7 +83,11 @@ def _config_of(manifest: Manifest, settings: Mapping[str, object]) -> IndexConfi
     built = validate(IndexConfig, manifest.settings, versions.MANIFEST)
     by_rule = kinds.parameters_of(built, manifest.dim, manifest.num_vectors)
     tuned = {} if manifest.parameters == by_rule or "kind" in settings else manifest.parameters
-    return validate(IndexConfig, {**manifest.settings, **tuned, **settings}, "the arguments")
+    return validate(
+        IndexConfig,
+        lay_over(IndexConfig, {**manifest.settings, **tuned}, settings, versions.MANIFEST),
+        "the arguments",
+    )
 
 
 @dataclass(slots=True)

@@ -20,7 +20,7 @@ from fsl_dist.training.resume import check_resumable, settle
 ROOT = Path(__file__).parents[2]
 RUNS = [
     path
-    for path in sorted((ROOT / "fsl_dist" / "experiments").rglob("*.yaml"))
+    for path in sorted((ROOT / "fsl_dist" / "experiments").rglob("[!_]*.yaml"))
     if path.name != "family.yaml" and path.parent.name not in ("tables", "sweeps")
 ]
 

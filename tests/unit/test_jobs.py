@@ -88,7 +88,8 @@ def test_a_configuration_travels_whole_and_checked(tmp_path: Path) -> None:
     for is_elsewhere in (False, True):
         found, text = resolve_command(command, is_elsewhere=is_elsewhere)
         # Relative paths stay as they were written; the arguments go over the file there, as they would here.
-        assert parse_config(text, (), "job") == load_config(path, ())
+        here = load_config(path, command.settings)
+        assert parse_config(text, command.settings, "job") == parse_config(text, (), "job") == here
         assert ("workers.launch=ray" in found.arguments) == is_elsewhere
     for word in ("workers.num=2", "workers.launch=process"):
         found, _ = resolve_command(

@@ -8,11 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fsl_dist.config import CONFIG_FILE, RunConfig, load_config, load_evaluation, load_run, resolve_paths
+from fsl_dist.config import (
+    CONFIG_FILE,
+    RunConfig,
+    load_config,
+    load_evaluation,
+    load_run,
+    read_config,
+    resolve_paths,
+)
 from fsl_dist.training.resume import check_resumable
 from index.base.errors import RequestError
 from index.base.files import write_atomic
-from index.base.settings import parse_overrides, parse_yaml
+from index.base.settings import parse_overrides
 from tune.tables.tables import Row, Table, config_of
 
 _SUMMARY = "summary.json"
@@ -141,7 +149,7 @@ def write_json(path: Path, value: object) -> None:
 
 def _changes(config: Path, settings: Iterable[str]) -> tuple[str, ...]:
     """Those of `settings` that the YAML does not hold already: a row may name what is a family's default."""
-    own = parse_yaml(config.read_text("utf-8"), str(config))
+    own, _ = read_config(config)
 
     def is_new(setting: str) -> bool:
         part, _, name = setting.partition("=")[0].rpartition(".")
