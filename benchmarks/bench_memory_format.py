@@ -13,8 +13,7 @@ import torch
 import torchvision
 
 from benchmarks.suite.interleave import interleave
-from fsl_dist.memory import keep_freed_memory
-from fsl_dist.training.denormals import flushing_denormals
+from index.runtime import flushing_denormals, keep_freed_memory
 
 # Name in torchvision, image size, images.
 CASES = (
@@ -52,5 +51,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with flushing_denormals():
+    with flushing_denormals(torch.set_flush_denormal):
         main()

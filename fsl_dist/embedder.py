@@ -17,12 +17,12 @@ from fsl_dist.data.loader import Loader, Request, Source
 from fsl_dist.data.selection import Selection
 from fsl_dist.distributed import WorkerGroup
 from fsl_dist.errors import TrainingError, VersionError
-from fsl_dist.memory import keep_freed_memory
 from fsl_dist.methods.neighbour_table import WEIGHTS, mine_part
 from fsl_dist.models.embedding import Network, without_heads
 from fsl_dist.samplers.scan import scan_batches, share_of_rank
 from index import IndexConfig, LocalIndex, Owner, Staging, open_index
 from index.base.files import new_token, write_atomic
+from index.runtime import keep_freed_memory
 from index.versions import find_version, read_manifest
 
 
@@ -41,7 +41,7 @@ def evaluation_mode(network: torch.nn.Module) -> Iterator[None]:
 class Embedder:
     """Embeds samples with the test transform, in batches whose boundaries no number of workers moves.
 
-    On a CPU, the process keeps freed memory from then on (`fsl_dist.memory`).
+    On a CPU, the process keeps freed memory from then on (`index.runtime`).
     """
 
     def __init__(

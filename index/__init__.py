@@ -1,13 +1,12 @@
 """Neighbour search: vectors, ids and labels in; ids and distances out.
 
-Building is `index.writing.build.build` (the name `index.writing.build` is the module), in stages `index.writing.job.run`. FAISS is imported on first use of a
+Building is `index.writing.build.build` (the name `index.writing.build` is the module), in stages `index.writing.job.run`. FAISS is loaded on first use of a
 search, so that settings, errors and storage cost nothing.
 """
 
 from typing import TYPE_CHECKING
 
 from index.base.lazy import public_names
-from index.openblas import name_processor
 
 if TYPE_CHECKING:
     from index.actors.client import RayIndex as RayIndex
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
     from index.search import open_index as open_index
     from index.writing.build import Staging as Staging
     from index.writing.writer import IndexWriter as IndexWriter
-
-name_processor()
 
 if not TYPE_CHECKING:
     __getattr__, __dir__, __all__ = public_names(__name__, __file__)

@@ -7,12 +7,10 @@ outside the filter is dropped, so an index that ignores selectors gives too few,
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import faiss as typed_faiss
 import numpy as np
 
 from index import gpu as gpus
-from index import kinds
-from index.blas import matrix_product_from
+from index import kinds, runtime
 from index.flat import heap_over
 
 Ranges = Sequence[tuple[int, int]]
@@ -22,13 +20,13 @@ _QUERIES_FOR_BLAS = 4
 # (200,000 x 256, a quarter of the clusters: four times, benchmarks/explain_ivf.py).
 _QUERIES_A_CLUSTER = 16
 # FAISS's type hints know neither search parameters nor selectors nor graphs.
-faiss: Any = typed_faiss
+faiss: Any = runtime.faiss
 
 
 class Candidates:
     """A FAISS index whose ids are rows of the shard, on the GPU of that number if one is named."""
 
-    def __init__(self, index: typed_faiss.Index, gpu: int | None = None) -> None:
+    def __init__(self, index: "runtime.faiss.Index", gpu: int | None = None) -> None:
         ivf: Any = kinds.ivf_of(index)
         graph: Any = kinds.graph_of(index)
         self._num_rows = index.ntotal
@@ -71,7 +69,7 @@ class Candidates:
         if self._gpu is not None:
             return self._on_gpu(queries, width, parameters)
         try:
-            with matrix_product_from(_QUERIES_FOR_BLAS, len(queries)):
+            with runtime.matrix_product_from(_QUERIES_FOR_BLAS, len(queries)):
                 settings = _settings(self._index, parameters, selector)
                 _, rows = self._index.search(queries, width, params=settings)
         except RuntimeError:
@@ -97,7 +95,7 @@ class Candidates:
             for number in range(index.chain.size()):
                 queries = index.chain.at(number).apply(queries)
         ivf, is_l2 = self._ivf, self._ivf.metric_type == faiss.METRIC_L2
-        with matrix_product_from(_QUERIES_FOR_BLAS, len(queries)):
+        with runtime.matrix_product_from(_QUERIES_FOR_BLAS, len(queries)):
             clusters = ivf.quantizer.search(queries, nprobe)[1].ravel()
         order = np.argsort(clusters, kind="stable")
         bounds = np.searchsorted(clusters[order], np.arange(ivf.nlist + 1))
@@ -152,7 +150,7 @@ def _select(allowed: Ranges | np.ndarray, num_rows: int) -> tuple[Any, Any]:
     return faiss.IDSelectorBitmap(np.packbits(is_allowed, bitorder="little")), lambda rows: is_allowed[rows]
 
 
-def _settings(index: typed_faiss.Index, parameters: Mapping[str, int], selector: Any) -> Any:
+def _settings(index: "runtime.faiss.Index", parameters: Mapping[str, int], selector: Any) -> Any:
     """FAISS's search parameters for the index, down to the one inside that does the work."""
     index = faiss.downcast_index(index)
     options = {} if selector is None else {"sel": selector}

@@ -7,13 +7,12 @@ Squared distances and products are both held as a *cost*, the smaller the better
 import functools
 from typing import Any
 
-import faiss
 import numpy as np
 
 from index import gpu as gpus
 from index.base.errors import RequestError
-from index.blas import matrix_product_from
 from index.config import Metric
+from index.runtime import faiss, matrix_product_from
 
 # FAISS searches fewer queries than this faster one by one than by a matrix product (20,000 x 128, one thread:
 # 1 query 1.4 against 4.5 ms, 4 queries 4.3 against 4.2, 64 queries 58 against 11).

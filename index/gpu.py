@@ -7,14 +7,14 @@ import functools
 import threading
 from typing import Any
 
-import faiss as typed_faiss
 import numpy as np
 
+from index import runtime
 from index.base.errors import RequestError
 from index.config import Device
 
 # FAISS's type hints lack configurations of GPU indexes.
-faiss: Any = typed_faiss
+faiss: Any = runtime.faiss
 
 MOST_NEIGHBOURS = 2048
 """FAISS selects no more from a row of distances on a GPU: neighbours of a query, and clusters it looks into"""

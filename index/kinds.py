@@ -6,12 +6,11 @@ For l2 and cosine, ivf_flat and ivf_pq take the sample's mean off all vectors fi
 
 import math
 
-import faiss
 import numpy as np
 
 from index.base.errors import ConfigError, VersionError
-from index.blas import matrix_product_from
 from index.config import IndexConfig, Kind
+from index.runtime import faiss, matrix_product_from
 
 _PQ_NUMBERS = 4  # numbers of a vector behind each byte of code, at least
 _POINTS_PER_CLUSTER = 39  # fewer vectors a cluster, and FAISS calls the clustering badly founded
@@ -128,7 +127,7 @@ def train(sample: np.ndarray, num_vectors: int, config: IndexConfig) -> bytes:
     return bytes(faiss.serialize_index(index))
 
 
-def fill(trained: bytes, vectors: np.ndarray, config: IndexConfig) -> faiss.Index:
+def fill(trained: bytes, vectors: np.ndarray, config: IndexConfig) -> "faiss.Index":
     """A shard's FAISS index: what `train` gave, filled with float32 [rows, dim]; an id is a row of the shard."""
     dim = vectors.shape[1]
     index = from_bytes(trained, "the trained index") if trained else _make(config, dim, max(1, len(vectors)))
@@ -152,7 +151,7 @@ def fill(trained: bytes, vectors: np.ndarray, config: IndexConfig) -> faiss.Inde
     return index
 
 
-def from_bytes(data: bytes | np.ndarray, place: str) -> faiss.Index:
+def from_bytes(data: bytes | np.ndarray, place: str) -> "faiss.Index":
     """Read what `train` gave, or a shard's index off its file; raises VersionError, which names `place`, for anything else."""
     numbers = np.frombuffer(data, dtype=np.uint8) if isinstance(data, bytes) else data
     try:
@@ -161,12 +160,12 @@ def from_bytes(data: bytes | np.ndarray, place: str) -> faiss.Index:
         raise VersionError(f"{place} is damaged: {_reason(error)}; build the index again") from None
 
 
-def ivf_of(index: faiss.Index) -> faiss.IndexIVF | None:
+def ivf_of(index: "faiss.Index") -> "faiss.IndexIVF | None":
     """The clusters inside an index, through any transforms."""
     return faiss.try_extract_index_ivf(index)
 
 
-def graph_of(index: faiss.Index) -> faiss.IndexHNSW | None:
+def graph_of(index: "faiss.Index") -> "faiss.IndexHNSW | None":
     """The graph that is an index, through any transforms; a graph that only finds clusters does not count."""
     index = faiss.downcast_index(index)
     while isinstance(index, faiss.IndexPreTransform | faiss.IndexRefine):
@@ -175,7 +174,7 @@ def graph_of(index: faiss.Index) -> faiss.IndexHNSW | None:
     return index if isinstance(index, faiss.IndexHNSW) else None
 
 
-def _make(config: IndexConfig, dim: int, num_vectors: int) -> faiss.Index:
+def _make(config: IndexConfig, dim: int, num_vectors: int) -> "faiss.Index":
     """The empty index; raises ConfigError where FAISS cannot make it."""
     described = factory_of(config, dim, num_vectors)
     # Vectors of length 1 are in the same order by distance as by product, and distances may be centred: on vectors that

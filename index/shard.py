@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import faiss
 import numpy as np
 
 from index import kinds, versions
@@ -21,6 +20,7 @@ from index.flat import FlatRows, keep_best
 from index.gpu import choose_gpu
 from index.merge import order_top_k
 from index.plan import Task, is_among
+from index.runtime import faiss
 from index.versions import Manifest
 
 # Candidates beyond k that float64 decides about. With none, 27% of rows had a wrong neighbour set on embeddings

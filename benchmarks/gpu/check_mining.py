@@ -80,9 +80,8 @@ def measure(setting: Setting) -> Outcome:
 
 
 def _mine(found: Outcome, add, vectors, labels, rows, floor: float, setting: Setting) -> None:  # type: ignore[no-untyped-def]
-    import faiss
-
     from index.config import IndexConfig
+    from index.runtime import faiss
     from index.search import open_index
     from index.writing.build import build
 

@@ -18,7 +18,7 @@ _LEAST_ALIKE = {"flat": 1.0, "ivf_flat": 0.999, "ivf_pq": 0.9}
 
 
 def measure(setting: Setting) -> Outcome:
-    import faiss
+    from index.runtime import faiss
 
     found = Outcome()
     has_gpu = faiss.get_num_gpus() > 0
@@ -111,7 +111,7 @@ def _compare(found: Outcome, vectors, labels, ids, rows, device: str, setting: S
 
 def _selectors(vectors: np.ndarray, has_gpu: bool) -> Table:
     """What FAISS's own indexes make of a selector that lets the first half through."""
-    import faiss
+    from index.runtime import faiss
 
     half, dim = len(vectors) // 2, vectors.shape[1]
     selector = faiss.IDSelectorRange(0, half)
@@ -143,7 +143,7 @@ def _selectors(vectors: np.ndarray, has_gpu: bool) -> Table:
 
 def _two_ways(found: Outcome, vectors: np.ndarray, setting: Setting) -> Table:
     """FAISS's own brute force on the GPU and cuVS's, against each other; and where the GPU overtakes the CPU."""
-    import faiss
+    from index.runtime import faiss
 
     resources, table = faiss.StandardGpuResources(), []
     answers = {}

@@ -22,9 +22,9 @@ from fsl_dist.distributed import WorkerGroup
 from fsl_dist.methods.neighbour_table import NeighbourTable, mine_part
 from fsl_dist.samplers.near_order import near_order
 from fsl_dist.samplers.neighbourhood import anchors_of_step, anchors_per_step
-from fsl_dist.training.denormals import flushing_denormals
 from fsl_dist.training.loop import Trainer
 from fsl_dist.training.runlog import read_metrics
+from index.runtime import flushing_denormals
 
 Ints = NDArray[np.int64]
 K_SAME, M_OTHER = 5, 5
@@ -45,7 +45,7 @@ _TRAINED_EPOCHS = 4
 """passes' worth of images after which neighbourhoods are looked at again; an untrained network's are hubs"""
 
 
-@flushing_denormals()
+@flushing_denormals(torch.set_flush_denormal)
 def measure(options: BenchOptions) -> Report:
     """The whole benchmark; `dataset`: packed photographs with at least two classes, 1,000 images or so."""
     size = 32 if options.is_smoke else 64

@@ -1,5 +1,7 @@
 """`python -m benchmarks.suite train`: training steps beside a bare loop, waiting for images, clustering beside scikit-learn."""
 
+import torch
+
 from benchmarks.suite.report import BenchOptions, Report
 from benchmarks.suite.train_clusters import (
     CASES,
@@ -11,7 +13,7 @@ from benchmarks.suite.train_clusters import (
 from benchmarks.suite.train_memory import measure_kept_memory
 from benchmarks.suite.train_setup import describe_data, make_data
 from benchmarks.suite.train_steps import Found, measure_step, measure_wait
-from fsl_dist.training.denormals import flushing_denormals
+from index.runtime import flushing_denormals
 
 # About half a second a round and contender on two cores.
 _REPEATS = {"conv4": 4, "mlp": 60}
@@ -19,7 +21,7 @@ _SMALL = {"pcn": ("episode.n_way=5", "episode.k_shot=5"), "deep_knn": ("training
 _NETWORKS = ("conv4", "resnet18", "resnet18 at 224 px", "mlp")
 
 
-@flushing_denormals()
+@flushing_denormals(torch.set_flush_denormal)
 def measure(options: BenchOptions) -> Report:
     """Run all parts; with `is_smoke` those whose ratios mean something on any machine, at small sizes."""
     data = make_data(options)

@@ -5,13 +5,15 @@ from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import torch
+
 from benchmarks.suite.interleave import interleave, status_mb
 from benchmarks.suite.processes import hear, spawned
 from benchmarks.suite.report import Table
 from benchmarks.suite.train_setup import BenchData, make_trainer
 from benchmarks.suite.train_steps import Found
 from cluster.planning.machine_rates import load_steps
-from fsl_dist.training.denormals import flushing_denormals
+from index.runtime import flushing_denormals
 
 _WAIT_S = 300.0
 # A tunable at its default: glibc is as it always is, and keep_freed_memory leaves it so.
@@ -56,7 +58,7 @@ def _ask(end: Connection, what: str) -> float:
     return answer
 
 
-@flushing_denormals()
+@flushing_denormals(torch.set_flush_denormal)
 def _serve(data: BenchData, case: int, run: Path, end: Connection) -> None:
     """Take a turn or tell the peak memory, as the other end asks, until it closes."""
     _, network, settings, steps = CASES[case]

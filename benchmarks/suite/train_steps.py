@@ -49,7 +49,7 @@ def measure_step(
 ) -> Found:  # fmt: skip
     """One network with one method: our step, the bare loop as torch's defaults have it, and one with our settings.
 
-    All of them keep freed memory (`fsl_dist.memory`), since one process does.
+    All of them keep freed memory (`index.runtime`), since one process does.
     """
     trainer = make_trainer(data.config(network, method, folder / f"step-{network}-{method}", more))
     planned, (images,) = load_steps(trainer, 0, 1)[0][0]

@@ -17,7 +17,7 @@ from benchmarks.suite.report import BenchOptions, Report, Table, Target
 from benchmarks.suite.train_setup import BenchData, describe_data, make_data, make_trainer
 from cluster.planning.machine_rates import load_steps
 from fsl_dist.distributed import WorkerGroup
-from fsl_dist.training.denormals import flushing_denormals
+from index.runtime import flushing_denormals
 
 _WAIT_S = 120.0
 
@@ -56,7 +56,7 @@ def _processes(job: _Job, num: int) -> Iterator[Callable[[int], None]]:
         yield take
 
 
-@flushing_denormals()
+@flushing_denormals(torch.set_flush_denormal)
 def _serve(job: _Job, rank: int, end: Connection) -> None:
     """Take as many steps as the other end says, until it closes; negative numbers: without averaging gradients."""
     torch.set_num_threads(1)

@@ -25,12 +25,12 @@ from fsl_dist.data.selection import Selection
 from fsl_dist.distributed import WorkerGroup
 from fsl_dist.methods.mining import MiningConfig
 from fsl_dist.training.config import WorkersConfig
-from fsl_dist.training.denormals import flushing_denormals
 from fsl_dist.training.launch import check_run
 from fsl_dist.training.loop import Trainer
 from fsl_dist.training.splits import split_run
 from fsl_dist.training.step import PlannedStep, planned_steps, step_requests
 from fsl_dist.training.trained import resolve_weights
+from index.runtime import flushing_denormals
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ _READ, _READ_BATCH = 4_096, 256  # images read, and at once
 _PREPARED = 2_000  # images whose embeddings a method is prepared with
 
 
-@flushing_denormals()
+@flushing_denormals(torch.set_flush_denormal)
 def measure_rates(config: RunConfig) -> Rates:
     """Measure this machine, for `config` and its data set, in one process; takes about a minute with a small network.
 

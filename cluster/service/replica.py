@@ -8,7 +8,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import faiss
 import numpy as np
 from fastapi import FastAPI, Request, Response
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
@@ -29,6 +28,7 @@ from fsl_dist.data.catalogue import Catalogue
 from index import FollowingIndex, versions
 from index.actors.client import open_ray_index
 from index.base.errors import RequestError
+from index.runtime import faiss
 from index.search import ShardedIndex, open_index
 from index.versions import Manifest
 

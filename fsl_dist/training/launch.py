@@ -18,7 +18,6 @@ from fsl_dist.distributed import WorkerGroup
 from fsl_dist.errors import RequestError
 from fsl_dist.models.backbones import build_network
 from fsl_dist.training.checkpoint import CheckpointFolder, read_progress
-from fsl_dist.training.denormals import flushing_denormals
 from fsl_dist.training.loop import Trainer, Watch
 from fsl_dist.training.optimizer import group_parameters
 from fsl_dist.training.resume import check_folder, check_resumable, settle
@@ -27,6 +26,7 @@ from fsl_dist.training.splits import check_stop, split_run
 from fsl_dist.training.trained import resolve_weights
 from index.base.files import Owner, remove_file, write_atomic
 from index.base.object_cache import bring
+from index.runtime import flushing_denormals
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class TrainingSummary:
     seconds: float
 
 
-@flushing_denormals()
+@flushing_denormals(torch.set_flush_denormal)
 def train_run(
     config: RunConfig,
     *,

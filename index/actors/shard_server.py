@@ -13,12 +13,12 @@ from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import faiss
 import numpy as np
 
 from index import versions
 from index.base.errors import VersionError
 from index.config import Device
+from index.runtime import faiss
 from index.shard import Request, Shard
 from index.versions import Manifest
 

@@ -20,6 +20,7 @@ from index.base.files import Owner
 from index.base.pieces import WorkFolder
 from index.base.settings import dump, validate
 from index.config import IndexConfig
+from index.runtime import faiss
 from index.vectors import check_column, check_order, check_vectors, sort_rows, unit_vectors
 
 _TOKEN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -197,8 +198,6 @@ class Staging(WorkFolder):
         name = versions.faiss_name(shard)
         if not kinds.needs_files(config) or self.has(name):
             return
-        import faiss
-
         quantizer = self.path_of(versions.QUANTIZER)
         trained = quantizer.read_bytes() if kinds.is_trained(config.kind) else b""
         vectors = files.open_array(self.path_of(versions.shard_name(shard)))

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from index.base.files import Owner, write_atomic
+from index.runtime import faiss
 from tune.index_sweeps.config import IndexSweepConfig
 from tune.index_sweeps.trial import check_point, read_truth, run_trial, shape_of, write_labels
 from tune.plan import Plan
@@ -46,8 +47,6 @@ def drive_index_sweep(
     started: `time.monotonic()` from which its wall time counts. Whoever drove this sweep before and still lives writes no more.
     Raises RequestError for vectors that no index takes, FslDistError when more trials failed than may.
     """
-    import faiss
-
     owner = Owner.claim(Path(config.dir))
     if not (owner.folder / SWEEP_FILE).is_file():
         write_atomic(owner.folder / SWEEP_FILE, render_sweep(config).encode())

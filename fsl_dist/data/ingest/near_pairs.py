@@ -13,6 +13,7 @@ from fsl_dist.data.fingerprints import Fingerprints, fingerprint
 from fsl_dist.data.images import Encoded, open_upright
 from fsl_dist.data.store import ShardStore
 from index.base.pieces import Progress
+from index.runtime import faiss
 
 # One read of this many samples holds about 10 MB of photographs.
 _READ_BATCH = 128
@@ -74,8 +75,6 @@ def find_near(
 
 def _compare_hashes(hashes: NDArray[np.uint8], distance: int) -> Iterator[NearPairs]:
     """Every two of `hashes` (uint8 [n, 8]) at most `distance` bits apart."""
-    import faiss  # 0.2 s
-
     index = faiss.IndexBinaryFlat(8 * hashes.shape[1])
     for start in range(0, len(hashes), _QUERIES_AT_ONCE):
         queries = hashes[start : start + _QUERIES_AT_ONCE]

@@ -132,17 +132,18 @@ def _train_worker(settings: dict) -> None:
     import dataclasses
 
     import ray.train.torch
+    import torch
 
     from fsl_dist.distributed import WorkerGroup
-    from fsl_dist.training.denormals import flushing_denormals
     from fsl_dist.training.loop import Trainer
+    from index.runtime import flushing_denormals
 
     logging.getLogger("fsl_dist").setLevel(logging.INFO)
     folder, epoch = settings["owner"]
     # The configuration passes the gate again: a worker's installation may differ from the driver's.
     config = parse_config(settings["config"], [], "the driver's configuration")
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=folder))
-    with flushing_denormals():
+    with flushing_denormals(torch.set_flush_denormal):
         trainer = Trainer(
             config,
             group=WorkerGroup.current(),
