@@ -77,6 +77,7 @@ def test_importing_the_packages_loads_no_heavy_library():
     assert found.stdout.strip() == "[]"
 
 
+@pytest.mark.integration
 def test_the_example_trains_in_a_plain_process(digits):
     spec = importlib.util.spec_from_file_location("own_trainer", ROOT / "examples" / "own_trainer.py")
     example = importlib.util.module_from_spec(spec)

@@ -106,6 +106,7 @@ def test_a_looser_bound_holds_under_one_name(tmp_path):
     assert left_out == ["owl/other.png"]  # equal to bee/SAME.png, which stays
 
 
+@pytest.mark.integration
 def test_the_same_bytes_whatever_the_processes(tmp_path, monkeypatch):
     monkeypatch.setattr(pack_pieces, "CHUNK_SIZE", 2)
     source = write_source(tmp_path / "src")

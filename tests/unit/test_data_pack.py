@@ -61,6 +61,7 @@ def test_shards_are_plain_tar_with_label_files(source, tmp_path):
     assert order != sorted(order)
 
 
+@pytest.mark.integration
 def test_one_seed_gives_the_same_bytes_whatever_the_processes(source, tmp_path, monkeypatch):
     monkeypatch.setattr(pack_pieces, "CHUNK_SIZE", 5)
     options = {"a": PackOptions(processes=1), "b": PackOptions(processes=3), "c": PackOptions(seed=1)}

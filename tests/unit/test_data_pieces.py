@@ -105,6 +105,7 @@ def test_pieces_of_another_plan_are_discarded(source, tmp_path, caplog, change, 
     assert all_bytes(tmp_path / "out") == all_bytes(tmp_path / "expected")
 
 
+@pytest.mark.integration
 def test_another_split_or_number_of_processes_takes_the_pieces_over(source, tmp_path):
     with pytest.raises(Stopped):
         pack(source, tmp_path / "out", PackOptions(**OPTIONS), stop_after("packing", 1))

@@ -142,6 +142,7 @@ def test_no_side_grows_and_what_is_stored_stays(height, width, side):
             assert rule.extents(*extents) is None
 
 
+@pytest.mark.integration
 def test_one_seed_gives_the_same_bytes_and_leaves_nothing_beside(source, tmp_path, monkeypatch):
     monkeypatch.setattr(pack_pieces, "CHUNK_SIZE", 2)
     for name, processes in (("one", 1), ("four", 4)):

@@ -75,6 +75,7 @@ def is_alive(pid):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are read from /proc")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.integration
 def test_workers_die_with_their_parent(how):
     # A script without a guard: workers do not run it again.
     program = (

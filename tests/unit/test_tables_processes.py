@@ -13,6 +13,8 @@ from index.base.errors import FslDistError, RequestError
 from tune.tables.processes import run_alone
 from tune.tables.tables import read_table
 
+pytestmark = pytest.mark.integration  # each starts a process that imports torch
+
 
 def test_a_result_comes_back_from_another_process(tmp_path: Path) -> None:
     assert run_alone(os.getpid, log=tmp_path / "log") != os.getpid()
