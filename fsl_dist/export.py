@@ -1,13 +1,11 @@
 """A trained embedder as a file for other programs: ONNX, safetensors, or a program of torch.export."""
 
 import copy
-import importlib
 import json
 import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +18,7 @@ from fsl_dist.models.config import BackboneConfig
 from fsl_dist.models.embedding import FullPrecisionLinear, Network
 from fsl_dist.training.trained import TrainedRun
 from fsl_dist.version import __version__
+from index.base.extras import require
 from index.base.files import new_token
 from index.base.object_cache import put_file
 from index.base.settings import dump, validate
@@ -129,7 +128,7 @@ def _describe(trained: TrainedRun) -> dict[str, str]:
 
 def _write_onnx(module: Embed, images: torch.Tensor, metadata: dict[str, str], out: Path) -> None:
     for package in ("onnx", "onnxscript", "onnxruntime"):
-        _import(package)
+        require(package)
     logging.getLogger("onnxscript").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter's own use of torch and onnx
@@ -148,18 +147,11 @@ def _write_onnx(module: Embed, images: torch.Tensor, metadata: dict[str, str], o
 
 
 def _embed_by_onnx(path: Path, images: torch.Tensor) -> NDArray[np.float32]:
-    session = _import("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (embeddings,) = session.run(None, {"images": images.numpy()})
     return embeddings
-
-
-def _import(package: str) -> Any:
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise RequestError(
-            f"exporting to ONNX needs the package {package}: pip install 'fsl-dist[export]'"
-        ) from error
 
 
 def _write_safetensors(module: Embed, images: torch.Tensor, metadata: dict[str, str], out: Path) -> None:

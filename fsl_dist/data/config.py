@@ -14,7 +14,7 @@ class DataConfig:
     """Data set, image transform and read-ahead of a run (the `data.*` keys)."""
 
     dataset: str = ""
-    """folder of a packed or adopted data set (`fsl-dist pack`, `fsl-dist adopt`), or its location at s3:// or gs://"""
+    """folder of a packed or adopted data set, or its location at s3:// or gs://"""
     version: Annotated[int, Field(ge=0)] = 0
     """version of its catalogue; 0: the current one, which a run writes down when it starts and keeps"""
     features: str = ""

@@ -131,7 +131,7 @@ class MethodSettings:
         """Raise ConfigError where `episode.*` does not go with these settings."""
 
     def count_epoch(self, plan: EpochPlan) -> EpochSize:
-        """The batches of an epoch, for `fsl-dist plan`: one batch of `training.batch_size` a step, unless overridden."""
+        """The batches of an epoch, for planning: one batch of `training.batch_size` a step, unless overridden."""
         steps = -(-plan.num_images // plan.batch_size)
         return EpochSize(steps, 1, min(plan.batch_size, plan.num_images), is_global=True)
 

@@ -17,10 +17,7 @@ ROOT = Path(__file__).parents[2]
 ABOUT_COMMANDS = (
     "tune/index_sweeps/report.py",
     "tune/sweeps/report.py",
-    "tune/tables/report.py",
-    "tune/tables/run.py",
-    "fsl_dist/data/",
-    "fsl_dist/methods/",
+    "tune/tables/",
 )
 
 
