@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fsl_dist.evaluation.report import open_selection
+from fsl_dist.evaluation.protocols import open_selection
 from fsl_dist.training.splits import split_run
 from fsl_dist.training.trained import open_trained
 

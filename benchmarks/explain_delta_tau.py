@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fsl_dist.evaluation.report import open_selection
+from fsl_dist.evaluation.protocols import open_selection
 from fsl_dist.methods.prototypes import Prototypes, fit_prototypes
 from fsl_dist.metrics.few_shot import draws_of
 from fsl_dist.training.splits import split_run

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from fsl_dist.data.images import IMAGE_SUFFIXES
 from fsl_dist.errors import RequestError
-from fsl_dist.evaluation.report import open_selection
+from fsl_dist.evaluation.protocols import open_selection
 from fsl_dist.image_files import FailedImage, ImageFiles, ImageLike, NamedImage, name_images
 from fsl_dist.methods.prototypes import Prototypes, fit_prototypes, join
 from fsl_dist.metrics.few_shot_knn import find_nearest, join_nearest, rank_classes

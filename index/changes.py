@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from index import versions
+from index import publishing, versions
 from index.base import files
 from index.base.errors import RequestError, VersionError
 from index.plan import Planner, is_among
@@ -287,7 +287,7 @@ def make_current(out: Path, version: int) -> None:
             write_batch(folder, contents.changes.number + 1, mark(_REOPENED, contents.manifest.dim))
         except FileExistsError:  # another process did, just now
             continue
-    versions.make_current(out, version)
+    publishing.make_current(out, version)
 
 
 def roll_back(out: Path, to: int | None = None) -> Manifest:
@@ -296,6 +296,6 @@ def roll_back(out: Path, to: int | None = None) -> Manifest:
     All its bytes are checked first, its changes count again. The version that was current stays until versions beyond
     `keep_versions` are removed. Raises RequestError where there is no such version, VersionError where it is damaged.
     """
-    manifest = versions.check_older(out, to)
+    manifest = publishing.check_older(out, to)
     make_current(out, manifest.version)
     return manifest

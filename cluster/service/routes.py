@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
@@ -17,9 +17,7 @@ from starlette.requests import ClientDisconnect
 
 from cluster.service.requests import BadBody, describe_body
 from index.base.errors import FslDistError, RequestError
-
-if TYPE_CHECKING:
-    from cluster.service.replica import IndexService
+from index.search import ShardedIndex
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +53,29 @@ def refuse(error: Exception) -> Response:
     return JSONResponse({"error": text}, status, headers)
 
 
-def build_app(service: "IndexService") -> FastAPI:
+class Service(Protocol):
+    """What answers the routes: one replica (`cluster.service.replica.IndexService`)."""
+
+    index: ShardedIndex
+
+    async def follow(self) -> None:
+        """Open new versions as they are published, until cancelled."""
+        ...
+
+    async def search(self, request: Request) -> Response:
+        """Answer one search."""
+        ...
+
+    def describe(self, request: Request) -> dict[str, object]:
+        """The version that is served, and the limits of a request."""
+        ...
+
+    async def all_metrics(self) -> list[Metric]:
+        """What all replicas have counted."""
+        ...
+
+
+def build_app(service: Service) -> FastAPI:
     """The routes of a replica."""
 
     @asynccontextmanager

@@ -9,7 +9,7 @@ from typing import overload
 
 from fsl_dist.errors import RequestError
 from fsl_dist.evaluation.evidence import Evidence, Vote, gather_evidence
-from fsl_dist.evaluation.report import open_selection
+from fsl_dist.evaluation.protocols import open_selection
 from fsl_dist.image_files import FailedImage, ImageFiles, ImageLike, name_images
 from fsl_dist.notebook import html_frame
 from fsl_dist.plots.evidence_page import PageFacts, render_evidence

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.errors import RequestError
 from fsl_dist.evaluation.evidence import Evidence, gather_evidence
-from fsl_dist.evaluation.report import open_selection
+from fsl_dist.evaluation.protocols import open_selection
 from fsl_dist.metrics.retrieval import NO_GROUP
 from fsl_dist.plots.evidence_picture import (
     EDGE,

@@ -14,7 +14,7 @@ from fsl_dist.config import RunConfig
 from fsl_dist.data.selection import Selection
 from fsl_dist.errors import RequestError
 from fsl_dist.evaluation.fine_tune import TunedDraw, tune_draw
-from fsl_dist.evaluation.report import open_selection, other_method, require_novel
+from fsl_dist.evaluation.protocols import open_selection, other_method, require_novel
 from fsl_dist.methods.prototypes import Prototypes, fit_prototypes, join
 from fsl_dist.metrics.config import EvaluationConfig
 from fsl_dist.metrics.few_shot import check_novel, draw_novel, largest_classes

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from index import kinds, versions
+from index import kinds, publishing, versions
 from index.base import files, object_cache
 from index.base.errors import RequestError, VersionError
 from index.base.files import Owner
@@ -221,7 +221,7 @@ class Staging(WorkFolder):
         *,
         fingerprint: str = "",
         verify: bool = False,
-        switch: Callable[[Path, int], None] = versions.make_current,
+        switch: Callable[[Path, int], None] = publishing.make_current,
     ) -> Path:
         """Publish the shards written so far as the next version, in one step (`switch`); returns its folder.
 
@@ -274,7 +274,7 @@ class Staging(WorkFolder):
         for claim in (self.owner, owner):
             if claim is not None:
                 claim.check()
-        final = versions.publish_version(
+        final = publishing.publish_version(
             self.out, self.version_folder, manifest, config.keep_versions, switch
         )
         files.remove_folder(self.folder)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from index import kinds, versions
+from index import kinds, publishing, versions
 from index.base import files
 from index.base.errors import RequestError, VersionError
 from index.base.pieces import Progress, Spread, do_here
@@ -47,7 +47,7 @@ def merge(
     contents = Contents(folder, manifest, vectors=False)
     changes = contents.changes
     if changes.successor:  # a merge was killed before its last step
-        versions.make_current(out, changes.successor, has_changes=True)
+        publishing.make_current(out, changes.successor, has_changes=True)
         return merge(out, settings, spread=spread, progress=progress)[0], True
     if not changes.number:
         return folder, False
@@ -145,7 +145,7 @@ def _switch(folder: Path, number: int, out: Path, version: int) -> None:
             carried += 1
             with contextlib.suppress(FileExistsError):  # the same
                 write_batch(new, carried, batch)
-    versions.make_current(out, version, has_changes=True)
+    publishing.make_current(out, version, has_changes=True)
 
 
 def _kept(manifest: Manifest, hidden: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from index import versions
+from index import publishing, versions
 from index.base import files, object_cache
 from index.base.errors import FslDistError, RequestError
 from index.changes import Batch, Contents, write_batch
@@ -124,7 +124,7 @@ class IndexWriter:
             if not successor:
                 return self._contents
             if versions.find_version(self.path) == self._contents.folder:
-                versions.make_current(self.path, successor, has_changes=True)
+                publishing.make_current(self.path, successor, has_changes=True)
 
     def _check(self, vectors: np.ndarray) -> np.ndarray:
         manifest = self._contents.manifest

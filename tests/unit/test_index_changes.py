@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from index import changes, versions
+from index import changes, publishing, versions
 from index.base.errors import FslDistError, RequestError, VersionError
 from index.changes import Contents, batch_path, roll_back
 from index.config import IndexConfig
@@ -208,14 +208,14 @@ def test_changes_made_while_a_merge_runs_are_in_the_new_version(tmp_path, monkey
     build(tmp_path, vectors, labels)
     writer = IndexWriter(tmp_path)
     writer.add(vectors[:2] + 9, labels[:2])
-    published = versions.publish_version
+    published = publishing.publish_version
 
     def publish_late(*arguments, **more):
         writer.remove(np.array([3, 50]))
         writer.add(vectors[2:3] + 9, labels[2:3])
         return published(*arguments, **more)
 
-    monkeypatch.setattr(versions, "publish_version", publish_late)
+    monkeypatch.setattr(publishing, "publish_version", publish_late)
     merge(tmp_path)
     opened = open_index(tmp_path)
     assert (opened.manifest.version, opened.manifest.num_vectors, opened.changes.number) == (2, 52, 2)
@@ -237,7 +237,7 @@ def test_a_merge_killed_between_its_last_two_steps_is_ended_by_the_next_writer_o
         build(out, np.eye(4, dtype=np.float32), np.arange(4))
         IndexWriter(out).add(np.ones((1, 4), np.float32), np.array([1]))
         with monkeypatch.context() as patch:
-            patch.setattr(versions, "make_current", killed)
+            patch.setattr(publishing, "make_current", killed)
             with pytest.raises(KeyboardInterrupt):
                 merge(out)
         assert versions.current_version(out) == 1
