@@ -13,7 +13,7 @@ def extents_of_shorter(height: int, width: int, shorter: int) -> tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredSize:
-    """The size at which `pack` stores images; both None: as they are. RequestError where it is none."""
+    """The size at which `pack` stores images; both None: as they are. RequestError where both are given."""
 
     shorter: int | None = None
     """pixels of the shorter side, ≥ 1; the longer one keeps the proportion"""
@@ -26,10 +26,6 @@ class StoredSize:
                 f"resize_shorter={self.shorter} and resize={self.exact[0]}x{self.exact[1]} exclude each other; "
                 "leave one out"
             )
-        if self.shorter is not None and self.shorter < 1:
-            raise RequestError(f"resize_shorter={self.shorter} must be at least 1 pixel")
-        if self.exact is not None and min(self.exact) < 1:
-            raise RequestError(f"resize={self.exact[0]}x{self.exact[1]} must be at least 1 pixel each way")
 
     def extents(self, height: int, width: int) -> tuple[int, int] | None:
         """(height, width) to store an image at; None where it stays as it is. Neither side ever grows."""

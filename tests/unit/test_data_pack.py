@@ -319,6 +319,8 @@ def test_a_bad_request_writes_nothing(source, tmp_path, case):
         ({"split": "column"}, "split=column needs split_column="),
         ({"split": "classes", "columns": TableColumns(table="t.csv", split="s")}, "leave one out"),
         ({"shard_size_mb": 0}, "shard_size_mb=0 must be at least 1"),
+        ({"num_classes": 0}, "num_classes=0 must be at least 1"),
+        ({"processes": -1}, "processes=-1 must be at least 0"),
     ],
 )
 def test_options_that_contradict_are_refused(options, text):

@@ -172,8 +172,8 @@ def test_an_append_stores_at_the_same_size(source, tmp_path):
             {"resize_shorter": 9, "resize": (4, 5)},
             "resize_shorter=9 and resize=4x5 exclude each other; leave one out",
         ),
-        ({"resize_shorter": 0}, "resize_shorter=0 must be at least 1 pixel"),
-        ({"resize": (0, 5)}, "resize=0x5 must be at least 1 pixel each way"),
+        ({"resize_shorter": 0}, "resize_shorter=0 must be at least 1"),
+        ({"resize": (0, 5)}, "resize[0]=0 must be at least 1"),
     ],
 )
 def test_sizes_that_are_none_are_refused(options, text):

@@ -1,16 +1,17 @@
 """Options of `pack`."""
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from fsl_dist.data.ingest.division import SplitOptions
 from fsl_dist.data.ingest.duplicates import Dedupe
 from fsl_dist.data.ingest.listing import TableColumns
 from fsl_dist.data.resize import StoredSize
-from fsl_dist.errors import RequestError
+from index.base.settings import settings
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings("")
 class PackOptions(SplitOptions):
     """How `pack` reads its source, divides it and writes it."""
 
@@ -18,24 +19,20 @@ class PackOptions(SplitOptions):
     """table to read instead of class folders"""
     order: Literal["mixed", "class"] = "mixed"
     """order of bytes in the shards; mixed: shuffled over the whole source; class: the bytes of each class together"""
-    shard_size_mb: int = 256
-    """a shard is closed before it grows beyond this many 10⁶ bytes (one sample may be larger), ≥ 1"""
-    resize_shorter: int | None = None
-    """pixels of the shorter side at which larger images are stored, ≥ 1; None: as they are"""
-    resize: tuple[int, int] | None = None
-    """(height, width) in pixels at which larger images are stored, ≥ 1, in place of `resize_shorter`"""
+    shard_size_mb: Annotated[int, Field(ge=1)] = 256
+    """a shard is closed before it grows beyond this many 10⁶ bytes (one sample may be larger)"""
+    resize_shorter: Annotated[int, Field(ge=1)] | None = None
+    """pixels of the shorter side at which larger images are stored; None: as they are"""
+    resize: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
+    """(height, width) in pixels at which larger images are stored, in place of `resize_shorter`"""
     dedupe: Dedupe | None = None
     """near-duplicates to leave out: `name`: those with one file name; `phash`: all; None: none"""
-    num_classes: int | None = None
+    num_classes: Annotated[int, Field(ge=1)] | None = None
     """pack only this many classes, those with the most usable images; None: all"""
-    processes: int = 0
+    processes: Annotated[int, Field(ge=0)] = 0
     """processes that check, resize and write; 0: one per core; 1: this process alone"""
 
     def __post_init__(self) -> None:
-        if self.shard_size_mb < 1:
-            raise RequestError(f"shard_size_mb={self.shard_size_mb} must be at least 1")
-        if self.num_classes is not None and self.num_classes < 1:
-            raise RequestError(f"num_classes={self.num_classes} must be at least 1")
         _ = self.stored_size
         SplitOptions.__post_init__(self)
 
