@@ -45,6 +45,7 @@ class Module:
         return found
 
 
+@cache
 def read_modules(packages: tuple[str, ...] = PACKAGES) -> dict[str, Module]:
     """All modules by their dotted name."""
     paths = [path for package in packages for path in sorted((ROOT / package).rglob("*.py"))]
@@ -57,10 +58,19 @@ def read_modules(packages: tuple[str, ...] = PACKAGES) -> dict[str, Module]:
 
 def running_nodes(node: ast.AST) -> Iterator[ast.AST]:
     """All nodes but those below `if TYPE_CHECKING`, which never run."""
-    for child in ast.iter_child_nodes(node):
-        if not (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)):
-            yield child
-            yield from running_nodes(child)
+    ahead = [node]
+    while ahead:
+        one = ahead.pop()
+        yield one
+        ahead += (
+            child
+            for child in ast.iter_child_nodes(one)
+            if not (
+                isinstance(child, ast.If)
+                and isinstance(child.test, ast.Name)
+                and child.test.id == "TYPE_CHECKING"
+            )
+        )
 
 
 def used_from(module: Module) -> set[str]:
