@@ -105,7 +105,7 @@ def test_one_process_trains_scores_and_searches(digits: Path, tmp_path: Path) ->
         f"""
 import logging
 import numpy as np, torch
-from fsl_dist import batch_hard_loss
+from fsl_dist.losses.batch_hard import batch_hard_loss
 from fsl_dist.config import load_config
 from fsl_dist.evaluation.report import evaluate_run
 from fsl_dist.training.launch import train_run
