@@ -1,12 +1,12 @@
 # syntax=docker/dockerfile:1
-# The image of every pod: Ray's head, workers, submitter and index replicas. cluster/k8s/README.md says how it is built.
+# The image of every pod: Ray's head, workers, submitter and index replicas. k8s/README.md says how it is built.
 # The wheels bring their own CUDA libraries, so on a machine without a GPU --build-arg BASE=ubuntu:24.04 is enough; both have
 # the same Python.
 ARG BASE=nvidia/cuda:13.0.0-base-ubuntu24.04
 
 FROM ${BASE} AS build
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
-COPY cluster/k8s/image/ /image/
+COPY k8s/image/ /image/
 RUN /image/packages.sh python3-venv
 COPY pyproject.toml constraints.txt README.md LICENSE /source/
 COPY index/ /source/index/
@@ -17,7 +17,7 @@ RUN /image/install.sh /source /opt/fsl-dist
 
 FROM ${BASE}
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
-COPY cluster/k8s/image/ /image/
+COPY k8s/image/ /image/
 # wget is what KubeRay's probes ask Ray with.
 RUN /image/packages.sh python3 wget && /image/user.sh
 COPY --from=build /opt/fsl-dist /opt/fsl-dist

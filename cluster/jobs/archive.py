@@ -6,6 +6,7 @@ and the metadata that versions and entry points are read from, and is unpacked o
 
 import importlib.metadata
 import importlib.util
+import os
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,8 +45,9 @@ def check_wheel(path: Path) -> None:
 def _files() -> Iterator[tuple[str, bytes]]:
     for package in _PACKAGES:
         folder = _folder_of(package)
-        for path in folder.rglob("*"):
-            if path.suffix in _SUFFIXES and path.is_file():
+        # In a checkout, cluster/k8s is a link to k8s/.
+        for root, _, names in os.walk(folder, followlinks=True):
+            for path in (Path(root, name) for name in names if name.endswith(_SUFFIXES)):
                 yield f"{package}/{path.relative_to(folder).as_posix()}", path.read_bytes()
     found = importlib.metadata.distribution(_NAME)
     for name in ("METADATA", "entry_points.txt"):

@@ -12,7 +12,7 @@ RIGHTS = {
     ("", "pods"): ("list",),
     ("", "pods/log"): ("get",),
 }
-"""what submit, status, logs and stop do, by API group and resource; cluster/k8s/rights/submitter.yaml grants it"""
+"""what submit, status, logs and stop do, by API group and resource; k8s/rights/submitter.yaml grants it"""
 
 
 def check_cluster(api: KubeApi, job: Job, options: KubeOptions) -> None:

@@ -1,4 +1,4 @@
-"""A job as the objects that run it on Kubernetes with KubeRay, rendered from the files of `cluster/k8s/`."""
+"""A job as the objects that run it on Kubernetes with KubeRay, rendered from the files of `k8s/`."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The part of kustomize that `cluster/k8s/` uses, so that `fsl-dist submit` renders from the same files without it.
+"""The part of kustomize that `k8s/` uses, so that `fsl-dist submit` renders from the same files without it.
 
 A `kustomization.yaml` may name resources, components, patches (JSON 6902, and `$patch: delete`), images and a namespace;
 anything else in one is refused.

@@ -97,7 +97,7 @@ def named_in_texts() -> set[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     texts = [
         *project["scripts"].values(),
-        *(path.read_text() for path in (ROOT / "cluster" / "k8s").rglob("*.yaml")),
+        *(path.read_text() for path in (ROOT / "k8s").rglob("*.yaml")),
     ]
     for module in read_modules().values():
         texts += [

@@ -19,7 +19,7 @@ from index.writing.build import build as build_index
 
 pytestmark = [pytest.mark.integration, pytest.mark.k8s]
 
-MANIFEST = Path(__file__).parents[2] / "cluster" / "k8s" / "base" / "index-service.yaml"
+MANIFEST = Path(__file__).parents[2] / "k8s" / "base" / "index-service.yaml"
 TOKEN = "a token of the tests 0123456789"
 PROGRAM = """
 import json, sys

@@ -12,7 +12,7 @@ import pytest
 pytestmark = pytest.mark.k8s
 
 ROOT = Path(__file__).parents[2]
-SCRIPTS = ROOT / "cluster" / "k8s" / "image"
+SCRIPTS = ROOT / "k8s" / "image"
 AS_POD = ["setpriv", "--reuid=1000", "--regid=1000", "--clear-groups"]
 
 
@@ -33,12 +33,12 @@ def image_faults(text: str, root: Path = ROOT) -> list[str]:
         faults.append("user: the last USER is not 1000:1000")
     for word, rest in steps:
         if word == "RUN" and any(not command.startswith("/image/") for command in rest.split(" && ")):
-            faults.append(f"script: RUN {rest} is no script of cluster/k8s/image, which tests run")
+            faults.append(f"script: RUN {rest} is no script of k8s/image, which tests run")
         if word == "RUN":
             faults += [
                 f"script: {name} is not there, or may not be run"
                 for name in re.findall(r"/image/(\S+)", rest)
-                if not os.access(root / "cluster" / "k8s" / "image" / name, os.X_OK)
+                if not os.access(root / "k8s" / "image" / name, os.X_OK)
             ]
         if word == "ADD" or "http" in rest:
             faults.append(f"fetch: {word} {rest} brings what is not pinned")

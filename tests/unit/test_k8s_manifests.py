@@ -38,7 +38,7 @@ OPTIONS = {
 
 @cache
 def overlay(name: str) -> list[dict]:
-    return build(ROOT / "cluster" / "k8s" / "overlays" / name)
+    return build(ROOT / "k8s" / "overlays" / name)
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
@@ -93,22 +93,18 @@ def test_versions_are_the_project_s() -> None:
     pins = dict(
         line.split(" ;")[0].split("==") for line in (ROOT / "constraints.txt").read_text().splitlines()
     )
-    text = "".join(path.read_text() for path in (ROOT / "cluster" / "k8s" / "base").glob("*.yaml"))
+    text = "".join(path.read_text() for path in (ROOT / "k8s" / "base").glob("*.yaml"))
     assert f"newTag: {project['version']}}}" in text
     assert text.count("rayVersion:") == text.count(f"rayVersion: {pins['ray']}\n") == 4
     used = {c["image"] for one in overlay("cpu") for c in containers(one)}
     tools = {
-        c["image"]
-        for path in (ROOT / "cluster" / "k8s" / "tools").glob("*")
-        for c in containers(read_objects(path))
+        c["image"] for path in (ROOT / "k8s" / "tools").glob("*") for c in containers(read_objects(path))
     }
     assert tools == {f"fsl-dist:{project['version']}"}
     assert used == {f"fsl-dist:{project['version']}-cpu", "redis:8.2.2"}
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "cluster" / "k8s").glob("[rt]*/*.yaml")), ids=lambda path: path.stem
-)
+@pytest.mark.parametrize("path", sorted((ROOT / "k8s").glob("[rt]*/*.yaml")), ids=lambda path: path.stem)
 def test_what_is_applied_by_hand_breaks_no_rule(path: Path) -> None:
     # The one Role, and people's, not a pod's.
     assert [
@@ -121,7 +117,7 @@ def test_what_is_applied_by_hand_breaks_no_rule(path: Path) -> None:
 )
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_kustomize_builds_the_same(name: str) -> None:
-    folder = ROOT / "cluster" / "k8s" / "overlays" / name
+    folder = ROOT / "k8s" / "overlays" / name
     built = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=True)
     assert built.stderr == "", "nothing deprecated"
 

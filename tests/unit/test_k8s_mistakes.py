@@ -227,7 +227,7 @@ MISTAKES = [
 
 @cache
 def overlay(name: str) -> list[dict]:
-    return build(ROOT / "cluster" / "k8s" / "overlays" / name)
+    return build(ROOT / "k8s" / "overlays" / name)
 
 
 @pytest.mark.parametrize(("rule", "name", "where", "operation", "path", "value"), MISTAKES)

@@ -260,7 +260,7 @@ def test_a_cluster_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_submitter_s_role_grants_what_is_asked_for_and_looks() -> None:
-    rules = yaml.safe_load((ROOT / "cluster" / "k8s" / "rights" / "submitter.yaml").read_text())["rules"]
+    rules = yaml.safe_load((ROOT / "k8s" / "rights" / "submitter.yaml").read_text())["rules"]
     granted = {
         (group, name): set(rule["verbs"])
         for rule in rules

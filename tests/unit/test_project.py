@@ -26,7 +26,7 @@ def test_every_place_that_names_the_version_names_the_same() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
     assert re.search(rf"^## {re.escape(version)} \(", (ROOT / "CHANGELOG.md").read_text(), re.M)
-    images = "".join(path.read_text() for path in (ROOT / "cluster" / "k8s").rglob("*.yaml"))
+    images = "".join(path.read_text() for path in (ROOT / "k8s").rglob("*.yaml"))
     tags = set(re.findall(r"fsl-dist(?::|, newTag: )([\d.]+)", images))
     assert tags == {version}
 
