@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-import fsl_dist
 from cluster.jobs.archive import write_archive
 
 pytestmark = pytest.mark.integration
@@ -173,7 +172,6 @@ def run_first_example(installed: Installed) -> None:
     assert (folder / "indexes" / "mine" / "current").is_file()
 
 
-@pytest.mark.skipif(not hasattr(fsl_dist, "open_run"), reason="fsl_dist has no open_run")
 def test_an_installed_wheel_does_the_main_job_from_python(installed: Installed) -> None:
     run_first_example(installed)
 
@@ -220,5 +218,4 @@ def test_a_fresh_environment_needs_nothing_else(wheel: Path, tmp_path: Path) -> 
     assert json.loads(fresh.fsl_dist("doctor", "--json"))["decoder"] == "dali"
     assert "omniglot" in fresh.fsl_dist("reproduce", "--list")
     test_an_installed_wheel_does_the_main_job(fresh)
-    if hasattr(fsl_dist, "open_run"):
-        run_first_example(fresh)
+    run_first_example(fresh)
