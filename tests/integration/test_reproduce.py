@@ -6,9 +6,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from commands import fsl_dist
+from commands import Cli, cli_of, fsl_dist
 
 pytestmark = pytest.mark.integration
+
+cli = pytest.fixture(cli_of)
 
 SETTINGS = [
     "training.epochs=1",
@@ -63,7 +65,7 @@ def test_a_table_is_run_once_and_found_again(digits: Path, tmp_path: Path) -> No
     assert "training.lr=0.5 differs from the run's 0.001" in other.stderr
 
 
-def test_requests_that_cannot_be_served(tmp_path: Path) -> None:
+def test_requests_that_cannot_be_served(cli: Cli, tmp_path: Path) -> None:
     for arguments, words in (
         (["pcn-17", "--data", tmp_path], "there is no table 'pcn-17'"),
         (["pcn-1", "--family", "birds", "--data", tmp_path], "birds is not known; there are"),
@@ -72,8 +74,7 @@ def test_requests_that_cannot_be_served(tmp_path: Path) -> None:
         (["pcn-1", "--data", tmp_path, "--seeds", "0"], "--seeds 0 must be at least 1"),
         (["pcn-1", "--data", tmp_path, "--jobs", "-1"], "--jobs -1 must be 0"),
     ):
-        refused = fsl_dist("reproduce", *arguments)
-        assert refused.returncode == 2, refused.stderr
-        assert words in refused.stderr
-        assert refused.stdout == ""
-        assert len(refused.stderr.strip().splitlines()) == 1
+        code, out, err = cli("reproduce", *arguments)
+        assert (code, out) == (2, ""), err
+        assert words in err
+        assert len(err.strip().splitlines()) == 1
