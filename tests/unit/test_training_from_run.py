@@ -82,7 +82,7 @@ def test_a_run_that_cannot_be_started_from_is_told(
         resolve_weights(load_config(None, [f"backbone.weights={tmp_path}"]))
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "config.yaml").write_bytes((classifier / "config.yaml").read_bytes())
-    with pytest.raises(RequestError, match="holds no checkpoint yet"):
+    with pytest.raises(RequestError, match="has no checkpoint yet"):
         resolve_weights(load_config(None, [f"backbone.weights={tmp_path / 'empty'}", "backbone.name=mlp"]))
     assert not run.exists()
     plain = load_config(None, ["backbone.weights=file.pth"])
