@@ -25,7 +25,8 @@ from fsl_dist.shipped import find_config
 from fsl_dist.training.config import TrainingConfig, WorkersConfig
 from index.base.object_cache import bring_file, is_url, told, working_folder
 from index.base.setting_types import show
-from index.base.settings import Variants, lay_over, parse_overrides, parse_yaml, settings, to_yaml, validate
+from index.base.settings import lay_over, parse_overrides, parse_yaml, settings, to_yaml, validate
+from index.base.variants import Variants
 from index.config import IndexConfig
 
 if TYPE_CHECKING:

@@ -6,21 +6,19 @@ text, a key given twice, and a variant that changes its type. Values are judged 
 belongs to is decided by the `kind` of the variant, so that an error can name the one key that is wrong.
 """
 
-import contextlib
 import dataclasses
 import difflib
 import enum
-import functools
 import json
 import logging
 import os
-import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, TypeVar, Union, dataclass_transform
+from typing import Any, TypeVar, dataclass_transform
 
 from index.base.errors import ConfigError
 from index.base.setting_types import check_values, guess, hints_of, join_key, show
+from index.base.variants import ONLY, class_of_kind, classes_of, default_of, list_kinds, loaders_of, takes
 from index.base.yaml_text import name_of, read_yaml, write_yaml
 
 T = TypeVar("T")
@@ -59,17 +57,6 @@ def settings(part: str) -> Callable[[type[T]], type[T]]:
         return dataclasses.dataclass(frozen=True, kw_only=True, slots=True)(cls)
 
     return make
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Variants:
-    """In `Annotated[MethodSettings, Variants(find)]`: the dataclasses that a field may hold, each loaded when its kind is named.
-
-    They come on top of those that the type itself names. A loader may raise ConfigError; only who names the kind sees it.
-    """
-
-    find: Callable[[], Mapping[str, Callable[[], type]]]
-    """kind → what returns the dataclass with that `kind: Literal[...]`"""
 
 
 def parse_yaml(text: str, place: str) -> dict[str, Any]:
@@ -196,19 +183,19 @@ def _lay(
     hint: Any, default: Any, base: Mapping[str, Any], over: Mapping[str, Any], key: str, place: str
 ) -> dict[str, Any]:
     """`lay_over` for a value of the type `hint`; `default` is what its field holds when nothing is said."""
-    loaders = _loaders_of(hint)
+    loaders = loaders_of(hint)
     old = base.get("kind", getattr(default, "kind", None))
     kind = over.get("kind", old)
-    cls = _class_of_kind(loaders, kind)
+    cls = class_of_kind(loaders, kind)
     if cls is None:
         return merge(base, over)
     merged = dict(base)
     if kind != old:
-        before = _class_of_kind(loaders, old)
+        before = class_of_kind(loaders, old)
         dropped = [
             name
             for name, value in base.items()
-            if not _takes(cls, kind, name, value) and (before is None or _takes(before, old, name, value))
+            if not takes(cls, kind, name, value) and (before is None or takes(before, old, name, value))
         ]
         if dropped:
             where = join_key(key, "kind")
@@ -220,23 +207,10 @@ def _lay(
         below = merged.get(name)
         if name in fields and isinstance(below, Mapping) and isinstance(value, Mapping):
             inner = hints_of(cls)[name]
-            merged[name] = _lay(inner, _default_of(fields[name]), below, value, join_key(key, name), place)
+            merged[name] = _lay(inner, default_of(fields[name]), below, value, join_key(key, name), place)
         else:
             merged[name] = value
     return merged
-
-
-def _class_of_kind(loaders: Mapping[str, Callable[[], type]], kind: Any) -> type | None:
-    load = loaders.get(_ONLY) or (loaders.get(kind) if isinstance(kind, str) else None)
-    return load() if load else None
-
-
-def _takes(cls: type, kind: Any, name: str, value: Any) -> bool:
-    """Whether `cls` takes `value` for the key `name` when it is of `kind`."""
-    if name not in hints_of(cls):
-        return False
-    is_own = kind in getattr(cls, "kinds_of", {}).get(name, (kind,))
-    return is_own or value == next(_default_of(f) for f in dataclasses.fields(cls) if f.name == name)
 
 
 def _plain(value: Any) -> Any:
@@ -263,7 +237,7 @@ class _Parser:
 
     def build(self, hint: Any, value: Any, key: str, default: Any) -> Any:
         """Build what of the type `hint` are dataclasses; `default` is what its field holds when nothing is said."""
-        loaders = _loaders_of(hint)
+        loaders = loaders_of(hint)
         if loaders:
             if value is None and type(None) in typing.get_args(hint):
                 return None
@@ -274,9 +248,9 @@ class _Parser:
             return self._build_dataclass(self._choose(loaders, value, key, default), value, key, default)
         origin, args = typing.get_origin(hint), typing.get_args(hint)
         missing = dataclasses.MISSING
-        if origin is tuple and isinstance(value, list | tuple) and _loaders_of(args[0]):
+        if origin is tuple and isinstance(value, list | tuple) and loaders_of(args[0]):
             return tuple(self.build(args[0], v, f"{key}[{i}]", missing) for i, v in enumerate(value))
-        if origin is dict and isinstance(value, Mapping) and _loaders_of(args[1]):
+        if origin is dict and isinstance(value, Mapping) and loaders_of(args[1]):
             return {k: self.build(args[1], v, join_key(key, str(k)), missing) for k, v in value.items()}
         return value
 
@@ -289,18 +263,18 @@ class _Parser:
         for name, value in data.items():
             if name not in fields:
                 self._refuse_key(name, cls, key)
-            values[name] = self.build(hints[name], value, join_key(key, name), _default_of(fields[name]))
+            values[name] = self.build(hints[name], value, join_key(key, name), default_of(fields[name]))
         values = check_values(cls, values, key, self.place)
         for name, field in fields.items():
-            if name not in values and _default_of(field) is dataclasses.MISSING:
+            if name not in values and default_of(field) is dataclasses.MISSING:
                 raise ConfigError(f"{join_key(key, name)} is required and not set ({self.place})")
         return cls(**values)
 
     def _choose(
         self, loaders: Mapping[str, Callable[[], type]], data: Mapping[str, Any], key: str, default: Any
     ) -> type:
-        if _ONLY in loaders:
-            return loaders[_ONLY]()
+        if ONLY in loaders:
+            return loaders[ONLY]()
         if "kind" in data:
             kind = data["kind"]
             if isinstance(kind, str) and kind in loaders:
@@ -316,13 +290,13 @@ class _Parser:
     def _refuse_key(self, name: str, cls: type, key: str) -> typing.NoReturn:
         """Say where the unknown key `name` of `cls` at `key` belongs, or what it was probably meant to be."""
         siblings = _siblings_of(self.root, cls)
-        owners = _kinds_of([c for c in siblings if c is not cls and name in hints_of(c)])
+        owners = list_kinds([c for c in siblings if c is not cls and name in hints_of(c)])
         kind = join_key(key, "kind")
         full = join_key(key, name)
         if owners:
             raise ConfigError(
                 f"{full} belongs to {' or '.join(f'{kind}={o}' for o in owners)}; "
-                f"this run has {kind}={_kinds_of([cls])[0]} ({self.place})"
+                f"this run has {kind}={list_kinds([cls])[0]} ({self.place})"
             )
         # Names are compared without their prefix, which would make any two keys of one part alike.
         near = difflib.get_close_matches(name, hints_of(cls), n=1)
@@ -336,48 +310,12 @@ class _Parser:
         raise ConfigError(f"unknown key {full} in {self.place}{hint}")
 
 
-_ONLY = ""  # instead of a kind: the one dataclass of a hint that offers no choice
-
-
-def _loaders_of(hint: Any) -> dict[str, Callable[[], type]]:
-    """Kind → what returns its dataclass, for a hint that is one, a union of some or has `Variants`; else empty."""
-    marks: list[Any] = []
-    if typing.get_origin(hint) is typing.Annotated:
-        hint, *marks = typing.get_args(hint)
-    variants = [mark for mark in marks if isinstance(mark, Variants)]
-    options = typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
-    named = [option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)]
-    if len(named) == 1 and not variants:
-        return {_ONLY: functools.partial(_itself, named[0])}
-    loaders: dict[str, Callable[[], type]] = {}
-    for cls in named:
-        loaders |= dict.fromkeys(_kinds_of([cls]), functools.partial(_itself, cls))
-    for mark in variants:
-        loaders |= mark.find()
-    return loaders
-
-
-def _itself(cls: type) -> type:
-    return cls
-
-
-def _classes_of(hint: Any) -> list[type]:
-    """The dataclasses of a hint, all loaded, also those in tuple[...] and dict[...]; one that cannot be loaded is left out."""
-    if typing.get_origin(hint) in (tuple, dict):
-        return [cls for arg in typing.get_args(hint) for cls in _classes_of(arg)]
-    found = []
-    for load in _loaders_of(hint).values():
-        with contextlib.suppress(ConfigError):
-            found.append(load())
-    return list(dict.fromkeys(found))
-
-
 def _siblings_of(root: type, cls: type) -> list[type]:
     """The variants that `cls` competes with in some field of the tree under `root`."""
     waiting, seen = [root], {root}
     while waiting:
         for hint in hints_of(waiting.pop()).values():
-            variants = _classes_of(hint)
+            variants = classes_of(hint)
             if cls in variants:
                 return variants
             waiting += [v for v in variants if v not in seen]
@@ -387,19 +325,8 @@ def _siblings_of(root: type, cls: type) -> list[type]:
 
 def _keys_of(cls: type, prefix: str) -> Iterable[str]:
     for name, hint in hints_of(cls).items():
-        variants = [] if typing.get_origin(hint) in (tuple, dict) else _classes_of(hint)
+        variants = [] if typing.get_origin(hint) in (tuple, dict) else classes_of(hint)
         if not variants:
             yield join_key(prefix, name)
         for variant in variants:
             yield from _keys_of(variant, join_key(prefix, name))
-
-
-def _kinds_of(variants: list[type]) -> list[str]:
-    hints = [hints_of(cls).get("kind") for cls in variants]
-    return [kind for hint in hints if typing.get_origin(hint) is Literal for kind in typing.get_args(hint)]
-
-
-def _default_of(field: dataclasses.Field[Any]) -> Any:
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return field.default

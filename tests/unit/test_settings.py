@@ -19,7 +19,6 @@ from pydantic import Field
 from index.base.errors import ConfigError
 from index.base.setting_types import hints_of, range_of
 from index.base.settings import (
-    Variants,
     known_keys,
     merge,
     parse_overrides,
@@ -28,6 +27,7 @@ from index.base.settings import (
     to_yaml,
     validate,
 )
+from index.base.variants import Variants
 
 
 @settings("episode")
