@@ -9,6 +9,7 @@ SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 COPY k8s/image/ /image/
 RUN /image/packages.sh python3-venv
 COPY pyproject.toml constraints.txt README.md LICENSE /source/
+COPY k8s/ /source/k8s/
 COPY index/ /source/index/
 COPY fsl_dist/ /source/fsl_dist/
 COPY tune/ /source/tune/
