@@ -262,7 +262,8 @@ class Run:
             ConfigError: a setting is unknown or breaks a rule.
             RequestError: the data set has no train split.
         """
-        from fsl_dist.indexing import build_from_run, spread_over
+        from fsl_dist.indexing import build_from_run
+        from fsl_dist.training.ray.session import spread_over
         from index import IndexConfig, open_index
 
         config = validate(IndexConfig, parse_overrides(to_overrides(settings)), "the arguments")
