@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from fsl_dist.errors import RequestError as RequestError
     from fsl_dist.errors import TrainingError as TrainingError
     from fsl_dist.errors import VersionError as VersionError
+    from fsl_dist.new_run import train as train
     from fsl_dist.run import Run as Run
     from fsl_dist.run import open_run as open_run
-    from fsl_dist.run import train as train
     from fsl_dist.shipped import list_configs as list_configs
     from fsl_dist.version import __version__ as __version__
 

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -109,20 +107,6 @@ def build_from_run(
         return job.run(plan, embed=embed, spread=spread, progress=progress)
     finally:
         trained.embedder.source.close()
-
-
-@contextmanager
-def spread_over(workers: int, *, embeds: bool) -> Iterator[Spread]:
-    """How the pieces of a build are done: in this process, or by Ray tasks, which share the GPUs where they embed."""
-    if workers == 1:
-        yield do_here
-        return
-    from fsl_dist.training.ray.session import cluster_gpus, ray_session
-    from index.writing.ray import on_ray
-
-    with ray_session(workers):
-        gpus = cluster_gpus() if embeds else 0.0
-        yield on_ray(workers, gpus=min(1.0, gpus / workers))
 
 
 def check_gallery(index: ShardedIndex, trained: TrainedRun, selection: Selection) -> None:

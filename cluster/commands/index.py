@@ -90,8 +90,8 @@ def build(
     if out.exists() and not out.is_dir():
         raise RequestError(f"{out} is a file; OUT must be a folder, new or of an index")
     if vectors is not None and labels is not None:
-        from fsl_dist.indexing import spread_over
         from fsl_dist.progress import counter
+        from fsl_dist.training.ray.session import spread_over
         from index.writing.vector_files import build_from_files
 
         config = validate(IndexConfig, keys, "the arguments")

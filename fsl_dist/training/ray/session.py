@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 
 from index.base.extras import require
+from index.base.pieces import Spread, do_here
 
 log = logging.getLogger(__name__)
 
@@ -66,11 +67,19 @@ def ray_session(num_cpus: int, *, importing: str = "") -> Iterator[None]:
                 shutil.rmtree(scratch, ignore_errors=True)
 
 
-def cluster_gpus() -> float:
-    """GPUs of the Ray cluster that this process is connected to."""
-    import ray
+@contextmanager
+def spread_over(workers: int, *, embeds: bool) -> Iterator[Spread]:
+    """How the pieces of an index build are done: in this process, or by Ray actors, which share the GPUs where they embed."""
+    if workers == 1:
+        yield do_here
+        return
+    from index.writing.ray import on_ray
 
-    return ray.cluster_resources().get("GPU", 0.0)
+    with ray_session(workers):
+        import ray
+
+        gpus = ray.cluster_resources().get("GPU", 0.0) if embeds else 0.0
+        yield on_ray(workers, gpus=min(1.0, gpus / workers))
 
 
 def _import_quietly(module: str) -> None:
