@@ -23,7 +23,7 @@ from cluster.commands.run import demo, doctor, embed, evaluate, train
 from cluster.commands.submit import submit
 from cluster.commands.sweep import sweep
 from index.base.errors import FslDistError
-from index.base.object_cache import told
+from index.base.object_cache import with_addresses
 
 
 @click.group(
@@ -73,7 +73,7 @@ def main() -> None:
     try:
         fsl_dist(standalone_mode=False)
     except FslDistError as error:
-        click.echo(told(f"error: {_in_options(str(error))}"), err=True)
+        click.echo(with_addresses(f"error: {_in_options(str(error))}"), err=True)
         sys.exit(error.exit_code)
     except click.exceptions.Exit as exit_request:
         sys.exit(exit_request.exit_code)
@@ -87,7 +87,7 @@ def main() -> None:
         sys.exit(1)
     except OSError as error:
         # A full disk, a folder one may not write to, a file where a folder should be: the system's own words.
-        click.echo(told(f"error: {error}"), err=True)
+        click.echo(with_addresses(f"error: {error}"), err=True)
         sys.exit(1)
 
 

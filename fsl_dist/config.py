@@ -23,7 +23,7 @@ from fsl_dist.models.config import BackboneConfig
 from fsl_dist.samplers.episode import EpisodeConfig
 from fsl_dist.shipped import find_config
 from fsl_dist.training.config import TrainingConfig, WorkersConfig
-from index.base.object_cache import bring_file, is_url, told, working_folder
+from index.base.object_cache import bring_file, is_url, with_addresses, working_folder
 from index.base.setting_types import show
 from index.base.settings import lay_over, parse_overrides, parse_yaml, settings, to_yaml, validate
 from index.base.variants import Variants
@@ -341,4 +341,4 @@ def load_evaluation(run: Path, overrides: Sequence[str]) -> EvaluationConfig:
 
 def render_config(config: RunConfig) -> str:
     """The configuration as YAML that `load_config` reads back to an equal one."""
-    return told(to_yaml(config))
+    return with_addresses(to_yaml(config))

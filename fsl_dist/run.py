@@ -14,7 +14,7 @@ from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.errors import DataError
 from fsl_dist.notebook import html_table
 from fsl_dist.progress import counter
-from index.base.object_cache import bring_file, told, working_folder
+from index.base.object_cache import bring_file, with_addresses, working_folder
 from index.base.settings import parse_overrides, to_overrides, validate
 
 if TYPE_CHECKING:
@@ -68,18 +68,18 @@ class Run:
         progress = self._progress()
         state = f"{progress.epoch} epochs" if progress else "no checkpoint"
         best = f", best {self.config.stop_metric} {self.best:.4g}" if self.best is not None else ""
-        return f"Run('{told(str(self.dir))}', method={self.config.method.kind}, {state}{best})"
+        return f"Run('{with_addresses(str(self.dir))}', method={self.config.method.kind}, {state}{best})"
 
     def _repr_html_(self) -> str:
         progress = self._progress()
         rows: list[list[object]] = [
-            ["data set", told(self.config.data.dataset)],
+            ["data set", with_addresses(self.config.data.dataset)],
             ["method", self.config.method.kind],
             ["network", self.config.backbone.name],
             ["epochs", progress.epoch if progress else 0],
             [f"best {self.config.stop_metric}", "not validated" if self.best is None else f"{self.best:.4g}"],
         ]
-        return html_table(["run", told(str(self.dir))], rows)
+        return html_table(["run", with_addresses(str(self.dir))], rows)
 
     @cached_property
     def data(self) -> Catalogue:

@@ -16,7 +16,7 @@ import numpy as np
 
 from index import versions
 from index.base.errors import RequestError
-from index.base.object_cache import told, working_folder
+from index.base.object_cache import with_addresses, working_folder
 from index.changes import Changes, Contents
 from index.config import Device, Metric
 from index.merge import merge_top_k
@@ -97,7 +97,7 @@ class ShardedIndex(abc.ABC):
 
     def __repr__(self) -> str:
         return (
-            f"{type(self).__name__}('{told(str(self.path))}', {self.num_vectors} vectors of {self.dim} numbers, "
+            f"{type(self).__name__}('{with_addresses(str(self.path))}', {self.num_vectors} vectors of {self.dim} numbers, "
             f"kind={self.manifest.kind}, metric={self.metric})"
         )
 

@@ -9,7 +9,7 @@ from fsl_dist.config import RunConfig, read_config, resolve_paths
 from fsl_dist.shipped import find_config
 from index.base.errors import ConfigError, RequestError
 from index.base.files import exists, read_text
-from index.base.object_cache import bring, on_disk, told, working_folder
+from index.base.object_cache import bring, on_disk, with_addresses, working_folder
 from index.base.settings import dump, lay_over, merge, parse_overrides, parse_yaml, to_yaml, validate
 from tune.index_sweeps.config import IndexSweepConfig
 from tune.records import is_record
@@ -155,7 +155,7 @@ def render_sweep(config: SweepSettings) -> str:
     tree["space"] = {
         key: {kind: values for kind, values in knob.items() if values} for key, knob in tree["space"].items()
     }
-    return told(to_yaml(tree))
+    return with_addresses(to_yaml(tree))
 
 
 def _read_sweep(path: Path) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def bench() -> None:
 def rates(config_path: Path | None, out: Path, as_json: bool, overrides: tuple[str, ...]) -> None:
     """How fast this machine loads, trains, embeds, indexes and searches for one run's configuration; `plan` reads it.
 
-    One process, for about a minute; only temporary files beside OUT. Leave the machine alone meanwhile.
+    One process, for about a minute; only temporary files next to OUT. Do not use the machine for anything else meanwhile.
     """
     from fsl_dist.config import load_config
 

@@ -32,7 +32,7 @@ def _parse_extents(_context: object, _option: object, text: str | None) -> tuple
 @click.option(
     "--blind-group-column", help="Column of a label given without a look at the class (chai's joint)."
 )
-@click.option("--mask-column", help="Column of mask images, stored beside their images.")
+@click.option("--mask-column", help="Column of mask images, stored next to their images.")
 @click.option("--split-column", help="Column with train, val, test or novel for every image.")
 @click.option(
     "--keep-together", metavar="COLUMN", help="Images with one value stay on one side of any split."

@@ -61,7 +61,7 @@ def build(
 
     Either from arrays, or by embedding DATASET with the network of RUN. Keys: those of `index.` in a run's configuration
     without the prefix (kind and its settings, metric, device, shards, keep_versions, memory_mb). Killed at any moment, the
-    same command goes on with what is finished; after it has ended well, it finds its version there and builds nothing.
+    same command resumes with the finished pieces; once it has succeeded, it finds its version and builds nothing.
 
     \b
     Example:

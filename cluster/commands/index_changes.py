@@ -1,4 +1,4 @@
-"""The verbs `fsl-dist index add`, `remove`, `update` and `merge`."""
+"""The command `fsl-dist index add`, `remove`, `update` and `merge`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,7 +91,7 @@ def merge(index: Path, settings: tuple[str, ...], as_json: bool) -> None:
     """Make the next version of INDEX from the current one and what was added to it and removed from it.
 
     It is built as the current one was, with its kind, its shards and what `tune` found; KEY=VALUE, as for `build`, changes that.
-    Changes may go on meanwhile, and are found in the new version. Killed at any moment, the same command goes on.
+    Changes made concurrently are in the new version. A killed merge resumes with the same command.
 
     \b
     Example:

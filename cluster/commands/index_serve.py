@@ -1,4 +1,4 @@
-"""The verb `fsl-dist index serve`."""
+"""The command `fsl-dist index serve`."""
 
 import http.client
 import ipaddress

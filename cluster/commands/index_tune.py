@@ -1,4 +1,4 @@
-"""The verb `fsl-dist index tune`."""
+"""The command `fsl-dist index tune`."""
 
 import sys
 from pathlib import Path

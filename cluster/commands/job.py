@@ -1,4 +1,4 @@
-"""The verb group `job`: what became of commands that were submitted."""
+"""The command group `job`: the state and results of submitted commands."""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ def job() -> None:
 @on_place
 @JSON
 def status(name: str, to: str, address: str | None, namespace: str | None, as_json: bool) -> None:
-    """How a job stands, and its result once it succeeded."""
+    """State of a job, and its result once it has succeeded."""
     found = open_place(to, address=address, kube=kube_of(to, namespace, address)).status(name)
     lines = [
         f"{name}: {found.state}",
@@ -69,7 +69,7 @@ def logs(name: str, follow: bool, to: str, address: str | None, namespace: str |
 @on_place
 @JSON
 def stop(name: str, to: str, address: str | None, namespace: str | None, as_json: bool) -> None:
-    """End a job; what it has stored stays, and the same command goes on with it."""
+    """End a job; what it has stored stays, and the same command resumes it."""
     place = open_place(to, address=address, kube=kube_of(to, namespace, address))
     before = place.status(name)
     place.stop(name)

@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 import click
 
-from index.base.object_cache import told
+from index.base.object_cache import with_addresses
 
 
 def emit(result: dict, as_json: bool, text: str) -> None:
     """Print a command's result: exactly one JSON object with `--json`, else `text`."""
-    click.echo(told(json.dumps(result, allow_nan=False) if as_json else text))
+    click.echo(with_addresses(json.dumps(result, allow_nan=False) if as_json else text))
 
 
 class _InOurWords(logging.Formatter):
@@ -23,7 +23,7 @@ class _InOurWords(logging.Formatter):
         self._in_options = in_options
 
     def format(self, record: logging.LogRecord) -> str:
-        return told(self._in_options(super().format(record)))
+        return with_addresses(self._in_options(super().format(record)))
 
 
 def configure_logging(in_options: Callable[[str], str]) -> None:

@@ -1,4 +1,4 @@
-"""The verb `plan`: what a run would take on many machines."""
+"""The command `plan`: time and resources of a run on many machines."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

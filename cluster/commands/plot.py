@@ -1,4 +1,4 @@
-"""The verb group `plot`: pictures of trained runs."""
+"""The command group `plot`: pictures of trained runs."""
 
 import dataclasses
 from pathlib import Path
@@ -102,7 +102,7 @@ def queries(
 ) -> None:
     """Show test images with what each of several runs takes them for, green where right.
 
-    A column an image, a row a run. Below an answer the image that stands for it: that of the prototype which answers
+    One column for each image, one row for each run. Below each answer is an image that represents it: that of the prototype which answers
     (pcn), or the nearest neighbour of the class (knn). Images on which the runs differ come first.
     """
     from fsl_dist.config import load_evaluation

@@ -23,7 +23,7 @@ def predict(run: Path, images: tuple[Path, ...], support: Path | None, k: int, a
     """Name the best classes of each IMAGE with their scores, by the best checkpoint of RUN.
 
     Scores are probabilities (pcn), or shares of the nearest training images' votes (other methods). Class
-    folders in DIR become novel classes beside those of training, without any training. An image that cannot
+    folders in DIR become novel classes in addition to those of training, without any training. An image that cannot
     be read is named and left out: exit 1.
 
     \b

@@ -1,4 +1,4 @@
-"""The verb `reproduce`: a paper's table, run and put beside the paper."""
+"""The command `reproduce`: a paper's table, run and compared with the paper."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def reproduce(
     as_json: bool,
     settings: tuple[str, ...],
 ) -> None:
-    """Run a table of a paper and print it beside the paper's figures; KEY=VALUE goes to every run."""
+    """Run a table of a paper and print it next to the paper's figures; KEY=VALUE applies to each run."""
     from index.base.errors import FslDistError, RequestError
     from tune.tables import tables
 
@@ -109,7 +109,7 @@ def reproduce(
     files = "".join(f"\n{path}" for path, _ in pictures)
     emit(report, as_json, f"{text}\n{out / name}.md, .csv, .png{files}")
     if any(result.problem for result in results):
-        raise FslDistError("some rows failed; the same command goes on with them")
+        raise FslDistError("some rows failed; the same command resumes them")
 
 
 def _default_jobs() -> int:

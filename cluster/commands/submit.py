@@ -1,4 +1,4 @@
-"""The verb `fsl-dist submit`: a command that runs elsewhere, the same on this machine, on Ray and on Kubernetes."""
+"""The command `fsl-dist submit`: a command that runs elsewhere, the same on this machine, on Ray and on Kubernetes."""
 
 import re
 from pathlib import Path
@@ -30,7 +30,7 @@ class Duration(click.ParamType):
     epilog="Example: fsl-dist submit --to ray --name first -- train --config omniglot/pcn workers.num=4",
 )
 @on_place
-@click.option("--name", help="Of the job, new there; made of the verb and the time unless given.")
+@click.option("--name", help="Job name; must be unique. Default: command and timestamp.")
 @click.option(
     "--follow/--detach",
     default=True,

@@ -1,4 +1,4 @@
-"""The verb group `sweep`: many runs over a space of settings."""
+"""The command group `sweep`: many runs over a space of settings."""
 
 import dataclasses
 import time
@@ -19,7 +19,7 @@ DIR = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 
 @click.group()
 def sweep() -> None:
-    """Many runs, or many indexes, over a space of settings: run it, go on with it, report it.
+    """Many runs, or many indexes, over a space of settings: run it, resume it, report it.
 
     \b
     Example:
@@ -64,7 +64,7 @@ def run(path: Path, resume: bool, as_json: bool, overrides: tuple[str, ...]) -> 
 @click.option("--retry-failed", is_flag=True, help="Run failed trials again, from their last checkpoints.")
 @JSON
 def resume(folder: Path, retry_failed: bool, as_json: bool) -> None:
-    """Go on with a sweep that was cut off: finished trials stay, others go on from their checkpoints."""
+    """Resume a sweep that was interrupted: finished trials stay, others continue from their checkpoints."""
     started = time.monotonic()
     from tune.sweep_file import load_stored
     from tune.sweeps.sweep import check_resumable

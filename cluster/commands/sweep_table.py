@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def live_table() -> "Iterator[Callable[[Standing], None]]":
-    """What shows how a sweep stands, for as long as the block runs; log lines go above the table."""
+    """A live table of a sweep's progress while the block runs; log lines are printed above it."""
     if not sys.stderr.isatty():
         yield lambda standing: None
         return

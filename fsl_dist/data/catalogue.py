@@ -150,7 +150,7 @@ class Catalogue:
     def __repr__(self) -> str:
         splits = ", ".join(f"{name} {len(self.split_ids(name))}" for name in self.split_names)
         return (
-            f"Catalogue('{object_cache.told(str(self.folder))}', version {self.version}, {self.num_samples} images of "
+            f"Catalogue('{object_cache.with_addresses(str(self.folder))}', version {self.version}, {self.num_samples} images of "
             f"{self.num_classes} classes: {splits})"
         )
 

@@ -59,7 +59,7 @@ class CHAIConfig(MethodSettings):
     """who is alike, who unlike (CHAI section 2.2). disease: same class, other class; hierarchical: same group, other class;
     non_hierarchical: same group, other group; joint: half by class, half by label-blind group"""
     margin: Annotated[float, Field(gt=0)] = 1.0
-    """l of CHAI Eq. 1, in units of squared distance, above 0"""
+    """l of CHAI Eq. 1, in units of squared distance"""
     triplets: Annotated[int, Field(ge=1)] = 150_000
     """triplets drawn once for the run; an epoch is all of them, `training.batch_size` a step. At least 1"""
     validation_triplets: Annotated[int, Field(ge=0)] = 50_000
@@ -68,7 +68,7 @@ class CHAIConfig(MethodSettings):
     """share of the training images, drawn by the seed, that triplets are made of, above 0 to 1 (the paper: half for
     hierarchical and non_hierarchical)"""
     kmeans_groups: Annotated[int, Field(ge=2)] = 37
-    """joint, where the data set has no blind groups: k-means groups of the start network's features, at least 2"""
+    """joint, where the data set has no blind groups: k-means groups of the start network's features"""
 
     @property
     def traits(self) -> Traits:

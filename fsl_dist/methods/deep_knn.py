@@ -51,15 +51,15 @@ class DeepKNNConfig(MethodSettings):
 
     kind: Literal["deep_knn"] = "deep_knn"
     k_same: Annotated[int, Field(ge=1)] = 5
-    """same-class neighbours of an anchor (K of deep kNN Eq. 3), at least 1"""
+    """same-class neighbours of an anchor (K of deep kNN Eq. 3)"""
     m_other: Annotated[int, Field(ge=1)] = 5
-    """other-class neighbours of an anchor (M of deep kNN Eq. 3), at least 1"""
+    """other-class neighbours of an anchor (M of deep kNN Eq. 3)"""
     margin: Annotated[float, Field(gt=0)] = 1.0
     """α of deep kNN Eq. 2, in units of distance, above 0; the paper is silent (0.2 suits normalised embeddings)"""
     normalise: bool = False
     """embeddings on the unit sphere"""
     classes_per_batch: Annotated[int, Field(ge=2)] = 9
-    """classes in a stratified batch (mining.source=batch), at least 2"""
+    """classes in a stratified batch (mining.source=batch)"""
 
     @property
     def traits(self) -> Traits:
@@ -185,7 +185,7 @@ class DatasetMining(Method):
         }
 
     def _restart(self, index: TrainingIndex, group: WorkerGroup) -> None:
-        """Go on with the refresh that a checkpoint names: its table is whole, or is made anew from its weights."""
+        """Resume the refresh that a checkpoint names: reuse its table if it is complete, else rebuild it from its weights."""
         assert self.pending is not None
         self._is_pending_restored = False
         old = self.pending
@@ -220,7 +220,7 @@ class DatasetMining(Method):
             position_of = np.full(ids.max() + 2, -1, dtype=np.int64)  # −1, no neighbour, reads the last one
             position_of[ids] = np.arange(len(ids))
             neighbours = position_of[np.concatenate(self.order.table.rows(np.arange(len(ids))), axis=1)]
-            # Here, not above: it brings SciPy's sparse matrices, 0.2 s that other runs do without.
+            # Here, not above: it imports SciPy's sparse matrices, 0.2 s that other runs do without.
             from fsl_dist.samplers.near_order import near_order
 
             self.order.anchors = near_order(neighbours, per_step, seed=self.seed, epoch=epoch)

@@ -22,7 +22,7 @@ class FewShotNCAConfig(MethodSettings):
     normalise: bool = False
     """embeddings on the unit sphere"""
     classes_per_batch: Annotated[int, Field(ge=2)] = 9
-    """classes in a batch, at least 2"""
+    """classes in a batch"""
 
     def build(self, context: MethodContext) -> FewShotNCA:
         """The method over the training images."""

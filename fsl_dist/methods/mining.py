@@ -16,7 +16,7 @@ class MiningConfig:
     """within the global mini-batch, or over all training images by the neighbour index"""
     run: Literal["inline", "beside"] = "inline"
     """inline: the training workers refresh the table themselves, between two steps; beside: Ray actors with
-    resources of their own do, while training goes on"""
+    resources of their own do, concurrently with training"""
     anchors: Literal["shuffled", "near"] = "shuffled"
     """dataset: which anchors make a step. shuffled: any; near: such as have neighbours in common, so that a step decodes
     fewer images (training.batch_size can be larger, docs/deep_knn.md)"""
@@ -26,9 +26,9 @@ class MiningConfig:
     """steps after its start at which a refresh takes effect, below the steps between two refreshes; training waits
     for a table that is late. The first one is waited for at once"""
     actors: Annotated[int, Field(ge=1)] = 1
-    """beside: actors that share the embedding and the search, at least 1"""
+    """beside: actors that share the embedding and the search"""
     cpus: Annotated[int, Field(ge=1)] = 1
-    """beside: CPU cores each actor asks Ray for, at least 1"""
+    """beside: CPU cores each actor asks Ray for"""
     gpus: Annotated[float, Field(ge=0)] = 0.0
     """beside: GPUs each actor asks Ray for; 0 = it embeds on the CPU, below 1 = several share a GPU"""
 
@@ -49,5 +49,5 @@ class MiningConfig:
 
     @property
     def is_beside(self) -> bool:
-        """Whether actors beside the training workers do the mining."""
+        """Whether Ray actors mine concurrently with training."""
         return self.run == "beside"

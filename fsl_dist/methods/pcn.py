@@ -37,9 +37,9 @@ class PCNConfig(MethodSettings):
 
     kind: Literal["pcn"] = "pcn"
     clusters: Annotated[int, Field(ge=1)] = 10
-    """prototypes a base class is trained and evaluated with (M_k of PCN Eq. 1), at least 1"""
+    """prototypes a base class is trained and evaluated with (M_k of PCN Eq. 1)"""
     novel_clusters: Annotated[int, Field(ge=1)] = 4
-    """prototypes a novel class is evaluated with, at least 1"""
+    """prototypes a novel class is evaluated with"""
     memory: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """share of the old prototype kept at each update (α of PCN Eq. 4), 0 to below 1"""
     temperature: Annotated[float, Field(gt=0)] = 3.0
@@ -93,7 +93,7 @@ class PCN(Episodes):
         self.memory = PrototypeMemory(self.selection.labels, method.clusters, context.device)
 
     def prepares_at(self, epoch: int, step: int) -> bool:
-        """The memory is set anew at the start of every epoch."""
+        """The memory is rebuilt at the start of each epoch."""
         return step == 0
 
     def prepare(

@@ -118,7 +118,7 @@ def place_of(path: Path) -> Place | None:
     return Place("" if endpoint == "-" else urllib.parse.unquote(endpoint), scheme, bucket, "/".join(key))
 
 
-def told(text: str) -> str:
+def with_addresses(text: str) -> str:
     """`text` with the addresses of working folders in place of their paths."""
     root = re.escape(str(cache_folder()))
     return re.sub(rf"(?:{root}|[^\s'\"]*)/{_OBJECTS}/[^/\s]+/(s3|gs)/", r"\1://", text)
@@ -128,7 +128,9 @@ def on_disk(place: str | Path, what: str) -> Path:
     """`place` as a path; RequestError, naming `what` is asked for, where it lies at a store."""
     path = working_folder(place)
     if place_of(path) is not None:
-        raise RequestError(f"{what} works on a disk alone; '{told(str(path))}' is at an object store")
+        raise RequestError(
+            f"{what} works on a disk alone; '{with_addresses(str(path))}' is at an object store"
+        )
     return path
 
 

@@ -11,7 +11,7 @@ import pytest
 from index import Staging, open_index
 from index.base import files, object_cache
 from index.base.errors import RequestError, StaleOwnerError, VersionError
-from index.base.object_cache import bring, place_of, told, working_folder
+from index.base.object_cache import bring, place_of, with_addresses, working_folder
 from index.base.object_store import Bucket
 from index.config import IndexConfig
 from index.versions import find_version, list_versions
@@ -33,7 +33,7 @@ def test_an_address_has_one_working_folder_and_is_told_by_its_address(s3: str) -
     assert place.url == f"{s3}/runs/first/config.yaml"
     assert place.endpoint == os.environ["AWS_ENDPOINT_URL"]
     assert (
-        told(f"error: '{folder}' is here, and {folder}/x")
+        with_addresses(f"error: '{folder}' is here, and {folder}/x")
         == f"error: '{s3}/runs/first' is here, and {s3}/runs/first/x"
     )
 
@@ -41,7 +41,7 @@ def test_an_address_has_one_working_folder_and_is_told_by_its_address(s3: str) -
 def test_a_path_on_the_disk_is_left_alone(tmp_path: Path) -> None:
     assert working_folder(tmp_path / "runs") == tmp_path / "runs"
     assert place_of(tmp_path) is None
-    assert told(f"{tmp_path}/a") == f"{tmp_path}/a"
+    assert with_addresses(f"{tmp_path}/a") == f"{tmp_path}/a"
     bring(tmp_path / "nothing")
 
 

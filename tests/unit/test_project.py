@@ -69,6 +69,35 @@ def test_the_architecture_page_lists_every_folder() -> None:
     assert check.returncode == 0, check.stderr
 
 
+def test_files_that_the_pages_name_exist() -> None:
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+    of_a_run = {"config.yaml", "sweep-config.yaml", "best.yaml", "report.md"}
+    known = [
+        path.relative_to(ROOT).as_posix()
+        for folder in (
+            "cluster",
+            "tune",
+            "fsl_dist",
+            "index",
+            "benchmarks",
+            "tests",
+            "docs",
+            "examples",
+            "k8s",
+        )
+        for path in (ROOT / folder).rglob("*")
+    ]
+    missing = {
+        (page.name, name)
+        for page in pages
+        for name in re.findall(r"`([\w./-]+/[\w.-]+\.(?:py|yaml|sh|md))`", page.read_text(encoding="utf-8"))
+        if Path(name).name not in of_a_run
+        and "NETWORK" not in name
+        and not any(path == name or path.endswith(f"/{name}") for path in known)
+    }
+    assert missing == set()
+
+
 def test_the_benchmarks_page_is_what_the_results_say() -> None:
     check = subprocess.run(
         [sys.executable, "-m", "benchmarks.page", "--check"], capture_output=True, text=True, cwd=ROOT
