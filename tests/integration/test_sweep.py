@@ -233,7 +233,7 @@ def test_requests_that_cannot_be_served(digits: Path, tmp_path: Path) -> None:
         assert "\n" not in str(refused.value)
         assert not (tmp_path / "sweep").exists()
     # The file that sweeps are started with makes its folder no sweep.
-    with pytest.raises(RequestError, match=r"is no sweep: it has no sweep-config.yaml"):
+    with pytest.raises(RequestError, match=r"is not a sweep folder: sweep-config.yaml is missing"):
         load_stored(tmp_path)
 
 
