@@ -23,6 +23,7 @@ from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.loader import Loader
 from fsl_dist.data.selection import Selection
 from fsl_dist.distributed import WorkerGroup
+from fsl_dist.errors import RequestError
 from fsl_dist.methods.mining import MiningConfig
 from fsl_dist.training.config import WorkersConfig
 from fsl_dist.training.launch import check_run
@@ -107,10 +108,12 @@ def _build_trainer(config: RunConfig, run: Path) -> Trainer:
     splits = None
     traits = config.method.traits
     if traits.prepares_from_all_images:
-        # What they prepare takes all training images; some will do here.
+        # What they prepare takes all training images; some are enough here.
         splits = split_run(Catalogue.open(config.data.dataset, config.data.version or None), config)
         needed = config.episode.n_way if traits.is_episodic else 2
-        least = config.episode.images_per_class if traits.is_episodic else 2
+        # Where images of a small class repeat, it serves as it is.
+        of_episode = 1 if config.episode.small_classes == "replace" else config.episode.images_per_class
+        least = of_episode if traits.is_episodic else 2
         splits = dataclasses.replace(splits, train=take_classes(splits.train, needed, least))
     device = torch.device("cuda:0" if has_gpu else "cpu")
     return Trainer(config, group=WorkerGroup(), device=device, owner=None, splits=splits)
@@ -119,6 +122,11 @@ def _build_trainer(config: RunConfig, run: Path) -> Trainer:
 def take_classes(selection: Selection, needed: int, least: int) -> Selection:
     """Whole classes from all over the selection: `needed` or more, until they hold enough images; huge ones are cut to `least` or more."""
     order = np.random.default_rng(0).permutation(np.flatnonzero(selection.counts >= least))
+    if not len(order):
+        raise RequestError(
+            f"no class has the {least} training images that episode.k_shot and episode.n_query need; the largest has "
+            f"{selection.counts.max()} (smaller ones, or episode.small_classes=replace)"
+        )
     enough = np.searchsorted(np.cumsum(selection.counts[order]), _PREPARED) + 1
     chosen = order[: max(needed, int(enough))]
     most = max(least, 10 * _PREPARED // max(1, len(chosen)))

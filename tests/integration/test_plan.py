@@ -10,6 +10,7 @@ from commands import GREY_16_PX, Cli, cli_of
 from cluster.planning.machine_rates import take_classes
 from cluster.planning.rates import read_rates
 from fsl_dist.data.selection import Selection
+from fsl_dist.errors import RequestError
 
 pytestmark = pytest.mark.integration
 
@@ -109,6 +110,8 @@ def test_some_classes_stand_for_all() -> None:
     assert some.counts.max() <= 20_000
     assert some.counts.min() >= 5
     assert np.isin(some.ids, whole.ids).all()
+    with pytest.raises(RequestError, match=r"no class has the 200000 .* the largest has 100000 \("):
+        take_classes(whole, needed=4, least=200_000)
 
 
 def _parameters_of_conv4(width: int) -> int:
