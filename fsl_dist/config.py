@@ -6,7 +6,7 @@ Each part is a frozen dataclass beside what it configures; this file owns the tr
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import field, replace
+from dataclasses import field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +21,7 @@ from fsl_dist.methods.registry import find_methods
 from fsl_dist.metrics.config import CLUSTER_SCORES, EvaluationConfig
 from fsl_dist.models.config import BackboneConfig
 from fsl_dist.samplers.episode import EpisodeConfig
-from fsl_dist.shipped import find_config
+from fsl_dist.shipped import find_config, shown_name
 from fsl_dist.training.config import TrainingConfig, WorkersConfig
 from index.base.object_cache import bring_file, is_url, with_addresses, working_folder
 from index.base.setting_types import show
@@ -219,7 +219,7 @@ def read_config(named: Path) -> tuple[dict[str, Any], str]:
     path = find_config(named)
     tree = _read_file(path)
     if "base" not in tree:
-        return tree, str(path)
+        return tree, shown_name(path)
     base = tree.pop("base")
     if not isinstance(base, str) or not base:
         raise ConfigError(f"base={show(base)} must be the path or the name of a run's YAML file ({path})")
@@ -233,7 +233,7 @@ def read_config(named: Path) -> tuple[dict[str, Any], str]:
             f"base={base} has base={shared['base']} itself, and bases are one level deep: name that one, and say here what "
             f"{base} changes ({path})"
         )
-    return lay_over(RunConfig, shared, tree, str(below)), f"{path} with base={base}"
+    return lay_over(RunConfig, shared, tree, str(below)), f"{shown_name(path)} with base={base}"
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -249,7 +249,7 @@ def _build(tree: Mapping[str, Any], overrides: Sequence[str], place: str) -> Run
         named = {item.partition("=")[0].strip() for item in overrides}
         if "method.kind" in named and "mining.source" not in named:
             tree = _without_mining(tree, place)
-        place = f"{place} and the command line"
+        place = f"{place} and the settings given"
     return _open_places(validate(RunConfig, tree, place))
 
 
@@ -259,7 +259,7 @@ def _without_mining(tree: Mapping[str, Any], place: str) -> Mapping[str, Any]:
     load = find_methods().get(method["kind"]) if isinstance(method["kind"], str) else None
     if load is None or not isinstance(mining, Mapping) or mining.get("source") != "dataset":
         return tree
-    if validate(load(), method, f"{place} and the command line", "method").traits.mines_dataset:
+    if validate(load(), method, f"{place} and the settings given", "method").traits.mines_dataset:
         return tree
     log.warning(f"method.kind={method['kind']} mines no data set and drops mining.source=dataset in {place}")
     return {**tree, "mining": {name: value for name, value in mining.items() if name != "source"}}
@@ -285,7 +285,7 @@ def load_config(path: Path | None, overrides: Sequence[str]) -> RunConfig:
     An override that names another method drops the file's settings of its own, with a warning (`lay_over`).
     """
     if path is None:
-        return _open_places(validate(RunConfig, parse_overrides(overrides), "the command line"))
+        return _open_places(validate(RunConfig, parse_overrides(overrides), "the settings given"))
     tree, place = read_config(path)
     return _build(tree, overrides, place)
 
@@ -298,6 +298,8 @@ def load_resumed(overrides: Sequence[str]) -> RunConfig:
     named = parse_overrides(overrides).get("run", {}).get("dir", "")
     stored = working_folder(str(named)) / CONFIG_FILE
     bring_file(stored)
+    if named and not stored.is_file() and not any(item.startswith("data.dataset=") for item in overrides):
+        raise ConfigError(f"run.dir={named} has no run to resume: {CONFIG_FILE} is missing")
     return load_config(stored if named and stored.is_file() else None, overrides)
 
 
@@ -331,6 +333,8 @@ def load_evaluation(run: Path, overrides: Sequence[str]) -> EvaluationConfig:
     for override in overrides:
         key = override.partition("=")[0]
         if not key.startswith("evaluation."):
+            if key in {field.name for field in fields(EvaluationConfig)}:
+                raise ConfigError(f"unknown key {key}; did you mean evaluation.{key}?")
             raise ConfigError(
                 f"{key} was fixed when {run} was trained; evaluate changes evaluation.* keys only"
             )

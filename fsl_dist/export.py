@@ -67,7 +67,7 @@ def export(trained: TrainedRun, out: Path) -> dict[str, str]:
         TrainingError: the file's embeddings differ from the run's by more than 1e-4 of the largest number.
     """
     if out.suffix not in _WRITERS:
-        raise RequestError(f"out={out} must end in {', '.join(_WRITERS)}")
+        raise RequestError(f"out={out} must end in {' or '.join(_WRITERS)}")
     write, embed = _WRITERS[out.suffix]
     module = Embed(trained.embedder.network).eval()
     ids = np.arange(min(_NUM_CHECKED, trained.catalogue.num_samples))

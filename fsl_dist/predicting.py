@@ -104,6 +104,8 @@ def predict(
     Raises RequestError for a run on feature vectors, and for support without usable classes or with one of the run's training
     classes. An image that cannot be read is in `failed`.
     """
+    if not isinstance(k, int | np.integer) or k < 1:
+        raise RequestError(f"k={k} must be a whole number, at least 1")
     asked, novel = name_images(images), _list_support(support)
     config = trained.config
     if config.data.features:

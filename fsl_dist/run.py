@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fsl_dist.config import RunConfig, load_evaluation, load_run
 from fsl_dist.data.catalogue import Catalogue
-from fsl_dist.errors import DataError
+from fsl_dist.errors import DataError, RequestError
 from fsl_dist.notebook import html_table
 from fsl_dist.progress import counter
 from index.base.object_cache import bring_file, with_addresses, working_folder
@@ -166,6 +166,8 @@ class Run:
         """
         if isinstance(images, Catalogue):
             return self._embed_data(images, None if out is None else Path(out))
+        if out is not None:
+            raise RequestError(f"out={out} is for a data set's embeddings; those of a list are returned")
         if _are_ids(images):
             ids = np.asarray(images, dtype=np.int64)
             self.trained.catalogue.locate(ids)
@@ -266,6 +268,8 @@ class Run:
         from fsl_dist.training.ray.session import spread_over
         from index import IndexConfig, open_index
 
+        if workers < 1:
+            raise RequestError(f"workers={workers} must be at least 1")
         config = validate(IndexConfig, parse_overrides(to_overrides(settings)), "the arguments")
         if data is None:
             data = self.data

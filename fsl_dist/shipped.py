@@ -28,13 +28,20 @@ def find_config(named: str | Path, folder: Path = Path()) -> Path:
     return shipped
 
 
+def shown_name(path: Path) -> str:
+    """How errors call a configuration: by its name where it is shipped, else by its path."""
+    return _name_of(path) if path.is_relative_to(EXPERIMENTS) else str(path)
+
+
+def _name_of(path: Path) -> str:
+    return path.relative_to(EXPERIMENTS).with_suffix("").as_posix()
+
+
 def list_configs() -> list[str]:
     """Names of all shipped configurations of runs and sweeps; `_base.yaml` is what others of its folder share, and none.
 
     Returns:
         Sorted names, such as `own-images` or `omniglot/pcn`; `train` takes those of runs.
     """
-    names = (
-        path.relative_to(EXPERIMENTS).with_suffix("").as_posix() for path in EXPERIMENTS.rglob("[!_]*.yaml")
-    )
+    names = map(_name_of, EXPERIMENTS.rglob("[!_]*.yaml"))
     return sorted(name for name in names if not name.startswith("tables/") and not name.endswith("/family"))

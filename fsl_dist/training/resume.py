@@ -1,5 +1,6 @@
 """Going on with a run: which settings may change on the way, and which would make it another run."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from fsl_dist.errors import RequestError
 from index.base.files import exists
 from index.base.object_cache import working_folder
 from index.base.settings import dump
+
+log = logging.getLogger(__name__)
 
 # Where a run runs, how it is watched and scored: none of it makes another run.
 _SURROUNDINGS = (
@@ -49,6 +52,8 @@ def check_folder(config: RunConfig, *, resumes: bool) -> Path:
     if not config.run.dir:
         raise RequestError("run.dir is empty; name a folder for the run: run.dir=runs/first")
     run = working_folder(config.run.dir)
+    if exists(run / "catalogue"):
+        raise RequestError(f"run.dir={config.run.dir} is a data set; name another folder for the run")
     if exists(run / CONFIG_FILE) and not resumes:
         raise RequestError(
             f"run.dir={run} already holds a run (resume=True continues it, another run.dir starts a new one)"
@@ -89,6 +94,8 @@ def check_resumable(config: RunConfig, stored: RunConfig, *, is_finished: bool =
         *(("training.chunk_size",) if are_chunked else ()),
     )
     for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key) and key.startswith("training.lr") and not is_finished:
+            log.warning("%s=%s replaces the run's %s from here on", key, now.get(key), before.get(key))
         if before.get(key) != now.get(key) and not key.startswith(may_change):
             raise RequestError(
                 f"{key}={now.get(key)} differs from the run's {before.get(key)} in {stored.run.dir}; a run goes on as it "

@@ -108,6 +108,8 @@ def to_overrides(settings: Mapping[str, object] | Iterable[str]) -> list[str]:
     Raises:
         ConfigError: a value is nothing that YAML could hold.
     """
+    if isinstance(settings, str):
+        return [settings]
     if not isinstance(settings, Mapping):
         return list(settings)
     texts = []

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -302,6 +303,44 @@ def test_an_index_is_built_and_searched_by_class(run: fsl_dist.Run, data: Catalo
         run.build_index(tmp_path / "other", nlists=3)
 
 
+def test_mistakes_are_told_by_arguments_in_one_line(
+    run: fsl_dist.Run, data: Catalogue, queries: list[Path], tmp_path: Path
+) -> None:
+    def refusal(call: object) -> str:
+        with pytest.raises(fsl_dist.FslDistError) as refused:
+            call()  # type: ignore[operator]
+        return str(refused.value)
+
+    taken = data.folder
+    assert "is a data set; name another folder for the index" in refusal(lambda: run.build_index(taken))
+    assert "is a data set; name another folder for the run" in refusal(
+        lambda: fsl_dist.train("own-images", data=data, dir=taken, settings=SETTINGS)
+    )
+    assert "has no run to resume" in refusal(lambda: fsl_dist.train(dir=tmp_path / "none", resume=True))
+    assert refusal(lambda: run.build_index(tmp_path / "index", workers=0)) == "workers=0 must be at least 1"
+    assert "out=x.npy is for a data set" in refusal(lambda: run.embed(queries, out="x.npy"))
+    assert "k=2.5 must be a whole number" in refusal(lambda: run.predict(queries, k=2.5))  # type: ignore[arg-type]
+    assert "seed=-1 must be at least 0" in refusal(lambda: fsl_dist.pack(taken, tmp_path / "d", seed=-1))
+    assert (
+        refusal(lambda: run.evaluate(settings={"k_p": [1]}))
+        == "unknown key k_p; did you mean evaluation.k_p?"
+    )
+    wrong = refusal(
+        lambda: fsl_dist.train("own-images", data=data, dir=tmp_path / "r", settings="training.epochs=two")
+    )
+    assert wrong == 'training.epochs="two" must be a whole number (own-images and the settings given)'
+    assert not any(tmp_path.iterdir())
+
+
+def test_another_learning_rate_is_said_when_a_run_is_resumed(
+    run: fsl_dist.Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(run.dir, tmp_path / "run")
+    with caplog.at_level("WARNING"):
+        fsl_dist.train(dir=tmp_path / "run", resume=True, settings={"training.lr": 0.005})
+    assert "training.lr=0.005 replaces the run's 0.01 from here on" in caplog.text
+
+
 def test_type_checkers_see_the_types_in_the_readme_s_example(tmp_path: Path) -> None:
     example = re.findall(
         r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL
@@ -373,7 +412,7 @@ def test_an_exported_embedder_embeds_as_the_run(
 def test_an_export_that_cannot_be_is_refused(
     run: fsl_dist.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(fsl_dist.RequestError, match=r"must end in \.onnx, \.safetensors, \.pt2"):
+    with pytest.raises(fsl_dist.RequestError, match=r"must end in \.onnx or \.safetensors or \.pt2"):
         run.export(tmp_path / "model.h5")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(fsl_dist.RequestError, match=r"pip install 'fsl-dist\[export\]'"):

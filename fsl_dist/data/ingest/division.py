@@ -39,6 +39,8 @@ class SplitOptions:
     """splits, and for pack the order in the shards"""
 
     def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise RequestError(f"seed={self.seed} must be at least 0")
         name, value = self.split_source
         if value and self.split not in ("", "column"):
             raise RequestError(f"{name}={value} and split={self.split} both decide the split; leave one out")
