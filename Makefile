@@ -22,13 +22,16 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/fsl-dist demo
 
+# In random order, by a seed that the first lines name; `-p randomly --randomly-seed=SEED` repeats it.
+UNIT := $(BIN)/python -m pytest tests/unit -p randomly -n auto --maxprocesses 4 --dist loadfile
+
 # The unit tests first; what they leave out starts Ray clusters and services of its own, one at a time.
-test: test-unit
+test: setup
+	$(UNIT) -m "not integration and not slow and not gpu"
 	$(BIN)/python -m pytest -m "integration and not slow and not gpu"
 
-# In random order, by a seed that the first lines name; `-p randomly --randomly-seed=SEED` repeats it.
 test-unit: setup
-	$(BIN)/python -m pytest tests/unit -m "not integration and not slow and not gpu" -p randomly -n auto --maxprocesses 4 --dist loadfile
+	$(UNIT) -m "not integration and not heavy and not slow and not gpu"
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

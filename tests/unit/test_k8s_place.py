@@ -15,7 +15,7 @@ from cluster.jobs.kuberay_checks import RIGHTS
 from cluster.jobs.kuberay_render import KubeOptions
 from index.base.errors import FslDistError, RequestError
 
-pytestmark = pytest.mark.k8s
+pytestmark = [pytest.mark.k8s, pytest.mark.heavy]
 
 ROOT = Path(__file__).parents[2]
 NAMESPACE = "/api/v1/namespaces/fsl-dist"

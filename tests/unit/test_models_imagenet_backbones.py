@@ -18,7 +18,7 @@ from fsl_dist.training.config import TrainingConfig
 from fsl_dist.training.optimizer import build_optimizer
 
 # Networks of up to 140 million weights: half a minute.
-pytestmark = pytest.mark.integration
+pytestmark = pytest.mark.heavy
 
 # name: (pixels a side, feature_dim, shape of the maps). Where an architecture has a smallest size, it is that one.
 NETWORKS = {
