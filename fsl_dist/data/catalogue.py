@@ -15,19 +15,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from fsl_dist.data.selection import Selection
+from fsl_dist.data.write_report import BadSample, Duplicate, WriteReport
 from fsl_dist.errors import RequestError, VersionError
 from fsl_dist.notebook import html_table
 from index.base import files, object_cache
-
-if TYPE_CHECKING:
-    from fsl_dist.data.write_report import WriteReport
 
 SPLITS = ("train", "val", "test", "novel")
 """Split names in the order of their codes and of the catalogue's rows."""
@@ -53,35 +51,6 @@ SCHEMA = pa.schema(
         ("mask_crc32", pa.uint32()),
     ]
 )
-
-
-@dataclass(frozen=True, slots=True)
-class BadSample:
-    """A sample that was left out of the data set."""
-
-    path: str
-    """relative to the packed source, or the table's entry as it was written"""
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Duplicate:
-    """A near-duplicate that was left out of the data set."""
-
-    path: str
-    """relative to the packed source"""
-    kept: str
-    """path of the image that stayed; its key where the data set had it before"""
-    distance: int
-    """bits in which their perceptual hashes differ"""
-    label: str
-    """class of the one left out"""
-    kept_label: str
-
-    @property
-    def is_conflict(self) -> bool:
-        """Whether the two had different classes."""
-        return self.label != self.kept_label
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,34 @@
 
 from dataclasses import dataclass
 
-from fsl_dist.data.catalogue import BadSample, Duplicate
+
+@dataclass(frozen=True, slots=True)
+class BadSample:
+    """A sample that was left out of the data set."""
+
+    path: str
+    """relative to the packed source, or the table's entry as it was written"""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicate:
+    """A near-duplicate that was left out of the data set."""
+
+    path: str
+    """relative to the packed source"""
+    kept: str
+    """path of the image that stayed; its key where the data set had it before"""
+    distance: int
+    """bits in which their perceptual hashes differ"""
+    label: str
+    """class of the one left out"""
+    kept_label: str
+
+    @property
+    def is_conflict(self) -> bool:
+        """Whether the two had different classes."""
+        return self.label != self.kept_label
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

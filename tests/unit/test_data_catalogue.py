@@ -4,14 +4,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from fsl_dist.data.catalogue import (
-    SPLITS,
-    BadSample,
-    Catalogue,
-    CatalogueMetadata,
-    ShardFile,
-    write_catalogue,
-)
+from fsl_dist.data.catalogue import SPLITS, Catalogue, CatalogueMetadata, ShardFile, write_catalogue
+from fsl_dist.data.write_report import BadSample
 from fsl_dist.errors import RequestError, VersionError
 
 

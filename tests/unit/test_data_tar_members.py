@@ -7,8 +7,8 @@ import tarfile
 
 import pytest
 
-from fsl_dist.data.catalogue import BadSample
 from fsl_dist.data.ingest.tar_members import Member, list_members
+from fsl_dist.data.write_report import BadSample
 
 
 def write_tar(path, members, kind=tarfile.PAX_FORMAT):

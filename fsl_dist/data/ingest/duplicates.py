@@ -9,11 +9,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fsl_dist.data.catalogue import SPLITS, Catalogue, Duplicate
+from fsl_dist.data.catalogue import SPLITS, Catalogue
 from fsl_dist.data.fingerprints import Fingerprints
 from fsl_dist.data.images import CheckedImage
 from fsl_dist.data.ingest.listing import Candidate
 from fsl_dist.data.ingest.near_pairs import NEAR, NEAR_BY_NAME, NearPairs, find_near, read_fingerprints
+from fsl_dist.data.write_report import Duplicate
 from fsl_dist.errors import RequestError
 from index.base.pieces import Progress
 

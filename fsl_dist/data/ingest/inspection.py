@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fsl_dist.data.catalogue import SPLITS, BadSample, Catalogue, Duplicate
+from fsl_dist.data.catalogue import SPLITS, Catalogue
 from fsl_dist.data.store import ShardStore
+from fsl_dist.data.write_report import BadSample, Duplicate
 from fsl_dist.errors import DataError, VersionError
 
 # One read of this many samples holds about 10 MB of photographs.

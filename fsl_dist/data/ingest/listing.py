@@ -7,9 +7,10 @@ import unicodedata
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 
-from fsl_dist.data.catalogue import SPLITS, BadSample
+from fsl_dist.data.catalogue import SPLITS
 from fsl_dist.data.images import IMAGE_SUFFIXES
 from fsl_dist.data.ingest.source_images import SourceFile
+from fsl_dist.data.write_report import BadSample
 from fsl_dist.errors import RequestError
 
 # A tar header holds 100 bytes of name; the longest extension, ".mask.png", takes 9 of them.

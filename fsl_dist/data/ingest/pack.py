@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fsl_dist.data.catalogue import BadSample, Catalogue
+from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.images import CheckedImage
 from fsl_dist.data.ingest.division import divide
 from fsl_dist.data.ingest.duplicates import drop_duplicates
@@ -34,7 +34,7 @@ from fsl_dist.data.ingest.rows import (
     warn,
 )
 from fsl_dist.data.ingest.work_folder import PackFolder
-from fsl_dist.data.write_report import WriteReport
+from fsl_dist.data.write_report import BadSample, WriteReport
 from fsl_dist.errors import RequestError
 from index.base import object_cache
 from index.base.pieces import Progress

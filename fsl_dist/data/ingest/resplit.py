@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fsl_dist.data.catalogue import BadSample, Catalogue, CatalogueMetadata
+from fsl_dist.data.catalogue import Catalogue, CatalogueMetadata
 from fsl_dist.data.ingest.division import SplitOptions, divide, number_names
 from fsl_dist.data.ingest.listing import make_key, read_split_table
 from fsl_dist.data.ingest.next_version import add_version, hold_dataset
 from fsl_dist.data.ingest.rows import log_bad, make_report, warn
-from fsl_dist.data.write_report import WriteReport
+from fsl_dist.data.write_report import BadSample, WriteReport
 from fsl_dist.errors import RequestError
 from index.base import object_cache
 

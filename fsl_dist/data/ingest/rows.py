@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fsl_dist.data.catalogue import SPLITS, BadSample, Catalogue, CatalogueMetadata, Duplicate, ShardFile
+from fsl_dist.data.catalogue import SPLITS, Catalogue, CatalogueMetadata, ShardFile
 from fsl_dist.data.images import CheckedImage
 from fsl_dist.data.ingest.division import number_names
 from fsl_dist.data.ingest.listing import Candidate, Listing
 from fsl_dist.data.ingest.shard_writer import StoredAt
-from fsl_dist.data.write_report import WriteReport
+from fsl_dist.data.write_report import BadSample, Duplicate, WriteReport
 from fsl_dist.errors import RequestError
 
 logger = logging.getLogger(__name__)

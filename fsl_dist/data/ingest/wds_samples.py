@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fsl_dist.data.catalogue import SPLITS, BadSample, ShardFile
+from fsl_dist.data.catalogue import SPLITS, ShardFile
 from fsl_dist.data.images import IMAGE_SUFFIXES
 from fsl_dist.data.ingest.listing import Candidate, Listing
 from fsl_dist.data.ingest.member_images import Place
 from fsl_dist.data.ingest.tar_members import Member, list_members
+from fsl_dist.data.write_report import BadSample
 from fsl_dist.errors import RequestError
 
 DEFAULT_LABEL_KEYS = ("label", "class", "cls")
