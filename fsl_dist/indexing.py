@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fsl_dist.data.catalogue import is_dataset
 from fsl_dist.data.selection import Selection
 from fsl_dist.errors import RequestError
 from fsl_dist.training.trained import TrainedRun, open_trained
@@ -78,8 +79,10 @@ def build_from_run(
 ) -> Path:
     """Embed the train split of `dataset` with a run's network and publish it as a version of the index `out`.
 
-    Returns the version's folder. Answers of the index are sample ids of `dataset`. A build that was killed goes on.
+    Returns the version's folder. Answers of the index are sample ids of `dataset`. A build that was killed resumes.
     """
+    if is_dataset(out):
+        raise RequestError(f"out={out} is a data set; name another folder for the index")
     embed = EmbedSamples.open(run, dataset)
     trained = embed.trained
     selection = trained.catalogue.select(SPLIT)

@@ -53,6 +53,11 @@ SCHEMA = pa.schema(
 )
 
 
+def is_dataset(folder: Path) -> bool:
+    """Whether `folder` is that of a data set."""
+    return files.exists(folder / "catalogue")
+
+
 @dataclass(frozen=True, slots=True)
 class ShardFile:
     """One tar file of a data set."""

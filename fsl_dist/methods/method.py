@@ -10,6 +10,7 @@ Settings are read before torch is needed, so a method's module imports torch, an
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,7 +117,7 @@ class MethodContext:
     device: torch.device
 
 
-class MethodSettings:
+class MethodSettings(ABC):
     """Base of a method's settings: `@settings("method")` on a class with the field `kind: Literal["name"] = "name"`."""
 
     __slots__ = ()
@@ -127,7 +128,7 @@ class MethodSettings:
         """What the rest of the program must know about the method with these settings."""
         return Traits()
 
-    def check_episode(self, episode: EpisodeConfig) -> None:
+    def check_episode(self, episode: EpisodeConfig) -> None:  # noqa: B027  # most methods refuse none
         """Raise ConfigError where `episode.*` does not go with these settings."""
 
     def count_epoch(self, plan: EpochPlan) -> EpochSize:
@@ -135,9 +136,9 @@ class MethodSettings:
         steps = -(-plan.num_images // plan.batch_size)
         return EpochSize(steps, 1, min(plan.batch_size, plan.num_images), is_global=True)
 
+    @abstractmethod
     def build(self, context: MethodContext) -> Method:
         """The method over the training images; RequestError where the data cannot serve it."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +197,7 @@ Validate = Callable[[NDArray[np.float32]], dict[str, float]]
 """embeddings of the validation images, float32 [n, dim] in the order of their ids, → metrics named as `Traits.own_metrics`"""
 
 
-class Method:
+class Method(ABC):
     """One training method. `num_steps`, `batches` and `loss` must be given; the rest is for methods that keep something."""
 
     is_global: bool = True
@@ -208,17 +209,17 @@ class Method:
     metrics: tuple[str, ...] = ()
     """names of the metrics `loss` reports"""
 
+    @abstractmethod
     def num_steps(self) -> int:
         """Optimizer steps of an epoch."""
-        raise NotImplementedError
 
+    @abstractmethod
     def batches(self, epoch: int, step: int) -> list[Batch]:
         """All batches of a step, the same on every worker: a pure function of the seed, epoch and step."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(self, outputs: Tensor, batch: Batch) -> BatchLoss:
         """Loss of a batch from the network's outputs, float [num_images, dim or num_outputs]."""
-        raise NotImplementedError
 
     def prepares_at(self, epoch: int, step: int) -> bool:
         """Whether `prepare` must run before this step of the epoch."""
@@ -244,7 +245,7 @@ class Method:
         """What a checkpoint must hold of the method."""
         return {}
 
-    def load_state(self, state: dict[str, Tensor | str | int]) -> None:
+    def load_state(self, state: dict[str, Tensor | str | int]) -> None:  # noqa: B027  # most methods keep nothing
         """Take over what `state` gave."""
 
     def validation(self, stop: Selection) -> Validate | None:

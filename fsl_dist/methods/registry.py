@@ -11,6 +11,7 @@ A module is imported when a configuration names its method.
 
 import dataclasses
 import functools
+import inspect
 import typing
 from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint
@@ -58,7 +59,7 @@ def _load(point: EntryPoint) -> type[MethodSettings]:
         raise ConfigError(
             f"{place}, must be a settings class that derives from fsl_dist.methods.MethodSettings"
         )
-    if found.build is MethodSettings.build:
+    if inspect.isabstract(found):
         raise ConfigError(f"{place}, needs a method build(self, context)")
     if typing.get_args(typing.get_type_hints(found).get("kind")) != (point.name,):
         raise ConfigError(f'{place}, needs the field kind: Literal["{point.name}"] = "{point.name}"')

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fsl_dist.config import CONFIG_FILE, RunConfig
+from fsl_dist.data.catalogue import is_dataset
 from fsl_dist.errors import RequestError
 from index.base.files import exists
 from index.base.object_cache import working_folder
@@ -52,7 +53,7 @@ def check_folder(config: RunConfig, *, resumes: bool) -> Path:
     if not config.run.dir:
         raise RequestError("run.dir is empty; name a folder for the run: run.dir=runs/first")
     run = working_folder(config.run.dir)
-    if exists(run / "catalogue"):
+    if is_dataset(run):
         raise RequestError(f"run.dir={config.run.dir} is a data set; name another folder for the run")
     if exists(run / CONFIG_FILE) and not resumes:
         raise RequestError(

@@ -282,9 +282,6 @@ class Staging(WorkFolder):
 
     def _prepare(self) -> None:
         self.check_owner()
-        out = self.folder.parents[1]
-        if files.exists(out / "catalogue"):
-            raise RequestError(f"out={out} is a data set; name another folder for the index")
         files.remove_stale_staging(self.folder.parent, keep=(self.folder.name,))
 
     def _facts_of_shards(self) -> list[Facts]:

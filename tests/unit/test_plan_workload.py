@@ -8,7 +8,7 @@ import torch
 from cluster.planning.workload import count_workload
 from fsl_dist.config import RunConfig, load_config
 from fsl_dist.data.catalogue import Catalogue
-from fsl_dist.methods.method import EpochPlan, EpochSize, MethodSettings
+from fsl_dist.methods.method import EpochPlan, EpochSize, Method, MethodContext, MethodSettings
 from fsl_dist.models.batch_norm import resolve_batch_norm
 from fsl_dist.training.splits import split_run
 from fsl_dist.training.step import deal_pieces
@@ -127,6 +127,9 @@ def test_a_method_from_elsewhere_takes_a_batch_a_step_unless_it_counts_itself() 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Center(MethodSettings):
         kind: Literal["center"] = "center"
+
+        def build(self, context: MethodContext) -> Method:
+            raise AssertionError("a plan builds no method")
 
     class Pairs(Center):
         def count_epoch(self, plan: EpochPlan) -> EpochSize:
