@@ -62,3 +62,26 @@ class WorkerGroup:
         parts = [buffer[:rows] for buffer, rows in zip(buffers, rows_of_rank, strict=True)]
         parts[self.rank] = local
         return torch.cat(parts)
+
+    def gather_equal(self, local: Tensor) -> Tensor:
+        """All workers' tensors of the same shape [...], by rank: [world_size, ...]; without gradient."""
+        if self.world_size == 1:
+            return local[None]
+        buffers = [torch.empty_like(local) for _ in range(self.world_size)]
+        dist.all_gather(buffers, local.contiguous())
+        return torch.stack(buffers)
+
+    def gather_to_first(self, local: Tensor, rows_of_rank: list[int]) -> Tensor | None:
+        """All workers' rows in the order of ranks on the first worker, in its CPU's memory; None on the others.
+
+        local: [rows_of_rank[rank], dim].
+        """
+        if self.world_size == 1:
+            return local.detach().cpu()
+        padded = local.new_zeros((max(rows_of_rank), local.shape[1]))
+        padded[: len(local)] = local.detach()
+        buffers = [torch.empty_like(padded) for _ in range(self.world_size)] if self.is_first else None
+        dist.gather(padded, buffers)
+        if buffers is None:
+            return None
+        return torch.cat([buffer[:rows].cpu() for buffer, rows in zip(buffers, rows_of_rank, strict=True)])

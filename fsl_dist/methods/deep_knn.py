@@ -1,21 +1,18 @@
-"""Deep kNN: triplets of an anchor, its K nearest of the same class and its M nearest of the others.
+"""Deep kNN: an anchor's nearest images of its class against its nearest images of the others.
 
-`mining.source=batch` finds the neighbours inside the global mini-batch, as the paper does; `dataset` finds them
-among all training images by the neighbour index, which the paper could not afford (its section 2.2).
+`mining.source=batch` finds the neighbours inside the global mini-batch, as the paper does. `dataset` finds them among all
+training images, which the paper could not afford (its section 2.2): among their embeddings (`memory_mining`), or decoded
+with the anchors (`decoded_mining`).
 """
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
-from fsl_dist.errors import RequestError
+from fsl_dist.errors import ConfigError, RequestError
 from fsl_dist.methods.method import (
     Batch,
     BatchLoss,
@@ -24,25 +21,19 @@ from fsl_dist.methods.method import (
     Method,
     MethodContext,
     MethodSettings,
-    TrainingIndex,
     Traits,
     on_device,
 )
-from fsl_dist.methods.neighbour_table import WEIGHTS, NeighbourTable, is_whole
 from fsl_dist.methods.stratified import StratifiedBatches
-from fsl_dist.samplers.neighbourhood import (
-    Neighbourhood,
-    anchors_of_step,
-    anchors_per_step,
-    gather_neighbourhood,
-)
-from index.base.files import new_token
+from fsl_dist.samplers.class_power import ClassPowerDraws
+from fsl_dist.samplers.neighbourhood import anchors_per_step
+from fsl_dist.samplers.shuffled import shuffled_steps
 from index.base.settings import settings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fsl_dist.distributed import WorkerGroup
+Neighbours = Annotated[int, Field(ge=1)] | Literal["all"]
 
 
 @settings("method")
@@ -50,244 +41,159 @@ class DeepKNNConfig(MethodSettings):
     """Deep kNN: every image nearer to its same-class neighbours than to its other-class ones."""
 
     kind: Literal["deep_knn"] = "deep_knn"
-    k_same: Annotated[int, Field(ge=1)] = 5
-    """same-class neighbours of an anchor (K of deep kNN Eq. 3)"""
-    m_other: Annotated[int, Field(ge=1)] = 5
-    """other-class neighbours of an anchor (M of deep kNN Eq. 3)"""
-    margin: Annotated[float, Field(gt=0)] = 1.0
-    """α of deep kNN Eq. 2, in units of distance, above 0; the paper is silent (0.2 suits normalised embeddings)"""
-    normalise: bool = False
+    loss: Literal["softmax", "hinge"] = "softmax"
+    """softmax: the negative log-probability that a neighbour, drawn by exp(−d²/τ), has the anchor's class (Wu, Efros & Yu
+    2018); hinge: triplets of an anchor and two neighbours (deep kNN Eq. 2, 3)"""
+    k_same: Neighbours = "all"
+    """same-class neighbours of an anchor (K of deep kNN Eq. 3); all: its whole class, with loss=softmax"""
+    m_other: Neighbours = "all"
+    """other-class neighbours of an anchor (M of deep kNN Eq. 3); all: all other classes, with loss=softmax"""
+    temperature: Annotated[float, Field(gt=0)] = 0.1
+    """softmax: τ, in units of squared distance, above 0"""
+    margin: Annotated[float, Field(gt=0)] = 0.2
+    """hinge: α of deep kNN Eq. 2, in units of distance, above 0; the paper is silent (1.0 suits raw embeddings)"""
+    normalise: bool = True
     """embeddings on the unit sphere"""
-    classes_per_batch: Annotated[int, Field(ge=2)] = 9
-    """classes in a stratified batch (mining.source=batch)"""
+    classes_per_batch: Literal[0] | Annotated[int, Field(ge=2)] = 0
+    """mining.source=batch: classes of a stratified batch, as in the paper; 0: images are drawn by mining.anchor_power"""
+    cross_entropy_weight: Annotated[float, Field(ge=0)] = 0.0
+    """weight of the cross entropy of a classifier that is added to the loss; 0: no classifier"""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """of the added cross entropy: share of a target that is spread over all classes"""
+
+    def __post_init__(self) -> None:
+        for name in ("k_same", "m_other"):
+            if self.loss == "hinge" and getattr(self, name) == "all":
+                raise ConfigError(
+                    f"method.{name}=all belongs to method.loss=softmax; method.loss=hinge compares pairs and needs a number "
+                    f"(method.{name}=5)"
+                )
 
     @property
     def traits(self) -> Traits:
-        """Neighbours may be mined in the whole data set."""
-        return Traits(mines_dataset=True)
+        """Neighbours may be mined in the whole data set; a classifier may be trained along."""
+        has_classifier = self.cross_entropy_weight > 0
+        return Traits(
+            mines_dataset=True,
+            has_classifier=has_classifier,
+            protocols=("knn", "softmax") if has_classifier else ("knn",),
+        )
 
     def count_epoch(self, plan: EpochPlan) -> EpochSize:
-        """With mining.source=dataset, anchors and their neighbours are the batch."""
-        if plan.mining.source == "batch":
+        """An epoch shows as many images as there are; decoded neighbours are among them."""
+        if plan.mining.source == "batch" or plan.mining.neighbours == "memory":
             return MethodSettings.count_epoch(self, plan)
-        anchors = anchors_per_step(plan.batch_size, self.k_same, self.m_other)
-        images = anchors * (1 + self.k_same + self.m_other)
-        return EpochSize(-(-plan.num_images // anchors), 1, images, is_global=True)
+        num_same, num_other = self.check_decoded()
+        images = anchors_per_step(plan.batch_size, num_same, num_other) * (1 + num_same + num_other)
+        return EpochSize(-(-plan.num_images // plan.batch_size), 1, images, is_global=True)
+
+    def check_decoded(self) -> tuple[int, int]:
+        """K and M for neighbours that are decoded. Raises ConfigError where one is `all`."""
+        if self.k_same == "all" or self.m_other == "all":
+            raise ConfigError(
+                "mining.neighbours=decoded forwards each anchor's neighbours and needs numbers; this run has method.k_same="
+                f"{self.k_same} and method.m_other={self.m_other} (method.k_same=5 method.m_other=5, or "
+                "mining.neighbours=memory)"
+            )
+        return self.k_same, self.m_other
 
     def build(self, context: MethodContext) -> Method:
         """The method over the training images, by where its neighbours are mined."""
-        return (DatasetMining if context.mining.source == "dataset" else BatchMining)(context, self)
-
-
-class BatchMining(StratifiedBatches):
-    """Stratified batches; each image is an anchor and finds its neighbours in the batch."""
-
-    metrics = ("train/active_triplets",)
-
-    def __init__(self, context: MethodContext, method: DeepKNNConfig) -> None:
-        super().__init__(context, num_classes=method.classes_per_batch, normalise=method.normalise)
-        self.method = method
-
-    def loss(self, outputs: Tensor, batch: Batch) -> BatchLoss:
-        """Deep kNN Eq. 3 over the batch, neighbours by its own embeddings."""
-        from fsl_dist.losses.deep_knn import batch_neighbours, deep_knn_loss
-
-        ids, labels, anchor = on_device(outputs.device, batch.ids, batch.labels, np.arange(len(batch.ids)))
-        same, other = batch_neighbours(outputs, labels, ids, self.method.k_same, self.method.m_other)
-        loss, active = deep_knn_loss(outputs, anchor, same, other, self.method.margin)
-        return BatchLoss(loss, {"train/active_triplets": active})
-
-
-@dataclass(slots=True)
-class _Order:
-    """An epoch's order of near anchors, and what it is made from: the table in force at the epoch's first step."""
-
-    epoch: int
-    table: NeighbourTable
-    anchors: NDArray[np.int64] | None = None
-    """int64 [N]: positions in the selection, once they are needed"""
-
-
-@dataclass(frozen=True, slots=True)
-class _Refresh:
-    """A neighbour table in the making."""
-
-    folder: Path
-    step: int
-    """optimizer step whose parameters it is made with"""
-
-
-class DatasetMining(Method):
-    """Every training image an anchor once an epoch, with its neighbours among all training images.
-
-    A refresh of the neighbour table that starts at step s takes effect at exactly step s + `mining.refresh_lag`,
-    whoever makes the table and however long that takes: the run is a function of its configuration.
-
-    Every image is an anchor once an epoch, so an epoch has one order of anchors, whatever tables it goes through. With
-    `mining.anchors=near` the table in force at its first step makes it, and checkpoints name that one too.
-    """
-
-    metrics = ("train/active_triplets",)
-
-    def __init__(self, context: MethodContext, method: DeepKNNConfig) -> None:
-        self.method = method
-        self.labels: NDArray[np.int64] = context.catalogue.labels
-        self.normalise = method.normalise
-        self.selection = context.selection
-        self.seed = context.seed
-        self.per_step = anchors_per_step(context.batch_size, method.k_same, method.m_other)
-        self.refresh_steps = context.mining.refresh_steps or self.num_steps()
-        self.lag = context.mining.refresh_lag
-        if self.lag >= self.refresh_steps:
+        if context.mining.source == "batch":
+            return (StratifiedMining if self.classes_per_batch else BatchMining)(context, self)
+        if self.classes_per_batch:
             raise RequestError(
-                f"mining.refresh_lag={self.lag} must be below the {self.refresh_steps} steps between two refreshes (an "
-                "epoch, with mining.refresh_steps=0)"
+                f"method.classes_per_batch={self.classes_per_batch} belongs to mining.source=batch; mining.source=dataset "
+                "draws its anchors by mining.anchor_power (method.classes_per_batch=0)"
             )
-        self.tables = context.folder / "mining"
-        self.table: NeighbourTable | None = None
-        self.pending: _Refresh | None = None
-        self._is_pending_restored = False
-        self.is_near = context.mining.anchors == "near"
-        self.order: _Order | None = None
+        if context.mining.neighbours == "memory":
+            from fsl_dist.methods.memory_mining import MemoryMining
 
-    def num_steps(self) -> int:
-        """An epoch is ⌈images / anchors a step⌉ steps."""
-        return -(-len(self.selection) // self.per_step)
+            return MemoryMining(context, self)
+        from fsl_dist.methods.decoded_mining import DecodedMining
 
-    def prepares_at(self, epoch: int, step: int) -> bool:
-        """Where a refresh starts or takes effect; and at once where a checkpoint left one under way."""
-        global_step = epoch * self.num_steps() + step
-        return (
-            global_step % self.refresh_steps == 0
-            or (global_step - self.lag) % self.refresh_steps == 0
-            or self._is_pending_restored
+        return DecodedMining(context, self)
+
+
+class NeighbourLoss(Method):
+    """What all forms share: the loss over neighbours in the batch, and a classifier's cross entropy where one is trained along."""
+
+    def __init__(self, context: MethodContext, method: DeepKNNConfig) -> None:
+        self.method = method
+        self.selection = context.selection
+        self.labels = context.catalogue.labels
+        self.normalise = method.normalise
+        self.adds_classifier = method.cross_entropy_weight > 0
+        self.num_outputs = context.selection.num_classes if self.adds_classifier else 0
+        self.outputs_embeddings = True
+        self.metrics = (
+            "train/same_class_share" if method.loss == "softmax" else "train/active_triplets",
+            *(("train/accuracy",) if self.adds_classifier else ()),
         )
 
-    def prepare(
-        self, epoch: int, global_step: int, index: TrainingIndex, group: WorkerGroup
-    ) -> dict[str, float]:
-        """Start a refresh where one is due, and take up the table of the one under way where that is due."""
-        k_same, m_other = self.method.k_same, self.method.m_other
-        if self._is_pending_restored:
-            self._restart(index, group)
-        if global_step % self.refresh_steps == 0:
-            self.pending = _Refresh(self._new_folder(global_step, group), global_step)
-            index.start_table(self.pending.folder, k_same, m_other)
-        if self.pending is None or (self.table and global_step < self.pending.step + self.lag):
-            return {}
-        started = time.perf_counter()
-        index.finish_table(self.pending.folder)
-        self.table = NeighbourTable.open(self.pending.folder, k_same, self.pending.step)
-        self.pending = None
-        return {
-            "mining/refreshed_at_step": float(self.table.step),
-            "time/mining_wait_s": time.perf_counter() - started,
-        }
+    def loss(self, outputs: Tensor, batch: Batch) -> BatchLoss:
+        """The loss over each image's neighbours, and the cross entropy times its weight."""
+        width = outputs.shape[1] - self.num_outputs
+        embeddings, logits = outputs[:, :width], outputs[:, width:]
+        loss, value = self.neighbour_loss(embeddings, batch)
+        metrics = {self.metrics[0]: value}
+        if self.adds_classifier:
+            from fsl_dist.losses.cross_entropy import cross_entropy_loss
 
-    def _restart(self, index: TrainingIndex, group: WorkerGroup) -> None:
-        """Resume the refresh that a checkpoint names: reuse its table if it is complete, else rebuild it from its weights."""
-        assert self.pending is not None
-        self._is_pending_restored = False
-        old = self.pending
-        whole = group.is_first and is_whole(old.folder, len(self.selection))
-        if not group.share_text("whole" if whole else ""):
-            self.pending = replace(old, folder=self._new_folder(old.step, group))
-            index.start_table(
-                self.pending.folder, self.method.k_same, self.method.m_other, old.folder / WEIGHTS
-            )
+            (targets,) = on_device(outputs.device, np.searchsorted(self.selection.labels, batch.labels))
+            added, accuracy = cross_entropy_loss(logits, targets, label_smoothing=self.method.label_smoothing)
+            loss = loss + self.method.cross_entropy_weight * added
+            metrics["train/accuracy"] = accuracy
+        return BatchLoss(loss, metrics)
 
-    def _new_folder(self, step: int, group: WorkerGroup) -> Path:
-        # A folder of its own: a killed attempt's parts, perhaps of other workers, must not be mixed in.
-        return self.tables / f"step-{step:08d}-{group.share_text(new_token())}"
+    def neighbour_loss(self, embeddings: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The loss with neighbours found in the batch, and its metric; every image is an anchor."""
+        from fsl_dist.losses.deep_knn import batch_log_sums, batch_neighbours, deep_knn_loss, neighbour_softmax
+
+        method = self.method
+        ids, labels = on_device(embeddings.device, batch.ids, batch.labels)
+        if method.loss == "softmax":
+            num_same = None if method.k_same == "all" else method.k_same
+            num_other = None if method.m_other == "all" else method.m_other
+            sums = batch_log_sums(embeddings, labels, ids, method.temperature, num_same, num_other)
+            return neighbour_softmax(*sums)
+        assert isinstance(method.k_same, int)
+        assert isinstance(method.m_other, int)
+        same, other = batch_neighbours(embeddings, labels, ids, method.k_same, method.m_other)
+        (anchor,) = on_device(embeddings.device, np.arange(len(batch.ids)))
+        return deep_knn_loss(embeddings, anchor, same, other, method.margin)
+
+
+class BatchMining(NeighbourLoss):
+    """Images drawn by the size of their class to a power; each is an anchor and finds its neighbours in the batch."""
+
+    def __init__(self, context: MethodContext, method: DeepKNNConfig) -> None:
+        super().__init__(context, method)
+        steps = shuffled_steps(context.selection, context.batch_size)
+        self.draws = ClassPowerDraws(
+            context.selection,
+            power=context.mining.anchor_power,
+            num_draws=len(context.selection),
+            num_steps=steps,
+            seed=context.seed,
+        )
+
+    def num_steps(self) -> int:
+        """An epoch is ⌈images / batch⌉ steps."""
+        return self.draws.num_steps
 
     def batches(self, epoch: int, step: int) -> list[Batch]:
-        """The step's anchors with their mined neighbours, each image once."""
-        assert self.table is not None
-        positions = self._anchors(epoch, step)
-        same, other = self.table.rows(positions)
-        hood = gather_neighbourhood(self.selection.ids[positions], same, other)
-        return [Batch(hood.ids, self.labels[hood.ids], payload=hood)]
-
-    def _anchors(self, epoch: int, step: int) -> NDArray[np.int64]:
-        """The step's anchors as positions in the selection."""
-        ids, per_step = self.selection.ids, self.per_step
-        if not self.is_near:
-            return anchors_of_step(len(ids), per_step, seed=self.seed, epoch=epoch, step=step)
-        assert self.table is not None
-        if self.order is None or self.order.epoch != epoch:
-            self.order = _Order(epoch, self.table)  # this is the epoch's first step
-        if self.order.anchors is None:
-            position_of = np.full(ids.max() + 2, -1, dtype=np.int64)  # −1, no neighbour, reads the last one
-            position_of[ids] = np.arange(len(ids))
-            neighbours = position_of[np.concatenate(self.order.table.rows(np.arange(len(ids))), axis=1)]
-            # Here, not above: it imports SciPy's sparse matrices, 0.2 s that other runs do without.
-            from fsl_dist.samplers.near_order import near_order
-
-            self.order.anchors = near_order(neighbours, per_step, seed=self.seed, epoch=epoch)
-        return self.order.anchors[step * per_step : (step + 1) * per_step]
-
-    def loss(self, outputs: Tensor, batch: Batch) -> BatchLoss:
-        """Deep kNN Eq. 3 over the mined triplets, distances at the present parameters."""
-        hood = batch.payload
-        assert isinstance(hood, Neighbourhood)
-        from fsl_dist.losses.deep_knn import deep_knn_loss
-
-        anchor, same, other = on_device(outputs.device, hood.anchor, hood.same, hood.other)
-        loss, active = deep_knn_loss(outputs, anchor, same, other, self.method.margin)
-        return BatchLoss(loss, {"train/active_triplets": active})
-
-    def finish_step(
-        self,
-        global_step: int,
-        batches: list[Batch],
-        updates: list[tuple[int, tuple[Tensor, ...]]],
-        group: WorkerGroup,
-    ) -> dict[str, float]:
-        """Report how old the table is that this step used, and how many images its anchors took."""
-        assert self.table is not None
-        (batch,) = batches
-        assert isinstance(batch.payload, Neighbourhood)
-        return {
-            "mining/staleness_steps": float(global_step - self.table.step),
-            "mining/images_per_anchor": len(batch.ids) / len(batch.payload.anchor),
-        }
-
-    def state(self) -> dict[str, Tensor | str | int]:
-        """Name, hash and step of the active table and of the one the epoch's order is made from; the one under way."""
-        state: dict[str, Tensor | str | int] = {}
-        if self.table is not None:
-            state |= _name_table("table", self.table)
-        if self.order is not None:
-            state |= {"order_epoch": self.order.epoch, **_name_table("order", self.order.table)}
-        if self.pending is not None:
-            state |= {"pending": self.pending.folder.name, "pending_step": self.pending.step}
-        return state
-
-    def load_state(self, state: dict[str, Tensor | str | int]) -> None:
-        """Open the tables a checkpoint names; their hashes must be the checkpoint's."""
-        self.table = self._reopen("table", state)
-        ordered_by = self._reopen("order", state)
-        if ordered_by is not None:
-            epoch = state["order_epoch"]
-            assert isinstance(epoch, int)
-            self.order = _Order(epoch, ordered_by)
-        if "pending" in state:
-            name, step = state["pending"], state["pending_step"]
-            assert isinstance(name, str)
-            assert isinstance(step, int)
-            self.pending = _Refresh(self.tables / name, step)
-            self._is_pending_restored = True
-
-    def _reopen(self, key: str, state: dict[str, Tensor | str | int]) -> NeighbourTable | None:
-        """The table that `_name_table` put into `state` under `key`, if any."""
-        if key not in state:
-            return None
-        name, crc32, step = state[key], state[f"{key}_crc32"], state[f"{key}_step"]
-        assert isinstance(name, str)
-        assert isinstance(crc32, int)
-        assert isinstance(step, int)
-        return NeighbourTable.reopen(self.tables / name, self.method.k_same, step, crc32)
+        """One batch a step."""
+        rows = self.draws.of_step(epoch, step)
+        ids = self.selection.ids[rows]
+        return [Batch(ids, self.labels[ids], payload=rows)]
 
 
-def _name_table(key: str, table: NeighbourTable) -> dict[str, str | int]:
-    return {key: table.folder.name, f"{key}_crc32": table.crc32, f"{key}_step": table.step}
+class StratifiedMining(NeighbourLoss, StratifiedBatches):
+    """Stratified batches, as in the paper; each image is an anchor and finds its neighbours in the batch."""
+
+    def __init__(self, context: MethodContext, method: DeepKNNConfig) -> None:
+        StratifiedBatches.__init__(
+            self, context, num_classes=method.classes_per_batch, normalise=method.normalise
+        )
+        NeighbourLoss.__init__(self, context, method)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fsl_dist.data.selection import Selection
     from fsl_dist.distributed import WorkerGroup
     from fsl_dist.methods.mining import MiningConfig
+    from index.config import IndexConfig
     from index.search import LocalIndex
 
 
@@ -172,6 +173,8 @@ class TrainingIndex(Protocol):
 
     dim: int
     """length of an embedding"""
+    config: IndexConfig
+    """`index.*`: how they are searched"""
 
     def open(self) -> LocalIndex:
         """The index, the same on every worker. Collective: all workers call it, or none."""
@@ -184,7 +187,7 @@ class TrainingIndex(Protocol):
     def start_table(self, folder: Path, num_same: int, num_other: int, weights: Path | None = None) -> None:
         """Begin to fill `folder` with the neighbour table at the present parameters, or at those in `weights`.
 
-        Collective. The table is finished on return, or made concurrently with training.
+        With `num_same` and `num_other` both 0 it is a table of the embeddings themselves. Collective. The table is finished on return, or made concurrently with training.
         """
         ...
 
@@ -204,6 +207,8 @@ class Method(ABC):
     """every batch is split over all workers, embeddings gathered; otherwise whole batches are dealt out"""
     num_outputs: int = 0
     """classes of the classifier the network ends in; 0 = the loss takes embeddings"""
+    outputs_embeddings: bool = False
+    """with a classifier: the loss takes embeddings and logits side by side"""
     normalise: bool = False
     """embeddings on the unit sphere"""
     metrics: tuple[str, ...] = ()
@@ -219,7 +224,7 @@ class Method(ABC):
 
     @abstractmethod
     def loss(self, outputs: Tensor, batch: Batch) -> BatchLoss:
-        """Loss of a batch from the network's outputs, float [num_images, dim or num_outputs]."""
+        """Loss of a batch from the network's outputs, float [num_images, dim or num_outputs, or both]. Collective if `is_global`."""
 
     def prepares_at(self, epoch: int, step: int) -> bool:
         """Whether `prepare` must run before this step of the epoch."""
@@ -242,7 +247,7 @@ class Method(ABC):
         return {}
 
     def state(self) -> dict[str, Tensor | str | int]:
-        """What a checkpoint must hold of the method."""
+        """What a checkpoint must hold of the method, on the first worker. Collective."""
         return {}
 
     def load_state(self, state: dict[str, Tensor | str | int]) -> None:  # noqa: B027  # most methods keep nothing

@@ -10,21 +10,27 @@ from index.base.settings import settings
 
 @settings("mining")
 class MiningConfig:
-    """Where deep kNN finds an anchor's neighbours."""
+    """Which images are anchors, and where their neighbours are found."""
 
     source: Literal["batch", "dataset"] = "batch"
-    """within the global mini-batch, or over all training images by the neighbour index"""
-    run: Literal["inline", "beside"] = "inline"
-    """inline: the training workers refresh the table themselves, between two steps; beside: Ray actors with
-    resources of their own do, concurrently with training"""
-    anchors: Literal["shuffled", "near"] = "shuffled"
-    """dataset: which anchors make a step. shuffled: any; near: such as have neighbours in common, so that a step decodes
-    fewer images (training.batch_size can be larger, docs/deep_knn.md)"""
-    refresh_steps: Annotated[int, Field(ge=0)] = 0
-    """steps between two refreshes of the neighbour table; 0 = at the start of every epoch"""
+    """within the global mini-batch, or among all training images"""
+    neighbours: Literal["memory", "decoded"] = "memory"
+    """dataset: memory: neighbours are rows of a table of all training images' embeddings, which each step's own embeddings
+    overwrite; decoded: neighbours are found by the neighbour index, and are decoded and forwarded with the anchors"""
+    anchor_power: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """anchors of class c are drawn in proportion to n_c^power, n_c its number of training images: 1 as sized, 0 class-balanced.
+    Not with method.classes_per_batch above 0"""
+    refresh_steps: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """steps between two passes that embed all training images: for the memory's rows, or for the table of decoded neighbours.
+    0: the first step's only; auto: that for memory, every epoch for decoded"""
     refresh_lag: Annotated[int, Field(ge=0)] = 0
-    """steps after its start at which a refresh takes effect, below the steps between two refreshes; training waits
-    for a table that is late. The first one is waited for at once"""
+    """steps after its start at which a pass takes effect, below the steps between two passes; training waits for a pass that
+    is late. The first one is waited for at once"""
+    run: Literal["inline", "beside"] = "inline"
+    """inline: the training workers make the passes themselves, between two steps; beside: Ray actors with resources of their
+    own do, concurrently with training"""
+    memory_gb: Annotated[float, Field(gt=0)] = 8.0
+    """memory: the most that a worker holds of the embeddings, in 10⁹ bytes; the workers share the rows"""
     actors: Annotated[int, Field(ge=1)] = 1
     """beside: actors that share the embedding and the search"""
     cpus: Annotated[int, Field(ge=1)] = 1
@@ -33,21 +39,22 @@ class MiningConfig:
     """beside: GPUs each actor asks Ray for; 0 = it embeds on the CPU, below 1 = several share a GPU"""
 
     def __post_init__(self) -> None:
-        if 0 < self.refresh_steps <= self.refresh_lag:
+        if isinstance(self.refresh_steps, int) and 0 < self.refresh_steps <= self.refresh_lag:
             raise ConfigError(
                 f"mining.refresh_lag={self.refresh_lag} must be below mining.refresh_steps={self.refresh_steps}: a "
-                "refresh takes effect before the next one starts"
+                "pass takes effect before the next one starts"
+            )
+        if self.refresh_lag and self.refresh_steps == 0:
+            raise ConfigError(
+                f"mining.refresh_lag={self.refresh_lag} with mining.refresh_steps=0 delays nothing: the first pass is "
+                "waited for, and there is no other (mining.refresh_steps=N makes one every N steps)"
             )
         if self.run == "beside" and self.source != "dataset":
             raise ConfigError(
-                "mining.run=beside refreshes the table of mining.source=dataset; mining.source=batch has none"
-            )
-        if self.anchors == "near" and self.source != "dataset":
-            raise ConfigError(
-                "mining.anchors=near goes by the neighbour table of mining.source=dataset; mining.source=batch has none"
+                "mining.run=beside makes the passes of mining.source=dataset; mining.source=batch has none"
             )
 
     @property
     def is_beside(self) -> bool:
-        """Whether Ray actors mine concurrently with training."""
+        """Whether Ray actors make the passes, concurrently with training."""
         return self.run == "beside"

@@ -1,7 +1,8 @@
-"""The mined neighbours of every training image: a table [N, K + M] on disk, one part a worker, memory-mapped.
+"""What a pass over all training images leaves: a table on disk, one part a worker, memory-mapped.
 
-Row i belongs to the i-th image of the training selection; its first K entries are same-class neighbours, the
-rest other-class ones, as sample ids, nearest first, −1 where there are fewer.
+Row i belongs to the i-th image of the training selection. In a table of neighbours, int64 [N, K + M], its first K entries
+are same-class neighbours, the rest other-class ones, as sample ids, nearest first, −1 where there are fewer. A table of
+embeddings is float32 [N, D].
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from index.base.object_cache import bring
 if TYPE_CHECKING:
     from index.search import LocalIndex
 
+_DTYPES = {"i64": "<i8", "f32": "<f4"}
 WEIGHTS = "weights.pt"
 """in a table's folder: parameters that the neighbours are to be found with, while actors find them"""
 
@@ -35,7 +37,13 @@ def mine_part(
     num_same: int,
     num_other: int,
 ) -> None:
-    """Search the neighbours of the images at `rows` of `selection`, whose index this is, and write them as a part."""
+    """Search the neighbours of the images at `rows` of `selection`, whose index this is, and write them as a part.
+
+    With K and M both 0, the part is the images' embeddings themselves.
+    """
+    if num_same == num_other == 0:
+        write_part(folder, number, rows.start, index.vectors(rows.start, rows.stop))
+        return
     found = index.neighbours(
         index.vectors(rows.start, rows.stop),
         selection.sample_labels[rows],
@@ -43,29 +51,49 @@ def mine_part(
         num_same,
         num_other,
     )
-    write_part(folder, number, rows.start, found.same_ids, found.other_ids)
+    write_part(folder, number, rows.start, np.concatenate([found.same_ids, found.other_ids], axis=1))
 
 
 def is_whole(folder: Path, num_rows: int) -> bool:
     """Whether the parts in `folder` make up a table of `num_rows` rows."""
     bring(folder)
-    return sum(_shape_of(path)[1] for path in folder.glob("part-*.i64")) == num_rows
+    return sum(_shape_of(path)[1] for path in folder.glob("part-*")) == num_rows
 
 
-def write_part(
-    folder: Path, number: int, start: int, same_ids: NDArray[np.int64], other_ids: NDArray[np.int64]
-) -> None:
-    """Write the rows from `start` on (same_ids [n, K], other_ids [n, M]) as part `number` of the table."""
+def write_part(folder: Path, number: int, start: int, rows: NDArray[np.int64] | NDArray[np.float32]) -> None:
+    """Write the rows from `start` on ([n, columns], int64 or float32) as part `number` of the table."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = np.ascontiguousarray(np.concatenate([same_ids, other_ids], axis=1), dtype="<i8")
-    write_atomic(
-        folder / f"part-{number:05d}-{start:012d}-{rows.shape[0]}x{rows.shape[1]}.i64", rows.tobytes()
-    )
+    suffix = "f32" if rows.dtype == np.float32 else "i64"
+    rows = np.ascontiguousarray(rows, dtype=_DTYPES[suffix])
+    name = f"part-{number:05d}-{start:012d}-{rows.shape[0]}x{rows.shape[1]}.{suffix}"
+    write_atomic(folder / name, rows.tobytes())
+
+
+def read_embeddings(folder: Path, start: int, stop: int) -> NDArray[np.float32]:
+    """float32 [stop − start, D]: rows of a table of embeddings."""
+    bring(folder)
+    found: list[NDArray[np.float32]] = []
+    for first, part in _open_parts(folder):
+        low, high = max(start, first), min(stop, first + len(part))
+        if low < high:
+            found.append(np.array(part[low - first : high - first]))
+    return np.concatenate(found)
+
+
+def _open_parts(folder: Path) -> list[tuple[int, NDArray]]:
+    """(first row, memory-mapped rows) of each part that has any, by ascending first row."""
+    parts = []
+    for path in folder.glob("part-*"):
+        start, rows, columns = _shape_of(path)
+        if rows:
+            dtype = _DTYPES[path.suffix.removeprefix(".")]
+            parts.append((start, np.memmap(path, dtype=dtype, mode="r", shape=(rows, columns))))
+    return sorted(parts, key=lambda part: part[0])
 
 
 @dataclass(frozen=True, slots=True)
 class NeighbourTable:
-    """A finished table, read by row."""
+    """A finished table of neighbours, read by row."""
 
     folder: Path
     parts: tuple[NDArray[np.int64], ...]
@@ -83,23 +111,12 @@ class NeighbourTable:
     def open(cls, folder: Path, num_same: int, step: int) -> NeighbourTable:
         """Open the table whose parts are all in `folder`, found with the parameters of `step`."""
         bring(folder)  # other machines' parts
-        parts, starts, crc32 = [], [], 0
-        for path in sorted(folder.glob("part-*.i64")):
-            start, rows, columns = _shape_of(path)
-            if rows == 0:
-                continue
-            parts.append(np.memmap(path, dtype="<i8", mode="r", shape=(rows, columns)))
-            starts.append(start)
-            crc32 = zlib.crc32(parts[-1].data, crc32)
-        by_start = np.argsort(starts)
-        return cls(
-            folder,
-            tuple(parts[position] for position in by_start),
-            np.asarray(starts, dtype=np.int64)[by_start],
-            num_same,
-            step,
-            crc32,
-        )
+        parts = _open_parts(folder)
+        crc32 = 0
+        for _, part in parts:
+            crc32 = zlib.crc32(part.data, crc32)
+        starts = np.array([start for start, _ in parts], dtype=np.int64)
+        return cls(folder, tuple(part for _, part in parts), starts, num_same, step, crc32)
 
     @classmethod
     def reopen(cls, folder: Path, num_same: int, step: int, crc32: int) -> NeighbourTable:

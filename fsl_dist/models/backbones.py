@@ -21,7 +21,12 @@ _LEAST_SIZE = {"conv4": 16, "alexnet": 63, "convnext_base": 32, "densenet121": 2
 
 
 def build_network(
-    config: BackboneConfig, *, sample_shape: tuple[int, ...], num_classes: int = 0, normalise: bool = False
+    config: BackboneConfig,
+    *,
+    sample_shape: tuple[int, ...],
+    num_classes: int = 0,
+    normalise: bool = False,
+    outputs_embeddings: bool = False,
 ) -> Network:
     """Build the network that `config` describes.
 
@@ -34,6 +39,7 @@ def build_network(
         sample_shape: (channels, height, width) of images, or (dim,) of vectors.
         num_classes: outputs of a classifier on the embedding; 0 for none.
         normalise: scale embeddings to length 1.
+        outputs_embeddings: with a classifier, `forward` gives embeddings and logits side by side.
 
     Returns:
         The network, in training mode on the CPU.
@@ -56,6 +62,7 @@ def build_network(
         map_dim=config.map_head,
         num_classes=num_classes,
         normalise=normalise,
+        outputs_embeddings=outputs_embeddings,
         fc7=alexnet_fc7() if config.fc7 and num_classes else None,
     )
     load_initial(network, config)

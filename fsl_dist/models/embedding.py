@@ -79,13 +79,16 @@ class Network(nn.Module):
         num_classes: int = 0,
         normalise: bool = False,
         fc7: nn.Module | None = None,
+        outputs_embeddings: bool = False,
     ) -> None:
+        """`outputs_embeddings`: `forward` gives embeddings and logits side by side."""
         super().__init__()
         self.backbone = backbone
         self.feature_dim = feature_dim
         self.embedding_dim = map_dim or head_dim or feature_dim
         self.num_classes = num_classes
         self.normalise = normalise
+        self.outputs_embeddings = outputs_embeddings
         self.map_head = MapHead(feature_dim, map_dim) if map_dim else None
         self.head = FullPrecisionLinear(feature_dim, head_dim) if head_dim else None
         self.fc7 = fc7
@@ -119,16 +122,27 @@ class Network(nn.Module):
         return maps if self.map_head is None else self.map_head(maps)
 
     def classify(self, embeddings: Tensor) -> Tensor:
-        """Class logits float32 [n, num_classes] of what `embed` gave, for a network with a classifier."""
+        """Class logits float32 [n, num_classes] of what `embed` gave, for a network with a classifier.
+
+        Embeddings of length 1 are scaled to that of as many numbers of variance 1: a linear layer learns as fast on them.
+        """
         assert self.classifier is not None
+        if self.normalise:
+            embeddings = embeddings * self.embedding_dim**0.5
         if self.fc7 is not None:
             embeddings = self.fc7(embeddings)
         return self.classifier(embeddings if self.head is None else functional.relu(embeddings))
 
     def forward(self, samples: Tensor) -> Tensor:
-        """Class logits float32 [n, num_classes], or the embeddings of `embed` where there is no classifier."""
+        """Class logits float32 [n, num_classes], or the embeddings of `embed` where there is no classifier.
+
+        With `outputs_embeddings` both, embeddings first: float32 [n, embedding_dim + num_classes].
+        """
         embeddings = self.embed(samples)
-        return embeddings if self.classifier is None else self.classify(embeddings)
+        if self.classifier is None:
+            return embeddings
+        logits = self.classify(embeddings)
+        return torch.cat([embeddings, logits], dim=1) if self.outputs_embeddings else logits
 
 
 def without_heads(network: Network) -> Network:

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING
 from index.base.lazy import public_names
 
 if TYPE_CHECKING:
+    from fsl_dist.samplers.class_power import ClassPowerDraws as ClassPowerDraws
     from fsl_dist.samplers.episode import Episode as Episode
     from fsl_dist.samplers.episode import EpisodeConfig as EpisodeConfig
     from fsl_dist.samplers.episode import draw_episode as draw_episode
     from fsl_dist.samplers.episode import fit_selection as fit_selection
     from fsl_dist.samplers.neighbourhood import Neighbourhood as Neighbourhood
-    from fsl_dist.samplers.neighbourhood import anchors_of_step as anchors_of_step
     from fsl_dist.samplers.neighbourhood import anchors_per_step as anchors_per_step
     from fsl_dist.samplers.neighbourhood import gather_neighbourhood as gather_neighbourhood
     from fsl_dist.samplers.scan import scan_batches as scan_batches

@@ -1,4 +1,4 @@
-"""Anchors with their mined neighbours: the batches of deep kNN with `mining.source: dataset`."""
+"""Anchors with their mined neighbours: the batches of deep kNN with `mining.neighbours=decoded`."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fsl_dist.errors import ConfigError
-from fsl_dist.samplers.shuffled import shuffled_order
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,28 +43,6 @@ def anchors_per_step(batch_size: int, num_same: int, num_other: int) -> int:
             f"method.m_other={num_other} make {images} images an anchor; set training.batch_size to {images} or more"
         )
     return batch_size // images
-
-
-def anchors_of_step(
-    num_anchors: int, anchors_per_step: int, *, seed: int, epoch: int, step: int
-) -> NDArray[np.int64]:
-    """Which anchors a step has.
-
-    The ⌈num_anchors / anchors_per_step⌉ steps of an epoch hold every anchor once, shuffled; the last may be short.
-    Deterministic in (seed, epoch, step).
-
-    Args:
-        num_anchors: anchors of the epoch.
-        anchors_per_step: of one step, as `anchors_per_step` counts them.
-        seed: of the run.
-        epoch: from 0.
-        step: in the epoch, from 0.
-
-    Returns:
-        int64 [≤ anchors_per_step]: positions in 0 … num_anchors − 1.
-    """
-    order = shuffled_order(num_anchors, "anchors", seed, epoch)
-    return order[step * anchors_per_step : (step + 1) * anchors_per_step]
 
 
 def gather_neighbourhood(

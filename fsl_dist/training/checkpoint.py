@@ -161,8 +161,8 @@ def tables_of(checkpoints: list[Path]) -> set[str]:
 
 
 def tables_in(method_state: Mapping[str, object]) -> set[str]:
-    """Names of the neighbour tables that a method's state needs: the active one, the epoch's order's, the one under way."""
-    return {str(method_state[key]) for key in ("table", "order", "pending") if key in method_state}
+    """Names of the neighbour tables that a method's state needs: the active one, and the one under way."""
+    return {str(method_state[key]) for key in ("table", "pending") if key in method_state}
 
 
 def read_checkpoint(folder: Path, device: torch.device) -> Checkpoint:

@@ -117,6 +117,7 @@ def check_run(config: RunConfig) -> int:
         sample_shape=sample_shape,
         num_classes=method.num_outputs,
         normalise=method.normalise,
+        outputs_embeddings=method.outputs_embeddings,
     )
     group_parameters(
         network, lr_factor=config.backbone.lr_factor, linear_lr_factor=config.backbone.linear_lr_factor

@@ -115,6 +115,7 @@ class Trainer:
             sample_shape=self.source.sample_shape,
             num_classes=self.method.num_outputs,
             normalise=self.method.normalise,
+            outputs_embeddings=self.method.outputs_embeddings,
         )
         mode = resolve_batch_norm(
             self.config.backbone.batch_norm,
@@ -347,15 +348,16 @@ class Trainer:
     def _write_checkpoint(self) -> None:
         self.average_statistics()
         self._saved = self.progress
+        state = self.method.state()
         if self.group.is_first:
             self.checkpoints.write(
                 self.progress,
                 network=self.network.state_dict(),
                 optimizer=self.optimizer.state_dict(),
-                method=self.method.state(),
+                method=state,
                 catalogue=self.catalogue.fingerprint,
             )
-            tables = tables_of(self.checkpoints.prune()) | tables_in(self.method.state())
+            tables = tables_of(self.checkpoints.prune()) | tables_in(state)
             NeighbourTable.prune(self.run / "mining", keep=tables)
         self.group.barrier()
 

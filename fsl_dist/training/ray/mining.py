@@ -27,7 +27,7 @@ class Miners:
         self._running: dict[Path, list[Any]] = {}
 
     def start(self, folder: Path, num_same: int, num_other: int) -> None:
-        """Begin to make the table in `folder`, at the parameters in its weights file."""
+        """Begin to make the table in `folder`, at the parameters in its weights file (`TrainingIndex.start_table`)."""
         created = self.actors[0].create.remote(str(folder))
         embedded = [actor.embed.remote(str(folder), created) for actor in self.actors]
         version = self.actors[0].publish.remote(str(folder), *embedded)
@@ -80,6 +80,7 @@ class _Miner:
         self.network = build_network(
             backbone,
             sample_shape=source.sample_shape,
+            num_classes=self.selection.num_classes if self.config.method.traits.has_classifier else 0,
             normalise=getattr(self.config.method, "normalise", False),
         ).to(self.device)
         self.embedder = Embedder(

@@ -1,0 +1,313 @@
+"""The embeddings of all training images, kept while the network changes: what deep kNN finds neighbours in.
+
+Row i belongs to the i-th image of the training selection, so a class is a range of rows. The rows are divided over the
+workers; every worker compares all anchors of a step with its own rows, and what comes of it is merged, so that the answer
+does not depend on how many there are. A step's embeddings overwrite their rows (XBM: Wang et al. 2020).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fsl_dist.data.selection import Selection
+from fsl_dist.distributed import WorkerGroup
+from fsl_dist.errors import RequestError
+from fsl_dist.losses.deep_knn import NO_TERMS
+from fsl_dist.methods.memory_lists import MemoryLists
+from fsl_dist.samplers.scan import split_evenly
+from index.config import IndexConfig
+
+# Scores of a step's anchors against rows are made this many numbers at a time: 64 MiB of float32.
+_SCORES_AT_A_TIME = 2**24
+
+
+@dataclass(frozen=True, slots=True)
+class Anchors:
+    """The images of a step as they are compared with the memory."""
+
+    embeddings: Tensor
+    """float32 [B, D], without gradient"""
+    rows: Tensor
+    """int64 [B]: their rows in the memory, which these embeddings stand in for"""
+    ranges: Tensor
+    """int64 [B, 2]: first row of each one's class, and one beyond the last"""
+
+    def classes(self) -> list[tuple[Tensor, int, int]]:
+        """(positions among the anchors, first row, one beyond the last row) of each class."""
+        starts, members = self.ranges[:, 0].unique(return_inverse=True)
+        by_class = members.argsort(stable=True)
+        sizes = torch.bincount(members, minlength=len(starts)).tolist()
+        return [
+            (positions, *self.ranges[positions[0]].tolist()) for positions in by_class.split(sizes)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class LogSums:
+    """log Σ exp(−d²/τ) over some rows for each anchor, and where those rows pull it."""
+
+    values: Tensor
+    """float32 [B], `NO_TERMS` where there is no row"""
+    means: Tensor
+    """float32 [B, D]: mean of the rows, weighted by their share of the sum"""
+
+
+class EmbeddingMemory:
+    """This worker's rows of the memory [N, D].
+
+    Args:
+        selection: the N training images.
+        dim: D.
+        group: the workers that share the rows.
+        device: where they are kept and compared.
+        index: `index.*`: kind=flat compares with every row, kind=ivf_flat with those of the nearest clusters.
+        most_bytes: that a worker may hold.
+
+    Raises:
+        RequestError: the rows do not fit, or `index.kind` is another.
+    """
+
+    def __init__(
+        self,
+        selection: Selection,
+        dim: int,
+        *,
+        group: WorkerGroup,
+        device: torch.device,
+        index: IndexConfig,
+        most_bytes: float,
+    ) -> None:
+        self.selection = selection
+        self.group = group
+        self.device = device
+        self.edges = split_evenly(len(selection), group.world_size)
+        self.start, self.stop = int(self.edges[group.rank]), int(self.edges[group.rank + 1])
+        self._check(index, dim, most_bytes)
+        self.vectors = torch.zeros(self.stop - self.start, dim, device=device)
+        """float32 [n, D]: the rows from `start` on"""
+        self.written = torch.full((self.stop - self.start,), -1, dtype=torch.int32)
+        """int32 [n]: optimizer step whose parameters each row was embedded with"""
+        self.lists = MemoryLists(index, group, len(selection)) if index.kind == "ivf_flat" else None
+
+    def _check(self, index: IndexConfig, dim: int, most_bytes: float) -> None:
+        if index.kind not in ("flat", "ivf_flat"):
+            raise RequestError(
+                f"mining.neighbours=memory overwrites rows, which index.kind={index.kind} cannot (index.kind=flat or ivf_flat)"
+            )
+        num_bytes = int(np.diff(self.edges).max()) * dim * 4 * (2 if index.kind == "ivf_flat" else 1)
+        if num_bytes > most_bytes:
+            raise RequestError(
+                f"mining.memory_gb={most_bytes / 1e9:g} is below the {num_bytes / 1e9:.3g} that a worker needs for its share "
+                f"of {len(self.selection)} embeddings of {dim} numbers on workers.num={self.group.world_size} (more workers, a "
+                "smaller backbone.embedding_dim, or a larger mining.memory_gb)"
+            )
+
+    def fill(self, vectors: Tensor, step: int) -> None:
+        """Take this worker's rows (float32 [n, D]) of a pass at `step`; rows that a later step has written stay."""
+        is_older = self.written < step
+        self.vectors[is_older] = vectors.to(self.device)[is_older.to(vectors.device)]
+        self.written[is_older] = step
+        self.sort_into_lists(step)
+
+    def sort_into_lists(self, seed: int) -> None:
+        """Make the clusters of an index of kind ivf_flat anew, from the rows as they are. Collective."""
+        if self.lists is not None:
+            self.lists.build(self.vectors.cpu().numpy(), self.start, seed)
+
+    def write(self, rows: Tensor, embeddings: Tensor, step: int) -> None:
+        """Overwrite rows (int64 [B]) with embeddings (float32 [B, D]) made at `step`; of a row named twice the first counts."""
+        order = torch.arange(len(rows), device=rows.device).flip(0)
+        is_own = (rows >= self.start) & (rows < self.stop)
+        order = order[is_own.flip(0)]
+        own = rows[order] - self.start
+        # One after another: of equal rows the last of the flipped order is written last.
+        unique, last = _last_of_each(own)
+        self.vectors[unique] = embeddings[order][last]
+        self.written[unique.cpu()] = step
+        if self.lists is not None and len(unique):
+            self.lists.update(unique.cpu().numpy(), embeddings[order][last].cpu().numpy())
+
+    def age(self, step: int) -> float:
+        """Mean number of steps since a row of this worker was written."""
+        return step - float(self.written.float().mean()) if len(self.written) else 0.0
+
+    def sum_all(
+        self, anchors: Anchors, temperature: float, *, same: bool = True, other: bool = True
+    ) -> tuple[LogSums | None, LogSums | None]:
+        """Sums over all rows of each anchor's class, and over all others; the anchors' own rows are left out. Collective.
+
+        One product of the anchors with the memory, and one with the weights. None for what is not asked for.
+        """
+        own_same, own_other = _Running(anchors.embeddings), _Running(anchors.embeddings)
+        classes = anchors.classes()
+        width = max(1, _SCORES_AT_A_TIME // max(len(anchors.rows), 1))
+        for first in range(self.start, self.stop, width):
+            last = min(first + width, self.stop)
+            vectors = self.vectors[first - self.start : last - self.start]
+            scores = self._scores(anchors, vectors, first, temperature)
+            for positions, low, high in classes:
+                low, high = max(low, first) - first, min(high, last) - first
+                if low >= high:
+                    continue
+                if same:
+                    own_same.add(scores[positions, low:high], vectors[low:high], positions)
+                if other:
+                    scores[positions, low:high] = -torch.inf
+            if other:
+                own_other.add(scores, vectors)
+        offset = anchors.embeddings.square().sum(1) / temperature
+        found = [
+            self._merge(running, offset) if wanted else None
+            for running, wanted in ((own_same, same), (own_other, other))
+        ]
+        return found[0], found[1]
+
+    def nearest(self, anchors: Anchors, num: int, *, same: bool) -> tuple[Tensor, Tensor]:
+        """The `num` nearest rows of each anchor's class, or of all others: (rows int64 [B, num], vectors [B, num, D]). Collective.
+
+        The anchors' own rows are left out. −1 and zeros where there are fewer. Kind ivf_flat finds other-class rows in the
+        nearest clusters alone.
+        """
+        if same or self.lists is None:
+            distances, rows = self._nearest_of_all(anchors, num, same=same)
+        else:
+            distances, rows = self.lists.search(anchors, num, self.device)
+        if self.group.world_size > 1:
+            distances, rows = self._merge_nearest(distances, rows, num)
+        return rows, self._gather(rows)
+
+    def _nearest_of_all(self, anchors: Anchors, num: int, *, same: bool) -> tuple[Tensor, Tensor]:
+        """This worker's nearest rows: (distances² less ‖anchor‖², rows), [B, ≤ num], infinite and −1 where there are fewer."""
+        best = torch.full((len(anchors.rows), num), torch.inf, device=self.device)
+        rows = torch.full((len(anchors.rows), num), -1, dtype=torch.int64, device=self.device)
+        classes = anchors.classes()
+        width = max(1, _SCORES_AT_A_TIME // max(len(anchors.rows), 1))
+        for first in range(self.start, self.stop, width):
+            last = min(first + width, self.stop)
+            vectors = self.vectors[first - self.start : last - self.start]
+            if same:
+                for positions, low, high in classes:
+                    low, high = max(low, first), min(high, last)
+                    if low < high:
+                        part = self.vectors[low - self.start : high - self.start]
+                        scores = self._scores(_some(anchors, positions), part, low, 1.0)
+                        best[positions], rows[positions] = _keep_nearest(
+                            best[positions], rows[positions], -scores, low
+                        )
+                continue
+            scores = self._scores(anchors, vectors, first, 1.0)
+            for positions, low, high in classes:
+                low, high = max(low, first) - first, min(high, last) - first
+                if low < high:
+                    scores[positions, low:high] = -torch.inf
+            best, rows = _keep_nearest(best, rows, scores.neg_(), first)
+        return best, rows
+
+    def _scores(self, anchors: Anchors, vectors: Tensor, first: int, temperature: float) -> Tensor:
+        """(2 a·m − ‖m‖²) / τ of anchors and rows from `first` on: [B, n], −∞ for the anchors' own rows."""
+        bias = vectors.square().sum(1).div_(-temperature)
+        inside = (anchors.rows >= first) & (anchors.rows < first + len(vectors))
+        bias[anchors.rows[inside] - first] = -torch.inf
+        return torch.addmm(bias, anchors.embeddings * (2.0 / temperature), vectors.T)
+
+    def _merge(self, running: _Running, offset: Tensor) -> LogSums:
+        """All workers' sums as one. offset: what every score lacks, [B]."""
+        values, means = running.result()
+        if self.group.world_size > 1:
+            parts = self.group.gather_equal(torch.cat([values[:, None], means], dim=1))  # [W, B, 1 + D]
+            logs = parts[:, :, 0]
+            values = logs.logsumexp(0)
+            shares = (logs - values.clamp_min(NO_TERMS)).exp()
+            means = (shares[:, :, None] * parts[:, :, 1:]).sum(0)
+        return LogSums((values - offset).clamp_min(NO_TERMS), means)
+
+    def _merge_nearest(self, distances: Tensor, rows: Tensor, num: int) -> tuple[Tensor, Tensor]:
+        all_distances = self.group.gather_equal(distances).permute(1, 0, 2).flatten(1)
+        all_rows = self.group.gather_equal(rows).permute(1, 0, 2).flatten(1)
+        best, places = all_distances.topk(min(num, all_distances.shape[1]), largest=False)
+        return best, all_rows.gather(1, places)
+
+    def _gather(self, rows: Tensor) -> Tensor:
+        """The vectors of `rows` (int64 [B, k], −1 = none): float32 [B, k, D], on every worker. Collective."""
+        is_own = (rows >= self.start) & (rows < self.stop)
+        if self.group.world_size == 1:
+            return torch.nn.functional.embedding(rows.clamp_min(0), self.vectors)
+        found = torch.zeros(*rows.shape, self.vectors.shape[1], device=self.device)
+        found[is_own] = self.vectors[rows[is_own] - self.start]
+        return self.group.sum_(found)
+
+    def state(self) -> dict[str, Tensor | str | int]:
+        """The whole memory on the first worker, for a checkpoint; nothing on the others. Collective."""
+        sizes = np.diff(self.edges).tolist()
+        vectors = self.group.gather_to_first(self.vectors, sizes)
+        written = self.group.gather_to_first(self.written[:, None].to(self.device), sizes)
+        if vectors is None or written is None:
+            return {}
+        return {"memory": vectors, "memory_written": written[:, 0]}
+
+    def load_state(self, state: dict[str, Tensor | str | int]) -> None:
+        """Take this worker's rows of what `state` gave, on however many workers that was. Collective."""
+        vectors, written = state["memory"], state["memory_written"]
+        assert isinstance(vectors, Tensor)
+        assert isinstance(written, Tensor)
+        self.vectors.copy_(vectors[self.start : self.stop])
+        self.written.copy_(written[self.start : self.stop])
+
+
+class _Running:
+    """Log-sums over blocks of rows, kept as a maximum, a sum and a weighted sum (Milakov & Gimelshein 2018)."""
+
+    def __init__(self, embeddings: Tensor) -> None:
+        self.top = torch.full((len(embeddings),), -torch.inf, device=embeddings.device)
+        self.total = torch.zeros(len(embeddings), device=embeddings.device)
+        self.weighted = torch.zeros_like(embeddings)
+
+    def add(self, scores: Tensor, vectors: Tensor, positions: Tensor | None = None) -> None:
+        """Add rows `vectors` [n, D] with `scores` [b, n], which it spoils, to the anchors at `positions` (None: all)."""
+        here = slice(None) if positions is None else positions
+        before = self.top[here]
+        top = torch.maximum(before, scores.amax(1))
+        shift = top.masked_fill(top.isinf(), 0.0)
+        weights = scores.sub_(shift[:, None]).exp_()
+        fade = (before - shift).exp()
+        self.top[here] = top
+        self.total[here] = self.total[here] * fade + weights.sum(1)
+        self.weighted[here] = self.weighted[here] * fade[:, None] + weights @ vectors
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """log of the sums [B], −∞ without rows, and the weighted means [B, D]."""
+        return self.top + self.total.log(), self.weighted / self.total.clamp_min(1e-30)[:, None]
+
+
+def _some(anchors: Anchors, positions: Tensor) -> Anchors:
+    return Anchors(anchors.embeddings[positions], anchors.rows, anchors.ranges[positions])
+
+
+def _keep_nearest(best: Tensor, rows: Tensor, distances: Tensor, first: int) -> tuple[Tensor, Tensor]:
+    """The nearest of those found before (`best`, `rows` [b, k]) and of `distances` [b, n] to rows from `first` on."""
+    num = best.shape[1]
+    near, places = distances.topk(min(num, distances.shape[1]), largest=False)
+    found = (places + first).masked_fill(near.isinf(), -1)
+    if first == 0 and near.shape[1] == num:
+        return near, found
+    near, places = torch.cat([best, near], dim=1).topk(num, largest=False)
+    return near, torch.cat([rows, found], dim=1).gather(1, places)
+
+
+def _last_of_each(values: Tensor) -> tuple[Tensor, Tensor]:
+    """(the different `values` (int64 [n]), place of each one's last occurrence)."""
+    unique, members = values.unique(return_inverse=True)
+    places = torch.arange(len(values), device=values.device)
+    last = torch.zeros(len(unique), dtype=torch.int64, device=values.device)
+    return unique, last.scatter_reduce_(0, members, places, "amax", include_self=False)
+
+
+def class_ranges(selection: Selection) -> NDArray[np.int64]:
+    """First row of each image's class, and one beyond the last: int64 [N, 2]."""
+    bounds = np.stack([selection.starts[:-1], selection.starts[1:]], axis=1)
+    return np.repeat(bounds, selection.counts, axis=0)

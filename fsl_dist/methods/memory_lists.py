@@ -1,0 +1,92 @@
+"""Rows of the embedding memory sorted into clusters, for data sets too large to compare every row at every step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fsl_dist.distributed import WorkerGroup
+from fsl_dist.seeding import generator
+from index import kinds, runtime
+from index.config import IndexConfig
+
+if TYPE_CHECKING:
+    from fsl_dist.methods.embedding_memory import Anchors
+
+# Rows that a query looks at for each one it wants.
+_ROWS_FOR_EACH = 4
+faiss: Any = runtime.faiss
+
+
+class MemoryLists:
+    """This worker's rows in the clusters of an index of kind ivf_flat; the clusters are the same on all workers.
+
+    A row that is overwritten moves to the cluster of its new embedding at once (`IndexIVF.update_vectors`).
+
+    Args:
+        config: `index.*`; with nprobe 0 a query looks into as many clusters as hold four times the rows it wants.
+        group: the workers that share the rows.
+        num_rows: rows on all workers together.
+    """
+
+    def __init__(self, config: IndexConfig, group: WorkerGroup, num_rows: int) -> None:
+        self.config = config
+        self.group = group
+        self.num_rows = num_rows
+        self.start = 0
+        self._ivf: Any = None
+
+    def build(self, vectors: NDArray[np.float32], start: int, seed: int) -> None:
+        """Cluster a sample of all workers' rows, and sort this worker's (float32 [n, D], from row `start` on) into it. Collective."""
+        self.start = start
+        size = kinds.sample_size(self.config, vectors.shape[1], self.num_rows)
+        chosen = generator(seed, "memory_lists").choice(self.num_rows, min(size, self.num_rows), replace=False)
+        sample = torch.zeros(len(chosen), vectors.shape[1])
+        is_own = (chosen >= start) & (chosen < start + len(vectors))
+        sample[torch.from_numpy(is_own)] = torch.from_numpy(vectors[chosen[is_own] - start])
+        self.group.sum_(sample)
+        trained = b""
+        if self.group.is_first:
+            index = faiss.index_factory(
+                vectors.shape[1], kinds.factory_of(self.config, vectors.shape[1], self.num_rows)
+            )
+            index.cp.min_points_per_centroid = 1  # a small sample is no error, and FAISS would print about it
+            index.train(sample.numpy())
+            trained = faiss.serialize_index(index).tobytes()
+        self._ivf = faiss.deserialize_index(
+            np.frombuffer(bytes.fromhex(self.group.share_text(trained.hex())), dtype=np.uint8)
+        )
+        self._ivf.set_direct_map_type(faiss.DirectMap.Array)
+        self._ivf.add(vectors)
+
+    def update(self, rows: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
+        """Overwrite rows of this worker (int64 [n], counted from its first) with vectors (float32 [n, D])."""
+        self._ivf.update_vectors(rows, vectors)
+
+    def search(self, anchors: Anchors, num: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Nearest rows of other classes that this worker has: (distances² float32 [B, num], rows int64 [B, num]).
+
+        Infinite and −1 where the clusters that were looked into have fewer. Anchors' own rows are left out.
+        """
+        queries = anchors.embeddings.cpu().numpy()
+        distances = np.full((len(queries), num), np.inf, dtype=np.float32)
+        rows = np.full((len(queries), num), -1, dtype=np.int64)
+        for positions, low, high in anchors.classes():
+            places = positions.cpu().numpy()
+            selector = faiss.IDSelectorNot(faiss.IDSelectorRange(low - self.start, high - self.start))
+            settings = faiss.SearchParametersIVF(nprobe=self._num_probed(num), sel=selector)
+            near, found = self._ivf.search(np.ascontiguousarray(queries[places]), num, params=settings)
+            distances[places], rows[places] = near, np.where(found < 0, -1, found + self.start)
+        is_in_step = np.isin(rows, anchors.rows.cpu().numpy())
+        distances[is_in_step | (rows < 0)] = np.inf
+        rows[is_in_step] = -1
+        return torch.from_numpy(distances).to(device), torch.from_numpy(rows).to(device)
+
+    def _num_probed(self, num: int) -> int:
+        if self.config.nprobe:
+            return self.config.nprobe
+        return min(self._ivf.nlist, -(-_ROWS_FOR_EACH * num * self._ivf.nlist // self.num_rows) + 1)

@@ -1,0 +1,200 @@
+"""Deep kNN against the embeddings of all training images: every image of a step an anchor, no neighbour decoded."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fsl_dist.losses.deep_knn import NO_TERMS, is_first, log_sum, neighbour_softmax, triplet_hinge
+from fsl_dist.losses.distances import euclidean_rows, squared_distances
+from fsl_dist.methods.deep_knn import BatchMining, DeepKNNConfig
+from fsl_dist.methods.embedding_memory import Anchors, EmbeddingMemory, LogSums, class_ranges
+from fsl_dist.methods.method import Batch, MethodContext, TrainingIndex
+from fsl_dist.methods.neighbour_table import read_embeddings
+from fsl_dist.methods.passes import Passes
+
+if TYPE_CHECKING:
+    from fsl_dist.distributed import WorkerGroup
+
+
+class MemoryMining(BatchMining):
+    """Neighbours are rows of an `EmbeddingMemory`; those whose images are in the step carry gradient.
+
+    The first step embeds all training images; later passes come every `mining.refresh_steps`. Each step's embeddings overwrite
+    their rows. A checkpoint holds the memory, N·D·4 bytes: what earlier steps wrote cannot be computed again.
+    """
+
+    def __init__(self, context: MethodContext, method: DeepKNNConfig) -> None:
+        super().__init__(context, method)
+        self.context = context
+        self.passes = Passes(
+            context.mining, context.folder / "mining", default_steps=0, num_rows=len(context.selection)
+        )
+        self.ranges = class_ranges(context.selection)
+        self.memory: EmbeddingMemory | None = None
+        self._stored: dict[str, Tensor | str | int] = {}
+        self._step: tuple[Tensor, Tensor] | None = None  # rows and embeddings of the step under way
+
+    def prepares_at(self, epoch: int, step: int) -> bool:
+        """Where a pass starts or takes effect; and at an epoch's start, where an index of kind ivf_flat is clustered anew."""
+        return (
+            self.passes.is_due(epoch * self.num_steps() + step)
+            or self.memory is None
+            or (step == 0 and self.memory.lists is not None)
+        )
+
+    def prepare(
+        self, epoch: int, global_step: int, index: TrainingIndex, group: WorkerGroup
+    ) -> dict[str, float]:
+        """Take a pass's embeddings into the memory where one takes effect. Collective."""
+        if self.memory is None:
+            self.memory = EmbeddingMemory(
+                self.selection,
+                index.dim,
+                group=group,
+                device=self.context.device,
+                index=index.config,
+                most_bytes=self.context.mining.memory_gb * 1e9,
+            )
+            if "memory" in self._stored:
+                self.memory.load_state(self._stored)
+                self.memory.sort_into_lists(global_step)
+            self._stored = {}
+        started = time.perf_counter()
+        made = self.passes.advance(global_step, index, group)
+        if made is None:
+            if self.memory.lists is not None and global_step % self.num_steps() == 0:
+                self.memory.sort_into_lists(global_step)
+            return {}
+        vectors = read_embeddings(made.folder, self.memory.start, self.memory.stop)
+        self.memory.fill(torch.from_numpy(vectors), made.step)
+        return {
+            "mining/refreshed_at_step": float(made.step),
+            "time/mining_wait_s": time.perf_counter() - started,
+        }
+
+    def neighbour_loss(self, embeddings: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The loss with neighbours in the memory, and its metric. Collective."""
+        assert self.memory is not None
+        assert isinstance(batch.payload, np.ndarray)
+        rows = torch.from_numpy(batch.payload)
+        anchors = Anchors(
+            embeddings.detach().float(),
+            rows.to(embeddings.device),
+            torch.from_numpy(self.ranges[batch.payload]).to(embeddings.device),
+        )
+        self._step = (anchors.rows, anchors.embeddings)
+        in_step = squared_distances(embeddings, embeddings)  # [B, B], with gradient
+        same, other = self._masks(batch, anchors.rows)
+        if self.method.loss == "hinge":
+            return self._hinge(embeddings, anchors, in_step, same, other)
+        return self._softmax(embeddings, anchors, in_step, same, other)
+
+    def _masks(self, batch: Batch, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Which images of the step are neighbours of which, of its class and of others: bool [B, B] each."""
+        labels = torch.from_numpy(batch.labels).to(rows.device)
+        is_same_class = labels[:, None] == labels[None, :]
+        counts = is_first(rows)
+        return is_same_class & (rows[:, None] != rows[None, :]) & counts, ~is_same_class & counts
+
+    def _softmax(
+        self, embeddings: Tensor, anchors: Anchors, in_step: Tensor, same: Tensor, other: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        method, memory, tau = self.method, self.memory, self.method.temperature
+        assert memory is not None
+        all_same, all_other = memory.sum_all(
+            anchors, tau, same=method.k_same == "all", other=method.m_other == "all"
+        )
+        logs = []
+        for of_all, num, mask, is_same in (
+            (all_same, method.k_same, same, True),
+            (all_other, method.m_other, other, False),
+        ):
+            if of_all is not None:
+                in_memory = _with_gradient(of_all, embeddings, tau)
+                logs.append(torch.logaddexp(in_memory, log_sum(in_step / -tau, mask)))
+            else:
+                assert isinstance(num, int)
+                squared, exists = self._nearest(embeddings, anchors, in_step, mask, num, same=is_same)
+                logs.append(log_sum(squared / -tau, exists))
+        return neighbour_softmax(*logs)
+
+    def _hinge(
+        self, embeddings: Tensor, anchors: Anchors, in_step: Tensor, same: Tensor, other: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        method = self.method
+        assert isinstance(method.k_same, int)
+        assert isinstance(method.m_other, int)
+        to_same, is_same = self._nearest(embeddings, anchors, in_step, same, method.k_same, same=True)
+        to_other, is_other = self._nearest(embeddings, anchors, in_step, other, method.m_other, same=False)
+        return triplet_hinge(_root(to_same), _root(to_other), is_same, is_other, method.margin)
+
+    def _nearest(
+        self,
+        embeddings: Tensor,
+        anchors: Anchors,
+        in_step: Tensor,
+        mask: Tensor,
+        num: int,
+        *,
+        same: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Squared distances of anchors to their `num` nearest in memory and step, with gradient, and which exist: [B, num] each."""
+        assert self.memory is not None
+        rows, vectors = self.memory.nearest(anchors, num, same=same)
+        if num <= _FEW:  # direct differences keep the digits of small distances
+            to_memory = euclidean_rows(embeddings[:, None], vectors).square()
+        else:
+            products = torch.bmm(vectors, embeddings.unsqueeze(2)).squeeze(2)
+            lengths = embeddings.square().sum(1, keepdim=True) + vectors.square().sum(2)
+            to_memory = (lengths - 2 * products).clamp_min(0.0)
+        everything = torch.cat([to_memory, in_step], dim=1)
+        exists = torch.cat([rows >= 0, mask], dim=1)
+        ranked = everything.detach().masked_fill(~exists, torch.inf)
+        places = ranked.topk(min(num, ranked.shape[1]), largest=False).indices
+        return everything.gather(1, places), exists.gather(1, places)
+
+    def finish_step(
+        self,
+        global_step: int,
+        batches: list[Batch],
+        updates: list[tuple[int, tuple[Tensor, ...]]],
+        group: WorkerGroup,
+    ) -> dict[str, float]:
+        """Overwrite the rows of the step's images with their embeddings."""
+        assert self.memory is not None
+        assert self._step is not None
+        rows, embeddings = self._step
+        self._step = None
+        self.memory.write(rows, embeddings, global_step)
+        return {"mining/row_age_steps": self.memory.age(global_step)}
+
+    def state(self) -> dict[str, Tensor | str | int]:
+        """The memory, and the pass under way. Collective."""
+        return {**(self.memory.state() if self.memory else self._stored), **self.passes.state()}
+
+    def load_state(self, state: dict[str, Tensor | str | int]) -> None:
+        """Keep the memory of a checkpoint until the workers are known, and take up the pass under way."""
+        self._stored = state
+        self.passes.load_state(state)
+
+
+_FEW = 64
+
+
+def _with_gradient(sums: LogSums, embeddings: Tensor, temperature: float) -> Tensor:
+    """`sums.values` [B] as a function of the anchors: its gradient is that of log Σ exp(−‖a − m‖²/τ), −2/τ (a − mean of the m)."""
+    gradient = (embeddings.detach() - sums.means) * (-2.0 / temperature)
+    gradient = gradient.masked_fill((sums.values <= NO_TERMS)[:, None], 0.0)
+    # The difference is 0; only its gradient counts.
+    return sums.values + ((embeddings - embeddings.detach()) * gradient).sum(1)
+
+
+def _root(squared: Tensor) -> Tensor:
+    """Square roots whose gradient at 0 is 0."""
+    is_zero = squared <= 0
+    return squared.masked_fill(is_zero, 1.0).sqrt().masked_fill(is_zero, 0.0)
