@@ -127,6 +127,12 @@ class RunConfig:
         return self.workers.num * self.workers.cpus + mining
 
     @property
+    def head_lr_factor(self) -> float:
+        """Learning rate of heads and classifier as a multiple of `training.lr`."""
+        starts_from_weights = self.backbone.pretrained or bool(self.backbone.weights)
+        return self.training.head_lr_factor or (10.0 if starts_from_weights else 1.0)
+
+    @property
     def stop_metric(self) -> str:
         """The validation metric by which the best epoch is kept."""
         if self.training.stop_metric:

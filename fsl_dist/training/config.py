@@ -50,18 +50,29 @@ class TrainingConfig:
     chunk_size: Annotated[int, Field(ge=0)] = 0
     """images of a worker's share that go through the network at a time (gradient caching): memory for that many,
     the gradient of all; a larger share is loaded and forwarded twice. 0 = all at once"""
-    optimizer: Literal["adam", "sgd"] = "adam"
-    """Adam with coupled L2, or SGD"""
-    lr: Annotated[float, Field(gt=0)] = 1e-4
-    """learning rate"""
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    """AdamW with decoupled weight decay, Adam with coupled L2, or SGD"""
+    lr: Annotated[float, Field(gt=0)] = 3e-4
+    """learning rate at its highest, of the backbone times `backbone.lr_factor`"""
+    head_lr_factor: Annotated[float, Field(ge=0)] = 0.0
+    """learning rate of heads and classifier as a multiple of `lr`; 0 = 10 where the backbone starts from weights
+    (`backbone.pretrained` or `backbone.weights`), else 1, since all layers are new"""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """SGD's momentum"""
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-5
-    """L2 coefficient"""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    """adamw: share of `lr` by which weights shrink each step, without biases and the parameters of norms; adam and sgd:
+    L2 coefficient of all parameters"""
+    schedule: Literal["cosine", "milestones", "constant"] = "cosine"
+    """learning rate after the warm-up: down to 0 by half a cosine over the whole run (`epochs`, or `images` where that limit
+    comes first), by `lr_gamma` at each of `lr_milestones`, or as it is"""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """share of the run in which the learning rate rises linearly from 0; 0 = no warm-up"""
     lr_milestones: tuple[int, ...] = ()
-    """epochs at whose start the learning rate is multiplied by `lr_gamma`"""
+    """epochs at whose start the learning rate is multiplied by `lr_gamma`, with `schedule=milestones`"""
     lr_gamma: Annotated[float, Field(gt=0)] = 0.1
     """factor at a milestone"""
+    clip_norm: Annotated[float, Field(ge=0)] = 5.0
+    """a step's gradient over all parameters is scaled down to this L2 norm where it is longer; 0 = no limit"""
     stop_metric: str = ""
     """validation metric to keep the best epoch of; empty = mca/base for pcn, kmeans/ca for scatter, else knn/mcr@5. For
     cross_entropy, mca/base is the classifier's own mean class accuracy. kmeans/ca clusters the validation images, which may
@@ -83,6 +94,13 @@ class TrainingConfig:
     """forward pass; auto: bf16 on a GPU, float32 on a CPU. Losses and distances are float32 always"""
     compile: bool = False
     """torch.compile the network. Needs a C++ compiler where it is trained; on a CPU it brought nothing (docs/benchmarks.md)"""
+
+    def __post_init__(self) -> None:
+        if self.lr_milestones and self.schedule != "milestones":
+            raise ConfigError(
+                f"training.lr_milestones={list(self.lr_milestones)} are used with training.schedule=milestones; this run has "
+                f"training.schedule={self.schedule} (training.lr_milestones=[] leaves them out)"
+            )
 
     def uses_bf16(self, device_type: str) -> bool:
         """Whether networks on a device of this type ("cpu", "cuda") run their forward pass in bf16."""

@@ -30,8 +30,9 @@ from fsl_dist.models.batch_norm import apply_batch_norm, resolve_batch_norm, run
 from fsl_dist.models.embedding import Network
 from fsl_dist.seeding import generator
 from fsl_dist.training.checkpoint import CheckpointFolder, Progress, read_checkpoint, tables_in, tables_of
-from fsl_dist.training.optimizer import build_optimizer, set_learning_rate
+from fsl_dist.training.optimizer import build_optimizer, clip_gradient, set_learning_rate
 from fsl_dist.training.runlog import RunLog
+from fsl_dist.training.schedule import rate_factor, share_done
 from fsl_dist.training.splits import RunSplits, split_run
 from fsl_dist.training.step import PlannedStep, planned_steps, run_step, step_requests
 from fsl_dist.training.validation import Validation
@@ -79,6 +80,7 @@ class Trainer:
             config.training,
             lr_factor=config.backbone.lr_factor,
             linear_lr_factor=config.backbone.linear_lr_factor,
+            head_lr_factor=config.head_lr_factor,
         )
         self.progress = Progress()
         self._saved: Progress | None = None
@@ -201,7 +203,6 @@ class Trainer:
 
     def _train_epoch(self, runlog: RunLog | None) -> None:
         epoch, num_steps = self.progress.epoch, self.method.num_steps()
-        self._set_learning_rate(epoch)
         step = self.progress.step
         while step < num_steps and not self._is_over():
             extra: dict[str, float] = {}
@@ -217,11 +218,6 @@ class Trainer:
         is_better = self._validate(epoch, runlog)
         if is_better or self.config.training.checkpoint_steps == 0 or self._is_checkpoint_due():
             self._write_checkpoint()
-
-    def _set_learning_rate(self, epoch: int) -> None:
-        settings = self.config.training
-        factor = settings.lr_gamma ** sum(milestone <= epoch for milestone in settings.lr_milestones)
-        set_learning_rate(self.optimizer, settings.lr * factor)
 
     def _prepare(self, epoch: int) -> dict[str, float]:
         started = time.perf_counter()
@@ -258,7 +254,6 @@ class Trainer:
                     **found,
                     **extra,
                     "train/images_seen": float(self.progress.images_seen),
-                    "train/lr": float(self.optimizer.param_groups[0]["lr"]),
                     "time/step_s": step_s,
                     "time/data_wait_s": loader.wait_s - waited_s,
                     "time/images_per_s": num_images / step_s,
@@ -285,11 +280,27 @@ class Trainer:
             device=self.device,
             use_bf16=self.use_bf16,
         )
+        norm = clip_gradient(self.network, self.config.training.clip_norm)
+        lr = self._move_learning_rate(_num_images(planned.batches))
         self.optimizer.step()
         merged = self.method.finish_step(
             self.progress.global_step, planned.batches, result.updates, self.group
         )
-        return {**result.metrics, **merged}
+        return {**result.metrics, **merged, "train/lr": lr, "train/grad_norm": float(norm)}
+
+    def _move_learning_rate(self, num_images: int) -> float:
+        """Give the optimizer the learning rate of the next step, of `num_images` images; returns training.lr's share."""
+        settings, progress = self.config.training, self.progress
+        done = share_done(
+            settings,
+            steps_per_epoch=self.method.num_steps(),
+            step=progress.global_step,
+            images_seen=progress.images_seen,
+            num_images=num_images,
+        )
+        lr = settings.lr * rate_factor(settings, done=done, epoch=progress.epoch)
+        set_learning_rate(self.optimizer, lr)
+        return lr
 
     def _seed_step(self) -> None:
         """Dropout and stochastic depth draw from (seed, step, rank): a resumed step draws what it drew before."""

@@ -1,7 +1,8 @@
 """The optimizer of a run: which parameters learn, and how fast each of them."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from fsl_dist.errors import ConfigError
 from fsl_dist.models.embedding import Network
@@ -9,13 +10,14 @@ from fsl_dist.training.config import TrainingConfig
 
 
 def group_parameters(
-    network: Network, *, lr_factor: float = 1.0, linear_lr_factor: float = 1.0
+    network: Network, *, lr_factor: float = 1.0, linear_lr_factor: float = 1.0, head_lr_factor: float = 1.0
 ) -> list[dict]:
-    """What learns, as an optimizer's groups: `params` and their `lr_factor`; heads and classifier have 1, the backbone `lr_factor`.
+    """What learns, as an optimizer's groups: `params`, their `lr_factor`, and `decays`, whether weight decay is for them.
 
-    The backbone's linear layers and fc7 have `lr_factor`·`linear_lr_factor`, if that is not 1 (AlexNet, VGG). Layers
-    of the same factor are one group, and a group without parameters is left out. A `lr_factor` of 0 takes the gradient
-    away from the backbone's parameters (`requires_grad`), so it must come before DDP.
+    Heads and classifier have `head_lr_factor`, the backbone `lr_factor`. The backbone's linear layers and fc7 have
+    `lr_factor`·`linear_lr_factor`, if that is not 1 (AlexNet, VGG). Biases and the parameters of norms, which have one
+    dimension, do not decay. Parameters alike in both are one group, and a group without parameters is left out. A
+    `lr_factor` of 0 takes the gradient away from the backbone's parameters (`requires_grad`), so it must come before DDP.
 
     Raises ConfigError where nothing is left to train.
     """
@@ -30,22 +32,24 @@ def group_parameters(
         for parameter in module.parameters()
     }
     linear.update(_trainable(network.fc7))
-    groups: list[dict] = [{"params": [], "lr_factor": 1.0}]
+    factors = {
+        parameter: head_lr_factor
+        for module in (network.map_head, network.head, network.classifier)
+        for parameter in _trainable(module)
+    }
     for parameter in (*_trainable(network.backbone), *_trainable(network.fc7)):
-        factor = lr_factor * (linear_lr_factor if parameter in linear else 1.0)
-        _group_of(groups, factor)["params"].append(parameter)
-    groups[0]["params"] += [
-        *_trainable(network.map_head),
-        *_trainable(network.head),
-        *_trainable(network.classifier),
-    ]
-    groups = [group for group in groups if group["params"]]
+        factors[parameter] = lr_factor * (linear_lr_factor if parameter in linear else 1.0)
+    groups: dict[tuple[float, bool], dict] = {}
+    for parameter, factor in factors.items():
+        decays = parameter.ndim > 1
+        new = {"params": [], "lr_factor": factor, "decays": decays}
+        groups.setdefault((factor, decays), new)["params"].append(parameter)
     if not groups:
         raise ConfigError(
             "backbone.lr_factor=0 leaves nothing to train: this network is its backbone alone "
             "(backbone.embedding_dim=N or backbone.map_head=N adds a head)"
         )
-    return groups
+    return list(groups.values())
 
 
 def build_optimizer(
@@ -54,21 +58,30 @@ def build_optimizer(
     *,
     lr_factor: float = 1.0,
     linear_lr_factor: float = 1.0,
+    head_lr_factor: float = 1.0,
 ) -> torch.optim.Optimizer:
-    """Adam or SGD over `group_parameters`, each group at `settings.lr` times its `lr_factor`.
+    """AdamW, Adam or SGD over `group_parameters`, each group at `settings.lr` times its `lr_factor`.
 
-    A group keeps its factor as `lr_factor`, in the optimizer's state_dict too. torch makes its first optimizer of a process
-    in some 2 s: it imports the compiler.
+    AdamW decays the groups that say so (Loshchilov & Hutter 2019: by lr · weight_decay a step); the L2 of Adam and SGD is
+    for all. A group keeps its factor as `lr_factor`, in the optimizer's state_dict too. torch makes its first optimizer of
+    a process in some 2 s: it imports the compiler.
     """
-    groups = group_parameters(network, lr_factor=lr_factor, linear_lr_factor=linear_lr_factor)
+    groups = group_parameters(
+        network, lr_factor=lr_factor, linear_lr_factor=linear_lr_factor, head_lr_factor=head_lr_factor
+    )
+    for group in groups:
+        group["weight_decay"] = (
+            settings.weight_decay if group["decays"] or settings.optimizer != "adamw" else 0.0
+        )
     optimizer: torch.optim.Optimizer
     # Fused on the CPU too, which torch does not choose by itself: an MLP's step took 0.8 of the time.
-    if settings.optimizer == "adam":
-        optimizer = torch.optim.Adam(groups, settings.lr, weight_decay=settings.weight_decay, fused=True)
-    else:
-        optimizer = torch.optim.SGD(
-            groups, settings.lr, settings.momentum, weight_decay=settings.weight_decay, fused=True
-        )
+    match settings.optimizer:
+        case "adamw":
+            optimizer = torch.optim.AdamW(groups, settings.lr, fused=True)
+        case "adam":
+            optimizer = torch.optim.Adam(groups, settings.lr, fused=True)
+        case "sgd":
+            optimizer = torch.optim.SGD(groups, settings.lr, settings.momentum, fused=True)
     set_learning_rate(optimizer, settings.lr)
     return optimizer
 
@@ -79,13 +92,19 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr * group["lr_factor"]
 
 
-def _group_of(groups: list[dict], factor: float) -> dict:
-    """The group of `factor` among `groups`, added where there is none."""
-    found = next((group for group in groups if group["lr_factor"] == factor), None)
-    if found is None:
-        found = {"params": [], "lr_factor": factor}
-        groups.append(found)
-    return found
+def clip_gradient(network: nn.Module, clip_norm: float) -> Tensor:
+    """Scale the gradient of all parameters down to the L2 norm `clip_norm` where it is longer (0: never).
+
+    With several workers, after DDP has averaged it: then all have the same.
+
+    Returns:
+        The norm before, float [].
+    """
+    parameters = [parameter for parameter in network.parameters() if parameter.grad is not None]
+    norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    if clip_norm > 0:
+        clip_grads_with_norm_(parameters, clip_norm, norm)
+    return norm
 
 
 def _trainable(module: nn.Module | None) -> list[nn.Parameter]:

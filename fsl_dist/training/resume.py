@@ -45,7 +45,11 @@ _WAY_ON = (
     "training.patience",
     "training.validate_every",
     "training.lr",  # lr, lr_milestones, lr_gamma
+    "training.schedule",
+    "training.warmup",
 )
+# What the learning rate of the rest follows from.
+_RATE = ("training.lr", "training.schedule", "training.warmup")
 
 
 def check_folder(config: RunConfig, *, resumes: bool) -> Path:
@@ -63,7 +67,7 @@ def check_folder(config: RunConfig, *, resumes: bool) -> Path:
 
 
 def settle(config: RunConfig, version: int) -> RunConfig:
-    """Write out what depends on the number of workers and on the day, so that resuming changes nothing.
+    """Write out what depends on the number of workers, the weights and the day, so that resuming changes nothing.
 
     version: of the catalogue that is current.
     """
@@ -71,6 +75,7 @@ def settle(config: RunConfig, version: int) -> RunConfig:
     return replace(
         config,
         episode=replace(config.episode, per_step=per_step),
+        training=replace(config.training, head_lr_factor=config.head_lr_factor),
         data=replace(config.data, version=config.data.version or version),
     )
 
@@ -86,6 +91,9 @@ def check_resumable(config: RunConfig, stored: RunConfig, *, is_finished: bool =
         config = replace(config, episode=replace(config.episode, per_step=stored.episode.per_step))
     if config.data.version == 0:
         config = replace(config, data=replace(config.data, version=stored.data.version))
+    if config.training.head_lr_factor == 0:
+        factor = stored.training.head_lr_factor
+        config = replace(config, training=replace(config.training, head_lr_factor=factor))
     before, now = _flatten(dump(stored)), _flatten(dump(config))
     # Whether there are chunks settles backbone.batch_norm=auto; how large they are changes nothing.
     are_chunked = config.training.chunk_size > 0 and stored.training.chunk_size > 0
@@ -95,14 +103,25 @@ def check_resumable(config: RunConfig, stored: RunConfig, *, is_finished: bool =
         *(("training.chunk_size",) if are_chunked else ()),
     )
     for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key) and key.startswith("training.lr") and not is_finished:
-            log.warning("%s=%s replaces the run's %s from here on", key, now.get(key), before.get(key))
+        if before.get(key) != now.get(key) and not is_finished:
+            if key.startswith(_RATE):
+                log.warning("%s=%s replaces the run's %s from here on", key, now.get(key), before.get(key))
+            elif key in ("training.epochs", "training.images") and _follows_length(config):
+                log.warning(
+                    "%s=%s replaces the run's %s: the learning rate follows the run's length (training.schedule=%s, "
+                    "training.warmup=%g), so it is another one from here on",
+                    key, now.get(key), before.get(key), config.training.schedule, config.training.warmup,
+                )  # fmt: skip
         if before.get(key) != now.get(key) and not key.startswith(may_change):
             raise RequestError(
                 f"{key}={now.get(key)} differs from the run's {before.get(key)} in {stored.run.dir}; a run goes on as it "
                 "was started (another folder starts a new one)"
             )
     return config
+
+
+def _follows_length(config: RunConfig) -> bool:
+    return config.training.schedule == "cosine" or config.training.warmup > 0
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,0 +1,43 @@
+"""The learning rate of a step, as a pure function of how far the run is: a resumed run has the rates of an undisturbed one."""
+
+import math
+
+from fsl_dist.training.config import TrainingConfig
+
+
+def share_done(
+    settings: TrainingConfig, *, steps_per_epoch: int, step: int, images_seen: int, num_images: int
+) -> float:
+    """How much of the whole run is done in the middle of a step, above 0 and at most 1.
+
+    The run ends by `epochs` or by `images`, whichever comes first.
+
+    Args:
+        steps_per_epoch: optimizer steps of an epoch.
+        step: optimizer steps before this one, over all epochs.
+        images_seen: images that went forward before it.
+        num_images: its images.
+    """
+    done = (step + 0.5) / max(1, settings.epochs * steps_per_epoch)
+    if settings.images > 0:
+        done = max(done, (images_seen + 0.5 * num_images) / settings.images)
+    return min(done, 1.0)
+
+
+def rate_factor(settings: TrainingConfig, *, done: float, epoch: int) -> float:
+    """The learning rate as a share of `settings.lr`, 0 … 1 (a milestone with lr_gamma above 1 raises it further).
+
+    With w = `settings.warmup`, it is done/w before w; after it ½(1 + cos(π(done − w)/(1 − w))) (Loshchilov & Hutter 2017,
+    Eq. 5), or 1. `lr_gamma` counts once for each milestone up to `epoch`.
+
+    Args:
+        done: of `share_done`.
+        epoch: the step's, 0 the first.
+    """
+    if done < settings.warmup:
+        factor = done / settings.warmup
+    elif settings.schedule == "cosine":
+        factor = 0.5 * (1 + math.cos(math.pi * (done - settings.warmup) / (1 - settings.warmup)))
+    else:
+        factor = 1.0
+    return factor * settings.lr_gamma ** sum(milestone <= epoch for milestone in settings.lr_milestones)

@@ -1,0 +1,134 @@
+"""The learning rate of each step against formulas written out, and as runs log it, resumed and not."""
+
+import dataclasses
+import logging
+import math
+from pathlib import Path
+
+import pytest
+from commands import GREY_16_PX
+
+from fsl_dist.config import RunConfig, load_config, load_run
+from fsl_dist.errors import ConfigError, RequestError
+from fsl_dist.training.config import TrainingConfig
+from fsl_dist.training.launch import train_run
+from fsl_dist.training.resume import check_resumable, settle
+from fsl_dist.training.runlog import read_metrics
+from fsl_dist.training.schedule import rate_factor, share_done
+
+STEPS_PER_EPOCH = 8
+
+
+def rates(settings: TrainingConfig, num_images: int = 10) -> list[float]:
+    """The factor of every step of a run whose steps have `num_images` images each."""
+    return [
+        rate_factor(
+            settings,
+            done=share_done(
+                settings,
+                steps_per_epoch=STEPS_PER_EPOCH,
+                step=step,
+                images_seen=step * num_images,
+                num_images=num_images,
+            ),
+            epoch=step // STEPS_PER_EPOCH,
+        )
+        for step in range(settings.epochs * STEPS_PER_EPOCH)
+    ]
+
+
+def test_cosine_rises_linearly_and_falls_to_nothing() -> None:
+    found = rates(TrainingConfig(epochs=5, schedule="cosine", warmup=0.1))
+    # 40 steps, of which 4 warm up; the rate of a step is that of its middle.
+    assert found[:4] == pytest.approx([0.125, 0.375, 0.625, 0.875])
+    for step in range(4, 40):
+        angle = math.pi * (step + 0.5 - 4) / 36
+        assert found[step] == pytest.approx((1 + math.cos(angle)) / 2)
+    assert 0 < found[-1] < 0.002
+
+
+def test_milestones_and_a_constant_rate_warm_up_too() -> None:
+    milestones = TrainingConfig(epochs=4, schedule="milestones", lr_milestones=(1, 3), lr_gamma=0.5, warmup=0)
+    assert rates(milestones) == [1.0] * 8 + [0.5] * 16 + [0.25] * 8
+    constant = TrainingConfig(epochs=4, schedule="constant", warmup=0.25)
+    assert rates(constant) == pytest.approx([(step + 0.5) / 8 for step in range(8)] + [1.0] * 24)
+
+
+def test_a_limit_on_images_shortens_the_schedule() -> None:
+    """160 images are 16 steps of 10; after them the rate stays at its end."""
+    limited = rates(TrainingConfig(epochs=100, images=160, warmup=0.1))[:16]
+    assert limited == pytest.approx(rates(TrainingConfig(epochs=2, warmup=0.1)))
+    assert rates(TrainingConfig(epochs=2, images=10**6)) == rates(TrainingConfig(epochs=2))
+    assert rates(TrainingConfig(epochs=3, images=160))[17:] == pytest.approx([0.0] * 7)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["training.warmup=1"], r"training\.warmup=1 must be at least 0 and below 1"),
+        (["training.clip_norm=-1"], r"training\.clip_norm=-1 must be at least 0"),
+        (["training.weight_decay=-0.1"], r"training\.weight_decay=-0\.1 must be at least 0"),
+        (
+            ["training.lr_milestones=[2,4]"],
+            r"lr_milestones=\[2, 4\] are used with training\.schedule=milestones; .*schedule=cosine",
+        ),
+        (["training.schedule=step"], r'training\.schedule="step" must be cosine, milestones or constant'),
+    ],
+)
+def test_bad_values_are_one_line(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as raised:
+        load_config(None, overrides)
+    assert "\n" not in str(raised.value)
+
+
+def settings_of(digits: Path, run: Path, *more: str) -> RunConfig:
+    return load_config(
+        None,
+        [
+            *GREY_16_PX, f"data.dataset={digits}", f"run.dir={run}", "backbone.name=conv4", "backbone.width=4",
+            "method.kind=cross_entropy", "training.batch_size=60", "training.patience=0", *more,
+        ],
+    )  # fmt: skip
+
+
+def test_a_run_logs_the_rate_and_the_norm_of_its_gradient(digits: Path, tmp_path: Path) -> None:
+    config = settings_of(digits, tmp_path / "run", "training.epochs=3", "training.lr=0.01")
+    train_run(config)
+    lines = [line for line in read_metrics(tmp_path / "run") if "train/lr" in line]
+    steps = len(lines)
+    expected = [
+        0.01 * rate_factor(config.training, done=(step + 0.5) / steps, epoch=0) for step in range(steps)
+    ]
+    assert [line["train/lr"] for line in lines] == pytest.approx(expected)
+    assert all(line["train/grad_norm"] > 0 for line in lines)
+    # What depends on the weights is written down when the run starts.
+    assert load_run(tmp_path / "run").training.head_lr_factor == 1.0
+
+
+def test_a_resume_says_when_the_rate_changes(caplog: pytest.LogCaptureFixture) -> None:
+    stored = settle(load_config(None, ["data.dataset=x", "training.epochs=5"]), version=1)
+    longer = dataclasses.replace(stored, training=dataclasses.replace(stored.training, epochs=9))
+    with caplog.at_level(logging.WARNING):
+        check_resumable(longer, stored)
+    (record,) = caplog.records
+    assert (
+        "training.epochs=9 replaces the run's 5: the learning rate follows the run's length" in record.message
+    )
+    caplog.clear()
+    fixed = ["data.dataset=x", "training.schedule=constant", "training.warmup=0", "training.epochs=5"]
+    stored = settle(load_config(None, fixed), version=1)
+    check_resumable(
+        dataclasses.replace(stored, training=dataclasses.replace(stored.training, epochs=9)), stored
+    )
+    assert caplog.records == []
+
+
+def test_a_resume_keeps_the_rate_of_heads_without_the_weights() -> None:
+    """The file of the weights may be gone, since the checkpoint counts."""
+    stored = settle(load_config(None, ["data.dataset=x", "backbone.weights=w.pth"]), version=1)
+    assert stored.training.head_lr_factor == 10.0
+    resumed = check_resumable(load_config(None, ["data.dataset=x"]), stored)
+    assert resumed.head_lr_factor == 10.0
+    other = load_config(None, ["data.dataset=x", "training.clip_norm=1"])
+    with pytest.raises(RequestError, match=r"training\.clip_norm=1\.0 differs from the run's 5\.0"):
+        check_resumable(other, stored)
