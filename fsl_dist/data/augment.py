@@ -1,12 +1,14 @@
 """What augmentation does to a sample: a pure function of (seed, epoch, sample id), drawn in NumPy."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fsl_dist.data.config import DataConfig
 from fsl_dist.seeding import uniforms
+
+_NUM_COLUMNS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,14 @@ class AugmentParameters:
     """float32 [n]: factor on the distance from mid-grey (128)"""
     saturation: NDArray[np.float32]
     """float32 [n]: factor on the distance from the pixel's luma"""
+    crop_share: NDArray[np.float32]
+    """float32 [n]: share of the image's area that the crop is resized from; 0: the image is resized, then cropped"""
+    crop_shape: NDArray[np.float32]
+    """float32 [n]: aspect of that crop between the tallest (0) and the widest (1) that data.crop_ratio allows and fits"""
+    vertical_flip: NDArray[np.bool_]
+    """bool [n]: mirrored top to bottom"""
+    angle: NDArray[np.float32]
+    """float32 [n]: rotation about the centre in degrees, counter-clockwise"""
 
     def __len__(self) -> int:
         return len(self.crop_y)
@@ -32,19 +42,26 @@ class AugmentParameters:
     def slice(self, start: int, stop: int) -> "AugmentParameters":
         """The parameters of images start … stop − 1."""
         return AugmentParameters(
-            self.crop_y[start:stop],
-            self.crop_x[start:stop],
-            self.flip[start:stop],
-            self.brightness[start:stop],
-            self.contrast[start:stop],
-            self.saturation[start:stop],
+            **{field.name: getattr(self, field.name)[start:stop] for field in fields(self)}
         )
 
 
 def plain_augment(num: int) -> AugmentParameters:
     """Parameters of the test transform for `num` images: centre crop, nothing else."""
-    centre, unchanged = np.full(num, 0.5, np.float32), np.ones(num, np.float32)
-    return AugmentParameters(centre, centre, np.zeros(num, np.bool_), unchanged, unchanged, unchanged)
+    centre, one, zero = (np.full(num, value, np.float32) for value in (0.5, 1, 0))
+    never = np.zeros(num, np.bool_)
+    return AugmentParameters(
+        crop_y=centre,
+        crop_x=centre,
+        flip=never,
+        brightness=one,
+        contrast=one,
+        saturation=one,
+        crop_share=zero,
+        crop_shape=centre,
+        vertical_flip=never,
+        angle=zero,
+    )
 
 
 def draw_augment(config: DataConfig, seed: int, epoch: int, ids: NDArray[np.int64]) -> AugmentParameters:
@@ -54,17 +71,27 @@ def draw_augment(config: DataConfig, seed: int, epoch: int, ids: NDArray[np.int6
     Each parameter owns a column, so switching one off leaves the others' draws as they were. A sample that
     occurs twice in an epoch looks the same twice.
     """
-    draws = uniforms(seed, "augment", epoch, ids, 6)
-    plain = plain_augment(len(draws))
+    draws = uniforms(seed, "augment", epoch, ids, _NUM_COLUMNS)
+    parameters = plain_augment(len(draws))
 
-    def factor(half_width: float, column: int) -> NDArray[np.float32]:
-        return (1 + half_width * (2 * draws[:, column] - 1)).astype(np.float32)
+    def column(number: int) -> NDArray[np.float32]:
+        return draws[:, number].astype(np.float32)
 
-    return AugmentParameters(
-        crop_y=draws[:, 0].astype(np.float32) if config.random_crop else plain.crop_y,
-        crop_x=draws[:, 1].astype(np.float32) if config.random_crop else plain.crop_x,
-        flip=draws[:, 2] < 0.5 if config.flip else plain.flip,
-        brightness=factor(config.brightness, 3),
-        contrast=factor(config.contrast, 4),
-        saturation=factor(config.saturation, 5),
+    def around(centre: float, half_width: float, number: int) -> NDArray[np.float32]:
+        return (centre + half_width * (2 * draws[:, number] - 1)).astype(np.float32)
+
+    if config.random_crop:
+        parameters = replace(parameters, crop_y=column(0), crop_x=column(1))
+    if config.crop_scale:
+        low, high = config.crop_scale
+        share = around((low + high) / 2, (high - low) / 2, 6)
+        parameters = replace(parameters, crop_share=share, crop_shape=column(7))
+    return replace(
+        parameters,
+        flip=(draws[:, 2] < 0.5) & config.flip,
+        brightness=around(1, config.brightness, 3),
+        contrast=around(1, config.contrast, 4),
+        saturation=around(1, config.saturation, 5),
+        vertical_flip=(draws[:, 8] < 0.5) & config.vertical_flip,
+        angle=around(0, config.rotation, 9),
     )

@@ -35,8 +35,17 @@ class DataConfig:
     """divides afterwards, one number per channel; channels=1 uses the first"""
     random_crop: bool = True
     """crop anywhere while training; false: the centre. Evaluation always crops the centre"""
+    crop_scale: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()
+    """random resized crop: smallest and largest share of the image's area that a training crop is resized from, such as
+    [0.5, 1.0]; empty: the image is resized, then cropped"""
+    crop_ratio: tuple[Annotated[float, Field(gt=0)], ...] = (3 / 4, 4 / 3)
+    """smallest and largest width / height of such a crop; a long image gets the largest crop of an allowed ratio"""
     flip: bool = True
     """mirror half of the training images left to right"""
+    vertical_flip: bool = False
+    """mirror half of the training images top to bottom"""
+    rotation: Annotated[float, Field(ge=0, le=180)] = 0.0
+    """largest angle in degrees that training images are rotated by, either way; edge pixels fill the corners"""
     brightness: Annotated[float, Field(ge=0, le=1)] = 0.0
     """half-width of the training brightness factor, drawn from 1 ± brightness"""
     contrast: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -72,6 +81,19 @@ class DataConfig:
                 raise ConfigError(
                     f"data.{key} has {len(values)} numbers; data.channels={self.channels} needs {wanted}"
                 )
+
+        for key, values in (("crop_scale", self.crop_scale), ("crop_ratio", self.crop_ratio)):
+            is_absent = key == "crop_scale" and not values
+            if not is_absent and (len(values) != 2 or values[0] > values[1]):
+                raise ConfigError(
+                    f"data.{key}={list(values)} must be two numbers, the smaller first, such as "
+                    f"{'[0.5, 1.0] (or empty)' if key == 'crop_scale' else '[0.75, 1.33]'}"
+                )
+
+    @property
+    def has_pixel_stage(self) -> bool:
+        """Whether training changes decoded crops beyond mirroring and colours (`fsl_dist.data.pixel_stage`)."""
+        return self.vertical_flip or self.rotation > 0
 
     @property
     def has_jitter(self) -> bool:

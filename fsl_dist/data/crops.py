@@ -22,6 +22,35 @@ def crop_offset(position: np.float32, extent: int, crop: int) -> int:
     return int(np.floor(position * np.float32(extent - crop) + np.float32(0.5)))
 
 
+def resized_crop_boxes(
+    sizes: NDArray[np.int64], augment: AugmentParameters, config: DataConfig
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """First and last edges of random resized crops (Szegedy et al. 2015, as torchvision's RandomResizedCrop).
+
+    Instead of trying shapes until one fits, the aspect is drawn among those that fit, on a logarithmic scale. Where none
+    does (a long image), the crop has the nearest allowed aspect and the largest area that fits.
+
+    Args:
+        sizes: int64 [n, 2], heights and widths.
+        augment: of n images, with `crop_share` above 0.
+        config: `crop_ratio` is used.
+
+    Returns:
+        float64 [n, 2] (y, x) each, in pixels, inside the image.
+    """
+    height, width = sizes.T.astype(np.float64)
+    share = augment.crop_share.astype(np.float64)
+    aspect = width / height
+    tallest, widest = np.clip(np.stack([share * aspect, aspect / share]), *config.crop_ratio)
+    ratio = tallest * (widest / tallest) ** augment.crop_shape
+    area = share * height * width
+    wide = np.minimum(np.sqrt(area * ratio), np.minimum(width, height * ratio))
+    extents = np.stack([wide / ratio, wide], axis=1)
+    places = np.stack([augment.crop_y, augment.crop_x], axis=1)
+    near = np.maximum(0, places * (sizes - extents))
+    return near, np.minimum(sizes, near + extents)
+
+
 @dataclass(frozen=True, slots=True)
 class CropRegions:
     """The part of each image that its crop is resized from. Axes: y, x."""
@@ -44,7 +73,7 @@ def crop_regions(
     """Regions of images of `sizes` (int64 [n, 2]: height, width).
 
     Resizing from `near` to `far` gives the pixels that resizing the whole image and then cropping gives: the decoded part
-    holds all that antialiasing looks at. `is_cut` False: the whole image is decoded.
+    holds all that antialiasing looks at. With `crop_share` it gives those of `resized_crop_boxes`. `is_cut` False: the whole image is decoded.
     """
     crop = config.image_size
     extents = np.array([resized_extents(height, width, config) for height, width in sizes.tolist()])
@@ -52,6 +81,10 @@ def crop_regions(
     first = np.floor(places * (extents - crop).astype(np.float32) + np.float32(0.5))
     scale = sizes / extents
     near, far = first * scale, (first + crop) * scale
+    is_resized = augment.crop_share > 0  # all of a training batch, or none
+    if is_resized.any():
+        near, far = resized_crop_boxes(sizes, augment, config)
+        scale = (far - near) / crop
     start, stop = np.zeros_like(sizes), sizes
     if is_cut:
         reach = (
@@ -67,5 +100,5 @@ def crop_regions(
         shape=(stop - start).astype(np.int32),
         near=near.astype(np.float32),
         far=far.astype(np.float32),
-        is_copy=(sizes == extents).all(axis=1),
+        is_copy=(sizes == extents).all(axis=1) & ~is_resized,
     )

@@ -1,7 +1,8 @@
 """Encoded images → normalised tensors: what both decoders share, and the choice between them.
 
 Both take the same parameters (`AugmentParameters`) and do the same steps on bytes per pixel: decode upright,
-resize with antialiasing, crop, mirror, colours, then normalise. Neither holds a random number.
+resize with antialiasing, crop, mirror, colours, the pixel stage (`fsl_dist.data.pixel_stage`, one code for both), then
+normalise. Neither holds a random number.
 """
 
 import logging

@@ -15,6 +15,8 @@ from fsl_dist.data.augment import AugmentParameters, plain_augment
 from fsl_dist.data.config import DataConfig
 from fsl_dist.data.crops import crop_regions
 from fsl_dist.data.images import Encoded, explain, open_upright, upright_size
+from fsl_dist.data.normalise import Normaliser
+from fsl_dist.data.pixel_stage import transform_pixels
 from fsl_dist.errors import UndecodableError
 
 _Input = tuple[NDArray[np.uint8], tuple[int, int]]
@@ -34,7 +36,7 @@ def _colours_in_use(config: DataConfig) -> tuple[str, ...]:
 
 @pipeline_def
 def _image_pipeline(config: DataConfig, device: str) -> Any:
-    """Encoded bytes and `CropRegions` → normalised float32 [S, S, C] an image.
+    """Encoded bytes and `CropRegions` → normalised float32 [S, S, C] an image, or uint8 before the pixel stage.
 
     On the CPU only a crop's region is decoded; the GPU's decoders ("gpu") take images whole.
     """
@@ -66,6 +68,8 @@ def _image_pipeline(config: DataConfig, device: str) -> Any:
     if config.has_jitter:
         factors = {name: parameter(name, types.FLOAT, 0) for name in _colours_in_use(config)}
         images = (fn.color_twist if config.channels == 3 else fn.brightness_contrast)(images, **factors)
+    if config.has_pixel_stage:
+        return images
     return fn.crop_mirror_normalize(
         images,
         dtype=types.FLOAT,
@@ -85,6 +89,7 @@ class DaliDecoder:
         self._device = torch.device(device)
         self._max_batch = max_batch
         self._pipeline: Pipeline | None = None
+        self._normalise = Normaliser(config, device)
         # A stream of its own: waiting for DALI's memory to be copied out must not wait for the training step.
         self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
 
@@ -156,7 +161,9 @@ class DaliDecoder:
             self._pipeline.feed_input(name, values)
         (outputs,) = self._pipeline.run()
         images: torch.Tensor = torch.utils.dlpack.from_dlpack(outputs.as_tensor())
-        return images.permute(0, 3, 1, 2)
+        if not self._config.has_pixel_stage:
+            return images.permute(0, 3, 1, 2)
+        return self._normalise(transform_pixels(images, augment, self._config))
 
     def close(self) -> None:
         self._pipeline = None

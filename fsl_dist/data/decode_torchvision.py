@@ -3,14 +3,17 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
+from PIL import Image
 from torchvision.transforms.v2 import functional
 
 from fsl_dist.data.augment import AugmentParameters, plain_augment
 from fsl_dist.data.config import DataConfig
-from fsl_dist.data.crops import crop_offset, resized_extents
+from fsl_dist.data.crops import crop_offset, resized_crop_boxes, resized_extents
 from fsl_dist.data.images import Encoded, explain, open_upright
 from fsl_dist.data.normalise import Normaliser
+from fsl_dist.data.pixel_stage import transform_pixels
 from fsl_dist.errors import UndecodableError
 
 # Luma of ITU-R BT.601, the weights of PIL's mode L and of DALI's colour operators.
@@ -39,7 +42,8 @@ class TorchvisionDecoder:
 
         for _ in self._pool.map(transform, range(len(encoded))):
             pass
-        return self._normalise(pixels.to(self._device))  # bytes travel: a quarter of what floats weigh
+        pixels = pixels.to(self._device)  # bytes travel: a quarter of what floats weigh
+        return self._normalise(pixels if augment is None else transform_pixels(pixels, augment, self._config))
 
     def _transform(self, encoded: Encoded, position: int, augment: AugmentParameters) -> torch.Tensor:
         """uint8 [S, S, C] of one image."""
@@ -48,11 +52,14 @@ class TorchvisionDecoder:
             decoded = open_upright(encoded, config.channels)
         except Exception as error:  # PIL raises a dozen types for damaged images
             raise UndecodableError(position, explain(error)) from error
-        extents = resized_extents(decoded.height, decoded.width, config)
-        image = functional.pil_to_tensor(functional.resize(decoded, list(extents), antialias=True))
-        top = crop_offset(augment.crop_y[position], extents[0], config.image_size)
-        left = crop_offset(augment.crop_x[position], extents[1], config.image_size)
-        image = functional.crop(image, top, left, config.image_size, config.image_size)
+        if augment.crop_share[position] > 0:
+            image = _resized_crop(decoded, augment.slice(position, position + 1), config)
+        else:
+            extents = resized_extents(decoded.height, decoded.width, config)
+            image = functional.pil_to_tensor(functional.resize(decoded, list(extents), antialias=True))
+            top = crop_offset(augment.crop_y[position], extents[0], config.image_size)
+            left = crop_offset(augment.crop_x[position], extents[1], config.image_size)
+            image = functional.crop(image, top, left, config.image_size, config.image_size)
         if augment.flip[position]:
             image = functional.horizontal_flip(image)
         factors = (augment.brightness[position], augment.contrast[position], augment.saturation[position])
@@ -62,6 +69,14 @@ class TorchvisionDecoder:
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _resized_crop(decoded: Image.Image, augment: AugmentParameters, config: DataConfig) -> torch.Tensor:
+    """uint8 [C, S, S]: the random resized crop of one image, whose parameters `augment` has."""
+    near, far = resized_crop_boxes(np.array([decoded.size[::-1]]), augment, config)
+    box = (near[0, 1], near[0, 0], far[0, 1], far[0, 0])
+    size = (config.image_size, config.image_size)
+    return functional.pil_to_tensor(decoded.resize(size, Image.Resampling.BILINEAR, box=box))
 
 
 def _change_colours(

@@ -68,6 +68,13 @@ CONFIGS = {
     "rgb enlarged": DataConfig(image_size=200, resize_size=220),
     "grey": DataConfig(image_size=64, resize_size=80, channels=1),
     "grey jitter": DataConfig(image_size=64, resize_size=80, channels=1, **JITTER),
+    "resized crop": DataConfig(image_size=64, resize_size=80, crop_scale=(0.2, 1.0), **JITTER),
+    "resized crop, enlarged": DataConfig(image_size=200, resize_size=200, crop_scale=(0.1, 0.5)),
+    "resized crop, centre": DataConfig(
+        image_size=64, resize_size=80, crop_scale=(0.5, 0.5), random_crop=False, channels=1
+    ),
+    "rotated": DataConfig(image_size=64, resize_size=80, rotation=30.0, vertical_flip=True, **JITTER),
+    "rotated grey": DataConfig(image_size=64, resize_size=80, rotation=180.0, channels=1, **JITTER),
 }
 
 
