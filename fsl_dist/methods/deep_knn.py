@@ -141,7 +141,7 @@ class NeighbourLoss(Method):
             from fsl_dist.losses.cross_entropy import cross_entropy_loss
 
             (targets,) = on_device(outputs.device, np.searchsorted(self.selection.labels, batch.labels))
-            added, accuracy = cross_entropy_loss(logits, targets, label_smoothing=self.method.label_smoothing)
+            added, accuracy = cross_entropy_loss(logits, targets)
             loss = loss + self.method.cross_entropy_weight * added
             metrics["train/accuracy"] = accuracy
         return BatchLoss(loss, metrics)

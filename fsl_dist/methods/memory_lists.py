@@ -73,18 +73,20 @@ class MemoryLists:
         Infinite and −1 where the clusters that were looked into have fewer. Anchors' own rows are left out.
         """
         queries = anchors.embeddings.cpu().numpy()
-        distances = np.full((len(queries), num), np.inf, dtype=np.float32)
-        rows = np.full((len(queries), num), -1, dtype=np.int64)
+        in_step = anchors.rows.cpu().numpy()
+        width = num + len(in_step)  # as many may be rows of the step
+        distances = np.full((len(queries), width), np.inf, dtype=np.float32)
+        rows = np.full((len(queries), width), -1, dtype=np.int64)
         for positions, low, high in anchors.classes():
             places = positions.cpu().numpy()
             selector = faiss.IDSelectorNot(faiss.IDSelectorRange(low - self.start, high - self.start))
             settings = faiss.SearchParametersIVF(nprobe=self._num_probed(num), sel=selector)
-            near, found = self._ivf.search(np.ascontiguousarray(queries[places]), num, params=settings)
+            near, found = self._ivf.search(np.ascontiguousarray(queries[places]), width, params=settings)
             distances[places], rows[places] = near, np.where(found < 0, -1, found + self.start)
-        is_in_step = np.isin(rows, anchors.rows.cpu().numpy())
-        distances[is_in_step | (rows < 0)] = np.inf
-        rows[is_in_step] = -1
-        return torch.from_numpy(distances).to(device), torch.from_numpy(rows).to(device)
+        is_left_out = (rows < 0) | np.isin(rows, in_step)
+        distances[is_left_out], rows[is_left_out] = np.inf, -1
+        best, places = torch.from_numpy(distances).topk(num, largest=False)
+        return best.to(device), torch.from_numpy(rows).gather(1, places).to(device)
 
     def _num_probed(self, num: int) -> int:
         if self.config.nprobe:
