@@ -43,7 +43,9 @@ class TorchvisionDecoder:
         for _ in self._pool.map(transform, range(len(encoded))):
             pass
         pixels = pixels.to(self._device)  # bytes travel: a quarter of what floats weigh
-        return self._normalise(pixels if augment is None else transform_pixels(pixels, augment, self._config))
+        return self._normalise(
+            pixels if augment is None else transform_pixels(pixels, augment, self._config, self._pool)
+        )
 
     def _transform(self, encoded: Encoded, position: int, augment: AugmentParameters) -> torch.Tensor:
         """uint8 [S, S, C] of one image."""

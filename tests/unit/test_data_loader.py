@@ -42,6 +42,20 @@ from fsl_dist.errors import ConfigError, DataError, RequestError
         ({"crop_ratio": (0.0, 1.0)}, r"data.crop_ratio\[0\]=0.0 must be above 0"),
         ({"crop_ratio": (2.0, 1.0)}, r"data.crop_ratio=\[2.0, 1.0\] must be two numbers, the smaller first"),
         ({"rotation": 181.0}, "data.rotation=181.0 must be at least 0 and at most 180"),
+        (
+            {"randaugment": 2, "trivialaugment": True},
+            "randaugment=2 and data.trivialaugment=true exclude each other",
+        ),
+        (
+            {"randaugment_magnitude": 10.5},
+            "data.randaugment_magnitude=10.5 must be at least 0 and at most 10",
+        ),
+        ({"erasing": 1.5}, "data.erasing=1.5 must be at least 0 and at most 1"),
+        (
+            {"features": "f.npy", "rotation": 5.0, "erasing": 0.5},
+            "data.features='f.npy' are not augmented; unset data.rotation",
+        ),
+        ({"features": "f.npy", "crop_scale": (0.5, 1.0)}, "unset data.crop_scale"),
         ({"holdout_fraction": 1.0}, "data.holdout_fraction=1.0 must be at least 0 and below 1"),
         ({"max_read_gap_bytes": -1}, "data.max_read_gap_bytes=-1 must be at least 0"),
     ],
