@@ -117,7 +117,7 @@ class DataConfig:
 
     @property
     def has_pixel_stage(self) -> bool:
-        """Whether training changes decoded crops beyond mirroring and colours (`fsl_dist.data.pixel_stage`)."""
+        """Whether training changes decoded crops beyond mirroring and colours (`fsl_dist.data.augmentation.pixel_stage`)."""
         return bool(
             self.vertical_flip or self.rotation or self.erasing or self.randaugment or self.trivialaugment
         )

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fsl_dist.data.augment import AugmentParameters
-from fsl_dist.data.boxes import boxes_in
+from fsl_dist.data.augmentation.boxes import boxes_in
+from fsl_dist.data.augmentation.parameters import AugmentParameters
 from fsl_dist.data.config import DataConfig
 from fsl_dist.data.resize import extents_of_shorter
 

@@ -12,12 +12,12 @@ import torch.utils.dlpack
 from numpy.typing import NDArray
 from nvidia.dali import Pipeline, pipeline_def, types
 
-from fsl_dist.data.augment import AugmentParameters, plain_augment
+from fsl_dist.data.augmentation.parameters import AugmentParameters, plain_augment
+from fsl_dist.data.augmentation.pixel_stage import transform_pixels
 from fsl_dist.data.config import DataConfig
 from fsl_dist.data.crops import crop_regions
 from fsl_dist.data.images import Encoded, explain, open_upright, upright_size
 from fsl_dist.data.normalise import Normaliser
-from fsl_dist.data.pixel_stage import transform_pixels
 from fsl_dist.errors import UndecodableError
 
 _Input = tuple[NDArray[np.uint8], tuple[int, int]]

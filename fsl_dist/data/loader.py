@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fsl_dist.data.augment import draw_augment
+from fsl_dist.data.augmentation.parameters import draw_augment
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.config import DataConfig
 from fsl_dist.data.damage import EncodedBatch, SoundReader

@@ -72,7 +72,7 @@ class CrossEntropy(Method):
         labels = self.labels[ids]
         mixing = None
         if self.mixup or self.cutmix:
-            from fsl_dist.data.mixing import draw_mixing
+            from fsl_dist.data.augmentation.mixing import draw_mixing
 
             mixing = draw_mixing(ids, seed=self.seed, epoch=epoch, mixup=self.mixup, cutmix=self.cutmix)
         return [Batch(ids, labels, payload=np.searchsorted(self.selection.labels, labels), mixing=mixing)]

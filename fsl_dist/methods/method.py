@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from fsl_dist.data.augmentation.mixing import Mixing
     from fsl_dist.data.catalogue import Catalogue
-    from fsl_dist.data.mixing import Mixing
     from fsl_dist.data.selection import Selection
     from fsl_dist.distributed import WorkerGroup
     from fsl_dist.methods.mining import MiningConfig

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from fsl_dist.data import decode
-from fsl_dist.data.augment import draw_augment
+from fsl_dist.data.augmentation.parameters import draw_augment
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.config import DataConfig
 from fsl_dist.data.decode import make_decoder

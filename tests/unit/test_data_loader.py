@@ -10,7 +10,7 @@ import torch
 from dataset_files import encode
 from PIL import Image
 
-from fsl_dist.data.augment import draw_augment
+from fsl_dist.data.augmentation.parameters import draw_augment
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.config import DataConfig
 from fsl_dist.data.crops import crop_offset, resized_extents
@@ -283,6 +283,12 @@ def test_the_loader_keeps_order_and_tags():
     seen = [(request.tag, request.epoch, batch[:, 0].tolist()) for request, batch in loader]
     assert seen == [(f"t{n}", n, [n, n + 100]) for n in range(7)]
     assert not live_threads()
+
+
+def test_the_loader_mixes_where_a_request_says_how():
+    doubled = Request(np.array([3, 4]), mix=lambda tensor: 2 * tensor)
+    found = [batch[:, 0].tolist() for _, batch in Loader(SlowSource(), [doubled, Request(np.array([5]))])]
+    assert found == [[6, 8], [5]]
 
 
 def test_the_loader_works_ahead_but_not_further_than_told():

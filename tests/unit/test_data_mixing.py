@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fsl_dist.config import load_config
-from fsl_dist.data.mixing import draw_mixing
+from fsl_dist.data.augmentation.mixing import draw_mixing
 from fsl_dist.errors import ConfigError
 from fsl_dist.methods.method import Batch
 from fsl_dist.training.step import deal_pieces

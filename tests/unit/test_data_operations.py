@@ -9,10 +9,10 @@ from crop_batches import make_crops
 from PIL import ImageEnhance, ImageOps
 from torchvision.transforms.v2 import InterpolationMode, functional
 
-from fsl_dist.data.augment import draw_augment
+from fsl_dist.data.augmentation.operations import apply_operations, rotate
+from fsl_dist.data.augmentation.parameters import draw_augment
+from fsl_dist.data.augmentation.policies import OPERATIONS
 from fsl_dist.data.config import DataConfig
-from fsl_dist.data.operations import apply_operations, rotate
-from fsl_dist.data.policies import OPERATIONS
 
 NUMBER = {operation.name: number for number, operation in enumerate(OPERATIONS)}
 

@@ -9,10 +9,11 @@ import torch
 from crop_batches import make_crops
 from dataset_files import encode
 
-from fsl_dist.data.augment import draw_augment, plain_augment
+from fsl_dist.config import parse_config, render_config
+from fsl_dist.data.augmentation.parameters import draw_augment, plain_augment
+from fsl_dist.data.augmentation.pixel_stage import transform_pixels
 from fsl_dist.data.config import DataConfig
 from fsl_dist.data.decode import make_decoder
-from fsl_dist.data.pixel_stage import transform_pixels
 
 POOL = ThreadPoolExecutor(2)
 SETTINGS = {
@@ -76,6 +77,23 @@ def test_the_test_transform_is_the_same_with_and_without_augmentation(name):
     assert torch.equal(*found)
     config = replace(config, rotation=10.0)
     assert torch.equal(transform_pixels(crops := make_crops(4), plain_augment(4), config, POOL), crops)
+
+
+def test_a_file_says_how_images_are_augmented():
+    text = """
+data:
+  crop_scale: [0.5, 1]
+  crop_ratio: [0.8, 1.25]
+  rotation: 15
+  randaugment: 2
+  brightness: 0.2
+method: {kind: cross_entropy, mixup: 0.2}
+"""
+    config = parse_config(text, ["data.erasing=0.25", "data.crop_scale=[0.3,1.0]"], "a test")
+    assert (config.data.crop_scale, config.data.crop_ratio) == ((0.3, 1.0), (0.8, 1.25))
+    assert (config.data.rotation, config.data.randaugment, config.data.erasing) == (15.0, 2, 0.25)
+    assert parse_config(render_config(config), [], "again") == config
+    assert parse_config(text, ["data.crop_scale=[]"], "a test").data.crop_scale == ()
 
 
 def test_slices_of_a_batch_are_put_together_in_order():

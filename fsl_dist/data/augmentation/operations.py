@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from fsl_dist.data.policies import OPERATIONS
+from fsl_dist.data.augmentation.policies import OPERATIONS
 
 _LUMA = (0.299, 0.587, 0.114)
 """ITU-R BT.601, the weights of PIL's mode L"""

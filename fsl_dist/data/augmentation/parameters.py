@@ -5,9 +5,9 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fsl_dist.data.boxes import boxes_in
+from fsl_dist.data.augmentation.boxes import boxes_in
+from fsl_dist.data.augmentation.policies import randaugment, trivialaugment
 from fsl_dist.data.config import DataConfig
-from fsl_dist.data.policies import randaugment, trivialaugment
 from fsl_dist.seeding import uniforms
 
 _ERASE = slice(10, 15)
@@ -47,7 +47,7 @@ class AugmentParameters:
     erased: NDArray[np.int32]
     """int32 [n, 4]: first row and column of the erased rectangle, and those after its last; all 0: none"""
     operations: NDArray[np.int64]
-    """int64 [n, k]: numbers in `OPERATIONS` (`fsl_dist.data.policies`), applied in this order"""
+    """int64 [n, k]: numbers in `OPERATIONS` (`fsl_dist.data.augmentation.policies`), applied in this order"""
     amounts: NDArray[np.float32]
     """float32 [n, k]: how strongly, in the operation's own unit"""
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fsl_dist.data.augment import AugmentParameters
+from fsl_dist.data.augmentation.operations import apply_operations, rotate
+from fsl_dist.data.augmentation.parameters import AugmentParameters
 from fsl_dist.data.config import DataConfig
-from fsl_dist.data.operations import apply_operations, rotate
 
 _SLICE_PIXELS = 200_000
 """pixels that a thread works on at once: 4 images of 224 pixels, whose float32 stay in the cache (3 × as fast)"""
