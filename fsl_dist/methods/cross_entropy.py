@@ -15,18 +15,20 @@ from index.base.settings import settings
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fsl_dist.data.augmentation.mixing import Mixing
+
 
 @settings("method")
 class CrossEntropyConfig(MethodSettings):
     """Softmax classifier over the training classes; its embedding is scored like any other."""
 
     kind: Literal["cross_entropy"] = "cross_entropy"
-    balance: Literal["none", "weights", "sampling"] = "none"
-    """none; loss weights N/(C·n_c); or batches that draw the class first, then the image"""
     mixup: Annotated[float, Field(ge=0)] = 0.0
     """α of the Beta distribution by which pairs of images are blended (Mixup); 0: not; 0.2 is usual"""
     cutmix: Annotated[float, Field(ge=0)] = 0.0
     """α by which a box of one image of a pair is pasted into the other (CutMix); 0: not; 1 is usual; with mixup, either"""
+    balance: Literal["none", "weights", "sampling"] = "none"
+    """none; loss weights N/(C·n_c); or batches that draw the class first, then the image"""
 
     @property
     def traits(self) -> Traits:
@@ -51,9 +53,9 @@ class CrossEntropy(Method):
         self.selection = context.selection
         self.labels: NDArray[np.int64] = context.catalogue.labels
         self.balance = method.balance
-        self.mixup, self.cutmix = method.mixup, method.cutmix
         self.batch_size = context.batch_size
         self.seed = context.seed
+        self.mixup, self.cutmix = method.mixup, method.cutmix
         self.num_outputs = context.selection.num_classes
         self.weights: Tensor | None = None
         if method.balance == "weights":
@@ -77,15 +79,23 @@ class CrossEntropy(Method):
             mixing = draw_mixing(ids, seed=self.seed, epoch=epoch, mixup=self.mixup, cutmix=self.cutmix)
         return [Batch(ids, labels, payload=np.searchsorted(self.selection.labels, labels), mixing=mixing)]
 
+    def _mixed_loss(self, outputs: Tensor, batch: Batch, mixing: Mixing) -> BatchLoss:
+        from fsl_dist.losses.cross_entropy import mixed_cross_entropy_loss
+
+        assert isinstance(batch.payload, np.ndarray)
+        targets, partners, shares = on_device(
+            outputs.device, batch.payload, batch.payload[mixing.partner], mixing.share
+        )
+        loss, accuracy = mixed_cross_entropy_loss(outputs, targets, partners, shares, self.weights)
+        return BatchLoss(loss, {"train/accuracy": accuracy})
+
     def loss(self, outputs: Tensor, batch: Batch) -> BatchLoss:
-        """Softmax cross entropy of the classifier's logits."""
-        from fsl_dist.losses.cross_entropy import cross_entropy_loss, mixed_cross_entropy_loss
+        """Softmax cross entropy of the classifier's logits; of mixed images by the shares of their two classes."""
+        if batch.mixing is not None:
+            return self._mixed_loss(outputs, batch, batch.mixing)
+        from fsl_dist.losses.cross_entropy import cross_entropy_loss
 
         assert isinstance(batch.payload, np.ndarray)
         (targets,) = on_device(outputs.device, batch.payload)
-        if batch.mixing is not None:
-            partner, share = on_device(outputs.device, batch.mixing.partner, batch.mixing.share)
-            loss, accuracy = mixed_cross_entropy_loss(outputs, targets, targets[partner], share, self.weights)
-            return BatchLoss(loss, {"train/accuracy": accuracy})
         loss, accuracy = cross_entropy_loss(outputs, targets, self.weights)
         return BatchLoss(loss, {"train/accuracy": accuracy})
