@@ -70,6 +70,11 @@ class RunConfig:
         self.method.check_episode(self.episode)
         if traits.prototypes is not None:
             _check_temperatures(traits.prototypes, self.evaluation)
+        if self.data.features and traits.image_setting:
+            raise ConfigError(
+                f"{traits.image_setting} needs images; this run trains on data.features='{self.data.features}' "
+                f"(leave out {traits.image_setting.partition('=')[0]}, or data.features)"
+            )
         if self.mining.source == "dataset" and not traits.mines_dataset:
             raise ConfigError(
                 f"mining.source=dataset belongs to method.kind=deep_knn; this run has method.kind={self.method.kind}"

@@ -90,7 +90,7 @@ def measure(setting: Setting) -> Outcome:
 
 def _compare(found: Outcome, decoders: dict[str, Any], photos: Sequence[bytes]) -> None:
     """Mean distance of pixels between all pairs of decoders, with crops and mirrors drawn."""
-    from fsl_dist.data.augment import draw_augment
+    from fsl_dist.data.augmentation.parameters import draw_augment
     from fsl_dist.data.config import DataConfig
 
     augment = draw_augment(DataConfig(), 0, 0, np.arange(len(photos)))

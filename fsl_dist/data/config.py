@@ -46,6 +46,14 @@ class DataConfig:
     """mirror half of the training images top to bottom"""
     rotation: Annotated[float, Field(ge=0, le=180)] = 0.0
     """largest angle in degrees that training images are rotated by, either way; edge pixels fill the corners"""
+    erasing: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """probability that 0.02 … 0.33 of a training crop is erased, filled with data.mean (Zhong et al. 2020)"""
+    randaugment: Annotated[int, Field(ge=0, le=8)] = 0
+    """operations that RandAugment applies to each training image; 0: none, 2: usual"""
+    randaugment_magnitude: Annotated[float, Field(ge=0, le=10)] = 9.0
+    """strength of its operations"""
+    trivialaugment: bool = False
+    """apply one operation of random strength to each training image (TrivialAugment); not with randaugment"""
     brightness: Annotated[float, Field(ge=0, le=1)] = 0.0
     """half-width of the training brightness factor, drawn from 1 ± brightness"""
     contrast: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -90,10 +98,29 @@ class DataConfig:
                     f"{'[0.5, 1.0] (or empty)' if key == 'crop_scale' else '[0.75, 1.33]'}"
                 )
 
+        if self.randaugment and self.trivialaugment:
+            raise ConfigError(
+                f"data.randaugment={self.randaugment} and data.trivialaugment=true exclude each other; leave one out"
+            )
+        if self.features and (self.crop_scale or self.has_pixel_stage):
+            raise ConfigError(
+                f"data.features='{self.features}' are not augmented; unset data.{self._first_augmentation}, "
+                "or leave features empty to train on images"
+            )
+
+    @property
+    def _first_augmentation(self) -> str:
+        names = (
+            "crop_scale", "vertical_flip", "rotation", "erasing", "randaugment", "trivialaugment"
+        )  # fmt: skip
+        return next(name for name in names if getattr(self, name))
+
     @property
     def has_pixel_stage(self) -> bool:
-        """Whether training changes decoded crops beyond mirroring and colours (`fsl_dist.data.pixel_stage`)."""
-        return self.vertical_flip or self.rotation > 0
+        """Whether training changes decoded crops beyond mirroring and colours (`fsl_dist.data.augmentation.pixel_stage`)."""
+        return bool(
+            self.vertical_flip or self.rotation or self.erasing or self.randaugment or self.trivialaugment
+        )
 
     @property
     def has_jitter(self) -> bool:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fsl_dist.data.augment import AugmentParameters
+from fsl_dist.data.augmentation.boxes import boxes_in
+from fsl_dist.data.augmentation.parameters import AugmentParameters
 from fsl_dist.data.config import DataConfig
 from fsl_dist.data.resize import extents_of_shorter
 
@@ -27,8 +28,7 @@ def resized_crop_boxes(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """First and last edges of random resized crops (Szegedy et al. 2015, as torchvision's RandomResizedCrop).
 
-    Instead of trying shapes until one fits, the aspect is drawn among those that fit, on a logarithmic scale. Where none
-    does (a long image), the crop has the nearest allowed aspect and the largest area that fits.
+    A long image in which no allowed aspect fits at this share gets the largest crop of the nearest allowed aspect.
 
     Args:
         sizes: int64 [n, 2], heights and widths.
@@ -38,17 +38,8 @@ def resized_crop_boxes(
     Returns:
         float64 [n, 2] (y, x) each, in pixels, inside the image.
     """
-    height, width = sizes.T.astype(np.float64)
-    share = augment.crop_share.astype(np.float64)
-    aspect = width / height
-    tallest, widest = np.clip(np.stack([share * aspect, aspect / share]), *config.crop_ratio)
-    ratio = tallest * (widest / tallest) ** augment.crop_shape
-    area = share * height * width
-    wide = np.minimum(np.sqrt(area * ratio), np.minimum(width, height * ratio))
-    extents = np.stack([wide / ratio, wide], axis=1)
     places = np.stack([augment.crop_y, augment.crop_x], axis=1)
-    near = np.maximum(0, places * (sizes - extents))
-    return near, np.minimum(sizes, near + extents)
+    return boxes_in(sizes, augment.crop_share, augment.crop_shape, places, config.crop_ratio)
 
 
 @dataclass(frozen=True, slots=True)

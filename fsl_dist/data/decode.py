@@ -1,7 +1,7 @@
 """Encoded images → normalised tensors: what both decoders share, and the choice between them.
 
 Both take the same parameters (`AugmentParameters`) and do the same steps on bytes per pixel: decode upright,
-resize with antialiasing, crop, mirror, colours, the pixel stage (`fsl_dist.data.pixel_stage`, one code for both), then
+resize with antialiasing, crop, mirror, colours, the pixel stage (`fsl_dist.data.augmentation.pixel_stage`, one code for both), then
 normalise. Neither holds a random number.
 """
 
@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch
 
-from fsl_dist.data.augment import AugmentParameters
+from fsl_dist.data.augmentation.parameters import AugmentParameters
 from fsl_dist.data.config import DataConfig
 from fsl_dist.data.images import Encoded
 from fsl_dist.errors import ConfigError, RequestError

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,12 @@ import torch.utils.dlpack
 from numpy.typing import NDArray
 from nvidia.dali import Pipeline, pipeline_def, types
 
-from fsl_dist.data.augment import AugmentParameters, plain_augment
+from fsl_dist.data.augmentation.parameters import AugmentParameters, plain_augment
+from fsl_dist.data.augmentation.pixel_stage import transform_pixels
 from fsl_dist.data.config import DataConfig
 from fsl_dist.data.crops import crop_regions
 from fsl_dist.data.images import Encoded, explain, open_upright, upright_size
 from fsl_dist.data.normalise import Normaliser
-from fsl_dist.data.pixel_stage import transform_pixels
 from fsl_dist.errors import UndecodableError
 
 _Input = tuple[NDArray[np.uint8], tuple[int, int]]
@@ -90,6 +91,7 @@ class DaliDecoder:
         self._max_batch = max_batch
         self._pipeline: Pipeline | None = None
         self._normalise = Normaliser(config, device)
+        self._pool = ThreadPoolExecutor(config.threads, thread_name_prefix="fsl-dist-image")
         # A stream of its own: waiting for DALI's memory to be copied out must not wait for the training step.
         self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
 
@@ -127,7 +129,7 @@ class DaliDecoder:
                 parts.append(self._run(inputs, parameters))
             except RuntimeError:
                 # DALI cannot be used again after an error. PIL decodes what DALI refuses, or says which is bad.
-                self.close()
+                self._pipeline = None
                 inputs = [
                     _decode_by_pil(image, start + i, self._config.channels) for i, image in enumerate(some)
                 ]
@@ -163,10 +165,11 @@ class DaliDecoder:
         images: torch.Tensor = torch.utils.dlpack.from_dlpack(outputs.as_tensor())
         if not self._config.has_pixel_stage:
             return images.permute(0, 3, 1, 2)
-        return self._normalise(transform_pixels(images, augment, self._config))
+        return self._normalise(transform_pixels(images, augment, self._config, self._pool))
 
     def close(self) -> None:
         self._pipeline = None
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _as_input(encoded: Encoded, position: int, channels: int) -> _Input:

@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional
 
-from fsl_dist.data.augment import AugmentParameters, plain_augment
+from fsl_dist.data.augmentation.parameters import AugmentParameters, plain_augment
+from fsl_dist.data.augmentation.pixel_stage import transform_pixels
 from fsl_dist.data.config import DataConfig
 from fsl_dist.data.crops import crop_offset, resized_crop_boxes, resized_extents
 from fsl_dist.data.images import Encoded, explain, open_upright
 from fsl_dist.data.normalise import Normaliser
-from fsl_dist.data.pixel_stage import transform_pixels
 from fsl_dist.errors import UndecodableError
 
 # Luma of ITU-R BT.601, the weights of PIL's mode L and of DALI's colour operators.
@@ -43,7 +43,9 @@ class TorchvisionDecoder:
         for _ in self._pool.map(transform, range(len(encoded))):
             pass
         pixels = pixels.to(self._device)  # bytes travel: a quarter of what floats weigh
-        return self._normalise(pixels if augment is None else transform_pixels(pixels, augment, self._config))
+        return self._normalise(
+            pixels if augment is None else transform_pixels(pixels, augment, self._config, self._pool)
+        )
 
     def _transform(self, encoded: Encoded, position: int, augment: AugmentParameters) -> torch.Tensor:
         """uint8 [S, S, C] of one image."""

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fsl_dist.data.augment import draw_augment
+from fsl_dist.data.augmentation.parameters import draw_augment
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.config import DataConfig
 from fsl_dist.data.damage import EncodedBatch, SoundReader
@@ -171,6 +171,8 @@ class Request:
     """draws the augmentation; None: the test transform"""
     tag: object = None
     """handed back untouched with the batch"""
+    mix: Callable[[torch.Tensor], torch.Tensor] | None = None
+    """what is done with the tensor before it is handed back, in the loader's thread; None: nothing"""
 
 
 class Loader:
@@ -220,7 +222,8 @@ class Loader:
             self._ahead.append((request, self._preparer.submit(self._prepare, request, raw)))
 
     def _prepare(self, request: Request, raw: "Future[Any]") -> torch.Tensor:
-        return self._source.prepare(raw.result(), request.ids, request.epoch)
+        tensor = self._source.prepare(raw.result(), request.ids, request.epoch)
+        return tensor if request.mix is None else request.mix(tensor)
 
     def close(self) -> None:
         """Drop what is not needed any more and wait for what runs."""

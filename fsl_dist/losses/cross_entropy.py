@@ -1,5 +1,6 @@
 """Cross entropy, plain or weighted against class imbalance."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -42,3 +43,42 @@ def cross_entropy_loss(
     loss = functional.cross_entropy(logits, targets, weight=weights)
     accuracy = (logits.detach().argmax(-1) == targets).float().mean()
     return loss, accuracy
+
+
+def mixed_cross_entropy_loss(
+    logits: Tensor,
+    targets: Tensor,
+    partners: Tensor,
+    shares: Tensor,
+    weights: Tensor | None = None,
+    *,
+    label_smoothing: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Cross entropy of images that were mixed with others (Mixup, Zhang et al. 2018; CutMix, Yun et al. 2019).
+
+    Σ (1 − s)·w_y·l_y + s·w_p·l_p over Σ (1 − s)·w_y + s·w_p, with the target y and the partner's target p; with s = 0 it is
+    `cross_entropy_loss`.
+
+    Args:
+        logits: float [n, C], taken to float32 at least.
+        targets: int64 [n], of the images.
+        partners: int64 [n], targets of what was mixed into them.
+        shares: s, float [n], share of the partner in each image, 0 … 1.
+        weights: [C] of `class_weights`; None for equal ones.
+        label_smoothing: of each of the two terms, as torch has it.
+
+    Returns:
+        The loss [], and, without gradient, the accuracy against the target of the larger share [], 0 … 1.
+    """
+    (logits,) = at_least_float32(logits)
+    weights = logits.new_ones(logits.shape[1]) if weights is None else weights.to(logits.dtype)
+    shares = shares.to(logits.dtype)
+    total, weight = logits.new_zeros(()), logits.new_zeros(())
+    for some, share in ((targets, 1 - shares), (partners, shares)):
+        losses = functional.cross_entropy(
+            logits, some, weight=weights, reduction="none", label_smoothing=label_smoothing
+        )
+        total, weight = total + (share * losses).sum(), weight + (share * weights[some]).sum()
+    larger = torch.where(shares > 0.5, partners, targets)
+    accuracy = (logits.detach().argmax(-1) == larger).float().mean()
+    return total / weight, accuracy

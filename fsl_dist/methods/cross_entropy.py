@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from fsl_dist.methods.method import Batch, BatchLoss, Method, MethodContext, MethodSettings, Traits, on_device
 from fsl_dist.samplers.shuffled import class_balanced_batch, shuffled_batch
@@ -14,19 +15,29 @@ from index.base.settings import settings
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fsl_dist.data.augmentation.mixing import Mixing
+
 
 @settings("method")
 class CrossEntropyConfig(MethodSettings):
     """Softmax classifier over the training classes; its embedding is scored like any other."""
 
     kind: Literal["cross_entropy"] = "cross_entropy"
+    mixup: Annotated[float, Field(ge=0)] = 0.0
+    """α of the Beta distribution by which pairs of images are blended (Mixup); 0: not; 0.2 is usual"""
+    cutmix: Annotated[float, Field(ge=0)] = 0.0
+    """α by which a box of one image of a pair is pasted into the other (CutMix); 0: not; 1 is usual; with mixup, either"""
     balance: Literal["none", "weights", "sampling"] = "none"
     """none; loss weights N/(C·n_c); or batches that draw the class first, then the image"""
 
     @property
     def traits(self) -> Traits:
         """The network ends in a classifier."""
-        return Traits(has_classifier=True, protocols=("softmax", "knn"))
+        return Traits(
+            has_classifier=True,
+            protocols=("softmax", "knn"),
+            image_setting=f"method.cutmix={self.cutmix}" if self.cutmix else "",
+        )
 
     def build(self, context: MethodContext) -> CrossEntropy:
         """The method over the training images."""
@@ -44,6 +55,7 @@ class CrossEntropy(Method):
         self.balance = method.balance
         self.batch_size = context.batch_size
         self.seed = context.seed
+        self.mixup, self.cutmix = method.mixup, method.cutmix
         self.num_outputs = context.selection.num_classes
         self.weights: Tensor | None = None
         if method.balance == "weights":
@@ -60,10 +72,27 @@ class CrossEntropy(Method):
         draw = class_balanced_batch if self.balance == "sampling" else shuffled_batch
         ids = draw(self.selection, batch_size=self.batch_size, seed=self.seed, epoch=epoch, step=step)
         labels = self.labels[ids]
-        return [Batch(ids, labels, payload=np.searchsorted(self.selection.labels, labels))]
+        mixing = None
+        if self.mixup or self.cutmix:
+            from fsl_dist.data.augmentation.mixing import draw_mixing
+
+            mixing = draw_mixing(ids, seed=self.seed, epoch=epoch, mixup=self.mixup, cutmix=self.cutmix)
+        return [Batch(ids, labels, payload=np.searchsorted(self.selection.labels, labels), mixing=mixing)]
+
+    def _mixed_loss(self, outputs: Tensor, batch: Batch, mixing: Mixing) -> BatchLoss:
+        from fsl_dist.losses.cross_entropy import mixed_cross_entropy_loss
+
+        assert isinstance(batch.payload, np.ndarray)
+        targets, partners, shares = on_device(
+            outputs.device, batch.payload, batch.payload[mixing.partner], mixing.share
+        )
+        loss, accuracy = mixed_cross_entropy_loss(outputs, targets, partners, shares, self.weights)
+        return BatchLoss(loss, {"train/accuracy": accuracy})
 
     def loss(self, outputs: Tensor, batch: Batch) -> BatchLoss:
-        """Softmax cross entropy of the classifier's logits."""
+        """Softmax cross entropy of the classifier's logits; of mixed images by the shares of their two classes."""
+        if batch.mixing is not None:
+            return self._mixed_loss(outputs, batch, batch.mixing)
         from fsl_dist.losses.cross_entropy import cross_entropy_loss
 
         assert isinstance(batch.payload, np.ndarray)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from fsl_dist.data.augmentation.mixing import Mixing
     from fsl_dist.data.catalogue import Catalogue
     from fsl_dist.data.selection import Selection
     from fsl_dist.distributed import WorkerGroup
@@ -65,6 +66,8 @@ class Traits:
     """validation metric of the best epoch where `training.stop_metric` is empty; empty: knn/mcr@K_p"""
     own_metrics: tuple[str, ...] = ()
     """metrics of `Method.validation`, which a run may stop by"""
+    image_setting: str = ""
+    """the setting that needs images, so that data.features cannot be used; empty: none does"""
     kept_together: Literal["group", "unit"] = "group"
     """images that stay on one side when a part of train is held out: those of a group, or of a unit (pack's keep_together)"""
 
@@ -154,6 +157,13 @@ class Batch:
     """the loss's share in the step's mean: the number of terms it is a mean of"""
     payload: object = None
     """what the method needs besides the outputs: an episode, a neighbourhood"""
+    mixing: Mixing | None = None
+    """mixes images 2j and 2j + 1 before they are forwarded; the batch is cut between such pairs only"""
+
+    @property
+    def kept_together(self) -> int:
+        """Consecutive images that one worker forwards in one call."""
+        return 1 if self.mixing is None else 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,16 +33,25 @@ class Chunk:
         return self.rows.stop - self.rows.start
 
 
-def cut_chunks(ghost_sizes: list[int], chunk_size: int, *, is_ghost: bool) -> list[Chunk]:
+def cut_units(num: int, kept_together: int) -> list[int]:
+    """Sizes of the smallest parts that `num` images may be cut into: `kept_together` each, the last may be smaller."""
+    whole, rest = divmod(num, kept_together)
+    return [kept_together] * whole + [rest] * (rest > 0)
+
+
+def cut_chunks(
+    ghost_sizes: list[int], chunk_size: int, *, is_ghost: bool, kept_together: int = 1
+) -> list[Chunk]:
     """Cut a piece of sum(ghost_sizes) images, one group after the other, into chunks as equal as its groups allow.
 
     A chunk has at most `chunk_size` images (0: no limit, one chunk). With `is_ghost` no chunk cuts a group, and a
-    larger group is a chunk of its own; without, the sizes only say how many images there are.
+    larger group is a chunk of its own; without, the sizes only say how many images there are, of which every
+    `kept_together` consecutive ones stay in one chunk.
     """
     num = sum(ghost_sizes)
     if chunk_size == 0 or num <= chunk_size:
         return [Chunk(slice(0, num), ghost_sizes)]
-    units = ghost_sizes if is_ghost else [1] * num
+    units = ghost_sizes if is_ghost else cut_units(num, kept_together)
     per_chunk = max(1, chunk_size // max(units))
     edges = split_evenly(len(units), -(-len(units) // per_chunk)).tolist()
     chunks: list[Chunk] = []

@@ -7,7 +7,8 @@ loss Σ weight·loss / Σ weight: each worker scales by the world size, which DD
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
+from functools import partial
+from itertools import chain, islice, pairwise
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from fsl_dist.errors import TrainingError
 from fsl_dist.methods.method import Batch, Method
 from fsl_dist.models.batch_norm import as_one_call, deal_to_groups, group_sizes
 from fsl_dist.samplers.scan import split_evenly
-from fsl_dist.training.chunked import Chunk, PieceForward, cut_chunks
+from fsl_dist.training.chunked import Chunk, PieceForward, cut_chunks, cut_units
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ def deal_pieces(
     """This worker's pieces of a step's batches, at least one.
 
     Global: each batch is ordered so that consecutive groups hold its classes evenly, and cut between workers at
-    group boundaries only (ghost batch norm) or into equal runs. Local: batch j belongs to worker j mod
+    group boundaries only (ghost batch norm) or into equal runs. No cut divides a pair that is mixed. Local: batch j belongs to worker j mod
     world_size; a worker without a batch gets an empty piece, because DDP counts on its backward pass. A piece of
     more than `chunk_size` images (0: no limit) is forwarded in chunks, see `fsl_dist.training.chunked`.
     """
@@ -89,9 +90,10 @@ def deal_pieces(
     for number in range(rank, len(batches), world_size):
         num = len(batches[number].ids)
         order, sizes = _order(batches[number], is_ghost, ghost_group)
-        pieces.append(_piece(number, order, slice(0, num), [num], sizes, is_ghost, chunk_size))
+        together = batches[number].kept_together
+        pieces.append(_piece(number, order, slice(0, num), [num], sizes, is_ghost, chunk_size, together))
     nothing = np.arange(len(batches[0].ids))
-    return pieces or [_piece(0, nothing, slice(0, 0), [0], [1], is_ghost, chunk_size)]
+    return pieces or [_piece(0, nothing, slice(0, 0), [0], [1], is_ghost, chunk_size, 1)]
 
 
 def _piece(
@@ -102,18 +104,27 @@ def _piece(
     sizes: list[int],
     is_ghost: bool,
     chunk_size: int,
+    kept_together: int,
 ) -> Piece:
     # All workers cache, or none: DDP may talk in a forward pass with graph, which comes after the gathering where
     # the gradient is cached and before it where not.
     is_cached = 0 < chunk_size < max(rows_of_rank)
-    chunks = cut_chunks(sizes, chunk_size, is_ghost=is_ghost)
+    chunks = cut_chunks(sizes, chunk_size, is_ghost=is_ghost, kept_together=kept_together)
     return Piece(number, order, rows, rows_of_rank, chunks, is_cached)
 
 
 def _order(batch: Batch, is_ghost: bool, ghost_group: int) -> tuple[NDArray[np.int64], list[int]]:
     if not is_ghost:
         return np.arange(len(batch.ids)), [len(batch.ids)]
-    return deal_to_groups(batch.labels, ghost_group), group_sizes(len(batch.ids), ghost_group)
+    if batch.mixing is None:
+        return deal_to_groups(batch.labels, ghost_group), group_sizes(len(batch.ids), ghost_group)
+    # Pairs are dealt to groups, by the class of their first image.
+    num, pairs_in_group = len(batch.ids), max(1, ghost_group // 2)
+    pairs = deal_to_groups(batch.labels[::2], pairs_in_group)
+    order = np.stack([2 * pairs, 2 * pairs + 1], axis=1)
+    edges = np.append(0, np.cumsum(group_sizes(len(pairs), pairs_in_group)))
+    sizes = [int((order[first:last] < num).sum()) for first, last in pairwise(edges.tolist())]
+    return order[order < num], sizes
 
 
 def _cut(
@@ -128,7 +139,7 @@ def _cut(
     if is_ghost:
         order, sizes = _order(batch, True, ghost_group)
     else:
-        order, sizes = np.arange(len(batch.ids)), [1] * len(batch.ids)
+        order, sizes = np.arange(len(batch.ids)), cut_units(len(batch.ids), batch.kept_together)
     groups = split_evenly(len(sizes), world_size)  # [world_size + 1] group numbers
     edges = np.append(0, np.cumsum(sizes))[groups]  # [world_size + 1] rows
     start, stop = int(edges[rank]), int(edges[rank + 1])
@@ -136,7 +147,9 @@ def _cut(
     if start == stop:
         own_sizes = [1]
     rows_of_rank = np.diff(edges).tolist()
-    return _piece(number, order, slice(start, stop), rows_of_rank, own_sizes, is_ghost, chunk_size)
+    return _piece(
+        number, order, slice(start, stop), rows_of_rank, own_sizes, is_ghost, chunk_size, batch.kept_together
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,9 +193,11 @@ def step_requests(
         )
         planned = PlannedStep(step, batches, pieces)
         for piece in pieces:
-            ids = batches[piece.batch].ids[piece.positions]
+            batch = batches[piece.batch]
             for chunk in piece.calls:
-                yield Request(ids[chunk.rows], epoch, planned)
+                positions = piece.positions[chunk.rows]
+                mix = None if batch.mixing is None else partial(batch.mixing.apply, positions=positions)
+                yield Request(batch.ids[positions], epoch, planned, mix)
 
 
 def planned_steps(loader: Loader) -> Iterator[tuple[PlannedStep, Iterator[Tensor]]]:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from fsl_dist.data import decode
-from fsl_dist.data.augment import draw_augment
+from fsl_dist.data.augmentation.parameters import draw_augment
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.config import DataConfig
 from fsl_dist.data.decode import make_decoder
@@ -74,6 +74,8 @@ CONFIGS = {
         image_size=64, resize_size=80, crop_scale=(0.5, 0.5), random_crop=False, channels=1
     ),
     "rotated": DataConfig(image_size=64, resize_size=80, rotation=30.0, vertical_flip=True, **JITTER),
+    "randaugment": DataConfig(image_size=64, resize_size=80, randaugment=2, erasing=0.5),
+    "trivialaugment grey": DataConfig(image_size=64, resize_size=80, trivialaugment=True, channels=1),
     "rotated grey": DataConfig(image_size=64, resize_size=80, rotation=180.0, channels=1, **JITTER),
 }
 

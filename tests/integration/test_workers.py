@@ -50,6 +50,19 @@ CHAI = ["method.kind=chai", "method.triplets=90", "training.batch_size=30", "bac
 MINED = [*DEEP_KNN, "mining.source=dataset"]
 REFRESHED = ["mining.refresh_steps=4", "training.images=900", "training.lr=1e-2", "training.optimizer=sgd"]
 
+# An odd batch, one of whose images has no partner; every part of the augmentation.
+MIXED = [
+    "method.kind=cross_entropy",
+    "method.balance=sampling",
+    "method.mixup=0.4",
+    "method.cutmix=1",
+    "training.batch_size=33",
+    "data.crop_scale=[0.5,1]",
+    "data.rotation=20",
+    "data.randaugment=2",
+    "data.erasing=0.5",
+]
+
 STEPS = {
     "pcn": [*PCN, "episode.per_step=2"],
     "pcn, three episodes": [*PCN, "episode.per_step=3"],
@@ -74,6 +87,8 @@ STEPS = {
         "training.batch_size=50",
         "backbone.batch_norm_group=10",
     ],
+    "cross entropy, mixed": [*MIXED, "backbone.batch_norm_group=10"],
+    "cross entropy, mixed, frozen batch norm": [*MIXED, "backbone.batch_norm=frozen"],
 }
 # Each is taken plain and in chunks. On two workers, chunks of 28 cut the deep kNN batches (groups of 14 and 13, two
 # for one worker and three for the other) into one chunk here and two there.
@@ -95,6 +110,8 @@ CHUNKED = {
         10,
         ["method.kind=cross_entropy", "training.batch_size=50", "backbone.batch_norm_group=10"],
     ),
+    "cross entropy, mixed": (10, [*MIXED, "backbone.batch_norm_group=9"]),
+    "cross entropy, mixed, frozen batch norm": (7, [*MIXED, "backbone.batch_norm=frozen"]),
 }
 MEMORY = {"means", "mask", "blind_groups"}
 RUNS = {

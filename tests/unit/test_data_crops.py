@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from fsl_dist.data.augment import draw_augment, plain_augment
+from fsl_dist.data.augmentation.parameters import draw_augment, plain_augment
 from fsl_dist.data.config import DataConfig
 from fsl_dist.data.crops import crop_regions, resized_crop_boxes
 from fsl_dist.data.images import open_upright, upright_size

@@ -11,7 +11,7 @@ from dataset_files import encode, write_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fsl_dist.data.augment import draw_augment
+from fsl_dist.data.augmentation.parameters import draw_augment
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.config import DataConfig
 from fsl_dist.data.decode import make_decoder

@@ -10,7 +10,7 @@ import torch
 from dataset_files import encode
 from PIL import Image
 
-from fsl_dist.data.augment import draw_augment
+from fsl_dist.data.augmentation.parameters import draw_augment
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.config import DataConfig
 from fsl_dist.data.crops import crop_offset, resized_extents
@@ -42,6 +42,20 @@ from fsl_dist.errors import ConfigError, DataError, RequestError
         ({"crop_ratio": (0.0, 1.0)}, r"data.crop_ratio\[0\]=0.0 must be above 0"),
         ({"crop_ratio": (2.0, 1.0)}, r"data.crop_ratio=\[2.0, 1.0\] must be two numbers, the smaller first"),
         ({"rotation": 181.0}, "data.rotation=181.0 must be at least 0 and at most 180"),
+        (
+            {"randaugment": 2, "trivialaugment": True},
+            "randaugment=2 and data.trivialaugment=true exclude each other",
+        ),
+        (
+            {"randaugment_magnitude": 10.5},
+            "data.randaugment_magnitude=10.5 must be at least 0 and at most 10",
+        ),
+        ({"erasing": 1.5}, "data.erasing=1.5 must be at least 0 and at most 1"),
+        (
+            {"features": "f.npy", "rotation": 5.0, "erasing": 0.5},
+            "data.features='f.npy' are not augmented; unset data.rotation",
+        ),
+        ({"features": "f.npy", "crop_scale": (0.5, 1.0)}, "unset data.crop_scale"),
         ({"holdout_fraction": 1.0}, "data.holdout_fraction=1.0 must be at least 0 and below 1"),
         ({"max_read_gap_bytes": -1}, "data.max_read_gap_bytes=-1 must be at least 0"),
     ],
@@ -269,6 +283,12 @@ def test_the_loader_keeps_order_and_tags():
     seen = [(request.tag, request.epoch, batch[:, 0].tolist()) for request, batch in loader]
     assert seen == [(f"t{n}", n, [n, n + 100]) for n in range(7)]
     assert not live_threads()
+
+
+def test_the_loader_mixes_where_a_request_says_how():
+    doubled = Request(np.array([3, 4]), mix=lambda tensor: 2 * tensor)
+    found = [batch[:, 0].tolist() for _, batch in Loader(SlowSource(), [doubled, Request(np.array([5]))])]
+    assert found == [[6, 8], [5]]
 
 
 def test_the_loader_works_ahead_but_not_further_than_told():

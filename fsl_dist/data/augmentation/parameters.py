@@ -5,10 +5,19 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from fsl_dist.data.augmentation.boxes import boxes_in
+from fsl_dist.data.augmentation.policies import randaugment, trivialaugment
 from fsl_dist.data.config import DataConfig
 from fsl_dist.seeding import uniforms
 
-_NUM_COLUMNS = 10
+_ERASE = slice(10, 15)
+"""columns of random erasing: whether, area, aspect, y, x"""
+_STRENGTH = 15
+"""column of TrivialAugment's strength"""
+_FIRST_OPERATION = 16
+"""two columns per operation: which, sign"""
+ERASED_SHARE, ERASED_RATIO = (0.02, 0.33), (0.3, 1 / 0.3)
+"""area and aspect of random erasing"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +44,12 @@ class AugmentParameters:
     """bool [n]: mirrored top to bottom"""
     angle: NDArray[np.float32]
     """float32 [n]: rotation about the centre in degrees, counter-clockwise"""
+    erased: NDArray[np.int32]
+    """int32 [n, 4]: first row and column of the erased rectangle, and those after its last; all 0: none"""
+    operations: NDArray[np.int64]
+    """int64 [n, k]: numbers in `OPERATIONS` (`fsl_dist.data.augmentation.policies`), applied in this order"""
+    amounts: NDArray[np.float32]
+    """float32 [n, k]: how strongly, in the operation's own unit"""
 
     def __len__(self) -> int:
         return len(self.crop_y)
@@ -61,6 +76,9 @@ def plain_augment(num: int) -> AugmentParameters:
         crop_shape=centre,
         vertical_flip=never,
         angle=zero,
+        erased=np.zeros((num, 4), np.int32),
+        operations=np.zeros((num, 0), np.int64),
+        amounts=np.zeros((num, 0), np.float32),
     )
 
 
@@ -71,7 +89,8 @@ def draw_augment(config: DataConfig, seed: int, epoch: int, ids: NDArray[np.int6
     Each parameter owns a column, so switching one off leaves the others' draws as they were. A sample that
     occurs twice in an epoch looks the same twice.
     """
-    draws = uniforms(seed, "augment", epoch, ids, _NUM_COLUMNS)
+    num_operations = 1 if config.trivialaugment else config.randaugment
+    draws = uniforms(seed, "augment", epoch, ids, _FIRST_OPERATION + 2 * num_operations)
     parameters = plain_augment(len(draws))
 
     def column(number: int) -> NDArray[np.float32]:
@@ -86,6 +105,17 @@ def draw_augment(config: DataConfig, seed: int, epoch: int, ids: NDArray[np.int6
         low, high = config.crop_scale
         share = around((low + high) / 2, (high - low) / 2, 6)
         parameters = replace(parameters, crop_share=share, crop_shape=column(7))
+    if config.erasing:
+        erased = _erased_boxes(draws[:, _ERASE], config.image_size, config.erasing)
+        parameters = replace(parameters, erased=erased)
+    if num_operations:
+        which, sign = draws[:, _FIRST_OPERATION::2], draws[:, _FIRST_OPERATION + 1 :: 2]
+        operations, amounts = (
+            trivialaugment(which, sign, draws[:, [_STRENGTH]])
+            if config.trivialaugment
+            else randaugment(which, sign, config.randaugment_magnitude)
+        )
+        parameters = replace(parameters, operations=operations, amounts=amounts)
     return replace(
         parameters,
         flip=(draws[:, 2] < 0.5) & config.flip,
@@ -95,3 +125,17 @@ def draw_augment(config: DataConfig, seed: int, epoch: int, ids: NDArray[np.int6
         vertical_flip=(draws[:, 8] < 0.5) & config.vertical_flip,
         angle=around(0, config.rotation, 9),
     )
+
+
+def _erased_boxes(draws: NDArray[np.float64], size: int, probability: float) -> NDArray[np.int32]:
+    """What is erased of crops of `size`: int32 [n, 4], see `AugmentParameters.erased`."""
+    low, high = ERASED_SHARE
+    near, far = boxes_in(
+        np.full((len(draws), 2), size),
+        low + (high - low) * draws[:, 1],
+        draws[:, 2],
+        draws[:, 3:],
+        ERASED_RATIO,
+    )
+    edges = np.rint(np.concatenate([near, far], axis=1)).astype(np.int32)
+    return np.where(draws[:, :1] < probability, edges, np.int32(0))

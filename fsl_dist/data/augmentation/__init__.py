@@ -1,0 +1,1 @@
+"""What training does to images: draws per sample, RandAugment and TrivialAugment, erasing, Mixup and CutMix."""
