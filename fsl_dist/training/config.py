@@ -73,6 +73,9 @@ class TrainingConfig:
     """factor at a milestone"""
     clip_norm: Annotated[float, Field(ge=0)] = 5.0
     """a step's gradient over all parameters is scaled down to this L2 norm where it is longer; 0 = no limit"""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """decay of an exponential average of the weights, updated each step; validation, evaluation and everything after them use
+    the average. A step in the beginning counts more: the decay is at most (1 + t)/(10 + t) after t steps. 0 = no average"""
     stop_metric: str = ""
     """validation metric to keep the best epoch of; empty = mca/base for pcn, kmeans/ca for scatter, else knn/mcr@5. For
     cross_entropy, mca/base is the classifier's own mean class accuracy. kmeans/ca clusters the validation images, which may

@@ -125,6 +125,7 @@ def test_the_terms_of_the_loss_are_logged(disjoint: Path, features: Path, tmp_pa
             "train/loss",
             "train/images_seen",
             "train/lr",
+            "train/grad_norm",
         }
         if weight == "0.25":
             mixed = 0.25 * line["train/scatter"] + 0.75 * line["train/cross_entropy"]
