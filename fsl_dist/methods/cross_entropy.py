@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from fsl_dist.methods.method import Batch, BatchLoss, Method, MethodContext, MethodSettings, Traits, on_device
 from fsl_dist.samplers.shuffled import class_balanced_batch, shuffled_batch
@@ -22,6 +23,8 @@ class CrossEntropyConfig(MethodSettings):
     kind: Literal["cross_entropy"] = "cross_entropy"
     balance: Literal["none", "weights", "sampling"] = "none"
     """none; loss weights N/(C·n_c); or batches that draw the class first, then the image"""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """share of each target that is spread evenly over all classes; 0 = none"""
 
     @property
     def traits(self) -> Traits:
@@ -42,6 +45,7 @@ class CrossEntropy(Method):
         self.selection = context.selection
         self.labels: NDArray[np.int64] = context.catalogue.labels
         self.balance = method.balance
+        self.label_smoothing = method.label_smoothing
         self.batch_size = context.batch_size
         self.seed = context.seed
         self.num_outputs = context.selection.num_classes
@@ -68,5 +72,7 @@ class CrossEntropy(Method):
 
         assert isinstance(batch.payload, np.ndarray)
         (targets,) = on_device(outputs.device, batch.payload)
-        loss, accuracy = cross_entropy_loss(outputs, targets, self.weights)
+        loss, accuracy = cross_entropy_loss(
+            outputs, targets, self.weights, label_smoothing=self.label_smoothing
+        )
         return BatchLoss(loss, {"train/accuracy": accuracy})
