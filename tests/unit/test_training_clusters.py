@@ -72,6 +72,9 @@ def settings(dataset: Path, features: Path, run: Path, *more: str, epochs: int =
             "backbone.name=mlp",
             "backbone.hidden=[16,6]",
             f"training.epochs={epochs}",
+            # Cut off and resumed here by a limit on images, which a schedule would follow.
+            "training.schedule=constant",
+            "training.warmup=0",
             *more,
         ],
     )

@@ -34,7 +34,9 @@ def settings(digits: Path, features: Path, run: Path, *more: str, source: str = 
             f"data.dataset={digits}", f"data.features={features}", f"run.dir={run}", "backbone.name=mlp",
             "backbone.hidden=[8,6]", "method.kind=deep_knn", "method.k_same=3", "method.m_other=4",
             f"mining.source={source}", "mining.anchors=near", "mining.refresh_steps=6", "mining.refresh_lag=2",
-            "training.batch_size=64", "training.epochs=2", "training.patience=0", "training.lr=1e-2", *more,
+            "training.batch_size=64", "training.epochs=2", "training.patience=0", "training.lr=1e-2",
+            # Cut off and resumed here by a limit on images, which a schedule would follow.
+            "training.schedule=constant", "training.warmup=0", *more,
         ],
     )  # fmt: skip
 
