@@ -129,8 +129,9 @@ class RunConfig:
     @property
     def head_lr_factor(self) -> float:
         """Learning rate of heads and classifier as a multiple of `training.lr`."""
-        starts_from_weights = self.backbone.pretrained or bool(self.backbone.weights)
-        return self.training.head_lr_factor or (10.0 if starts_from_weights else 1.0)
+        if self.training.head_lr_factor != "auto":
+            return self.training.head_lr_factor
+        return 10.0 if self.backbone.pretrained or self.backbone.weights else 1.0
 
     @property
     def stop_metric(self) -> str:

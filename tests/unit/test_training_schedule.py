@@ -67,7 +67,8 @@ def test_a_limit_on_images_shortens_the_schedule() -> None:
     [
         (["training.warmup=1"], r"training\.warmup=1 must be at least 0 and below 1"),
         (["training.clip_norm=-1"], r"training\.clip_norm=-1 must be at least 0"),
-        (["training.weight_decay=-0.1"], r"training\.weight_decay=-0\.1 must be at least 0"),
+        (["training.weight_decay=-0.1"], r"training\.weight_decay=-0\.1 must be auto or at least 0"),
+        (["training.head_lr_factor=0"], r"training\.head_lr_factor=0 must be auto or above 0"),
         (
             ["training.lr_milestones=[2,4]"],
             r"lr_milestones=\[2, 4\] are used with training\.schedule=milestones; .*schedule=cosine",
