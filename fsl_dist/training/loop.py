@@ -32,7 +32,7 @@ from fsl_dist.seeding import generator
 from fsl_dist.training.checkpoint import CheckpointFolder, Progress, read_checkpoint, tables_in, tables_of
 from fsl_dist.training.optimizer import build_optimizer, clip_gradient, set_learning_rate
 from fsl_dist.training.runlog import RunLog
-from fsl_dist.training.schedule import rate_factor, share_done
+from fsl_dist.training.schedule import learning_rate
 from fsl_dist.training.splits import RunSplits, split_run
 from fsl_dist.training.step import PlannedStep, planned_steps, run_step, step_requests
 from fsl_dist.training.validation import Validation
@@ -283,27 +283,19 @@ class Trainer:
             use_bf16=self.use_bf16,
         )
         norm = clip_gradient(self.network, self.config.training.clip_norm)
-        lr = self._move_learning_rate(_num_images(planned.batches))
+        lr = learning_rate(
+            self.config.training,
+            self.progress,
+            steps_per_epoch=self.method.num_steps(),
+            num_images=_num_images(planned.batches),
+        )
+        set_learning_rate(self.optimizer, lr)
         self.optimizer.step()
         self.average.update(self.network, self.progress.global_step)
         merged = self.method.finish_step(
             self.progress.global_step, planned.batches, result.updates, self.group
         )
         return {**result.metrics, **merged, "train/lr": lr, "train/grad_norm": float(norm)}
-
-    def _move_learning_rate(self, num_images: int) -> float:
-        """Give the optimizer the learning rate of the next step, of `num_images` images; returns training.lr's share."""
-        settings, progress = self.config.training, self.progress
-        done = share_done(
-            settings,
-            steps_per_epoch=self.method.num_steps(),
-            step=progress.global_step,
-            images_seen=progress.images_seen,
-            num_images=num_images,
-        )
-        lr = settings.lr * rate_factor(settings, done=done, epoch=progress.epoch)
-        set_learning_rate(self.optimizer, lr)
-        return lr
 
     def _seed_step(self) -> None:
         """Dropout and stochastic depth draw from (seed, step, rank): a resumed step draws what it drew before."""
