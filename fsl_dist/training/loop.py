@@ -162,7 +162,13 @@ class Trainer:
                 "(train into a new run.dir, or point data.dataset at the data set of the run)"
             )
         self.network.load_state_dict(checkpoint.network)
-        self.optimizer.load_state_dict(checkpoint.optimizer)
+        try:
+            self.optimizer.load_state_dict(checkpoint.optimizer)
+        except ValueError as error:
+            raise TrainingError(
+                f"{folder} has the state of another optimizer, of an earlier version or other backbone settings: {error} "
+                f"(backbone.weights={self.run} starts a new run from its network)"
+            ) from error
         self.average.state = checkpoint.average
         self.method.load_state(checkpoint.method)
         self.progress = self._saved = checkpoint.progress
