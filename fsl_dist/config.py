@@ -134,8 +134,9 @@ class RunConfig:
     @property
     def head_lr_factor(self) -> float:
         """Learning rate of heads and classifier as a multiple of `training.lr`."""
-        starts_from_weights = self.backbone.pretrained or bool(self.backbone.weights)
-        return self.training.head_lr_factor or (10.0 if starts_from_weights else 1.0)
+        if self.training.head_lr_factor != "auto":
+            return self.training.head_lr_factor
+        return 10.0 if self.backbone.pretrained or self.backbone.weights else 1.0
 
     @property
     def stop_metric(self) -> str:
@@ -311,7 +312,7 @@ def load_resumed(overrides: Sequence[str]) -> RunConfig:
     bring_file(stored)
     if named and not stored.is_file() and not any(item.startswith("data.dataset=") for item in overrides):
         raise ConfigError(f"run.dir={named} has no run to resume: {CONFIG_FILE} is missing")
-    return load_config(stored if named and stored.is_file() else None, overrides)
+    return _parse_stored(stored, overrides) if named and stored.is_file() else load_config(None, overrides)
 
 
 def resolve_paths(config: RunConfig) -> RunConfig:
@@ -336,7 +337,18 @@ def load_run(run: Path) -> RunConfig:
     bring_file(path)
     if not path.is_file():
         raise ConfigError(f"{run} is not a run folder: {CONFIG_FILE} is missing")
-    return parse_config(path.read_text(encoding="utf-8"), [], str(path))
+    return _parse_stored(path, [])
+
+
+def _parse_stored(path: Path, overrides: Sequence[str]) -> RunConfig:
+    """The configuration in a run's own file, which says every setting that there was when the run started."""
+    tree = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    tree["training"] = {**_BEFORE_SCHEDULES, **tree.get("training", {})}
+    return _build(tree, overrides, str(path))
+
+
+_BEFORE_SCHEDULES = {"schedule": "milestones", "warmup": 0, "clip_norm": 0, "head_lr_factor": 1}
+"""how a run was trained whose file does not say it yet"""
 
 
 def load_evaluation(run: Path, overrides: Sequence[str]) -> EvaluationConfig:
@@ -350,8 +362,7 @@ def load_evaluation(run: Path, overrides: Sequence[str]) -> EvaluationConfig:
                 f"{key} was fixed when {run} was trained; evaluate changes evaluation.* keys only"
             )
     load_run(run)
-    text = (run / CONFIG_FILE).read_text(encoding="utf-8")
-    return parse_config(text, overrides, str(run / CONFIG_FILE)).evaluation
+    return _parse_stored(run / CONFIG_FILE, overrides).evaluation
 
 
 def render_config(config: RunConfig) -> str:

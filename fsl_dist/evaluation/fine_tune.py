@@ -123,7 +123,7 @@ def _train_and_classify(
     trainer.train()
     best = trainer.checkpoints.best() or trainer.checkpoints.latest()
     assert best is not None
-    trainer.network.load_state_dict(read_checkpoint(best, embedder.device).network)
+    trainer.network.load_state_dict(read_checkpoint(best, embedder.device).trained)
     tuned: Embedder = embedder.of_network(trainer.network)
     logits = tuned.classify(tuned.embed(ids))
     ranks = rank_targets(logits, positions_among(trained.catalogue.labels[ids], train.labels))
@@ -145,7 +145,9 @@ def config_of_draw(config: RunConfig, folder: Path, draw: Draw) -> RunConfig:
         config,
         run=RunFolder(dir=str(folder), seed=seed),
         backbone=replace(config.backbone, weights="", pretrained=False),
-        method=CrossEntropyConfig(balance="sampling"),
+        method=CrossEntropyConfig(
+            balance="sampling", label_smoothing=getattr(config.method, "label_smoothing", 0.0)
+        ),
         training=replace(
             config.training,
             epochs=config.evaluation.fine_tune_epochs,

@@ -29,6 +29,8 @@ class CrossEntropyConfig(MethodSettings):
     """α by which a box of one image of a pair is pasted into the other (CutMix); 0: not; 1 is usual; with mixup, either"""
     balance: Literal["none", "weights", "sampling"] = "none"
     """none; loss weights N/(C·n_c); or batches that draw the class first, then the image"""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """share of each target that is spread evenly over all classes; 0 = none"""
 
     @property
     def traits(self) -> Traits:
@@ -53,6 +55,7 @@ class CrossEntropy(Method):
         self.selection = context.selection
         self.labels: NDArray[np.int64] = context.catalogue.labels
         self.balance = method.balance
+        self.label_smoothing = method.label_smoothing
         self.batch_size = context.batch_size
         self.seed = context.seed
         self.mixup, self.cutmix = method.mixup, method.cutmix
@@ -97,5 +100,7 @@ class CrossEntropy(Method):
 
         assert isinstance(batch.payload, np.ndarray)
         (targets,) = on_device(outputs.device, batch.payload)
-        loss, accuracy = cross_entropy_loss(outputs, targets, self.weights)
+        loss, accuracy = cross_entropy_loss(
+            outputs, targets, self.weights, label_smoothing=self.label_smoothing
+        )
         return BatchLoss(loss, {"train/accuracy": accuracy})

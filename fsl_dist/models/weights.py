@@ -91,7 +91,7 @@ def _read_tensors(path: str) -> dict[str, Tensor]:
             "(torch.save(model.state_dict(), PATH) writes one)"
         ) from error
     if isinstance(loaded, Mapping) and isinstance(loaded.get("network"), Mapping):
-        loaded = loaded["network"]  # a checkpoint of a run
+        loaded = loaded.get("average") or loaded["network"]  # a checkpoint of a run
     if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise RequestError(
             f"backbone.weights={path} does not hold a state_dict, which is names and tensors only "

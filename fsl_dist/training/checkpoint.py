@@ -45,12 +45,20 @@ class Checkpoint:
     folder: Path
     progress: Progress
     network: dict[str, Tensor]
+    """the weights that learn"""
+    average: dict[str, Tensor]
+    """their average (training.ema), of the same names; empty where there is none"""
     optimizer: dict
     method: dict[str, Tensor | str | int]
     catalogue: str
     """fingerprint of the catalogue it was trained on"""
     crc32: int
     """of the tensors' file"""
+
+    @property
+    def trained(self) -> dict[str, Tensor]:
+        """The weights that were validated and are to be used: the average where there is one."""
+        return self.average or self.network
 
 
 class CheckpointFolder:
@@ -70,6 +78,7 @@ class CheckpointFolder:
         optimizer: dict,
         method: dict[str, Tensor | str | int],
         catalogue: str,
+        average: dict[str, Tensor] | None = None,
     ) -> Path:
         """Publish a checkpoint; raises StaleOwnerError when another process has taken over the run."""
         final = self.folder / step_name(progress.global_step)
@@ -79,6 +88,7 @@ class CheckpointFolder:
         staging.mkdir(parents=True)
         tensors = {
             "network": network,
+            "average": average or {},
             "optimizer": optimizer,
             "method": {name: value for name, value in method.items() if isinstance(value, Tensor)},
         }
@@ -180,6 +190,7 @@ def read_checkpoint(folder: Path, device: torch.device) -> Checkpoint:
         folder,
         Progress(**facts["progress"]),
         tensors["network"],
+        tensors.get("average", {}),
         tensors["optimizer"],
         {**tensors["method"], **facts["method"]},
         facts["catalogue"],

@@ -54,14 +54,14 @@ class TrainingConfig:
     """AdamW with decoupled weight decay, Adam with coupled L2, or SGD"""
     lr: Annotated[float, Field(gt=0)] = 3e-4
     """learning rate at its highest, of the backbone times `backbone.lr_factor`"""
-    head_lr_factor: Annotated[float, Field(ge=0)] = 0.0
-    """learning rate of heads and classifier as a multiple of `lr`; 0 = 10 where the backbone starts from weights
+    head_lr_factor: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
+    """learning rate of heads and classifier as a multiple of `lr`; auto: 10 where the backbone starts from weights
     (`backbone.pretrained` or `backbone.weights`), else 1, since all layers are new"""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """SGD's momentum"""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    weight_decay: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
     """adamw: share of `lr` by which weights shrink each step, without biases and the parameters of norms; adam and sgd:
-    L2 coefficient of all parameters"""
+    L2 coefficient of all parameters. auto: 0.05 for adamw, 1e-5 for adam and sgd, which 0.05 would ruin"""
     schedule: Literal["cosine", "milestones", "constant"] = "cosine"
     """learning rate after the warm-up: down to 0 by half a cosine over the whole run (`epochs`, or `images` where that limit
     comes first), by `lr_gamma` at each of `lr_milestones`, or as it is"""
@@ -73,6 +73,9 @@ class TrainingConfig:
     """factor at a milestone"""
     clip_norm: Annotated[float, Field(ge=0)] = 5.0
     """a step's gradient over all parameters is scaled down to this L2 norm where it is longer; 0 = no limit"""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """decay of an exponential average of the weights, updated each step; validation, evaluation and everything after them use
+    the average. A step in the beginning counts more: the decay is at most (1 + t)/(10 + t) after t steps. 0 = no average"""
     stop_metric: str = ""
     """validation metric to keep the best epoch of; empty = mca/base for pcn, kmeans/ca for scatter, else knn/mcr@5. For
     cross_entropy, mca/base is the classifier's own mean class accuracy. kmeans/ca clusters the validation images, which may
@@ -101,6 +104,13 @@ class TrainingConfig:
                 f"training.lr_milestones={list(self.lr_milestones)} are used with training.schedule=milestones; this run has "
                 f"training.schedule={self.schedule} (training.lr_milestones=[] leaves them out)"
             )
+
+    @property
+    def decay(self) -> float:
+        """The weight decay, as a number."""
+        if self.weight_decay != "auto":
+            return self.weight_decay
+        return 0.05 if self.optimizer == "adamw" else 1e-5
 
     def uses_bf16(self, device_type: str) -> bool:
         """Whether networks on a device of this type ("cpu", "cuda") run their forward pass in bf16."""

@@ -32,10 +32,11 @@ from fsl_dist.seeding import generator
 from fsl_dist.training.checkpoint import CheckpointFolder, Progress, read_checkpoint, tables_in, tables_of
 from fsl_dist.training.optimizer import build_optimizer, clip_gradient, set_learning_rate
 from fsl_dist.training.runlog import RunLog
-from fsl_dist.training.schedule import rate_factor, share_done
+from fsl_dist.training.schedule import learning_rate
 from fsl_dist.training.splits import RunSplits, split_run
 from fsl_dist.training.step import PlannedStep, planned_steps, run_step, step_requests
 from fsl_dist.training.validation import Validation
+from fsl_dist.training.weight_average import WeightAverage
 from index.base.files import Owner
 
 log = logging.getLogger(__name__)
@@ -82,6 +83,7 @@ class Trainer:
             linear_lr_factor=config.backbone.linear_lr_factor,
             head_lr_factor=config.head_lr_factor,
         )
+        self.average = WeightAverage(config.training.ema)
         self.progress = Progress()
         self._saved: Progress | None = None
         self.checkpoints = CheckpointFolder(self.run, keep=config.training.keep_checkpoints, owner=owner)
@@ -161,7 +163,14 @@ class Trainer:
                 "(train into a new run.dir, or point data.dataset at the data set of the run)"
             )
         self.network.load_state_dict(checkpoint.network)
-        self.optimizer.load_state_dict(checkpoint.optimizer)
+        try:
+            self.optimizer.load_state_dict(checkpoint.optimizer)
+        except ValueError as error:
+            raise TrainingError(
+                f"{folder} has the state of another optimizer, of an earlier version or other backbone settings: {error} "
+                f"(backbone.weights={self.run} starts a new run from its network)"
+            ) from error
+        self.average.state = checkpoint.average
         self.method.load_state(checkpoint.method)
         self.progress = self._saved = checkpoint.progress
         if self.group.is_first:
@@ -169,7 +178,7 @@ class Trainer:
 
     def average_statistics(self) -> None:
         """Average batch norm's running statistics over the workers: before scores, k-means, mining, checkpoints."""
-        statistics = running_statistics(self.network)
+        statistics = [*running_statistics(self.network), *self.average.running_statistics()]
         if self.group.world_size == 1 or not statistics:
             return
         flat = torch.cat([statistic.reshape(-1) for statistic in statistics])
@@ -281,26 +290,19 @@ class Trainer:
             use_bf16=self.use_bf16,
         )
         norm = clip_gradient(self.network, self.config.training.clip_norm)
-        lr = self._move_learning_rate(_num_images(planned.batches))
+        lr = learning_rate(
+            self.config.training,
+            self.progress,
+            steps_per_epoch=self.method.num_steps(),
+            num_images=_num_images(planned.batches),
+        )
+        set_learning_rate(self.optimizer, lr)
         self.optimizer.step()
+        self.average.update(self.network, self.progress.global_step)
         merged = self.method.finish_step(
             self.progress.global_step, planned.batches, result.updates, self.group
         )
         return {**result.metrics, **merged, "train/lr": lr, "train/grad_norm": float(norm)}
-
-    def _move_learning_rate(self, num_images: int) -> float:
-        """Give the optimizer the learning rate of the next step, of `num_images` images; returns training.lr's share."""
-        settings, progress = self.config.training, self.progress
-        done = share_done(
-            settings,
-            steps_per_epoch=self.method.num_steps(),
-            step=progress.global_step,
-            images_seen=progress.images_seen,
-            num_images=num_images,
-        )
-        lr = settings.lr * rate_factor(settings, done=done, epoch=progress.epoch)
-        set_learning_rate(self.optimizer, lr)
-        return lr
 
     def _seed_step(self) -> None:
         """Dropout and stochastic depth draw from (seed, step, rank): a resumed step draws what it drew before."""
@@ -330,14 +332,16 @@ class Trainer:
         if (epoch + 1) % settings.validate_every or not (decides or settings.log_train_knn):
             return False
         self.average_statistics()
-        self.train_index.move_to(f"step-{self.progress.global_step:08d}")
-        metrics = self.validation.measure() if decides else {}
+        with self.average.in_place_of(self.network):
+            weights = "average" if self.average.state else "step"
+            self.train_index.move_to(f"{weights}-{self.progress.global_step:08d}")
+            metrics = self.validation.measure() if decides else {}
+            if settings.log_train_knn:
+                metrics |= self.validation.measure_train()
         is_better = decides and self._keep_best(metrics[self.config.stop_metric], epoch, runlog)
         if decides and self.watch is not None:
             ends = self.group.is_first and self.watch(epoch + 1, metrics[self.config.stop_metric])
             self.is_ended = self.group.share_text("ends" if ends else "") == "ends"
-        if settings.log_train_knn:
-            metrics |= self.validation.measure_train()
         if runlog is not None:
             runlog.write(self.progress.global_step, epoch, {f"eval/{key}": v for key, v in metrics.items()})
         return is_better
@@ -364,6 +368,7 @@ class Trainer:
             self.checkpoints.write(
                 self.progress,
                 network=self.network.state_dict(),
+                average=self.average.state,
                 optimizer=self.optimizer.state_dict(),
                 method=state,
                 catalogue=self.catalogue.fingerprint,

@@ -91,7 +91,7 @@ def check_resumable(config: RunConfig, stored: RunConfig, *, is_finished: bool =
         config = replace(config, episode=replace(config.episode, per_step=stored.episode.per_step))
     if config.data.version == 0:
         config = replace(config, data=replace(config.data, version=stored.data.version))
-    if config.training.head_lr_factor == 0:
+    if config.training.head_lr_factor == "auto":
         factor = stored.training.head_lr_factor
         config = replace(config, training=replace(config.training, head_lr_factor=factor))
     before, now = _flatten(dump(stored)), _flatten(dump(config))

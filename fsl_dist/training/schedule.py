@@ -2,7 +2,22 @@
 
 import math
 
+from fsl_dist.training.checkpoint import Progress
 from fsl_dist.training.config import TrainingConfig
+
+
+def learning_rate(
+    settings: TrainingConfig, progress: Progress, *, steps_per_epoch: int, num_images: int
+) -> float:
+    """The learning rate of the step after `progress`, which has `num_images` images."""
+    done = share_done(
+        settings,
+        steps_per_epoch=steps_per_epoch,
+        step=progress.global_step,
+        images_seen=progress.images_seen,
+        num_images=num_images,
+    )
+    return settings.lr * rate_factor(settings, done=done, epoch=progress.epoch)
 
 
 def share_done(

@@ -93,7 +93,7 @@ def open_trained(run: Path, *, dataset: Path | None = None, version: int = 0) ->
     device = torch.device("cuda:0" if torch.cuda.is_available() and config.workers.gpu == "auto" else "cpu")
     source = open_source(config.data, config.run.seed, str(device), max_batch=config.evaluation.batch_size)
     checkpoint = read_checkpoint(folder, device)
-    biases = checkpoint.network.get("classifier.bias")
+    biases = checkpoint.trained.get("classifier.bias")
     # The weights come from the checkpoint.
     backbone = dataclasses.replace(config.backbone, weights="", pretrained=False)
     network = build_network(
@@ -107,7 +107,7 @@ def open_trained(run: Path, *, dataset: Path | None = None, version: int = 0) ->
             f"{run} was trained on the features of another data set (data.features={config.data.features}); "
             f"{config.data.dataset} has no features of its own here (a run on images embeds any data set)"
         )
-    network.load_state_dict(checkpoint.network)
+    network.load_state_dict(checkpoint.trained)
     embedder = Embedder(
         network,
         source,

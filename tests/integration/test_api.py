@@ -31,6 +31,9 @@ SETTINGS = {
     "training.epochs": 2,
     "training.batch_size": 32,
     "training.images": 600,
+    # A run is cut off and resumed here by `images`, which another schedule would follow.
+    "training.schedule": "milestones",
+    "training.warmup": 0,
     "backbone.name": "conv4",
     "backbone.width": 8,
     "backbone.pretrained": False,

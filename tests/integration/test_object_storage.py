@@ -39,7 +39,14 @@ SETTINGS = {
     "backbone": {"name": "conv4", "width": 8},
     "method": {"kind": "deep_knn"},
     "mining": {"source": "dataset"},
-    "training": {"epochs": 4, "patience": 9, "lr": 1e-3, "checkpoint_steps": 3},
+    "training": {
+        "epochs": 4,
+        "patience": 9,
+        "lr": 1e-3,
+        "checkpoint_steps": 3,
+        "schedule": "constant",  # a run is resumed here with fewer epochs, which a schedule would follow
+        "warmup": 0,
+    },
 }
 
 

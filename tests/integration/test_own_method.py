@@ -21,6 +21,7 @@ SETTINGS = [
     "method.kind=supcon", "data.channels=1", "data.mean=[0.5]", "data.std=[0.5]",
     "data.resize=exact", "data.resize_size=16", "data.image_size=16", "data.decoder=torchvision", "backbone.name=conv4",
     "backbone.width=16", "training.batch_size=50", "training.lr=1e-3", "training.patience=0",
+    "training.schedule=constant", "training.warmup=0",
 ]  # fmt: skip
 
 

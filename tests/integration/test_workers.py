@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from commands import GREY_16_PX
 
 from fsl_dist.methods.neighbour_table import NeighbourTable
+from fsl_dist.training.checkpoint import CheckpointFolder, read_checkpoint
 from fsl_dist.training.runlog import read_metrics
 from index import open_index
 
@@ -130,6 +132,7 @@ RUNS = {
     "mined anew, one group": [*MINED, *REFRESHED, "backbone.batch_norm_group=66"],
     "counted": [*DEEP_KNN, *GROUPS, "training.images=66", "training.log_train_knn=true"],
     "deep kNN": [*DEEP_KNN, *GROUPS, "training.epochs=2"],
+    "averaged": [*DEEP_KNN, *GROUPS, "training.epochs=4", "training.clip_norm=0.05", "training.ema=0.9"],
     "deep kNN, chunked": [*DEEP_KNN, *GROUPS, "training.epochs=2", "training.chunk_size=28"],
 }
 
@@ -319,3 +322,25 @@ def test_two_workers_count_the_training_accuracy_of_one(worlds: dict[int, Path])
     assert len(found[0]) == 1
     # Of 120 images, one neighbour's rounding may move one.
     assert found[0] == pytest.approx(found[1], abs=1.01 / 120)
+
+
+def test_two_workers_clip_and_average_as_one(worlds: dict[int, Path]) -> None:
+    runs = [place_of(worlds, world_size, "train averaged") for world_size in (1, 2)]
+    one, two = ([line for line in read_metrics(run) if "train/loss" in line] for run in runs)
+    assert len(one) == 8
+    assert min(line["train/grad_norm"] for line in one) > 0.05  # else nothing was clipped
+    for name, limit in (("train/grad_norm", 1e-2), ("train/loss", 1e-3), ("train/lr", 0.0)):
+        np.testing.assert_allclose(
+            [line[name] for line in two], [line[name] for line in one], rtol=limit, err_msg=name
+        )
+    averages = []
+    for run in runs:
+        last = CheckpointFolder(run, keep=1, owner=None).latest()
+        assert last is not None
+        checkpoint = read_checkpoint(last, torch.device("cpu"))
+        averages.append(checkpoint.average)
+        assert any(not torch.equal(value, checkpoint.network[name]) for name, value in averages[-1].items())
+    for name, value in averages[0].items():
+        # num_batches_tracked counts a worker's own calls. Adam's step is up to lr whatever the size of a gradient.
+        if not name.endswith("num_batches_tracked"):
+            torch.testing.assert_close(averages[1][name], value, rtol=1e-3, atol=1e-3)

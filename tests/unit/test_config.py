@@ -41,7 +41,12 @@ def test_experiments_write_out_what_depends_on_workers() -> None:
 
 
 def test_defaults_round_trip() -> None:
-    config = of("method.kind=pcn", "method.temperature=5.0", "training.lr_milestones=[3,6]")
+    config = of(
+        "method.kind=pcn",
+        "method.temperature=5.0",
+        "training.schedule=milestones",
+        "training.lr_milestones=[3,6]",
+    )
     assert isinstance(config.method, PCNConfig)
     assert parse_config(render_config(config), [], "again") == config
 

@@ -19,7 +19,7 @@ from tune.sweep_file import load_sweep
 BASE = """
 run: {seed: 3}
 method: {kind: pcn, clusters: 6, temperature: 4.0}
-training: {epochs: 7, lr_milestones: [2, 4]}
+training: {epochs: 7, schedule: milestones, lr_milestones: [2, 4]}
 """
 
 

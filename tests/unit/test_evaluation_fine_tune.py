@@ -53,6 +53,8 @@ def settings(dataset: Path, features: Path, run: Path, *more: str) -> RunConfig:
             "method.balance=sampling",
             "training.batch_size=40",
             "training.lr=0.02",
+            "training.schedule=constant",  # a draw is cut off here by its number of epochs
+            "training.warmup=0",
             f"evaluation.draws={NUM_DRAWS}",
             "evaluation.fine_tune_epochs=4",
             *more,

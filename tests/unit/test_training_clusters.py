@@ -72,6 +72,9 @@ def settings(dataset: Path, features: Path, run: Path, *more: str, epochs: int =
             "backbone.name=mlp",
             "backbone.hidden=[16,6]",
             f"training.epochs={epochs}",
+            # Cut off and resumed here by a limit on images, which a schedule would follow.
+            "training.schedule=constant",
+            "training.warmup=0",
             *more,
         ],
     )
@@ -125,6 +128,7 @@ def test_the_terms_of_the_loss_are_logged(disjoint: Path, features: Path, tmp_pa
             "train/loss",
             "train/images_seen",
             "train/lr",
+            "train/grad_norm",
         }
         if weight == "0.25":
             mixed = 0.25 * line["train/scatter"] + 0.75 * line["train/cross_entropy"]

@@ -124,6 +124,8 @@ def test_coupled_decay_is_for_every_parameter(name):
         small_network(embedding_dim=3), TrainingConfig(optimizer=name, weight_decay=0.2), lr_factor=0.5
     )
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.2}
+    assert TrainingConfig(optimizer=name).decay == 1e-5
+    assert TrainingConfig().decay == 0.05
 
 
 def test_heads_are_faster_where_the_backbone_starts_from_weights():

@@ -1,20 +1,24 @@
 """The learning rate of each step against formulas written out, and as runs log it, resumed and not."""
 
 import dataclasses
+import json
 import logging
 import math
 from pathlib import Path
 
 import pytest
+import torch
 from commands import GREY_16_PX
 
-from fsl_dist.config import RunConfig, load_config, load_run
-from fsl_dist.errors import ConfigError, RequestError
+from fsl_dist.config import RunConfig, load_config, load_evaluation, load_resumed, load_run
+from fsl_dist.errors import ConfigError, RequestError, TrainingError
+from fsl_dist.training.checkpoint import FACTS, TENSORS
 from fsl_dist.training.config import TrainingConfig
 from fsl_dist.training.launch import train_run
 from fsl_dist.training.resume import check_resumable, settle
 from fsl_dist.training.runlog import read_metrics
 from fsl_dist.training.schedule import rate_factor, share_done
+from index.base.files import crc32_of_file
 
 STEPS_PER_EPOCH = 8
 
@@ -67,7 +71,8 @@ def test_a_limit_on_images_shortens_the_schedule() -> None:
     [
         (["training.warmup=1"], r"training\.warmup=1 must be at least 0 and below 1"),
         (["training.clip_norm=-1"], r"training\.clip_norm=-1 must be at least 0"),
-        (["training.weight_decay=-0.1"], r"training\.weight_decay=-0\.1 must be at least 0"),
+        (["training.weight_decay=-0.1"], r"training\.weight_decay=-0\.1 must be auto or at least 0"),
+        (["training.head_lr_factor=0"], r"training\.head_lr_factor=0 must be auto or above 0"),
         (
             ["training.lr_milestones=[2,4]"],
             r"lr_milestones=\[2, 4\] are used with training\.schedule=milestones; .*schedule=cosine",
@@ -132,3 +137,27 @@ def test_a_resume_keeps_the_rate_of_heads_without_the_weights() -> None:
     other = load_config(None, ["data.dataset=x", "training.clip_norm=1"])
     with pytest.raises(RequestError, match=r"training\.clip_norm=1\.0 differs from the run's 5\.0"):
         check_resumable(other, stored)
+
+
+def test_a_run_of_an_earlier_version_is_read_as_it_was_trained(tmp_path: Path) -> None:
+    """Its file says every setting that there was, and no schedule."""
+    stored = "training: {lr: 0.01, optimizer: sgd, weight_decay: 0.0, lr_milestones: [3, 5]}\nbackbone: {pretrained: true}\n"
+    (tmp_path / "config.yaml").write_text(stored)
+    for config in (load_run(tmp_path), load_resumed([f"run.dir={tmp_path}"])):
+        training = config.training
+        assert (training.schedule, training.lr_milestones, training.warmup) == ("milestones", (3, 5), 0.0)
+        assert (training.clip_norm, training.ema, config.head_lr_factor) == (0.0, 0.0, 1.0)
+    assert load_evaluation(tmp_path, ["evaluation.k_p=[3]"]).k_p == (3,)
+
+
+def test_a_checkpoint_of_other_groups_is_refused(digits: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train_run(settings_of(digits, run, "training.epochs=1"))
+    newest = max((run / "checkpoints").iterdir())
+    tensors = torch.load(newest / TENSORS, weights_only=True)
+    tensors["optimizer"]["param_groups"] = tensors["optimizer"]["param_groups"][:1]
+    torch.save(tensors, newest / TENSORS)
+    facts = json.loads((newest / FACTS).read_text())
+    (newest / FACTS).write_text(json.dumps({**facts, "crc32": crc32_of_file(newest / TENSORS)}))
+    with pytest.raises(TrainingError, match=r"has the state of another optimizer.*backbone\.weights="):
+        train_run(settings_of(digits, run, "training.epochs=2"), resume=True)
