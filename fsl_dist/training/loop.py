@@ -43,6 +43,9 @@ from index.base.files import Owner
 
 log = logging.getLogger(__name__)
 
+SAY_EVERY_S = 5.0
+"""seconds between two log lines of validations: epochs may be shorter"""
+
 Watch = Callable[[int, float], bool]
 """Asked after each validation with (epochs done, value of the stop metric), on the first worker; True ends the run there."""
 
@@ -92,6 +95,7 @@ class Trainer:
         )
         self.progress = Progress()
         self._saved: Progress | None = None
+        self._said_s = float("-inf")
         self.checkpoints = CheckpointFolder(self.run, keep=config.training.keep_checkpoints, owner=owner)
         self.checkpoints.refresh()
         self._restore()
@@ -363,7 +367,8 @@ class Trainer:
         """Note a validation's value; returns whether it is the best so far."""
         self.progress = self.progress.validated(value)
         is_better = self.progress.best_step == self.progress.global_step
-        if runlog is not None:
+        if runlog is not None and time.monotonic() - self._said_s >= SAY_EVERY_S:
+            self._said_s = time.monotonic()
             best = " (best)" if is_better else ""
             log.info("epoch %d: validation %s %.4f%s", epoch + 1, self.config.stop_metric, value, best)
         return is_better

@@ -1,11 +1,13 @@
 """What a person sees of a run: the lines of a log, a terminal's one line, and what the metrics file says."""
 
 import json
+import logging
 import sys
 from pathlib import Path
 
 import pytest
 
+from cluster.commands.output import configure_logging
 from fsl_dist.progress import line_printer, log_printer, progress_printer
 from fsl_dist.training.runlog import METRICS_FILE, RunFollower, describe_progress
 
@@ -53,6 +55,18 @@ def test_a_line_does_not_wrap_on_a_terminal(
     show("x" * 100)
     show("")
     assert capsys.readouterr().err == f"\r\x1b[2K{'x' * 39}\r\x1b[2K"
+
+
+def test_a_log_line_wipes_the_line_of_progress(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    configure_logging(lambda text: text.replace("holdout", "--holdout"))
+    logging.getLogger("fsl_dist").warning("no holdout")
+    assert capsys.readouterr().err == "no --holdout\n"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    logging.getLogger("fsl_dist").warning("no holdout")
+    assert capsys.readouterr().err == "\r\x1b[2Kno --holdout\n"
 
 
 STEP = {

@@ -111,6 +111,15 @@ def test_the_starts_score_is_that_of_its_embeddings(
     assert ruined.start_value == pytest.approx(np.mean(of_class), abs=1e-9)
 
 
+def test_short_epochs_do_not_flood_the_log(
+    digits: Path, features: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "fsl_dist"):
+        train_run(settings(digits, features, tmp_path / "run", epochs=4))
+    told = [record.message for record in caplog.records if "validation" in record.message]
+    assert [text.split(": ")[0] for text in told] == ["start", "epoch 1"]
+
+
 def test_patience_counts_from_the_start(digits: Path, features: Path, tmp_path: Path) -> None:
     config = settings(digits, features, tmp_path / "run", *RUINOUS, "training.patience=2", epochs=9)
     summary = train_run(config)
