@@ -15,7 +15,7 @@ from cluster.cli import fsl_dist as program
 from fsl_dist.config import RunConfig, load_config, render_config
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.distributed import WorkerGroup
-from fsl_dist.errors import RequestError
+from fsl_dist.errors import RequestError, TrainingError
 from fsl_dist.evaluation.report import evaluate_run
 from fsl_dist.metrics.knn import vote
 from fsl_dist.plots.curves import read_curve
@@ -109,6 +109,19 @@ def test_the_starts_score_is_that_of_its_embeddings(
         np.mean(np.array(is_right)[splits.stop.sample_labels == label]) for label in splits.stop.labels
     ]
     assert ruined.start_value == pytest.approx(np.mean(of_class), abs=1e-9)
+
+
+def test_a_diverged_run_says_so_and_resumes_from_its_start(
+    digits: Path, features: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    diverging = ["training.optimizer=sgd", "training.weight_decay=0.0"]
+    with pytest.raises(TrainingError) as error:
+        train_run(settings(digits, features, run, *diverging, "training.lr=1000000.0"))
+    assert str(error.value).startswith("the network of step-00000002 has diverged: the embeddings row ")
+    assert str(error.value).endswith("every vector must be finite (a lower training.lr)")
+    summary = train_run(settings(digits, features, run, *diverging, "training.lr=0.01"), resume=True)
+    assert summary.steps == 6
 
 
 def test_short_epochs_do_not_flood_the_log(
