@@ -16,13 +16,14 @@ from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.loader import Loader, Request, Source
 from fsl_dist.data.selection import Selection
 from fsl_dist.distributed import WorkerGroup
-from fsl_dist.errors import TrainingError, VersionError
+from fsl_dist.errors import RequestError, TrainingError, VersionError
 from fsl_dist.methods.neighbour_table import WEIGHTS, mine_part
 from fsl_dist.models.embedding import Network, without_heads
 from fsl_dist.samplers.scan import scan_batches, share_of_rank
 from index import IndexConfig, LocalIndex, Owner, Staging, open_index
 from index.base.files import new_token, write_atomic
 from index.runtime import keep_freed_memory
+from index.vectors import check_vectors
 from index.versions import find_version, read_manifest
 
 
@@ -255,7 +256,14 @@ class SelectionIndex:
             Staging.create(self.folder, token, self.owner)
         self.group.barrier()
         staging = Staging.open(self.folder, token, self.owner)
-        vectors = self.embedder.embed(self.selection.ids[self.share()])
+        ids = self.selection.ids[self.share()]
+        vectors = self.embedder.embed(ids)
+        try:
+            check_vectors(vectors, "the embeddings", rows=ids)
+        except RequestError as error:
+            raise TrainingError(
+                f"the network of {self.parameters} has diverged: {error} (a lower training.lr)"
+            ) from None
         staging.write_shard(self.group.rank, vectors, self.config.metric)
         self.group.barrier()
         version = ""

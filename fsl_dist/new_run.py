@@ -1,5 +1,6 @@
 """Training a run from Python."""
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from fsl_dist.config import RunConfig, load_config, load_resumed, parse_config, render_config
 from fsl_dist.data.catalogue import Catalogue
-from fsl_dist.progress import Progress, line_printer
+from fsl_dist.progress import Progress, progress_printer
 from fsl_dist.run import PathLike, Run, Settings, open_run
 from index.base.settings import parse_overrides, to_overrides, to_yaml
 
 if TYPE_CHECKING:
     from fsl_dist.training.launch import TrainingSummary
+
+log = logging.getLogger(__name__)
 
 
 def train(
@@ -33,10 +36,12 @@ def train(
         dir: folder for the run, or its address at s3:// or gs://, in place of `run.dir`.
         settings: take precedence over those of `config`.
         resume: continue from the last checkpoint in `dir`.
-        progress: show a line on a terminal or in a notebook; or a function that is called with each line.
+        progress: show a line on a terminal or in a notebook, and elsewhere write a line to stderr at most once a minute; or a
+            function that is called with each line.
 
     Returns:
-        The trained run, with `summary` set.
+        The trained run, with `summary` set. Its best checkpoint may be the start, where training improved nothing; then
+        `summary.warning` says so, which is logged too.
 
     Raises:
         ConfigError: a setting is unknown or breaks a rule.
@@ -51,10 +56,14 @@ def train(
     elif data is not None:
         overrides += to_overrides({"data.dataset": os.fspath(data)})
     chosen = _configure(config, overrides, resume)
-    show = progress if callable(progress) else line_printer() if progress else None
+    show = progress if callable(progress) else progress_printer() if progress else None
     summary = _train_on_ray(chosen, resume, show) if chosen.uses_ray else _train(chosen, resume, show)
     run = open_run(chosen.run.dir)
     run.summary = summary
+    if summary.warning and not callable(
+        progress
+    ):  # whoever shows progress by a function has the summary to show
+        log.warning("%s: %s", chosen.run.dir, summary.warning)
     return run
 
 

@@ -1,11 +1,16 @@
-"""One line of progress, rewritten on a terminal or in a notebook; nothing elsewhere."""
+"""Progress for people: one line that is rewritten on a terminal or in a notebook, a line now and then in a log."""
 
+import math
+import shutil
 import sys
 import time
 from collections.abc import Callable
 
 Progress = Callable[[str], None]
-"""shows a line; an empty one wipes it"""
+"""shows a line; an empty one ends it"""
+
+LOG_EVERY_S = 60.0
+"""seconds between two lines of a log, at least"""
 
 
 def _is_notebook() -> bool:
@@ -17,15 +22,46 @@ def line_printer() -> Progress | None:
     if sys.stderr.isatty():
         start, width = "\r\x1b[2K", 0
     elif _is_notebook():
-        start, width = "\r", 110
+        start, width = "\r", 140
     else:
         return None
 
     def show(text: str) -> None:
-        sys.stderr.write(f"{start}{text:<{width}}")
+        # What wraps is not wiped. A terminal without a size has 80 columns.
+        shown = text if width or text.endswith("\n") else text[: shutil.get_terminal_size().columns - 1]
+        sys.stderr.write(f"{start}{shown:<{width}}")
         sys.stderr.flush()
 
     return show
+
+
+def log_printer(clock: Callable[[], float] = time.monotonic) -> Progress:
+    """Writes lines to stderr for a log file: the first, then at most one a minute, and the last, once an empty text ends it.
+
+    clock: gives seconds.
+    """
+    last_s, waiting = -math.inf, ""
+
+    def write(text: str) -> None:
+        nonlocal last_s, waiting
+        last_s, waiting = clock(), ""
+        print(text, file=sys.stderr, flush=True)
+
+    def show(text: str) -> None:
+        nonlocal last_s, waiting
+        if text and clock() - last_s < LOG_EVERY_S:
+            waiting = text
+        elif text or waiting:
+            write(text or waiting)
+        if not text:
+            last_s = -math.inf
+
+    return show
+
+
+def progress_printer() -> Progress:
+    """Shows where a run is: one line that is rewritten where that can be, else lines for a log."""
+    return line_printer() or log_printer()
 
 
 def counter() -> Callable[[str, int, int], None] | None:

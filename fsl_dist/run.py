@@ -67,7 +67,7 @@ class Run:
     def __repr__(self) -> str:
         progress = self._progress()
         state = f"{progress.epoch} epochs" if progress else "no checkpoint"
-        best = f", best {self.config.stop_metric} {self.best:.4g}" if self.best is not None else ""
+        best = f", {self._describe_best(progress)}" if self.best is not None else ""
         return f"Run('{with_addresses(str(self.dir))}', method={self.config.method.kind}, {state}{best})"
 
     def _repr_html_(self) -> str:
@@ -77,9 +77,15 @@ class Run:
             ["method", self.config.method.kind],
             ["network", self.config.backbone.name],
             ["epochs", progress.epoch if progress else 0],
-            [f"best {self.config.stop_metric}", "not validated" if self.best is None else f"{self.best:.4g}"],
+            ["validation", "none" if self.best is None else self._describe_best(progress)],
         ]
         return html_table(["run", with_addresses(str(self.dir))], rows)
+
+    def _describe_best(self, progress: Any) -> str:
+        best = f"best {self.config.stop_metric} {progress.best_value:.4g}"
+        return (
+            best if progress.start_value is None else f"{best} from {progress.start_value:.4g} at the start"
+        )
 
     @cached_property
     def data(self) -> Catalogue:
@@ -131,18 +137,19 @@ class Run:
             settings: `evaluation.*` keys that take precedence over the run's.
 
         Returns:
-            The scores by their names, fractions in 0 … 1; a score over several draws has `mean`, `std` and `n`.
+            The scores by their names, fractions in 0 … 1; a score over several draws has `mean`, `std` and `n`. `start` has
+            those of the network before its first step, where the run validated; the first call takes twice as long for them.
 
         Raises:
             RequestError: there is nothing to score, the method has no such protocol, or `index` is of another network or data.
         """
         evaluation = load_evaluation(self.dir, to_overrides(settings))
-        from fsl_dist.evaluation.report import evaluate_settings
+        from fsl_dist.evaluation.report import evaluate_settings, with_start
         from index.search import open_index
 
         gallery = open_index(Path(index)) if isinstance(index, str | os.PathLike) else index
         (report,) = evaluate_settings(self.trained, [evaluation], protocol=protocol, gallery=gallery)
-        return report
+        return with_start(report, self.trained, protocol=protocol, settings=evaluation)
 
     def embed(
         self,

@@ -23,7 +23,9 @@ class _InOurWords(logging.Formatter):
         self._in_options = in_options
 
     def format(self, record: logging.LogRecord) -> str:
-        return with_addresses(self._in_options(super().format(record)))
+        text = with_addresses(self._in_options(super().format(record)))
+        # A line of progress may be on the terminal's row; it is wiped first.
+        return f"\r\x1b[2K{text}" if sys.stderr.isatty() else text
 
 
 def configure_logging(in_options: Callable[[str], str]) -> None:

@@ -1,20 +1,19 @@
 """Commands of a run: doctor, demo, train, embed, evaluate."""
 
 import dataclasses
-import math
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cluster.commands.output import align_columns, emit
-from fsl_dist.progress import line_printer
+from fsl_dist.progress import progress_printer
 from index.base.errors import RequestError
 
 if TYPE_CHECKING:
+    from fsl_dist.training.launch import TrainingSummary
     from index import ShardedIndex
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON object on stdout.")
@@ -39,7 +38,7 @@ def demo(folder: Path | None, workers: int, as_json: bool) -> None:
     """The main job end to end on real handwritten digits: pack, train, index, evaluate."""
     from cluster.commands.demo import run_demo
 
-    result, text = run_demo(folder, workers, show=_progress_printer())
+    result, text = run_demo(folder, workers, show=progress_printer())
     emit(result, as_json, text)
 
 
@@ -56,17 +55,32 @@ def train(config: str | None, resume: bool, as_json: bool, overrides: tuple[str,
     """Train one run: the folder run.dir gets checkpoints, metrics and TensorBoard files."""
     import fsl_dist
 
-    run = fsl_dist.train(config, settings=overrides, resume=resume, progress=_progress_printer())
+    run = fsl_dist.train(config, settings=overrides, resume=resume, progress=progress_printer())
     summary = run.summary
     assert summary is not None
-    best = "" if summary.best_value is None else f", best {summary.stop_metric} {summary.best_value:.4f}"
+    emit(dataclasses.asdict(summary), as_json, _describe_training(summary))
+
+
+def _describe_training(summary: "TrainingSummary") -> str:
+    """How a run ended, where its best network is, and the next command; a warning last."""
     loss = "" if summary.loss is None else f", loss {summary.loss:.4f}"
-    emit(
-        dataclasses.asdict(summary),
-        as_json,
+    best, kept = "", "last"
+    if summary.best_value is not None:
+        kept = "best"
+        best = f", best {summary.stop_metric} {summary.best_value:.4f}"
+        if summary.start_value is not None:
+            best += f" (start {summary.start_value:.4f})"
+    lines = [
         f"{summary.run}: {summary.epochs} epochs, {summary.steps} steps, {summary.images_seen} images{loss}{best} "
-        f"in {summary.seconds:.0f} s\nnext: fsl-dist evaluate {summary.run}",
-    )
+        f"in {summary.seconds:.0f} s",
+        f"{kept} checkpoint: {summary.checkpoint}",
+        f"next: fsl-dist evaluate {summary.run}",
+    ]
+    if summary.warning:
+        lines.append(f"warning: {summary.warning}")
+    elif summary.best_value is None and summary.steps > 0:
+        lines.append("not validated (training.patience=0): nothing was compared with the start")
+    return "\n".join(lines)
 
 
 @click.command(epilog="Example: fsl-dist embed runs/omniglot-pcn data/omniglot --out omniglot.npy")
@@ -119,7 +133,7 @@ def evaluate(
     as_json: bool,
     overrides: tuple[str, ...],
 ) -> None:
-    """Score a run's best checkpoint: kNN, and novel classes where there are any.
+    """Score a run's best checkpoint: kNN, and novel classes where there are any, with the scores it started from.
 
     Novel classes are scored over draws of a few images: by prototypes (pcn), by the vote of neighbours (few_shot_knn), or
     by a classifier trained again for each draw (fine_tune, of cross_entropy). As evidence for a decision, retrieved images
@@ -150,28 +164,19 @@ def _as_actors(index: Path | None, actors: int | None) -> Iterator["ShardedIndex
 
 
 def _describe(report: dict) -> str:
-    rows = [["metric", "value %", "± std", "repeats"]]
+    starts = report["start"]
+    rows = [["metric", "value %", *(["start %"] if starts else []), "± std", "repeats"]]
     for name, value in report["metrics"].items():
-        if isinstance(value, dict):
-            rows.append([name, f"{value['mean'] * 100:.2f}", f"{value['std'] * 100:.2f}", str(value["n"])])
-        elif name.startswith("rel@"):  # a number of images
-            rows.append([name, f"{value:.2f} of {name.removeprefix('rel@')}", "", ""])
-        else:
-            rows.append([name, f"{value * 100:.2f}", "", ""])
+        start = [_show_score(name, starts[name]) if name in starts else ""] if starts else []
+        repeats = [f"{value['std'] * 100:.2f}", str(value["n"])] if isinstance(value, dict) else ["", ""]
+        rows.append([name, _show_score(name, value), *start, *repeats])
     split = report["split"] or "novel classes only"
     return f"{report['run']} on {report['dataset']} (queries: {split})\n{align_columns(rows)}"
 
 
-def _progress_printer() -> Callable[[str], None]:
-    """Rewrite one line on a terminal; in a log file, append a line every ten seconds."""
-    if show := line_printer():
-        return show
-    last = -math.inf
-
-    def append(line: str) -> None:
-        nonlocal last
-        if line and time.monotonic() - last > 10:
-            last = time.monotonic()
-            click.echo(line, err=True)
-
-    return append
+def _show_score(name: str, value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{value['mean'] * 100:.2f}"
+    if name.startswith("rel@"):  # a number of images
+        return f"{value:.2f} of {name.removeprefix('rel@')}"
+    return f"{value * 100:.2f}"

@@ -117,6 +117,8 @@ def _train_and_classify(
         device=embedder.device,
         owner=None,
         splits=replace(splits, train=train, gallery=train),
+        # Validation images are of base classes alone: a start that knows no novel class would win.
+        start_competes=False,
     )
     if trainer.progress == Progress():
         start_from(embedder.network, trainer.network, positions_among(splits.train.labels, train.labels))

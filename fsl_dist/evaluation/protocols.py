@@ -87,7 +87,7 @@ def open_selection(trained: TrainedRun, config: RunConfig, name: str, selection:
         trained.embedder,
         trained.catalogue,
         selection,
-        Path(config.run.dir) / "evaluation" / name,
+        Path(config.run.dir) / trained.kept_in / name,
         group=WorkerGroup(),
         config=config.index,
         owner=None,

@@ -13,7 +13,7 @@ from fsl_dist.metrics.config import PROTOCOLS, EvaluationConfig
 from fsl_dist.notebook import html_table
 from fsl_dist.plugins import find_plugins
 from fsl_dist.training.splits import RunSplits, split_run
-from fsl_dist.training.trained import TrainedRun, open_trained
+from fsl_dist.training.trained import TrainedRun, open_start, open_trained
 from index import ShardedIndex
 
 
@@ -27,6 +27,8 @@ class EvaluationReport(Mapping[str, float | Repeated]):
     """where the base classes' queries came from: test, else val"""
     metrics: dict[str, float | Repeated]
     """fractions in 0 … 1; `rel@k` is a number of images, 0 … k"""
+    start: dict[str, float | Repeated] = dataclasses.field(default_factory=dict)
+    """the same scores of the network before its first step, those of `SCORED_AT_START`; empty where the run kept no start"""
 
     def __getitem__(self, name: str) -> float | Repeated:
         return self.metrics[name]
@@ -42,8 +44,12 @@ class EvaluationReport(Mapping[str, float | Repeated]):
         return f"EvaluationReport('{self.run}' on '{self.dataset}': {scores})"
 
     def _repr_html_(self) -> str:
-        rows = [[name, f"{value:.4f}"] for name, value in self.items()]
-        return html_table(["metric", "value"], rows, caption=f"{self.run} on {self.dataset} ({self.split})")
+        columns = {"value": self.metrics, "start": self.start} if self.start else {"value": self.metrics}
+        rows = [
+            [name, *(f"{scores[name]:.4f}" if name in scores else "" for scores in columns.values())]
+            for name in self
+        ]
+        return html_table(["metric", *columns], rows, caption=f"{self.run} on {self.dataset} ({self.split})")
 
     def to_json(self) -> dict:
         """The report as plain values; a repeated score is {"mean", "std", "n"}."""
@@ -109,6 +115,33 @@ def evaluate_settings(
             )
         reports.append(EvaluationReport(trained.run, config.data.dataset, splits.query_split, scores))
     return reports
+
+
+SCORED_AT_START = ("knn", "prototypes", "few_shot_knn", "kmeans", "spectral")
+"""protocols that score embeddings alone: what a classifier of random weights gives says nothing of the start"""
+
+
+def with_start(
+    report: EvaluationReport, trained: TrainedRun, *, protocol: str | None, settings: EvaluationConfig
+) -> EvaluationReport:
+    """`report` with the scores of the network that `trained` started from in `start`.
+
+    protocol, settings: those that `report` was made with. The first call embeds the images by the start too, which takes as
+    long again; the embeddings are kept under RUN/evaluation/start. A run that kept no start, because it did not validate or
+    an earlier version trained it, gives `report` as it is.
+    """
+    config = dataclasses.replace(trained.config, evaluation=settings)
+    splits = split_run(trained.catalogue, config)
+    names = [protocol] if protocol else _default_protocols(config, splits)
+    names = [name for name in names if name in SCORED_AT_START]
+    start = open_start(trained) if names else None
+    if start is None:
+        return report
+    done = Done()
+    scores: dict[str, float | Repeated] = {}
+    for name in names:
+        scores |= score(name, start, config, splits, done)
+    return dataclasses.replace(report, start=scores)
 
 
 _NOVEL = ("novel_classes", "novel_shots", "novel_test", "draws")

@@ -68,7 +68,8 @@ def read_curve(lines: Sequence[dict], metric: str, x: Axis, run: Path) -> tuple[
     for line in lines:
         images = line.get("train/images_seen", images)
         if metric in line:
-            points.setdefault(line["epoch"] + 1.0 if x == "epoch" else images, []).append(line[metric])
+            finished = line["epoch"] + 1.0 if line["step"] else 0.0  # step 0 is the start's validation
+            points.setdefault(finished if x == "epoch" else images, []).append(line[metric])
     if not points:
         logged = sorted({name for line in lines for name in line} - {"step", "epoch"})
         hint = "; training.log_train_knn=true logs it" if metric.startswith("eval/knn/train_acc@") else ""

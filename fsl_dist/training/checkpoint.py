@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -36,6 +36,14 @@ class Progress:
     """global step of the best value; −1 = none yet"""
     validations_since_best: int = 0
     """validations without a better value"""
+    start_value: float | None = None
+    """validation value before the first step; None = the run did not validate then"""
+
+    def validated(self, value: float) -> "Progress":
+        """The same place after a validation whose value is `value`."""
+        if value > self.best_value:
+            return replace(self, best_value=value, best_step=self.global_step, validations_since_best=0)
+        return replace(self, validations_since_best=self.validations_since_best + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +119,13 @@ class CheckpointFolder:
         return final
 
     def prune(self) -> list[Path]:
-        """Remove all but the newest `keep` checkpoints and the best one; returns those that stay."""
+        """Remove all but the newest `keep` checkpoints, the best one and the start; returns those that stay."""
         best = self.best()
         finished = self.finished()
         stay = [
             folder
             for number, folder in enumerate(finished)
-            if number >= len(finished) - self.keep or folder == best
+            if number >= len(finished) - self.keep or folder in (best, self.folder / START)
         ]
         for folder in finished:
             if folder not in stay:
@@ -131,6 +139,11 @@ class CheckpointFolder:
     def finished(self) -> list[Path]:
         """All published checkpoints, oldest first."""
         return sorted(folder for folder in self.folder.glob("step-*") if (folder / FACTS).is_file())
+
+    def start(self) -> Path | None:
+        """The checkpoint before the first step, which a run that validates keeps; None when there is none."""
+        folder = self.folder / START
+        return folder if (folder / FACTS).is_file() else None
 
     def latest(self) -> Path | None:
         """The newest published checkpoint, or None."""
@@ -149,6 +162,10 @@ class CheckpointFolder:
 def step_name(global_step: int) -> str:
     """Name of the checkpoint after `global_step` optimizer steps."""
     return f"step-{global_step:08d}"
+
+
+START = step_name(0)
+"""of the network before its first step: no larger than the network, since an optimizer that took no step keeps nothing"""
 
 
 def read_progress(folder: Path) -> Progress:

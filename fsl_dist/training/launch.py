@@ -17,14 +17,14 @@ from fsl_dist.data.loader import describe_samples
 from fsl_dist.distributed import WorkerGroup
 from fsl_dist.errors import RequestError
 from fsl_dist.models.backbones import build_network
-from fsl_dist.training.checkpoint import CheckpointFolder, read_progress
+from fsl_dist.training.checkpoint import CheckpointFolder, Progress, read_progress
 from fsl_dist.training.loop import Trainer, Watch
 from fsl_dist.training.optimizer import group_parameters
 from fsl_dist.training.resume import check_folder, check_resumable, settle
-from fsl_dist.training.runlog import describe_progress, last_step
-from fsl_dist.training.splits import check_stop, split_run
+from fsl_dist.training.runlog import RunFollower, describe_progress, last_step, read_validations
+from fsl_dist.training.splits import NO_VALIDATION, check_classes, check_stop, describe_gaps, split_run
 from fsl_dist.training.trained import resolve_weights
-from index.base.files import Owner, remove_file, write_atomic
+from index.base.files import Owner, remove_file, remove_folder, write_atomic
 from index.base.object_cache import bring
 from index.runtime import flushing_denormals
 
@@ -43,7 +43,15 @@ class TrainingSummary:
     """of the last step"""
     stop_metric: str
     best_value: float | None
-    """None when the run did not validate"""
+    """best validation, the start's included; None when the run did not validate"""
+    start_value: float | None
+    """validation before the first step; None when the run did not validate then"""
+    is_better_than_start: bool | None
+    """whether a validation of training was better than the start's; None when none was compared with it"""
+    checkpoint: str
+    """folder of the best checkpoint, of the last where the run did not validate"""
+    warning: str
+    """what is wrong with the result and how to mend it; empty when nothing is"""
     seconds: float
 
 
@@ -66,7 +74,7 @@ def train_run(
     run = check_folder(config, resumes=resume)
     checkpoints = CheckpointFolder(run, keep=config.training.keep_checkpoints, owner=None)
     config = resolve_weights(config)
-    num_steps = check_run(config)
+    num_steps = check_run(config, warn=log.warning)
     config = resolve_paths(config)
     is_known = resume and (run / CONFIG_FILE).is_file()
     if is_known:
@@ -82,9 +90,10 @@ def train_run(
         with _progress_lines(config, num_steps, show):
             _train(config, owner, watch)
     except RequestError:
-        if not is_known and checkpoints.latest() is None:
+        if not is_known and checkpoints.latest() in (None, checkpoints.start()):
             # Nothing was trained: the folder is free for the corrected request.
             remove_file(run / CONFIG_FILE)
+            remove_folder(checkpoints.folder)
         raise
     return _summarise(config, checkpoints, time.perf_counter() - started)
 
@@ -102,14 +111,16 @@ def _train(config: RunConfig, owner: Owner, watch: Watch | None) -> None:
     Trainer(config, group=WorkerGroup(), device=device, owner=owner, watch=watch).train()
 
 
-def check_run(config: RunConfig) -> int:
+def check_run(config: RunConfig, *, warn: Callable[[str], None] | None = None) -> int:
     """Check before anything starts that the data can serve the method and the network the data.
 
+    warn: is called with each sentence about what the data cannot serve well (`describe_gaps`).
     Returns the optimizer steps of an epoch. Raises RequestError or ConfigError.
     """
     cpu = torch.device("cpu")
     catalogue, sample_shape = describe_samples(config.data)
     splits = split_run(catalogue, config)
+    check_classes(splits, config, catalogue.class_names)
     check_stop(splits, config)
     method = config.build_method(catalogue, splits.train, cpu)
     network = build_network(
@@ -122,6 +133,9 @@ def check_run(config: RunConfig) -> int:
     group_parameters(
         network, lr_factor=config.backbone.lr_factor, linear_lr_factor=config.backbone.linear_lr_factor
     )
+    if warn is not None:
+        for gap in describe_gaps(splits, config, catalogue.class_names):
+            warn(gap)
     return method.num_steps()
 
 
@@ -138,7 +152,32 @@ def _summarise(config: RunConfig, checkpoints: CheckpointFolder, seconds: float)
         loss=line["train/loss"] if line else None,
         stop_metric=config.stop_metric,
         best_value=progress.best_value if progress.best_step >= 0 else None,
+        start_value=progress.start_value,
+        is_better_than_start=_is_better_than_start(progress),
+        checkpoint=str(checkpoints.best() or latest),
+        warning=_warning(config, checkpoints.run, progress),
         seconds=round(seconds, 1),
+    )
+
+
+def _is_better_than_start(progress: Progress) -> bool | None:
+    if progress.start_value is None or progress.global_step == 0:
+        return None
+    return progress.best_step > 0
+
+
+def _warning(config: RunConfig, run: Path, progress: Progress) -> str:
+    """What the best checkpoint's being the start, or there being no best one, means."""
+    if progress.global_step > 0 and progress.best_step < 0 and config.training.patience > 0:
+        return NO_VALIDATION
+    if _is_better_than_start(progress) is not False:
+        return ""
+    trained = [value for step, value in read_validations(run, config.stop_metric) if step > 0]
+    frozen = "" if config.backbone.batch_norm == "frozen" else " backbone.batch_norm=frozen,"
+    return (
+        f"validation {config.stop_metric} never rose above the start's {progress.start_value:.4f}"
+        + (f" (best of training {max(trained):.4f})" if trained else "")
+        + f": the start is kept. Usual remedies: training.lr below {config.training.lr:g},{frozen} more training.epochs"
     )
 
 
@@ -151,23 +190,26 @@ def _progress_lines(config: RunConfig, num_steps: int, show: Callable[[str], Non
     done = threading.Event()
 
     def follow() -> None:
-        first, first_time, shown = None, 0.0, -1
-        while not done.wait(0.5):
-            line = last_step(Path(config.run.dir))
-            if line is None or line["step"] == shown:
+        metrics = RunFollower(Path(config.run.dir), config.stop_metric)
+        first, first_time = None, 0.0
+        is_over = False
+        while not is_over:
+            is_over = done.wait(0.5)  # the last steps are shown too
+            if not metrics.read() or metrics.step is None:
                 continue
-            shown = line["step"]
-            if first is None:
-                first, first_time = shown, time.perf_counter()
+            step = metrics.step["step"]
+            if first is None or step < first:
+                first, first_time = step, time.perf_counter()
                 continue
             show(
                 describe_progress(
-                    line,
+                    metrics.step,
                     num_epochs=config.training.epochs,
                     num_steps=num_steps,
                     num_images=config.training.images,
                     elapsed_s=time.perf_counter() - first_time,
-                    done_steps=shown - first,
+                    done_steps=step - first,
+                    validation=metrics.describe_validation(),
                 )
             )
 

@@ -5,10 +5,6 @@ It starts from whatever checkpoint the run's folder holds, so starting and resum
 
 import dataclasses
 import logging
-import os
-import shutil
-import socket
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -22,24 +18,35 @@ from fsl_dist.config import RunConfig
 from fsl_dist.data.loader import Loader, Source, open_source
 from fsl_dist.distributed import WorkerGroup
 from fsl_dist.embedder import Embedder, SelectionIndex, TableMiners
-from fsl_dist.errors import RequestError, TrainingError
+from fsl_dist.errors import TrainingError
 from fsl_dist.methods.method import Batch, Method
 from fsl_dist.methods.neighbour_table import NeighbourTable
 from fsl_dist.models.backbones import build_network
 from fsl_dist.models.batch_norm import apply_batch_norm, resolve_batch_norm, running_statistics
 from fsl_dist.models.embedding import Network
 from fsl_dist.seeding import generator
-from fsl_dist.training.checkpoint import CheckpointFolder, Progress, read_checkpoint, tables_in, tables_of
+from fsl_dist.training.checkpoint import (
+    CheckpointFolder,
+    Progress,
+    read_checkpoint,
+    step_name,
+    tables_in,
+    tables_of,
+)
+from fsl_dist.training.compiler import check_compiler
 from fsl_dist.training.optimizer import build_optimizer, clip_gradient, set_learning_rate
 from fsl_dist.training.runlog import RunLog
 from fsl_dist.training.schedule import learning_rate
-from fsl_dist.training.splits import RunSplits, split_run
+from fsl_dist.training.splits import RunSplits, decides, split_run
 from fsl_dist.training.step import PlannedStep, planned_steps, run_step, step_requests
 from fsl_dist.training.validation import Validation
 from fsl_dist.training.weight_average import WeightAverage
 from index.base.files import Owner
 
 log = logging.getLogger(__name__)
+
+SAY_EVERY_S = 5.0
+"""seconds between two log lines of validations: epochs may be shorter"""
 
 Watch = Callable[[int, float], bool]
 """Asked after each validation with (epochs done, value of the stop metric), on the first worker; True ends the run there."""
@@ -58,14 +65,19 @@ class Trainer:
         miners: TableMiners | None = None,
         splits: RunSplits | None = None,
         watch: Watch | None = None,
+        start_competes: bool = True,
     ) -> None:
-        """`splits`: in place of the data set's own, for training on a selection of one's own. `watch`: may end the run."""
+        """`splits`: in place of the data set's own, for training on a selection of one's own. `watch`: may end the run.
+
+        `start_competes`: the network is validated before its first step too, and stays the best where nothing is better.
+        """
         if config.training.compile:
-            _check_compiler()
+            check_compiler()
         self.config = config
         self.group = group
         self.device = device
         self.watch = watch
+        self.start_competes = start_competes
         self.is_ended = False
         self.run = Path(config.run.dir)
         self.use_bf16 = config.training.uses_bf16(device.type)
@@ -74,6 +86,7 @@ class Trainer:
         )
         self.catalogue = self.source.catalogue
         self.splits: RunSplits = splits or split_run(self.catalogue, config)
+        self.decides = decides(self.splits, config)
         self.method: Method = config.build_method(self.catalogue, self.splits.train, device)
         self.network = self._build_network()
         self.optimizer = build_optimizer(
@@ -86,6 +99,7 @@ class Trainer:
         self.average = WeightAverage(config.training.ema)
         self.progress = Progress()
         self._saved: Progress | None = None
+        self._said_s = float("-inf")
         self.checkpoints = CheckpointFolder(self.run, keep=config.training.keep_checkpoints, owner=owner)
         self.checkpoints.refresh()
         self._restore()
@@ -191,9 +205,14 @@ class Trainer:
         with ExitStack() as stack:
             runlog = None
             if self.group.is_first:
+                # Without a checkpoint, the start's validation is repeated: no line of the earlier try is kept.
+                from_step = self.progress.global_step if self._saved else -1
                 runlog = stack.enter_context(
-                    RunLog(self.run, from_step=self.progress.global_step, owner=self.checkpoints.owner)
+                    RunLog(self.run, from_step=from_step, owner=self.checkpoints.owner)
                 )
+            is_unscored = self.progress.global_step == 0 and self.progress.start_value is None
+            if self.decides and self.start_competes and is_unscored:
+                self._validate_start(runlog)
             while not self._is_over():
                 self._train_epoch(runlog)
             if self.progress != self._saved:
@@ -231,7 +250,7 @@ class Trainer:
     def _prepare(self, epoch: int) -> dict[str, float]:
         started = time.perf_counter()
         self.average_statistics()
-        self.train_index.move_to(f"step-{self.progress.global_step:08d}")
+        self.train_index.move_to(step_name(self.progress.global_step))
         metrics = self.method.prepare(epoch, self.progress.global_step, self.train_index, self.group)
         return {**metrics, "time/prepare_s": time.perf_counter() - started}
 
@@ -325,21 +344,35 @@ class Trainer:
         every = self.config.training.checkpoint_steps
         return every > 0 and self.progress.global_step % every == 0
 
+    def _validate_start(self, runlog: RunLog | None) -> None:
+        """Score the network before its first step, as the first candidate for the best, and keep it."""
+        self.train_index.move_to(step_name(0))
+        metrics = self.validation.measure()
+        value = metrics[self.config.stop_metric]
+        self.progress = dataclasses.replace(self.progress.validated(value), start_value=value)
+        if runlog is not None:
+            log.info("start: validation %s %.4f", self.config.stop_metric, value)
+            runlog.write(0, 0, {f"eval/{key}": v for key, v in metrics.items()})
+        self._write_checkpoint()
+
     def _validate(self, epoch: int, runlog: RunLog | None) -> bool:
-        """Score the epoch where that is due; returns whether it is the best so far."""
+        """Score the epoch where that is due; returns whether it is the best so far.
+
+        Where validations decide, one is due at the end of the run too: its last epochs compete with the start.
+        """
         settings = self.config.training
-        decides = settings.patience > 0 and self.splits.has_stop
-        if (epoch + 1) % settings.validate_every or not (decides or settings.log_train_knn):
+        is_due = (epoch + 1) % settings.validate_every == 0 or (self.decides and self._is_over())
+        if not is_due or not (self.decides or settings.log_train_knn):
             return False
         self.average_statistics()
         with self.average.in_place_of(self.network):
             weights = "average" if self.average.state else "step"
             self.train_index.move_to(f"{weights}-{self.progress.global_step:08d}")
-            metrics = self.validation.measure() if decides else {}
+            metrics = self.validation.measure() if self.decides else {}
             if settings.log_train_knn:
                 metrics |= self.validation.measure_train()
-        is_better = decides and self._keep_best(metrics[self.config.stop_metric], epoch, runlog)
-        if decides and self.watch is not None:
+        is_better = self.decides and self._keep_best(metrics[self.config.stop_metric], epoch, runlog)
+        if self.decides and self.watch is not None:
             ends = self.group.is_first and self.watch(epoch + 1, metrics[self.config.stop_metric])
             self.is_ended = self.group.share_text("ends" if ends else "") == "ends"
         if runlog is not None:
@@ -348,14 +381,10 @@ class Trainer:
 
     def _keep_best(self, value: float, epoch: int, runlog: RunLog | None) -> bool:
         """Note a validation's value; returns whether it is the best so far."""
-        is_better = value > self.progress.best_value
-        self.progress = dataclasses.replace(
-            self.progress,
-            best_value=value if is_better else self.progress.best_value,
-            best_step=self.progress.global_step if is_better else self.progress.best_step,
-            validations_since_best=0 if is_better else self.progress.validations_since_best + 1,
-        )
-        if runlog is not None:
+        self.progress = self.progress.validated(value)
+        is_better = self.progress.best_step == self.progress.global_step
+        if runlog is not None and time.monotonic() - self._said_s >= SAY_EVERY_S:
+            self._said_s = time.monotonic()
             best = " (best)" if is_better else ""
             log.info("epoch %d: validation %s %.4f%s", epoch + 1, self.config.stop_metric, value, best)
         return is_better
@@ -376,16 +405,6 @@ class Trainer:
             tables = tables_of(self.checkpoints.prune()) | tables_in(state)
             NeighbourTable.prune(self.run / "mining", keep=tables)
         self.group.barrier()
-
-
-def _check_compiler() -> None:
-    """RequestError where torch.compile would not find its C++ compiler: it says so in a hundred lines."""
-    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
-    if shutil.which(compiler) is None:
-        raise RequestError(
-            f"training.compile=true needs a C++ compiler on {socket.gethostname()}, and there is no '{compiler}' "
-            "(install one, name it by CXX, or train without training.compile)"
-        )
 
 
 def _num_images(batches: list[Batch]) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -118,13 +119,77 @@ def last_step(run: Path) -> dict | None:
     return None
 
 
+def read_validations(run: Path, metric: str) -> list[tuple[int, float]]:
+    """(step, value) of each validation that measured `metric`, in the order they were made; step 0 is the start."""
+    key = f"eval/{metric}"
+    return [(line["step"], line[key]) for line in read_metrics(run) if key in line]
+
+
+class RunFollower:
+    """Follows a run's metrics file while another thread or process writes it."""
+
+    def __init__(self, run: Path, metric: str) -> None:
+        """metric: the validation metric to follow."""
+        self.step: dict | None = None
+        """metrics of the newest step; None = there is none yet"""
+        self.start: float | None = None
+        """validation before the first step"""
+        self.validated: float | None = None
+        """newest validation after it"""
+        self._path = run / METRICS_FILE
+        self._key = f"eval/{metric}"
+        self._file: tuple[int, int] | None = None
+        self._offset = 0
+
+    def read(self) -> bool:
+        """Read what was added; returns whether there is a newer step."""
+        try:
+            with self._path.open("rb") as file:
+                facts = os.fstat(file.fileno())
+                # A run that is resumed replaces the file by one without the lines after its checkpoint.
+                if (facts.st_dev, facts.st_ino) != self._file or facts.st_size < self._offset:
+                    self._file, self._offset = (facts.st_dev, facts.st_ino), 0
+                file.seek(self._offset)
+                added = file.read()
+        except FileNotFoundError:
+            return False
+        lines = added[: added.rfind(b"\n") + 1].splitlines()
+        self._offset += sum(len(line) + 1 for line in lines)
+        newest = None
+        for text in lines:
+            if b'"train/loss"' in text:
+                newest = text
+            elif self._key.encode() in text and self._key in (line := json.loads(text)):
+                if line["step"] == 0:
+                    self.start = line[self._key]
+                else:
+                    self.validated = line[self._key]
+        if newest is not None:
+            self.step = json.loads(newest)
+        return newest is not None
+
+    def describe_validation(self) -> str:
+        """The newest validation and the start's, for a line of progress; empty where there was none."""
+        name = self._key.removeprefix("eval/")
+        if self.validated is None:
+            return "" if self.start is None else f"{name} {self.start:.4f} at the start"
+        return f"{name} {self.validated:.4f}" + ("" if self.start is None else f" (start {self.start:.4f})")
+
+
 def describe_progress(
-    line: dict, *, num_epochs: int, num_steps: int, num_images: int, elapsed_s: float, done_steps: int
+    line: dict,
+    *,
+    num_epochs: int,
+    num_steps: int,
+    num_images: int,
+    elapsed_s: float,
+    done_steps: int,
+    validation: str = "",
 ) -> str:
-    """One line for people: where the run is, how fast, how long it waits for data, what is left.
+    """One line for people: where the run is, how fast, how good, what is left, how long it waits for data.
 
     line: a step's metrics; num_images: the run's limit, 0 = none; elapsed_s and done_steps: since this process
-    started to train.
+    started to train; validation: as `RunFollower.describe_validation` gives it.
     """
     left_steps = float(max(num_epochs * num_steps - line["step"], 0))
     if num_images > 0:
@@ -135,7 +200,8 @@ def describe_progress(
     return (
         f"epoch {line['epoch'] + 1}/{num_epochs}  step {step_in_epoch}/{num_steps}  "
         f"loss {line['train/loss']:.4f}  {line['time/images_per_s']:.0f} img/s  "
-        f"data wait {line['time/data_wait_s'] * 1e3:.0f} ms  at most {_clock(left_s)} left"
+        + (f"{validation}  " if validation else "")
+        + f"at most {_clock(left_s)} left  data wait {line['time/data_wait_s'] * 1e3:.0f} ms"
     )
 
 

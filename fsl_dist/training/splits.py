@@ -1,8 +1,10 @@
 """Which samples a run trains on, stops by and is scored with, and what that is called in its results."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fsl_dist.config import RunConfig
 from fsl_dist.data.catalogue import Catalogue
@@ -70,20 +72,89 @@ def split_run(catalogue: Catalogue, config: RunConfig) -> RunSplits:
     )
 
 
-def check_stop(splits: RunSplits, config: RunConfig) -> None:
-    """Raise RequestError where the images kept for validation cannot be scored by the stop metric."""
-    stop = splits.stop
-    if stop is None or not splits.has_stop or config.training.patience == 0 or config.training.epochs == 0:
+def check_classes(splits: RunSplits, config: RunConfig, class_names: Sequence[str]) -> None:
+    """Raise RequestError where the training images are of one class: no method learns from that.
+
+    A network that is not trained (training.epochs=0) may have any images.
+    """
+    train = splits.gallery  # what is held out of it takes no class away
+    if config.training.epochs == 0 or train.num_classes != 1:
         return
+    raise RequestError(
+        f"data.dataset={config.data.dataset} has {len(train)} training images of one class, "
+        f"'{class_names[int(train.labels[0])]}'; method.kind={config.method.kind} learns to tell classes apart and needs two or "
+        "more (pack a folder with one folder for each class; training.epochs=0 uses the network as it is)"
+    )
+
+
+def describe_gaps(splits: RunSplits, config: RunConfig, class_names: Sequence[str]) -> list[str]:
+    """What the classes' sizes cost a run that can be trained: a sentence for each gap, for warnings."""
+    train, stop, traits = splits.train, splits.stop, config.method.traits
+    if config.training.epochs == 0:
+        return []
+    gaps = []
+    lone = train.labels[train.counts == 1]
+    # Classifiers need no second image, and episodes have a rule of their own (episode.small_classes).
+    if len(lone) and not traits.has_classifier and not traits.is_episodic:
+        gaps.append(
+            f"{len(lone)} of {train.num_classes} classes have one training image ({_name_some(lone, class_names)}); it has no "
+            f"other image of its class, so method.kind={config.method.kind} uses it only as an image of another class"
+        )
+    if config.training.patience == 0:
+        return gaps
+    if stop is None or not splits.has_stop:
+        gaps.append(NO_VALIDATION)
+    elif not config.stops_by_clusters:
+        unseen = train.labels[~np.isin(train.labels, stop.labels)]
+        if len(unseen):
+            gaps.append(
+                f"{len(unseen)} of {train.num_classes} classes have no image for validation "
+                f"({_name_some(unseen, class_names)}); {config.stop_metric} scores the other classes only"
+            )
+    return gaps
+
+
+NO_VALIDATION = (
+    "there are no images for validation, so the last epoch is kept and nothing is compared with the start "
+    "(data.holdout_fraction above 0 keeps some where classes have two images or more)"
+)
+
+
+def _name_some(labels: NDArray[np.int64], class_names: Sequence[str], most: int = 5) -> str:
+    names = [f"'{class_names[int(label)]}'" for label in labels[:most]]
+    return ", ".join(names) + (f" and {len(labels) - most} more" if len(labels) > most else "")
+
+
+def check_stop(splits: RunSplits, config: RunConfig) -> None:
+    """Raise RequestError where the images kept for validation cannot be scored by the stop metric.
+
+    A run that does not train (training.epochs=0) is not validated then (`decides`).
+    """
+    problem = _find_stop_problem(splits, config)
+    if problem and config.training.patience > 0 and config.training.epochs > 0:
+        raise RequestError(problem)
+
+
+def decides(splits: RunSplits, config: RunConfig) -> bool:
+    """Whether validations choose the run's best checkpoint and end it."""
+    return config.training.patience > 0 and splits.has_stop and not _find_stop_problem(splits, config)
+
+
+def _find_stop_problem(splits: RunSplits, config: RunConfig) -> str:
+    """Why the stop metric cannot score the images kept for validation; empty where it can, or where there are none."""
+    stop = splits.stop
+    if stop is None or not splits.has_stop:
+        return ""
     if config.stops_by_clusters:
         if stop.num_classes < 2:
-            raise RequestError(
+            return (
                 f"training.stop_metric={config.stop_metric} clusters the images kept for validation and needs two classes of "
                 f"them; there is {stop.num_classes} (training.patience=0 keeps the last epoch instead)"
             )
     elif not np.isin(stop.labels, splits.train.labels).any():
-        raise RequestError(
+        return (
             f"training.stop_metric={config.stop_metric} compares images with others of their class; none of the "
             f"{stop.num_classes} classes of the val split is among the {splits.train.num_classes} of train "
             "(training.stop_metric=kmeans/ca clusters them instead)"
         )
+    return ""

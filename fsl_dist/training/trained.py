@@ -1,5 +1,6 @@
 """A trained run, opened for use: its configuration, its best network, and a data set to use it on."""
 
+import copy
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from fsl_dist.data.loader import open_source
 from fsl_dist.embedder import Embedder
 from fsl_dist.errors import ConfigError, RequestError
 from fsl_dist.models.backbones import build_network
-from fsl_dist.training.checkpoint import TENSORS, CheckpointFolder, read_checkpoint
+from fsl_dist.training.checkpoint import START, TENSORS, CheckpointFolder, read_checkpoint
 from index import ShardedIndex
 from index.base.object_cache import bring, bring_file, working_folder
 
@@ -28,6 +29,8 @@ class TrainedRun:
     """name of the checkpoint and its checksum: what an index made from it is known by"""
     gallery: ShardedIndex | None = None
     """an index of the training images that was built elsewhere; without it they are embedded where they are asked for"""
+    kept_in: str = "evaluation"
+    """folder under the run that keeps the embeddings made for its scores"""
 
     @property
     def run(self) -> str:
@@ -37,6 +40,11 @@ class TrainedRun:
     def close(self) -> None:
         """Let go of the data set's files and the decoder."""
         self.embedder.source.close()
+
+    @property
+    def is_start(self) -> bool:
+        """Whether the network is the one that training started from."""
+        return self.parameters.startswith(START)
 
 
 def find_checkpoint(run: Path) -> Path:
@@ -117,3 +125,27 @@ def open_trained(run: Path, *, dataset: Path | None = None, version: int = 0) ->
         use_bf16=config.training.uses_bf16(device.type),
     )
     return TrainedRun(config, source.catalogue, embedder, f"{folder.name}-{checkpoint.crc32:08x}")
+
+
+def open_start(trained: TrainedRun) -> TrainedRun | None:
+    """The network that `trained` started from, on the same samples; None where the run kept none.
+
+    It shares the data set's files with `trained`, so only that one is closed.
+    """
+    if trained.is_start:
+        return trained
+    checkpoints = CheckpointFolder(Path(trained.run), keep=1, owner=None)
+    checkpoints.refresh()
+    folder = checkpoints.start()
+    if folder is None:
+        return None
+    checkpoint = read_checkpoint(folder, trained.embedder.device)
+    network = copy.deepcopy(trained.embedder.network)
+    network.load_state_dict(checkpoint.network)
+    return TrainedRun(
+        trained.config,
+        trained.catalogue,
+        trained.embedder.of_network(network),
+        f"{folder.name}-{checkpoint.crc32:08x}",
+        kept_in="evaluation/start",
+    )

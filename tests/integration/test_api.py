@@ -116,7 +116,10 @@ def test_training_returns_a_run_that_says_what_it_is(run: fsl_dist.Run, data: Ca
     assert run.summary.images_seen >= 600
     assert run.config.data.version == 1
     assert run.data.fingerprint == data.fingerprint
-    assert re.fullmatch(r"Run\('.*/mine', method=deep_knn, \d epochs, best knn/mcr@5 [\d.]+\)", repr(run))
+    assert re.fullmatch(
+        r"Run\('.*/mine', method=deep_knn, \d epochs, best knn/mcr@5 [\d.]+ from [\d.]+ at the start\)",
+        repr(run),
+    )
     assert run.best == run.summary.best_value
     steps = [line for line in run.metrics if "train/loss" in line]
     assert steps[-1]["step"] == run.summary.steps

@@ -147,14 +147,16 @@ def test_images_to_scores_with_novel_classes(cli: Cli, base_novel: Path, tmp_pat
     summary = json.loads(out)
     assert (summary["epochs"], summary["steps"]) == (2, 8)
     assert summary["stop_metric"] == "mca/base"
-    assert 0 <= summary["best_value"] <= 1
+    assert 0 <= summary["start_value"] <= summary["best_value"] <= 1
+    assert summary["is_better_than_start"] == (summary["best_value"] > summary["start_value"])
 
     code, out, err = cli("evaluate", run, "--json", "evaluation.k_p=[1,5]")
     assert code == 0, err
     report = json.loads(out)
-    assert set(report) == {"run", "dataset", "split", "metrics"}
+    assert set(report) == {"run", "dataset", "split", "metrics", "start"}
     assert report["split"] == "test"
     metrics = report["metrics"]
+    assert report["start"].keys() == metrics.keys()
     for group in ("base_novel", "base", "novel"):
         for score in ("mca", "recall@5", "recall@10", "balanced_recall@5", "balanced_recall@10"):
             for delta in ("", ";dtau=-2", ";dtau=3"):

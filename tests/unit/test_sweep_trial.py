@@ -12,6 +12,7 @@ from fsl_dist.models.config import BackboneConfig
 from fsl_dist.samplers.episode import EpisodeConfig
 from fsl_dist.training.config import TrainingConfig
 from fsl_dist.training.loop import Watch
+from fsl_dist.training.runlog import read_validations
 from fsl_dist.training.trained import find_checkpoint, open_trained
 from tune.records import SweepFolder, read_evaluation
 from tune.space import Knob
@@ -76,7 +77,9 @@ def test_a_trial_ends_where_its_judge_says_and_is_not_scored(base_novel: Path, t
     result = run_trial(config, trial, judge)
     assert (result.state, result.epochs) == ("stopped", 2)
     assert [epoch for epoch, _ in judge.told] == [1, 2]
-    assert result.value == max(value for _, value in judge.told)
+    (start, *measured) = (value for _, value in read_validations(trial.folder, "mca/base"))
+    assert measured == [value for _, value in judge.told]  # the scheduler is not asked about the start
+    assert result.value == max(start, *measured)
     assert list(read_evaluation(trial.folder)) == []
     assert find_checkpoint(trial.folder).is_dir()
     # Cut off after it was told, before it was written down: nothing is trained again.

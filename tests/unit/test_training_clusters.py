@@ -90,7 +90,8 @@ def test_a_run_stops_by_the_clusters_of_classes_it_has_not_seen(
         report = evaluate_run(run)
     assert caplog.text == ""  # nobody complains about classes without training images
     measured = [line["eval/kmeans/ca"] for line in read_metrics(run) if "eval/kmeans/ca" in line]
-    assert len(measured) == 3
+    assert len(measured) == 1 + 3  # the start, then each epoch
+    assert summary.start_value == measured[0]
     assert (summary.stop_metric, summary.best_value) == ("kmeans/ca", max(measured))
     assert report.split == "test"
     assert set(report.metrics) == BOTH
