@@ -89,7 +89,9 @@ class CrossEntropy(Method):
         targets, partners, shares = on_device(
             outputs.device, batch.payload, batch.payload[mixing.partner], mixing.share
         )
-        loss, accuracy = mixed_cross_entropy_loss(outputs, targets, partners, shares, self.weights)
+        loss, accuracy = mixed_cross_entropy_loss(
+            outputs, targets, partners, shares, self.weights, label_smoothing=self.label_smoothing
+        )
         return BatchLoss(loss, {"train/accuracy": accuracy})
 
     def loss(self, outputs: Tensor, batch: Batch) -> BatchLoss:

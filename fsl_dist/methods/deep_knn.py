@@ -141,14 +141,19 @@ class NeighbourLoss(Method):
             from fsl_dist.losses.cross_entropy import cross_entropy_loss
 
             (targets,) = on_device(outputs.device, np.searchsorted(self.selection.labels, batch.labels))
-            added, accuracy = cross_entropy_loss(logits, targets)
+            added, accuracy = cross_entropy_loss(logits, targets, label_smoothing=self.method.label_smoothing)
             loss = loss + self.method.cross_entropy_weight * added
             metrics["train/accuracy"] = accuracy
         return BatchLoss(loss, metrics)
 
     def neighbour_loss(self, embeddings: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """The loss with neighbours found in the batch, and its metric; every image is an anchor."""
-        from fsl_dist.losses.deep_knn import batch_log_sums, batch_neighbours, deep_knn_loss, neighbour_softmax
+        from fsl_dist.losses.deep_knn import (
+            batch_log_sums,
+            batch_neighbours,
+            deep_knn_loss,
+            neighbour_softmax,
+        )
 
         method = self.method
         ids, labels = on_device(embeddings.device, batch.ids, batch.labels)

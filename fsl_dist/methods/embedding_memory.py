@@ -42,9 +42,7 @@ class Anchors:
         starts, members = self.ranges[:, 0].unique(return_inverse=True)
         by_class = members.argsort(stable=True)
         sizes = torch.bincount(members, minlength=len(starts)).tolist()
-        return [
-            (positions, *self.ranges[positions[0]].tolist()) for positions in by_class.split(sizes)
-        ]
+        return [(positions, *self.ranges[positions[0]].tolist()) for positions in by_class.split(sizes)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,9 @@ class MemoryLists:
         """Cluster a sample of all workers' rows, and sort this worker's (float32 [n, D], from row `start` on) into it. Collective."""
         self.start = start
         size = kinds.sample_size(self.config, vectors.shape[1], self.num_rows)
-        chosen = generator(seed, "memory_lists").choice(self.num_rows, min(size, self.num_rows), replace=False)
+        chosen = generator(seed, "memory_lists").choice(
+            self.num_rows, min(size, self.num_rows), replace=False
+        )
         sample = torch.zeros(len(chosen), vectors.shape[1])
         is_own = (chosen >= start) & (chosen < start + len(vectors))
         sample[torch.from_numpy(is_own)] = torch.from_numpy(vectors[chosen[is_own] - start])

@@ -74,7 +74,12 @@ class Passes:
     def is_due(self, global_step: int) -> bool:
         """Whether one starts or takes effect before this step; and at once where a checkpoint left one under way."""
         takes_effect = self.pending is not None and global_step >= self.pending.step + self.lag
-        return self._starts_at(global_step) or takes_effect or self._starts_at(global_step - self.lag) or self._is_restored
+        return (
+            self._starts_at(global_step)
+            or takes_effect
+            or self._starts_at(global_step - self.lag)
+            or self._is_restored
+        )
 
     def _starts_at(self, global_step: int) -> bool:
         return global_step == 0 or (self.steps > 0 and global_step > 0 and global_step % self.steps == 0)
@@ -86,9 +91,7 @@ class Passes:
         if self._starts_at(global_step):
             self.pending = Pass(self._new_folder(global_step, group), global_step)
             index.start_table(self.pending.folder, *self.widths)
-        if self.pending is None or (
-            self.has_taken_effect and global_step < self.pending.step + self.lag
-        ):
+        if self.pending is None or (self.has_taken_effect and global_step < self.pending.step + self.lag):
             return None
         finished, self.pending, self.has_taken_effect = self.pending, None, True
         index.finish_table(finished.folder)

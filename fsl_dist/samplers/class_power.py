@@ -68,7 +68,11 @@ class ClassPowerDraws:
         before = np.zeros(self.selection.num_classes, dtype=np.int64)
         for first in range(0, epoch, _EPOCHS_AT_A_TIME):
             shifts = [self._shift(past) for past in range(first, min(epoch, first + _EPOCHS_AT_A_TIME))]
-            before += np.diff(np.floor(self._edges + np.array(shifts)[:, None]), axis=1).sum(axis=0).astype(np.int64)
+            before += (
+                np.diff(np.floor(self._edges + np.array(shifts)[:, None]), axis=1)
+                .sum(axis=0)
+                .astype(np.int64)
+            )
         return before, np.diff(np.floor(self._edges + self._shift(epoch))).astype(np.int64)
 
     def _shift(self, epoch: int) -> float:
@@ -79,7 +83,9 @@ class ClassPowerDraws:
         """Draws `first` … `first + num − 1` of a class of `size` images: cycle after cycle, each in an order of its own."""
         cycles = range(first // size, (first + num - 1) // size + 1)
         label = int(self.selection.labels[number])
-        orders = [generator(self.seed, "draws of a class", label, cycle).permutation(size) for cycle in cycles]
+        orders = [
+            generator(self.seed, "draws of a class", label, cycle).permutation(size) for cycle in cycles
+        ]
         skipped = first - cycles.start * size
         return np.concatenate(orders)[skipped : skipped + num]
 

@@ -84,7 +84,9 @@ def make_rows(
 
 
 @settings(deadline=None, max_examples=25)
-@given(seed=st.integers(0, 10**6), tau=st.sampled_from([0.02, 0.1, 3.0]), block=st.sampled_from([24, 100, 10**6]))
+@given(
+    seed=st.integers(0, 10**6), tau=st.sampled_from([0.02, 0.1, 3.0]), block=st.sampled_from([24, 100, 10**6])
+)
 def test_sums_over_all_rows_are_those_of_a_plain_loop(seed: int, tau: float, block: int) -> None:
     data = make_rows(seed)
     squared, is_same = data.distances()
@@ -179,7 +181,9 @@ def test_rows_that_do_not_fit_and_kinds_that_cannot_be_overwritten_are_refused()
             most_bytes=most_bytes,
         )
 
-    with pytest.raises(RequestError, match=r"mining\.memory_gb=1e-06 is below the 1\.92e-06 .* 60 embeddings of 8"):
+    with pytest.raises(
+        RequestError, match=r"mining\.memory_gb=1e-06 is below the 1\.92e-06 .* 60 embeddings of 8"
+    ):
         build(1000.0, "flat")
     with pytest.raises(RequestError, match=r"mining\.neighbours=memory .* index\.kind=hnsw cannot"):
         build(1e9, "hnsw")

@@ -11,7 +11,9 @@ from fsl_dist.samplers.class_power import ClassPowerDraws
 COUNTS = [1, 3, 8, 40, 148]
 
 
-def draws(power: float, *, num: int = 200, steps: int = 7, seed: int = 0, counts: list[int] = COUNTS) -> ClassPowerDraws:
+def draws(
+    power: float, *, num: int = 200, steps: int = 7, seed: int = 0, counts: list[int] = COUNTS
+) -> ClassPowerDraws:
     labels = np.repeat(np.arange(len(counts)) * 3, counts)
     selection = Selection.from_labels(np.arange(len(labels)) * 2 + 5, labels)
     return ClassPowerDraws(selection, power=power, num_draws=num, num_steps=steps, seed=seed)
