@@ -85,7 +85,11 @@ def _cut(config: RunConfig, size: int, processes: int) -> tuple[int, int]:
 
 def _refreshes(config: RunConfig, steps: int) -> tuple[Literal["none", "prototypes", "mining"], float]:
     if config.mining.source == "dataset":
-        return "mining", steps / (config.mining.refresh_steps or steps)
+        every = config.mining.refresh_steps
+        if every == "auto":
+            every = 0 if config.mining.neighbours == "memory" else steps
+        # Without further ones, the first pass's share of an epoch.
+        return "mining", steps / every if every else 1 / max(config.training.epochs, 1)
     traits = config.method.traits
     if traits.prototypes and traits.prepares_from_all_images:
         return "prototypes", 1.0

@@ -87,8 +87,8 @@ class MemoryLists:
             distances[places], rows[places] = near, np.where(found < 0, -1, found + self.start)
         is_left_out = (rows < 0) | np.isin(rows, in_step)
         distances[is_left_out], rows[is_left_out] = np.inf, -1
-        best, places = torch.from_numpy(distances).topk(num, largest=False)
-        return best.to(device), torch.from_numpy(rows).gather(1, places).to(device)
+        best, columns = torch.from_numpy(distances).topk(num, largest=False)
+        return best.to(device), torch.from_numpy(rows).gather(1, columns).to(device)
 
     def _num_probed(self, num: int) -> int:
         if self.config.nprobe:
