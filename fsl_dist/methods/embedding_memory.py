@@ -31,7 +31,7 @@ class Anchors:
     """The images of a step as they are compared with the memory."""
 
     embeddings: Tensor
-    """float32 [B, D], without gradient"""
+    """float32 or wider [B, D], without gradient"""
     rows: Tensor
     """int64 [B]: their rows in the memory, which these embeddings stand in for"""
     ranges: Tensor
@@ -125,10 +125,10 @@ class EmbeddingMemory:
         own = rows[order] - self.start
         # One after another: of equal rows the last of the flipped order is written last.
         unique, last = _last_of_each(own)
-        self.vectors[unique] = embeddings[order][last]
+        self.vectors[unique] = embeddings[order][last].to(self.vectors.dtype)
         self.written[unique.cpu()] = step
         if self.lists is not None and len(unique):
-            self.lists.update(unique.cpu().numpy(), embeddings[order][last].cpu().numpy())
+            self.lists.update(unique.cpu().numpy(), self.vectors[unique].cpu().numpy())
 
     def age(self, step: int) -> float:
         """Mean number of steps since a row of this worker was written."""
@@ -146,7 +146,7 @@ class EmbeddingMemory:
         width = max(1, _SCORES_AT_A_TIME // max(len(anchors.rows), 1))
         for first in range(self.start, self.stop, width):
             last = min(first + width, self.stop)
-            vectors = self.vectors[first - self.start : last - self.start]
+            vectors = self._rows(first, last, anchors)
             scores = self._scores(anchors, vectors, first, temperature)
             for positions, low, high in classes:
                 low, high = max(low, first) - first, min(high, last) - first
@@ -177,22 +177,22 @@ class EmbeddingMemory:
             distances, rows = self.lists.search(anchors, num, self.device)
         if self.group.world_size > 1:
             distances, rows = self._merge_nearest(distances, rows, num)
-        return rows, self._gather(rows)
+        return rows, self._gather(rows).to(anchors.embeddings.dtype)
 
     def _nearest_of_all(self, anchors: Anchors, num: int, *, same: bool) -> tuple[Tensor, Tensor]:
         """This worker's nearest rows: (distances² less ‖anchor‖², rows), [B, ≤ num], infinite and −1 where there are fewer."""
-        best = torch.full((len(anchors.rows), num), torch.inf, device=self.device)
+        best = anchors.embeddings.new_full((len(anchors.rows), num), torch.inf)
         rows = torch.full((len(anchors.rows), num), -1, dtype=torch.int64, device=self.device)
         classes = anchors.classes()
         width = max(1, _SCORES_AT_A_TIME // max(len(anchors.rows), 1))
         for first in range(self.start, self.stop, width):
             last = min(first + width, self.stop)
-            vectors = self.vectors[first - self.start : last - self.start]
+            vectors = self._rows(first, last, anchors)
             if same:
                 for positions, low, high in classes:
                     low, high = max(low, first), min(high, last)
                     if low < high:
-                        part = self.vectors[low - self.start : high - self.start]
+                        part = vectors[low - first : high - first]
                         scores = self._scores(_some(anchors, positions), part, low, 1.0)
                         best[positions], rows[positions] = _keep_nearest(
                             best[positions], rows[positions], -scores, low
@@ -205,6 +205,10 @@ class EmbeddingMemory:
                     scores[positions, low:high] = -torch.inf
             best, rows = _keep_nearest(best, rows, scores.neg_(), first)
         return best, rows
+
+    def _rows(self, first: int, last: int, anchors: Anchors) -> Tensor:
+        """Rows `first` … `last` − 1, which this worker has, in the anchors' precision: [n, D]."""
+        return self.vectors[first - self.start : last - self.start].to(anchors.embeddings.dtype)
 
     def _scores(self, anchors: Anchors, vectors: Tensor, first: int, temperature: float) -> Tensor:
         """(2 a·m − ‖m‖²) / τ of anchors and rows from `first` on: [B, n], −∞ for the anchors' own rows."""
@@ -261,8 +265,8 @@ class _Running:
     """Log-sums over blocks of rows, kept as a maximum, a sum and a weighted sum (Milakov & Gimelshein 2018)."""
 
     def __init__(self, embeddings: Tensor) -> None:
-        self.top = torch.full((len(embeddings),), -torch.inf, device=embeddings.device)
-        self.total = torch.zeros(len(embeddings), device=embeddings.device)
+        self.top = embeddings.new_full((len(embeddings),), -torch.inf)
+        self.total = embeddings.new_zeros(len(embeddings))
         self.weighted = torch.zeros_like(embeddings)
 
     def add(self, scores: Tensor, vectors: Tensor, positions: Tensor | None = None) -> None:

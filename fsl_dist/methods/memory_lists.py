@@ -74,7 +74,7 @@ class MemoryLists:
 
         Infinite and −1 where the clusters that were looked into have fewer. Anchors' own rows are left out.
         """
-        queries = anchors.embeddings.cpu().numpy()
+        queries = anchors.embeddings.float().cpu().numpy()
         in_step = anchors.rows.cpu().numpy()
         width = num + len(in_step)  # as many may be rows of the step
         distances = np.full((len(queries), width), np.inf, dtype=np.float32)

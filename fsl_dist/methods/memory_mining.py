@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fsl_dist.losses.deep_knn import NO_TERMS, is_first, log_sum, neighbour_softmax, triplet_hinge
-from fsl_dist.losses.distances import euclidean_rows, squared_distances
+from fsl_dist.losses.distances import at_least_float32, euclidean_rows, squared_distances
 from fsl_dist.methods.deep_knn import BatchMining, DeepKNNConfig
 from fsl_dist.methods.embedding_memory import Anchors, EmbeddingMemory, LogSums, class_ranges
 from fsl_dist.methods.method import Batch, MethodContext, TrainingIndex
@@ -83,7 +83,7 @@ class MemoryMining(BatchMining):
         assert isinstance(batch.payload, np.ndarray)
         rows = torch.from_numpy(batch.payload)
         anchors = Anchors(
-            embeddings.detach().float(),
+            at_least_float32(embeddings.detach())[0],
             rows.to(embeddings.device),
             torch.from_numpy(self.ranges[batch.payload]).to(embeddings.device),
         )

@@ -47,9 +47,13 @@ SCATTER = [
     "episode.per_epoch=6",
 ]
 DEEP_KNN = ["method.kind=deep_knn", "training.batch_size=66"]
+NEAREST = ["method.k_same=5", "method.m_other=5"]
+HINGE = [*NEAREST, "method.loss=hinge", "method.normalise=false", "method.margin=1.0"]
 GROUPS = ["backbone.batch_norm_group=16"]
 CHAI = ["method.kind=chai", "method.triplets=90", "training.batch_size=30", "backbone.map_head=24"]
-MINED = [*DEEP_KNN, "mining.source=dataset"]
+MINED = [*DEEP_KNN, *HINGE, "mining.source=dataset", "mining.neighbours=decoded"]
+IN_MEMORY = [*DEEP_KNN, "mining.source=dataset"]
+CLUSTERED = ["index.kind=ivf_flat", "index.nlist=3", "index.nprobe=2"]
 REFRESHED = ["mining.refresh_steps=4", "training.images=900", "training.lr=1e-2", "training.optimizer=sgd"]
 
 # An odd batch, one of whose images has no partner; every part of the augmentation.
@@ -74,6 +78,12 @@ STEPS = {
     "scatter, three episodes": [*SCATTER, "episode.per_step=3"],
     "scatter, two episodes over all workers": [*SCATTER, "episode.scope=global", "episode.per_step=2"],
     "deep kNN, batch": [*DEEP_KNN, *GROUPS],
+    "deep kNN, stratified batch": [*DEEP_KNN, *HINGE, *GROUPS, "method.classes_per_batch=9"],
+    "deep kNN, memory": [*IN_MEMORY, *GROUPS],
+    "deep kNN, memory, nearest": [*IN_MEMORY, *NEAREST, *GROUPS],
+    "deep kNN, memory, nearest by clusters": [*IN_MEMORY, *NEAREST, *GROUPS, *CLUSTERED],
+    "deep kNN, memory, hinge": [*IN_MEMORY, *HINGE, *GROUPS],
+    "deep kNN, memory and cross entropy": [*IN_MEMORY, *GROUPS, "method.cross_entropy_weight=0.5"],
     "deep kNN, dataset": [*MINED, *GROUPS],
     "deep kNN, dataset, damaged images": [*MINED, *GROUPS],
     "deep kNN, dataset, frozen batch norm": [*MINED, "backbone.batch_norm=frozen"],
@@ -107,6 +117,7 @@ CHUNKED = {
     ),
     "deep kNN, batch": (28, [*DEEP_KNN, *GROUPS]),
     "deep kNN, dataset": (16, [*MINED, *GROUPS]),
+    "deep kNN, memory": (16, [*IN_MEMORY, *GROUPS]),
     "chai": (16, [*CHAI, *GROUPS]),
     "cross entropy": (
         10,
@@ -115,7 +126,7 @@ CHUNKED = {
     "cross entropy, mixed": (10, [*MIXED, "backbone.batch_norm_group=9"]),
     "cross entropy, mixed, frozen batch norm": (7, [*MIXED, "backbone.batch_norm=frozen"]),
 }
-MEMORY = {"means", "mask", "blind_groups"}
+MEMORY = {"means", "mask", "blind_groups", "memory"}
 RUNS = {
     "pcn": [*PCN, "episode.per_step=2", "backbone.batch_norm=frozen", "training.epochs=2"],
     "scatter": [
@@ -130,6 +141,7 @@ RUNS = {
     # Three groups of images a step for two workers, then one: what is mined later rests on running statistics.
     "mined anew, unequal groups": [*MINED, *REFRESHED, "backbone.batch_norm_group=22"],
     "mined anew, one group": [*MINED, *REFRESHED, "backbone.batch_norm_group=66"],
+    "memory": [*IN_MEMORY, *REFRESHED, "backbone.batch_norm=frozen", "mining.refresh_lag=2"],
     "counted": [*DEEP_KNN, *GROUPS, "training.images=66", "training.log_train_knn=true"],
     "deep kNN": [*DEEP_KNN, *GROUPS, "training.epochs=2"],
     "averaged": [*DEEP_KNN, *GROUPS, "training.epochs=4", "training.clip_norm=0.05", "training.ema=0.9"],
@@ -298,6 +310,14 @@ def test_two_workers_mine_what_brute_force_finds(worlds: dict[int, Path]) -> Non
             assert allowed[rows].all()
             # Up to ties: the distances are those of the best five.
             np.testing.assert_allclose(squared[rows], np.sort(squared[allowed])[:5], rtol=1e-6)
+
+
+def test_two_workers_remember_what_one_remembers(worlds: dict[int, Path]) -> None:
+    one, two = (read_metrics(place_of(worlds, world_size, "train memory")) for world_size in (1, 2))
+    assert sum("mining/refreshed_at_step" in line for line in one) >= 3
+    np.testing.assert_allclose(
+        [line["train/loss"] for line in two], [line["train/loss"] for line in one], rtol=1e-3
+    )
 
 
 @pytest.mark.parametrize("groups", ["unequal groups", "one group"])
