@@ -32,6 +32,15 @@ class WorkerGroup:
             dist.all_reduce(tensor)
         return tensor
 
+    def average_(self, tensors: list[Tensor]) -> None:
+        """Replace each of `tensors` (float, of one dtype) by its mean over all workers."""
+        if self.world_size == 1 or not tensors:
+            return
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        self.sum_(flat).div_(self.world_size)
+        for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
     def barrier(self) -> None:
         """Wait until every worker has come here."""
         if self.world_size > 1:

@@ -19,7 +19,7 @@ from fsl_dist.data.loader import Loader, Source, open_source
 from fsl_dist.distributed import WorkerGroup
 from fsl_dist.embedder import Embedder, SelectionIndex, TableMiners
 from fsl_dist.errors import TrainingError
-from fsl_dist.methods.method import Batch, Method
+from fsl_dist.methods.method import Method
 from fsl_dist.methods.neighbour_table import NeighbourTable
 from fsl_dist.models.backbones import build_network
 from fsl_dist.models.batch_norm import apply_batch_norm, resolve_batch_norm, running_statistics
@@ -34,7 +34,7 @@ from fsl_dist.training.checkpoint import (
     tables_of,
 )
 from fsl_dist.training.compiler import check_compiler
-from fsl_dist.training.optimizer import build_optimizer, clip_gradient, set_learning_rate
+from fsl_dist.training.optimizer import build_optimizer, clip_gradient, restore_optimizer, set_learning_rate
 from fsl_dist.training.runlog import RunLog
 from fsl_dist.training.schedule import learning_rate
 from fsl_dist.training.splits import RunSplits, decides, split_run
@@ -177,13 +177,7 @@ class Trainer:
                 "(train into a new run.dir, or point data.dataset at the data set of the run)"
             )
         self.network.load_state_dict(checkpoint.network)
-        try:
-            self.optimizer.load_state_dict(checkpoint.optimizer)
-        except ValueError as error:
-            raise TrainingError(
-                f"{folder} has the state of another optimizer, of an earlier version or other backbone settings: {error} "
-                f"(backbone.weights={self.run} starts a new run from its network)"
-            ) from error
+        restore_optimizer(self.optimizer, checkpoint.optimizer, folder)
         self.average.state = checkpoint.average
         self.method.load_state(checkpoint.method)
         self.progress = self._saved = checkpoint.progress
@@ -192,13 +186,7 @@ class Trainer:
 
     def average_statistics(self) -> None:
         """Average batch norm's running statistics over the workers: before scores, k-means, mining, checkpoints."""
-        statistics = [*running_statistics(self.network), *self.average.running_statistics()]
-        if self.group.world_size == 1 or not statistics:
-            return
-        flat = torch.cat([statistic.reshape(-1) for statistic in statistics])
-        self.group.sum_(flat).div_(self.group.world_size)
-        for statistic, part in zip(statistics, flat.split([s.numel() for s in statistics]), strict=True):
-            statistic.copy_(part.view_as(statistic))
+        self.group.average_([*running_statistics(self.network), *self.average.running_statistics()])
 
     def train(self) -> Progress:
         """Train until the epochs, the images or the patience are used up; returns where the run ended."""
@@ -275,7 +263,7 @@ class Trainer:
             waited_s, started = 0.0, time.perf_counter()
             for planned, images in planned_steps(loader):
                 found = self.take_step(planned, images)
-                num_images = _num_images(planned.batches)
+                num_images = planned.num_images
                 self._advance(planned.step, num_images)
                 step_s = time.perf_counter() - started
                 metrics = {
@@ -313,7 +301,7 @@ class Trainer:
             self.config.training,
             self.progress,
             steps_per_epoch=self.method.num_steps(),
-            num_images=_num_images(planned.batches),
+            num_images=planned.num_images,
         )
         set_learning_rate(self.optimizer, lr)
         self.optimizer.step()
@@ -405,7 +393,3 @@ class Trainer:
             tables = tables_of(self.checkpoints.prune()) | tables_in(state)
             NeighbourTable.prune(self.run / "mining", keep=tables)
         self.group.barrier()
-
-
-def _num_images(batches: list[Batch]) -> int:
-    return sum(len(batch.ids) for batch in batches)

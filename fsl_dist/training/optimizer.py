@@ -1,10 +1,12 @@
 """The optimizer of a run: which parameters learn, and how fast each of them."""
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from fsl_dist.errors import ConfigError
+from fsl_dist.errors import ConfigError, TrainingError
 from fsl_dist.models.embedding import Network
 from fsl_dist.training.config import TrainingConfig
 
@@ -88,6 +90,20 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Give each group of `group_parameters` its share of the learning rate `lr`."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_factor"]
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict, folder: Path) -> None:
+    """Load the state of an optimizer, from the checkpoint in RUN/checkpoints/… `folder`.
+
+    Raises TrainingError where its groups of parameters are others.
+    """
+    try:
+        optimizer.load_state_dict(state)
+    except ValueError as error:
+        raise TrainingError(
+            f"{folder} has the state of another optimizer, of an earlier version or other backbone settings: {error} "
+            f"(backbone.weights={folder.parent.parent} starts a new run from its network)"
+        ) from error
 
 
 def clip_gradient(network: nn.Module, clip_norm: float) -> Tensor:

@@ -161,6 +161,11 @@ class PlannedStep:
     pieces: list[Piece]
 
     @property
+    def num_images(self) -> int:
+        """Images that all workers forward."""
+        return sum(len(batch.ids) for batch in self.batches)
+
+    @property
     def num_requests(self) -> int:
         """Requests that the step makes to the loader."""
         return sum(len(piece.calls) for piece in self.pieces)

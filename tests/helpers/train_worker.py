@@ -30,7 +30,7 @@ def take_step(trainer: Trainer, out: Path, dtype: torch.dtype) -> None:
         trainer.train_index.move_to("start")
         method.prepare(0, 0, trainer.train_index, group)
     trainer.network.to(dtype)
-    if hasattr(method, "memory"):
+    if hasattr(getattr(method, "memory", None), "means"):
         method.memory.means = method.memory.means.to(dtype)
     forward = (
         torch.nn.parallel.DistributedDataParallel(trainer.network, forward_sync_buffers=False)

@@ -70,7 +70,7 @@ def settings_of(digits: Path, run: Path, *more: str) -> RunConfig:
         [
             *GREY_16_PX, f"data.dataset={digits}", f"run.dir={run}", "backbone.name=conv4", "backbone.width=4",
             "method.kind=deep_knn", "mining.source=dataset", "mining.refresh_steps=3", "training.batch_size=66",
-            "training.epochs=3", "training.lr=0.01", "training.clip_norm=0.1", "training.ema=0.8",
+            "training.epochs=4", "training.lr=0.01", "training.clip_norm=0.1", "training.ema=0.8",
             "training.checkpoint_steps=1", "training.keep_checkpoints=100", "data.holdout_fraction=0.3",
             "evaluation.k_p=[1,5]", *more,
         ],
