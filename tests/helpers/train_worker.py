@@ -53,9 +53,10 @@ def take_step(trainer: Trainer, out: Path, dtype: torch.dtype) -> None:
         result = run_step(forward, method, planned, converted, group=group, device=trainer.device)
     trainer.average_statistics()
     method.finish_step(0, planned.batches, result.updates, group)
+    kept = method.state()  # on all workers: it may gather
     if group.is_first:
         gradient = torch.cat([p.grad.reshape(-1) for p in trainer.network.parameters()])
-        state = {name: value.numpy() for name, value in method.state().items() if torch.is_tensor(value)}
+        state = {name: value.numpy() for name, value in kept.items() if torch.is_tensor(value)}
         np.savez(
             out,
             gradient=gradient.numpy(),
