@@ -131,7 +131,10 @@ def check_run(config: RunConfig, *, warn: Callable[[str], None] | None = None) -
         outputs_embeddings=method.outputs_embeddings,
     )
     group_parameters(
-        network, lr_factor=config.backbone.lr_factor, linear_lr_factor=config.backbone.linear_lr_factor
+        network,
+        lr_factor=config.backbone.lr_factor,
+        linear_lr_factor=config.backbone.linear_lr_factor,
+        layer_decay=config.backbone.layer_decay,
     )
     if warn is not None:
         for gap in describe_gaps(splits, config, catalogue.class_names):
