@@ -143,7 +143,9 @@ def freeze_batch_norms(model: nn.Module, names: Iterable[str]) -> None:
     """Make the batch norms `names` of `model` frozen ones for good, in place, whatever mode the others are given later."""
     for name in names:
         parent, _, own = name.rpartition(".")
-        frozen = _with_mode(model.get_submodule(name), "frozen")
+        norm = model.get_submodule(name)
+        assert isinstance(norm, _BatchNorm)
+        frozen = _with_mode(norm, "frozen")
         assert isinstance(frozen, FrozenBatchNorm)
         frozen.stays = True
         setattr(model.get_submodule(parent), own, frozen)

@@ -1,6 +1,6 @@
 """The layers of a backbone in order: for freezing the first of them, and for learning rates that fall towards the input."""
 
-import re
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -21,25 +21,23 @@ def layer_numbers(backbone: nn.Module) -> dict[str, int]:
     A layer is the stem, or a residual or transformer block: as timm groups its networks' parameters, and for other networks
     the members of their sequences, where a norm belongs to the layer before it.
     """
-    model = getattr(backbone, "model", None)
-    prefix = "model."
-    if not hasattr(model, "group_matcher"):
-        model, prefix = backbone, ""
+    is_wrapped = hasattr(getattr(backbone, "model", None), "group_matcher")
+    model = backbone.get_submodule("model") if is_wrapped else backbone
     matcher = _matcher_of(model)
     if matcher is None:
         return _count_sequences(backbone)
     from timm.models import group_parameters
 
-    numbers = group_parameters(model, matcher, reverse=True)
-    return {prefix + name: number for name, number in numbers.items()}
+    prefix = "model." if is_wrapped else ""
+    return {prefix + name: number for name, number in group_parameters(model, matcher, reverse=True).items()}
 
 
-def _matcher_of(model: nn.Module) -> object:
+def _matcher_of(model: Any) -> object:
     """How timm finds the layers of `model`, None where it cannot."""
     if hasattr(model, "group_matcher"):
         return model.group_matcher(coarse=False)
     names = [name for name, _ in model.named_parameters()]
-    return _VIT_LAYERS if any(re.match(r"encoder\.layers\.encoder_layer_", name) for name in names) else None
+    return _VIT_LAYERS if any(name.startswith("encoder.layers.encoder_layer_") for name in names) else None
 
 
 def _count_sequences(backbone: nn.Module) -> dict[str, int]:
@@ -61,11 +59,6 @@ def _count_sequences(backbone: nn.Module) -> dict[str, int]:
 
     visit(backbone, "")
     return numbers
-
-
-def count_layers(backbone: nn.Module) -> int:
-    """How many layers `layer_numbers` tells apart."""
-    return max(layer_numbers(backbone).values(), default=-1) + 1
 
 
 def freeze_layers(backbone: nn.Module, num_layers: int) -> None:

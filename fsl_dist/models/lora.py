@@ -1,5 +1,7 @@
 """Low-rank updates of a transformer's linear layers (LoRA, Hu et al. 2022), by peft."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -40,6 +42,7 @@ def add_lora(backbone: nn.Module, config: BackboneConfig, sample_shape: tuple[in
 
 def merge_lora(backbone: nn.Module) -> None:
     """Add the low-rank updates to the weights they update, in place; the layers are plain ones again."""
+    child: Any  # peft's layers
     for parent in list(backbone.modules()):
         for name, child in list(parent.named_children()):
             if hasattr(child, "lora_A"):

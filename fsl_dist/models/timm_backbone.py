@@ -25,7 +25,7 @@ class TimmBackbone(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model  # timm's interface: forward_features, forward_head
 
     def forward(self, samples: Tensor) -> Tensor:
         """Features float [n, feature_dim] of `samples` (float [n, channels, height, width]); pooled in at least float32."""
@@ -169,7 +169,7 @@ def timm_names(model: nn.Module, loaded: Mapping[str, Tensor]) -> Mapping[str, T
     return loaded if change is None else change(dict(loaded), model)
 
 
-def _create(config: BackboneConfig, found: PretrainedCfg, sample_shape: tuple[int, ...]) -> nn.Module:
+def _create(config: BackboneConfig, found: PretrainedCfg, sample_shape: tuple[int, ...]) -> Any:
     name = config.name.removeprefix(TIMM)
     sizes = {"img_size": sample_shape[1:]} if found.fixed_input_size else {}
     if config.pretrained and not found.has_weights:

@@ -10,8 +10,6 @@ from fsl_dist.config import load_config, parse_config, render_config
 from fsl_dist.errors import ConfigError, RequestError
 from fsl_dist.models.backbones import build_network
 from fsl_dist.models.batch_norm import (
-    FrozenBatchNorm,
-    GhostBatchNorm,
     apply_batch_norm,
     running_statistics,
     set_ghost_groups,
