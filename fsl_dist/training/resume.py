@@ -101,6 +101,9 @@ def check_resumable(config: RunConfig, stored: RunConfig, *, is_finished: bool =
         config = replace(config, training=replace(config.training, head_lr_factor=factor))
     if config.backbone.batch_norm == "auto":
         config = replace(config, backbone=replace(config.backbone, batch_norm=stored.backbone.batch_norm))
+    if not stored.backbone.starts_from_weights:
+        # The checkpoint's weights count, and batch_norm=auto looks at whether there were others at the start.
+        config = replace(config, backbone=replace(config.backbone, weights="", pretrained=False))
     before, now = _flatten(dump(stored)), _flatten(dump(config))
     # Whether there are chunks settles backbone.batch_norm=auto; how large they are changes nothing.
     are_chunked = config.training.chunk_size > 0 and stored.training.chunk_size > 0
