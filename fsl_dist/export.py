@@ -111,7 +111,7 @@ def _describe(trained: TrainedRun) -> dict[str, str]:
         "image_size": data.image_size,
         "resize": data.resize,
         "resize_size": data.resize_size,
-        "interpolation": "bilinear, antialiased",
+        "interpolation": f"{data.interpolation}, antialiased",
         "crop": "center",
         "scale": 1 / 255,
         "mean": data.mean[: data.channels],

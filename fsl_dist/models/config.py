@@ -18,7 +18,7 @@ BACKBONES = (
 TIMM = "timm:"
 """what the name of a network of timm starts with"""
 
-TIMM_INPUT = ("mean", "std", "image_size", "resize_size", "resize")
+TIMM_INPUT = ("mean", "std", "image_size", "resize_size", "resize", "interpolation")
 """the settings `data.*` that a network of timm brings along, where none are given"""
 
 GROUP = "fsl_dist.backbones"
@@ -32,7 +32,7 @@ class BackboneConfig:
     name: str = "resnet50"
     """architecture: alexnet, conv4, convnext_base, densenet121, efficientnet_b3, mlp (takes feature vectors, the others images),
     mobilenet_v2, resnet18, resnet50, resnet50_v2, se_resnet50, vgg19, vit_b_16; `timm:NAME` or `timm:NAME.TAG` for a network of timm,
-    whose own `data.mean`, `data.std`, `data.image_size`, `data.resize_size` and `data.resize` are used where none are given; or one
+    whose own `data.mean`, `data.std`, `data.image_size`, `data.resize_size`, `data.resize` and `data.interpolation` are used where none are given; or one
     that another distribution adds"""
     weights: str = ""
     """file of a state_dict to start from (.pth or .safetensors), or the folder of a run, whose best checkpoint's backbone

@@ -90,6 +90,7 @@ def input_settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         "std": list(found.std),
         "image_size": image_size,
         "resize_size": resize_size,
+        "interpolation": "bilinear" if found.interpolation == "bilinear" else "bicubic",
         "resize": "exact" if found.crop_mode == "squash" else "shorter",
     }
     return {key: value for key, value in own.items() if key not in given}

@@ -138,7 +138,10 @@ def check_run(config: RunConfig, *, warn: Callable[[str], None] | None = None) -
         layer_decay=config.backbone.layer_decay,
     )
     if warn is not None:
-        for sentence in (*describe_gaps(splits, config, catalogue.class_names), *_describe_other_pixels(config)):
+        for sentence in (
+            *describe_gaps(splits, config, catalogue.class_names),
+            *_describe_other_pixels(config),
+        ):
             warn(sentence)
     return method.num_steps()
 

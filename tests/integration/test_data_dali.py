@@ -65,6 +65,8 @@ CONFIGS = {
     "rgb": DataConfig(image_size=64, resize_size=80),
     "rgb jitter": DataConfig(image_size=64, resize_size=80, **JITTER),
     "rgb exact": DataConfig(image_size=64, resize_size=80, resize="exact"),
+    "rgb bicubic": DataConfig(image_size=64, resize_size=80, interpolation="bicubic"),
+    "rgb enlarged, bicubic": DataConfig(image_size=200, resize_size=220, interpolation="bicubic"),
     "rgb enlarged": DataConfig(image_size=200, resize_size=220),
     "grey": DataConfig(image_size=64, resize_size=80, channels=1),
     "grey jitter": DataConfig(image_size=64, resize_size=80, channels=1, **JITTER),

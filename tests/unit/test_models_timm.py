@@ -218,8 +218,10 @@ def test_input_settings_are_the_networks_where_none_are_given(given, expected):
 def test_input_settings_of_other_networks():
     vit = load_config(None, ["backbone.name=timm:vit_tiny_patch16_224"]).data
     assert vit.mean == vit.std == (0.5, 0.5, 0.5)
+    assert (vit.interpolation, vit.resize) == ("bicubic", "shorter")
     assert (vit.image_size, vit.resize_size) == (224, 248)  # 224 / 0.9, as timm rounds it
     shipped = load_config(None, ["backbone.name=resnet18"]).data
     assert (shipped.mean[0], shipped.image_size, shipped.resize_size) == (0.485, 224, 256)
+    assert shipped.interpolation == "bilinear"
     with pytest.raises(ConfigError, match="timm:resnet18"):
         load_config(None, ["backbone.name=timm:resnet81"])
