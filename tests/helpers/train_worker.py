@@ -54,7 +54,7 @@ def take_step(trainer: Trainer, out: Path, dtype: torch.dtype) -> None:
     trainer.average_statistics()
     method.finish_step(0, planned.batches, result.updates, group)
     if group.is_first:
-        gradient = torch.cat([p.grad.reshape(-1) for p in trainer.network.parameters()])
+        gradient = torch.cat([p.grad.reshape(-1) for p in trainer.network.parameters() if p.requires_grad])
         state = {name: value.numpy() for name, value in method.state().items() if torch.is_tensor(value)}
         np.savez(
             out,
