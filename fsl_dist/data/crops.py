@@ -10,7 +10,6 @@ from fsl_dist.data.augmentation.parameters import AugmentParameters
 from fsl_dist.data.config import DataConfig
 from fsl_dist.data.resize import extents_of_shorter
 
-
 # Source pixels on each side of a pixel that a filter weighs, where sizes stay.
 _RADIUS = {"bilinear": 1, "bicubic": 2}
 

@@ -71,6 +71,9 @@ CONFIGS = {
     "grey": DataConfig(image_size=64, resize_size=80, channels=1),
     "grey jitter": DataConfig(image_size=64, resize_size=80, channels=1, **JITTER),
     "resized crop": DataConfig(image_size=64, resize_size=80, crop_scale=(0.2, 1.0), **JITTER),
+    "resized crop, bicubic": DataConfig(
+        image_size=64, resize_size=80, crop_scale=(0.2, 1.0), interpolation="bicubic"
+    ),
     "resized crop, enlarged": DataConfig(image_size=200, resize_size=200, crop_scale=(0.1, 0.5)),
     "resized crop, centre": DataConfig(
         image_size=64, resize_size=80, crop_scale=(0.5, 0.5), random_crop=False, channels=1

@@ -21,6 +21,8 @@ SETTINGS = {
     "training.batch_size": 24,
     "training.patience": 0,
     "training.checkpoint_steps": 1,
+    "training.schedule": "milestones",  # a rate that does not follow the run's length, which the stopped run changes
+    "training.warmup": 0,
 }
 KINDS = {
     "plain": {"backbone.layer_decay": 0.7},
