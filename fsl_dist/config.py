@@ -19,7 +19,7 @@ from fsl_dist.methods.method import Method, MethodContext, MethodSettings, Proto
 from fsl_dist.methods.mining import MiningConfig
 from fsl_dist.methods.registry import find_methods
 from fsl_dist.metrics.config import CLUSTER_SCORES, EvaluationConfig
-from fsl_dist.models.config import BackboneConfig
+from fsl_dist.models.config import TIMM, TIMM_INPUT, BackboneConfig
 from fsl_dist.samplers.episode import EpisodeConfig
 from fsl_dist.shipped import find_config, shown_name
 from fsl_dist.training.config import TrainingConfig, WorkersConfig
@@ -103,7 +103,7 @@ class RunConfig:
             self.training.chunk_size,
         )
         is_cut = self.episode.scope == "global" or chunk > 0
-        is_ghost = mode == "ghost" or (mode == "auto" and is_cut)
+        is_ghost = mode == "ghost" or (mode == "auto" and is_cut and not self.backbone.starts_from_weights)
         if self.method.traits.is_episodic and is_ghost and group < self.episode.n_way:
             raise ConfigError(
                 f"backbone.batch_norm_group={group} is below episode.n_way="
@@ -262,7 +262,20 @@ def _build(tree: Mapping[str, Any], overrides: Sequence[str], place: str) -> Run
         if "method.kind" in named and "mining.source" not in named:
             tree = _without_mining(tree, place)
         place = f"{place} and the settings given"
-    return _open_places(validate(RunConfig, tree, place))
+    return _open_places(validate(RunConfig, _with_own_input(tree), place))
+
+
+def _with_own_input(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`tree` with the settings `data.*` that its network of timm expects of images, where it has none of its own."""
+    backbone, data = tree.get("backbone"), tree.get("data", {})
+    name = backbone.get("name") if isinstance(backbone, Mapping) else None
+    if not isinstance(name, str) or not name.startswith(TIMM) or not isinstance(data, Mapping):
+        return tree
+    if set(TIMM_INPUT) <= set(data):  # a run's own file, which is to be read without torch
+        return tree
+    from fsl_dist.models.timm_backbone import input_settings
+
+    return {**tree, "data": {**data, **input_settings(name, data)}}
 
 
 def _without_mining(tree: Mapping[str, Any], place: str) -> Mapping[str, Any]:
@@ -297,7 +310,7 @@ def load_config(path: Path | None, overrides: Sequence[str]) -> RunConfig:
     An override that names another method drops the file's settings of its own, with a warning (`lay_over`).
     """
     if path is None:
-        return _open_places(validate(RunConfig, parse_overrides(overrides), "the settings given"))
+        return _build(parse_overrides(overrides), (), "the settings given")
     tree, place = read_config(path)
     return _build(tree, overrides, place)
 

@@ -16,6 +16,7 @@ from fsl_dist.errors import RequestError, TrainingError
 from fsl_dist.models.backbones import build_network
 from fsl_dist.models.config import BackboneConfig
 from fsl_dist.models.embedding import FullPrecisionLinear, Network
+from fsl_dist.models.lora import merge_lora
 from fsl_dist.training.trained import TrainedRun
 from fsl_dist.version import __version__
 from index.base.extras import require
@@ -26,6 +27,8 @@ from index.base.settings import dump, validate
 METADATA = "fsl_dist.json"
 """name of the metadata among a .pt2 file's extra files"""
 
+# Settings of the backbone that made the weights and are not needed to load them; low-rank updates are merged.
+_AS_EXPORTED = {"weights": "", "pretrained": False, "freeze": 0, "lora_rank": 0, "lora_alpha": 0.0}
 _NUM_CHECKED = 4
 _TOLERANCE = 1e-4
 
@@ -38,6 +41,7 @@ class Embed(nn.Module):
         self.network = copy.deepcopy(network).cpu().float().eval()
         self.network.to(memory_format=torch.contiguous_format)
         self.network.classifier = self.network.fc7 = None
+        merge_lora(self.network)
         for module in list(self.network.modules()):
             for name, child in module.named_children():
                 if isinstance(child, FullPrecisionLinear):
@@ -107,7 +111,7 @@ def _describe(trained: TrainedRun) -> dict[str, str]:
         "image_size": data.image_size,
         "resize": data.resize,
         "resize_size": data.resize_size,
-        "interpolation": "bilinear, antialiased",
+        "interpolation": f"{data.interpolation}, antialiased",
         "crop": "center",
         "scale": 1 / 255,
         "mean": data.mean[: data.channels],
@@ -119,7 +123,7 @@ def _describe(trained: TrainedRun) -> dict[str, str]:
         **({} if data.features else images),
         "embedding_dim": network.embedding_dim,
         "normalise": network.normalise,
-        "backbone": {**dump(config.backbone), "weights": "", "pretrained": False},
+        "backbone": {**dump(config.backbone), **_AS_EXPORTED},
         "method": config.method.kind,
         "parameters": trained.parameters,
     }

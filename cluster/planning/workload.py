@@ -75,7 +75,8 @@ def _cut(config: RunConfig, size: int, processes: int) -> tuple[int, int]:
     The same division as `training.step.deal_pieces`, whose module needs torch.
     """
     mode = config.backbone.batch_norm
-    group = config.backbone.batch_norm_group if mode in ("auto", "ghost") else 1
+    is_ghost = mode == "ghost" or (mode == "auto" and not config.backbone.starts_from_weights)
+    group = config.backbone.batch_norm_group if is_ghost else 1
     units = max(1, min(-(-size // group), size // 2)) if group > 1 else size
     smaller, num_larger = divmod(size, units)
     edges = np.arange(processes + 1) * units // processes

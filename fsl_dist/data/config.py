@@ -27,6 +27,8 @@ class DataConfig:
     """shorter: the shorter side becomes resize_size; exact: both sides do, whatever the aspect"""
     resize_size: Annotated[int, Field(ge=1)] = 256
     """size before the crop, pixels, at least image_size"""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """filter that images are resized with, with antialiasing; most networks of timm were trained with bicubic"""
     channels: Literal[1, 3] = 3
     """1 = grey (luma), 3 = RGB"""
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)

@@ -10,6 +10,9 @@ from fsl_dist.data.augmentation.parameters import AugmentParameters
 from fsl_dist.data.config import DataConfig
 from fsl_dist.data.resize import extents_of_shorter
 
+# Source pixels on each side of a pixel that a filter weighs, where sizes stay.
+_RADIUS = {"bilinear": 1, "bicubic": 2}
+
 
 def resized_extents(height: int, width: int, config: DataConfig) -> tuple[int, int]:
     """(height, width) after the resize; the longer side is rounded to the nearest pixel, halves up."""
@@ -78,9 +81,9 @@ def crop_regions(
         scale = (far - near) / crop
     start, stop = np.zeros_like(sizes), sizes
     if is_cut:
-        reach = (
-            np.maximum(1, scale / 2) + 1
-        )  # half of the filter that is scaled down with, and a pixel for rounding
+        # What the filter that is scaled down with sees beyond the outermost pixels' centres, and a pixel for rounding.
+        radius = _RADIUS[config.interpolation]
+        reach = np.maximum(radius, (radius - 0.5) * scale) + 1
         start = np.maximum(0, np.floor(near - reach)).astype(np.int64)
         stop = np.minimum(sizes, np.ceil(far + reach).astype(np.int64))
     near, far = near - start, far - start

@@ -24,8 +24,9 @@ _Input = tuple[NDArray[np.uint8], tuple[int, int]]
 """What DALI decodes, and the (height, width) it will have."""
 
 
-# For an image of the right size already, and for others. Copying takes a tenth of the time.
-_FILTERS = np.int32(types.INTERP_NN), np.int32(types.INTERP_LINEAR)
+# An image of the right size already is copied, in a tenth of the time.
+_COPY = np.int32(types.INTERP_NN)
+_FILTERS = {"bilinear": np.int32(types.INTERP_LINEAR), "bicubic": np.int32(types.INTERP_CUBIC)}
 
 
 def _colours_in_use(config: DataConfig) -> tuple[str, ...]:
@@ -153,7 +154,7 @@ class DaliDecoder:
         fed: dict[str, NDArray[Any]] = {
             "near": regions.near,
             "far": regions.far,
-            "filter": np.where(regions.is_copy, *_FILTERS),
+            "filter": np.where(regions.is_copy, _COPY, _FILTERS[self._config.interpolation]),
         }
         if is_cut:
             fed |= {"start": regions.start, "shape": regions.shape}

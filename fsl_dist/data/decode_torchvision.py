@@ -28,6 +28,7 @@ class TorchvisionDecoder:
     def __init__(self, config: DataConfig, *, device: str) -> None:
         self._config = config
         self._device = device
+        self._filter = functional.InterpolationMode(config.interpolation)
         self._normalise = Normaliser(config, device)
         self._pool = ThreadPoolExecutor(config.threads, thread_name_prefix="fsl-dist-image")
 
@@ -58,7 +59,9 @@ class TorchvisionDecoder:
             image = _resized_crop(decoded, augment.slice(position, position + 1), config)
         else:
             extents = resized_extents(decoded.height, decoded.width, config)
-            image = functional.pil_to_tensor(functional.resize(decoded, list(extents), antialias=True))
+            image = functional.pil_to_tensor(
+                functional.resize(decoded, list(extents), self._filter, antialias=True)
+            )
             top = crop_offset(augment.crop_y[position], extents[0], config.image_size)
             left = crop_offset(augment.crop_x[position], extents[1], config.image_size)
             image = functional.crop(image, top, left, config.image_size, config.image_size)
@@ -78,7 +81,9 @@ def _resized_crop(decoded: Image.Image, augment: AugmentParameters, config: Data
     near, far = resized_crop_boxes(np.array([decoded.size[::-1]]), augment, config)
     box = (near[0, 1], near[0, 0], far[0, 1], far[0, 0])
     size = (config.image_size, config.image_size)
-    return functional.pil_to_tensor(decoded.resize(size, Image.Resampling.BILINEAR, box=box))
+    return functional.pil_to_tensor(
+        decoded.resize(size, Image.Resampling[config.interpolation.upper()], box=box)
+    )
 
 
 def _change_colours(

@@ -5,7 +5,7 @@ statistics and leaves them alone; `ghost` takes the statistics of fixed groups o
 gives what its groups give one by one. Weights, buffers and state_dict keys are those of torch's own layers.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -35,6 +35,9 @@ class _ChangedBatchNorm(_BatchNorm):
 
 class FrozenBatchNorm(_ChangedBatchNorm):
     """Normalises by the running statistics, in training too; they never move, weight and bias do."""
+
+    stays: bool = False
+    """whether no other mode reaches this layer"""
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalised `input` (float [n, C] or [n, C, h, w]), same shape."""
@@ -127,12 +130,31 @@ class GhostBatchNorm(_ChangedBatchNorm):
 def apply_batch_norm(model: nn.Module, mode: BatchNormMode) -> None:
     """Give every batch norm inside `model` the behaviour of `mode`, in place, parameters and buffers kept.
 
-    It may be called again with another mode. `model` itself must not be a batch norm: it could not be replaced.
+    It may be called again with another mode. Layers of `freeze_batch_norms` stay frozen. `model` itself must not be a batch
+    norm: it could not be replaced.
     """
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, (nn.BatchNorm1d, nn.BatchNorm2d, _ChangedBatchNorm)):
                 setattr(parent, name, _with_mode(child, mode))
+
+
+def freeze_batch_norms(model: nn.Module, names: Iterable[str]) -> None:
+    """Make the batch norms `names` of `model` frozen ones for good, in place, whatever mode the others are given later."""
+    for name in names:
+        parent, _, own = name.rpartition(".")
+        norm = model.get_submodule(name)
+        assert isinstance(norm, _BatchNorm)
+        frozen = _with_mode(norm, "frozen")
+        assert isinstance(frozen, FrozenBatchNorm)
+        frozen.stays = True
+        setattr(model.get_submodule(parent), own, frozen)
+
+
+def set_momentum(model: nn.Module, momentum: float) -> None:
+    """Let each training call move the running statistics inside `model` by the share `momentum` (0 < momentum ≤ 1)."""
+    for norm in _batch_norms(model):
+        norm.momentum = momentum
 
 
 def _with_mode(norm: _BatchNorm, mode: BatchNormMode) -> _BatchNorm:
@@ -146,7 +168,7 @@ def _with_mode(norm: _BatchNorm, mode: BatchNormMode) -> _BatchNorm:
             wanted = FrozenBatchNorm
         case "ghost":
             wanted = GhostBatchNorm
-    if type(norm) is wanted:
+    if type(norm) is wanted or (isinstance(norm, FrozenBatchNorm) and norm.stays):
         return norm
     changed = wanted(norm.num_features, eps=norm.eps, momentum=norm.momentum, affine=norm.affine)
     changed.weight, changed.bias = norm.weight, norm.bias
@@ -161,11 +183,21 @@ def _with_mode(norm: _BatchNorm, mode: BatchNormMode) -> _BatchNorm:
 
 
 def resolve_batch_norm(
-    mode: Literal["auto", "batch", "frozen", "ghost"], *, is_global: bool, is_chunked: bool
+    mode: Literal["auto", "batch", "frozen", "ghost"],
+    *,
+    is_global: bool,
+    is_chunked: bool,
+    has_weights: bool = False,
 ) -> BatchNormMode:
-    """What `auto` means: `ghost` for global episodes and chunked ones, which cut a batch, else `batch`."""
+    """What `auto` means: `frozen` where the network starts from weights; else `ghost` for batches that are cut, else `batch`.
+
+    Batches are cut where they are global and where there are chunks. The statistics of a pretrained network are those of
+    many images, and a few images a class would replace them.
+    """
     if mode != "auto":
         return mode
+    if has_weights:
+        return "frozen"
     return "ghost" if is_global or is_chunked else "batch"
 
 

@@ -15,6 +15,12 @@ BACKBONES = (
 )  # fmt: skip
 """the architectures that come with the project"""
 
+TIMM = "timm:"
+"""what the name of a network of timm starts with"""
+
+TIMM_INPUT = ("mean", "std", "image_size", "resize_size", "resize", "interpolation")
+"""the settings `data.*` that a network of timm brings along, where none are given"""
+
 GROUP = "fsl_dist.backbones"
 """group of the entry points that add architectures"""
 
@@ -25,12 +31,14 @@ class BackboneConfig:
 
     name: str = "resnet50"
     """architecture: alexnet, conv4, convnext_base, densenet121, efficientnet_b3, mlp (takes feature vectors, the others images),
-    mobilenet_v2, resnet18, resnet50, resnet50_v2, se_resnet50, vgg19, vit_b_16, or one that another distribution brings"""
+    mobilenet_v2, resnet18, resnet50, resnet50_v2, se_resnet50, vgg19, vit_b_16; `timm:NAME` or `timm:NAME.TAG` for a network of timm,
+    whose own `data.mean`, `data.std`, `data.image_size`, `data.resize_size`, `data.resize` and `data.interpolation` are used where none are given; or one
+    that another distribution adds"""
     weights: str = ""
     """file of a state_dict to start from (.pth or .safetensors), or the folder of a run, whose best checkpoint's backbone
     is taken, and its map head where this run has one; head and classifier ignored; empty: none"""
     pretrained: bool = False
-    """start from ImageNet weights, torchvision's or timm's (downloaded once); not with `weights`. Those of `resnet50_v2`
+    """start from ImageNet weights, torchvision's or timm's, or the weights of `timm:NAME.TAG` (downloaded once); not with `weights`. Those of `resnet50_v2`
     expect `data.mean` and `data.std` of 0.5"""
     embedding_dim: Annotated[int, Field(ge=0)] = 0
     """width of a linear head on the features, 0: no head; a ReLU follows it where there is a classifier"""
@@ -51,18 +59,31 @@ class BackboneConfig:
     itself. 0 = the backbone's parameters stay (`batch_norm=frozen` keeps its statistics too)"""
     linear_lr_factor: Annotated[float, Field(gt=0)] = 1.0
     """alexnet, vgg19: learning rate of the backbone's linear layers (fc6, fc7) as a multiple of that of its convolutions"""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """factor of the learning rate from each layer of the backbone to the layer before it; the last layer has `lr_factor` times
+    this factor, heads and classifier have the full rate. 1 = all layers learn alike; 0.65 to 0.9 suit pretrained transformers"""
+    freeze: Annotated[int, Field(ge=-1)] = 0
+    """leading layers of the backbone (the stem, then residual or transformer blocks) whose parameters and batch-norm statistics
+    stay as they start; -1 = the whole backbone"""
+    lora_rank: Annotated[int, Field(ge=0)] = 0
+    """rank of the low-rank updates (LoRA, Hu et al. 2022) of a transformer's attention and MLP layers, which learn in place of the
+    backbone's own parameters. 0 = none; 4 to 16 are common. Needs the extra `lora` and a transformer of timm"""
+    lora_alpha: Annotated[float, Field(ge=0)] = 0.0
+    """the updates are scaled by lora_alpha / lora_rank; 0 = 2·lora_rank"""
     batch_norm: Literal["auto", "batch", "frozen", "ghost"] = "auto"
-    """statistics used in training; auto: ghost where all workers share a batch (every method but pcn and scatter,
-    and global episodes) and with training.chunk_size, else batch"""
+    """statistics used in training; auto: frozen where the backbone starts from weights; else ghost where all workers share a batch
+    (every method but pcn and scatter, and global episodes) and with training.chunk_size, else batch"""
     batch_norm_group: Annotated[int, Field(ge=2)] = 32
     """ghost: images in a group, at least episode.n_way"""
+    batch_norm_momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """batch and ghost: share by which one step moves the running statistics; 0.01 keeps those of a pretrained network longer"""
 
     def __post_init__(self) -> None:
         known = (*BACKBONES, *find_plugins(GROUP))
-        if self.name not in known:
+        if self.name not in known and not self.name.startswith(TIMM):
             near = difflib.get_close_matches(self.name, known, n=1)
             raise ConfigError(
-                f"backbone.name={self.name} must be one of {', '.join(known)}"
+                f"backbone.name={self.name} must be one of {', '.join(known)}, or timm:NAME"
                 + (f"; did you mean {near[0]}?" if near else "")
             )
         self._check_map_head()
@@ -75,6 +96,15 @@ class BackboneConfig:
             raise ConfigError(
                 f"backbone.padding=same belongs to backbone.name=mobilenet_v2; this run has backbone.name={self.name}"
             )
+        if self.lora_rank and self.freeze:
+            raise ConfigError(
+                f"backbone.lora_rank={self.lora_rank} and backbone.freeze={self.freeze} both say what stays of the backbone: "
+                "leave one out (LoRA keeps all of its own parameters)"
+            )
+        if self.lora_alpha and not self.lora_rank:
+            raise ConfigError(
+                f"backbone.lora_alpha={self.lora_alpha:g} scales the updates of backbone.lora_rank, which is 0 (backbone.lora_rank=8)"
+            )
         if self.pretrained and self.weights:
             raise ConfigError(
                 f"backbone.pretrained=true and backbone.weights={self.weights} both say where to start: leave one out"
@@ -84,6 +114,11 @@ class BackboneConfig:
                 f"backbone.pretrained=true: there are no weights for backbone.name={self.name} "
                 "(backbone.weights=PATH loads a state_dict)"
             )
+
+    @property
+    def starts_from_weights(self) -> bool:
+        """Whether the backbone starts from trained weights."""
+        return self.pretrained or self.weights != ""
 
     def _check_map_head(self) -> None:
         """A map head needs maps, and is the embedding's last layer; fc7 is AlexNet's and needs fc6 before it."""

@@ -1,5 +1,6 @@
 """A network: backbone, optional embedding head, optional classifier; the last layer always in full precision."""
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 
 import torch
@@ -28,7 +29,19 @@ class GlobalAverage(nn.Module):
         return _at_least_float32(maps).mean(dim=(2, 3))
 
 
-class MapBackbone(nn.Sequential):
+class MapModule(nn.Module, ABC):
+    """A backbone that makes feature maps on the way to its features."""
+
+    @abstractmethod
+    def feature_maps(self, samples: Tensor) -> Tensor:
+        """The last maps before pooling: float [n, channels, height, width] → [n, C, h, w]."""
+
+    @abstractmethod
+    def pooled(self) -> "MapModule":
+        """The same network up to the maps, then the maps' means: float [n, channels, height, width] → [n, C]."""
+
+
+class MapBackbone(nn.Sequential, MapModule):
     """Stages of an image network in order; the one named `pool` turns feature maps into features."""
 
     def feature_maps(self, samples: Tensor) -> Tensor:
@@ -66,7 +79,7 @@ class Network(nn.Module):
     Parameters live under `backbone.`, `map_head.`, `head.`, `fc7.` and `classifier.`; all but the first only where asked for.
     Between a head and a classifier stands a ReLU, so that the two are a hidden layer and an output layer; the embedding is
     what enters it. With `map_dim` the embedding is the mean of each of the map head's maps; the backbone must be a
-    MapBackbone that ends in a GlobalAverage (`MapBackbone.pooled`) of `feature_dim` maps.
+    MapModule that ends in a GlobalAverage (`MapModule.pooled`) of `feature_dim` maps.
     """
 
     def __init__(
@@ -114,9 +127,10 @@ class Network(nn.Module):
         the embedding with a map head (unless `normalise`), and where the backbone ends in their mean.
         Raises ConfigError for a backbone without maps.
         """
-        if not isinstance(self.backbone, MapBackbone):
+        if not isinstance(self.backbone, MapModule):
             raise ConfigError(
-                "backbone.name is mlp or vit_b_16, which make no feature maps (every other backbone.name does)"
+                "this backbone makes no feature maps, as mlp, vit_b_16 and timm's vision transformers "
+                "(convolutional networks make them)"
             )
         maps = self.backbone.feature_maps(samples)
         return maps if self.map_head is None else self.map_head(maps)

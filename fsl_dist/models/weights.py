@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fsl_dist.errors import RequestError
-from fsl_dist.models.config import BackboneConfig
+from fsl_dist.models.config import TIMM, BackboneConfig
 from fsl_dist.models.embedding import Network
 
 # The classifier of a weights file is for the classes it was trained on; what a backbone has of it, it keeps.
@@ -29,16 +29,35 @@ def load_initial(network: Network, config: BackboneConfig) -> None:
     loaded: Mapping[str, Tensor]
     if config.weights:
         source, loaded = f"backbone.weights={config.weights}", _read_tensors(config.weights)
-    elif config.pretrained:
+    elif config.pretrained and not config.name.startswith(TIMM):  # timm loads what it builds
         source = "backbone.pretrained=true"
         loaded = _from_timm(config.name) if config.name in _TIMM_WEIGHTS else _from_torchvision(config.name)
     else:
         return
-    load_weights(network.backbone, _part_of(loaded, "backbone.") or loaded, config, source=source)
+    own = _part_of(loaded, "backbone.") or loaded
+    if config.name.startswith(TIMM):
+        _load_timm(network.backbone, _part_of(own, "model.") or own, config, source)
+    else:
+        load_weights(network.backbone, own, config, source=source)
     if network.map_head is not None:
         _load_map_head(network.map_head, _part_of(loaded, "map_head."), source)
     if network.fc7 is not None:
         _load_fc7(network.fc7, loaded, source)
+
+
+def _load_timm(
+    backbone: nn.Module, loaded: Mapping[str, Tensor], config: BackboneConfig, source: str
+) -> None:
+    from fsl_dist.models.timm_backbone import TimmBackbone, timm_names
+
+    assert isinstance(backbone, TimmBackbone)
+    own = backbone.model.state_dict()
+    kept = {
+        key: value
+        for key, value in timm_names(backbone.model, loaded).items()
+        if key in own or not key.startswith(backbone.passed_over)
+    }
+    load_weights(backbone.model, kept, config, source=source)
 
 
 def _load_map_head(head: nn.Module, given: Mapping[str, Tensor], source: str) -> None:

@@ -17,6 +17,7 @@ from fsl_dist.data.loader import describe_samples
 from fsl_dist.distributed import WorkerGroup
 from fsl_dist.errors import RequestError
 from fsl_dist.models.backbones import build_network
+from fsl_dist.models.config import TIMM
 from fsl_dist.training.checkpoint import CheckpointFolder, Progress, read_progress
 from fsl_dist.training.loop import Trainer, Watch
 from fsl_dist.training.optimizer import group_parameters
@@ -131,12 +132,32 @@ def check_run(config: RunConfig, *, warn: Callable[[str], None] | None = None) -
         outputs_embeddings=method.outputs_embeddings,
     )
     group_parameters(
-        network, lr_factor=config.backbone.lr_factor, linear_lr_factor=config.backbone.linear_lr_factor
+        network,
+        lr_factor=config.backbone.lr_factor,
+        linear_lr_factor=config.backbone.linear_lr_factor,
+        layer_decay=config.backbone.layer_decay,
     )
     if warn is not None:
-        for gap in describe_gaps(splits, config, catalogue.class_names):
-            warn(gap)
+        for sentence in (
+            *describe_gaps(splits, config, catalogue.class_names),
+            *_describe_other_pixels(config),
+        ):
+            warn(sentence)
     return method.num_steps()
+
+
+def _describe_other_pixels(config: RunConfig) -> Iterator[str]:
+    """Sentences about images that are normalised otherwise than those that the weights of timm's network were trained on."""
+    if not config.backbone.name.startswith(TIMM) or not config.backbone.starts_from_weights:
+        return
+    from fsl_dist.models.timm_backbone import input_settings
+
+    own = input_settings(config.backbone.name, {})
+    for key in ("mean", "std"):
+        given = list(getattr(config.data, key))[: config.data.channels]
+        wanted = own[key][: config.data.channels]
+        if given != wanted:
+            yield f"data.{key}={given} differs from the {wanted} of the weights of backbone.name={config.backbone.name}"
 
 
 def _summarise(config: RunConfig, checkpoints: CheckpointFolder, seconds: float) -> TrainingSummary:

@@ -95,6 +95,7 @@ class Trainer:
             lr_factor=config.backbone.lr_factor,
             linear_lr_factor=config.backbone.linear_lr_factor,
             head_lr_factor=config.head_lr_factor,
+            layer_decay=config.backbone.layer_decay,
         )
         self.average = WeightAverage(config.training.ema)
         self.progress = Progress()
@@ -139,6 +140,7 @@ class Trainer:
             self.config.backbone.batch_norm,
             is_global=self.method.is_global,
             is_chunked=self.config.training.chunk_size > 0,
+            has_weights=self.config.backbone.starts_from_weights,
         )
         apply_batch_norm(network, mode)
         self.is_ghost = mode == "ghost"

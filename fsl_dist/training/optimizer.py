@@ -1,6 +1,7 @@
 """The optimizer of a run: which parameters learn, and how fast each of them."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,17 +9,24 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from fsl_dist.errors import ConfigError, TrainingError
 from fsl_dist.models.embedding import Network
+from fsl_dist.models.layers import layer_numbers
 from fsl_dist.training.config import TrainingConfig
 
 
 def group_parameters(
-    network: Network, *, lr_factor: float = 1.0, linear_lr_factor: float = 1.0, head_lr_factor: float = 1.0
+    network: Network,
+    *,
+    lr_factor: float = 1.0,
+    linear_lr_factor: float = 1.0,
+    head_lr_factor: float = 1.0,
+    layer_decay: float = 1.0,
 ) -> list[dict]:
     """What learns, as an optimizer's groups: `params`, their `lr_factor`, and `decays`, whether weight decay is for them.
 
-    Heads and classifier have `head_lr_factor`, the backbone `lr_factor`. The backbone's linear layers and fc7 have
-    `lr_factor`·`linear_lr_factor`, if that is not 1 (AlexNet, VGG). Biases and the parameters of norms, which have one
-    dimension, do not decay. Parameters alike in both are one group, and a group without parameters is left out. A
+    Heads and classifier have `head_lr_factor`, layer l of the backbone's L layers `lr_factor`·`layer_decay`^(L − l), with l
+    counted from 0 (BEiT, Bao et al. 2022). The backbone's linear layers and fc7 have `linear_lr_factor` times that, if that
+    is not 1 (AlexNet, VGG). Biases and the parameters of norms, which have one dimension, do not decay, nor does what timm
+    lists as such (position embeddings). Parameters alike in both are one group, and a group without parameters is left out. A
     `lr_factor` of 0 takes the gradient away from the backbone's parameters (`requires_grad`), so it must come before DDP.
 
     Raises ConfigError where nothing is left to train.
@@ -39,19 +47,32 @@ def group_parameters(
         for module in (network.map_head, network.head, network.classifier)
         for parameter in _trainable(module)
     }
-    for parameter in (*_trainable(network.backbone), *_trainable(network.fc7)):
-        factors[parameter] = lr_factor * (linear_lr_factor if parameter in linear else 1.0)
+    numbers = layer_numbers(network.backbone) if layer_decay != 1 else {}
+    num_layers = max(numbers.values(), default=-1) + 1
+    spared = _spared(network.backbone)
+    for name, parameter in network.backbone.named_parameters():
+        if parameter.requires_grad:
+            decay = layer_decay ** (num_layers - numbers.get(name, num_layers))
+            factors[parameter] = lr_factor * decay * (linear_lr_factor if parameter in linear else 1.0)
+    factors.update(dict.fromkeys(_trainable(network.fc7), lr_factor * linear_lr_factor))
     groups: dict[tuple[float, bool], dict] = {}
     for parameter, factor in factors.items():
-        decays = parameter.ndim > 1
+        decays = parameter.ndim > 1 and parameter not in spared
         new = {"params": [], "lr_factor": factor, "decays": decays}
         groups.setdefault((factor, decays), new)["params"].append(parameter)
     if not groups:
         raise ConfigError(
-            "backbone.lr_factor=0 leaves nothing to train: this network is its backbone alone "
+            "backbone.lr_factor=0 or backbone.freeze leaves nothing to train: this network is its backbone alone "
             "(backbone.embedding_dim=N or backbone.map_head=N adds a head)"
         )
     return list(groups.values())
+
+
+def _spared(backbone: nn.Module) -> set[nn.Parameter]:
+    """The parameters of `backbone` that timm spares weight decay."""
+    list_names: Any = getattr(getattr(backbone, "model", None), "no_weight_decay", None)
+    names = {f"model.{name}" for name in list_names()} if list_names is not None else set()
+    return {parameter for name, parameter in backbone.named_parameters() if name in names}
 
 
 def build_optimizer(
@@ -61,6 +82,7 @@ def build_optimizer(
     lr_factor: float = 1.0,
     linear_lr_factor: float = 1.0,
     head_lr_factor: float = 1.0,
+    layer_decay: float = 1.0,
 ) -> torch.optim.Optimizer:
     """AdamW, Adam or SGD over `group_parameters`, each group at `settings.lr` times its `lr_factor`.
 
@@ -69,7 +91,11 @@ def build_optimizer(
     a process in some 2 s: it imports the compiler.
     """
     groups = group_parameters(
-        network, lr_factor=lr_factor, linear_lr_factor=linear_lr_factor, head_lr_factor=head_lr_factor
+        network,
+        lr_factor=lr_factor,
+        linear_lr_factor=linear_lr_factor,
+        head_lr_factor=head_lr_factor,
+        layer_decay=layer_decay,
     )
     for group in groups:
         group["weight_decay"] = settings.decay if group["decays"] or settings.optimizer != "adamw" else 0.0

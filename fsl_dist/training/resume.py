@@ -72,8 +72,13 @@ def settle(config: RunConfig, version: int) -> RunConfig:
     version: of the catalogue that is current.
     """
     per_step = config.episode.per_step or config.workers.num
+    backbone = config.backbone
+    if backbone.batch_norm == "auto" and backbone.starts_from_weights:
+        # A resumed run may leave its weights out, and its batch norm must stay as it was.
+        backbone = replace(backbone, batch_norm="frozen")
     return replace(
         config,
+        backbone=backbone,
         episode=replace(config.episode, per_step=per_step),
         training=replace(config.training, head_lr_factor=config.head_lr_factor),
         data=replace(config.data, version=config.data.version or version),
@@ -94,6 +99,11 @@ def check_resumable(config: RunConfig, stored: RunConfig, *, is_finished: bool =
     if config.training.head_lr_factor == "auto":
         factor = stored.training.head_lr_factor
         config = replace(config, training=replace(config.training, head_lr_factor=factor))
+    if config.backbone.batch_norm == "auto":
+        config = replace(config, backbone=replace(config.backbone, batch_norm=stored.backbone.batch_norm))
+    if not stored.backbone.starts_from_weights:
+        # The checkpoint's weights count, and batch_norm=auto looks at whether there were others at the start.
+        config = replace(config, backbone=replace(config.backbone, weights="", pretrained=False))
     before, now = _flatten(dump(stored)), _flatten(dump(config))
     # Whether there are chunks settles backbone.batch_norm=auto; how large they are changes nothing.
     are_chunked = config.training.chunk_size > 0 and stored.training.chunk_size > 0

@@ -77,6 +77,11 @@ def resolve_weights(config: RunConfig) -> RunConfig:
                 f"backbone.weights={run} is a run with backbone.{field}={getattr(other, field)}, this one has "
                 f"backbone.{field}={getattr(own, field)}; the backbone must be the same to start from it"
             )
+    if other.lora_rank:
+        raise ConfigError(
+            f"backbone.weights={run} is a run with backbone.lora_rank={other.lora_rank}, whose updates are apart from its weights "
+            "(export it as .safetensors, which adds them, and name that file)"
+        )
     checkpoint = find_checkpoint(run)
     bring(checkpoint)
     weights = str(checkpoint / TENSORS)

@@ -13,6 +13,7 @@ EXTRA_OF = {
     "onnxruntime": "export",
     "onnxscript": "export",
     "optuna": "optuna",
+    "peft": "lora",
     "ray": "ray",
     "tensorboard": "tensorboard",
 }

@@ -55,7 +55,7 @@ def take_step(trainer: Trainer, out: Path, dtype: torch.dtype) -> None:
     method.finish_step(0, planned.batches, result.updates, group)
     kept = method.state()  # on all workers: it may gather
     if group.is_first:
-        gradient = torch.cat([p.grad.reshape(-1) for p in trainer.network.parameters()])
+        gradient = torch.cat([p.grad.reshape(-1) for p in trainer.network.parameters() if p.requires_grad])
         state = {name: value.numpy() for name, value in kept.items() if torch.is_tensor(value)}
         np.savez(
             out,

@@ -65,10 +65,15 @@ CONFIGS = {
     "rgb": DataConfig(image_size=64, resize_size=80),
     "rgb jitter": DataConfig(image_size=64, resize_size=80, **JITTER),
     "rgb exact": DataConfig(image_size=64, resize_size=80, resize="exact"),
+    "rgb bicubic": DataConfig(image_size=64, resize_size=80, interpolation="bicubic"),
+    "rgb enlarged, bicubic": DataConfig(image_size=200, resize_size=220, interpolation="bicubic"),
     "rgb enlarged": DataConfig(image_size=200, resize_size=220),
     "grey": DataConfig(image_size=64, resize_size=80, channels=1),
     "grey jitter": DataConfig(image_size=64, resize_size=80, channels=1, **JITTER),
     "resized crop": DataConfig(image_size=64, resize_size=80, crop_scale=(0.2, 1.0), **JITTER),
+    "resized crop, bicubic": DataConfig(
+        image_size=64, resize_size=80, crop_scale=(0.2, 1.0), interpolation="bicubic"
+    ),
     "resized crop, enlarged": DataConfig(image_size=200, resize_size=200, crop_scale=(0.1, 0.5)),
     "resized crop, centre": DataConfig(
         image_size=64, resize_size=80, crop_scale=(0.5, 0.5), random_crop=False, channels=1

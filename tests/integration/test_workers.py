@@ -87,6 +87,7 @@ STEPS = {
     "deep kNN, dataset": [*MINED, *GROUPS],
     "deep kNN, dataset, damaged images": [*MINED, *GROUPS],
     "deep kNN, dataset, frozen batch norm": [*MINED, "backbone.batch_norm=frozen"],
+    "deep kNN, batch, frozen layers": [*DEEP_KNN, *GROUPS, "backbone.freeze=2", "backbone.layer_decay=0.5"],
     # One group of images, so the second worker has none and only takes part.
     "deep kNN, batch smaller than its group": [*DEEP_KNN, "backbone.batch_norm_group=96"],
     "batch hard": ["method.kind=batch_hard", "training.batch_size=66", *GROUPS],

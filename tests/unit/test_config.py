@@ -119,6 +119,26 @@ def test_chunks_smaller_than_a_group_are_fine_where_there_are_no_groups() -> Non
     assert of("training.chunk_size=32", "method.kind=pcn").training.chunk_size == 32
 
 
+def test_a_network_that_starts_from_weights_has_no_groups_unless_they_are_asked_for() -> None:
+    small = ["training.chunk_size=16", "backbone.pretrained=true"]
+    assert of(*small).training.chunk_size == 16
+    with pytest.raises(ConfigError, match=r"training\.chunk_size=16 is below backbone\.batch_norm_group=32"):
+        of(*small, "backbone.batch_norm=ghost")
+
+
+def test_a_resumed_run_keeps_its_batch_norm_without_its_weights() -> None:
+    stored = settle(of("backbone.weights=first.pth", "run.dir=r"), version=1)
+    assert stored.backbone.batch_norm == "frozen"
+    assert check_resumable(of("run.dir=r"), stored).backbone.batch_norm == "frozen"
+    with pytest.raises(RequestError, match=r"backbone\.batch_norm=ghost differs from the run's frozen"):
+        check_resumable(of("run.dir=r", "backbone.batch_norm=ghost"), stored)
+    # A run without weights takes none on the way, and stays what it was.
+    plain = settle(of("run.dir=r"), version=1)
+    assert plain.backbone.batch_norm == "auto"
+    resumed = check_resumable(of("run.dir=r", "backbone.pretrained=true"), plain).backbone
+    assert (resumed.batch_norm, resumed.starts_from_weights) == ("auto", False)
+
+
 def test_stop_metric_follows_the_method() -> None:
     assert of("method.kind=pcn").stop_metric == "mca/base"
     assert of("evaluation.k_p=[1,5]").stop_metric == "knn/mcr@5"

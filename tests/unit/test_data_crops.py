@@ -30,13 +30,24 @@ def augment_at(y, x, flip):
     x=st.floats(0, 1),
     flip=st.booleans(),
     resize=st.sampled_from(["shorter", "exact"]),
+    interpolation=st.sampled_from(["bilinear", "bicubic"]),
 )
 @example(
-    height=12, width=22, crop=29, more=25, y=1.0, x=1.0, flip=False, resize="shorter"
+    height=12,
+    width=22,
+    crop=29,
+    more=25,
+    y=1.0,
+    x=1.0,
+    flip=False,
+    resize="shorter",
+    interpolation="bilinear",
 )  # bytes differ by 2
-def test_a_region_holds_all_that_the_filter_looks_at(height, width, crop, more, y, x, flip, resize):
+def test_a_region_holds_all_that_the_filter_looks_at(
+    height, width, crop, more, y, x, flip, resize, interpolation
+):
     """Against PIL: resizing inside the region from edge to edge gives the pixels of resizing everything, then cropping."""
-    config = DataConfig(image_size=crop, resize_size=crop + more, resize=resize)
+    config = DataConfig(image_size=crop, resize_size=crop + more, resize=resize, interpolation=interpolation)
     sizes, augment = np.array([[height, width]]), augment_at(y, x, flip)
     whole, part = (crop_regions(sizes, augment, config, is_cut=is_cut) for is_cut in (False, True))
     assert (whole.start[0].tolist(), whole.shape[0].tolist()) == ([0, 0], [height, width])
@@ -52,7 +63,7 @@ def test_a_region_holds_all_that_the_filter_looks_at(height, width, crop, more, 
             near[1], far[1] = far[1], near[1]
         inside = Image.fromarray(pixels[top : top + rows, left : left + columns])
         box = (max(0, near[1]), max(0, near[0]), min(columns, far[1]), min(rows, far[0]))
-        found = np.asarray(inside.resize((crop, crop), Image.Resampling.BILINEAR, box=box))
+        found = np.asarray(inside.resize((crop, crop), Image.Resampling[interpolation.upper()], box=box))
         results.append(found)
     assert np.abs(results[0] - results[1]).max() <= 0.1
 

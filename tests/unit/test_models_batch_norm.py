@@ -1,6 +1,7 @@
 """Batch norm that does not see how a batch is cut."""
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -218,3 +219,11 @@ def test_auto_is_ghost_where_a_batch_is_cut():
     assert resolve_batch_norm("auto", is_global=True, is_chunked=False) == "ghost"
     assert resolve_batch_norm("auto", is_global=False, is_chunked=True) == "ghost"
     assert resolve_batch_norm("frozen", is_global=True, is_chunked=True) == "frozen"
+
+
+def test_auto_is_frozen_where_the_network_starts_from_weights():
+    for is_global, is_chunked in itertools.product([False, True], repeat=2):
+        given = {"is_global": is_global, "is_chunked": is_chunked, "has_weights": True}
+        assert resolve_batch_norm("auto", **given) == "frozen"
+        assert resolve_batch_norm("ghost", **given) == "ghost"
+        assert resolve_batch_norm("batch", **given) == "batch"

@@ -49,6 +49,7 @@ CASES = {
         "training.batch_size=40",
         "backbone.batch_norm=frozen",
     ],
+    "batch, pretrained": ["method.kind=deep_knn", "training.batch_size=50", "backbone.pretrained=true"],
     "batch hard": ["method.kind=batch_hard", "training.batch_size=33", "backbone.batch_norm_group=8"],
 }
 
@@ -75,6 +76,7 @@ def test_what_is_counted_is_what_is_dealt(digits: Path, name: str, workers: int)
         config.backbone.batch_norm,
         is_global=method.is_global,
         is_chunked=config.training.chunk_size > 0,
+        has_weights=config.backbone.starts_from_weights,
     )
     dealt = [
         deal_pieces(

@@ -25,8 +25,10 @@ def test_groups_hold_every_parameter_once(lr_factor):
     optimizer = build_optimizer(network, TrainingConfig(), lr_factor=lr_factor)
     held = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
     assert sorted(held) == sorted(id(parameter) for parameter in network.parameters())
-    # Weights and biases, of the backbone and of what follows it.
+    # Matrices, and vectors that weight decay is not for, at each factor.
     assert len(optimizer.param_groups) == (2 if lr_factor == 1 else 4)
+    for group in optimizer.param_groups:
+        assert {parameter.ndim > 1 for parameter in group["params"]} == {group["decays"]}
 
 
 def test_the_backbone_moves_by_its_share():
@@ -68,10 +70,13 @@ def test_a_factor_of_zero_leaves_the_backbone_alone():
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     fresh = [*network.head.parameters(), *network.classifier.parameters()]
     assert {id(parameter) for parameter in held} == {id(parameter) for parameter in fresh}
+    assert len(held) == len(fresh)
     network(torch.randn(4, 3)).sum().backward()
     assert all(parameter.grad is None for parameter in network.backbone.parameters())
     assert all(parameter.grad is not None for parameter in fresh)
-    with pytest.raises(ConfigError, match=r"backbone\.lr_factor=0 leaves nothing to train.*embedding_dim"):
+    with pytest.raises(
+        ConfigError, match=r"backbone\.lr_factor=0 or backbone\.freeze leaves nothing to train.*embedding_dim"
+    ):
         build_optimizer(small_network(), TrainingConfig(), lr_factor=0.0)
 
 
