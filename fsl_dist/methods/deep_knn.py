@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from fsl_dist.errors import ConfigError, RequestError
+from fsl_dist.errors import ConfigError
 from fsl_dist.methods.method import (
     Batch,
     BatchLoss,
@@ -55,7 +55,8 @@ class DeepKNNConfig(MethodSettings):
     normalise: bool = True
     """embeddings on the unit sphere"""
     classes_per_batch: Literal[0] | Annotated[int, Field(ge=2)] = 0
-    """mining.source=batch: classes of a stratified batch, as in the paper; 0: images are drawn by mining.anchor_power"""
+    """mining.source=batch: classes of a stratified batch, as in the paper; 0: images are drawn by mining.anchor_power, as
+    those of mining.source=dataset always are"""
     cross_entropy_weight: Annotated[float, Field(ge=0)] = 0.0
     """weight of the cross entropy of a classifier that is added to the loss; 0: no classifier"""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -101,11 +102,6 @@ class DeepKNNConfig(MethodSettings):
         """The method over the training images, by where its neighbours are mined."""
         if context.mining.source == "batch":
             return (StratifiedMining if self.classes_per_batch else BatchMining)(context, self)
-        if self.classes_per_batch:
-            raise RequestError(
-                f"method.classes_per_batch={self.classes_per_batch} belongs to mining.source=batch; mining.source=dataset "
-                "draws its anchors by mining.anchor_power (method.classes_per_batch=0)"
-            )
         if context.mining.neighbours == "memory":
             from fsl_dist.methods.memory_mining import MemoryMining
 

@@ -19,7 +19,7 @@ class MiningConfig:
     overwrite; decoded: neighbours are found by the neighbour index, and are decoded and forwarded with the anchors"""
     anchor_power: Annotated[float, Field(ge=0, le=1)] = 0.5
     """anchors of class c are drawn in proportion to n_c^power, n_c its number of training images: 1 as sized, 0 class-balanced.
-    Not with method.classes_per_batch above 0"""
+    Stratified batches (method.classes_per_batch) are drawn otherwise"""
     refresh_steps: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """steps between two passes that embed all training images: for the memory's rows, or for the table of decoded neighbours.
     0: the first step's only; auto: that for memory, every epoch for decoded"""
