@@ -88,6 +88,7 @@ class EmbeddingMemory:
         self._check(index, dim, most_bytes)
         self.vectors = torch.zeros(self.stop - self.start, dim, device=device)
         """float32 [n, D]: the rows from `start` on"""
+        self._squares = torch.zeros(self.stop - self.start, device=device)  # ‖row‖²
         self.written = torch.full((self.stop - self.start,), -1, dtype=torch.int32)
         """int32 [n]: optimizer step whose parameters each row was embedded with"""
         self.lists = MemoryLists(index, group, len(selection)) if index.kind == "ivf_flat" else None
@@ -110,6 +111,7 @@ class EmbeddingMemory:
         is_older = self.written < step
         self.vectors[is_older] = vectors.to(self.device)[is_older.to(vectors.device)]
         self.written[is_older] = step
+        self._squares = self.vectors.square().sum(1)
         self.sort_into_lists(step)
 
     def sort_into_lists(self, seed: int) -> None:
@@ -125,10 +127,12 @@ class EmbeddingMemory:
         own = rows[order] - self.start
         # One after another: of equal rows the last of the flipped order is written last.
         unique, last = _last_of_each(own)
-        self.vectors[unique] = embeddings[order][last]
+        latest = embeddings[order][last]
+        self.vectors[unique] = latest
+        self._squares[unique] = latest.square().sum(1)
         self.written[unique.cpu()] = step
         if self.lists is not None and len(unique):
-            self.lists.update(unique.cpu().numpy(), embeddings[order][last].cpu().numpy())
+            self.lists.update(unique.cpu().numpy(), latest.cpu().numpy())
 
     def age(self, step: int) -> float:
         """Mean number of steps since a row of this worker was written."""
@@ -139,25 +143,28 @@ class EmbeddingMemory:
     ) -> tuple[LogSums | None, LogSums | None]:
         """Sums over all rows of each anchor's class, and over all others; the anchors' own rows are left out. Collective.
 
-        One product of the anchors with the memory, and one with the weights. None for what is not asked for.
+        One product of the anchors with the rows that are asked for, and one with the weights. None for what is not asked for.
         """
         own_same, own_other = _Running(anchors.embeddings), _Running(anchors.embeddings)
         classes = anchors.classes()
-        width = max(1, _SCORES_AT_A_TIME // max(len(anchors.rows), 1))
-        for first in range(self.start, self.stop, width):
-            last = min(first + width, self.stop)
-            vectors = self.vectors[first - self.start : last - self.start]
-            scores = self._scores(anchors, vectors, first, temperature)
+        for first, last in self._blocks(anchors) if same or other else ():
+            scores = self._scores(anchors, first, last, temperature) if other else None
             for positions, low, high in classes:
-                low, high = max(low, first) - first, min(high, last) - first
+                low, high = max(low, first), min(high, last)
                 if low >= high:
                     continue
+                columns = slice(low - first, high - first)
                 if same:
-                    own_same.add(scores[positions, low:high], vectors[low:high], positions)
-                if other:
-                    scores[positions, low:high] = -torch.inf
-            if other:
-                own_other.add(scores, vectors)
+                    own = (
+                        self._scores(_some(anchors, positions), low, high, temperature)
+                        if scores is None
+                        else scores[positions, columns]
+                    )
+                    own_same.add(own, self._rows(low, high), positions)
+                if scores is not None:
+                    scores[positions, columns] = -torch.inf
+            if scores is not None:
+                own_other.add(scores, self._rows(first, last))
         offset = anchors.embeddings.square().sum(1) / temperature
         found = [
             self._merge(running, offset) if wanted else None
@@ -165,11 +172,14 @@ class EmbeddingMemory:
         ]
         return found[0], found[1]
 
-    def nearest(self, anchors: Anchors, num: int, *, same: bool) -> tuple[Tensor, Tensor]:
-        """The `num` nearest rows of each anchor's class, or of all others: (rows int64 [B, num], vectors [B, num, D]). Collective.
+    def nearest(self, anchors: Anchors, num: int, *, same: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """The `num` nearest rows of each anchor's class, or of all others. Collective.
 
-        The anchors' own rows are left out. −1 and zeros where there are fewer. Kind ivf_flat finds other-class rows in the
-        nearest clusters alone.
+        The anchors' own rows are left out. Kind ivf_flat finds other-class rows in the nearest clusters alone.
+
+        Returns:
+            Rows int64 [B, num], −1 where there are fewer; their vectors float32 [B, num, D]; and squared distances
+            float32 [B, num], 0 where there is no row.
         """
         if same or self.lists is None:
             distances, rows = self._nearest_of_all(anchors, num, same=same)
@@ -177,41 +187,45 @@ class EmbeddingMemory:
             distances, rows = self.lists.search(anchors, num, self.device)
         if self.group.world_size > 1:
             distances, rows = self._merge_nearest(distances, rows, num)
-        return rows, self._gather(rows)
+        return rows, self._gather(rows), distances.clamp_min(0.0).masked_fill(rows < 0, 0.0)
 
     def _nearest_of_all(self, anchors: Anchors, num: int, *, same: bool) -> tuple[Tensor, Tensor]:
-        """This worker's nearest rows: (distances² less ‖anchor‖², rows), [B, ≤ num], infinite and −1 where there are fewer."""
+        """This worker's nearest rows: (distances², rows), [B, num], infinite and −1 where there are fewer."""
         best = torch.full((len(anchors.rows), num), torch.inf, device=self.device)
         rows = torch.full((len(anchors.rows), num), -1, dtype=torch.int64, device=self.device)
         classes = anchors.classes()
-        width = max(1, _SCORES_AT_A_TIME // max(len(anchors.rows), 1))
-        for first in range(self.start, self.stop, width):
-            last = min(first + width, self.stop)
-            vectors = self.vectors[first - self.start : last - self.start]
+        for first, last in self._blocks(anchors):
             if same:
                 for positions, low, high in classes:
                     low, high = max(low, first), min(high, last)
                     if low < high:
-                        part = self.vectors[low - self.start : high - self.start]
-                        scores = self._scores(_some(anchors, positions), part, low, 1.0)
+                        scores = self._scores(_some(anchors, positions), low, high, 1.0)
                         best[positions], rows[positions] = _keep_nearest(
                             best[positions], rows[positions], -scores, low
                         )
                 continue
-            scores = self._scores(anchors, vectors, first, 1.0)
+            scores = self._scores(anchors, first, last, 1.0)
             for positions, low, high in classes:
                 low, high = max(low, first) - first, min(high, last) - first
                 if low < high:
                     scores[positions, low:high] = -torch.inf
             best, rows = _keep_nearest(best, rows, scores.neg_(), first)
-        return best, rows
+        return best + anchors.embeddings.square().sum(1, keepdim=True), rows
 
-    def _scores(self, anchors: Anchors, vectors: Tensor, first: int, temperature: float) -> Tensor:
-        """(2 a·m − ‖m‖²) / τ of anchors and rows from `first` on: [B, n], −∞ for the anchors' own rows."""
-        bias = vectors.square().sum(1).div_(-temperature)
-        inside = (anchors.rows >= first) & (anchors.rows < first + len(vectors))
+    def _blocks(self, anchors: Anchors) -> list[tuple[int, int]]:
+        """This worker's rows, cut so that the scores of all anchors against a block fit: (first, one beyond the last)."""
+        width = max(1, _SCORES_AT_A_TIME // max(len(anchors.rows), 1))
+        return [(first, min(first + width, self.stop)) for first in range(self.start, self.stop, width)]
+
+    def _rows(self, first: int, last: int) -> Tensor:
+        return self.vectors[first - self.start : last - self.start]
+
+    def _scores(self, anchors: Anchors, first: int, last: int, temperature: float) -> Tensor:
+        """(2 a·m − ‖m‖²) / τ of anchors and the rows from `first` to before `last`: [B, n], −∞ for the anchors' own rows."""
+        bias = self._squares[first - self.start : last - self.start] / -temperature
+        inside = (anchors.rows >= first) & (anchors.rows < last)
         bias[anchors.rows[inside] - first] = -torch.inf
-        return torch.addmm(bias, anchors.embeddings * (2.0 / temperature), vectors.T)
+        return torch.addmm(bias, anchors.embeddings * (2.0 / temperature), self._rows(first, last).T)
 
     def _merge(self, running: _Running, offset: Tensor) -> LogSums:
         """All workers' sums as one. offset: what every score lacks, [B]."""
@@ -254,6 +268,7 @@ class EmbeddingMemory:
         assert isinstance(vectors, Tensor)
         assert isinstance(written, Tensor)
         self.vectors.copy_(vectors[self.start : self.stop])
+        self._squares = self.vectors.square().sum(1)
         self.written.copy_(written[self.start : self.stop])
 
 

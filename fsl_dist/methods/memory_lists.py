@@ -75,8 +75,7 @@ class MemoryLists:
         Infinite and −1 where the clusters that were looked into have fewer. Anchors' own rows are left out.
         """
         queries = anchors.embeddings.cpu().numpy()
-        in_step = anchors.rows.cpu().numpy()
-        width = num + len(in_step)  # as many may be rows of the step
+        width = num + len(queries)  # as many may be rows of the step
         distances = np.full((len(queries), width), np.inf, dtype=np.float32)
         rows = np.full((len(queries), width), -1, dtype=np.int64)
         for positions, low, high in anchors.classes():
@@ -85,10 +84,13 @@ class MemoryLists:
             settings = faiss.SearchParametersIVF(nprobe=self._num_probed(num), sel=selector)
             near, found = self._ivf.search(np.ascontiguousarray(queries[places]), width, params=settings)
             distances[places], rows[places] = near, np.where(found < 0, -1, found + self.start)
-        is_left_out = (rows < 0) | np.isin(rows, in_step)
-        distances[is_left_out], rows[is_left_out] = np.inf, -1
-        best, columns = torch.from_numpy(distances).topk(num, largest=False)
-        return best.to(device), torch.from_numpy(rows).gather(1, columns).to(device)
+        found, to_found = torch.from_numpy(rows), torch.from_numpy(distances)
+        # Not torch.isin, which sorts all that was found: a quarter of the search.
+        stepped = anchors.rows.cpu().sort().values
+        places = torch.searchsorted(stepped, found).clamp_max_(len(stepped) - 1)
+        is_left_out = (found < 0) | (stepped[places] == found)
+        best, columns = to_found.masked_fill_(is_left_out, torch.inf).topk(num, largest=False)
+        return best.to(device), found.masked_fill_(is_left_out, -1).gather(1, columns).to(device)
 
     def _num_probed(self, num: int) -> int:
         if self.config.nprobe:
