@@ -36,6 +36,7 @@ from fsl_dist.training.config import TrainingConfig
 from fsl_dist.training.optimizer import build_optimizer
 from fsl_dist.training.step import PlannedStep, deal_pieces, run_step
 from index.config import IndexConfig, Kind
+from index.runtime import keep_freed_memory
 
 BATCH_SIZE, _GHOST_GROUP = 96, 32
 _CENTRES = 200  # around which the modes of all classes are, so that classes are neighbours
@@ -119,6 +120,7 @@ class _Labels:
 
 def measure_steps(cases: tuple[Case, ...], options: BenchOptions) -> Found:
     """Each case's steps of both minings in turn, and how long the memory took to fill."""
+    keep_freed_memory()  # as a training process does
     found, filled = Found(), []
     for case in cases:
         rows = _make_rows(case)

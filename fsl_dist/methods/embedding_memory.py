@@ -18,6 +18,7 @@ from fsl_dist.data.selection import Selection
 from fsl_dist.distributed import WorkerGroup
 from fsl_dist.errors import RequestError
 from fsl_dist.losses.deep_knn import NO_TERMS
+from fsl_dist.losses.distances import smallest
 from fsl_dist.methods.memory_lists import MemoryLists
 from fsl_dist.samplers.scan import split_evenly
 from index.config import IndexConfig
@@ -147,7 +148,7 @@ class EmbeddingMemory:
         """
         own_same, own_other = _Running(anchors.embeddings), _Running(anchors.embeddings)
         classes = anchors.classes()
-        for first, last in self._blocks(anchors) if same or other else ():
+        for first, last in self._blocks(len(anchors.rows)) if same or other else ():
             scores = self._scores(anchors, first, last, temperature) if other else None
             for positions, low, high in classes:
                 low, high = max(low, first), min(high, last)
@@ -181,41 +182,50 @@ class EmbeddingMemory:
             Rows int64 [B, num], −1 where there are fewer; their vectors float32 [B, num, D]; and squared distances
             float32 [B, num], 0 where there is no row.
         """
-        if same or self.lists is None:
-            distances, rows = self._nearest_of_all(anchors, num, same=same)
+        if same:
+            distances, rows = self._nearest_of_class(anchors, num)
+        elif self.lists is None:
+            distances, rows = self._nearest_of_others(anchors, num)
         else:
             distances, rows = self.lists.search(anchors, num, self.device)
         if self.group.world_size > 1:
             distances, rows = self._merge_nearest(distances, rows, num)
         return rows, self._gather(rows), distances.clamp_min(0.0).masked_fill(rows < 0, 0.0)
 
-    def _nearest_of_all(self, anchors: Anchors, num: int, *, same: bool) -> tuple[Tensor, Tensor]:
-        """This worker's nearest rows: (distances², rows), [B, num], infinite and −1 where there are fewer."""
-        best = torch.full((len(anchors.rows), num), torch.inf, device=self.device)
-        rows = torch.full((len(anchors.rows), num), -1, dtype=torch.int64, device=self.device)
+    def _nearest_of_class(self, anchors: Anchors, num: int) -> tuple[Tensor, Tensor]:
+        """This worker's nearest rows of each anchor's class: (distances², rows), [B, num], infinite and −1 where there are fewer."""
+        best, rows = self._nothing(anchors, num)
+        for positions, low, high in anchors.classes():
+            own = _some(anchors, positions)
+            for first, last in self._blocks(len(positions), low, high):
+                distances = self._scores(own, first, last, 1.0).neg_()
+                best[positions], rows[positions] = _keep_nearest(
+                    best[positions], rows[positions], distances, first
+                )
+        return best + anchors.embeddings.square().sum(1, keepdim=True), rows
+
+    def _nearest_of_others(self, anchors: Anchors, num: int) -> tuple[Tensor, Tensor]:
+        """This worker's nearest rows of other classes, alike."""
+        best, rows = self._nothing(anchors, num)
         classes = anchors.classes()
-        for first, last in self._blocks(anchors):
-            if same:
-                for positions, low, high in classes:
-                    low, high = max(low, first), min(high, last)
-                    if low < high:
-                        scores = self._scores(_some(anchors, positions), low, high, 1.0)
-                        best[positions], rows[positions] = _keep_nearest(
-                            best[positions], rows[positions], -scores, low
-                        )
-                continue
-            scores = self._scores(anchors, first, last, 1.0)
+        for first, last in self._blocks(len(anchors.rows)):
+            distances = self._scores(anchors, first, last, 1.0).neg_()
             for positions, low, high in classes:
                 low, high = max(low, first) - first, min(high, last) - first
                 if low < high:
-                    scores[positions, low:high] = -torch.inf
-            best, rows = _keep_nearest(best, rows, scores.neg_(), first)
+                    distances[positions, low:high] = torch.inf
+            best, rows = _keep_nearest(best, rows, distances, first)
         return best + anchors.embeddings.square().sum(1, keepdim=True), rows
 
-    def _blocks(self, anchors: Anchors) -> list[tuple[int, int]]:
-        """This worker's rows, cut so that the scores of all anchors against a block fit: (first, one beyond the last)."""
-        width = max(1, _SCORES_AT_A_TIME // max(len(anchors.rows), 1))
-        return [(first, min(first + width, self.stop)) for first in range(self.start, self.stop, width)]
+    def _nothing(self, anchors: Anchors, num: int) -> tuple[Tensor, Tensor]:
+        best = torch.full((len(anchors.rows), num), torch.inf, device=self.device)
+        return best, torch.full(best.shape, -1, dtype=torch.int64, device=self.device)
+
+    def _blocks(self, num_anchors: int, low: int = 0, high: int | None = None) -> list[tuple[int, int]]:
+        """This worker's rows among those from `low` to before `high`, cut so that the scores of the anchors fit: (first, last)."""
+        low, high = max(low, self.start), min(self.stop if high is None else high, self.stop)
+        width = max(1, _SCORES_AT_A_TIME // max(num_anchors, 1))
+        return [(first, min(first + width, high)) for first in range(low, high, width)]
 
     def _rows(self, first: int, last: int) -> Tensor:
         return self.vectors[first - self.start : last - self.start]
@@ -241,7 +251,7 @@ class EmbeddingMemory:
     def _merge_nearest(self, distances: Tensor, rows: Tensor, num: int) -> tuple[Tensor, Tensor]:
         all_distances = self.group.gather_equal(distances).permute(1, 0, 2).flatten(1)
         all_rows = self.group.gather_equal(rows).permute(1, 0, 2).flatten(1)
-        best, places = all_distances.topk(min(num, all_distances.shape[1]), largest=False)
+        best, places = smallest(all_distances, num)
         return best, all_rows.gather(1, places)
 
     def _gather(self, rows: Tensor) -> Tensor:
@@ -304,11 +314,9 @@ def _some(anchors: Anchors, positions: Tensor) -> Anchors:
 def _keep_nearest(best: Tensor, rows: Tensor, distances: Tensor, first: int) -> tuple[Tensor, Tensor]:
     """The nearest of those found before (`best`, `rows` [b, k]) and of `distances` [b, n] to rows from `first` on."""
     num = best.shape[1]
-    near, places = distances.topk(min(num, distances.shape[1]), largest=False)
-    found = (places + first).masked_fill(near.isinf(), -1)
-    if first == 0 and near.shape[1] == num:
-        return near, found
-    near, places = torch.cat([best, near], dim=1).topk(num, largest=False)
+    near, places = smallest(distances, num)
+    found = (places + first).masked_fill_(near == torch.inf, -1)
+    near, places = smallest(torch.cat([best, near], dim=1), num)
     return near, torch.cat([rows, found], dim=1).gather(1, places)
 
 

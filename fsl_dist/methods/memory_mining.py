@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fsl_dist.losses.deep_knn import NO_TERMS, is_first, log_sum, neighbour_softmax, triplet_hinge
-from fsl_dist.losses.distances import euclidean_rows, squared_distances
+from fsl_dist.losses.distances import euclidean_rows, smallest, squared_distances
 from fsl_dist.methods.deep_knn import BatchMining, DeepKNNConfig
 from fsl_dist.methods.embedding_memory import Anchors, EmbeddingMemory, LogSums, class_ranges
 from fsl_dist.methods.method import Batch, MethodContext, TrainingIndex
@@ -153,7 +153,7 @@ class MemoryMining(BatchMining):
         everything = torch.cat([to_memory, in_step], dim=1)
         exists = torch.cat([rows >= 0, mask], dim=1)
         ranked = everything.detach().masked_fill(~exists, torch.inf)
-        places = ranked.topk(min(num, ranked.shape[1]), largest=False).indices
+        _, places = smallest(ranked, num)
         return everything.gather(1, places), exists.gather(1, places)
 
     def finish_step(
