@@ -19,7 +19,7 @@ from fsl_dist.distributed import WorkerGroup
 from fsl_dist.errors import RequestError
 from fsl_dist.losses.deep_knn import NO_TERMS
 from fsl_dist.losses.distances import smallest
-from fsl_dist.methods.memory_lists import MemoryLists
+from fsl_dist.methods.memory_lists import LARGE_CLASS, MemoryLists
 from fsl_dist.samplers.scan import split_evenly
 from index.config import IndexConfig
 
@@ -176,7 +176,8 @@ class EmbeddingMemory:
     def nearest(self, anchors: Anchors, num: int, *, same: bool) -> tuple[Tensor, Tensor, Tensor]:
         """The `num` nearest rows of each anchor's class, or of all others. Collective.
 
-        The anchors' own rows are left out. Kind ivf_flat finds other-class rows in the nearest clusters alone.
+        The anchors' own rows are left out. Kind ivf_flat finds other-class rows, and
+        those of classes of more than `LARGE_CLASS` rows, in the nearest clusters alone.
 
         Returns:
             Rows int64 [B, num], −1 where there are fewer; their vectors float32 [B, num, D]; and squared distances
@@ -187,7 +188,7 @@ class EmbeddingMemory:
         elif self.lists is None:
             distances, rows = self._nearest_of_others(anchors, num)
         else:
-            distances, rows = self.lists.search(anchors, num, self.device)
+            distances, rows = self.lists.search(anchors, num, self.device, same=False)
         if self.group.world_size > 1:
             distances, rows = self._merge_nearest(distances, rows, num)
         return rows, self._gather(rows), distances.clamp_min(0.0).masked_fill(rows < 0, 0.0)
@@ -195,14 +196,23 @@ class EmbeddingMemory:
     def _nearest_of_class(self, anchors: Anchors, num: int) -> tuple[Tensor, Tensor]:
         """This worker's nearest rows of each anchor's class: (distances², rows), [B, num], infinite and −1 where there are fewer."""
         best, rows = self._nothing(anchors, num)
+        large: list[Tensor] = []
         for positions, low, high in anchors.classes():
+            if self.lists is not None and high - low > LARGE_CLASS:
+                large.append(positions)
+                continue
             own = _some(anchors, positions)
             for first, last in self._blocks(len(positions), low, high):
                 distances = self._scores(own, first, last, 1.0).neg_()
                 best[positions], rows[positions] = _keep_nearest(
                     best[positions], rows[positions], distances, first
                 )
-        return best + anchors.embeddings.square().sum(1, keepdim=True), rows
+        best += anchors.embeddings.square().sum(1, keepdim=True)
+        if self.lists is not None and large:
+            places = torch.cat(large)
+            own = _some(anchors, places)
+            best[places], rows[places] = self.lists.search(own, num, self.device, same=True)
+        return best, rows
 
     def _nearest_of_others(self, anchors: Anchors, num: int) -> tuple[Tensor, Tensor]:
         """This worker's nearest rows of other classes, alike."""

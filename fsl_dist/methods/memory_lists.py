@@ -18,6 +18,8 @@ from index.config import IndexConfig
 if TYPE_CHECKING:
     from fsl_dist.methods.embedding_memory import Anchors
 
+LARGE_CLASS = 4096
+"""rows of a class up to which all are compared: one after another they are read faster than found"""
 # Rows that a query looks at for each one it wants.
 _ROWS_FOR_EACH = 4
 _ANY_DISTANCE = float(np.finfo(np.float32).max)
@@ -73,18 +75,21 @@ class MemoryLists:
         """Overwrite rows of this worker (int64 [n], counted from its first) with vectors (float32 [n, D])."""
         self._ivf.update_vectors(rows, vectors)
 
-    def search(self, anchors: Anchors, num: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Nearest rows of other classes that this worker has: (distances² float32 [B, num], rows int64 [B, num]).
+    def search(
+        self, anchors: Anchors, num: int, device: torch.device, *, same: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Nearest rows of the anchors' classes, or of all others, that this worker has: (distances² float32 [B, num], rows int64).
 
         Infinite and −1 where the clusters that were looked into have fewer. Anchors' own rows are left out.
         """
         queries = anchors.embeddings.cpu().numpy()
-        width = num + len(queries)  # as many may be rows of the step
+        width = num + len(anchors.rows)  # as many may be rows of the step
         distances = np.full((len(queries), width), np.inf, dtype=np.float32)
         rows = np.full((len(queries), width), -1, dtype=np.int64)
-        num_probed = self._num_probed(num)
+        num_probed = self._num_probed(max(_ROWS_FOR_EACH * num, LARGE_CLASS if same else 0))
         for positions, low, high in anchors.classes():
-            selector = faiss.IDSelectorNot(faiss.IDSelectorRange(low - self.start, high - self.start))
+            of_class = faiss.IDSelectorRange(low - self.start, high - self.start)
+            selector = of_class if same else faiss.IDSelectorNot(of_class)
             settings = faiss.SearchParametersIVF(nprobe=num_probed, sel=selector)
             places = positions.cpu().numpy()
             # All rows of the clusters, then the nearest: FAISS's heap of 1,000 takes twice as long.
@@ -102,7 +107,8 @@ class MemoryLists:
         best, columns = smallest(torch.from_numpy(distances), num)
         return best.to(device), torch.from_numpy(rows).gather(1, columns).to(device)
 
-    def _num_probed(self, num: int) -> int:
+    def _num_probed(self, num_rows: int) -> int:
+        """Clusters that have as many rows together, on average; or `index.nprobe`."""
         if self.config.nprobe:
             return self.config.nprobe
-        return min(self._ivf.nlist, -(-_ROWS_FOR_EACH * num * self._ivf.nlist // self.num_rows) + 1)
+        return min(self._ivf.nlist, -(-num_rows * self._ivf.nlist // self.num_rows) + 1)
