@@ -54,7 +54,7 @@ def measure(options: BenchOptions) -> Report:
     size = 32 if options.is_smoke else 64
     num = 288 if options.is_smoke else 720
     dataset = options.dataset or _pack_patterns(options.folder, num, size)
-    settings = (
+    settings: tuple[str, ...] = (
         *SETTINGS,
         "workers.launch=process",
         f"data.dataset={dataset}",

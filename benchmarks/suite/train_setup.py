@@ -34,8 +34,8 @@ METHODS = {
     # The batch's statistics in one group, as a plain loop takes them; `auto` would take groups of 32.
     # The loss is the paper's, as the loop by hand has it.
     "deep_knn": ("method.kind=deep_knn", "method.loss=hinge", "method.k_same=5", "method.m_other=5", "method.margin=1.0",
-                 "method.normalise=false", "method.classes_per_batch=9", "training.batch_size=90", "training.optimizer=sgd", "training.lr=1e-6",
-                 "backbone.batch_norm=batch"),
+                 "method.normalise=false", "method.classes_per_batch=9", "training.batch_size=90",
+                 "training.optimizer=sgd", "training.lr=1e-6", "backbone.batch_norm=batch"),
 }  # fmt: skip
 
 

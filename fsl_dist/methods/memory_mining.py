@@ -205,7 +205,7 @@ class _Squared(torch.autograd.Function):
         return squared.view_as(squared)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         """gradient: [B, num]; gives that of the anchors, [B, D]."""
         embeddings, vectors = ctx.saved_tensors
         pulls = torch.bmm(gradient.unsqueeze(1), vectors).squeeze(1)
