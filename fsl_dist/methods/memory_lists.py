@@ -48,7 +48,7 @@ class MemoryLists:
     def build(self, vectors: NDArray[np.float32], start: int, seed: int) -> None:
         """Cluster a sample of all workers' rows, and sort this worker's (float32 [n, D], from row `start` on) into it. Collective."""
         self.start = start
-        self._is_in_step = np.zeros(len(vectors), dtype=np.bool_)
+        self._is_in_step = np.zeros(len(vectors) + 1, dtype=np.bool_)  # a worker may have no row
         size = kinds.sample_size(self.config, vectors.shape[1], self.num_rows)
         chosen = generator(seed, "memory_lists").choice(
             self.num_rows, min(size, self.num_rows), replace=False
