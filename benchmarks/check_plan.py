@@ -20,7 +20,14 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 CONFIG = Path("omniglot/pcn")
 SETTINGS = ["data.threads=1", "workers.gpu=never", "episode.per_epoch=60", "training.epochs=2"]
-MINING = ["mining.source=dataset", "training.epochs=1", "training.images=500"]
+MINING = [
+    "method.k_same=5",
+    "method.m_other=5",
+    "mining.source=dataset",
+    "mining.neighbours=decoded",
+    "training.epochs=1",
+    "training.images=500",
+]
 
 
 def train(path: Path, settings: list[str], run: Path, workers: int) -> dict[str, float]:

@@ -13,7 +13,7 @@ _ABOUT = {
     "train": "Training steps beside a bare PyTorch loop, waiting for images, clustering beside scikit-learn.",
     "workers": "Two workers beside one on the same steps, and beside two runs apart.",
     "start": "From the command to the first training step on Ray, beside a TorchTrainer that does nothing.",
-    "mining": "Deep kNN mined in the whole data set beside mined in the batch, at equal images seen.",
+    "mining": "Deep kNN's neighbours in a memory of all embeddings, and decoded, next to neighbours in the batch.",
     "evaluate": "kNN scores over many K_p and prototype scores of many draws beside scikit-learn and plain torch.",
 }
 _DATASET = click.option(

@@ -29,11 +29,13 @@ NETWORKS = {
 # A learning rate that moves nothing: steps repeat one batch, and a network that knows it by heart has gradients so small
 # (denormal) that a step takes 9 times as long.
 METHODS = {
-    "pcn": ("method.kind=pcn", "method.clusters=4", "evaluation.delta_tau=[0]", "training.lr=1e-6",
+    "pcn": ("method.kind=pcn", "method.clusters=4", "training.optimizer=adam", "evaluation.delta_tau=[0]", "training.lr=1e-6",
             "episode.n_way=10", "episode.k_shot=10", "episode.n_query=5"),
     # The batch's statistics in one group, as a plain loop takes them; `auto` would take groups of 32.
-    "deep_knn": ("method.kind=deep_knn", "training.batch_size=90", "training.optimizer=sgd", "training.lr=1e-6",
-                 "backbone.batch_norm=batch"),
+    # The loss is the paper's, as the loop by hand has it.
+    "deep_knn": ("method.kind=deep_knn", "method.loss=hinge", "method.k_same=5", "method.m_other=5", "method.margin=1.0",
+                 "method.normalise=false", "method.classes_per_batch=9", "training.batch_size=90",
+                 "training.optimizer=sgd", "training.lr=1e-6", "backbone.batch_norm=batch"),
 }  # fmt: skip
 
 

@@ -18,7 +18,8 @@ from fsl_dist.data.selection import Selection
 from fsl_dist.distributed import WorkerGroup
 from fsl_dist.errors import RequestError
 from fsl_dist.losses.deep_knn import NO_TERMS
-from fsl_dist.methods.memory_lists import MemoryLists
+from fsl_dist.losses.distances import smallest
+from fsl_dist.methods.memory_lists import LARGE_CLASS, MemoryLists
 from fsl_dist.samplers.scan import split_evenly
 from index.config import IndexConfig
 
@@ -88,6 +89,7 @@ class EmbeddingMemory:
         self._check(index, dim, most_bytes)
         self.vectors = torch.zeros(self.stop - self.start, dim, device=device)
         """float32 [n, D]: the rows from `start` on"""
+        self._squares = torch.zeros(self.stop - self.start, device=device)  # ‖row‖²
         self.written = torch.full((self.stop - self.start,), -1, dtype=torch.int32)
         """int32 [n]: optimizer step whose parameters each row was embedded with"""
         self.lists = MemoryLists(index, group, len(selection)) if index.kind == "ivf_flat" else None
@@ -110,6 +112,7 @@ class EmbeddingMemory:
         is_older = self.written < step
         self.vectors[is_older] = vectors.to(self.device)[is_older.to(vectors.device)]
         self.written[is_older] = step
+        self._squares = self.vectors.square().sum(1)
         self.sort_into_lists(step)
 
     def sort_into_lists(self, seed: int) -> None:
@@ -125,10 +128,12 @@ class EmbeddingMemory:
         own = rows[order] - self.start
         # One after another: of equal rows the last of the flipped order is written last.
         unique, last = _last_of_each(own)
-        self.vectors[unique] = embeddings[order][last].to(self.vectors.dtype)
+        latest = embeddings[order][last].to(self.vectors.dtype)
+        self.vectors[unique] = latest
+        self._squares[unique] = latest.square().sum(1)
         self.written[unique.cpu()] = step
         if self.lists is not None and len(unique):
-            self.lists.update(unique.cpu().numpy(), self.vectors[unique].cpu().numpy())
+            self.lists.update(unique.cpu().numpy(), latest.cpu().numpy())
 
     def age(self, step: int) -> float:
         """Mean number of steps since a row of this worker was written."""
@@ -139,25 +144,28 @@ class EmbeddingMemory:
     ) -> tuple[LogSums | None, LogSums | None]:
         """Sums over all rows of each anchor's class, and over all others; the anchors' own rows are left out. Collective.
 
-        One product of the anchors with the memory, and one with the weights. None for what is not asked for.
+        One product of the anchors with the rows that are asked for, and one with the weights. None for what is not asked for.
         """
         own_same, own_other = _Running(anchors.embeddings), _Running(anchors.embeddings)
         classes = anchors.classes()
-        width = max(1, _SCORES_AT_A_TIME // max(len(anchors.rows), 1))
-        for first in range(self.start, self.stop, width):
-            last = min(first + width, self.stop)
-            vectors = self._rows(first, last, anchors)
-            scores = self._scores(anchors, vectors, first, temperature)
+        for first, last in self._blocks(len(anchors.rows)) if same or other else ():
+            scores = self._scores(anchors, first, last, temperature) if other else None
             for positions, low, high in classes:
-                low, high = max(low, first) - first, min(high, last) - first
+                low, high = max(low, first), min(high, last)
                 if low >= high:
                     continue
+                columns = slice(low - first, high - first)
                 if same:
-                    own_same.add(scores[positions, low:high], vectors[low:high], positions)
-                if other:
-                    scores[positions, low:high] = -torch.inf
-            if other:
-                own_other.add(scores, vectors)
+                    own = (
+                        self._scores(_some(anchors, positions), low, high, temperature)
+                        if scores is None
+                        else scores[positions, columns]
+                    )
+                    own_same.add(own, self._rows(low, high, anchors), positions)
+                if scores is not None:
+                    scores[positions, columns] = -torch.inf
+            if scores is not None:
+                own_other.add(scores, self._rows(first, last, anchors))
         offset = anchors.embeddings.square().sum(1) / temperature
         found = [
             self._merge(running, offset) if wanted else None
@@ -165,57 +173,87 @@ class EmbeddingMemory:
         ]
         return found[0], found[1]
 
-    def nearest(self, anchors: Anchors, num: int, *, same: bool) -> tuple[Tensor, Tensor]:
-        """The `num` nearest rows of each anchor's class, or of all others: (rows int64 [B, num], vectors [B, num, D]). Collective.
+    def nearest(self, anchors: Anchors, num: int, *, same: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """The `num` nearest rows of each anchor's class, or of all others. Collective.
 
-        The anchors' own rows are left out. −1 and zeros where there are fewer. Kind ivf_flat finds other-class rows in the
-        nearest clusters alone.
+        The anchors' own rows are left out. Kind ivf_flat finds other-class rows, and
+        those of classes of more than `LARGE_CLASS` rows, in the nearest clusters alone.
+
+        Returns:
+            Rows int64 [B, num], −1 where there are fewer; their vectors float32 [B, num, D]; and squared distances
+            float32 [B, num], 0 where there is no row.
         """
-        if same or self.lists is None:
-            distances, rows = self._nearest_of_all(anchors, num, same=same)
+        if same:
+            distances, rows = self._nearest_of_class(anchors, num)
+        elif self.lists is None:
+            distances, rows = self._nearest_of_others(anchors, num)
         else:
-            distances, rows = self.lists.search(anchors, num, self.device)
+            distances, rows = self.lists.search(anchors, num, self.device, same=False)
         if self.group.world_size > 1:
             distances, rows = self._merge_nearest(distances, rows, num)
-        return rows, self._gather(rows).to(anchors.embeddings.dtype)
+        return (
+            rows,
+            self._gather(rows).to(anchors.embeddings.dtype),
+            distances.clamp_min(0.0).masked_fill(rows < 0, 0.0),
+        )
 
-    def _nearest_of_all(self, anchors: Anchors, num: int, *, same: bool) -> tuple[Tensor, Tensor]:
-        """This worker's nearest rows: (distances² less ‖anchor‖², rows), [B, ≤ num], infinite and −1 where there are fewer."""
-        best = anchors.embeddings.new_full((len(anchors.rows), num), torch.inf)
-        rows = torch.full((len(anchors.rows), num), -1, dtype=torch.int64, device=self.device)
-        classes = anchors.classes()
-        width = max(1, _SCORES_AT_A_TIME // max(len(anchors.rows), 1))
-        for first in range(self.start, self.stop, width):
-            last = min(first + width, self.stop)
-            vectors = self._rows(first, last, anchors)
-            if same:
-                for positions, low, high in classes:
-                    low, high = max(low, first), min(high, last)
-                    if low < high:
-                        part = vectors[low - first : high - first]
-                        scores = self._scores(_some(anchors, positions), part, low, 1.0)
-                        best[positions], rows[positions] = _keep_nearest(
-                            best[positions], rows[positions], -scores, low
-                        )
+    def _nearest_of_class(self, anchors: Anchors, num: int) -> tuple[Tensor, Tensor]:
+        """This worker's nearest rows of each anchor's class: (distances², rows), [B, num], infinite and −1 where there are fewer."""
+        best, rows = self._nothing(anchors, num)
+        large: list[Tensor] = []
+        for positions, low, high in anchors.classes():
+            if self.lists is not None and high - low > LARGE_CLASS:
+                large.append(positions)
                 continue
-            scores = self._scores(anchors, vectors, first, 1.0)
+            own = _some(anchors, positions)
+            for first, last in self._blocks(len(positions), low, high):
+                distances = self._scores(own, first, last, 1.0).neg_()
+                best[positions], rows[positions] = _keep_nearest(
+                    best[positions], rows[positions], distances, first
+                )
+        best += anchors.embeddings.square().sum(1, keepdim=True)
+        if self.lists is not None and large:
+            places = torch.cat(large)
+            own = _some(anchors, places)
+            near, rows[places] = self.lists.search(own, num, self.device, same=True)
+            best[places] = near.to(best.dtype)
+        return best, rows
+
+    def _nearest_of_others(self, anchors: Anchors, num: int) -> tuple[Tensor, Tensor]:
+        """This worker's nearest rows of other classes, alike."""
+        best, rows = self._nothing(anchors, num)
+        classes = anchors.classes()
+        for first, last in self._blocks(len(anchors.rows)):
+            distances = self._scores(anchors, first, last, 1.0).neg_()
             for positions, low, high in classes:
                 low, high = max(low, first) - first, min(high, last) - first
                 if low < high:
-                    scores[positions, low:high] = -torch.inf
-            best, rows = _keep_nearest(best, rows, scores.neg_(), first)
-        return best, rows
+                    distances[positions, low:high] = torch.inf
+            best, rows = _keep_nearest(best, rows, distances, first)
+        return best + anchors.embeddings.square().sum(1, keepdim=True), rows
+
+    def _nothing(self, anchors: Anchors, num: int) -> tuple[Tensor, Tensor]:
+        best = anchors.embeddings.new_full((len(anchors.rows), num), torch.inf)
+        return best, torch.full(best.shape, -1, dtype=torch.int64, device=self.device)
+
+    def _blocks(self, num_anchors: int, low: int = 0, high: int | None = None) -> list[tuple[int, int]]:
+        """This worker's rows among those from `low` to before `high`, cut so that the scores of the anchors fit: (first, last)."""
+        low, high = max(low, self.start), min(self.stop if high is None else high, self.stop)
+        width = max(1, _SCORES_AT_A_TIME // max(num_anchors, 1))
+        return [(first, min(first + width, high)) for first in range(low, high, width)]
 
     def _rows(self, first: int, last: int, anchors: Anchors) -> Tensor:
-        """Rows `first` … `last` − 1, which this worker has, in the anchors' precision: [n, D]."""
+        """This worker's rows `first` … `last` − 1, in the anchors' precision: [n, D]."""
         return self.vectors[first - self.start : last - self.start].to(anchors.embeddings.dtype)
 
-    def _scores(self, anchors: Anchors, vectors: Tensor, first: int, temperature: float) -> Tensor:
-        """(2 a·m − ‖m‖²) / τ of anchors and rows from `first` on: [B, n], −∞ for the anchors' own rows."""
-        bias = vectors.square().sum(1).div_(-temperature)
-        inside = (anchors.rows >= first) & (anchors.rows < first + len(vectors))
+    def _scores(self, anchors: Anchors, first: int, last: int, temperature: float) -> Tensor:
+        """(2 a·m − ‖m‖²) / τ of anchors and the rows from `first` to before `last`: [B, n], −∞ for the anchors' own rows."""
+        bias = (
+            self._squares[first - self.start : last - self.start].to(anchors.embeddings.dtype) / -temperature
+        )
+        inside = (anchors.rows >= first) & (anchors.rows < last)
         bias[anchors.rows[inside] - first] = -torch.inf
-        return torch.addmm(bias, anchors.embeddings * (2.0 / temperature), vectors.T)
+        return torch.addmm(bias, anchors.embeddings * (2.0 / temperature), self._rows(first, last, anchors).T)
 
     def _merge(self, running: _Running, offset: Tensor) -> LogSums:
         """All workers' sums as one. offset: what every score lacks, [B]."""
@@ -231,7 +269,7 @@ class EmbeddingMemory:
     def _merge_nearest(self, distances: Tensor, rows: Tensor, num: int) -> tuple[Tensor, Tensor]:
         all_distances = self.group.gather_equal(distances).permute(1, 0, 2).flatten(1)
         all_rows = self.group.gather_equal(rows).permute(1, 0, 2).flatten(1)
-        best, places = all_distances.topk(min(num, all_distances.shape[1]), largest=False)
+        best, places = smallest(all_distances, num)
         return best, all_rows.gather(1, places)
 
     def _gather(self, rows: Tensor) -> Tensor:
@@ -258,6 +296,7 @@ class EmbeddingMemory:
         assert isinstance(vectors, Tensor)
         assert isinstance(written, Tensor)
         self.vectors.copy_(vectors[self.start : self.stop])
+        self._squares = self.vectors.square().sum(1)
         self.written.copy_(written[self.start : self.stop])
 
 
@@ -293,11 +332,9 @@ def _some(anchors: Anchors, positions: Tensor) -> Anchors:
 def _keep_nearest(best: Tensor, rows: Tensor, distances: Tensor, first: int) -> tuple[Tensor, Tensor]:
     """The nearest of those found before (`best`, `rows` [b, k]) and of `distances` [b, n] to rows from `first` on."""
     num = best.shape[1]
-    near, places = distances.topk(min(num, distances.shape[1]), largest=False)
-    found = (places + first).masked_fill(near.isinf(), -1)
-    if first == 0 and near.shape[1] == num:
-        return near, found
-    near, places = torch.cat([best, near], dim=1).topk(num, largest=False)
+    near, places = smallest(distances, num)
+    found = (places + first).masked_fill_(near == torch.inf, -1)
+    near, places = smallest(torch.cat([best, near], dim=1), num)
     return near, torch.cat([rows, found], dim=1).gather(1, places)
 
 

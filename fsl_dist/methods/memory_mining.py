@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fsl_dist.losses.deep_knn import NO_TERMS, is_first, log_sum, neighbour_softmax, triplet_hinge
-from fsl_dist.losses.distances import at_least_float32, euclidean_rows, squared_distances
+from fsl_dist.losses.distances import at_least_float32, euclidean_rows, smallest, squared_distances
 from fsl_dist.methods.deep_knn import BatchMining, DeepKNNConfig
 from fsl_dist.methods.embedding_memory import Anchors, EmbeddingMemory, LogSums, class_ranges
 from fsl_dist.methods.method import Batch, MethodContext, TrainingIndex
@@ -145,17 +145,15 @@ class MemoryMining(BatchMining):
     ) -> tuple[Tensor, Tensor]:
         """Squared distances of anchors to their `num` nearest in memory and step, with gradient, and which exist: [B, num] each."""
         assert self.memory is not None
-        rows, vectors = self.memory.nearest(anchors, num, same=same)
+        rows, vectors, squared = self.memory.nearest(anchors, num, same=same)
         if num <= _FEW:  # direct differences keep the digits of small distances
             to_memory = euclidean_rows(embeddings[:, None], vectors).square()
         else:
-            products = torch.bmm(vectors, embeddings.unsqueeze(2)).squeeze(2)
-            lengths = embeddings.square().sum(1, keepdim=True) + vectors.square().sum(2)
-            to_memory = (lengths - 2 * products).clamp_min(0.0)
+            to_memory = _Squared.apply(embeddings.float(), vectors, squared)
         everything = torch.cat([to_memory, in_step], dim=1)
         exists = torch.cat([rows >= 0, mask], dim=1)
         ranked = everything.detach().masked_fill(~exists, torch.inf)
-        places = ranked.topk(min(num, ranked.shape[1]), largest=False).indices
+        _, places = smallest(ranked, num)
         return everything.gather(1, places), exists.gather(1, places)
 
     def finish_step(
@@ -192,6 +190,26 @@ def _with_gradient(sums: LogSums, embeddings: Tensor, temperature: float) -> Ten
     gradient = gradient.masked_fill((sums.values <= NO_TERMS)[:, None], 0.0)
     # The difference is 0; only its gradient counts.
     return sums.values + ((embeddings - embeddings.detach()) * gradient).sum(1)
+
+
+class _Squared(torch.autograd.Function):
+    """Squared distances that are known, as a function of the anchors: the gradient of ‖a − m‖² is 2 (a − m).
+
+    One pass over the rows, where computing the distances again would take three.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, embeddings: Tensor, vectors: Tensor, squared: Tensor) -> Tensor:
+        """embeddings: float32 [B, D]; vectors: [B, num, D]; squared: their distances, [B, num], which it gives back."""
+        ctx.save_for_backward(embeddings, vectors)
+        return squared.view_as(squared)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """gradient: [B, num]; gives that of the anchors, [B, D]."""
+        embeddings, vectors = ctx.saved_tensors
+        pulls = torch.bmm(gradient.unsqueeze(1), vectors).squeeze(1)
+        return 2.0 * (gradient.sum(1, keepdim=True) * embeddings - pulls), None, None
 
 
 def _root(squared: Tensor) -> Tensor:

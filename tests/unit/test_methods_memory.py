@@ -119,16 +119,21 @@ def test_nearest_rows_are_those_of_a_plain_loop(seed: int, num: int, same: bool,
     squared = squared.masked_fill(is_same != same, torch.inf)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(embedding_memory, "_SCORES_AT_A_TIME", block)
-        rows, vectors = data.memory().nearest(data.anchors(), num, same=same)
+        rows, vectors, found = data.memory().nearest(data.anchors(), num, same=same)
     for anchor in range(len(squared)):
         exists = rows[anchor] >= 0
         order = squared[anchor].argsort()[: int(exists.sum())]
         assert int(exists.sum()) == min(num, int(squared[anchor].isfinite().sum()))
         assert rows[anchor][exists].tolist() == order.tolist()
         assert torch.equal(vectors[anchor][exists], data.vectors[order])
+        torch.testing.assert_close(
+            found[anchor][exists], squared[anchor][order].float(), rtol=1e-5, atol=1e-5
+        )
 
 
-def test_clusters_that_are_all_looked_into_give_what_all_rows_give() -> None:
+def test_clusters_that_are_all_looked_into_give_what_all_rows_give(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     data = make_rows(3, num=800, num_classes=4, batch=30)
     exact = data.memory()
     data.index = IndexConfig(kind="ivf_flat", nlist=10, nprobe=10)
@@ -138,8 +143,10 @@ def test_clusters_that_are_all_looked_into_give_what_all_rows_give() -> None:
     data.rows, data.embeddings = data.rows[10:], data.embeddings[10:]
     expected, found = (memory.nearest(data.anchors(), 25, same=False)[0] for memory in (exact, clustered))
     assert found.tolist() == expected.tolist()
-    near, _ = clustered.nearest(data.anchors(), 5, same=True)
-    assert near.tolist() == exact.nearest(data.anchors(), 5, same=True)[0].tolist()
+    own = exact.nearest(data.anchors(), 5, same=True)[0].tolist()
+    assert clustered.nearest(data.anchors(), 5, same=True)[0].tolist() == own
+    monkeypatch.setattr(embedding_memory, "LARGE_CLASS", 199)  # of about 200 rows each
+    assert clustered.nearest(data.anchors(), 5, same=True)[0].tolist() == own
 
 
 def test_a_few_clusters_find_most_neighbours_of_clustered_rows() -> None:
@@ -147,9 +154,9 @@ def test_a_few_clusters_find_most_neighbours_of_clustered_rows() -> None:
     centres = functional.normalize(torch.randn(40, 8, generator=torch.Generator().manual_seed(0)), dim=1)
     data.vectors = functional.normalize(centres[data.labels] + 0.2 * data.vectors, dim=1)
     data.embeddings = data.vectors[data.rows]
-    expected, _ = data.memory().nearest(data.anchors(), 50, same=False)
+    expected = data.memory().nearest(data.anchors(), 50, same=False)[0]
     data.index = IndexConfig(kind="ivf_flat")
-    found, _ = data.memory().nearest(data.anchors(), 50, same=False)
+    found = data.memory().nearest(data.anchors(), 50, same=False)[0]
     recall = np.mean([len({*a} & {*b}) / 50 for a, b in zip(found.tolist(), expected.tolist(), strict=True)])
     assert recall > 0.8
 
