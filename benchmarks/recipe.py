@@ -87,7 +87,6 @@ def rows_of(
         return {**found, "seconds": run.summary.seconds, "images": float(run.summary.images_seen)}
 
     classifier = ("mining.source=batch", "method.kind=cross_entropy")
-    both = ("method.cross_entropy_weight=1",)
     return {
         "frozen": lambda: product("frozen", epochs=0),
         "deep kNN, 6 epochs": lambda: product("six", epochs=6),
@@ -95,7 +94,6 @@ def rows_of(
         "deep kNN, 24 epochs": lambda: product("deep-knn", epochs=24),
         "cross entropy, 24 epochs": lambda: product("cross-entropy", *classifier, epochs=24),
         "plain PyTorch, 24 epochs": lambda: fine_tune(options.folder, data, options.weights, 24, seed),
-        "deep kNN and cross entropy, 24 epochs": lambda: product("both", *both, epochs=24),
     }
 
 

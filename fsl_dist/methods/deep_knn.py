@@ -82,11 +82,14 @@ class DeepKNNConfig(MethodSettings):
 
     def count_epoch(self, plan: EpochPlan) -> EpochSize:
         """An epoch shows as many images as there are; decoded neighbours are among them."""
-        if plan.mining.source == "batch" or plan.mining.neighbours == "memory":
+        steps = -(-plan.num_images // plan.batch_size)
+        if plan.mining.source == "batch" and self.classes_per_batch:
             return MethodSettings.count_epoch(self, plan)
+        if plan.mining.source == "batch" or plan.mining.neighbours == "memory":
+            return EpochSize(steps, 1, -(-plan.num_images // steps), is_global=True)
         num_same, num_other = self.check_decoded()
         images = anchors_per_step(plan.batch_size, num_same, num_other) * (1 + num_same + num_other)
-        return EpochSize(-(-plan.num_images // plan.batch_size), 1, images, is_global=True)
+        return EpochSize(steps, 1, images, is_global=True)
 
     def check_decoded(self) -> tuple[int, int]:
         """K and M for neighbours that are decoded. Raises ConfigError where one is `all`."""

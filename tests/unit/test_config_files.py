@@ -149,7 +149,7 @@ def test_another_kind_drops_what_only_the_files_kind_takes(
 
 
 def test_mining_of_the_data_set_belongs_to_deep_knn(caplog: pytest.LogCaptureFixture) -> None:
-    own = Path("own-images")
+    own = Path("ham10000/deep-knn-dataset")
     assert load_config(own, ["method.kind=scatter"]).mining.source == "batch"
     assert "method.k_same, method.m_other" in caplog.text
     assert caplog.messages[-1].startswith(

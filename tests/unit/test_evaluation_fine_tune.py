@@ -113,6 +113,7 @@ def train_draw(run: Path, folder: Path, number: int, epochs: int | None = None) 
         device=trained.embedder.device,
         owner=None,
         splits=dataclasses.replace(splits, train=train, gallery=train),
+        start_competes=False,
     )
     module.start_from(start, trainer.network, np.searchsorted(train.labels, splits.train.labels))
     before = {name: value.clone() for name, value in trainer.network.state_dict().items()}

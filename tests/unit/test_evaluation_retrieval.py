@@ -289,7 +289,7 @@ def test_a_mask_that_is_no_image_or_of_another_size_is_named(discs, run):
 )  # fmt: skip
 def test_which_backbones_have_activation_maps(name, has_maps):
     torch.manual_seed(0)
-    settings = [f"backbone.name={name}", "run.dir=r", "data.dataset=d"]
+    settings = [f"backbone.name={name}", "run.dir=r", "data.dataset=d", "method.normalise=false"]
     config = load_config(None, settings)
     network = build_network(config.backbone, sample_shape=(3, 64, 64))
     embedder = Embedder(

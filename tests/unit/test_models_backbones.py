@@ -63,7 +63,7 @@ def test_head_classifier_and_unit_length():
     assert (network.feature_dim, network.embedding_dim) == (8, 5)
     torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(6))
     assert (embeddings < 0).any()
-    torch.testing.assert_close(network(samples), network.classifier(embeddings.clamp_min(0)))
+    torch.testing.assert_close(network(samples), network.classifier(embeddings.clamp_min(0) * 5**0.5))
     torch.testing.assert_close(network.classify(embeddings), network(samples))
     headless = network_of("conv4", (1, 28, 28), width=8, num_classes=3).eval()
     torch.testing.assert_close(headless(samples), headless.classifier(headless.embed(samples)))

@@ -53,7 +53,15 @@ RATES = Rates(
 )
 NETWORK = ["backbone.name=conv4", "data.image_size=28", "data.resize_size=28"]
 CE = [*NETWORK, "method.kind=cross_entropy", "training.batch_size=64", "backbone.batch_norm=frozen"]
-MINED = [*NETWORK, "method.kind=deep_knn", "mining.source=dataset", "training.batch_size=66"]
+MINED = [
+    *NETWORK,
+    "method.kind=deep_knn",
+    "method.k_same=5",
+    "method.m_other=5",
+    "mining.source=dataset",
+    "mining.neighbours=decoded",
+    "training.batch_size=66",
+]
 PCN = [*NETWORK, "method.kind=pcn", "episode.n_way=4", "episode.k_shot=5", "episode.n_query=3"]
 
 
@@ -182,8 +190,8 @@ def test_a_mining_refresh_by_hand() -> None:
     assert found.figures["epoch_s"] == pytest.approx(
         found.figures["steps"] * found.figures["step_s"] + sum(expected.values())
     )
-    twice = planned([*MINED, "mining.refresh_steps=5000"], Fleet(workers=2, storage_mb_s=8.0), images=60_000)
-    assert twice.figures["refreshes"] == 2  # 10,000 steps of 6 anchors
+    twice = planned([*MINED, "mining.refresh_steps=455"], Fleet(workers=2, storage_mb_s=8.0), images=60_000)
+    assert twice.figures["refreshes"] == 2  # of 910 steps of 66 images
 
 
 def test_searching_grows_with_the_square_and_is_named() -> None:

@@ -97,7 +97,14 @@ def test_what_is_counted_is_what_is_dealt(digits: Path, name: str, workers: int)
 
 
 def test_mining_counts_anchors(digits: Path) -> None:
-    settings = ["method.kind=deep_knn", "mining.source=dataset", "training.batch_size=50"]
+    settings = [
+        "method.kind=deep_knn",
+        "method.k_same=5",
+        "method.m_other=5",
+        "mining.source=dataset",
+        "mining.neighbours=decoded",
+        "training.batch_size=50",
+    ]
     config = configured(digits, settings, 2)
     catalogue = Catalogue.open(digits)
     train = split_run(catalogue, config).train
@@ -107,6 +114,8 @@ def test_mining_counts_anchors(digits: Path) -> None:
     assert (found.refresh, found.refreshes) == ("mining", 1)
     often = configured(digits, [*settings, "mining.refresh_steps=10"], 2)
     assert count_workload(often, len(train), 2).refreshes == found.steps / 10
+    in_memory = configured(digits, ["method.kind=deep_knn", "mining.source=dataset", "training.epochs=4"], 2)
+    assert count_workload(in_memory, len(train), 2).refreshes == 1 / 4  # the first pass only
 
 
 def test_triplets_are_three_images(digits: Path) -> None:

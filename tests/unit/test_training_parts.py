@@ -116,9 +116,10 @@ def test_a_stale_owner_publishes_no_checkpoint(tmp_path: Path) -> None:
 
 def test_a_table_is_read_by_row_across_its_parts(tmp_path: Path) -> None:
     same, other = np.arange(14).reshape(7, 2), np.arange(100, 121).reshape(7, 3)
-    write_part(tmp_path, 1, 4, same[4:], other[4:])
-    write_part(tmp_path, 0, 0, same[:4], other[:4])
-    write_part(tmp_path, 2, 7, same[7:], other[7:])  # a worker without a share
+    rows = np.concatenate([same, other], axis=1)
+    write_part(tmp_path, 1, 4, rows[4:])
+    write_part(tmp_path, 0, 0, rows[:4])
+    write_part(tmp_path, 2, 7, rows[7:])  # a worker without a share
     table = NeighbourTable.open(tmp_path, 2, 5)
     found_same, found_other = table.rows(np.array([6, 0, 4, 3]))
     assert found_same.tolist() == same[[6, 0, 4, 3]].tolist()

@@ -26,6 +26,14 @@ from fsl_dist.training.runlog import read_metrics, read_validations
 from fsl_dist.training.splits import split_run
 from fsl_dist.training.trained import open_start, open_trained
 
+HINGE = (
+    "method.loss=hinge",
+    "method.k_same=5",
+    "method.m_other=5",
+    "method.margin=1.0",
+    "method.normalise=false",
+    "method.classes_per_batch=9",
+)
 RUINOUS = ("training.lr=30", "training.optimizer=sgd", "training.weight_decay=0.0")
 """settings under which no epoch is better than the start, and later ones are worse"""
 
@@ -51,6 +59,7 @@ def settings(digits: Path, features: Path, run: Path, *more: str, epochs: int = 
             "backbone.name=mlp",
             "backbone.hidden=[16,8]",
             "training.batch_size=60",
+            *HINGE,
             f"training.epochs={epochs}",
             *more,
         ],
