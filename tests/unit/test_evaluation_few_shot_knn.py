@@ -1,17 +1,24 @@
 """Few-shot classification by nearest neighbours, against plain float64 loops."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fsl_dist.config import load_config
 from fsl_dist.errors import RequestError, TrainingError
+from fsl_dist.evaluation.report import evaluate_run
 from fsl_dist.metrics import few_shot_knn as module
 from fsl_dist.metrics.class_scores import Repeated
 from fsl_dist.metrics.config import EvaluationConfig
 from fsl_dist.metrics.few_shot import draw_novel
 from fsl_dist.metrics.few_shot_knn import evaluate_few_shot_knn, find_nearest, join_nearest, rank_classes
 from fsl_dist.metrics.knn import vote
+from fsl_dist.training.launch import train_run
+from fsl_dist.training.splits import split_run
+from fsl_dist.training.trained import open_trained
 
 SCORES = ("mca", "recall@5", "recall@10", "balanced_recall@5", "balanced_recall@10")
 
@@ -169,3 +176,57 @@ def test_without_base_test_images_only_novel_scores_remain():
     result = evaluate(train, (test[0][:0], test[1][:0]), novel, k_p=(3,))
     assert result["mca/base_novel;k_p=3"] == result["mca/novel;k_p=3"]
     assert "mca/base;k_p=3" not in result
+
+
+def test_a_network_of_pcn_is_scored_by_neighbours(base_novel: Path, tmp_path: Path) -> None:
+    """FT-1NN's rule on PCN's embedding: the nearest of all base training images and the draw's support."""
+    run = tmp_path / "pcn"
+    train_run(
+        load_config(
+            None,
+            [
+                f"data.dataset={base_novel}",
+                "data.channels=1",
+                "data.resize=exact",
+                "data.resize_size=16",
+                "data.image_size=16",
+                "data.decoder=torchvision",
+                f"run.dir={run}",
+                "backbone.name=conv4",
+                "backbone.width=8",
+                "method.kind=pcn",
+                "method.clusters=2",
+                "episode.n_way=4",
+                "episode.k_shot=3",
+                "episode.n_query=2",
+                "episode.per_epoch=2",
+                "training.epochs=1",
+                "training.patience=0",
+                "evaluation.draws=2",
+                "evaluation.k_p=[1]",
+            ],
+        )
+    )
+    scores = evaluate_run(run, protocol="few_shot_knn").metrics
+    trained = open_trained(run)
+    splits = split_run(trained.catalogue, trained.config)
+    assert splits.query is not None
+    assert splits.novel is not None
+    gallery, query, novel = (
+        (trained.embedder.embed(selection.ids), selection.sample_labels)
+        for selection in (splits.gallery, splits.query, splits.novel)
+    )
+    of_draws = []
+    for number in range(2):
+        draw = draw_novel(novel[1], trained.config.evaluation, seed=0, draw=number)
+        vectors = np.concatenate([gallery[0], novel[0][draw.support]])
+        labels = np.concatenate([gallery[1], novel[1][draw.support]])
+        right: dict[int, list[bool]] = {}
+        for x, label in [*zip(*query, strict=True), *((novel[0][row], novel[1][row]) for row in draw.test)]:
+            nearest = min((squared(x, y), int(other)) for y, other in zip(vectors, labels, strict=True))
+            right.setdefault(int(label), []).append(nearest[1] == label)
+        of_draws.append(np.mean([np.mean(of_class) for of_class in right.values()]))
+    found = scores["mca/base_novel;k_p=1"]
+    assert isinstance(found, Repeated)
+    assert found.mean == pytest.approx(np.mean(of_draws), abs=1e-12)
+    assert 0.05 < found.mean < 0.95
