@@ -26,15 +26,20 @@ from fsl_dist.training.runlog import read_metrics, read_validations
 from fsl_dist.training.splits import split_run
 from fsl_dist.training.trained import open_start, open_trained
 
-HINGE = (
+RUINOUS = (
     "method.loss=hinge",
     "method.k_same=5",
     "method.m_other=5",
     "method.margin=1.0",
     "method.normalise=false",
     "method.classes_per_batch=9",
+    "training.lr=30",
+    "training.optimizer=sgd",
+    "training.weight_decay=0.0",
+    "training.warmup=0.0",
+    "training.clip_norm=0.0",
+    "training.schedule=constant",
 )
-RUINOUS = ("training.lr=30", "training.optimizer=sgd", "training.weight_decay=0.0")
 """settings under which no epoch is better than the start, and later ones are worse"""
 
 
@@ -59,7 +64,6 @@ def settings(digits: Path, features: Path, run: Path, *more: str, epochs: int = 
             "backbone.name=mlp",
             "backbone.hidden=[16,8]",
             "training.batch_size=60",
-            *HINGE,
             f"training.epochs={epochs}",
             *more,
         ],
@@ -124,7 +128,7 @@ def test_a_diverged_run_says_so_and_resumes_from_its_start(
     digits: Path, features: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    diverging = ["training.optimizer=sgd", "training.weight_decay=0.0"]
+    diverging = [setting for setting in RUINOUS if not setting.startswith("training.lr=")]
     with pytest.raises(TrainingError) as error:
         train_run(settings(digits, features, run, *diverging, "training.lr=1000000.0"))
     assert str(error.value).startswith("the network of step-00000002 has diverged: the embeddings row ")

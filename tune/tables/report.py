@@ -57,11 +57,11 @@ def render_markdown(
     lines = [
         f"### {table.title}",
         "",
-        f"Here: {family}, {seeds} seed{'s' * (seeds > 1)}; in brackets the paper's, on ",
+        f"Here: {family}, {seeds} seed{'s' * (seeds > 1)}",
     ]
-    lines[-1] += (
-        f"{table.paper_data}. Percent, mean ± standard deviation over {'seeds' if seeds > 1 else 'draws'}."
-    )
+    if table.paper_data:
+        lines[-1] += f"; in brackets the paper's, on {table.paper_data}"
+    lines[-1] += f". Percent, mean ± standard deviation over {'seeds' if seeds > 1 else 'draws'}."
     lines += ["", "| | " + " | ".join(column.title for column in table.columns) + " |"]
     lines.append("| --- |" + " --- |" * len(table.columns))
     for result in results:

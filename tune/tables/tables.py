@@ -86,7 +86,7 @@ class Table:
 
     title: str
     paper_data: str
-    """data set of the paper's figures"""
+    """data set of the paper's figures; empty: the table is not of a paper"""
     paper_data_on: dict[str, str] = field(default_factory=dict)
     """data set of `Row.paper_on`, by family"""
     family: str
