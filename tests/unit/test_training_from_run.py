@@ -97,7 +97,7 @@ def test_the_accuracy_inside_the_training_set_is_the_loop(
     run = tmp_path / "run"
     config = settings(
         digits, features, run, "training.log_train_knn=true", "training.epochs=2", "training.validate_every=2",
-        "training.lr=1e-30", "training.weight_decay=0.0", "evaluation.k_p=[1,4]",
+        "training.lr=1e-30", "training.weight_decay=0.0", "evaluation.k_p=[1,4]", "backbone.batch_norm=frozen",
     )  # fmt: skip
     config = dataclasses.replace(
         config, training=dataclasses.replace(config.training, patience=3 if stops else 0)
