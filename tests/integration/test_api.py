@@ -28,7 +28,7 @@ pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
 
 SETTINGS = {
-    "training.epochs": 2,
+    "training.epochs": 10,
     "training.batch_size": 32,
     "training.images": 600,
     # A run is cut off and resumed here by `images`, which another schedule would follow.
@@ -344,7 +344,7 @@ def test_another_learning_rate_is_said_when_a_run_is_resumed(
     shutil.copytree(run.dir, tmp_path / "run")
     with caplog.at_level("WARNING"):
         fsl_dist.train(dir=tmp_path / "run", resume=True, settings={"training.lr": 0.005})
-    assert "training.lr=0.005 replaces the run's 0.01 from here on" in caplog.text
+    assert "training.lr=0.005 replaces the run's 0.0003 from here on" in caplog.text
 
 
 def test_type_checkers_see_the_types_in_the_readme_s_example(tmp_path: Path) -> None:
@@ -405,7 +405,9 @@ def test_an_exported_embedder_embeds_as_the_run(
             metadata = file.metadata()
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # it is no mapping
         assert not any(key.startswith("classifier") for key in tensors)
-        network = fsl_dist.models.build_network(run.config.backbone, sample_shape=(1, 16, 16))
+        network = fsl_dist.models.build_network(
+            run.config.backbone, sample_shape=(1, 16, 16), normalise=json.loads(metadata["normalise"])
+        )
         network.load_state_dict(tensors)
         found = network.eval()(images).detach().numpy()
     np.testing.assert_allclose(found, run.embed(ids), atol=1e-4)

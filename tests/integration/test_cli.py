@@ -240,13 +240,16 @@ def test_a_run_is_not_overwritten_and_resumes(cli: Cli, base_novel: Path, tmp_pa
 def test_mistakes_in_the_configuration(cli: Cli, base_novel: Path, tmp_path: Path) -> None:
     here = [*SMALL, f"data.dataset={base_novel}", f"run.dir={tmp_path / 'run'}"]
     refused(cli("train", *here, "episode.n_wya=3"), "episode.n_wya", "episode.n_way")
-    refused(cli("train", *here, "method.kind=deep_knn", "method.temperature=1"), "method.temperature", "pcn")
+    refused(cli("train", *here, "method.kind=deep_knn", "method.memory=1"), "method.memory", "pcn")
     refused(cli("train", *here, "training.epochs=true"), "training.epochs", "true")
     refused(cli("train", *here, "training.lr=fast"), "training.lr", "fast")
     refused(cli("train", *here, *PCN[:-4], "episode.k_shot=40"), "episode.k_shot=40", "small_classes=replace")
     refused(cli("train", *here, "method.kind=pcn", "episode.n_way=9", "episode.k_shot=5"), "n_way", "7")
     refused(cli("train", *here, "method.kind=pcn", "method.temperature=1.0"), "delta_tau", "above 0")
-    refused(cli("train", *here, "mining.source=dataset", "training.batch_size=5"), "batch_size")
+    decoded = ["mining.source=dataset", "mining.neighbours=decoded", "method.k_same=5", "method.m_other=5"]
+    refused(cli("train", *here, *decoded, "training.batch_size=5"), "batch_size")
+    refused(cli("train", *here, *decoded[:2]), "mining.neighbours=decoded", "method.k_same=all")
+    refused(cli("train", *here, "method.loss=hinge"), "method.k_same=all", "method.loss=softmax")
     refused(cli("train", *here, "workers.num=2", "workers.launch=process"), "workers.num=2")
     refused(cli("train", *here, "backbone.weights=nowhere.pth"), "nowhere.pth")
     refused(cli("train", *SMALL, "data.dataset=nowhere", f"run.dir={tmp_path / 'run'}"), "nowhere")
