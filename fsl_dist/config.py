@@ -16,7 +16,7 @@ from fsl_dist.data.config import DataConfig
 from fsl_dist.errors import ConfigError
 from fsl_dist.methods.deep_knn import DeepKNNConfig
 from fsl_dist.methods.method import Method, MethodContext, MethodSettings, PrototypeTraits
-from fsl_dist.methods.mining import MiningConfig
+from fsl_dist.methods.mining.config import MiningConfig
 from fsl_dist.methods.registry import find_methods
 from fsl_dist.metrics.config import CLUSTER_SCORES, EvaluationConfig
 from fsl_dist.models.config import TIMM, TIMM_INPUT, BackboneConfig

@@ -17,7 +17,7 @@ from fsl_dist.data.loader import Loader, Request, Source
 from fsl_dist.data.selection import Selection
 from fsl_dist.distributed import WorkerGroup
 from fsl_dist.errors import RequestError, TrainingError, VersionError
-from fsl_dist.methods.neighbour_table import WEIGHTS, mine_part
+from fsl_dist.methods.mining.neighbour_table import WEIGHTS, mine_part
 from fsl_dist.models.embedding import Network, without_heads
 from fsl_dist.samplers.scan import scan_batches, share_of_rank
 from index import IndexConfig, LocalIndex, Owner, Staging, open_index

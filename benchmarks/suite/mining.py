@@ -17,7 +17,7 @@ from benchmarks.suite.mining_steps import BATCH_SIZE, CASES, SMOKE_CASES, measur
 from benchmarks.suite.report import BenchOptions, Report, Table, Target, timing_table
 from fsl_dist.config import load_config
 from fsl_dist.distributed import WorkerGroup
-from fsl_dist.methods.neighbour_table import NeighbourTable, mine_part
+from fsl_dist.methods.mining.neighbour_table import NeighbourTable, mine_part
 from fsl_dist.training.loop import Trainer
 from fsl_dist.training.runlog import read_metrics
 from index.runtime import flushing_denormals

@@ -23,10 +23,10 @@ from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.selection import Selection
 from fsl_dist.distributed import WorkerGroup
 from fsl_dist.methods.deep_knn import BatchMining, DeepKNNConfig, Neighbours
-from fsl_dist.methods.embedding_memory import EmbeddingMemory
-from fsl_dist.methods.memory_mining import MemoryMining
 from fsl_dist.methods.method import MethodContext
-from fsl_dist.methods.mining import MiningConfig
+from fsl_dist.methods.mining.config import MiningConfig
+from fsl_dist.methods.mining.embedding_memory import EmbeddingMemory
+from fsl_dist.methods.mining.in_memory import MemoryMining
 from fsl_dist.models.backbones import build_network
 from fsl_dist.models.batch_norm import apply_batch_norm
 from fsl_dist.models.config import BackboneConfig

@@ -24,7 +24,7 @@ from fsl_dist.data.loader import Loader
 from fsl_dist.data.selection import Selection
 from fsl_dist.distributed import WorkerGroup
 from fsl_dist.errors import RequestError
-from fsl_dist.methods.mining import MiningConfig
+from fsl_dist.methods.mining.config import MiningConfig
 from fsl_dist.training.config import WorkersConfig
 from fsl_dist.training.launch import check_run
 from fsl_dist.training.loop import Trainer

@@ -1,8 +1,8 @@
 """Deep kNN: an anchor's nearest images of its class against its nearest images of the others.
 
 `mining.source=batch` finds the neighbours inside the global mini-batch, as the paper does. `dataset` finds them among all
-training images, which the paper could not afford (its section 2.2): among their embeddings (`memory_mining`), or decoded
-with the anchors (`decoded_mining`).
+training images, which the paper could not afford (its section 2.2): among their embeddings (`mining.in_memory`), or decoded
+with the anchors (`mining.decoded`).
 """
 
 from __future__ import annotations
@@ -106,10 +106,10 @@ class DeepKNNConfig(MethodSettings):
         if context.mining.source == "batch":
             return (StratifiedMining if self.classes_per_batch else BatchMining)(context, self)
         if context.mining.neighbours == "memory":
-            from fsl_dist.methods.memory_mining import MemoryMining
+            from fsl_dist.methods.mining.in_memory import MemoryMining
 
             return MemoryMining(context, self)
-        from fsl_dist.methods.decoded_mining import DecodedMining
+        from fsl_dist.methods.mining.decoded import DecodedMining
 
         return DecodedMining(context, self)
 

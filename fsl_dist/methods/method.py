@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from fsl_dist.data.catalogue import Catalogue
     from fsl_dist.data.selection import Selection
     from fsl_dist.distributed import WorkerGroup
-    from fsl_dist.methods.mining import MiningConfig
+    from fsl_dist.methods.mining.config import MiningConfig
     from index.config import IndexConfig
     from index.search import LocalIndex
 

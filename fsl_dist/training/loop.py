@@ -20,7 +20,7 @@ from fsl_dist.distributed import WorkerGroup
 from fsl_dist.embedder import Embedder, SelectionIndex, TableMiners
 from fsl_dist.errors import TrainingError
 from fsl_dist.methods.method import Method
-from fsl_dist.methods.neighbour_table import NeighbourTable
+from fsl_dist.methods.mining.neighbour_table import NeighbourTable
 from fsl_dist.models.backbones import build_network
 from fsl_dist.models.batch_norm import apply_batch_norm, resolve_batch_norm, running_statistics
 from fsl_dist.models.embedding import Network

@@ -10,7 +10,7 @@ import pytest
 import torch
 from commands import GREY_16_PX
 
-from fsl_dist.methods.neighbour_table import NeighbourTable
+from fsl_dist.methods.mining.neighbour_table import NeighbourTable
 from fsl_dist.training.checkpoint import CheckpointFolder, read_checkpoint
 from fsl_dist.training.runlog import read_metrics
 from index import open_index

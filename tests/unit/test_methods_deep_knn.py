@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fsl_dist.data.selection import Selection
 from fsl_dist.losses.deep_knn import batch_neighbours, deep_knn_loss
-from fsl_dist.methods.neighbour_table import NeighbourTable, mine_part
+from fsl_dist.methods.mining.neighbour_table import NeighbourTable, mine_part
 from fsl_dist.samplers.neighbourhood import gather_neighbourhood
 from index.config import IndexConfig
 from index.search import open_index

@@ -16,13 +16,13 @@ from fsl_dist.data.selection import Selection
 from fsl_dist.distributed import WorkerGroup
 from fsl_dist.errors import RequestError
 from fsl_dist.losses.deep_knn import NO_TERMS, batch_log_sums, neighbour_softmax
-from fsl_dist.methods import embedding_memory
 from fsl_dist.methods.deep_knn import DeepKNNConfig, NeighbourLoss
-from fsl_dist.methods.embedding_memory import Anchors, EmbeddingMemory, class_ranges
-from fsl_dist.methods.memory_mining import MemoryMining
 from fsl_dist.methods.method import Batch, MethodContext
-from fsl_dist.methods.mining import MiningConfig
-from fsl_dist.methods.neighbour_table import write_part
+from fsl_dist.methods.mining import embedding_memory
+from fsl_dist.methods.mining.config import MiningConfig
+from fsl_dist.methods.mining.embedding_memory import Anchors, EmbeddingMemory, class_ranges
+from fsl_dist.methods.mining.in_memory import MemoryMining
+from fsl_dist.methods.mining.neighbour_table import write_part
 from fsl_dist.samplers.episode import EpisodeConfig
 from index.config import IndexConfig
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fsl_dist.errors import StaleOwnerError, TrainingError
 from fsl_dist.methods.method import Batch
-from fsl_dist.methods.neighbour_table import NeighbourTable, write_part
+from fsl_dist.methods.mining.neighbour_table import NeighbourTable, write_part
 from fsl_dist.models.batch_norm import group_sizes
 from fsl_dist.training.checkpoint import TENSORS, CheckpointFolder, Progress, read_checkpoint, tables_of
 from fsl_dist.training.runlog import describe_progress

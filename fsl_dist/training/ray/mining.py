@@ -107,7 +107,7 @@ class _Miner:
         """Write the embeddings of this actor's share as its shard of the index."""
         import torch
 
-        from fsl_dist.methods.neighbour_table import WEIGHTS
+        from fsl_dist.methods.mining.neighbour_table import WEIGHTS
         from index import Staging
         from index.base.object_cache import bring_file
 
@@ -135,7 +135,7 @@ class _Miner:
 
     def search(self, folder: str, version: str, num_same: int, num_other: int) -> None:
         """Write this actor's rows of the table."""
-        from fsl_dist.methods.neighbour_table import mine_part
+        from fsl_dist.methods.mining.neighbour_table import mine_part
         from index import open_index
 
         # Written just now.

@@ -16,7 +16,7 @@ from index import kinds, runtime
 from index.config import IndexConfig
 
 if TYPE_CHECKING:
-    from fsl_dist.methods.embedding_memory import Anchors
+    from fsl_dist.methods.mining.embedding_memory import Anchors
 
 LARGE_CLASS = 4096
 """rows of a class up to which all are compared: one after another they are read faster than found"""

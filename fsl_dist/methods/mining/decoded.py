@@ -9,8 +9,8 @@ import numpy as np
 
 from fsl_dist.methods.deep_knn import DeepKNNConfig, NeighbourLoss
 from fsl_dist.methods.method import Batch, MethodContext, TrainingIndex
-from fsl_dist.methods.neighbour_table import NeighbourTable
-from fsl_dist.methods.passes import Passes
+from fsl_dist.methods.mining.neighbour_table import NeighbourTable
+from fsl_dist.methods.mining.passes import Passes
 from fsl_dist.samplers.class_power import ClassPowerDraws
 from fsl_dist.samplers.neighbourhood import Neighbourhood, anchors_per_step, gather_neighbourhood
 from fsl_dist.samplers.shuffled import shuffled_steps

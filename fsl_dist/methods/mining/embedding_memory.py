@@ -19,7 +19,7 @@ from fsl_dist.distributed import WorkerGroup
 from fsl_dist.errors import RequestError
 from fsl_dist.losses.deep_knn import NO_TERMS
 from fsl_dist.losses.distances import smallest
-from fsl_dist.methods.memory_lists import LARGE_CLASS, MemoryLists
+from fsl_dist.methods.mining.memory_lists import LARGE_CLASS, MemoryLists
 from fsl_dist.samplers.scan import split_evenly
 from index.config import IndexConfig
 

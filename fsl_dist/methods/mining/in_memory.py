@@ -12,10 +12,10 @@ from torch import Tensor
 from fsl_dist.losses.deep_knn import NO_TERMS, is_first, log_sum, neighbour_softmax, triplet_hinge
 from fsl_dist.losses.distances import at_least_float32, euclidean_rows, smallest, squared_distances
 from fsl_dist.methods.deep_knn import BatchMining, DeepKNNConfig
-from fsl_dist.methods.embedding_memory import Anchors, EmbeddingMemory, LogSums, class_ranges
 from fsl_dist.methods.method import Batch, MethodContext, TrainingIndex
-from fsl_dist.methods.neighbour_table import read_embeddings
-from fsl_dist.methods.passes import Passes
+from fsl_dist.methods.mining.embedding_memory import Anchors, EmbeddingMemory, LogSums, class_ranges
+from fsl_dist.methods.mining.neighbour_table import read_embeddings
+from fsl_dist.methods.mining.passes import Passes
 
 if TYPE_CHECKING:
     from fsl_dist.distributed import WorkerGroup

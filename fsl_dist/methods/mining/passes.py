@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fsl_dist.errors import RequestError
-from fsl_dist.methods.mining import MiningConfig
-from fsl_dist.methods.neighbour_table import WEIGHTS, is_whole
+from fsl_dist.methods.mining.config import MiningConfig
+from fsl_dist.methods.mining.neighbour_table import WEIGHTS, is_whole
 from index.base.files import new_token
 
 if TYPE_CHECKING:
