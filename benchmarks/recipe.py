@@ -68,7 +68,6 @@ def rows_of(
             data=data,
             dir=options.out / f"{name}-{seed}",
             settings=[
-                f"data.resize_size={SIZE}",
                 f"data.image_size={SIZE}",
                 f"data.threads={options.threads}",
                 "backbone.name=mobilenet_v2",

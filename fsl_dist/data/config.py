@@ -25,8 +25,8 @@ class DataConfig:
     """side of the square crop that the network sees, pixels, at most resize_size"""
     resize: Literal["shorter", "exact"] = "shorter"
     """shorter: the shorter side becomes resize_size; exact: both sides do, whatever the aspect"""
-    resize_size: Annotated[int, Field(ge=1)] = 256
-    """size before the crop, pixels, at least image_size"""
+    resize_size: Annotated[int, Field(ge=0)] = 256
+    """size before the crop, pixels, at least image_size; 0: image_size, so that the test transform crops nothing of a square"""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """filter that images are resized with, with antialiasing; most networks of timm were trained with bicubic"""
     channels: Literal[1, 3] = 3
@@ -80,6 +80,8 @@ class DataConfig:
     """an image that declares more pixels is not decoded and counts as bad; the largest value is PIL's own limit"""
 
     def __post_init__(self) -> None:
+        if self.resize_size == 0:
+            object.__setattr__(self, "resize_size", self.image_size)
         if self.image_size > self.resize_size:
             raise ConfigError(
                 f"data.image_size={self.image_size} is larger than data.resize_size={self.resize_size}; "

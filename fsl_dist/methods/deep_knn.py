@@ -135,6 +135,8 @@ class NeighbourLoss(Method):
         width = outputs.shape[1] - self.num_outputs
         embeddings, logits = outputs[:, :width], outputs[:, width:]
         loss, value = self.neighbour_loss(embeddings, batch)
+        # What is not finite has no neighbours; the loss must not be 0 for that.
+        loss = loss + 0.0 * embeddings.sum()
         metrics = {self.metrics[0]: value}
         if self.adds_classifier:
             from fsl_dist.losses.cross_entropy import cross_entropy_loss

@@ -79,7 +79,7 @@ def input_settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     found = find_pretrained_cfg(name)
     side = max(found.input_size[1:])
     image_size, resize_size = given.get("image_size"), given.get("resize_size")
-    if isinstance(resize_size, int) and not isinstance(image_size, int):
+    if isinstance(resize_size, int) and resize_size and not isinstance(image_size, int):
         image_size = round(resize_size * found.crop_pct)
     elif not isinstance(image_size, int):
         image_size = side

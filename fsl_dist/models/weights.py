@@ -1,7 +1,9 @@
 """The weights a backbone starts from: files, downloads, and how their names meet the backbone's."""
 
 import re
+import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import torch
@@ -135,7 +137,8 @@ def _from_torchvision(name: str) -> Mapping[str, Tensor]:
         "vit_b_16": models.ViT_B_16_Weights.IMAGENET1K_V1,
     }[name]
     try:
-        return weights.get_state_dict(progress=False, check_hash=True)
+        with redirect_stdout(sys.stderr):  # a download is announced, and stdout may be for JSON
+            return weights.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:  # no network; a damaged download
         raise RequestError(
             f"backbone.pretrained=true could not fetch torchvision's weights of {name}: {error} "

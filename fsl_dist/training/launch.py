@@ -194,7 +194,8 @@ def _warning(config: RunConfig, run: Path, progress: Progress) -> str:
     if _is_better_than_start(progress) is not False:
         return ""
     trained = [value for step, value in read_validations(run, config.stop_metric) if step > 0]
-    frozen = "" if config.backbone.batch_norm == "frozen" else " backbone.batch_norm=frozen,"
+    can_freeze = config.backbone.starts_from_weights and config.backbone.batch_norm != "frozen"
+    frozen = " backbone.batch_norm=frozen," if can_freeze else ""
     return (
         f"validation {config.stop_metric} never rose above the start's {progress.start_value:.4f}"
         + (f" (best of training {max(trained):.4f})" if trained else "")

@@ -90,12 +90,13 @@ def make_rows(
 def test_sums_over_all_rows_are_those_of_a_plain_loop(seed: int, tau: float, block: int) -> None:
     data = make_rows(seed)
     squared, is_same = data.distances()
+    log_weights = torch.randn(60, generator=torch.Generator().manual_seed(seed))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(embedding_memory, "_SCORES_AT_A_TIME", block)
-        found = data.memory().sum_all(data.anchors(), tau)
+        found = data.memory().sum_all(data.anchors(), tau, log_weights)
     for sums, counts in zip(found, (is_same, ~is_same), strict=True):
         assert sums is not None
-        scores = (-squared / tau).masked_fill(~counts, -torch.inf)
+        scores = (-squared / tau + log_weights).masked_fill(~counts, -torch.inf)
         expected = scores.logsumexp(1)
         has_any = expected > -torch.inf
         torch.testing.assert_close(
@@ -211,7 +212,9 @@ class _Index:
         pass
 
 
-def build_method(data: Rows, folder: Path, config: DeepKNNConfig, batch_size: int = 12) -> MemoryMining:
+def build_method(
+    data: Rows, folder: Path, config: DeepKNNConfig, batch_size: int = 12, power: float = 0.5
+) -> MemoryMining:
     @dataclasses.dataclass
     class Catalogue:
         labels: np.ndarray
@@ -228,7 +231,7 @@ def build_method(data: Rows, folder: Path, config: DeepKNNConfig, batch_size: in
         batch_size=batch_size,
         kmeans_runs=1,
         episode=EpisodeConfig(),
-        mining=MiningConfig(source="dataset"),
+        mining=MiningConfig(source="dataset", anchor_power=power),
         device=CPU,
     )
     method = config.build(context)
@@ -243,7 +246,8 @@ def batch_of(data: Rows) -> Batch:
 
 
 def plain_loss(config: DeepKNNConfig, data: Rows, embeddings: Tensor) -> Tensor:
-    """Loops over float64 rows, the step's own ones replaced by `embeddings`."""
+    """Loops over float64 rows, the step's own ones replaced by `embeddings`; a row of class c weighs n_c^-0.5."""
+    weights = torch.bincount(data.labels).double()[data.labels] ** -0.5
     bank = data.vectors.double().clone()
     first = {}
     for position, row in enumerate(data.rows.tolist()):
@@ -255,14 +259,17 @@ def plain_loss(config: DeepKNNConfig, data: Rows, embeddings: Tensor) -> Tensor:
         is_same = data.labels == data.labels[row]
         is_same[row] = False
         others = data.labels != data.labels[row]
-        near = squared[is_same].sort().values[: None if config.k_same == "all" else config.k_same]
-        far = squared[others].sort().values[: None if config.m_other == "all" else config.m_other]
+        order_same, order_other = squared[is_same].argsort(), squared[others].argsort()
+        order_same = order_same[: None if config.k_same == "all" else config.k_same]
+        order_other = order_other[: None if config.m_other == "all" else config.m_other]
+        near, far = squared[is_same][order_same], squared[others][order_other]
         if not len(near) or not len(far):
             continue
         if config.loss == "hinge":
             terms.append((near.sqrt()[:, None] - far.sqrt()[None] + config.margin).clamp_min(0).flatten())
         else:
-            same, other = (-near / config.temperature).exp().sum(), (-far / config.temperature).exp().sum()
+            same = (weights[is_same][order_same] * (-near / config.temperature).exp()).sum()
+            other = (weights[others][order_other] * (-far / config.temperature).exp()).sum()
             terms.append(-(same / (same + other)).log()[None])
     return torch.cat(terms).mean()
 
@@ -304,7 +311,9 @@ def test_loss_and_gradient_are_those_of_a_plain_loop(form: str, seed: int, tmp_p
 def test_a_step_of_all_images_gives_what_batch_mining_gives(form: str, tmp_path: Path) -> None:
     data = make_rows(2, num=20, batch=20)
     config = FORMS[form]
-    method = build_method(data, tmp_path, config, batch_size=20)
+    method = build_method(
+        data, tmp_path, config, batch_size=20, power=1.0
+    )  # every image once: all weigh alike
     in_memory = method.loss(data.embeddings, batch_of(data))
     loss, _ = NeighbourLoss.neighbour_loss(method, data.embeddings, batch_of(data))
     assert in_memory.loss.item() == pytest.approx(loss.item(), rel=1e-5)
@@ -342,3 +351,12 @@ def test_sums_in_a_batch_are_those_of_a_plain_loop(num_same: int | None, num_oth
                 assert sums[position].item() == pytest.approx(np.log(expected), abs=1e-5)
             else:
                 assert sums[position].item() < NO_TERMS / 2
+
+
+@pytest.mark.parametrize("form", ["all", "a few", "hinge"])
+def test_embeddings_that_are_not_finite_make_the_loss_so_too(form: str, tmp_path: Path) -> None:
+    data = make_rows(0)
+    method = build_method(data, tmp_path, FORMS[form])
+    broken = data.embeddings.clone()
+    broken[3, 0] = torch.nan
+    assert not method.loss(broken, batch_of(data)).loss.isfinite()

@@ -140,16 +140,22 @@ class EmbeddingMemory:
         return step - float(self.written.float().mean()) if len(self.written) else 0.0
 
     def sum_all(
-        self, anchors: Anchors, temperature: float, *, same: bool = True, other: bool = True
+        self,
+        anchors: Anchors,
+        temperature: float,
+        log_weights: Tensor,
+        *,
+        same: bool = True,
+        other: bool = True,
     ) -> tuple[LogSums | None, LogSums | None]:
         """Sums over all rows of each anchor's class, and over all others; the anchors' own rows are left out. Collective.
 
-        One product of the anchors with the rows that are asked for, and one with the weights. None for what is not asked for.
+        log_weights: float32 [N], logarithm of what each row counts for. One product of the anchors with the rows that are asked for, and one with the weights. None for what is not asked for.
         """
         own_same, own_other = _Running(anchors.embeddings), _Running(anchors.embeddings)
         classes = anchors.classes()
         for first, last in self._blocks(len(anchors.rows)) if same or other else ():
-            scores = self._scores(anchors, first, last, temperature) if other else None
+            scores = self._scores(anchors, first, last, temperature, log_weights) if other else None
             for positions, low, high in classes:
                 low, high = max(low, first), min(high, last)
                 if low >= high:
@@ -157,7 +163,7 @@ class EmbeddingMemory:
                 columns = slice(low - first, high - first)
                 if same:
                     own = (
-                        self._scores(_some(anchors, positions), low, high, temperature)
+                        self._scores(_some(anchors, positions), low, high, temperature, log_weights)
                         if scores is None
                         else scores[positions, columns]
                     )
@@ -207,7 +213,7 @@ class EmbeddingMemory:
                 continue
             own = _some(anchors, positions)
             for first, last in self._blocks(len(positions), low, high):
-                distances = self._scores(own, first, last, 1.0).neg_()
+                distances = self._scores(own, first, last).neg_()
                 best[positions], rows[positions] = _keep_nearest(
                     best[positions], rows[positions], distances, first
                 )
@@ -224,7 +230,7 @@ class EmbeddingMemory:
         best, rows = self._nothing(anchors, num)
         classes = anchors.classes()
         for first, last in self._blocks(len(anchors.rows)):
-            distances = self._scores(anchors, first, last, 1.0).neg_()
+            distances = self._scores(anchors, first, last).neg_()
             for positions, low, high in classes:
                 low, high = max(low, first) - first, min(high, last) - first
                 if low < high:
@@ -246,11 +252,23 @@ class EmbeddingMemory:
         """This worker's rows `first` … `last` − 1, in the anchors' precision: [n, D]."""
         return self.vectors[first - self.start : last - self.start].to(anchors.embeddings.dtype)
 
-    def _scores(self, anchors: Anchors, first: int, last: int, temperature: float) -> Tensor:
-        """(2 a·m − ‖m‖²) / τ of anchors and the rows from `first` to before `last`: [B, n], −∞ for the anchors' own rows."""
+    def _scores(
+        self,
+        anchors: Anchors,
+        first: int,
+        last: int,
+        temperature: float = 1.0,
+        log_weights: Tensor | None = None,
+    ) -> Tensor:
+        """(2 a·m − ‖m‖²) / τ + log weight of anchors and the rows from `first` to before `last`: [B, n].
+
+        −∞ for the anchors' own rows.
+        """
         bias = (
             self._squares[first - self.start : last - self.start].to(anchors.embeddings.dtype) / -temperature
         )
+        if log_weights is not None:
+            bias += log_weights[first:last]
         inside = (anchors.rows >= first) & (anchors.rows < last)
         bias[anchors.rows[inside] - first] = -torch.inf
         return torch.addmm(bias, anchors.embeddings * (2.0 / temperature), self._rows(first, last, anchors).T)

@@ -25,7 +25,8 @@ class MemoryMining(BatchMining):
     """Neighbours are rows of an `EmbeddingMemory`; those whose images are in the step carry gradient.
 
     The first step embeds all training images; later passes come every `mining.refresh_steps`. Each step's embeddings overwrite
-    their rows. A checkpoint holds the memory, N·D·4 bytes: what earlier steps wrote cannot be computed again.
+    their rows. A row of class c weighs n_c^(power − 1), power `mining.anchor_power`: sums over all rows are then what sums over an
+    endless batch of draws would be, and a large class does not fill the denominators. A checkpoint holds the memory, N·D·4 bytes: what earlier steps wrote cannot be computed again.
     """
 
     def __init__(self, context: MethodContext, method: DeepKNNConfig) -> None:
@@ -35,6 +36,9 @@ class MemoryMining(BatchMining):
             context.mining, context.folder / "mining", default_steps=0, num_rows=len(context.selection)
         )
         self.ranges = class_ranges(context.selection)
+        counts = np.repeat(context.selection.counts, context.selection.counts)
+        weights = (context.mining.anchor_power - 1) * np.log(counts)
+        self.log_weights = torch.from_numpy(weights.astype(np.float32)).to(context.device)  # [N]
         self.memory: EmbeddingMemory | None = None
         self._stored: dict[str, Tensor | str | int] = {}
         self._step: tuple[Tensor, Tensor] | None = None  # rows and embeddings of the step under way
@@ -107,8 +111,9 @@ class MemoryMining(BatchMining):
         method, memory, tau = self.method, self.memory, self.method.temperature
         assert memory is not None
         all_same, all_other = memory.sum_all(
-            anchors, tau, same=method.k_same == "all", other=method.m_other == "all"
+            anchors, tau, self.log_weights, same=method.k_same == "all", other=method.m_other == "all"
         )
+        weights = self.log_weights[anchors.rows]
         logs = []
         for of_all, num, mask, is_same in (
             (all_same, method.k_same, same, True),
@@ -116,11 +121,11 @@ class MemoryMining(BatchMining):
         ):
             if of_all is not None:
                 in_memory = _with_gradient(of_all, embeddings, tau)
-                logs.append(torch.logaddexp(in_memory, log_sum(in_step / -tau, mask)))
+                logs.append(torch.logaddexp(in_memory, log_sum(in_step / -tau + weights, mask)))
             else:
                 assert isinstance(num, int)
-                squared, exists = self._nearest(embeddings, anchors, in_step, mask, num, same=is_same)
-                logs.append(log_sum(squared / -tau, exists))
+                squared, exists, rows = self._nearest(embeddings, anchors, in_step, mask, num, same=is_same)
+                logs.append(log_sum(squared / -tau + self.log_weights[rows], exists))
         return neighbour_softmax(*logs)
 
     def _hinge(
@@ -129,8 +134,8 @@ class MemoryMining(BatchMining):
         method = self.method
         assert isinstance(method.k_same, int)
         assert isinstance(method.m_other, int)
-        to_same, is_same = self._nearest(embeddings, anchors, in_step, same, method.k_same, same=True)
-        to_other, is_other = self._nearest(embeddings, anchors, in_step, other, method.m_other, same=False)
+        to_same, is_same, _ = self._nearest(embeddings, anchors, in_step, same, method.k_same, same=True)
+        to_other, is_other, _ = self._nearest(embeddings, anchors, in_step, other, method.m_other, same=False)
         return triplet_hinge(_root(to_same), _root(to_other), is_same, is_other, method.margin)
 
     def _nearest(
@@ -142,8 +147,8 @@ class MemoryMining(BatchMining):
         num: int,
         *,
         same: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """Squared distances of anchors to their `num` nearest in memory and step, with gradient, and which exist: [B, num] each."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """An anchor's `num` nearest in memory and step: [B, num] squared distances with gradient, which exist, and their rows."""
         assert self.memory is not None
         rows, vectors, squared = self.memory.nearest(anchors, num, same=same)
         if num <= _FEW:  # direct differences keep the digits of small distances
@@ -154,7 +159,8 @@ class MemoryMining(BatchMining):
         exists = torch.cat([rows >= 0, mask], dim=1)
         ranked = everything.detach().masked_fill(~exists, torch.inf)
         _, places = smallest(ranked, num)
-        return everything.gather(1, places), exists.gather(1, places)
+        where = torch.cat([rows.clamp_min(0), anchors.rows.expand(len(rows), -1)], dim=1)
+        return everything.gather(1, places), exists.gather(1, places), where.gather(1, places)
 
     def finish_step(
         self,
