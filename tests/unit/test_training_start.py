@@ -91,7 +91,7 @@ def test_a_ruined_network_is_not_kept(ruined: TrainingSummary, digits: Path, fea
     assert ruined.warning == (
         f"validation knn/mcr@5 never rose above the start's {start[1]:.4f} (best of training "
         f"{max(value for _, value in trained):.4f}): the start is kept. Usual remedies: training.lr below 30, "
-        "backbone.batch_norm=frozen, more training.epochs"
+        "more training.epochs"
     )
     assert ruined.checkpoint == str(run / "checkpoints" / "step-00000000")
     # The start is a network that was never trained, and it is scored as one.
