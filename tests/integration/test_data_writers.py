@@ -201,7 +201,8 @@ def test_a_killed_worker_is_one_line_and_the_next_try_goes_on(tmp_path):
     source = write_images(tmp_path / "src", {"ant": 60, "bee": 60, "owl": 60}, size=(300, 300), kind="BMP")
     command = [*COMMAND, "pack", str(source), str(tmp_path / "out"), "--shard-size-mb", "1", "--processes"]
     process = subprocess.Popen([*command, "2"], stderr=subprocess.PIPE, text=True)
-    while not list((tmp_path / ".out.partial").glob("*/out/shards/*.tar")):
+    # A piece is finished once its note is written: three chunks of images to check, and a shard.
+    while len(list((tmp_path / ".out.partial").glob("*/finished/**/*.json"))) < 3 + 1:
         assert process.poll() is None
         time.sleep(0.002)
     workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
