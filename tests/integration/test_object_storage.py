@@ -36,11 +36,12 @@ SETTINGS = {
         "decoder": "torchvision",
         "holdout_fraction": 0.25,
     },
-    "backbone": {"name": "conv4", "width": 8},
+    "backbone": {"name": "conv4", "width": 8, "batch_norm_group": 6},
     "method": {"kind": "deep_knn"},
     "mining": {"source": "dataset"},
     "training": {
         "epochs": 4,
+        "batch_size": 12,  # eight steps an epoch
         "patience": 9,
         "lr": 1e-3,
         "checkpoint_steps": 3,
