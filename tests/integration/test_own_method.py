@@ -162,7 +162,7 @@ def test_a_backbone_and_a_metric_of_ones_own(digits: Path, tmp_path: Path) -> No
     settings = [word for word in SETTINGS if not word.startswith(("method.", "backbone."))]
     done = fsl_dist(
         site, "train", *settings, "backbone.name=tiny_vit", "method.classes_per_batch=5", f"data.dataset={digits}",
-        f"run.dir={run}", "training.epochs=2",
+        f"run.dir={run}", "training.epochs=12",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     scored = fsl_dist(site, "evaluate", run, "--protocol", "map_at_r", "--json")
