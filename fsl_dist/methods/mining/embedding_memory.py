@@ -17,7 +17,7 @@ from torch import Tensor
 from fsl_dist.data.selection import Selection
 from fsl_dist.distributed import WorkerGroup
 from fsl_dist.errors import RequestError
-from fsl_dist.losses.deep_knn import NO_TERMS
+from fsl_dist.losses.deep_knn import NO_TERMS, is_first
 from fsl_dist.losses.distances import smallest
 from fsl_dist.methods.mining.memory_lists import LARGE_CLASS, MemoryLists
 from fsl_dist.samplers.scan import split_evenly
@@ -122,22 +122,18 @@ class EmbeddingMemory:
 
     def write(self, rows: Tensor, embeddings: Tensor, step: int) -> None:
         """Overwrite rows (int64 [B]) with embeddings (float32 [B, D]) made at `step`; of a row named twice the first counts."""
-        order = torch.arange(len(rows), device=rows.device).flip(0)
-        is_own = (rows >= self.start) & (rows < self.stop)
-        order = order[is_own.flip(0)]
-        own = rows[order] - self.start
-        # One after another: of equal rows the last of the flipped order is written last.
-        unique, last = _last_of_each(own)
-        latest = embeddings[order][last].to(self.vectors.dtype)
-        self.vectors[unique] = latest
-        self._squares[unique] = latest.square().sum(1)
-        self.written[unique.cpu()] = step
-        if self.lists is not None and len(unique):
-            self.lists.update(unique.cpu().numpy(), latest.cpu().numpy())
+        counts = is_first(rows) & (rows >= self.start) & (rows < self.stop)
+        own, latest = rows[counts] - self.start, embeddings[counts].to(self.vectors.dtype)
+        self.vectors[own] = latest
+        self._squares[own] = latest.square().sum(1)
+        self.written[own.cpu()] = step
+        if self.lists is not None and len(own):
+            self.lists.update(own.cpu().numpy(), latest.cpu().numpy())
 
     def age(self, step: int) -> float:
-        """Mean number of steps since a row of this worker was written."""
-        return step - float(self.written.float().mean()) if len(self.written) else 0.0
+        """Mean number of steps since a row was written, over the rows of all workers. Collective."""
+        total = self.group.sum_(self.written.sum(dtype=torch.float64).to(self.device))
+        return step - float(total) / len(self.selection)
 
     def sum_all(
         self,
@@ -150,7 +146,17 @@ class EmbeddingMemory:
     ) -> tuple[LogSums | None, LogSums | None]:
         """Sums over all rows of each anchor's class, and over all others; the anchors' own rows are left out. Collective.
 
-        log_weights: float32 [N], logarithm of what each row counts for. One product of the anchors with the rows that are asked for, and one with the weights. None for what is not asked for.
+        One product of the anchors with the rows that are asked for, and one with their shares of the sum.
+
+        Args:
+            anchors: the images of the step.
+            temperature: τ, above 0, in units of squared distance.
+            log_weights: float32 [N], logarithm of what each row counts for.
+            same: whether the sums over the anchors' classes are asked for.
+            other: whether those over other classes are.
+
+        Returns:
+            The sums over the anchors' classes and over all others, None for what is not asked for.
         """
         own_same, own_other = _Running(anchors.embeddings), _Running(anchors.embeddings)
         classes = anchors.classes()
@@ -354,14 +360,6 @@ def _keep_nearest(best: Tensor, rows: Tensor, distances: Tensor, first: int) -> 
     found = (places + first).masked_fill_(near == torch.inf, -1)
     near, places = smallest(torch.cat([best, near], dim=1), num)
     return near, torch.cat([rows, found], dim=1).gather(1, places)
-
-
-def _last_of_each(values: Tensor) -> tuple[Tensor, Tensor]:
-    """(the different `values` (int64 [n]), place of each one's last occurrence)."""
-    unique, members = values.unique(return_inverse=True)
-    places = torch.arange(len(values), device=values.device)
-    last = torch.zeros(len(unique), dtype=torch.int64, device=values.device)
-    return unique, last.scatter_reduce_(0, members, places, "amax", include_self=False)
 
 
 def class_ranges(selection: Selection) -> NDArray[np.int64]:

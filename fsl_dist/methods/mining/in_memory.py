@@ -26,7 +26,8 @@ class MemoryMining(BatchMining):
 
     The first step embeds all training images; later passes come every `mining.refresh_steps`. Each step's embeddings overwrite
     their rows. A row of class c weighs n_c^(power − 1), power `mining.anchor_power`: sums over all rows are then what sums over an
-    endless batch of draws would be, and a large class does not fill the denominators. A checkpoint holds the memory, N·D·4 bytes: what earlier steps wrote cannot be computed again.
+    endless batch of draws would be, and a large class does not fill the denominators. A checkpoint holds the memory, N·D·4
+    bytes: what earlier steps wrote cannot be computed again.
     """
 
     def __init__(self, context: MethodContext, method: DeepKNNConfig) -> None:

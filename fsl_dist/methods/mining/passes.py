@@ -37,7 +37,6 @@ class Passes:
     Args:
         mining: `mining.*`.
         tables: the folder that the tables are made in.
-        epoch_steps: steps of an epoch.
         default_steps: steps between two passes with mining.refresh_steps=auto; 0: the first one only.
         num_rows: training images.
         num_same: K of a table of neighbours; with `num_other` 0: a table of embeddings.
