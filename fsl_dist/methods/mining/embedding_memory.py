@@ -185,15 +185,15 @@ class EmbeddingMemory:
         ]
         return found[0], found[1]
 
-    def nearest(self, anchors: Anchors, num: int, *, same: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def nearest(self, anchors: Anchors, num: int, *, same: bool) -> tuple[Tensor, Tensor]:
         """The `num` nearest rows of each anchor's class, or of all others. Collective.
 
         The anchors' own rows are left out. Kind ivf_flat finds other-class rows, and
         those of classes of more than `LARGE_CLASS` rows, in the nearest clusters alone.
 
         Returns:
-            Rows int64 [B, num], −1 where there are fewer; their vectors float32 [B, num, D]; and squared distances
-            float32 [B, num], 0 where there is no row.
+            Rows int64 [B, num] in any order, −1 where there are fewer; and squared distances float32 [B, num], 0 where there
+            is no row.
         """
         if same:
             distances, rows = self._nearest_of_class(anchors, num)
@@ -203,11 +203,7 @@ class EmbeddingMemory:
             distances, rows = self.lists.search(anchors, num, self.device, same=False)
         if self.group.world_size > 1:
             distances, rows = self._merge_nearest(distances, rows, num)
-        return (
-            rows,
-            self._gather(rows).to(anchors.embeddings.dtype),
-            distances.clamp_min(0.0).masked_fill(rows < 0, 0.0),
-        )
+        return rows, distances.clamp_min(0.0).masked_fill(rows < 0, 0.0)
 
     def _nearest_of_class(self, anchors: Anchors, num: int) -> tuple[Tensor, Tensor]:
         """This worker's nearest rows of each anchor's class: (distances², rows), [B, num], infinite and −1 where there are fewer."""
@@ -220,9 +216,16 @@ class EmbeddingMemory:
             own = _some(anchors, positions)
             for first, last in self._blocks(len(positions), low, high):
                 distances = self._scores(own, first, last).neg_()
-                best[positions], rows[positions] = _keep_nearest(
-                    best[positions], rows[positions], distances, first
-                )
+                if (
+                    first == low and last == high
+                ):  # nothing to merge with: a fifth of the time of small classes
+                    near, places = smallest(distances, num)
+                    best[positions, : near.shape[1]] = near
+                    rows[positions, : near.shape[1]] = (places + first).masked_fill_(near == torch.inf, -1)
+                else:
+                    best[positions], rows[positions] = _keep_nearest(
+                        best[positions], rows[positions], distances, first
+                    )
         best += anchors.embeddings.square().sum(1, keepdim=True)
         if self.lists is not None and large:
             places = torch.cat(large)
@@ -296,7 +299,7 @@ class EmbeddingMemory:
         best, places = smallest(all_distances, num)
         return best, all_rows.gather(1, places)
 
-    def _gather(self, rows: Tensor) -> Tensor:
+    def gather(self, rows: Tensor) -> Tensor:
         """The vectors of `rows` (int64 [B, k], −1 = none): float32 [B, k, D], on every worker. Collective."""
         is_own = (rows >= self.start) & (rows < self.stop)
         if self.group.world_size == 1:
@@ -304,6 +307,20 @@ class EmbeddingMemory:
         found = torch.zeros(*rows.shape, self.vectors.shape[1], device=self.device)
         found[is_own] = self.vectors[rows[is_own] - self.start]
         return self.group.sum_(found)
+
+    def weighted_sum(self, rows: Tensor, weights: Tensor) -> Tensor:
+        """Σ weight · vector over `rows` (int64 [B, k], −1 = none): float32 [B, D], on every worker. Collective.
+
+        Reads each row once, where `gather` writes k rows for each anchor: at k 1,000 a fifth of a step.
+        """
+        is_own = (rows >= self.start) & (rows < self.stop)
+        places = (rows - self.start).where(is_own, 0)
+        weights = weights.to(self.vectors.dtype).where(is_own, 0.0).contiguous()
+        if len(self.vectors) == 0:  # more workers than rows
+            return self.group.sum_(torch.zeros(len(rows), self.vectors.shape[1], device=self.device))
+        return self.group.sum_(
+            torch.nn.functional.embedding_bag(places, self.vectors, per_sample_weights=weights, mode="sum")
+        )
 
     def state(self) -> dict[str, Tensor | str | int]:
         """The whole memory on the first worker, for a checkpoint; nothing on the others. Collective."""

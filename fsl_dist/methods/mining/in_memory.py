@@ -151,15 +151,16 @@ class MemoryMining(BatchMining):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """An anchor's `num` nearest in memory and step: [B, num] squared distances with gradient, which exist, and their rows."""
         assert self.memory is not None
-        rows, vectors, squared = self.memory.nearest(anchors, num, same=same)
+        rows, squared = self.memory.nearest(anchors, num, same=same)
         if num <= _FEW:  # direct differences keep the digits of small distances
+            vectors = self.memory.gather(rows).to(anchors.embeddings.dtype)
             to_memory = euclidean_rows(embeddings[:, None], vectors).square()
         else:
-            to_memory = _Squared.apply(embeddings.float(), vectors, squared)
+            to_memory = _Squared.apply(embeddings.float(), self.memory, rows, squared)
         everything = torch.cat([to_memory, in_step], dim=1)
         exists = torch.cat([rows >= 0, mask], dim=1)
         ranked = everything.detach().masked_fill(~exists, torch.inf)
-        _, places = smallest(ranked, num)
+        _, places = smallest(ranked, num, is_sorted=False)
         where = torch.cat([rows.clamp_min(0), anchors.rows.expand(len(rows), -1)], dim=1)
         return everything.gather(1, places), exists.gather(1, places), where.gather(1, places)
 
@@ -202,21 +203,24 @@ def _with_gradient(sums: LogSums, embeddings: Tensor, temperature: float) -> Ten
 class _Squared(torch.autograd.Function):
     """Squared distances that are known, as a function of the anchors: the gradient of ‖a − m‖² is 2 (a − m).
 
-    One pass over the rows, where computing the distances again would take three.
+    The rows are read in the backward pass alone, before the step overwrites some. Both passes are collective.
     """
 
     @staticmethod
-    def forward(ctx: Any, embeddings: Tensor, vectors: Tensor, squared: Tensor) -> Tensor:
-        """embeddings: float32 [B, D]; vectors: [B, num, D]; squared: their distances, [B, num], which it gives back."""
-        ctx.save_for_backward(embeddings, vectors)
+    def forward(
+        ctx: Any, embeddings: Tensor, memory: EmbeddingMemory, rows: Tensor, squared: Tensor
+    ) -> Tensor:
+        """embeddings: float32 [B, D]; rows: int64 [B, num], −1 = none; squared: their distances, [B, num], which it gives back."""
+        ctx.save_for_backward(embeddings, rows)
+        ctx.memory = memory
         return squared.view_as(squared)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         """gradient: [B, num]; gives that of the anchors, [B, D]."""
-        embeddings, vectors = ctx.saved_tensors
-        pulls = torch.bmm(gradient.unsqueeze(1), vectors).squeeze(1)
-        return 2.0 * (gradient.sum(1, keepdim=True) * embeddings - pulls), None, None
+        embeddings, rows = ctx.saved_tensors
+        pulls = ctx.memory.weighted_sum(rows, gradient)
+        return 2.0 * (gradient.sum(1, keepdim=True) * embeddings - pulls), None, None, None
 
 
 def _root(squared: Tensor) -> Tensor:

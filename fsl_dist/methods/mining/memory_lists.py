@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fsl_dist.distributed import WorkerGroup
-from fsl_dist.losses.distances import smallest
 from fsl_dist.seeding import generator
 from index import kinds, runtime
 from index.config import IndexConfig
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 LARGE_CLASS = 4096
 """rows of a class up to which all are compared: one after another they are read faster than found"""
-# Rows that a query looks at for each one it wants.
-_ROWS_FOR_EACH = 4
+# Rows that a query looks at for each one it wants, and how often it asks for four times as many where there were too few.
+_ROWS_FOR_EACH, _MOST_TRIES = 3, 3
 _ANY_DISTANCE = float(np.finfo(np.float32).max)
 faiss: Any = runtime.faiss
 
@@ -32,7 +32,7 @@ class MemoryLists:
     A row that is overwritten moves to the cluster of its new embedding at once (`IndexIVF.update_vectors`).
 
     Args:
-        config: `index.*`; with nprobe 0 a query looks into as many clusters as hold four times the rows it wants.
+        config: `index.*`; with nprobe 0 a query looks into the nearest clusters until they hold three times the rows it wants.
         group: the workers that share the rows.
         num_rows: rows on all workers together.
     """
@@ -43,6 +43,7 @@ class MemoryLists:
         self.num_rows = num_rows
         self.start = 0
         self._ivf: Any = None
+        self._sizes = np.zeros(0, dtype=np.int64)  # rows of each cluster on all workers, when it was built
         self._is_in_step = np.zeros(0, dtype=np.bool_)  # of this worker's rows, while a step is searched
 
     def build(self, vectors: NDArray[np.float32], start: int, seed: int) -> None:
@@ -70,6 +71,8 @@ class MemoryLists:
         )
         self._ivf.set_direct_map_type(faiss.DirectMap.Array)
         self._ivf.add(vectors)
+        of_worker = [self._ivf.invlists.list_size(cluster) for cluster in range(self._ivf.nlist)]
+        self._sizes = self.group.sum_(torch.tensor(of_worker)).numpy()
 
     def update(self, rows: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
         """Overwrite rows of this worker (int64 [n], counted from its first) with vectors (float32 [n, D])."""
@@ -78,37 +81,54 @@ class MemoryLists:
     def search(
         self, anchors: Anchors, num: int, device: torch.device, *, same: bool
     ) -> tuple[Tensor, Tensor]:
-        """Nearest rows of the anchors' classes, or of all others, that this worker has: (distances² float32 [B, num], rows int64).
+        """Nearest rows of the anchors' classes, or of all others, that this worker has. Collective.
 
-        Infinite and −1 where the clusters that were looked into have fewer. Anchors' own rows are left out.
+        Anchors for which all workers together found fewer than `num` ask again, twice at most, for four times as many rows, unless `nprobe` is set.
+
+        Returns:
+            Squared distances float32 [B, num] and int64 rows, in any order, infinite and −1 where there are fewer. Anchors' own
+            rows are left out.
         """
         queries = anchors.embeddings.float().cpu().numpy()
-        width = num + len(anchors.rows)  # as many may be rows of the step
-        distances = np.full((len(queries), width), np.inf, dtype=np.float32)
-        rows = np.full((len(queries), width), -1, dtype=np.int64)
-        num_probed = self._num_probed(max(_ROWS_FOR_EACH * num, LARGE_CLASS if same else 0))
-        for positions, low, high in anchors.classes():
-            of_class = faiss.IDSelectorRange(low - self.start, high - self.start)
-            selector = of_class if same else faiss.IDSelectorNot(of_class)
-            settings = faiss.SearchParametersIVF(nprobe=num_probed, sel=selector)
-            places = positions.cpu().numpy()
-            # All rows of the clusters, then the nearest: FAISS's heap of 1,000 takes twice as long.
-            lims, near, found = self._ivf.range_search(queries[places], _ANY_DISTANCE, params=settings)
-            for position, first, last in zip(places, lims[:-1], lims[1:], strict=True):
-                kept = slice(None) if last - first <= width else near[first:last].argpartition(width)[:width]
-                num_kept = min(last - first, width)
-                distances[position, :num_kept] = near[first:last][kept]
-                rows[position, :num_kept] = found[first:last][kept] + self.start
-        own = anchors.rows.cpu().numpy() - self.start
+        ranges, own = anchors.ranges.cpu().numpy(), anchors.rows.cpu().numpy() - self.start
         self._is_in_step[own[(own >= 0) & (own < len(self._is_in_step))]] = True
-        is_left_out = (rows < 0) | self._is_in_step[np.maximum(rows - self.start, 0)]
+        distances = np.full((len(queries), num), np.inf, dtype=np.float32)
+        rows = np.full((len(queries), num), -1, dtype=np.int64)
+        asked, wanted = np.arange(len(queries)), max(_ROWS_FOR_EACH * num, LARGE_CLASS if same else 0)
+        for _ in range(_MOST_TRIES):
+            lims, near, found = self._rows_of_clusters(queries[asked], wanted)
+            found_rows = found + self.start
+            low, high = ranges[asked].repeat(np.diff(lims), axis=0).T
+            is_left_out = (((found_rows >= low) & (found_rows < high)) != same) | self._is_in_step[found]
+            near[is_left_out] = np.inf
+            counts = torch.from_numpy(np.diff(lims) - np.diff(np.append(0, is_left_out.cumsum())[lims]))
+            for place, (first, last) in zip(asked, itertools.pairwise(lims), strict=True):
+                costs, best = near[first:last], np.arange(first, last)
+                if num < last - first:
+                    best = costs.argpartition(num)[:num] + first
+                distances[place, : len(best)] = near[best]
+                rows[place, : len(best)] = found_rows[best]
+            is_short = (self.group.sum_(counts) < num).numpy()
+            if self.config.nprobe or wanted >= self.num_rows or not is_short.any():
+                break
+            asked, wanted = asked[is_short], 4 * wanted
+        rows[distances == np.inf] = -1
         self._is_in_step[:] = False
-        distances[is_left_out], rows[is_left_out] = np.inf, -1
-        best, columns = smallest(torch.from_numpy(distances), num)
-        return best.to(device), torch.from_numpy(rows).gather(1, columns).to(device)
+        return torch.from_numpy(distances).to(device), torch.from_numpy(rows).to(device)
 
-    def _num_probed(self, num_rows: int) -> int:
-        """Clusters that have as many rows together, on average; or `index.nprobe`."""
-        if self.config.nprobe:
-            return self.config.nprobe
-        return min(self._ivf.nlist, -(-num_rows * self._ivf.nlist // self.num_rows) + 1)
+    def _rows_of_clusters(
+        self, queries: NDArray[np.float32], wanted: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:
+        """This worker's rows in the clusters that each query looks into: where each one's begin, int64 [n + 1], squared distances, rows."""
+        num_probed = self.config.nprobe or min(
+            2 * -(-wanted * self._ivf.nlist // self.num_rows) + 1, self._ivf.nlist
+        )
+        to_centres, clusters = self._ivf.quantizer.search(queries, num_probed)
+        if not self.config.nprobe:
+            sizes = self._sizes[clusters]
+            # The cluster that completes them is the last.
+            clusters[sizes.cumsum(axis=1) - sizes >= wanted] = -1
+        self._ivf.nprobe = num_probed
+        # All rows of the clusters, then the nearest: FAISS's heap of 1,000 takes twice as long.
+        lims, near, found = self._ivf.range_search_preassigned(queries, _ANY_DISTANCE, clusters, to_centres)
+        return lims.astype(np.int64), near, found
