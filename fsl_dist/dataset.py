@@ -49,6 +49,7 @@ def pack(
     mask_column: str | None = None,
     split_column: str | None = None,
     keep_together: str | None = None,
+    split_folders: bool | None = None,
     split: Split | None = None,
     num_base: int | None = None,
     fractions: tuple[float, float, float] | None = None,
@@ -68,7 +69,8 @@ def pack(
     Images that cannot be used are left out: a warning is logged, and `data.report.bad_samples` lists them with reasons.
 
     Args:
-        source: folder with one folder of images for each class, or the folder that the table's paths start from.
+        source: folder with one folder of images for each class, or with `train/`, `val/` and `test/` that hold class folders,
+            or the folder that the table's paths start from.
         out: new folder for the data set, or its address at s3:// or gs://.
         table: CSV or Parquet table with one row for each image, instead of class folders.
         path_column: the table's column of image paths; `file` by default.
@@ -78,6 +80,8 @@ def pack(
         mask_column: its column of mask images, which are stored with their images.
         split_column: its column with train, val, test or novel for every image.
         keep_together: its column of units; images of one unit stay on one side of any split.
+        split_folders: whether folders of `source` named train, val (valid, validation, dev), test or novel are splits; by
+            default they are where train and another one are there. False reads them as classes.
         split: `stratified` divides every class by `fractions`, `classes` divides whole classes, `base-novel` makes the
             `num_base` largest classes base and the others novel, `column` follows `split_column`. By default stratified,
             or column where `split_column` is given.
@@ -130,6 +134,7 @@ def pack(
         )
     options = PackOptions(
         columns=columns,
+        split_folders=split_folders,
         split=split or "",
         num_base=num_base,
         fractions=fractions,

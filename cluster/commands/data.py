@@ -37,6 +37,12 @@ def _parse_extents(_context: object, _option: object, text: str | None) -> tuple
 @click.option(
     "--keep-together", metavar="COLUMN", help="Images with one value stay on one side of any split."
 )
+@click.option(
+    "--split-folders/--no-split-folders",
+    default=None,
+    help="Whether the folders train, val and test of SRC are splits that hold class folders.  [default: yes, where SRC has "
+    "train and another of them]",
+)
 @split_options
 @click.option("--append", is_flag=True, help="Add to the data set OUT, divided by its own rule and seed.")
 @click.option(
@@ -70,7 +76,7 @@ def _parse_extents(_context: object, _option: object, text: str | None) -> tuple
 def pack(source: str, out: str, allow_bad: bool, as_json: bool, **options: Any) -> None:
     """Pack images into WebDataset shards and a catalogue, in the new folder OUT, or --append them to the data set OUT.
 
-    SRC holds one folder a class, or the images that --table names. Images are stored as they are, or
+    SRC holds one folder a class, or train, val and test with class folders in them, or the images that --table names. Images are stored as they are, or
     with --resize-shorter or --resize at the size training needs; none is enlarged. Those that cannot be used are
     named and left out: exit 1, or 0 with --allow-bad.
     """

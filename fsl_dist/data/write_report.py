@@ -51,6 +51,8 @@ class WriteReport:
     """files in class folders that are not named like images"""
     warnings: tuple[str, ...]
     fingerprint: str
+    notes: tuple[str, ...] = ()
+    """how the source was read: as splits or classes, which files were passed over, which shards are joined"""
     duplicates: tuple[Duplicate, ...] = ()
     """near-duplicates that were left out"""
     num_reused: int = 0

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from fsl_dist.data.catalogue import SPLITS, Catalogue
 from fsl_dist.data.split import (
     NOVEL,
+    TEST,
     TRAIN,
+    VAL,
     DividedUnitError,
     find_divided_unit,
     split_base_novel,
@@ -20,7 +22,8 @@ from fsl_dist.data.split import (
 )
 from fsl_dist.errors import RequestError
 
-SplitKind = Literal["stratified", "classes", "base-novel", "column"]
+SplitKind = Literal["stratified", "classes", "base-novel", "column", "folders"]
+"""`folders`: what `pack` records of a source whose folders give the splits"""
 
 _DEFAULT_FRACTIONS: dict[str, tuple[float, ...]] = {"stratified": (0.7, 0.1, 0.2), "classes": (0.6, 0.2, 0.2)}
 
@@ -102,7 +105,7 @@ def divide(
 ) -> tuple[NDArray[np.int8], list[str]]:
     """(side of every sample, int8 [n]; warnings).
 
-    labels, units: int64 [n], −1 for no unit; splits: names, read for split kind `column` alone; `names`: of
+    labels, units: int64 [n], −1 for no unit; splits: names, read for split kinds `column` and `folders` alone; `names`: of
     classes and of units, for errors. Where the samples join `old`, labels and units are numbered as in it, new ones
     after them, and its own samples keep their split: a sample whose unit, or for class-disjoint splits whose class, is
     known goes where that is, and a class that was not there is novel where there are base classes. What is left is
@@ -111,9 +114,11 @@ def divide(
     class_names, unit_names = names
     kind, warnings = options.split_kind, list[str]()
     try:
-        if kind == "column":
+        if kind in ("column", "folders"):
             sides = np.array([SPLITS.index(split) for split in splits], dtype=np.int8)
             _check_undivided(units, sides, "two splits in the split column")
+            if kind == "folders":
+                warnings = _warn_of_untrained(labels, sides, class_names, old)
         else:
             sides = (
                 np.full(len(labels), -1, dtype=np.int8)
@@ -134,6 +139,21 @@ def divide(
             "choose another split or correct the table"
         ) from error
     return sides, warnings
+
+
+def _warn_of_untrained(
+    labels: NDArray[np.int64], sides: NDArray[np.int8], class_names: Sequence[str], old: Catalogue | None
+) -> list[str]:
+    """A warning where val or test have classes that train lacks, though not as novel ones."""
+    trained = labels[sides == TRAIN]
+    if old is not None:
+        trained = np.concatenate([trained, old.labels[old.splits == TRAIN]])
+    missing = np.setdiff1d(labels[(sides == VAL) | (sides == TEST)], trained)
+    if not len(missing):
+        return []
+    shown = ", ".join(f"'{class_names[label]}'" for label in missing[:5].tolist())
+    more = f" … ({len(missing)} in all)" if len(missing) > 5 else ""
+    return [f"of the classes in val and test, train has no images of {shown}{more}"]
 
 
 def _follow(

@@ -56,6 +56,8 @@ class DatasetSummary:
     size_bytes: int
     """of all shards"""
     splits: dict[str, SplitSummary]
+    split_rule: str
+    """how samples were divided: `stratified`, `classes`, `base-novel`, or as a `column` or the source's `folders` said"""
     tail: Tail
     """over all splits together"""
     class_counts: dict[str, int]
@@ -68,7 +70,7 @@ class DatasetSummary:
     duplicates: list[Duplicate]
     """left out as near-duplicates when the data set was made"""
     flags: list[str]
-    """what to look at before training: small classes, odd sizes"""
+    """what to look at before training: shards that changed, small classes, odd sizes"""
 
 
 def summarise(catalogue: Catalogue) -> DatasetSummary:
@@ -93,14 +95,24 @@ def summarise(catalogue: Catalogue) -> DatasetSummary:
         num_shards=len(catalogue.shards),
         size_bytes=sum(shard.size_bytes for shard in catalogue.shards),
         splits=splits,
+        split_rule=str(catalogue.options.get("split", "")),
         tail=_measure_tail(counts[counts > 0]),
         class_counts={catalogue.class_names[label]: int(counts[label]) for label in order},
         height=_spread(sizes[:, 0]),
         width=_spread(sizes[:, 1]),
         bad_samples=catalogue.bad_samples,
         duplicates=catalogue.duplicates,
-        flags=[*_flag_tail(catalogue, counts), *_flag_sizes(catalogue, sizes)],
+        flags=[*_flag_shards(catalogue), *_flag_tail(catalogue, counts), *_flag_sizes(catalogue, sizes)],
     )
+
+
+def _flag_shards(catalogue: Catalogue) -> list[str]:
+    """The first shard that is missing or has another size."""
+    try:
+        ShardStore(catalogue).check_files()
+    except DataError as error:
+        return [str(error)]
+    return []
 
 
 def _flag_tail(catalogue: Catalogue, counts: np.ndarray) -> list[str]:
@@ -202,6 +214,8 @@ def describe(summary: DatasetSummary) -> str:
         f"widths      {summary.width[0]} … {summary.width[2]}, median {summary.width[1]:g} pixels",
         f"heights     {summary.height[0]} … {summary.height[2]}, median {summary.height[1]:g} pixels",
     ]
+    if summary.split_rule:
+        lines.append(f"{'split':<11} {summary.split_rule}")
     for name in SPLITS:
         split = summary.splits.get(name)
         if split is not None:

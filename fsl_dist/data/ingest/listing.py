@@ -4,12 +4,15 @@ import csv
 import os
 import re
 import unicodedata
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 
 from fsl_dist.data.catalogue import SPLITS
 from fsl_dist.data.images import IMAGE_SUFFIXES
 from fsl_dist.data.ingest.source_images import SourceFile
+from fsl_dist.data.ingest.split_folders import describe_folders, find_split_folders
 from fsl_dist.data.write_report import BadSample
 from fsl_dist.errors import RequestError
 
@@ -51,6 +54,8 @@ class Listing:
     bad: list[BadSample]
     num_ignored: int = 0
     """files in class folders that are not named like images"""
+    notes: Sequence[str] = ()
+    """how the source was read, as sentences for the user"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,6 +102,7 @@ class _Collector:
     candidates: list[Candidate] = field(default_factory=list)
     bad: list[BadSample] = field(default_factory=list)
     num_ignored: int = 0
+    notes: list[str] = field(default_factory=list)
     real_source: str = ""
 
     def __post_init__(self) -> None:
@@ -163,41 +169,65 @@ class _Collector:
                 self.reject(candidate.path, f"duplicate key '{candidate.key}', taken by {kept[-1].path}")
             else:
                 kept.append(candidate)
-        return Listing(kept, self.bad, self.num_ignored)
+        return Listing(kept, self.bad, self.num_ignored, self.notes)
 
 
-def list_folder(source: Path) -> Listing:
-    """Images below the class folders of `source`; the first path component is the class.
+def list_folder(source: Path, split_folders: bool | None = None) -> Listing:
+    """Images below the class folders of `source`, or of its split folders (`find_split_folders` decides).
 
-    Names that start with a dot and files next to the class folders are ignored; files in class folders that
-    are not named like images are counted. Links to folders are not followed. RequestError where nothing is left.
+    The first path component is the class; in split folders the second is, and the first is the split.
+    Names that start with a dot are ignored. Images that are in no class folder, and files in class folders that
+    are not named like images, are counted. Links to folders are not followed. RequestError where nothing is left.
     """
     collected = _Collector(source)
-    for folder, folders, files in os.walk(source):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        inside = os.path.relpath(folder, source)
-        for name in folders:
-            if os.path.islink(os.path.join(folder, name)):
-                collected.reject(
-                    os.path.normpath(os.path.join(inside, name)), "a link to a folder is not followed"
-                )
-        if inside == ".":
-            continue
-        for name in files:
-            if name.startswith("."):
-                continue
-            if os.path.splitext(name)[1].lower() not in IMAGE_SUFFIXES:
-                collected.num_ignored += 1
-                continue
-            collected.add(os.path.join(inside, name), label=inside.split(os.sep)[0])
+    images = _walk(source, collected)
+    # Of each folder: the images in each of its folders, and under "" those directly in it.
+    folders = {top: Counter(parts[1] if len(parts) > 1 else "" for parts, _ in images[top]) for top in images}
+    num_loose = folders.pop("")[""]
+    split_of = find_split_folders(source, folders, split_folders)
+    collected.notes += describe_folders(source, folders, split_of)
+    if num_loose:
+        collected.notes.append(f"'{source}': {num_loose} images next to the folders were passed over")
+    for top in sorted(folders):
+        for parts, path in images[top]:
+            if not split_of:
+                collected.add(path, label=top)
+            elif len(parts) > 1:
+                collected.add(path, label=parts[1], split=split_of[top])
+        if split_of and folders[top][""]:
+            collected.reject(top, f"its {folders[top]['']} images are in no class folder: they have no label")
     listing = collected.finish()
     if not listing.candidates:
+        shards = "; `adopt` takes .tar shards" if next(source.glob("*.tar"), None) else ""
         raise RequestError(
             f"source '{source}' has no class folders with images (looked for SRC/CLASS/…/IMAGE with "
             f"{' '.join(sorted(IMAGE_SUFFIXES))}); {len(listing.bad)} entries were refused. A table of paths and "
-            "labels is packed with table=…"
+            f"labels is packed with table=…{shards}"
         )
     return listing
+
+
+def _walk(source: Path, collected: _Collector) -> dict[str, list[tuple[list[str], str]]]:
+    """Folder in `source` ("" for `source` itself) → (folders from there to the image, path) of each image at or below it."""
+    images: dict[str, list[tuple[list[str], str]]] = {"": []}
+    for folder, folders, files in os.walk(source):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        inside = os.path.normpath(os.path.relpath(folder, source))
+        parts = [] if inside == "." else inside.split(os.sep)
+        if not parts:
+            images |= {name: [] for name in folders}
+        for name in folders:
+            path = os.path.join(*parts, name)
+            if os.path.islink(os.path.join(source, path)):
+                collected.reject(path, "a link to a folder is not followed")
+        for name in files:
+            if name.startswith("."):
+                continue
+            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+                images[parts[0] if parts else ""].append((parts, os.path.join(*parts, name)))
+            elif parts:
+                collected.num_ignored += 1
+    return images
 
 
 def list_table(source: Path, columns: TableColumns) -> Listing:

@@ -1,5 +1,7 @@
 """Options of `pack`."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -8,6 +10,7 @@ from fsl_dist.data.ingest.division import SplitOptions
 from fsl_dist.data.ingest.duplicates import Dedupe
 from fsl_dist.data.ingest.listing import TableColumns
 from fsl_dist.data.resize import StoredSize
+from fsl_dist.errors import RequestError
 from index.base.settings import settings
 
 
@@ -17,6 +20,9 @@ class PackOptions(SplitOptions):
 
     columns: TableColumns | None = None
     """table to read instead of class folders"""
+    split_folders: bool | None = None
+    """whether folders named like splits (train, val, test) hold the class folders of these splits; None: where train and
+    another of them are there"""
     order: Literal["mixed", "class"] = "mixed"
     """order of bytes in the shards; mixed: shuffled over the whole source; class: the bytes of each class together"""
     shard_size_mb: Annotated[int, Field(ge=1)] = 256
@@ -34,6 +40,10 @@ class PackOptions(SplitOptions):
 
     def __post_init__(self) -> None:
         _ = self.stored_size
+        if self.split_folders and self.columns is not None:
+            raise RequestError(
+                f"split_folders=True reads folders and table={self.columns.table} names the images; leave one out"
+            )
         SplitOptions.__post_init__(self)
 
     @property
@@ -44,6 +54,21 @@ class PackOptions(SplitOptions):
     @property
     def split_source(self) -> tuple[str, str]:
         return "split_column", self.columns.split if self.columns is not None else ""
+
+    def with_folder_splits(self, source: str | Path) -> "PackOptions":
+        """These options for a `source` whose folders give the splits; RequestError where they divide again."""
+        given = {
+            "split": self.split if self.split != "folders" else "",
+            "num_base": self.num_base,
+            "fractions": ",".join(f"{share:g}" for share in self.fractions or ()),
+        }
+        named = [f"{name}={value}" for name, value in given.items() if value]
+        if named:
+            raise RequestError(
+                f"the folders of source '{source}' give its splits and {' and '.join(named)} divides again; leave one out "
+                "(`resplit` divides a packed data set again, split_folders=False reads the folders as classes)"
+            )
+        return replace(self, split="folders")
 
     @property
     def record(self) -> dict[str, object]:

@@ -29,6 +29,7 @@ from fsl_dist.data.ingest.rows import (
     NamedSamples,
     join_columns,
     join_metadata,
+    log_notes,
     make_report,
     sort_out,
     warn,
@@ -38,6 +39,9 @@ from fsl_dist.data.write_report import BadSample, WriteReport
 from fsl_dist.errors import RequestError
 from index.base import object_cache
 from index.base.pieces import Progress
+
+_GIVEN = ("column", "folders")
+"""split kinds in which the source says where each sample goes"""
 
 
 def pack(
@@ -63,7 +67,7 @@ def pack(
     """
     out = object_cache.working_folder(out)
     check_new(out)
-    listing = _list_source(Path(source), options)
+    listing, options = _list_source(Path(source), options)
     with hold_new(out):
         return _write(listing, out, None, options, progress)
 
@@ -80,9 +84,8 @@ def append(
     """
     dataset = object_cache.working_folder(dataset)
     with hold_dataset(dataset) as old:
-        options = _with_rule_of(old, options)
-        listing = _refuse_known(_list_source(Path(source), options), old)
-        return _write(listing, dataset, old, options, progress)
+        listing, options = _list_source(Path(source), _with_rule_of(old, options), old)
+        return _write(_refuse_known(listing, old), dataset, old, options, progress)
 
 
 def _write(
@@ -120,6 +123,7 @@ def _write(
         fingerprint,
         warnings,
         num_ignored=listing.num_ignored,
+        notes=listing.notes,
         num_reused=checked.num_reused + written.num_reused,
     )
 
@@ -138,12 +142,34 @@ def _keep_largest(
     return [sample for sample, _ in pairs], [image for _, image in pairs]
 
 
-def _list_source(source: Path, options: PackOptions) -> Listing:
+def _list_source(
+    source: Path, options: PackOptions, old: Catalogue | None = None
+) -> tuple[Listing, PackOptions]:
+    """(what `source` offers, `options` with the split that follows from its folders where they are splits)."""
     if object_cache.place_of(object_cache.working_folder(source)) is not None:
         raise RequestError(f"source '{source}': pack reads images from a disk; copy them there first")
     if not source.is_dir():
         raise RequestError(f"source '{source}': no such folder")
-    return list_folder(source) if options.columns is None else list_table(source, options.columns)
+    if options.columns is not None:
+        return list_table(source, options.columns), options
+    is_given = options.split == "folders"
+    listing = list_folder(
+        source, True if is_given and options.split_folders is None else options.split_folders
+    )
+    log_notes(listing)
+    if any(sample.split for sample in listing.candidates):
+        if old is not None and not is_given:
+            raise RequestError(
+                f"the folders of source '{source}' give its splits and append=True divides by the data set's own rule "
+                f"({old.options.get('split')}); pack it as a data set of its own, or split_folders=False reads them as classes"
+            )
+        return listing, options.with_folder_splits(source)
+    if is_given:
+        raise RequestError(
+            f"split_folders=False gives no splits, and those of the data set were given "
+            f"({old.options.get('split') if old else 'folders'})"
+        )
+    return listing, options
 
 
 def _refuse_known(listing: Listing, old: Catalogue) -> Listing:
@@ -154,7 +180,7 @@ def _refuse_known(listing: Listing, old: Catalogue) -> Listing:
             bad.append(BadSample(sample.path, f"duplicate key '{sample.key}', in the data set already"))
         else:
             fresh.append(sample)
-    return Listing(fresh, bad, listing.num_ignored)
+    return replace(listing, candidates=fresh, bad=bad)
 
 
 def _with_rule_of(old: Catalogue, options: PackOptions) -> PackOptions:
@@ -169,6 +195,8 @@ def _with_rule_of(old: Catalogue, options: PackOptions) -> PackOptions:
             f"{old.options.get('seed')}) and adds every class; leave {' and '.join(refused)} out (`resplit` divides again)"
         )
     rule: dict[str, Any] = {name: old.options.get(name) for name in kept}
+    if rule["split"] in _GIVEN:
+        rule["split"] = "column" if options.columns is not None else "folders"
     for name in ("fractions", "resize"):
         if rule[name] is not None:
             rule[name] = tuple(rule[name])

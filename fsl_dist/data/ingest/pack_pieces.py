@@ -46,7 +46,7 @@ def make_plan(listing: Listing, options: "PackOptions", old: Catalogue | None = 
         state = [_state_of(file) for file in (sample.file, sample.mask) if file]
         digest.update(json.dumps([named, state]).encode())
     values = asdict(options)
-    for name in ("columns", "processes", "split", "num_base", "fractions"):
+    for name in ("columns", "split_folders", "processes", "split", "num_base", "fractions"):
         del values[name]
     return {
         "list of source files, or change in one": digest.hexdigest(),

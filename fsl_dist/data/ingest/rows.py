@@ -117,6 +117,12 @@ def log_bad(bad: Sequence[BadSample]) -> None:
         logger.warning("left out %d samples; the first, '%s': %s", len(bad), bad[0].path, bad[0].reason)
 
 
+def log_notes(listing: Listing) -> None:
+    """Log how the source was read."""
+    for note in listing.notes:
+        logger.info("%s", note)
+
+
 def warn(warnings: Sequence[str]) -> None:
     """Log each of `warnings`."""
     for warning in warnings:
@@ -156,6 +162,7 @@ def make_report(
     warnings: Sequence[str],
     *,
     num_ignored: int = 0,
+    notes: Sequence[str] = (),
     num_reused: int = 0,
 ) -> WriteReport:
     """The report on the rows with these `sides` (int8 [n]); written: their shards, bad samples and duplicates."""
@@ -170,6 +177,7 @@ def make_report(
         size_bytes=sum(shard.size_bytes for shard in written.shards),
         bad_samples=tuple(written.bad_samples),
         num_ignored=num_ignored,
+        notes=tuple(notes),
         warnings=tuple(warnings),
         fingerprint=fingerprint,
         duplicates=tuple(written.duplicates),
