@@ -1,13 +1,16 @@
 """Tar headers that nobody vouches for: the same members as tarfile finds, or a refusal by name."""
 
+import bz2
+import gzip
 import io
+import lzma
 import os
 import random
 import tarfile
 
 import pytest
 
-from fsl_dist.data.ingest.tar_members import Member, list_members
+from fsl_dist.data.ingest.tar_members import Member, NextArchive, list_members
 from fsl_dist.data.write_report import BadSample
 
 
@@ -115,18 +118,139 @@ def test_damage_ends_the_list_with_its_place(tmp_path):
     member, damage = walk(path)
     assert member.name == "a.jpg"
     assert damage == BadSample(
-        "t.tar", "is damaged (byte 1536: bad checksum); what follows there is left out"
+        "t.tar", "is damaged at byte 1536 of 10240 (bad checksum); what follows there is left out"
     )
-    path.write_bytes(whole[:2500])
-    assert "'b.jpg' reaches beyond the end of the file" in walk(path)[1].reason
-    path.write_bytes(whole[:1800])
-    assert "byte 1536: truncated header" in walk(path)[1].reason
-    path.write_bytes(whole[:1536])  # no end mark, as some writers leave it
-    assert len(walk(path)) == 1
-    path.write_bytes(b"\x1f\x8b" + os.urandom(2000))
-    assert "not a plain tar archive; a compressed one must be unpacked first" in walk(path)[0].reason
-    path.write_bytes(b"")
-    assert walk(path) == []
+
+
+@pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_cut_is_named_wherever_it_is(tmp_path, kind):
+    members = [("a.jpg", b"x" * 700), ("b/" * 60 + "b.cls", b"1"), ("ü" * 70 + ".jpg", b"z" * 512)]
+    names = [name for name, _ in members[: 2 if kind == tarfile.USTAR_FORMAT else 3]]
+    path = write_tar(tmp_path / "t.tar", members[: len(names)], kind)
+    whole = path.read_bytes()
+    with tarfile.open(path) as tar:
+        ends = [(member.name, member.offset_data + member.size) for member in tar.getmembers()]
+    end_mark = -(-ends[-1][1] // 512) * 512
+    for length in range(0, end_mark + 2048, 128):
+        path.write_bytes(whole[:length])
+        found = walk(path)
+        sound = [member.name for member in found if isinstance(member, Member)]
+        assert sound == [name for name, end in ends if end <= length], length
+        bad = [member.reason for member in found if isinstance(member, BadSample)]
+        if length >= end_mark + 1024:  # two blocks of zeros: whatever follows them is padding
+            assert bad == []
+        else:
+            assert len(bad) == 1, length
+            # Without the magic at byte 257 nothing tells that it was one.
+            kind = "is empty" if length == 0 else "is no tar file" if length < 262 else "is cut"
+            assert bad[0].startswith(kind), length
+
+
+ZEROS = bytes(1024)
+NOT_TAR = {
+    "nothing": (b"", "is empty: it has 0 bytes"),
+    "end mark alone": (ZEROS, "is empty: a tar file without members (1024 zero bytes)"),
+    "zeros of a download": (bytes(3 << 20), "is empty: a tar file without members (3145728 zero bytes)"),
+    "gzip": (
+        gzip.compress(ZEROS),
+        "compressed with gzip: byte ranges cannot be read in it, so unpack it with `gunzip`",
+    ),
+    "bzip2": (bz2.compress(ZEROS), "compressed with bzip2"),
+    "xz": (lzma.compress(ZEROS), "compressed with xz"),
+    "lzma": (lzma.compress(ZEROS, lzma.FORMAT_ALONE), "compressed with lzma"),
+    "zstd": (b"\x28\xb5\x2f\xfd" + os.urandom(600), "compressed with zstd"),
+    "lz4": (b"\x04\x22\x4d\x18" + os.urandom(600), "compressed with lz4"),
+    "zip": (b"PK\x03\x04" + bytes(600), "a zip archive"),
+    "error page": (b"\n<!DOCTYPE html>\n<title>404 Not Found</title>", "an HTML page: the download failed"),
+    "long error page": (b"<html>" + b"sorry " * 500, "an HTML page: the download failed"),
+    "store's error": (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "an XML page"),
+    "git-lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "a git-lfs pointer"),
+    "a picture": (b"\x89PNG\r\n\x1a\n" + os.urandom(900), "is no tar file"),
+    "short text": (b"hello", "is no tar file"),
+}
+
+
+@pytest.mark.parametrize("case", NOT_TAR)
+def test_what_is_no_tar_file_is_named_for_what_it_is(tmp_path, case):
+    content, reason = NOT_TAR[case]
+    (tmp_path / "t.tar").write_bytes(content)
+    (bad,) = walk(tmp_path / "t.tar")
+    assert bad.path == "t.tar"
+    assert reason in bad.reason
+
+
+def test_joined_archives_are_read_whole_at_their_byte_ranges(tmp_path):
+    """As `cat a.tar b.tar` makes them, whatever the padding of the first; what follows and is no archive is damage."""
+    first = write_tar(tmp_path / "a.tar", [("a.jpg", b"x" * 700)]).read_bytes()
+    second = write_tar(tmp_path / "b.tar", [("b.jpg", b"y" * 300)], tarfile.USTAR_FORMAT).read_bytes()
+    joined = tmp_path / "t.tar"
+    for padding in (first[:1536] + bytes(512), first[:1536] + ZEROS, first, first + bytes(1 << 19)):
+        joined.write_bytes(padding + second + first)
+        found = walk(joined)
+        starts = [len(padding), len(padding) + len(second)]
+        assert [m.offset for m in found if isinstance(m, NextArchive)] == starts
+        assert not [m for m in found if isinstance(m, BadSample)]
+        assert [(m.name, m.offset, m.size) for m in found if isinstance(m, Member)] == [
+            ("a.jpg", 512, 700),
+            ("b.jpg", starts[0] + 512, 300),
+            ("a.jpg", starts[1] + 512, 700),
+        ]
+        joined.write_bytes(ZEROS + second)  # an empty archive before it is no loss
+        assert [type(m) for m in walk(joined)] == [Member]
+    for after, reason in (
+        (
+            b"junk" * 200,
+            f"is damaged at byte {len(first)} of {len(first) + 800} (no archive follows its end mark)",
+        ),
+        (gzip.compress(second), f"holds compressed with gzip from byte {len(first)} on"),
+        (second[:700], "is cut: 'b.jpg' reaches beyond its end"),
+        (second[:1024], "without the end mark"),
+    ):
+        joined.write_bytes(first + after)
+        found = walk(joined)
+        assert found[0] == Member("a.jpg", 512, 700)
+        assert reason in found[-1].reason
+
+
+def test_a_download_whose_rest_is_zeros_is_named(tmp_path):
+    path = write_tar(tmp_path / "t.tar", [("a.jpg", b"x" * 700)])
+    path.write_bytes(path.read_bytes() + bytes(1 << 20))
+    member, bad = walk(path)
+    assert member.name == "a.jpg"
+    assert bad.reason.startswith("is damaged: all of its 1057280 bytes from byte 1536 on are zero")
+
+
+def test_sizes_beyond_octal_digits_are_read(tmp_path):
+    """Above 8 GiB a GNU header holds the size in base 256, a pax header in a record. The file is sparse."""
+    size = 9 << 30
+    for kind in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        head = special("huge.jpg", tarfile.REGTYPE, size=size).tobuf(kind)
+        tail = special("b.jpg", tarfile.REGTYPE).tobuf(tarfile.USTAR_FORMAT)
+        with (tmp_path / "t.tar").open("wb") as file:
+            file.write(head)
+            file.seek(len(head) + size)
+            file.write(tail + ZEROS)
+        assert walk(tmp_path / "t.tar") == [
+            Member("huge.jpg", len(head), size),
+            Member("b.jpg", len(head) + size + 512, 0),
+        ]
+        os.truncate(tmp_path / "t.tar", 1 << 20)
+        assert [m.reason for m in walk(tmp_path / "t.tar")] == [
+            "is cut: 'huge.jpg' reaches beyond its end at byte 1048576"
+        ]
+
+
+def test_members_of_an_archive_older_than_ustar(tmp_path):
+    """V7: no magic, folders are names that end in a slash, types are a zero byte."""
+    blocks = b""
+    for name, content in (("d/", b""), ("d/a.jpg", b"abc"), ("d/a.cls", b"1")):
+        header = bytearray(special(name, tarfile.AREGTYPE, size=len(content)).tobuf(tarfile.USTAR_FORMAT))
+        header[257:512] = bytes(255)
+        header[148:156] = b" " * 8
+        header[148:156] = b"%06o\0 " % sum(header)
+        blocks += bytes(header) + content.ljust(512 * bool(content), b"\0")
+    (tmp_path / "t.tar").write_bytes(blocks + ZEROS)
+    assert walk(tmp_path / "t.tar") == [Member("d/a.jpg", 1024, 3), Member("d/a.cls", 2048, 1)]
 
 
 @pytest.mark.parametrize(

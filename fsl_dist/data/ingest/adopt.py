@@ -9,10 +9,11 @@ from fsl_dist.data.images import CheckedImage
 from fsl_dist.data.ingest.division import SplitOptions, divide
 from fsl_dist.data.ingest.member_images import CheckMembers, MemberFile
 from fsl_dist.data.ingest.next_version import check_new, hold_new, partial_of, publish_new
-from fsl_dist.data.ingest.rows import NamedSamples, make_report, sort_out, warn
+from fsl_dist.data.ingest.rows import NamedSamples, log_notes, make_report, sort_out, warn
+from fsl_dist.data.ingest.shard_paths import find_shards
 from fsl_dist.data.ingest.shard_writer import StoredAt
 from fsl_dist.data.ingest.source_images import CHUNK_SIZE
-from fsl_dist.data.ingest.wds_samples import SampleKeys, ShardListing, find_shards, list_shards
+from fsl_dist.data.ingest.wds_samples import SampleKeys, ShardListing, list_shards
 from fsl_dist.data.write_report import WriteReport
 from index.base import object_cache
 from index.base.files import create_folder, remove_folder
@@ -49,9 +50,10 @@ def adopt(
     out = object_cache.on_disk(out, "adopt")
     object_cache.on_disk(shards, "adopt")
     paths = find_shards(shards)
-    is_inside = out.is_dir() and all(_is_below(path, out) for path in paths)
+    is_inside = out.is_dir() and all(_is_below(path, out) for path in paths.paths)
     check_new(out, has_shards=is_inside)
     found = list_shards(paths, options.keys)
+    log_notes(found.listing)
     samples, images, bad = sort_out(found.listing, _check_images(found, options.processes, progress))
     named = NamedSamples.number(samples)
     sides, warnings = divide(
@@ -76,7 +78,17 @@ def adopt(
             fingerprint = publish_new(partial, out, columns, metadata)
         finally:
             remove_folder(partial)
-    return make_report(out, 1, metadata, sides, fingerprint, warnings, num_ignored=found.listing.num_ignored)
+    listing = found.listing
+    return make_report(
+        out,
+        1,
+        metadata,
+        sides,
+        fingerprint,
+        warnings,
+        num_ignored=listing.num_ignored,
+        notes=listing.notes,
+    )
 
 
 def _check_images(found: ShardListing, processes: int, progress: Progress | None) -> list[CheckedImage | str]:

@@ -14,6 +14,9 @@ from fsl_dist.data.ingest.source_images import SourceFile
 from fsl_dist.data.masks import prepare_mask
 from fsl_dist.data.resize import StoredSize
 
+# One `pread` gives at most 2 GiB, and that is more than any image that may be decoded needs.
+_MAX_IMAGE_BYTES = 1 << 30
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -62,6 +65,8 @@ def _check(source: SourceFile, place: Place) -> CheckedImage | str:
 
 
 def _read(shard: str, offset: int, size: int) -> bytes | str:
+    if size > _MAX_IMAGE_BYTES:
+        return f"has {size} bytes, more than the {_MAX_IMAGE_BYTES} of an image"
     try:
         with open(shard, "rb", buffering=0) as file:
             data = os.pread(file.fileno(), size, offset)

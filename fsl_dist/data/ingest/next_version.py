@@ -2,16 +2,20 @@
 
 import contextlib
 import hashlib
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from fsl_dist.data.catalogue import Catalogue, CatalogueMetadata, write_catalogue
 from fsl_dist.data.ingest.rows import Columns
-from fsl_dist.errors import RequestError
+from fsl_dist.data.store import ShardStore
+from fsl_dist.errors import DataError, RequestError
 from index.base import object_cache
 from index.base.files import hold_lock, list_folder, remove_folder
 from index.base.object_store import concurrently
+
+logger = logging.getLogger(__name__)
 
 _STAGING = ".append.partial"
 _PARTIAL = ".next.partial"
@@ -35,6 +39,7 @@ def hold_dataset(dataset: Path) -> Iterator[Catalogue]:
     """The current catalogue of `dataset`, which no other process changes meanwhile; RequestError where one does.
 
     What a killed writer left of the next version is removed first, except for pieces that an append may resume with.
+    A shard that is missing or has another size than the catalogue says is named in a warning: it need not be reachable here.
     """
     Catalogue.open(dataset)  # a folder that is no data set gets no lock file
     with hold_lock(dataset / "catalogue" / ".lock"):
@@ -43,6 +48,10 @@ def hold_dataset(dataset: Path) -> Iterator[Catalogue]:
         if object_cache.place_of(dataset) is None:
             remove_folder(dataset / name_shards(dataset, current))
         (dataset / "catalogue" / _PARTIAL).unlink(missing_ok=True)
+        try:
+            ShardStore(current).check_files()
+        except DataError as error:
+            logger.warning("%s", error)
         yield current
 
 

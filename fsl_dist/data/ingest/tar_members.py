@@ -14,6 +14,28 @@ _LINKS = {tarfile.LNKTYPE: "a hard link", tarfile.SYMTYPE: "a symbolic link"}
 _DEVICES = {tarfile.CHRTYPE: "a device", tarfile.BLKTYPE: "a device", tarfile.FIFOTYPE: "a pipe"}
 # Names and attributes of one member; a header that claims more is damage.
 _MAX_HEADER_BYTES = 1 << 20
+# Archives are padded with zeros to whole records, for tapes up to 1 MiB each. A longer run of zeros is no padding.
+_MAX_PADDING_BYTES = 1 << 20
+_COMPRESSED = "compressed with {}: byte ranges cannot be read in it, so unpack it with `{}` first"
+# What comes in place of a tar file, by its first bytes; the case of letters is not compared.
+_KINDS = {
+    b"\x1f\x8b": _COMPRESSED.format("gzip", "gunzip"),
+    b"\x28\xb5\x2f\xfd": _COMPRESSED.format("zstd", "unzstd"),
+    b"BZh": _COMPRESSED.format("bzip2", "bunzip2"),
+    b"\xfd7zXZ\0": _COMPRESSED.format("xz", "unxz"),
+    b"\x04\x22\x4d\x18": _COMPRESSED.format("lz4", "unlz4"),
+    b"\x1f\x9d": _COMPRESSED.format("compress", "uncompress"),
+    b"LZIP": _COMPRESSED.format("lzip", "lzip -d"),
+    b"\x5d\0\0": _COMPRESSED.format("lzma", "unlzma"),
+    b"PK\x03\x04": "a zip archive: unpack it, and `pack` its images",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive: unpack it, and `pack` its images",
+    b"Rar!": "a rar archive: unpack it, and `pack` its images",
+    b"version https://git-lfs": "a git-lfs pointer: `git lfs pull` downloads the file itself",
+    b"<!DOCTYPE html": "an HTML page: the download failed, so download it again",
+    b"<html": "an HTML page: the download failed, so download it again",
+    b"<?xml": "an XML page, such as a store's error: the download failed, so download it again",
+    b"<Error>": "an XML page, such as a store's error: the download failed, so download it again",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,23 +49,39 @@ class Member:
     """bytes"""
 
 
+@dataclass(frozen=True, slots=True)
+class NextArchive:
+    """Another archive follows in the same file (`cat a.tar b.tar`)."""
+
+    offset: int
+    """its first byte"""
+
+
 class _DamageError(Exception):
-    """The rest of the archive cannot be read."""
+    """The rest of the file cannot be read; its text completes "shard …"."""
 
 
-def list_members(descriptor: int, shard: str) -> Iterator[Member | BadSample]:
+def list_members(descriptor: int, shard: str) -> Iterator[Member | NextArchive | BadSample]:
     """Regular members of the open tar file `shard` (its name in reports), in order; what is refused as BadSample.
 
-    USTAR, GNU and pax archives. Refused by name: absolute paths, `..`, links, devices, sparse and unknown kinds.
-    Damage is one BadSample that ends the list. Folders are ignored. Reads headers only.
+    USTAR, GNU and pax archives, also several in one file. Refused by name: absolute paths, `..`, links, devices, sparse
+    and unknown kinds. A file that is damaged, cut, empty or no tar file is one BadSample that ends the list; so is one
+    without the two zero blocks at its end, because members may be missing. Folders are ignored. Reads headers only.
     """
     end = os.fstat(descriptor).st_size
-    position = 0
+    position, is_empty, is_next = 0, True, False
     try:
-        while position < end:
-            info = _read_header(descriptor, position)
+        while True:
+            info = _read_header(descriptor, position, end, is_next=is_next)
             if info is None:
-                return
+                following = _find_next_archive(descriptor, position, end)
+                if following is None:
+                    break
+                position, is_next = following, True
+                continue
+            if is_next and not is_empty:
+                yield NextArchive(position)
+            is_empty = is_next = False
             header, position = position, position + _BLOCK
             long_name, attributes = "", dict[str, str]()
             while info.type in (
@@ -53,19 +91,21 @@ def list_members(descriptor: int, shard: str) -> Iterator[Member | BadSample]:
                 tarfile.GNUTYPE_LONGLINK,
             ):
                 if not 0 <= info.size <= _MAX_HEADER_BYTES:
-                    raise _DamageError(f"byte {header}: a header of {info.size} bytes")
+                    raise _damaged(header, end, f"a header of {info.size} bytes")
                 content = os.pread(descriptor, info.size, position)
+                if len(content) < info.size:
+                    raise _DamageError(f"is cut: it ends at byte {end}, inside a header")
                 position += _padded(info.size)
                 if info.type in _EXTENDED:
-                    attributes |= _parse_attributes(content, header)
+                    attributes |= _parse_attributes(content, header, end)
                 elif info.type == tarfile.GNUTYPE_LONGNAME:
                     long_name = content.rstrip(b"\0").decode("utf-8", "surrogateescape")
-                following = _read_header(descriptor, position)
-                if following is None:
-                    raise _DamageError(f"byte {position}: the archive ends inside a header")
-                info, position = following, position + _BLOCK
+                following_info = _read_header(descriptor, position, end)
+                if following_info is None:
+                    raise _damaged(position, end, "no member follows an extended header")
+                info, position = following_info, position + _BLOCK
             name = attributes.get("path") or long_name or info.name
-            size = _read_size(attributes, info.size, header)
+            size = _read_size(attributes, info.size, header, end)
             is_sparse = info.type == tarfile.GNUTYPE_SPARSE or any(
                 n.startswith("GNU.sparse") for n in attributes
             )
@@ -74,7 +114,7 @@ def list_members(descriptor: int, shard: str) -> Iterator[Member | BadSample]:
             has_content = info.type in _REGULAR or is_sparse or info.type not in tarfile.SUPPORTED_TYPES
             offset, position = position, position + (_padded(size) if has_content else 0)
             if has_content and offset + size > end:
-                raise _DamageError(f"'{name}' reaches beyond the end of the file")
+                raise _DamageError(f"is cut: '{name}' reaches beyond its end at byte {end}")
             if info.type == tarfile.DIRTYPE:
                 continue
             reason = _refuse(name, info.type, is_sparse)
@@ -82,47 +122,87 @@ def list_members(descriptor: int, shard: str) -> Iterator[Member | BadSample]:
                 yield BadSample(f"{shard}:{_printable(name)}", reason)
             else:
                 yield Member(name, offset, size)
+        if is_empty:
+            yield BadSample(shard, f"is empty: a tar file without members ({end} zero bytes)")
     except _DamageError as error:
-        what = f"is damaged ({_printable(str(error))}); what follows there is left out"
-        yield BadSample(shard, what)
+        yield BadSample(shard, _printable(str(error)))
 
 
-def _read_header(descriptor: int, position: int) -> tarfile.TarInfo | None:
-    """The header at `position`; None at the end of the archive."""
+def _read_header(
+    descriptor: int, position: int, end: int, *, is_next: bool = False
+) -> tarfile.TarInfo | None:
+    """The header at `position`; None for a block of zeros. is_next: it follows an end mark."""
+    if end == 0:
+        raise _DamageError("is empty: it has 0 bytes")
+    if position >= end:
+        raise _DamageError(
+            f"is cut: it ends at byte {end} without the end mark of a tar file, so members may be missing"
+        )
     block = os.pread(descriptor, _BLOCK, position)
-    if not block:
+    if not any(block):
         return None
     try:
-        info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-    except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # known to tarfile, not to its stubs
-        return None
+        return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError as error:
-        if position == 0:
-            raise _DamageError("not a plain tar archive; a compressed one must be unpacked first") from None
-        raise _DamageError(f"byte {position}: {error}") from None
-    return info
+        first = block.lstrip().lower()
+        kind = next((kind for magic, kind in _KINDS.items() if first.startswith(magic.lower())), "")
+        if kind:
+            raise _DamageError(
+                f"is no tar file but {kind}"
+                if position == 0
+                else f"holds {kind.partition(':')[0]} from byte {position} on, which is left out"
+            ) from None
+        if position == 0 and block[257:262] != b"ustar":
+            raise _DamageError("is no tar file") from None
+        if is_next:
+            raise _damaged(position, end, "no archive follows its end mark") from None
+        if len(block) < _BLOCK:
+            raise _DamageError(f"is cut: it ends at byte {end}, inside a header") from None
+        raise _damaged(position, end, str(error)) from None
 
 
-def _parse_attributes(content: bytes, header: int) -> dict[str, str]:
+def _find_next_archive(descriptor: int, position: int, end: int) -> int | None:
+    """Where the blocks of zeros that begin at `position` end and another archive begins; None at the end of the file."""
+    following = position
+    while chunk := os.pread(descriptor, _MAX_PADDING_BYTES, following):
+        if rest := chunk.lstrip(b"\0"):
+            found = following + len(chunk) - len(rest)
+            return found - (found - position) % _BLOCK
+        following += len(chunk)
+    if end - position < 2 * _BLOCK:
+        raise _DamageError(f"is cut: it ends at byte {end}, inside its end mark")
+    if position and end - position > _MAX_PADDING_BYTES:
+        raise _DamageError(
+            f"is damaged: all of its {end - position} bytes from byte {position} on are zero, as an unfinished "
+            "download leaves them"
+        )
+    return None
+
+
+def _damaged(position: int, end: int, reason: str) -> _DamageError:
+    return _DamageError(f"is damaged at byte {position} of {end} ({reason}); what follows there is left out")
+
+
+def _parse_attributes(content: bytes, header: int, end: int) -> dict[str, str]:
     """Records `LENGTH NAME=VALUE\\n` of a pax header."""
     attributes, position = {}, 0
     while position < len(content) and content[position]:
         length, _, _ = content[position : position + 20].partition(b" ")
         if not length.isdigit() or not len(length) + 1 < int(length) <= len(content) - position:
-            raise _DamageError(f"byte {header}: a pax record without a length")
+            raise _damaged(header, end, "a pax record without a length")
         record = content[position + len(length) + 1 : position + int(length)]
         name, equals, value = record.partition(b"=")
         if not equals or not value.endswith(b"\n"):
-            raise _DamageError(f"byte {header}: a pax record that is cut")
+            raise _damaged(header, end, "a pax record that is cut")
         attributes[name.decode("utf-8", "replace")] = value[:-1].decode("utf-8", "surrogateescape")
         position += int(length)
     return attributes
 
 
-def _read_size(attributes: dict[str, str], size: int, header: int) -> int:
+def _read_size(attributes: dict[str, str], size: int, header: int, end: int) -> int:
     text = attributes.get("size", str(size))
     if not (text.isascii() and text.isdigit() and len(text) < 19):
-        raise _DamageError(f"byte {header}: a member of '{text[:20]}' bytes")
+        raise _damaged(header, end, f"a member of '{text[:20]}' bytes")
     return int(text)
 
 

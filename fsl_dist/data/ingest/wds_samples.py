@@ -1,6 +1,5 @@
 """Samples in existing WebDataset shards: members with one key, their image, label and further values."""
 
-import glob
 import json
 import os
 import re
@@ -12,7 +11,8 @@ from fsl_dist.data.catalogue import SPLITS, ShardFile
 from fsl_dist.data.images import IMAGE_SUFFIXES
 from fsl_dist.data.ingest.listing import Candidate, Listing
 from fsl_dist.data.ingest.member_images import Place
-from fsl_dist.data.ingest.tar_members import Member, list_members
+from fsl_dist.data.ingest.shard_paths import FoundShards
+from fsl_dist.data.ingest.tar_members import Member, NextArchive, list_members
 from fsl_dist.data.write_report import BadSample
 from fsl_dist.errors import RequestError
 
@@ -52,74 +52,55 @@ class ShardListing:
     """key → where its image is stored"""
 
 
-def find_shards(pattern: str) -> list[Path]:
-    """Tar files of a folder (at any depth), or of a pattern with `*`, `?` or `{a,b}`, `{000..012}`; sorted.
-
-    RequestError where there are none, or where a named one is missing.
-    """
-    if os.path.isdir(pattern):
-        found = sorted(path for path in Path(pattern).rglob("*.tar") if path.is_file())
-        if not found:
-            raise RequestError(f"shards '{pattern}': the folder has no .tar files")
-        return found
-    paths: list[str] = []
-    for name in _expand_braces(pattern):
-        matches = sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else [name]
-        if not matches or not all(os.path.isfile(match) for match in matches):
-            raise RequestError(
-                f"shards '{pattern}': '{name}' names no file; give a folder of .tar files, or a pattern such as "
-                "'shards/part-{000..012}.tar' or 'shards/*.tar'"
-            )
-        paths += matches
-    return [Path(path) for path in dict.fromkeys(paths)]
-
-
-def _expand_braces(pattern: str) -> Iterator[str]:
-    """`{a,b}` and `{000..012}`, innermost first, as a shell does; numbers keep the width of the first."""
-    found = re.search(r"\{([^{}]*,[^{}]*|(\d+)\.\.(\d+))\}", pattern)
-    if found is None:
-        yield pattern
-        return
-    if found[2]:
-        parts = [str(n).zfill(len(found[2])) for n in range(int(found[2]), int(found[3]) + 1)]
-    else:
-        parts = found[1].split(",")
-    for part in parts:
-        yield from _expand_braces(pattern[: found.start()] + part + pattern[found.end() :])
-
-
-def list_shards(paths: list[Path], keys: SampleKeys) -> ShardListing:
+def list_shards(paths: FoundShards, keys: SampleKeys) -> ShardListing:
     """Samples of the shards at `paths`. Reads headers, labels and metadata, no image.
 
-    RequestError where `keys.split` names other values than the four splits.
+    A shard in which no sample begins is a bad sample, as is what `paths` could not take. RequestError where `keys.split`
+    names other values than the four splits.
     """
     found = ShardListing()
     candidates: list[Candidate] = []
-    bad: list[BadSample] = []
+    bad, notes = list(paths.bad), list(paths.notes)
     first_of: dict[str, str] = {}
     num_ignored = 0
-    for path in paths:
-        shard = len(found.shards)
+    root = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths.paths])
+    for path in paths.paths:
+        shard, num_bad = len(found.shards), len(bad)
         is_used = False
-        descriptor = os.open(path, os.O_RDONLY)
+        extensions_of: dict[str, set[str]] = {}
+        name = os.path.relpath(os.path.abspath(path), root)
         try:
-            for key, members in _group(descriptor, path, bad):
+            descriptor = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            bad.append(BadSample(name, f"cannot be read: {error.strerror}"))
+            continue
+        try:
+            for key, members in _group(descriptor, name, bad, notes):
                 if not key:
                     num_ignored += 1
                     continue
-                sample = _read_sample(descriptor, path, shard, key, members, keys)
+                if key in extensions_of and extensions_of[key].isdisjoint(members):
+                    bad.append(
+                        BadSample(
+                            f"{name}:{key}",
+                            f"its members are not side by side: {', '.join(members)} after those of other samples "
+                            "(write the shard again, sorted by name)",
+                        )
+                    )
+                    extensions_of[key] |= members.keys()
+                    continue
+                is_repeated = key in extensions_of
+                extensions_of[key] = set(members)
+                sample = _read_sample(descriptor, path, name, shard, key, members, keys)
                 if isinstance(sample, BadSample):
                     bad.append(sample)
                     continue
                 candidate, place = sample
                 if candidate.key in first_of:
-                    bad.append(
-                        BadSample(
-                            candidate.path,
-                            f"duplicate key '{candidate.key}', taken by {first_of[candidate.key]} "
-                            "(shard_in_key=True keeps shards with equal keys apart)",
-                        )
-                    )
+                    reason = f"duplicate key '{candidate.key}', taken by {first_of[candidate.key]}"
+                    if not is_repeated:
+                        reason += " (shard_in_key=True keeps shards with equal keys apart)"
+                    bad.append(BadSample(candidate.path, reason))
                     continue
                 first_of[candidate.key] = candidate.path
                 candidates.append(candidate)
@@ -127,21 +108,30 @@ def list_shards(paths: list[Path], keys: SampleKeys) -> ShardListing:
                 is_used = True
             if is_used:
                 found.shards.append(ShardFile(str(path), os.fstat(descriptor).st_size))
+            elif len(bad) == num_bad:
+                bad.append(BadSample(name, "holds no sample: none of its members is named KEY.EXTENSION"))
+        except OSError as error:
+            bad.append(BadSample(name, f"cannot be read: {error.strerror}"))
         finally:
             os.close(descriptor)
     if keys.split:
         _check_splits(candidates, keys.split)
     candidates.sort(key=lambda candidate: candidate.key)
-    found.listing = Listing(candidates, bad, num_ignored)
+    found.listing = Listing(candidates, bad, num_ignored, notes)
     return found
 
 
-def _group(descriptor: int, path: Path, bad: list[BadSample]) -> Iterator[tuple[str, dict[str, Member]]]:
+def _group(
+    descriptor: int, shard: str, bad: list[BadSample], notes: list[str]
+) -> Iterator[tuple[str, dict[str, Member]]]:
     """(key, extension → member) of each run of members with one key; an empty key for what is no sample's."""
-    key, members = "", dict[str, Member]()
-    for member in list_members(descriptor, path.name):
+    key, members, num_archives = "", dict[str, Member](), 1
+    for member in list_members(descriptor, shard):
         if isinstance(member, BadSample):
             bad.append(member)
+            continue
+        if isinstance(member, NextArchive):
+            num_archives += 1
             continue
         name = member.name.removeprefix("./")
         # WebDataset's rule: the key ends at the first dot of the last part; `__x__` is not a sample's.
@@ -157,12 +147,23 @@ def _group(descriptor: int, path: Path, bad: list[BadSample]) -> Iterator[tuple[
         members[extension] = member
     if members:
         yield key, members
+    if num_archives > 1:
+        notes.append(
+            f"'{shard}' is {num_archives} tar files joined in one; the samples of all of them were read"
+        )
 
 
 def _read_sample(
-    descriptor: int, path: Path, shard: int, key: str, members: dict[str, Member], keys: SampleKeys
+    descriptor: int,
+    path: Path,
+    name: str,
+    shard: int,
+    key: str,
+    members: dict[str, Member],
+    keys: SampleKeys,
 ) -> tuple[Candidate, Place] | BadSample:
-    where = f"{path.name}:{key}"
+    """What a run of members is. name: the shard's in reports; shard: its number."""
+    where = f"{name}:{key}"
     mask = members.pop(keys.mask, None) if keys.mask else None
     image = _choose_image(members, keys.image_extensions)
     if isinstance(image, str):
@@ -171,17 +172,19 @@ def _read_sample(
         values = _read_json(descriptor, members)
         candidate = Candidate(
             file=str(path),
-            path=f"{path.name}:{image.name}",
-            key=f"{path.name.split('.')[0]}/{key}" if keys.shard_in_key else key,
+            path=f"{name}:{image.name}",
+            key=f"{os.path.join(os.path.dirname(name), path.name.split('.')[0])}/{key}"
+            if keys.shard_in_key
+            else key,
             label=_read_label(descriptor, members, values, keys.label),
             group=_as_text(values, keys.group),
             unit=_as_text(values, keys.unit),
             split=_as_text(values, keys.split),
             mask=str(path) if mask is not None else "",
-            mask_path=f"{path.name}:{mask.name}" if mask is not None else "",
+            mask_path=f"{name}:{mask.name}" if mask is not None else "",
         )
     except _ValueError as error:
-        return BadSample(f"{path.name}:{image.name}", str(error))
+        return BadSample(f"{name}:{image.name}", str(error))
     if mask is None:
         return candidate, Place(shard, image.offset, image.size)
     return candidate, Place(shard, image.offset, image.size, mask.offset, mask.size)
