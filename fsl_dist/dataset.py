@@ -173,7 +173,8 @@ def adopt(
     """Catalogue existing WebDataset shards; the shards are not moved or changed.
 
     Args:
-        shards: folder of .tar files, or a pattern with `*` or `{000..012}`.
+        shards: folder of .tar files, or a pattern with `*` or `{000..012}`. Compressed shards cannot be used; joined ones
+            are read whole.
         out: new folder for the catalogue, or the folder that holds the shards.
         label_key: key of `.json` that holds the label; by default `.cls`, else label, class or cls in `.json`.
         group_key: key of `.json` that holds a second label.

@@ -54,7 +54,8 @@ def adopt(shards: str, out: str, allow_bad: bool, as_json: bool, **options: Any)
     """Catalogue existing WebDataset shards in the folder OUT; the shards stay where and as they are.
 
     SHARDS is a folder of .tar files, or a quoted pattern with * or {000..012}. OUT is new, or the folder that holds
-    the shards. Samples that cannot be used are named and left out: exit 1, or 0 with --allow-bad.
+    the shards. Samples that cannot be used, and shards that are cut, empty or compressed, are named and left out: exit 1,
+    or 0 with --allow-bad.
     """
     import fsl_dist
 

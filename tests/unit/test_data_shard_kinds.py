@@ -172,6 +172,9 @@ def test_shards_of_one_name_in_several_folders_are_told_apart(tmp_path):
         f"val/000.tar:{number:06d}.png" for number in range(4)
     ]
     assert "taken by train/000.tar:000000.png" in data.report.bad_samples[0].reason
+    assert data.report.notes == (
+        "the folders test, train, val were not read as splits; split_key=… names the key of .json that holds the split",
+    )
     data = fsl_dist.adopt(tmp_path / "s", tmp_path / "named", shard_in_key=True, progress=False)
     assert data.report.bad_samples == ()
     assert set(data.keys([0, 11])) < {

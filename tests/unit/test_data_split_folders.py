@@ -229,7 +229,8 @@ def test_a_folder_above_split_folders_is_pointed_out(tmp_path):
     write(tmp_path / "src", "photos/train/cat", "photos/test/cat")
     data = pack(tmp_path / "src", tmp_path / "out")
     assert data.report.notes[1] == (
-        f"class 'photos' has folders that are named like splits; pack '{tmp_path / 'src/photos'}' reads them as splits"
+        "folders named like splits in the class folders (photos) were read as any other; where these are splits with "
+        f"class folders, pack '{tmp_path / 'src/photos'}'"
     )
     data = pack(tmp_path / "src/photos/train/..", tmp_path / "splits")
     assert data.split_names == ["train", "test"]

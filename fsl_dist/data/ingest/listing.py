@@ -185,7 +185,10 @@ def list_folder(source: Path, split_folders: bool | None = None) -> Listing:
     folders = {top: Counter(parts[1] if len(parts) > 1 else "" for parts, _ in images[top]) for top in images}
     num_loose = folders.pop("")[""]
     split_of = find_split_folders(source, folders, split_folders)
-    collected.notes += describe_folders(source, folders, split_of)
+    # A folder's name need not be UTF-8.
+    collected.notes += [
+        note.encode("utf-8", "replace").decode() for note in describe_folders(source, folders, split_of)
+    ]
     if num_loose:
         collected.notes.append(f"'{source}': {num_loose} images next to the folders were passed over")
     for top in sorted(folders):

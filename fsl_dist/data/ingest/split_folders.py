@@ -37,9 +37,9 @@ def find_split_folders(
         return {}
     found = {name: _SPLIT_OF[name.casefold()] for name in folders if name.casefold() in _SPLIT_OF}
     others = [name for name, images in folders.items() if name not in found and images]
-    splits = set(found.values())
-    if is_wanted is None and not ("train" in splits and len(splits) > 1):
-        if len(splits) > 1 and not others and all(_has_classes(folders[name]) for name in found):
+    if is_wanted is None and not holds_splits(folders):
+        is_likely = len(set(found.values())) > 1 and not others
+        if is_likely and all(_has_classes(folders[name]) for name in found):
             raise RequestError(
                 f"source '{source}' has the split folders {_listed(found)} and no train: split_folders=True reads them as "
                 f"splits, {_AS_CLASSES}"
@@ -77,16 +77,18 @@ def describe_folders(
     """How `source` was read, as sentences; folders as for `find_split_folders`, split_of as it returns."""
     if not split_of:
         notes = [f"'{source}' was read as class folders"]
-        for name, images in folders.items():
-            inner = {_SPLIT_OF.get(below.casefold()) for below in images}
-            if "train" in inner and len(inner - {None}) > 1:
+        nested = [name for name, images in folders.items() if holds_splits(images)]
+        if nested:
+            notes.append(
+                f"folders named like splits in the class folders ({_listed(nested)}) were read as any other; where these are "
+                f"splits with class folders, pack '{source / nested[0]}'"
+            )
+        elif len(folders) == 1:
+            (only, images), *_ = folders.items()
+            if _has_classes(images):
                 notes.append(
-                    f"class '{name}' has folders that are named like splits; pack '{source / name}' reads them as splits"
-                )
-            elif len(folders) == 1 and any(images):
-                notes.append(
-                    f"'{name}' is the only class; if its folders ({_listed(filter(None, images))}) are the classes, pack "
-                    f"'{source / name}'"
+                    f"'{only}' is the only class; if its folders ({_listed(filter(None, images))}) are the classes, pack "
+                    f"'{source / only}'"
                 )
         return notes
     folder_of = {split: name for name, split in split_of.items()}
@@ -102,6 +104,12 @@ def describe_folders(
             "data.holdout_fraction of train"
         )
     return notes + [f"'{source / name}' has no images" for name in split_of if not folders[name]]
+
+
+def holds_splits(folders: Iterable[str]) -> bool:
+    """Whether `folders` are named like train and another split."""
+    splits = {_SPLIT_OF[name.casefold()] for name in folders if name.casefold() in _SPLIT_OF}
+    return "train" in splits and len(splits) > 1
 
 
 def _has_classes(images: Mapping[str, int]) -> bool:

@@ -12,6 +12,7 @@ from fsl_dist.data.images import IMAGE_SUFFIXES
 from fsl_dist.data.ingest.listing import Candidate, Listing
 from fsl_dist.data.ingest.member_images import Place
 from fsl_dist.data.ingest.shard_paths import FoundShards
+from fsl_dist.data.ingest.split_folders import holds_splits
 from fsl_dist.data.ingest.tar_members import Member, NextArchive, list_members
 from fsl_dist.data.write_report import BadSample
 from fsl_dist.errors import RequestError
@@ -64,6 +65,12 @@ def list_shards(paths: FoundShards, keys: SampleKeys) -> ShardListing:
     first_of: dict[str, str] = {}
     num_ignored = 0
     root = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths.paths])
+    tops = {os.path.relpath(path, root).partition(os.sep)[0] for path in map(os.path.abspath, paths.paths)}
+    if holds_splits(tops) and not keys.split:
+        notes.append(
+            f"the folders {', '.join(sorted(tops))} were not read as splits; split_key=… names the key of .json that holds "
+            "the split"
+        )
     for path in paths.paths:
         shard, num_bad = len(found.shards), len(bad)
         is_used = False
