@@ -376,7 +376,7 @@ def test_adopt_says_what_it_left_out(sets, tmp_path):
     (tmp_path / "part.tar").write_bytes(whole[: len(whole) // 2])
     code, out, err = run("adopt", tmp_path / "part.tar", tmp_path / "out", "--json")
     assert (code, json.loads(out)["num_bad"]) == (1, 1)
-    assert "left out 'part.tar': is damaged" in err
+    assert "left out 'part.tar': is cut" in err
     code, out, _ = run("adopt", tmp_path / "part.tar", tmp_path / "two", "--allow-bad")
     assert code == 0
     assert "catalogue version 1" in out

@@ -173,6 +173,9 @@ def test_a_folder_without_shards_is_refused(here):
     os.symlink("nowhere", "broken.tar")
     with pytest.raises(RequestError, match=r"'broken.tar' is a link to a file that is not there; give"):
         find_shards("broken.tar")
+    os.mkfifo("pipe.tar")  # as of `<(zcat a.tar.gz)`: no byte range of it can be read again
+    with pytest.raises(RequestError, match=r"'pipe.tar' names no file"):
+        find_shards("pipe.tar")
     with pytest.raises(RequestError, match=r"shards 's': the folder has no .tar files$"):
         find_shards("s")
     with pytest.raises(RequestError, match=r"has no .tar files; a.tar.part is passed over"):

@@ -68,7 +68,7 @@ def test_folders_named_like_splits_are_the_splits(tmp_path, folders, expected):
     data = pack(source, tmp_path / "classes", split_folders=False, split="classes", fractions=(0.5, 0.0, 0.5))
     assert data.class_names == sorted(folders)
     assert data.options["split"] == "classes"
-    assert data.report.notes[0] == f"'{source}' was read as class folders"
+    assert data.report.notes == (f"'{source}' was read as class folders, also {', '.join(sorted(folders))}",)
 
 
 @pytest.mark.parametrize(
@@ -86,6 +86,10 @@ def test_other_folders_stay_classes(tmp_path, folders, classes):
     data = pack(write(tmp_path / "src", *folders), tmp_path / "out")
     assert data.class_names == classes
     assert data.options["split"] == "stratified"
+    named = [name for name in classes if name in ("train", "test", "dev", "valid")]
+    assert data.report.notes == (
+        (f"'{tmp_path / 'src'}' was read as class folders, also {', '.join(named)}",) if named else ()
+    )
 
 
 ASKED = {
@@ -228,9 +232,9 @@ def test_append_follows_what_the_data_set_was_made_of(tmp_path):
 def test_a_folder_above_split_folders_is_pointed_out(tmp_path):
     write(tmp_path / "src", "photos/train/cat", "photos/test/cat")
     data = pack(tmp_path / "src", tmp_path / "out")
-    assert data.report.notes[1] == (
+    assert data.report.notes == (
         "folders named like splits in the class folders (photos) were read as any other; where these are splits with "
-        f"class folders, pack '{tmp_path / 'src/photos'}'"
+        f"class folders, pack '{tmp_path / 'src/photos'}'",
     )
     data = pack(tmp_path / "src/photos/train/..", tmp_path / "splits")
     assert data.split_names == ["train", "test"]

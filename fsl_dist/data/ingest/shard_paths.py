@@ -48,7 +48,7 @@ def find_shards(pattern: str) -> FoundShards:
     for name in _expand_braces(rest):
         # A wildcard meets folders by chance; a folder that is named is meant.
         files = [path for path in _match(place, name) if os.path.isfile(path) or not glob.has_magic(name)]
-        if not files or not all(map(os.path.exists, files)):
+        if not files or not all(os.path.isfile(path) or os.path.isdir(path) for path in files):
             missing = os.path.join(place, name) if name else place
             what = "is a link to a file that is not there" if os.path.islink(missing) else "names no file"
             raise RequestError(

@@ -74,9 +74,10 @@ def find_split_folders(
 def describe_folders(
     source: Path, folders: Mapping[str, Mapping[str, int]], split_of: Mapping[str, str]
 ) -> list[str]:
-    """How `source` was read, as sentences; folders as for `find_split_folders`, split_of as it returns."""
+    """How `source` was read, as sentences; none for class folders of other names. folders as for `find_split_folders`, split_of as it returns."""
     if not split_of:
-        notes = [f"'{source}' was read as class folders"]
+        named = [name for name in folders if name.casefold() in _SPLIT_OF]
+        notes = [f"'{source}' was read as class folders, also {_listed(named)}"] if named else []
         nested = [name for name, images in folders.items() if holds_splits(images)]
         if nested:
             notes.append(
