@@ -104,6 +104,12 @@ def test_wildcards_meet_files_and_what_is_written_goes_first(here):
     assert names("?/deep/*") == ["s/deep/p-2.tar"]
     assert names("s/{deep,x.tar}") == ["s/deep/p-2.tar", "s/x.tar/p-3.tar"]  # folders that are named
     assert names("s/p-{1,1}.tar") == ["s/p-1.tar"]
+    os.symlink("nowhere", "s/p-9.tar")
+    found = find_shards("s/p-?.tar")
+    assert list(map(str, found.paths)) == ["s/p-1.tar"]
+    assert [(bad.path, bad.reason) for bad in found.bad] == [
+        ("s/p-9.tar", "is a link to a file that is not there")
+    ]
 
 
 @pytest.mark.parametrize(

@@ -47,19 +47,21 @@ def find_shards(pattern: str) -> FoundShards:
     place, rest = _divide(pattern)
     for name in _expand_braces(rest):
         # A wildcard meets folders by chance; a folder that is named is meant.
-        files = [path for path in _match(place, name) if os.path.isfile(path) or not glob.has_magic(name)]
-        if not files or not all(os.path.isfile(path) or os.path.isdir(path) for path in files):
+        matches = [path for path in _match(place, name) if not (glob.has_magic(name) and os.path.isdir(path))]
+        if not any(os.path.isfile(path) or os.path.isdir(path) for path in matches):
             missing = os.path.join(place, name) if name else place
-            what = "is a link to a file that is not there" if os.path.islink(missing) else "names no file"
+            what = _name_fault(missing) if os.path.islink(missing) else "names no file"
             raise RequestError(
                 f"shards '{pattern}': '{missing}' {what}{_nearest(place, name)}; give a folder of "
                 ".tar files, or a pattern such as 'shards/part-{000..012}.tar' or 'shards/*.tar'"
             )
-        for path in files:
+        for path in matches:
             if os.path.isdir(path):
                 _walk(path, found)
-            else:
+            elif os.path.isfile(path):
                 found.paths.append(Path(path))
+            else:
+                found.bad.append(BadSample(path, _name_fault(path)))
     found.paths = list(dict.fromkeys(found.paths))
     if not found.paths:
         refused = f"; {found.bad[0].path} {found.bad[0].reason}" if found.bad else ""
@@ -106,6 +108,11 @@ def _walk(folder: str, found: FoundShards) -> None:
             f"'{folder}': {others.total()} files that are not named like shards were passed over ({kinds}"
             f"{', …' if len(others) > 5 else ''})"
         )
+
+
+def _name_fault(path: str) -> str:
+    """Why `path`, which is there, is neither a file nor a folder."""
+    return "is a link to a file that is not there" if os.path.islink(path) else "is no file"
 
 
 def _divide(pattern: str) -> tuple[str, str]:
