@@ -42,90 +42,102 @@ class SampleKeys:
     """the shard's name goes before each key: for shards that all count from 0"""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class ShardListing:
     """What shards hold, sorted by key, each key once."""
 
-    shards: list[ShardFile] = field(default_factory=list)
+    shards: list[ShardFile]
     """named as they were found; only those that hold samples"""
-    listing: Listing = field(default_factory=lambda: Listing([], []))
-    places: dict[str, Place] = field(default_factory=dict)
+    listing: Listing
+    places: dict[str, Place]
     """key → where its image is stored"""
 
 
 def list_shards(paths: FoundShards, keys: SampleKeys) -> ShardListing:
     """Samples of the shards at `paths`. Reads headers, labels and metadata, no image.
 
-    A shard in which no sample begins is a bad sample, as is what `paths` could not take. RequestError where `keys.split`
+    A shard without samples is a bad sample, as is what `paths` could not take. RequestError where `keys.split`
     names other values than the four splits.
     """
-    found = ShardListing()
-    candidates: list[Candidate] = []
-    bad, notes = list(paths.bad), list(paths.notes)
-    first_of: dict[str, str] = {}
-    num_ignored = 0
-    root = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths.paths])
-    tops = {os.path.relpath(path, root).partition(os.sep)[0] for path in map(os.path.abspath, paths.paths)}
+    found = _Collector(keys, list(paths.bad), list(paths.notes))
+    # Reports name a shard by its path below the folder that holds all of them.
+    files = [os.path.abspath(path) for path in paths.paths]
+    root = os.path.commonpath([os.path.dirname(file) for file in files])
+    names = [os.path.relpath(file, root) for file in files]
+    tops = {name.partition(os.sep)[0] for name in names}
     if holds_splits(tops) and not keys.split:
-        notes.append(
+        found.notes.append(
             f"the folders {', '.join(sorted(tops))} were not read as splits; split_key=… names the key of .json that holds "
             "the split"
         )
-    for path in paths.paths:
-        shard, num_bad = len(found.shards), len(bad)
-        is_used = False
-        extensions_of: dict[str, set[str]] = {}
-        name = os.path.relpath(os.path.abspath(path), root)
-        try:
-            descriptor = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            bad.append(BadSample(name, f"cannot be read: {error.strerror}"))
-            continue
-        try:
-            for key, members in _group(descriptor, name, bad, notes):
-                if not key:
-                    num_ignored += 1
-                    continue
-                if key in extensions_of and extensions_of[key].isdisjoint(members):
-                    bad.append(
-                        BadSample(
-                            f"{name}:{key}",
-                            f"its members are not side by side: {', '.join(members)} after those of other samples "
-                            "(write the shard again, sorted by name)",
-                        )
-                    )
-                    extensions_of[key] |= members.keys()
-                    continue
-                is_repeated = key in extensions_of
-                extensions_of[key] = set(members)
-                sample = _read_sample(descriptor, path, name, shard, key, members, keys)
-                if isinstance(sample, BadSample):
-                    bad.append(sample)
-                    continue
-                candidate, place = sample
-                if candidate.key in first_of:
-                    reason = f"duplicate key '{candidate.key}', taken by {first_of[candidate.key]}"
-                    if not is_repeated:
-                        reason += " (shard_in_key=True keeps shards with equal keys apart)"
-                    bad.append(BadSample(candidate.path, reason))
-                    continue
-                first_of[candidate.key] = candidate.path
-                candidates.append(candidate)
-                found.places[candidate.key] = place
-                is_used = True
-            if is_used:
-                found.shards.append(ShardFile(str(path), os.fstat(descriptor).st_size))
-            elif len(bad) == num_bad:
-                bad.append(BadSample(name, "holds no sample: none of its members is named KEY.EXTENSION"))
-        except OSError as error:
-            bad.append(BadSample(name, f"cannot be read: {error.strerror}"))
-        finally:
-            os.close(descriptor)
+    for path, name in zip(paths.paths, names, strict=True):
+        found.add_shard(path, name)
     if keys.split:
-        _check_splits(candidates, keys.split)
-    candidates.sort(key=lambda candidate: candidate.key)
-    found.listing = Listing(candidates, bad, num_ignored, notes)
-    return found
+        _check_splits(found.candidates, keys.split)
+    found.candidates.sort(key=lambda candidate: candidate.key)
+    listing = Listing(found.candidates, found.bad, found.num_ignored, found.notes)
+    return ShardListing(found.shards, listing, found.places)
+
+
+@dataclass(slots=True)
+class _Collector:
+    """Takes the samples of one shard after the other."""
+
+    keys: SampleKeys
+    bad: list[BadSample]
+    notes: list[str]
+    shards: list[ShardFile] = field(default_factory=list)
+    candidates: list[Candidate] = field(default_factory=list)
+    places: dict[str, Place] = field(default_factory=dict)
+    paths: dict[str, str] = field(default_factory=dict)
+    """key → how reports name its image"""
+    num_ignored: int = 0
+
+    def add_shard(self, path: Path, name: str) -> None:
+        """Take the samples of the shard at `path`; name: in reports."""
+        num_bad, num_samples = len(self.bad), len(self.candidates)
+        try:
+            with open(path, "rb", buffering=0) as file:
+                size_bytes = os.fstat(file.fileno()).st_size
+                self._add_samples(file.fileno(), path, name)
+        except OSError as error:
+            self.bad.append(BadSample(name, f"cannot be read: {error.strerror}"))
+        if len(self.candidates) > num_samples:
+            self.shards.append(ShardFile(str(path), size_bytes))
+        elif len(self.bad) == num_bad:
+            self.bad.append(BadSample(name, "holds no sample: none of its members is named KEY.EXTENSION"))
+
+    def _add_samples(self, descriptor: int, path: Path, name: str) -> None:
+        extensions_of: dict[str, set[str]] = {}
+        for key, members in _group(descriptor, name, self.bad, self.notes):
+            if not key:
+                self.num_ignored += 1
+                continue
+            known = extensions_of.setdefault(key, set())
+            is_apart, is_repeated = bool(known) and known.isdisjoint(members), bool(known)
+            known.update(members)
+            if is_apart:
+                reason = (
+                    f"its members are not side by side: {', '.join(members)} after those of other samples"
+                )
+                self.bad.append(
+                    BadSample(f"{name}:{key}", f"{reason} (write the shard again, sorted by name)")
+                )
+                continue
+            sample = _read_sample(descriptor, path, name, len(self.shards), key, members, self.keys)
+            if isinstance(sample, BadSample):
+                self.bad.append(sample)
+                continue
+            candidate, place = sample
+            if candidate.key in self.places:
+                reason = f"duplicate key '{candidate.key}', taken by {self.paths[candidate.key]}"
+                if not is_repeated:
+                    reason += " (shard_in_key=True keeps shards with equal keys apart)"
+                self.bad.append(BadSample(candidate.path, reason))
+                continue
+            self.paths[candidate.key] = candidate.path
+            self.candidates.append(candidate)
+            self.places[candidate.key] = place
 
 
 def _group(
