@@ -169,7 +169,7 @@ class _Collector:
                 self.reject(candidate.path, f"duplicate key '{candidate.key}', taken by {kept[-1].path}")
             else:
                 kept.append(candidate)
-        return Listing(kept, self.bad, self.num_ignored, self.notes)
+        return Listing(kept, self.bad, self.num_ignored, notes=self.notes)
 
 
 def list_folder(source: Path, split_folders: bool | None = None) -> Listing:

@@ -75,7 +75,7 @@ def list_shards(paths: FoundShards, keys: SampleKeys) -> ShardListing:
     if keys.split:
         _check_splits(found.candidates, keys.split)
     found.candidates.sort(key=lambda candidate: candidate.key)
-    listing = Listing(found.candidates, found.bad, found.num_ignored, found.notes)
+    listing = Listing(found.candidates, found.bad, found.num_ignored, notes=found.notes)
     return ShardListing(found.shards, listing, found.places)
 
 
