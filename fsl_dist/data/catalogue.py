@@ -356,7 +356,9 @@ def write_catalogue(
     ).combine_chunks()
     encoded = {b"format": FORMAT.encode()}
     for name, value in asdict(metadata).items():
-        encoded[name.encode()] = json.dumps(value, ensure_ascii=False, sort_keys=True).encode()
+        text = json.dumps(value, ensure_ascii=False, sort_keys=True)
+        # A shard's path may hold bytes that are not UTF-8; what Python writes for them is JSON's own escape.
+        encoded[name.encode()] = text.encode(errors="backslashreplace")
     fingerprint = _hash_content(table, encoded)
     table = table.replace_schema_metadata({**encoded, b"fingerprint": fingerprint.encode()})
     # One record batch: every column stays one buffer of the mapped file, so views of it cost nothing.
