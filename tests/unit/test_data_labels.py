@@ -130,7 +130,7 @@ def test_doubts_name_what_was_read_as_one_and_words_for_none():
         "column 'class': '1', '1.0' are one name, '1'",
         "column 'class': 'owl', 'owl\\u200b' are one name, 'owl'",
         "column 'class': 1 names are not UTF-8 on the disk, such as 'na\\xefve'; they keep these escapes",
-        "column 'class': 'NaN' is taken as a name; leave the cell empty where there is none",
+        "column 'class': 'NaN' is taken as a name; where it means none, leave the value empty",
     ]
 
 

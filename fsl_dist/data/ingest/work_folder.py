@@ -64,6 +64,11 @@ class PackFolder(WorkFolder):
         except (DataError, RequestError):
             remove_folder(partial)
             raise
+        except BaseException:
+            logger.warning(
+                "stopped: finished pieces stay in '%s'; the same command resumes with them", partial
+            )
+            raise
         remove_folder(partial)
 
 

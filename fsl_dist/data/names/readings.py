@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from decimal import Decimal
 
@@ -45,6 +45,8 @@ def read_text(text: str) -> str:
 
     Empty where nothing is left. Reading a name again does not change it.
     """
+    if text.isascii() and text.isalnum():
+        return text
     text = unicodedata.normalize("NFC", strip_invisible(text))
     return printable(" ".join(text.split()))
 
@@ -108,47 +110,59 @@ class Names:
 
     column: str
     """what messages call it, such as `label_column=class`"""
-    spellings: dict[str, list[str]] = field(default_factory=dict)
-    """name → the different values that were read as it"""
-    _read: dict[object, str] = field(default_factory=dict)
+    _names: dict[object, str] = field(default_factory=dict)
+    """(type, value) → name"""
+    _first: dict[str, str] = field(default_factory=dict)
+    """name → the first value that was read as it, as text"""
+    _merged: dict[str, list[str]] = field(default_factory=dict)
+    """name → all of them, where there are several"""
 
     def read(self, value: object) -> str:
         """The name of `value`, as `read_value` reads it."""
         key = (type(value), value) if isinstance(value, Hashable) else None
-        if key is not None and key in self._read:
-            return self._read[key]
+        if key is not None and key in self._names:
+            return self._names[key]
         return self._remember(key, value, read_value(value))
 
     def read_folder(self, folder: str) -> str:
         """The name of a folder, as `read_text` reads it."""
         key = (str, folder)
-        return self._read[key] if key in self._read else self._remember(key, folder, read_text(folder))
+        return self._names[key] if key in self._names else self._remember(key, folder, read_text(folder))
 
     def _remember(self, key: object, value: object, name: str) -> str:
-        self._read[key] = name
-        spellings = self.spellings.setdefault(name, [])
-        if str(value) not in spellings:
-            spellings.append(str(value))
+        self._names[key] = name
+        written = str(value)
+        first = self._first.setdefault(name, written)
+        if name and written != first:
+            spellings = self._merged.setdefault(name, [first])
+            if written not in spellings:
+                spellings.append(written)
         return name
 
     def find_doubts(self) -> list[str]:
         """One line for each name that was written in several ways, and for names that may mean none."""
-        merged = {name: found for name, found in self.spellings.items() if name and len(found) > 1}
         lines = [
             f"{self.column}: {', '.join(map(repr, found))} are one name, '{name}'"
-            for name, found in sorted(merged.items())[:_MAX_LINES]
+            for name, found in sorted(self._merged.items())[:_MAX_LINES]
         ]
-        if len(merged) > _MAX_LINES:
-            lines.append(f"{self.column}: {len(merged) - _MAX_LINES} more names are written in several ways")
-        escaped = [name for name, found in self.spellings.items() if any(map(_NOT_UTF8.search, found))]
+        if len(self._merged) > _MAX_LINES:
+            lines.append(
+                f"{self.column}: {len(self._merged) - _MAX_LINES} more names are written in several ways"
+            )
+        escaped = [name for name, written in self._first.items() if _NOT_UTF8.search(written)]
         if escaped:
             names = ", ".join(f"'{name}'" for name in escaped[:_MAX_LINES])
             lines.append(
                 f"{self.column}: {len(escaped)} names are not UTF-8 on the disk, such as {names}; they keep these escapes"
             )
-        words = [name for name in self.spellings if name.casefold() in _WORDS_FOR_NONE]
-        if words:
-            lines.append(
-                f"{self.column}: {', '.join(map(repr, words))} is taken as a name; leave the cell empty where there is none"
-            )
-        return lines
+        return [*lines, *doubt_words(self.column, self._first)]
+
+
+def doubt_words(place: str, names: Iterable[str]) -> list[str]:
+    """One line for those of `names`, found at `place`, that often mean a missing value."""
+    words = [name for name in names if name.casefold() in _WORDS_FOR_NONE]
+    if not words:
+        return []
+    return [
+        f"{place}: {', '.join(map(repr, words))} is taken as a name; where it means none, leave the value empty"
+    ]
