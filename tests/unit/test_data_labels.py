@@ -138,7 +138,10 @@ def test_known_names_keep_their_numbers_however_they_were_read():
     names, numbers = number_names(["1", "true", "café", "owl", ""], ["True", "1.0", f"caf{NFD}"])
     assert names == ["True", "1.0", f"caf{NFD}", "owl"]
     assert numbers.tolist() == [1, 0, 2, 3, -1]
-    assert number_names(["1"], ["1.0", "1"])[1].tolist() == [1]
+    assert number_names(["1", "1.0"], ["1.0", "1"])[1].tolist() == [1, 0]
+    # folders, which are text, after a table
+    assert number_names(["1.0", "True", "01"], ["1", "true"])[0] == ["1", "true", "01"]
+    assert number_names(["1", "1.0"])[0] == ["1", "1.0"]
 
 
 def write_frame(path, frame):

@@ -1,5 +1,6 @@
 """Packing: what lands in shards and catalogue, what is refused, and that it is all or nothing."""
 
+import os
 import tarfile
 
 import numpy as np
@@ -114,6 +115,21 @@ def test_bad_samples_are_named_and_the_rest_is_packed(source, tmp_path, caplog):
     assert (report.num_samples, report.num_ignored) == (21, 1)
     assert "left out 'ant/cut.jpg'" in caplog.text
     assert Catalogue.open(tmp_path / "out").bad_samples == list(report.bad_samples)
+
+
+def test_a_folder_that_cannot_be_listed_is_named(source, tmp_path, monkeypatch):
+    scandir = os.scandir
+
+    def refuse(folder):  # permissions do not bind the tests where they run as root
+        if str(folder).endswith("bee/worker"):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    report = pack(source, tmp_path / "out", PackOptions(processes=1))
+    assert [(bad.path, bad.reason) for bad in report.bad_samples] == [
+        ("bee/worker", "cannot be listed: Permission denied")
+    ]
 
 
 def test_bad_rows_of_a_table_are_named(source, tmp_path):

@@ -98,6 +98,11 @@ class _Collector:
     def reject(self, path: str, reason: str) -> None:
         self.bad.append(BadSample(printable(path), reason))
 
+    def reject_folder(self, error: OSError) -> None:
+        """Name a folder that cannot be listed."""
+        path = os.path.relpath(os.fsdecode(error.filename), self.source)
+        self.reject(path, f"cannot be listed: {error.strerror}")
+
     def add(
         self,
         path: str,
@@ -205,7 +210,7 @@ def list_folder(source: Path) -> Listing:
     are not named like images are counted. Links to folders are not followed. RequestError where nothing is left.
     """
     collected, names = _Collector(source), Names("class folders")
-    for folder, folders, files in os.walk(source):
+    for folder, folders, files in os.walk(source, onerror=collected.reject_folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         inside = os.path.relpath(folder, source)
         for name in folders:

@@ -15,6 +15,7 @@ _MAX_BYTES = 91
 _HASH_DIGITS = 16
 # No unchanged key contains it, so a changed key never equals an unchanged one.
 _HASH_MARK = "~"
+_HASH = re.compile(f"{_HASH_MARK}[0-9a-f]{{{_HASH_DIGITS}}}$")
 # WebDataset takes what is below a first folder `__…__` for its own metadata and passes over it.
 _METADATA = re.compile("__[^/]*__/")
 
@@ -40,6 +41,11 @@ def make_key(path: str, *, with_hash: bool = False) -> str:
     ending = _HASH_MARK + hashlib.sha256(path.encode("utf-8", "surrogatepass")).hexdigest()[:_HASH_DIGITS]
     key = _cut(key, _MAX_BYTES - len(ending)) + ending
     return re.sub("^_+", "_", key) if _METADATA.match(key) else key
+
+
+def without_hash(key: str) -> str:
+    """`key` without the hash that a change or a companion of another extension gave it."""
+    return _HASH.sub("", key)
 
 
 def make_earlier_key(path: str) -> str:
