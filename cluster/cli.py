@@ -1,5 +1,6 @@
 """The command line `fsl-dist`: its commands and their errors. Torch, Ray and FAISS load in the commands that need them."""
 
+import io
 import sys
 
 import click
@@ -70,6 +71,9 @@ def _in_options(message: str) -> str:
 
 def main() -> None:
     """Run a command: exit 0 done, 1 failed, 2 bad request; a user's mistake is one line, never a traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name that the terminal's encoding lacks, or that is not UTF-8, is shown with escapes, as on stderr.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         fsl_dist(standalone_mode=False)
     except FslDistError as error:

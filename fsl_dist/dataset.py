@@ -72,7 +72,7 @@ def pack(
         source: folder with one folder of images for each class, or with `train/`, `val/` and `test/` that hold class folders,
             or the folder that the table's paths start from.
         out: new folder for the data set, or its address at s3:// or gs://.
-        table: CSV or Parquet table with one row for each image, instead of class folders.
+        table: CSV, TSV, Parquet, JSON or JSON lines file with one row for each image, instead of class folders.
         path_column: the table's column of image paths; `file` by default.
         label_column: its column of class names; `class` by default.
         group_column: its column of a second label (subclass, patient).
@@ -242,7 +242,7 @@ def resplit(
 
     Args:
         dataset: folder of the data set, or its address at s3:// or gs://.
-        table: CSV or Parquet table with one row for each sample; samples that it does not name are left out.
+        table: table, as for `pack`, with one row for each sample; samples that it does not name are left out.
         key_column: the table's column of keys.
         path_column: its column of image paths as they were packed, instead of keys.
         label_column: its column of class names; by default classes stay.

@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from fsl_dist.config import RunConfig
 from fsl_dist.data.decode import Decoder, make_decoder
 from fsl_dist.data.images import find_excess_pixels
+from fsl_dist.data.names.readings import printable
 from fsl_dist.embedder import Embedder
 from fsl_dist.errors import RequestError, UndecodableError
 
@@ -63,7 +64,7 @@ def name_images(images: Sequence[ImageLike], called: str = "images") -> list[Nam
 
 def _name(image: ImageLike, place: str) -> NamedImage:
     if isinstance(image, str | os.PathLike):
-        return NamedImage(str(image), Path(image))
+        return NamedImage(printable(str(image)), Path(image))
     if isinstance(image, np.ndarray):
         is_grey = image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 1)
         if (

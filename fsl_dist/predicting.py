@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fsl_dist.data.images import IMAGE_SUFFIXES
+from fsl_dist.data.names.readings import read_text
 from fsl_dist.errors import RequestError
 from fsl_dist.evaluation.protocols import open_selection
 from fsl_dist.image_files import FailedImage, ImageFiles, ImageLike, NamedImage, name_images
@@ -151,13 +152,16 @@ def _list_support(support: Support | None) -> dict[str, list[NamedImage]]:
     if support is None:
         return {}
     if isinstance(support, Mapping):
-        named = {name: name_images(images, f"support['{name}']") for name, images in support.items()}
+        found = [(name, name_images(images, f"support['{name}']")) for name, images in support.items()]
     else:
         folder = Path(support)
         if not folder.is_dir():
             raise RequestError(f"{_place(support)}: no such folder")
         folders = sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
-        named = {path.name: [NamedImage(str(file), file) for file in _list_images(path)] for path in folders}
+        found = [(path.name, name_images(_list_images(path))) for path in folders]
+    named: dict[str, list[NamedImage]] = {}
+    for name, images in found:
+        named.setdefault(read_text(name), []).extend(images)
     if not named:
         raise RequestError(
             f"{_place(support)} holds no class folders (DIR/CLASS/IMAGE, one folder a novel class)"

@@ -68,7 +68,7 @@ def adopt(shards: str, out: str, allow_bad: bool, as_json: bool, **options: Any)
 )
 @click.argument("dataset")
 @click.option(
-    "--table", help="CSV or Parquet table, a row a sample; samples that it does not name are left out."
+    "--table", help="Table as for pack, a row a sample; samples that it does not name are left out."
 )
 @click.option("--key-column", help="Column of keys (`DATASET`'s own names of its samples).")
 @click.option("--path-column", help="Column of image paths as they were packed, instead of keys.")

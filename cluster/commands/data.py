@@ -24,7 +24,8 @@ def _parse_extents(_context: object, _option: object, text: str | None) -> tuple
 @click.argument("source", metavar="SRC")
 @click.argument("out")
 @click.option(
-    "--table", help="CSV or Parquet table of images; paths relative to SRC. Without it: class folders."
+    "--table",
+    help="Table of images (CSV, TSV, Parquet, JSON, JSON lines); paths relative to SRC. Without it: class folders.",
 )
 @click.option("--path-column", help="Column of image paths.  [default: file]")
 @click.option("--label-column", help="Column of class names.  [default: class]")

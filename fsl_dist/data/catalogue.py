@@ -313,7 +313,7 @@ class Catalogue:
 
 def _read_table(path: Path) -> pa.Table:
     try:
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        table = pa.ipc.open_file(pa.memory_map(os.fsencode(path))).read_all()
     except (pa.ArrowInvalid, OSError) as error:
         reason = str(error).splitlines()[0]
         raise VersionError(f"catalogue '{path}' is damaged or unfinished ({reason}); pack again") from error
@@ -356,11 +356,13 @@ def write_catalogue(
     ).combine_chunks()
     encoded = {b"format": FORMAT.encode()}
     for name, value in asdict(metadata).items():
-        encoded[name.encode()] = json.dumps(value, ensure_ascii=False, sort_keys=True).encode()
+        text = json.dumps(value, ensure_ascii=False, sort_keys=True)
+        # A shard's path may hold bytes that are not UTF-8; what Python writes for them is JSON's own escape.
+        encoded[name.encode()] = text.encode(errors="backslashreplace")
     fingerprint = _hash_content(table, encoded)
     table = table.replace_schema_metadata({**encoded, b"fingerprint": fingerprint.encode()})
     # One record batch: every column stays one buffer of the mapped file, so views of it cost nothing.
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+    with pa.OSFile(os.fsencode(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         for batch in table.to_batches():
             writer.write_batch(batch)
     with path.open("rb") as written:

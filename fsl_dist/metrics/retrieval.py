@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
+from fsl_dist.data.names.readings import read_text
 from fsl_dist.errors import DataError, RequestError, TrainingError
 from fsl_dist.metrics.class_scores import Floats
 from fsl_dist.metrics.few_shot import name_of, positions_among
@@ -29,6 +30,7 @@ def find_positive(name: str, class_names: Sequence[str]) -> int | None:
     """Label of `evaluation.positive_class`, None where it is empty; RequestError for a class the data set lacks."""
     if not name:
         return None
+    name = name if name in class_names else read_text(name)
     if name not in class_names:
         near = difflib.get_close_matches(name, class_names, n=1, cutoff=0)[0]
         raise RequestError(

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from fsl_dist.data.catalogue import Catalogue
+from fsl_dist.data.names.readings import read_text
 from fsl_dist.errors import RequestError
 from fsl_dist.losses.pcn import responsibilities
 from fsl_dist.metrics.class_scores import Floats
@@ -72,7 +73,8 @@ def choose_labels(catalogue: Catalogue, names: Sequence[str]) -> list[int]:
 def labels_of_names(catalogue: Catalogue, names: Sequence[str]) -> list[int]:
     """Labels of the classes `names`, each once; RequestError for a name that the data set lacks."""
     labels = []
-    for name in names:
+    for given in names:
+        name = given if given in catalogue.class_names else read_text(given)
         if name not in catalogue.class_names:
             near = difflib.get_close_matches(name, catalogue.class_names, n=1, cutoff=0)
             raise RequestError(

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from dataset_files import write_images
+from dataset_files import encode_noise, write_images
 from PIL import Image
 
 from cluster.cli import main
@@ -42,6 +42,42 @@ def test_pack_then_inspect(source, tmp_path):
     assert (code, summary["num_classes"], summary["damaged"]) == (0, 2, [])
     assert summary["fingerprint"] == report["fingerprint"]
     assert summary["splits"]["test"]["num_samples"] == 6
+
+
+def test_names_that_are_not_utf8_are_shown_with_escapes_everywhere(tmp_path):
+    source, out = (os.path.join(os.fsencode(tmp_path), name) for name in (b"s\xe9rie", b"\x83\x5c"))
+    for number, folder in enumerate((b"na\xefve", b"na\xeeve", "é".encode())):
+        os.makedirs(os.path.join(source, folder))
+        for index in range(5):
+            with open(os.path.join(source, folder, b"%d\xe9.png" % index), "wb") as file:
+                file.write(encode_noise([number, index]))
+    with open(os.path.join(source, "é".encode(), b"caf\xe9\n.png"), "wb") as file:
+        file.write(b"no image")
+    code, text, err = run("pack", os.fsdecode(source), os.fsdecode(out), "--allow-bad", "--json")
+    report = json.loads(text)
+    assert (code, report["num_samples"], report["num_classes"]) == (0, 15, 3)
+    assert [bad["path"] for bad in report["bad_samples"]] == [r"é/caf\xe9\x0a.png"]
+    assert r"2 names are not UTF-8 on the disk, such as 'na\xeeve', 'na\xefve'" in err
+    assert sorted(os.listdir(os.fsencode(tmp_path))) == sorted(map(os.path.basename, (source, out)))
+    code, text, _ = run("inspect", os.fsdecode(out), "--verify")
+    assert code == 0
+    assert r"na\xefve" in text
+    code, _, err = run("pack", os.fsdecode(source), os.fsdecode(out), "--append")
+    assert (code, err.splitlines()[-1][:5]) == (2, "error")
+    shards = os.path.join(os.fsdecode(out), "shards")
+    code, text, _ = run("adopt", shards, tmp_path / "adopted", "--json")
+    assert (code, json.loads(text)["num_samples"]) == (0, 15)
+    code, text, _ = run("inspect", tmp_path / "adopted", "--verify", "--json")
+    assert (code, json.loads(text)["damaged"]) == (0, [])
+
+
+def test_names_that_the_terminal_lacks_are_shown_with_escapes(source, tmp_path, monkeypatch):
+    (source / "ant").rename(source / "कि")
+    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
+    assert run("pack", source, tmp_path / "out")[0] == 0
+    code, text, _ = run("inspect", tmp_path / "out")
+    assert code == 0
+    assert r"\u0915\u093f" in text
 
 
 def test_inspect_draws(source, tmp_path):

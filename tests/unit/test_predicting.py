@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from functools import partial
 from pathlib import Path
 
@@ -241,3 +242,34 @@ def test_requests_that_cannot_be_served_are_refused(
     ]  # fmt: skip
     train_run(load_config(None, on_features))
     assert "predict takes images" in refusal(tmp_path / "mlp", query)
+
+
+def test_names_that_are_not_utf8_are_shown_with_escapes(
+    runs: Path, images: dict[Path, int], tmp_path: Path
+) -> None:
+    first, second, *_ = images
+    query = tmp_path / os.fsdecode(b"caf\xe9.png")
+    query.write_bytes(first.read_bytes())
+    folder = tmp_path / "novel" / os.fsdecode(b"na\xefve")
+    folder.mkdir(parents=True)
+    (folder / os.fsdecode(b"\xff.png")).write_bytes(second.read_bytes())
+    (folder / os.fsdecode(b"\xfe.png")).write_bytes(b"no image")
+    found = call(runs / "knn", query, "--support", folder.parent, "--k", "99", "--json")
+    assert found.exit_code == 1
+    report = json.loads(found.stdout)
+    assert report["predictions"][0]["image"].endswith(r"/caf\xe9.png")
+    assert [scored["name"] for scored in report["predictions"][0]["classes"] if scored["is_novel"]] == [
+        r"na\xefve"
+    ]
+    assert report["failed"][0]["image"].endswith(r"/na\xefve/\xfe.png")
+
+
+def test_novel_classes_are_read_as_classes_are(runs: Path, images: dict[Path, int], tmp_path: Path) -> None:
+    known = Catalogue.open(open_trained(runs / "knn").config.data.dataset).class_names[0]
+    image = next(iter(images))
+    for name in (f" {known}\u200b", "e\u0301"):
+        (tmp_path / "novel" / name).mkdir(parents=True)
+        (tmp_path / "novel" / name / "0.png").write_bytes(image.read_bytes())
+    assert f"class '{known}' is one the run was trained on" in refusal(
+        runs / "knn", image, "--support", tmp_path / "novel"
+    )

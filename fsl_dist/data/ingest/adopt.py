@@ -14,6 +14,7 @@ from fsl_dist.data.ingest.shard_paths import find_shards
 from fsl_dist.data.ingest.shard_writer import StoredAt
 from fsl_dist.data.ingest.source_images import CHUNK_SIZE
 from fsl_dist.data.ingest.wds_samples import SampleKeys, ShardListing, list_shards
+from fsl_dist.data.names.readings import doubt_words
 from fsl_dist.data.write_report import WriteReport
 from index.base import object_cache
 from index.base.files import create_folder, remove_folder
@@ -59,6 +60,11 @@ def adopt(
     sides, warnings = divide(
         named.labels, named.units, [sample.split for sample in samples], named.names, options
     )
+    warnings = [
+        *doubt_words("labels", named.class_names),
+        *doubt_words("keep_together", named.unit_names),
+        *warnings,
+    ]
     warn(warnings)
     metadata = named.describe(
         shards=[

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fsl_dist.data.catalogue import SPLITS, Catalogue
+from fsl_dist.data.names.readings import read_value
 from fsl_dist.data.split import (
     NOVEL,
     TEST,
@@ -82,10 +83,12 @@ class SplitOptions:
 def number_names(names: Sequence[str], known: Sequence[str] = ()) -> tuple[list[str], NDArray[np.int64]]:
     """(distinct names, int64 [n]: position of each of `names`, −1 for an empty one).
 
-    `known` names keep their positions; the others follow, by value where all of them are whole numbers, else
-    as text.
+    `known` names keep their positions, also where an earlier version or another kind of source wrote them otherwise (`1.0` for
+    `1`, `read_value`); the others follow, by value where all of them are whole numbers, else as text.
     """
-    position = {name: number for number, name in enumerate(known)}
+    values = {read_value(name): number for number, name in enumerate(known)}
+    position = {name: values[value] for name in set(names) if (value := read_value(name)) in values}
+    position |= {name: number for number, name in enumerate(known)}
     added = {name for name in names if name and name not in position}
     if all(name.isascii() and name.isdecimal() and len(name) < 19 for name in added):
         ordered = sorted(added, key=lambda name: (int(name), name))

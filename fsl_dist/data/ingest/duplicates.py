@@ -14,6 +14,7 @@ from fsl_dist.data.fingerprints import Fingerprints
 from fsl_dist.data.images import CheckedImage
 from fsl_dist.data.ingest.listing import Candidate
 from fsl_dist.data.ingest.near_pairs import NEAR, NEAR_BY_NAME, NearPairs, find_near, read_fingerprints
+from fsl_dist.data.names.keys import without_hash
 from fsl_dist.data.write_report import Duplicate
 from fsl_dist.errors import RequestError
 from index.base.pieces import Progress
@@ -87,7 +88,7 @@ def drop_duplicates(
 
 
 def _file_name(key: str) -> str:
-    return key.rpartition("/")[2].casefold()
+    return without_hash(key).rpartition("/")[2].casefold()
 
 
 def _group_by_name(names: Sequence[str]) -> list[NDArray[np.int64]]:

@@ -9,6 +9,7 @@ from pydantic import Field
 from fsl_dist.data.ingest.division import SplitOptions
 from fsl_dist.data.ingest.duplicates import Dedupe
 from fsl_dist.data.ingest.listing import TableColumns
+from fsl_dist.data.names.keys import KEY_RULE
 from fsl_dist.data.resize import StoredSize
 from fsl_dist.errors import RequestError
 from index.base.settings import settings
@@ -82,4 +83,5 @@ class PackOptions(SplitOptions):
             **self.stored_size.record,
             "dedupe": self.dedupe,
             "num_classes": self.num_classes,
+            "key_rule": KEY_RULE,
         }

@@ -1,14 +1,16 @@
 """Pack a source into WebDataset tar shards and a catalogue, as a new data set or appended to one."""
 
+import os
+import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fsl_dist.data.catalogue import Catalogue
+from fsl_dist.data.catalogue import Catalogue, Location
 from fsl_dist.data.images import CheckedImage
 from fsl_dist.data.ingest.division import divide
 from fsl_dist.data.ingest.duplicates import drop_duplicates
@@ -35,6 +37,7 @@ from fsl_dist.data.ingest.rows import (
     warn,
 )
 from fsl_dist.data.ingest.work_folder import PackFolder
+from fsl_dist.data.names.keys import KEY_RULE, make_earlier_key, make_key
 from fsl_dist.data.write_report import BadSample, WriteReport
 from fsl_dist.errors import RequestError
 from index.base import object_cache
@@ -101,6 +104,7 @@ def _write(
         named = NamedSamples.number(samples, old)
         splits = [sample.split for sample in samples]
         sides, warnings = divide(named.labels, named.units, splits, named.names, options, old)
+        warnings = [*listing.warnings, *warnings]
         warn(warnings)
         folder = name_shards(out, old, work.folder.name)
         first = 0 if old is None else len(old.shards)
@@ -173,14 +177,43 @@ def _list_source(
 
 
 def _refuse_known(listing: Listing, old: Catalogue) -> Listing:
-    known = set(old.keys(np.arange(old.num_samples)))
+    id_of = {key: sample_id for sample_id, key in enumerate(old.keys(np.arange(old.num_samples)))}
     fresh, bad = [], list(listing.bad)
     for sample in listing.candidates:
-        if sample.key in known:
-            bad.append(BadSample(sample.path, f"duplicate key '{sample.key}', in the data set already"))
+        if reason := _find_known(sample, id_of, old):
+            bad.append(BadSample(sample.path, reason))
         else:
             fresh.append(sample)
     return replace(listing, candidates=fresh, bad=bad)
+
+
+def _find_known(sample: Candidate, id_of: Mapping[str, int], old: Catalogue) -> str:
+    """Why `sample` must not be added to `old`: it is there already, or may be; empty where it is new."""
+    hashed = make_key(sample.key_path, with_hash=True)
+    for key in (sample.key, hashed):
+        if key in id_of:
+            return f"duplicate key '{key}', in the data set already"
+    # A file that had no companion of another extension when it was packed, or an earlier rule, gave it this key.
+    others = [make_key(sample.key_path)]
+    if old.options.get("key_rule") != KEY_RULE:
+        others.append(make_earlier_key(sample.key_path))
+    for key in others:
+        if key not in id_of:
+            continue
+        if old.options.get("resize") or old.options.get("resize_shorter"):
+            return f"duplicate key '{key}': whether this image has it cannot be seen, because images were resized"
+        if _has_bytes(sample.file, old.locate([id_of[key]])):
+            return f"duplicate key '{key}', in the data set already"
+    return ""
+
+
+def _has_bytes(file: str, stored: Location) -> bool:
+    try:
+        if os.path.getsize(file) != stored.size[0]:
+            return False
+        return zlib.crc32(Path(file).read_bytes()) == stored.crc32[0]
+    except OSError:  # the check of all images names it
+        return False
 
 
 def _with_rule_of(old: Catalogue, options: PackOptions) -> PackOptions:

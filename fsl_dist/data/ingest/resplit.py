@@ -1,5 +1,6 @@
 """Another split, label or group over the same shards: the next catalogue version of a data set."""
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ from numpy.typing import NDArray
 
 from fsl_dist.data.catalogue import Catalogue, CatalogueMetadata
 from fsl_dist.data.ingest.division import SplitOptions, divide, number_names
-from fsl_dist.data.ingest.listing import make_key, read_split_table
+from fsl_dist.data.ingest.listing import read_split_table, spellings_of
 from fsl_dist.data.ingest.next_version import add_version, hold_dataset
 from fsl_dist.data.ingest.rows import log_bad, make_report, warn
+from fsl_dist.data.names.keys import KEY_RULE, make_earlier_key, make_key
+from fsl_dist.data.names.readings import printable
 from fsl_dist.data.write_report import BadSample, WriteReport
 from fsl_dist.errors import RequestError
 from index.base import object_cache
@@ -22,7 +25,7 @@ class ResplitOptions(SplitOptions):
     """What the next version changes; an empty name means none."""
 
     table: str = ""
-    """CSV or Parquet table, one row per sample; samples that it does not name are left out"""
+    """table, one row per sample; samples that it does not name are left out"""
     key_column: str = ""
     """column that holds the samples' keys"""
     path_column: str = ""
@@ -80,7 +83,7 @@ def resplit(dataset: str | Path, options: ResplitOptions) -> WriteReport:
     with hold_dataset(dataset) as old:
         keys = old.keys(np.arange(old.num_samples))
         if options.table:
-            ids, values, bad = _match(keys, options)
+            ids, values, bad = _match(keys, options, old.options.get("key_rule") != KEY_RULE)
         else:
             ids, values, bad = sorted(range(len(keys)), key=keys.__getitem__), {}, []
         log_bad(bad)
@@ -132,41 +135,48 @@ def resplit(dataset: str | Path, options: ResplitOptions) -> WriteReport:
 
 
 def _match(
-    keys: list[str], options: ResplitOptions
+    keys: list[str], options: ResplitOptions, has_earlier_keys: bool
 ) -> tuple[list[int], dict[str, list[str]], list[BadSample]]:
     """(ids in the order of their keys, catalogue column → their values, what is left out)."""
     id_of = {key: sample_id for sample_id, key in enumerate(keys)}
     wanted = options.value_columns
     name_column = options.key_column or options.path_column
-    rows = read_split_table(Path(options.table), [name_column, *wanted.values()], options.split_column)
+    rows = read_split_table(Path(options.table), [name_column], list(wanted.values()), options.split_column)
+    warn(rows.warnings)
     row_of: dict[str, int] = {}
     bad: list[BadSample] = []
-    for row, name in enumerate(rows[name_column]):
-        key = name if options.key_column else _key_of_path(name, id_of)
+    for row, name in enumerate(rows.texts[name_column]):
+        key = name.strip() if options.key_column else _key_of_path(name, id_of, has_earlier_keys)
         if key not in id_of:
-            bad.append(BadSample(name, "no such sample in the data set"))
+            bad.append(BadSample(printable(name), "no such sample in the data set"))
         elif key in row_of:
-            bad.append(BadSample(name, f"duplicate key '{key}', named by an earlier row"))
+            bad.append(BadSample(printable(name), f"duplicate key '{key}', named by an earlier row"))
         else:
             row_of[key] = row
     kept = []
     for key in sorted(keys):
         if key not in row_of:
             bad.append(BadSample(key, "is not in the table"))
-        elif options.label_column and not rows[options.label_column][row_of[key]]:
+        elif options.label_column and not rows.names[options.label_column][row_of[key]]:
             bad.append(BadSample(key, "has no label"))
         else:
             kept.append(key)
-    values = {name: [rows[column][row_of[key]] for key in kept] for name, column in wanted.items()}
+    values = {name: [rows.names[column][row_of[key]] for key in kept] for name, column in wanted.items()}
     return [id_of[key] for key in kept], values, bad
 
 
-def _key_of_path(path: str, id_of: dict[str, int]) -> str:
-    """The key that `pack` makes of a path, or the one that adopted shards have for it."""
-    folder, slash, name = path.removeprefix("./").rpartition("/")
-    adopted = folder + slash + name.split(".")[0]
-    packed = make_key(path.removeprefix("./"))
-    return packed if packed in id_of else adopted
+def _key_of_path(path: str, id_of: dict[str, int], has_earlier_keys: bool) -> str:
+    """The key that `pack` made of a path, or the one that adopted shards have for it; of none, what it would be now."""
+    for spelling in (path, *spellings_of(path)):
+        inside = os.path.normpath(spelling)
+        folder, slash, name = inside.rpartition("/")
+        keys = [make_key(inside, with_hash=True), make_key(inside), folder + slash + name.split(".")[0]]
+        if has_earlier_keys:
+            keys.append(make_earlier_key(inside))
+        for key in keys:
+            if key in id_of:
+                return key
+    return make_key(os.path.normpath(path))
 
 
 def _renumber(

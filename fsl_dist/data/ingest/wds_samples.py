@@ -14,6 +14,7 @@ from fsl_dist.data.ingest.member_images import Place
 from fsl_dist.data.ingest.shard_paths import FoundShards
 from fsl_dist.data.ingest.split_folders import holds_splits
 from fsl_dist.data.ingest.tar_members import Member, NextArchive, list_members
+from fsl_dist.data.names.readings import read_value
 from fsl_dist.data.write_report import BadSample
 from fsl_dist.errors import RequestError
 
@@ -244,7 +245,7 @@ def _read_text(descriptor: int, member: Member) -> str:
     if member.size > _MAX_TEXT_BYTES:
         raise _ValueError(f"'{member.name}' has {member.size} bytes, more than {_MAX_TEXT_BYTES} of text")
     try:
-        return os.pread(descriptor, member.size, member.offset).decode()
+        return os.pread(descriptor, member.size, member.offset).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise _ValueError(f"'{member.name}' is not UTF-8 text") from None
 
@@ -258,7 +259,7 @@ def _read_label(
             raise _ValueError(
                 "its .cls is not text; write the label as a name or in digits, not as a binary number"
             )
-        label = text.strip()
+        label = read_value(text)
         where = "its .cls is empty"
     else:
         wanted = (label_key,) if label_key else DEFAULT_LABEL_KEYS
@@ -272,15 +273,11 @@ def _read_label(
 
 
 def _as_text(values: dict[str, object], key: str) -> str:
-    """The value as text; empty where there is none."""
-    value = values.get(key) if key else None
-    if value is None:
-        return ""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)  # what pandas makes of whole numbers
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        raise _ValueError(f"'{key}' in .json is neither text nor a whole number")
-    return str(value).strip().replace("\0", "")
+    """The name that a value holds; empty where there is none."""
+    try:
+        return read_value(values.get(key) if key else None)
+    except ValueError as error:
+        raise _ValueError(f"'{key}' in .json {error}") from None
 
 
 def _check_splits(candidates: list[Candidate], key: str) -> None:

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from fsl_dist.errors import DataError, RequestError
+from fsl_dist.errors import DataError, FslDistError, RequestError
 from index.base.files import list_folder, remove_folder, write_atomic
 from index.base.pieces import WorkFolder, fingerprint_of
 
@@ -63,6 +63,13 @@ class PackFolder(WorkFolder):
             yield work
         except (DataError, RequestError):
             remove_folder(partial)
+            raise
+        except FslDistError:  # says itself that the next try resumes
+            raise
+        except BaseException:
+            logger.warning(
+                "stopped: finished pieces stay in '%s'; the same command resumes with them", partial
+            )
             raise
         remove_folder(partial)
 

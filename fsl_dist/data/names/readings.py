@@ -1,0 +1,168 @@
+"""What a class, a group, a unit or a split is called: one reading of folder names, table cells, `.json` and `.cls`."""
+
+import re
+import unicodedata
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, field
+from decimal import Decimal
+
+import numpy as np
+
+# Soft hyphen, zero-width space and joiner of words, direction marks, invisible operators, byte order mark.
+_INVISIBLE = re.compile("[\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff]")
+# Joiners change what is seen inside words of Persian and Indic scripts and inside emoji; next to anything else nobody sees them.
+_JOINERS = re.compile("(?<![\u0590-\U0010ffff])[\u200c\u200d]+|[\u200c\u200d]+(?![\u0590-\U0010ffff])")
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_BOOLEANS = ("true", "True", "TRUE", "false", "False", "FALSE")
+_WHOLE_NUMBER = re.compile(r"(-?)(0|[1-9][0-9]*)\.0+")
+_TIME = re.compile(
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2})[ T]([0-9]{2}:[0-9]{2}:[0-9]{2})(?:(\.[0-9]*?)0*)?(Z|[+-][0-9:]+)?"
+)
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")
+_MAX_LINES = 5
+_WORDS_FOR_NONE = ("nan", "na", "n/a", "#n/a", "<na>", "nat", "none", "null", "-nan")
+
+
+def printable(text: str) -> str:
+    """`text` on one line of valid Unicode: control characters and bytes that are not UTF-8 as `\\x0a`, `\\xef`."""
+    return _UNPRINTABLE.sub(_escape, text)
+
+
+def _escape(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    if 0xDC80 <= code <= 0xDCFF:  # how os.fsdecode keeps a byte that is not UTF-8
+        code -= 0xDC00
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+
+
+def strip_invisible(text: str) -> str:
+    """`text` without characters that nobody sees."""
+    return _JOINERS.sub("", _INVISIBLE.sub("", text))
+
+
+def read_text(text: str) -> str:
+    """A name as it is written (a folder's): form NFC, no invisible characters, white space as single spaces, printable.
+
+    Empty where nothing is left. Reading a name again does not change it.
+    """
+    if text.isascii() and text.isalnum():
+        return text
+    text = unicodedata.normalize("NFC", strip_invisible(text))
+    return printable(" ".join(text.split()))
+
+
+def read_value(value: object) -> str:
+    """The name that a cell of a table, a value of `.json` or the text of `.cls` holds; empty where there is none.
+
+    None and NaN are missing. Text is read by `read_text`; text of a table without types may be a value of another table
+    with types, so both have one name: `1.0` and 1.0 are `1`, `True` and true are `true`, midnight is its date.
+
+    Raises:
+        ValueError: the value names nothing; the message follows the value's place.
+    """
+    if value is None:
+        return ""
+    if isinstance(value, bool | np.bool_):
+        return "true" if value else "false"
+    if isinstance(value, int | np.integer):
+        return str(int(value))
+    if isinstance(value, float | np.floating | Decimal):
+        return _read_number(value)
+    if isinstance(value, bytes):
+        try:
+            value = value.decode()
+        except UnicodeDecodeError:
+            raise ValueError("is bytes that are not UTF-8 text") from None
+    if isinstance(value, str):
+        return _read_spelling(read_text(value))
+    raise ValueError(f"is a {type(value).__name__}, neither text nor a number")
+
+
+def _read_number(value: float | np.floating | Decimal) -> str:
+    if value != value:
+        return ""
+    if value in (float("inf"), float("-inf")):
+        raise ValueError("is infinite")
+    if value != int(value):
+        return format(value, "f") if isinstance(value, Decimal) else str(value)
+    if not isinstance(value, Decimal):
+        bits = np.finfo(type(value)).nmant + 1
+        if abs(value) >= 2**bits:
+            raise ValueError(
+                f"is {value}, a number with a decimal point beyond 2^{bits}, where whole numbers are rounded to others; "
+                "store whole numbers or text"
+            )
+    return str(int(value))
+
+
+def _read_spelling(text: str) -> str:
+    if number := _WHOLE_NUMBER.fullmatch(text):
+        return number[2] if number[2] == "0" else number[1] + number[2]
+    if time := _TIME.fullmatch(text):
+        day, clock, fraction, zone = time[1], time[2], (time[3] or "").rstrip("."), time[4] or ""
+        return day if (clock, fraction, zone) == ("00:00:00", "", "") else f"{day} {clock}{fraction}{zone}"
+    return text.lower() if text in _BOOLEANS else text
+
+
+@dataclass(slots=True)
+class Names:
+    """Reads the values of one column, and remembers what a user should know of them."""
+
+    column: str
+    """what messages call it, such as `label_column=class`"""
+    _names: dict[object, str] = field(default_factory=dict)
+    """(type, value) → name"""
+    _first: dict[str, str] = field(default_factory=dict)
+    """name → the first value that was read as it, as text"""
+    _merged: dict[str, list[str]] = field(default_factory=dict)
+    """name → all of them, where there are several"""
+
+    def read(self, value: object) -> str:
+        """The name of `value`, as `read_value` reads it."""
+        key = (type(value), value) if isinstance(value, Hashable) else None
+        if key is not None and key in self._names:
+            return self._names[key]
+        return self._remember(key, value, read_value(value))
+
+    def read_folder(self, folder: str) -> str:
+        """The name of a folder, as `read_text` reads it."""
+        key = (str, folder)
+        return self._names[key] if key in self._names else self._remember(key, folder, read_text(folder))
+
+    def _remember(self, key: object, value: object, name: str) -> str:
+        self._names[key] = name
+        written = str(value)
+        first = self._first.setdefault(name, written)
+        if name and written != first:
+            spellings = self._merged.setdefault(name, [first])
+            if written not in spellings:
+                spellings.append(written)
+        return name
+
+    def find_doubts(self) -> list[str]:
+        """One line for each name that was written in several ways, and for names that may mean none."""
+        lines = [
+            f"{self.column}: {', '.join(map(repr, found))} are one name, '{name}'"
+            for name, found in sorted(self._merged.items())[:_MAX_LINES]
+        ]
+        if len(self._merged) > _MAX_LINES:
+            lines.append(
+                f"{self.column}: {len(self._merged) - _MAX_LINES} more names are written in several ways"
+            )
+        escaped = [name for name, written in self._first.items() if _NOT_UTF8.search(written)]
+        if escaped:
+            names = ", ".join(f"'{name}'" for name in escaped[:_MAX_LINES])
+            lines.append(
+                f"{self.column}: {len(escaped)} names are not UTF-8 on the disk, such as {names}; they keep these escapes"
+            )
+        return [*lines, *doubt_words(self.column, self._first)]
+
+
+def doubt_words(place: str, names: Iterable[str]) -> list[str]:
+    """One line for those of `names`, found at `place`, that often mean a missing value."""
+    words = [name for name in names if name.casefold() in _WORDS_FOR_NONE]
+    if not words:
+        return []
+    return [
+        f"{place}: {', '.join(map(repr, words))} is taken as a name; where it means none, leave the value empty"
+    ]
