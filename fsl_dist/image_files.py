@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from fsl_dist.config import RunConfig
 from fsl_dist.data.decode import Decoder, make_decoder
-from fsl_dist.data.images import find_excess_pixels
+from fsl_dist.data.pixels import find_excess_pixels
 from fsl_dist.embedder import Embedder
 from fsl_dist.errors import RequestError, UndecodableError
 

@@ -16,8 +16,9 @@ from fsl_dist.data.augmentation.parameters import AugmentParameters, plain_augme
 from fsl_dist.data.augmentation.pixel_stage import transform_pixels
 from fsl_dist.data.config import DataConfig
 from fsl_dist.data.crops import crop_regions
-from fsl_dist.data.images import Encoded, explain, open_upright, upright_size
+from fsl_dist.data.images import explain
 from fsl_dist.data.normalise import Normaliser
+from fsl_dist.data.pixels import Encoded, open_upright, read_plain
 from fsl_dist.errors import UndecodableError
 
 _Input = tuple[NDArray[np.uint8], tuple[int, int]]
@@ -128,8 +129,11 @@ class DaliDecoder:
             try:
                 inputs = [_as_input(image, start + i, self._config.channels) for i, image in enumerate(some)]
                 parts.append(self._run(inputs, parameters))
-            except RuntimeError:
-                # DALI cannot be used again after an error. PIL decodes what DALI refuses, or says which is bad.
+            except UndecodableError:
+                raise
+            except Exception:
+                # DALI cannot be used again after an error, which may be of any type (the codec's, or no memory).
+                # PIL decodes what DALI refuses, or says which is bad.
                 self._pipeline = None
                 inputs = [
                     _decode_by_pil(image, start + i, self._config.channels) for i, image in enumerate(some)
@@ -174,10 +178,10 @@ class DaliDecoder:
 
 
 def _as_input(encoded: Encoded, position: int, channels: int) -> _Input:
-    size = upright_size(encoded)
-    if size is None:
+    plain = read_plain(encoded)
+    if plain is None:
         return _decode_by_pil(encoded, position, channels)
-    return np.frombuffer(encoded, dtype=np.uint8), size
+    return np.frombuffer(plain.content, dtype=np.uint8), plain.size
 
 
 def _decode_by_pil(encoded: Encoded, position: int, channels: int) -> _Input:

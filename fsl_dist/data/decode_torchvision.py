@@ -12,8 +12,9 @@ from fsl_dist.data.augmentation.parameters import AugmentParameters, plain_augme
 from fsl_dist.data.augmentation.pixel_stage import transform_pixels
 from fsl_dist.data.config import DataConfig
 from fsl_dist.data.crops import crop_offset, resized_crop_boxes, resized_extents
-from fsl_dist.data.images import Encoded, explain, open_upright
+from fsl_dist.data.images import explain
 from fsl_dist.data.normalise import Normaliser
+from fsl_dist.data.pixels import Encoded, open_upright
 from fsl_dist.errors import UndecodableError
 
 # Luma of ITU-R BT.601, the weights of PIL's mode L and of DALI's colour operators.
@@ -39,7 +40,10 @@ class TorchvisionDecoder:
         pixels = torch.empty((len(encoded), size, size, self._config.channels), dtype=torch.uint8)
 
         def transform(position: int) -> None:
-            pixels[position] = self._transform(encoded[position], position, parameters)
+            try:
+                pixels[position] = self._transform(encoded[position], position, parameters)
+            except Exception as error:  # PIL raises a dozen types for damaged images; memory may end
+                raise UndecodableError(position, explain(error)) from error
 
         for _ in self._pool.map(transform, range(len(encoded))):
             pass
@@ -51,10 +55,7 @@ class TorchvisionDecoder:
     def _transform(self, encoded: Encoded, position: int, augment: AugmentParameters) -> torch.Tensor:
         """uint8 [S, S, C] of one image."""
         config = self._config
-        try:
-            decoded = open_upright(encoded, config.channels)
-        except Exception as error:  # PIL raises a dozen types for damaged images
-            raise UndecodableError(position, explain(error)) from error
+        decoded = open_upright(encoded, config.channels)
         if augment.crop_share[position] > 0:
             image = _resized_crop(decoded, augment.slice(position, position + 1), config)
         else:
