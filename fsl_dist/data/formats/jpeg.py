@@ -3,6 +3,8 @@
 import struct
 from dataclasses import dataclass
 
+import numpy as np
+
 from fsl_dist.data.formats.orientation import find_orientation, make_exif
 
 JPEG_MAGIC = b"\xff\xd8\xff"
@@ -25,8 +27,11 @@ _FRAME_NAMES = {
 _EXIF_HEAD = b"Exif\0\0"
 _XMP_HEAD = b"http://ns.adobe.com/xap/1.0/\0"
 _JFIF = b"\xff\xe0\x00\x10JFIF\0\x01\x01\0\0\x01\0\x01\0\0"
-# Samplings (horizontal, vertical) of luma whose chroma both decoders enlarge alike.
-_SAMPLINGS = (0x11, 0x21, 0x22)
+# What may follow 0xFF between the first scan and the end: zero, fill bytes, restarts, further scans, tables, metadata.
+_IN_SCANS = np.zeros(256, dtype=bool)
+_IN_SCANS[[0x00, 0xC4, *range(0xD0, 0xD8), *range(0xDA, 0xDE), *range(0xE0, 0xF0), 0xFE, 0xFF]] = True
+# Samplings (horizontal and vertical, 4 bits each) of grey and of YCbCr, whose chroma both decoders enlarge alike.
+_SAMPLINGS = frozenset([(0x11,), (0x21,), (0x22,), *((luma, 0x11, 0x11) for luma in (0x11, 0x21, 0x22))])
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +77,28 @@ class JpegFile:
     @property
     def is_plain(self) -> bool:
         """Whether every decoder reads the same pixels: 8-bit Huffman codes, grey or YCbCr of a usual sampling, ended."""
-        if self.frame not in _HUFFMAN_FRAMES or self.precision != 8 or not (self.width and self.height):
+        samplings = tuple([sampling for _, sampling in self.components])
+        return (
+            self.frame in _HUFFMAN_FRAMES
+            and self.precision == 8
+            and samplings in _SAMPLINGS
+            and (len(samplings) == 1 or self._is_ycbcr)
+            and self.width > 0
+            and self.height > 0
+            and self._is_ended()
+        )
+
+    def _is_ended(self) -> bool:
+        """Whether the scans have an end, and no marker before it that a scan cannot have: decoders forgive that differently.
+
+        Costs about 0.3 µs for each kB.
+        """
+        scans = np.frombuffer(self.content, dtype=np.uint8, offset=self.kept[-1][0] + 2)
+        markers = scans[(scans[:-1] == 0xFF).nonzero()[0] + 1]
+        if not len(markers):
             return False
-        if len(self.components) == 3:
-            samplings = [sampling for _, sampling in self.components]
-            if samplings[0] not in _SAMPLINGS or samplings[1:] != [0x11, 0x11] or not self._is_ycbcr:
-                return False
-        elif len(self.components) != 1 or self.components[0][1] not in (0x11, *_SAMPLINGS):
-            return False
-        # A file without an end is cut, which decoders forgive differently. Something else may follow the end.
-        return self.content[-2:] == b"\xff\xd9" or b"\xff\xd9" in bytes(self.content[self.kept[-1][0] :])
+        first = _IN_SCANS[markers].argmin()  # the first that ends or breaks the scans
+        return bool(markers[first] == _EOI)
 
     @property
     def _is_ycbcr(self) -> bool:
