@@ -19,7 +19,7 @@ from fsl_dist.data.crops import crop_regions
 from fsl_dist.data.images import explain
 from fsl_dist.data.normalise import Normaliser
 from fsl_dist.data.pixels import Encoded, open_upright, read_plain
-from fsl_dist.errors import UndecodableError
+from fsl_dist.errors import DataError, UndecodableError
 
 _Input = tuple[NDArray[np.uint8], tuple[int, int]]
 """What DALI decodes, and the (height, width) it will have."""
@@ -138,7 +138,15 @@ class DaliDecoder:
                 inputs = [
                     _decode_by_pil(image, start + i, self._config.channels) for i, image in enumerate(some)
                 ]
-                parts.append(self._run(inputs, parameters))
+                try:
+                    parts.append(self._run(inputs, parameters))
+                except Exception as error:
+                    self._pipeline = None
+                    reason = " ".join(str(error).split())
+                    raise DataError(
+                        f"DALI cannot prepare a batch of {len(inputs)} images that PIL decodes: {reason}"
+                        " (data.decoder=torchvision needs no DALI)"
+                    ) from error
         if self._stream is None and len(parts) == 1:
             return parts[0]
         # Of the GPU's memory only torch knows who still computes with it.

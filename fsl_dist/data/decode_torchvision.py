@@ -14,7 +14,7 @@ from fsl_dist.data.config import DataConfig
 from fsl_dist.data.crops import crop_offset, resized_crop_boxes, resized_extents
 from fsl_dist.data.images import explain
 from fsl_dist.data.normalise import Normaliser
-from fsl_dist.data.pixels import Encoded, open_upright
+from fsl_dist.data.pixels import MAX_PIXELS, Encoded, open_upright
 from fsl_dist.errors import UndecodableError
 
 # Luma of ITU-R BT.601, the weights of PIL's mode L and of DALI's colour operators.
@@ -60,12 +60,15 @@ class TorchvisionDecoder:
             image = _resized_crop(decoded, augment.slice(position, position + 1), config)
         else:
             extents = resized_extents(decoded.height, decoded.width, config)
-            image = functional.pil_to_tensor(
-                functional.resize(decoded, list(extents), self._filter, antialias=True)
-            )
             top = crop_offset(augment.crop_y[position], extents[0], config.image_size)
             left = crop_offset(augment.crop_x[position], extents[1], config.image_size)
-            image = functional.crop(image, top, left, config.image_size, config.image_size)
+            if extents[0] * extents[1] > MAX_PIXELS:  # 1 × 60,000 pixels, enlarged, would take 12 GB
+                image = _crop_of_resized(decoded, extents, top, left, config)
+            else:
+                resized = functional.resize(decoded, list(extents), self._filter, antialias=True)
+                image = functional.crop(
+                    functional.pil_to_tensor(resized), top, left, config.image_size, config.image_size
+                )
         if augment.flip[position]:
             image = functional.horizontal_flip(image)
         factors = (augment.brightness[position], augment.contrast[position], augment.saturation[position])
@@ -75,6 +78,18 @@ class TorchvisionDecoder:
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _crop_of_resized(
+    decoded: Image.Image, extents: tuple[int, int], top: int, left: int, config: DataConfig
+) -> torch.Tensor:
+    """uint8 [C, S, S]: the crop at (`top`, `left`) of the image resized to `extents`, without the rest of it."""
+    y, x = decoded.height / extents[0], decoded.width / extents[1]
+    box = (left * x, top * y, (left + config.image_size) * x, (top + config.image_size) * y)
+    size = (config.image_size, config.image_size)
+    return functional.pil_to_tensor(
+        decoded.resize(size, Image.Resampling[config.interpolation.upper()], box=box)
+    )
 
 
 def _resized_crop(decoded: Image.Image, augment: AugmentParameters, config: DataConfig) -> torch.Tensor:

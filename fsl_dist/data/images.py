@@ -83,17 +83,34 @@ def prepare_encoded(
             image = image.resize((resized[1], resized[0]), Image.Resampling.BILINEAR)
         image.info.clear()  # PIL would write comments and colour profiles from it
         image_format = "JPEG" if image_format == "JPEG" else "PNG"
-        buffer = io.BytesIO()
         if image_format == "JPEG":
+            buffer = io.BytesIO()
             image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)  # 4:4:4
+            data = buffer.getvalue()
         else:
-            image.save(buffer, "PNG")
-        data = buffer.getvalue()
+            data = encode_png(image)
     extension = _choose_extension(file, image_format)
     checked = CheckedImage(image.width, image.height, len(data), zlib.crc32(data), extension)
     if has_fingerprint:
         checked = replace(checked, fingerprint=fingerprint(image))
     return PreparedImage(checked, data, upright, resized)
+
+
+def scale_encoded(data: bytes, pixel_range: PixelRange) -> bytes:
+    """An image file as `pack` stores it with `pixel_range`: grey of more than 8 bits as PNG, others as they are.
+
+    Raises whatever `decode_turned` and `to_eight_bits` do.
+    """
+    image = decode_turned(data).image
+    eight_bits = to_eight_bits(image, pixel_range)
+    return data if eight_bits is image else encode_png(eight_bits)
+
+
+def encode_png(image: Image.Image, compress_level: int = 6) -> bytes:
+    """The content of a PNG file of an image; `compress_level` is zlib's, 0 to 9."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=compress_level)
+    return buffer.getvalue()
 
 
 def explain(error: Exception) -> str:

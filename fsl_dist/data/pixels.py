@@ -12,7 +12,7 @@ import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 
-from PIL import ExifTags, Image, TiffImagePlugin
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from fsl_dist.data.formats.depth import PixelRange, to_eight_bits
 from fsl_dist.data.formats.jpeg import JPEG_MAGIC, JpegFile, declared_size_of_jpeg, read_jpeg
@@ -79,7 +79,7 @@ def decode_turned(encoded: Encoded, *, is_grey: bool = False) -> DecodedImage:
     bare = encoded if found is None else found.without_metadata()
     try:
         opened = Image.open(io.BytesIO(bare), formats=FORMATS)
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise ValueError(_name_unknown(encoded)) from error
     image_format = opened.format or ""
     if isinstance(opened, TiffImagePlugin.TiffImageFile):
@@ -134,13 +134,16 @@ def turn(image: Image.Image, orientation: int) -> Image.Image:
     return image if method is None else image.transpose(method)
 
 
-def upright_in_memory(image: Image.Image, channels: int = 3) -> Image.Image:
+def upright_in_memory(
+    image: Image.Image, channels: int = 3, pixel_range: PixelRange | None = None
+) -> Image.Image:
     """The pixels of an image that PIL opened or made, as `open_upright` gives those of a file. Errors likewise."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         _load_tiff(image)
-        return to_colours(to_eight_bits(image, None), channels)
-    image.load()
-    return to_colours(to_eight_bits(turn(image, _orientation_of(image)), None), channels)
+    else:
+        image.load()
+        image = turn(image, _orientation_of(image))
+    return to_colours(to_eight_bits(image, pixel_range), channels)
 
 
 def _orientation_of(opened: Image.Image) -> int:

@@ -129,3 +129,44 @@ def test_grey_of_a_colour_jpeg_is_its_stored_luma(sampling):
     dali, torchvision = (decode(open_decoder(name, 1), [photo]) for name in ("dali", "torchvision"))
     assert np.abs(dali - torchvision).max() <= 2
     assert np.abs(torchvision[0, ..., 0] - np.asarray(open_upright(photo, 1))).max() < 0.01
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("a\nb"), SyntaxError("broken"), KeyError(3), OSError(5, "x")]
+)
+@pytest.mark.parametrize("name", ["dali", "torchvision"])
+def test_any_error_of_one_image_names_it(name, error, monkeypatch):
+    """Whatever PIL and its codecs raise, no memory included, for one image of a batch."""
+    bad = TABLE["TIFF RGB 8, big endian"].data
+    module = f"fsl_dist.data.decode_{name}.open_upright"
+
+    def failing(encoded, channels=3):
+        if bytes(encoded) == bad:
+            raise error
+        return open_upright(encoded, channels)
+
+    decoder = open_decoder(name, 3)
+    good = TABLE["TIFF RGB 8, little endian"].data
+    expected = decode(decoder, [good])
+    monkeypatch.setattr(module, failing)
+    with pytest.raises(UndecodableError) as refused:
+        decoder.decode([good, bad], None)
+    assert refused.value.position == 1
+    assert refused.value.reason
+    assert "\n" not in refused.value.reason
+    assert np.array_equal(decode(decoder, [good]), expected)
+
+
+def test_long_thin_pictures_are_not_enlarged_as_a_whole():
+    """1 × 60,000 pixels with a shorter side of 256 would be 15 million pixels wide."""
+    ramp = np.linspace(0, 255, 60_000).astype(np.uint8)[:, None]
+    for pixels in (ramp, ramp.T):
+        data = picture_bytes.save(picture_bytes.as_image(pixels), "PNG")
+        found = []
+        for name in ("dali", "torchvision"):
+            config = DataConfig(
+                decoder=name, image_size=224, resize_size=256, mean=(0.0,) * 3, std=(1.0,) * 3
+            )
+            found.append(255 * make_decoder(config, max_batch=2).decode([data], None))
+        assert (found[0] - found[1]).abs().max() <= 2
+        assert 125 <= found[0].mean() <= 130

@@ -22,8 +22,8 @@ def to_eight_bits(image: Image.Image, pixel_range: PixelRange | None) -> Image.I
 
     Args:
         image: as PIL decoded it; its size, turn and mode do not matter.
-        pixel_range: maps a grey image of more than 8 bits: `low` to 0, `high` to 255, linearly, rounded; values outside
-            are clipped. None: whole numbers of 0 … 65535 keep their upper 8 bits. Where none is above 255 in a format that
+        pixel_range: maps a grey image of more than 8 bits, in a format that does not state its largest value: `low` to 0,
+            `high` to 255, linearly, rounded; values outside are clipped. None: whole numbers of 0 … 65535 keep their upper 8 bits. Where none is above 255 in a format that
             does not state its largest value, they are 8 bits already and stay as they are.
 
     Raises:
@@ -46,37 +46,26 @@ def to_eight_bits(image: Image.Image, pixel_range: PixelRange | None) -> Image.I
         values = np.asarray(image).view(np.int8)
     else:
         return image
-    if pixel_range is not None:
+    kind = "int16" if image.mode == "I" and tags.get(_BITS) == (16,) else str(values.dtype)
+    is_float = values.dtype.kind == "f"
+    if is_float and (num_odd := np.count_nonzero(~np.isfinite(values))):
+        raise DepthError(
+            f"{num_odd} of its {values.size} {kind} pixels are NaN or infinite; replace them in the source"
+        )
+    states_range = image.format in _SCALED and not is_float
+    if pixel_range is not None and not states_range:
         return Image.fromarray(_scale(values, pixel_range))
-    low, high = _range_of(values)
-    if values.dtype.kind == "f" or low < 0 or high > 65535:
-        raise DepthError(_describe(values, low, high))
-    if tags.get(_BITS) == (12,):
-        return Image.fromarray((values >> 4).astype(np.uint8))
-    is_deep = high > 255 or image.format in _SCALED
-    return Image.fromarray((values >> 8 if is_deep else values).astype(np.uint8))
+    low, high = values.min().item(), values.max().item()
+    if is_float or low < 0 or high > 65535:
+        raise DepthError(
+            f"its {kind} pixels from {low:g} to {high:g} do not fit 8 or 16 bits; pack with pixel_range to say "
+            "which values become black and white, or convert it"
+        )
+    divisor = 16 if tags.get(_BITS) == (12,) else 256 if high > 255 or states_range else 1
+    return Image.fromarray((values.astype(np.int32) // divisor).astype(np.uint8))
 
 
 def _scale(values: NDArray[np.generic], pixel_range: PixelRange) -> NDArray[np.uint8]:
     low, high = pixel_range
     scaled = (values.astype(np.float64) - low) * (255 / (high - low))
-    if not np.isfinite(scaled).all():
-        raise DepthError(_describe(values, *_range_of(values)))
     return np.floor(scaled.clip(0, 255) + 0.5).astype(np.uint8)
-
-
-def _range_of(values: NDArray[np.generic]) -> tuple[float, float]:
-    """The smallest and largest finite value; 0, 0 where there is none."""
-    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
-    return (finite.min().item(), finite.max().item()) if finite.size else (0, 0)
-
-
-def _describe(values: NDArray[np.generic], low: float, high: float) -> str:
-    kind = "int16" if values.dtype == np.int32 and low >= -32768 and high <= 32767 else str(values.dtype)
-    num_odd = np.count_nonzero(~np.isfinite(values)) if values.dtype.kind == "f" else 0
-    if num_odd:
-        return f"{num_odd} of its {values.size} {kind} pixels are NaN or infinite; replace them in the source"
-    return (
-        f"its {kind} pixels from {low:g} to {high:g} do not fit 8 or 16 bits; pack with pixel_range to say "
-        "which values become black and white, or convert it"
-    )

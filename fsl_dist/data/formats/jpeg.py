@@ -163,18 +163,17 @@ def read_jpeg(encoded: bytes | memoryview) -> JpegFile | None:
             kept.append((position, stop))
             if marker == _SOF_LS or (marker < 0xD0 and marker not in (_DHT, _JPG, _DAC)):
                 frame = frame or (marker, body)
-        elif marker == _APP0 and position == 2 and body[:5] == b"JFIF\0" and len(body) >= 14:
-            has_jfif = True
         else:
-            is_bare = False
-            if marker == _APP1 and body[:6] == _EXIF_HEAD:
+            head = bytes(body[: len(_XMP_HEAD)])
+            is_jfif = marker == _APP0 and head.startswith(b"JFIF\0") and len(body) >= 14
+            has_jfif = has_jfif or is_jfif
+            is_bare = is_bare and is_jfif and position == 2
+            if marker == _APP1 and head.startswith(_EXIF_HEAD):
                 exif += bytes(body[6:])  # EXIF of more than 64 kB goes on in the next segment
-            elif marker == _APP1 and body[: len(_XMP_HEAD)] == _XMP_HEAD:
+            elif marker == _APP1 and head == _XMP_HEAD:
                 xmp = bytes(body)
-            elif marker == _APP14 and body[:5] == b"Adobe" and len(body) >= 12:
+            elif marker == _APP14 and head.startswith(b"Adobe") and len(body) >= 12:
                 adobe = body[11]
-            elif marker == _APP0 and body[:5] == b"JFIF\0" and len(body) >= 14:
-                has_jfif = True
         position = stop
     else:
         return None

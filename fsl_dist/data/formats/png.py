@@ -65,7 +65,7 @@ class PngFile:
 def read_png(encoded: bytes | memoryview) -> PngFile | None:
     """What the chunks of a PNG file say; None where it does not begin with a header. Costs about 2 µs, 0.5 a chunk."""
     data, position = memoryview(encoded), 33
-    if len(data) < 33 or data[12:16] != b"IHDR" or data[:8] != PNG_MAGIC or data[8:12] != b"\0\0\0\x0d":
+    if len(data) < 33 or bytes(data[:16]) != PNG_MAGIC + b"\0\0\0\x0dIHDR":
         return None
     width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
     exif, texts = b"", {}

@@ -8,6 +8,7 @@ from fsl_dist.data.ingest.division import SplitOptions
 from fsl_dist.data.ingest.duplicates import Dedupe
 from fsl_dist.data.ingest.listing import TableColumns
 from fsl_dist.data.resize import StoredSize
+from fsl_dist.errors import RequestError
 from index.base.settings import settings
 
 
@@ -25,6 +26,8 @@ class PackOptions(SplitOptions):
     """pixels of the shorter side at which larger images are stored; None: as they are"""
     resize: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
     """(height, width) in pixels at which larger images are stored, in place of `resize_shorter`"""
+    pixel_range: tuple[float, float] | None = None
+    """(low, high): grey pixels of more than 8 bits are stored as PNG of 8, low as black and high as white; None: as they are"""
     dedupe: Dedupe | None = None
     """near-duplicates to leave out: `name`: those with one file name; `phash`: all; None: none"""
     num_classes: Annotated[int, Field(ge=1)] | None = None
@@ -34,6 +37,12 @@ class PackOptions(SplitOptions):
 
     def __post_init__(self) -> None:
         _ = self.stored_size
+        if self.pixel_range is not None and self.pixel_range[0] >= self.pixel_range[1]:
+            raise RequestError(
+                "pixel_range={:g}:{:g} must be two numbers, the smaller first, such as -1024:3071".format(
+                    *self.pixel_range
+                )
+            )
         SplitOptions.__post_init__(self)
 
     @property
@@ -55,6 +64,7 @@ class PackOptions(SplitOptions):
             "order": self.order,
             "shard_size_mb": self.shard_size_mb,
             **self.stored_size.record,
+            "pixel_range": self.pixel_range,
             "dedupe": self.dedupe,
             "num_classes": self.num_classes,
         }
