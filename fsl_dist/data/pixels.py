@@ -7,6 +7,7 @@ pixels go to DALI without their metadata (`read_plain`). No torch here.
 """
 
 import io
+import re
 import struct
 import warnings
 from contextlib import suppress
@@ -16,8 +17,9 @@ from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from fsl_dist.data.formats.depth import PixelRange, to_eight_bits
 from fsl_dist.data.formats.jpeg import JPEG_MAGIC, JpegFile, declared_size_of_jpeg, read_jpeg
-from fsl_dist.data.formats.orientation import SWAPPING, TURNS, find_orientation
+from fsl_dist.data.formats.orientation import BYTE_ORDERS, SWAPPING, TURNS, find_orientation
 from fsl_dist.data.formats.png import PNG_MAGIC, PngFile, read_png
+from fsl_dist.data.formats.tiff import strip_tiff
 
 Encoded = bytes | memoryview
 """An image file's content."""
@@ -25,8 +27,9 @@ Encoded = bytes | memoryview
 MAX_PIXELS = 178_956_970
 """most pixels an image may declare by default: half a GiB as RGB, and what PIL itself decodes at most"""
 
-FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
-"""PIL's names of the formats that are read; its others run other programs (EPS) or have no tests here"""
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF", "JPEG2000")
+"""PIL's names of the formats that are read, those first that it always loads; its others run other programs (EPS) or have no
+tests here"""
 
 # First bytes, or bytes at an offset, of formats that people have and that are not read.
 _FOREIGN = (
@@ -47,6 +50,8 @@ _LAYOUT = {
     "BitsPerSample": _BITS, "SampleFormat": 339, "PhotometricInterpretation": _PHOTOMETRIC,
     "PlanarConfiguration": _PLANAR, "YCbCrSubSampling": _SUBSAMPLING,
 }  # fmt: skip
+# An entry of the table of items (ISO/IEC 14496-12, infe of version 2 or 3) for EXIF.
+_EXIF_ITEM = re.compile(rb"(infe(?:\x02...|\x03.....)....)Exif", re.DOTALL)
 _SUB_DIRECTORIES = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo, ExifTags.IFD.Interop)
 
 # PIL warns from half of MAX_PIXELS on, where the limit here is the rule, and of metadata, which decides nothing but a turn.
@@ -76,18 +81,19 @@ def decode_turned(encoded: Encoded, *, is_grey: bool = False) -> DecodedImage:
     found = _read_header(encoded)
     if isinstance(found, JpegFile) and found.refusal:
         raise ValueError(found.refusal)
-    bare = encoded if found is None else found.without_metadata()
+    bare, orientation = _strip(encoded) if found is None else (found.without_metadata(), found.orientation)
     try:
         opened = Image.open(io.BytesIO(bare), formats=FORMATS)
     except UnidentifiedImageError as error:
         raise ValueError(_name_unknown(encoded)) from error
     image_format = opened.format or ""
     if isinstance(opened, TiffImagePlugin.TiffImageFile):
-        return DecodedImage(opened, image_format, _load_tiff(opened))
+        is_turned = _load_tiff(opened, orientation)
+        return DecodedImage(opened, image_format, is_turned)
     if is_grey and isinstance(found, JpegFile) and not found.is_lossless:
         opened.draft("L", None)
     opened.load()
-    orientation = _orientation_of(opened) if found is None else found.orientation
+    orientation = orientation or _orientation_of(opened)
     return DecodedImage(turn(opened, orientation), image_format, orientation != 1)
 
 
@@ -97,6 +103,16 @@ def _read_header(encoded: Encoded) -> JpegFile | PngFile | None:
     if head.startswith(JPEG_MAGIC):
         return read_jpeg(encoded)
     return read_png(encoded) if head == PNG_MAGIC else None
+
+
+def _strip(encoded: Encoded) -> tuple[Encoded, int | None]:
+    """A file without metadata that could keep PIL from decoding it, and its orientation; None: PIL has to find it."""
+    head = bytes(encoded[:8])
+    if head[:4] in BYTE_ORDERS:
+        return strip_tiff(bytes(encoded)) or (encoded, None)
+    if head[4:] == b"ftyp":  # AVIF, where EXIF does not turn: that is a property of the picture
+        return _EXIF_ITEM.sub(rb"\1none", bytes(encoded)), None
+    return encoded, None
 
 
 def open_upright(encoded: Encoded, channels: int = 3, pixel_range: PixelRange | None = None) -> Image.Image:
@@ -157,21 +173,26 @@ def _orientation_of(opened: Image.Image) -> int:
     return find_orientation(exif, xmp if isinstance(xmp, bytes) else b"")
 
 
-def _load_tiff(opened: TiffImagePlugin.TiffImageFile) -> bool:
-    """Decode a TIFF, which PIL turns upright itself while loading; whether it did. Unreadable directories are passed over."""
-    orientation = 1
+def _load_tiff(opened: TiffImagePlugin.TiffImageFile, orientation: int | None = None) -> bool:
+    """Decode a TIFF and turn it in place, as PIL does while loading; whether it is turned.
+
+    `orientation` None: what PIL finds in it. Directories that it cannot read are passed over.
+    """
     if _is_misread(opened):
         raise ValueError(_describe_tiff(opened.tag_v2))
+    found: object = None
     with suppress(Exception):  # as above; what PIL has once tried to read it does not read again
-        orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
+        found = opened.getexif().get(ExifTags.Base.Orientation)
     exif = opened.getexif()
     for directory in _SUB_DIRECTORIES:
         try:
             exif.get_ifd(directory)
         except Exception:  # the same
             exif.pop(directory, None)
+    if orientation is not None:
+        exif[ExifTags.Base.Orientation] = found = orientation
     opened.load()
-    return orientation in TURNS
+    return found in TURNS
 
 
 def _is_misread(opened: TiffImagePlugin.TiffImageFile) -> bool:
@@ -185,7 +206,7 @@ def _is_misread(opened: TiffImagePlugin.TiffImageFile) -> bool:
 
 def _describe_tiff(tags: TiffImagePlugin.ImageFileDirectory_v2) -> str:
     found = ", ".join(f"{name} {tags[tag]}" for name, tag in _LAYOUT.items() if tag in tags)
-    return f"it is a TIFF of a pixel layout that is not read ({found}); convert it to 8 or 16 bits, grey or RGB, by pixel"
+    return f"it is a TIFF of a pixel layout that is not read ({found}); convert it to grey or RGB of 8 or 16 bits, stored pixel by pixel"
 
 
 def _name_unknown(encoded: Encoded) -> str:
@@ -193,7 +214,7 @@ def _name_unknown(encoded: Encoded) -> str:
     head = bytes(encoded[:160])
     for start, magic, name in _FOREIGN:
         if head[start : start + len(magic)] == magic:
-            return f"it is a {name} file, which is not read; convert it to PNG, JPEG or TIFF"
+            return f"its format is {name}, which is not read; convert it to PNG, JPEG or TIFF"
     if head[:4] in TiffImagePlugin.PREFIXES:
         with suppress(Exception):
             tags = TiffImagePlugin.ImageFileDirectory_v2(head[:8])

@@ -4,6 +4,7 @@ import io
 import struct
 import warnings
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -271,3 +272,50 @@ def test_pil_decodes_what_is_not_known_to_agree():
 
 def test_errors_without_a_text_are_named():
     assert explain(MemoryError()) == "MemoryError"
+
+
+def test_the_documented_table_of_formats_is_the_tested_one():
+    page = (Path(__file__).parents[2] / "docs" / "data_format.md").read_text(encoding="utf-8")
+    rows = page.split("| format | read | refused by name |")[1].split("\n\n")[0].splitlines()[2:]
+    documented = {name for row in rows for name in row.split("|")[1].strip().split(", ")}
+    others = {"PFM", "JPEG XL", "HEIF", "DICOM", "EPS", "no image"}
+    for name in TABLE:
+        is_other = any(name.startswith(other) for other in others)
+        assert is_other or max(documented, key=lambda known: len(known) * name.startswith(known)) in name, (
+            name
+        )
+    for known in documented:
+        assert any(name.startswith(known) for name in SHOWN), known
+
+
+def test_avif_of_broken_exif_keeps_its_picture():
+    plain = picture_bytes.as_image(COLOURS)
+    whole = picture_bytes.save(plain, "AVIF", quality=100, subsampling="4:4:4", exif=exif(300, tag=0x011A))
+    start = whole.index(exif(300, tag=0x011A)[:8])
+    for block in BROKEN_EXIF.values():
+        data = whole[:start] + block[:26].ljust(26, b"\0") + whole[start + 26 :]
+        assert np.abs(np.asarray(open_upright(data)).astype(int) - COLOURS).max() <= 2
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("tag", [274, 282, 305, 700, 0x8769, 0x8825, 34675, 37724])
+def test_tiff_of_broken_tags_keeps_its_picture(tag, order):
+    """Any bytes in the entry of a tag that pixels do not follow from: the same pixels, in one of eight orientations."""
+    tags = [
+        (274, 3, [1]),
+        (282, 4, [72]),
+        (305, 1, [65, 66]),
+        (700, 1, [60, 62]),
+        (0x8769, 4, [8]),
+        (0x8825, 4, [8]),
+    ]
+    tags += [(34675, 1, [1] * 9), (37724, 1, [1] * 9)]
+    whole = picture_bytes.tiff(COLOURS, 8, 2, order=order, tags=tags)
+    entry = whole.index(struct.pack(order + "H", tag), 8 + COLOURS.size)
+    draw = np.random.default_rng(tag)
+    for _ in range(30):
+        changed = bytearray(whole)
+        for place in draw.integers(2, 12, 3):
+            changed[entry + place] = draw.integers(256)
+        found = np.asarray(open_upright(bytes(changed)))
+        assert any(np.array_equal(pictures.in_orientation(found, turn), COLOURS) for turn in range(1, 9))

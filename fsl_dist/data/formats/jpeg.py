@@ -67,11 +67,13 @@ class JpegFile:
     def refusal(self) -> str | None:
         """Why no decoder here reads such a file; None where one does."""
         if self.frame in _FRAME_NAMES and (self.frame != _LOSSLESS or self.precision != 8):
-            return f"it is a {_FRAME_NAMES[self.frame]} of {self.precision} bits, which is not supported"
+            return f"it is a {_FRAME_NAMES[self.frame]} of {self.precision} bits, which is not read; convert it to PNG"
         if self.precision != 8:
-            return f"it is a JPEG of {self.precision} bits a sample; only 8 are supported"
+            return (
+                f"it is a JPEG of {self.precision} bits a sample; only those of 8 are read; convert it to PNG"
+            )
         if len(self.components) not in (1, 3, 4):
-            return f"it is a JPEG of {len(self.components)} components; only 1, 3 and 4 are supported"
+            return f"it is a JPEG of {len(self.components)} components; only those of 1, 3 and 4 are read; convert it to PNG"
         return None
 
     @property

@@ -20,7 +20,8 @@ SWAPPING = frozenset((5, 6, 7, 8))
 """orientations that exchange width and height"""
 
 _ORIENTATION = 0x0112
-_BYTE_ORDERS = {b"II*\0": "<", b"MM\0*": ">", b"MM*\0": ">", b"II\0*": "<"}
+BYTE_ORDERS = {b"II*\0": "<", b"MM\0*": ">", b"MM*\0": ">", b"II\0*": "<"}
+"""first four bytes of a TIFF block → byte order for `struct`; the last two forms are wrong, and common"""
 # EXIF types that hold a whole number: SHORT, LONG and their signed forms.
 _WHOLE_NUMBERS = {3: "H", 4: "I", 8: "h", 9: "i"}
 _IN_XMP = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
@@ -42,7 +43,7 @@ def _read_exif(exif: bytes) -> int | None:
     """The value of the orientation tag in the first directory (the last one if repeated); 0: unusable; None: none."""
     while exif.startswith(b"Exif\0\0"):
         exif = exif[6:]
-    order = _BYTE_ORDERS.get(exif[:4])
+    order = BYTE_ORDERS.get(exif[:4])
     found = None
     if order is None:
         return None
