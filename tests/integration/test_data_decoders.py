@@ -9,14 +9,15 @@ from fsl_dist.data.config import DataConfig
 from fsl_dist.data.decode import make_decoder
 from fsl_dist.data.pixels import open_upright, read_plain
 from fsl_dist.errors import UndecodableError
-from tests.helpers import picture_bytes, pictures
-from tests.helpers.picture_bytes import before_pixels, chunk, exif, insert, segment, xmp
-from tests.helpers.pictures import COLOURS, is_inside, luma, turned
+from tests.helpers.pictures import files, table
+from tests.helpers.pictures.files import before_pixels, chunk, exif, insert, segment, xmp
+from tests.helpers.pictures.table import turned
+from tests.helpers.pictures.values import COLOURS, is_inside, luma
 
 pytestmark = pytest.mark.integration
 pytest.importorskip("nvidia.dali", reason="DALI has no wheel for this machine")
 
-TABLE = pictures.all_pictures()
+TABLE = table.all_pictures()
 DECODERS = [(name, channels) for name in ("dali", "torchvision") for channels in (1, 3)]
 
 
@@ -41,9 +42,9 @@ def decoder(request):
     made.close()
 
 
-def decode(decoder, files):
+def decode(decoder, encoded):
     """float64 [n, 48, 48, C], 0 … 255."""
-    return 255 * decoder.decode(files, None).double().numpy().transpose(0, 2, 3, 1)
+    return 255 * decoder.decode(encoded, None).double().numpy().transpose(0, 2, 3, 1)
 
 
 def test_every_format_shows_its_pixels(decoder):
@@ -63,7 +64,7 @@ def test_every_format_shows_its_pixels(decoder):
 
 def test_every_orientation_is_upright(decoder):
     decoder, channels = decoder
-    files = [
+    encoded = [
         turned(container, *blocks, orientation)
         for container in ("JPEG", "PNG", "WEBP")
         for orientation in range(1, 9)
@@ -74,7 +75,7 @@ def test_every_orientation_is_upright(decoder):
         )
     ]
     expected = COLOURS if channels == 3 else luma(COLOURS)[..., None]
-    assert np.abs(decode(decoder, files) - expected).max() <= 2
+    assert np.abs(decode(decoder, encoded) - expected).max() <= 2
 
 
 def test_what_is_refused_is_named_by_its_position(decoder):
@@ -97,7 +98,7 @@ def test_changed_bytes_decode_alike_or_not_at_all(data):
         st.sampled_from(["JPEG 4:2:0", "JPEG progressive", "JPEG CMYK, Adobe", "PNG palette 4", "PNG RGBA 8"])
     )
     parts = (
-        [segment(0xE1, b"Exif\0\0" + exif(6)), picture_bytes.adobe(1)]
+        [segment(0xE1, b"Exif\0\0" + exif(6)), files.adobe(1)]
         if name.startswith("JPEG")
         else [chunk(b"gAMA", bytes(4)), chunk(b"eXIf", exif(6))]
     )
@@ -123,8 +124,8 @@ FUZZED = [open_decoder("dali", 3), open_decoder("torchvision", 3)]
 @pytest.mark.parametrize("sampling", [0, 1, 2])
 def test_grey_of_a_colour_jpeg_is_its_stored_luma(sampling):
     """Of noise, whose colours leave 0 … 255 when they are decoded: both decoders leave chroma out."""
-    noise = picture_bytes.as_image(np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8))
-    photo = picture_bytes.save(noise, "JPEG", quality=80, subsampling=sampling)
+    noise = files.as_image(np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8))
+    photo = files.save(noise, "JPEG", quality=80, subsampling=sampling)
     assert read_plain(photo) is not None
     dali, torchvision = (decode(open_decoder(name, 1), [photo]) for name in ("dali", "torchvision"))
     assert np.abs(dali - torchvision).max() <= 2
@@ -161,7 +162,7 @@ def test_long_thin_pictures_are_not_enlarged_as_a_whole():
     """1 × 60,000 pixels with a shorter side of 256 would be 15 million pixels wide."""
     ramp = np.linspace(0, 255, 60_000).astype(np.uint8)[:, None]
     for pixels in (ramp, ramp.T):
-        data = picture_bytes.save(picture_bytes.as_image(pixels), "PNG")
+        data = files.save(files.as_image(pixels), "PNG")
         found = []
         for name in ("dali", "torchvision"):
             config = DataConfig(

@@ -19,7 +19,7 @@ from fsl_dist.data.pixels import open_upright
 from fsl_dist.data.store import ShardStore
 from fsl_dist.errors import RequestError
 from fsl_dist.image_files import ImageFiles, name_images
-from tests.helpers.picture_bytes import save
+from tests.helpers.pictures.files import save
 
 LOW, HIGH = -1024.0, 3071.0
 SCAN = np.linspace(-2000, 4000, 40 * 30).reshape(40, 30)

@@ -16,11 +16,12 @@ from fsl_dist.data.formats.orientation import find_orientation, make_exif
 from fsl_dist.data.images import explain, prepare_encoded
 from fsl_dist.data.pixels import open_upright, read_plain, upright_in_memory
 from fsl_dist.data.resize import StoredSize
-from tests.helpers import picture_bytes, pictures
-from tests.helpers.picture_bytes import chunk, exif, exif_segment, insert, segment, xmp, xmp_segment
-from tests.helpers.pictures import COLOURS, is_inside, luma, turned
+from tests.helpers.pictures import files, table
+from tests.helpers.pictures.files import chunk, exif, exif_segment, insert, segment, xmp, xmp_segment
+from tests.helpers.pictures.table import turned
+from tests.helpers.pictures.values import COLOURS, in_orientation, is_inside, luma
 
-TABLE = pictures.all_pictures()
+TABLE = table.all_pictures()
 SHOWN = {name: one for name, one in TABLE.items() if one.shown is not None}
 REFUSED = {name: one for name, one in TABLE.items() if one.shown is None}
 
@@ -90,22 +91,18 @@ def test_xmp_turns_where_exif_says_nothing(container, orientation):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_tiff_avif_and_raw_profiles_turn(orientation):
-    stored = pictures.in_orientation(COLOURS, orientation)
+    stored = in_orientation(COLOURS, orientation)
     tag = [(274, 3, [orientation])]
     raw = f"\nexif\n{26 + 6:8}\n{(b'Exif' + bytes(2) + exif(orientation)).hex()}\n".encode()
-    plain = picture_bytes.save(picture_bytes.as_image(stored), "PNG")
+    plain = files.save(files.as_image(stored), "PNG")
     name = b"Raw profile type exif\0"
     for data in (
-        picture_bytes.tiff(stored, 8, 2, tags=tag),
-        picture_bytes.tiff(stored, 8, 2, order=">", tags=tag),
-        picture_bytes.save(
-            picture_bytes.as_image(stored), "TIFF", compression="tiff_lzw", tiffinfo={274: orientation}
-        ),
-        picture_bytes.save(
-            picture_bytes.as_image(stored), "AVIF", quality=100, subsampling="4:4:4", exif=exif(orientation)
-        ),
-        picture_bytes.before_pixels(plain, chunk(b"tEXt", name + raw)),
-        picture_bytes.before_pixels(plain, chunk(b"zTXt", name + b"\0" + zlib.compress(raw))),
+        files.tiff(stored, 8, 2, tags=tag),
+        files.tiff(stored, 8, 2, order=">", tags=tag),
+        files.save(files.as_image(stored), "TIFF", compression="tiff_lzw", tiffinfo={274: orientation}),
+        files.save(files.as_image(stored), "AVIF", quality=100, subsampling="4:4:4", exif=exif(orientation)),
+        files.before_pixels(plain, chunk(b"tEXt", name + raw)),
+        files.before_pixels(plain, chunk(b"zTXt", name + b"\0" + zlib.compress(raw))),
         plain[:-12] + chunk(b"eXIf", exif(orientation)) + plain[-12:],
         plain[:-12]
         + chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(xmp(orientation)))
@@ -141,7 +138,7 @@ def test_metadata_that_cannot_be_read_turns_nothing(container, name):
 
 
 def test_repeated_blocks_are_read_as_pil_reads_them():
-    plain = picture_bytes.save(picture_bytes.as_image(COLOURS), "JPEG")
+    plain = files.save(files.as_image(COLOURS), "JPEG")
     for parts in (
         [exif_segment(exif(6)), exif_segment(exif(3))],
         [exif_segment(exif(300, tag=0x011A)), exif_segment(exif(3))],
@@ -203,22 +200,22 @@ def test_changed_metadata_never_loses_a_picture(data):
     kind = data.draw(
         st.sampled_from([b"eXIf", b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"gAMA", b"tRNS", b"acTL", b"abCd"])
     )
-    plain = picture_bytes.save(picture_bytes.as_image(COLOURS), container)
+    plain = files.save(files.as_image(COLOURS), container)
     changed = (
         insert(plain, segment(marker, body))
         if container == "JPEG"
-        else picture_bytes.before_pixels(plain, chunk(kind, body))
+        else files.before_pixels(plain, chunk(kind, body))
     )
     pixels = np.asarray(open_upright(plain))
     found = np.asarray(open_upright(changed))
-    assert any(np.array_equal(pictures.in_orientation(found, turn), pixels) for turn in range(1, 9))
+    assert any(np.array_equal(in_orientation(found, turn), pixels) for turn in range(1, 9))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (2, 3)])
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM"])
 def test_thin_pictures_decode(shape, kind):
     pixels = np.full((*shape, 3), 130, dtype=np.uint8)
-    found = np.asarray(open_upright(picture_bytes.save(Image.fromarray(pixels), kind)))
+    found = np.asarray(open_upright(files.save(Image.fromarray(pixels), kind)))
     assert found.shape == pixels.shape
     assert np.abs(found.astype(int) - 130).max() <= 2
 
@@ -289,8 +286,8 @@ def test_the_documented_table_of_formats_is_the_tested_one():
 
 
 def test_avif_of_broken_exif_keeps_its_picture():
-    plain = picture_bytes.as_image(COLOURS)
-    whole = picture_bytes.save(plain, "AVIF", quality=100, subsampling="4:4:4", exif=exif(300, tag=0x011A))
+    plain = files.as_image(COLOURS)
+    whole = files.save(plain, "AVIF", quality=100, subsampling="4:4:4", exif=exif(300, tag=0x011A))
     start = whole.index(exif(300, tag=0x011A)[:8])
     for block in BROKEN_EXIF.values():
         data = whole[:start] + block[:26].ljust(26, b"\0") + whole[start + 26 :]
@@ -310,7 +307,7 @@ def test_tiff_of_broken_tags_keeps_its_picture(tag, order):
         (0x8825, 4, [8]),
     ]
     tags += [(34675, 1, [1] * 9), (37724, 1, [1] * 9)]
-    whole = picture_bytes.tiff(COLOURS, 8, 2, order=order, tags=tags)
+    whole = files.tiff(COLOURS, 8, 2, order=order, tags=tags)
     entry = whole.index(struct.pack(order + "H", tag), 8 + COLOURS.size)
     draw = np.random.default_rng(tag)
     for _ in range(30):
@@ -318,4 +315,4 @@ def test_tiff_of_broken_tags_keeps_its_picture(tag, order):
         for place in draw.integers(2, 12, 3):
             changed[entry + place] = draw.integers(256)
         found = np.asarray(open_upright(bytes(changed)))
-        assert any(np.array_equal(pictures.in_orientation(found, turn), COLOURS) for turn in range(1, 9))
+        assert any(np.array_equal(in_orientation(found, turn), COLOURS) for turn in range(1, 9))
