@@ -19,8 +19,8 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from fsl_dist.data.fingerprints import Fingerprints, fingerprint
-from fsl_dist.data.images import open_upright
 from fsl_dist.data.ingest.near_pairs import NEAR, NEAR_BY_NAME, Bounds, find_near
+from fsl_dist.data.pixels import open_upright
 
 EVERY_HASH = Bounds(distance=10, correlation=-1.0)
 

@@ -58,6 +58,7 @@ def pack(
     order: Order = "mixed",
     resize_shorter: int | None = None,
     resize: tuple[int, int] | None = None,
+    pixel_range: tuple[float, float] | None = None,
     dedupe: Dedupe | None = None,
     num_classes: int | None = None,
     shard_size_mb: int = 256,
@@ -92,6 +93,9 @@ def pack(
         order: of bytes in the shards: shuffled over all classes, or class by class.
         resize_shorter: pixels of the shorter side at which larger images are stored.
         resize: (height, width) in pixels at which larger images are stored.
+        pixel_range: (low, high): grey pixels of more than 8 bits (16 bits, signed, floating point) are stored as PNG of 8
+            bits, scaled linearly from low, black, to high, white; values outside are clipped. By default whole numbers of
+            0 … 65535 stay as they are, and images with others are left out.
         dedupe: leave out near-duplicates: `phash` all of them, `name` those that share a file name.
         num_classes: pack only this many classes, those with the most images.
         shard_size_mb: size of the largest shard, 10⁶ bytes.
@@ -142,6 +146,7 @@ def pack(
         order=order,
         resize_shorter=resize_shorter,
         resize=resize,
+        pixel_range=pixel_range,
         dedupe=dedupe,
         num_classes=num_classes,
         shard_size_mb=shard_size_mb,

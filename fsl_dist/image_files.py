@@ -1,6 +1,5 @@
 """Images from outside a data set: files, PIL images and arrays, decoded with a run's test transform."""
 
-import io
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,19 +9,20 @@ from typing import TypeAlias, Union
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from fsl_dist.config import RunConfig
+from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.decode import Decoder, make_decoder
-from fsl_dist.data.images import find_excess_pixels
+from fsl_dist.data.formats.depth import PixelRange
+from fsl_dist.data.images import encode_png, explain, scale_encoded
 from fsl_dist.data.names.readings import printable
+from fsl_dist.data.pixels import find_excess_pixels, upright_in_memory
 from fsl_dist.embedder import Embedder
 from fsl_dist.errors import RequestError, UndecodableError
 
 ImageLike: TypeAlias = Union[str, "os.PathLike[str]", Image.Image, NDArray[np.uint8]]
 """path of an image file, PIL image, or uint8 array [H, W], [H, W, 1] or [H, W, 3] (RGB)"""
-
-_MODES_OF_PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +38,12 @@ class NamedImage:
     """An image and what errors and results call it: its path, or its position in what was given."""
 
     name: str
-    content: Path | bytes
-    """the file, or the content of one"""
+    content: Path | Image.Image
+    """the file, or the image in memory"""
 
 
 def name_images(images: Sequence[ImageLike], called: str = "images") -> list[NamedImage]:
-    """Images with their names; those in memory become the content of PNG files, so that they decode as files do.
+    """Images with their names. Those in memory become PNG files when they are read, so that they decode as files do.
 
     Args:
         images: paths, PIL images and arrays, in any mixture; or one uint8 array [n, H, W, C] of n images.
@@ -80,18 +80,17 @@ def _name(image: ImageLike, place: str) -> NamedImage:
         raise RequestError(
             f"{place} is a {type(image).__name__}; it must be a path, a PIL image or a uint8 array"
         )
-    buffer = io.BytesIO()
-    upright = ImageOps.exif_transpose(image)
-    upright = upright if upright.mode in _MODES_OF_PNG else upright.convert("RGB")
-    upright.save(buffer, "PNG", compress_level=1)
-    return NamedImage(place, buffer.getvalue())
+    return NamedImage(place, image)
 
 
 class ImageFiles:
     """Decodes images in batches of an embedder's size, and remembers those that cannot be used."""
 
-    def __init__(self, embedder: Embedder, config: RunConfig) -> None:
+    def __init__(self, embedder: Embedder, config: RunConfig, catalogue: Catalogue) -> None:
         self.failed: list[FailedImage] = []
+        # What the run's images were scaled by when they were packed.
+        stored = catalogue.options.get("pixel_range")
+        self._pixel_range: PixelRange | None = (stored[0], stored[1]) if isinstance(stored, list) else None
         self._embedder = embedder
         self._max_pixels = config.data.max_pixels
         self._decoder: Decoder = make_decoder(
@@ -129,16 +128,25 @@ class ImageFiles:
         return np.concatenate(vectors), np.array(usable, dtype=np.int64)
 
     def _read(self, image: NamedImage) -> bytes | None:
+        """The content of an image's file, or of a PNG file of an image in memory; None where it failed."""
         try:
-            data = image.content if isinstance(image.content, bytes) else image.content.read_bytes()
+            if isinstance(image.content, Image.Image):
+                upright = upright_in_memory(image.content, pixel_range=self._pixel_range)
+                return encode_png(upright, compress_level=1)
+            data = image.content.read_bytes()
+            reason = "has zero bytes" if not data else find_excess_pixels(data, self._max_pixels)
+            if reason is None:
+                return data if self._pixel_range is None else scale_encoded(data, self._pixel_range)
         except OSError as error:
-            self._fail(image, f"cannot be read: {error.strerror}")
-            return None
-        reason = "has zero bytes" if not data else find_excess_pixels(data, self._max_pixels)
-        if reason is not None:
-            self._fail(image, reason)
-            return None
-        return data
+            reason = f"cannot be read: {error.strerror}" if error.strerror else _not_decoded(error)
+        except Exception as error:  # PIL raises a dozen types for damaged images
+            reason = _not_decoded(error)
+        self._fail(image, reason)
+        return None
 
     def _fail(self, image: NamedImage, reason: str) -> None:
         self.failed.append(FailedImage(image.name, reason))
+
+
+def _not_decoded(error: Exception) -> str:
+    return f"is not an image that decodes: {explain(error)}"

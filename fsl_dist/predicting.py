@@ -121,7 +121,7 @@ def predict(
             f"{_place(support)}: class '{known[0]}' is one the run was trained on, {len(known)} classes in all; "
             "a novel class must be new (leave these classes out)"
         )
-    with ImageFiles(trained.embedder, config) as files:
+    with ImageFiles(trained.embedder, config, trained.catalogue) as files:
         support_vectors, usable = files.embed([image for of_class in novel.values() for image in of_class])
         labels = np.repeat(
             np.arange(len(names), len(names) + len(novel)), [len(of_class) for of_class in novel.values()]

@@ -182,7 +182,7 @@ class Run:
         from fsl_dist.image_files import ImageFiles, name_images
 
         named = name_images(images)  # type: ignore[arg-type]  # ids were answered above
-        with ImageFiles(self.trained.embedder, self.trained.config) as files:
+        with ImageFiles(self.trained.embedder, self.trained.config, self.trained.catalogue) as files:
             vectors, _ = files.embed(named)
             for failed in files.failed:
                 position = [image.name for image in named].index(failed.image)

@@ -17,6 +17,16 @@ def _parse_extents(_context: object, _option: object, text: str | None) -> tuple
     return int(height), int(width)
 
 
+def _parse_range(_context: object, _option: object, text: str | None) -> tuple[float, float] | None:
+    if text is None:
+        return None
+    low, _, high = text.partition(":")
+    try:
+        return float(low), float(high)
+    except ValueError:
+        raise RequestError(f"--pixel-range={text} must be two numbers, such as -1024:3071") from None
+
+
 @click.command(
     epilog="Example: fsl-dist pack photos packed --table labels.csv --path-column file --label-column class "
     "--split base-novel --num-base 150"
@@ -58,6 +68,12 @@ def _parse_extents(_context: object, _option: object, text: str | None) -> tuple
 )
 @click.option(
     "--resize", metavar="HxW", callback=_parse_extents, help="Store larger images H pixels high and W wide."
+)
+@click.option(
+    "--pixel-range",
+    metavar="LOW:HIGH",
+    callback=_parse_range,
+    help="Grey pixels of more than 8 bits become 8, LOW black and HIGH white.",
 )
 @click.option(
     "--dedupe",

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fsl_dist.data.images import MAX_PIXELS
+from fsl_dist.data.pixels import MAX_PIXELS
 from fsl_dist.errors import ConfigError
 from index.base.settings import settings
 

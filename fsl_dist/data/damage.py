@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fsl_dist.data.catalogue import Catalogue
-from fsl_dist.data.images import find_excess_pixels
+from fsl_dist.data.pixels import find_excess_pixels
 from fsl_dist.data.store import ShardStore
 from fsl_dist.errors import DataError
 

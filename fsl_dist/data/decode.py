@@ -14,7 +14,7 @@ import torch
 
 from fsl_dist.data.augmentation.parameters import AugmentParameters
 from fsl_dist.data.config import DataConfig
-from fsl_dist.data.images import Encoded
+from fsl_dist.data.pixels import Encoded
 from fsl_dist.errors import ConfigError, RequestError
 from index.base.extras import require
 

@@ -16,9 +16,10 @@ from fsl_dist.data.augmentation.parameters import AugmentParameters, plain_augme
 from fsl_dist.data.augmentation.pixel_stage import transform_pixels
 from fsl_dist.data.config import DataConfig
 from fsl_dist.data.crops import crop_regions
-from fsl_dist.data.images import Encoded, explain, open_upright, upright_size
+from fsl_dist.data.images import explain
 from fsl_dist.data.normalise import Normaliser
-from fsl_dist.errors import UndecodableError
+from fsl_dist.data.pixels import Encoded, open_upright, read_plain
+from fsl_dist.errors import DataError, UndecodableError
 
 _Input = tuple[NDArray[np.uint8], tuple[int, int]]
 """What DALI decodes, and the (height, width) it will have."""
@@ -128,13 +129,24 @@ class DaliDecoder:
             try:
                 inputs = [_as_input(image, start + i, self._config.channels) for i, image in enumerate(some)]
                 parts.append(self._run(inputs, parameters))
-            except RuntimeError:
-                # DALI cannot be used again after an error. PIL decodes what DALI refuses, or says which is bad.
+            except UndecodableError:
+                raise
+            except Exception:
+                # DALI cannot be used again after an error, which may be of any type (the codec's, or no memory).
+                # PIL decodes what DALI refuses, or says which is bad.
                 self._pipeline = None
                 inputs = [
                     _decode_by_pil(image, start + i, self._config.channels) for i, image in enumerate(some)
                 ]
-                parts.append(self._run(inputs, parameters))
+                try:
+                    parts.append(self._run(inputs, parameters))
+                except Exception as error:
+                    self._pipeline = None
+                    reason = " ".join(str(error).split())
+                    raise DataError(
+                        f"DALI cannot prepare a batch of {len(inputs)} images that PIL decodes: {reason}"
+                        " (data.decoder=torchvision needs no DALI)"
+                    ) from error
         if self._stream is None and len(parts) == 1:
             return parts[0]
         # Of the GPU's memory only torch knows who still computes with it.
@@ -174,10 +186,10 @@ class DaliDecoder:
 
 
 def _as_input(encoded: Encoded, position: int, channels: int) -> _Input:
-    size = upright_size(encoded)
-    if size is None:
+    plain = read_plain(encoded)
+    if plain is None:
         return _decode_by_pil(encoded, position, channels)
-    return np.frombuffer(encoded, dtype=np.uint8), size
+    return np.frombuffer(plain.content, dtype=np.uint8), plain.size
 
 
 def _decode_by_pil(encoded: Encoded, position: int, channels: int) -> _Input:

@@ -12,8 +12,9 @@ from fsl_dist.data.augmentation.parameters import AugmentParameters, plain_augme
 from fsl_dist.data.augmentation.pixel_stage import transform_pixels
 from fsl_dist.data.config import DataConfig
 from fsl_dist.data.crops import crop_offset, resized_crop_boxes, resized_extents
-from fsl_dist.data.images import Encoded, explain, open_upright
+from fsl_dist.data.images import explain
 from fsl_dist.data.normalise import Normaliser
+from fsl_dist.data.pixels import MAX_PIXELS, Encoded, open_upright
 from fsl_dist.errors import UndecodableError
 
 # Luma of ITU-R BT.601, the weights of PIL's mode L and of DALI's colour operators.
@@ -39,7 +40,10 @@ class TorchvisionDecoder:
         pixels = torch.empty((len(encoded), size, size, self._config.channels), dtype=torch.uint8)
 
         def transform(position: int) -> None:
-            pixels[position] = self._transform(encoded[position], position, parameters)
+            try:
+                pixels[position] = self._transform(encoded[position], position, parameters)
+            except Exception as error:  # PIL raises a dozen types for damaged images; memory may end
+                raise UndecodableError(position, explain(error)) from error
 
         for _ in self._pool.map(transform, range(len(encoded))):
             pass
@@ -51,20 +55,20 @@ class TorchvisionDecoder:
     def _transform(self, encoded: Encoded, position: int, augment: AugmentParameters) -> torch.Tensor:
         """uint8 [S, S, C] of one image."""
         config = self._config
-        try:
-            decoded = open_upright(encoded, config.channels)
-        except Exception as error:  # PIL raises a dozen types for damaged images
-            raise UndecodableError(position, explain(error)) from error
+        decoded = open_upright(encoded, config.channels)
         if augment.crop_share[position] > 0:
             image = _resized_crop(decoded, augment.slice(position, position + 1), config)
         else:
             extents = resized_extents(decoded.height, decoded.width, config)
-            image = functional.pil_to_tensor(
-                functional.resize(decoded, list(extents), self._filter, antialias=True)
-            )
             top = crop_offset(augment.crop_y[position], extents[0], config.image_size)
             left = crop_offset(augment.crop_x[position], extents[1], config.image_size)
-            image = functional.crop(image, top, left, config.image_size, config.image_size)
+            if extents[0] * extents[1] > MAX_PIXELS:  # 1 × 60,000 pixels, enlarged, would take 12 GB
+                image = _crop_of_resized(decoded, extents, top, left, config)
+            else:
+                resized = functional.resize(decoded, list(extents), self._filter, antialias=True)
+                image = functional.crop(
+                    functional.pil_to_tensor(resized), top, left, config.image_size, config.image_size
+                )
         if augment.flip[position]:
             image = functional.horizontal_flip(image)
         factors = (augment.brightness[position], augment.contrast[position], augment.saturation[position])
@@ -74,6 +78,18 @@ class TorchvisionDecoder:
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _crop_of_resized(
+    decoded: Image.Image, extents: tuple[int, int], top: int, left: int, config: DataConfig
+) -> torch.Tensor:
+    """uint8 [C, S, S]: the crop at (`top`, `left`) of the image resized to `extents`, without the rest of it."""
+    y, x = decoded.height / extents[0], decoded.width / extents[1]
+    box = (left * x, top * y, (left + config.image_size) * x, (top + config.image_size) * y)
+    size = (config.image_size, config.image_size)
+    return functional.pil_to_tensor(
+        decoded.resize(size, Image.Resampling[config.interpolation.upper()], box=box)
+    )
 
 
 def _resized_crop(decoded: Image.Image, augment: AugmentParameters, config: DataConfig) -> torch.Tensor:

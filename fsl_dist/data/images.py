@@ -1,21 +1,17 @@
-"""Image files as PIL sees them: decoding upright, and finding those that do not decode. No torch here."""
+"""Image files as `pack` stores them: what is known of each, and finding those that do not decode. No torch here."""
 
 import io
 import os
-import struct
-import warnings
 import zlib
 from dataclasses import dataclass, replace
 from typing import Optional
 
-import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
 from fsl_dist.data.fingerprints import fingerprint
+from fsl_dist.data.formats.depth import PixelRange, to_eight_bits
+from fsl_dist.data.pixels import MAX_PIXELS, decode_turned, find_excess_pixels, to_colours
 from fsl_dist.data.resize import StoredSize
-
-Encoded = bytes | memoryview
-"""An image file's content."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,162 +49,68 @@ JPEG_QUALITY = 92
 """of JPEGs that are encoded again; PIL's scale to 95"""
 
 
-def open_upright(encoded: Encoded, channels: int = 3) -> Image.Image:
-    """Decode with PIL: first frame, turned as its EXIF orientation says, mode RGB (channels 3) or L (1).
-
-    Raises whatever PIL raises for an image that is cut or no image.
-    """
-    return _turn_upright(Image.open(io.BytesIO(encoded)), channels)
-
-
-def _turn_upright(opened: Image.Image, channels: int) -> Image.Image:
-    """Alpha is dropped, as DALI does; 16-bit grey keeps its upper 8 bits, where PIL itself would clip to white."""
-    opened.load()
-    image = ImageOps.exif_transpose(opened)
-    if image.mode.startswith("I"):
-        depths = np.asarray(image)
-        image = Image.fromarray((depths >> 8 if depths.max(initial=0) > 255 else depths).astype(np.uint8))
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # PIL warns where a palette's transparency is dropped in one step
-    return image.convert("RGB" if channels == 3 else "L")
-
-
-JPEG_MAGIC = b"\xff\xd8\xff"
-PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-
-MAX_PIXELS = 178_956_970
-"""most pixels an image may declare by default: half a GiB as RGB, and what PIL itself decodes at most"""
-
-# PIL warns from half of that on; the limit here is the rule instead.
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-
-
-def declared_size(encoded: Encoded) -> tuple[int, int] | None:
-    """(width, height) in pixels that an image file declares, before decoding and turning; None where it declares none.
-
-    PNG and JPEG by their headers (about 1 and 3 µs), others by PIL's.
-    """
-    head = bytes(encoded[:24])
-    if head.startswith(PNG_MAGIC):
-        return struct.unpack(">II", head[16:24]) if len(head) == 24 else None
-    if head.startswith(JPEG_MAGIC):
-        return _walk_jpeg(encoded)[0]
-    try:
-        with Image.open(io.BytesIO(encoded)) as opened:
-            return opened.size
-    except Image.DecompressionBombError:
-        return 2**31, 2**31
-    except Exception:  # PIL raises a dozen types for what is no image; decoding it says which
-        return None
-
-
-def upright_size(encoded: Encoded) -> tuple[int, int] | None:
-    """(height, width) in pixels of a PNG or JPEG file as it decodes, turned as its EXIF orientation says.
-
-    From its headers (about 2 and 4 µs, 40 with EXIF); None for other files and where nothing is declared.
-    """
-    head = bytes(encoded[:24])
-    if head.startswith(JPEG_MAGIC):
-        size, exif = _walk_jpeg(encoded)
-    elif head.startswith(PNG_MAGIC):
-        size, exif = declared_size(head), _exif_of_png(encoded)
-    else:
-        return None
-    if size is None:
-        return None
-    if exif:
-        found = Image.Exif()
-        found.load(exif)
-        if found.get(ExifTags.Base.Orientation) in (5, 6, 7, 8):
-            return size
-    return size[1], size[0]
-
-
-def _walk_jpeg(encoded: Encoded) -> tuple[tuple[int, int] | None, bytes]:
-    """((width, height) or None, EXIF or nothing): walks the segments to the frame header (SOF0 … SOF15 without DHT, JPG, DAC).
-
-    Passes over bytes between segments as libjpeg does.
-    """
-    data, position, exif = memoryview(encoded), 2, b""
-    while 0 <= position <= len(data) - 9:
-        marker = data[position + 1]
-        if data[position] != 0xFF or marker == 0xFF:
-            position = bytes(data).find(b"\xff", position + 1)
-        elif marker == 0xDA:  # the scan: a frame header cannot follow
-            break
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = struct.unpack_from(">HH", data, position + 5)
-            return (width, height), exif
-        elif marker == 0x01 or 0xD0 <= marker <= 0xD8:  # markers without a length
-            position += 2
-        else:
-            stop = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-            if marker == 0xE1 and bytes(data[position + 4 : position + 10]) == b"Exif\0\0":
-                exif = exif or bytes(data[position + 4 : stop])
-            position = stop
-    return None, exif
-
-
-def _exif_of_png(encoded: Encoded) -> bytes:
-    """The eXIf chunk's content; empty where there is none before the pixels."""
-    data, position = memoryview(encoded), 8
-    while position <= len(data) - 8:
-        length, kind = struct.unpack_from(">I4s", data, position)
-        if kind == b"eXIf":
-            return bytes(data[position + 8 : position + 8 + length])
-        if kind == b"IDAT":
-            break
-        position += 12 + length
-    return b""
-
-
-def find_excess_pixels(encoded: Encoded, max_pixels: int) -> str | None:
-    """Why an image is too large to be decoded: it declares more than `max_pixels`; None where it is not."""
-    size = declared_size(encoded)
-    if size is None or size[0] * size[1] <= max_pixels:
-        return None
-    if size == (2**31, 2**31):
-        return f"declares more pixels than PIL decodes ({MAX_PIXELS}); not decoded"
-    return f"declares {size[0]} × {size[1]} pixels, more than the {max_pixels} allowed; not decoded"
-
-
 def prepare_encoded(
-    data: bytes, file: str, size: StoredSize, *, has_fingerprint: bool = False
+    data: bytes,
+    file: str,
+    size: StoredSize,
+    *,
+    pixel_range: PixelRange | None = None,
+    has_fingerprint: bool = False,
 ) -> PreparedImage | str:
     """What is stored of the content of a file called `file`, or why it cannot be used. Decodes all of it.
 
     An image that is larger than `size` is turned upright, resized with antialiasing (PIL's bilinear, as when
-    training) and encoded again, without its metadata: JPEG as JPEG, every other format as PNG. Others stay as they are.
+    training) and encoded again, without its metadata: JPEG as JPEG, every other format as PNG. One whose pixels have more
+    than 8 bits and are scaled by `pixel_range` is encoded again as grey PNG of 8 bits. Others stay as they are.
     """
     if not data:
         return "has zero bytes"
     if excess := find_excess_pixels(data, MAX_PIXELS):
         return excess
     try:
-        opened = Image.open(io.BytesIO(data))
-        image_format = opened.format or ""
-        is_grey = opened.mode in ("1", "L", "LA") or opened.mode.startswith("I")
-        image = _turn_upright(opened, 3)
+        decoded = decode_turned(data)
+        eight_bits = to_eight_bits(decoded.image, pixel_range)
+        is_scaled = pixel_range is not None and eight_bits is not decoded.image
+        is_grey = eight_bits.mode in ("1", "L", "LA", "La")
+        image = to_colours(eight_bits, 3)
     except Exception as error:  # PIL raises a dozen types for damaged images
         return f"is not an image that decodes: {explain(error)}"
-    upright = (image.height, image.width)
+    upright, image_format = (image.height, image.width), decoded.format
     resized = size.extents(*upright)
-    if resized is not None:
+    if resized is not None or is_scaled:
         image = image.convert("L") if is_grey else image  # exact: the three channels are equal
-        image = image.resize((resized[1], resized[0]), Image.Resampling.BILINEAR)
+        if resized is not None:
+            image = image.resize((resized[1], resized[0]), Image.Resampling.BILINEAR)
         image.info.clear()  # PIL would write comments and colour profiles from it
-        image_format = "JPEG" if image_format in ("JPEG", "MPO") else "PNG"
-        buffer = io.BytesIO()
+        image_format = "JPEG" if image_format == "JPEG" else "PNG"
         if image_format == "JPEG":
+            buffer = io.BytesIO()
             image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)  # 4:4:4
+            data = buffer.getvalue()
         else:
-            image.save(buffer, "PNG")
-        data = buffer.getvalue()
+            data = encode_png(image)
     extension = _choose_extension(file, image_format)
     checked = CheckedImage(image.width, image.height, len(data), zlib.crc32(data), extension)
     if has_fingerprint:
         checked = replace(checked, fingerprint=fingerprint(image))
     return PreparedImage(checked, data, upright, resized)
+
+
+def scale_encoded(data: bytes, pixel_range: PixelRange) -> bytes:
+    """An image file as `pack` stores it with `pixel_range`: grey of more than 8 bits as PNG, others as they are.
+
+    Raises whatever `decode_turned` and `to_eight_bits` do.
+    """
+    image = decode_turned(data).image
+    eight_bits = to_eight_bits(image, pixel_range)
+    return data if eight_bits is image else encode_png(eight_bits)
+
+
+def encode_png(image: Image.Image, compress_level: int = 6) -> bytes:
+    """The content of a PNG file of an image; `compress_level` is zlib's, 0 to 9."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=compress_level)
+    return buffer.getvalue()
 
 
 def explain(error: Exception) -> str:
@@ -222,7 +124,7 @@ def _choose_extension(file: str, image_format: str) -> str:
     suffix = os.path.splitext(file)[1].lower()
     if Image.registered_extensions().get(suffix) == image_format:
         return suffix[1:]
-    return {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}.get(image_format, image_format.lower()[:4])
+    return {"JPEG": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}.get(image_format, image_format.lower()[:4])
 
 
 IMAGE_SUFFIXES = frozenset(
@@ -230,8 +132,10 @@ IMAGE_SUFFIXES = frozenset(
         ".jpg",
         ".jpeg",
         ".jpe",
+        ".jfif",
         ".png",
         ".webp",
+        ".avif",
         ".bmp",
         ".gif",
         ".tif",
@@ -239,6 +143,8 @@ IMAGE_SUFFIXES = frozenset(
         ".ppm",
         ".pgm",
         ".pbm",
+        ".pnm",
         ".jp2",
+        ".j2k",
     )
 )

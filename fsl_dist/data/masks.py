@@ -3,12 +3,12 @@
 import io
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from fsl_dist.data.images import MAX_PIXELS, explain, find_excess_pixels
+from fsl_dist.data.images import explain
+from fsl_dist.data.pixels import MAX_PIXELS, decode_turned, find_excess_pixels
 
 _PNG_MODES = frozenset(("1", "L", "LA", "P", "RGB", "RGBA", "I;16"))
-_ORIENTATION = 0x0112
 
 
 def prepare_mask(data: bytes, upright: tuple[int, int], stored: tuple[int, int] | None) -> bytes | str:
@@ -22,15 +22,13 @@ def prepare_mask(data: bytes, upright: tuple[int, int], stored: tuple[int, int] 
     if excess := find_excess_pixels(data, MAX_PIXELS):
         return excess
     try:
-        opened = Image.open(io.BytesIO(data))
-        opened.load()
-        is_turned = opened.getexif().get(_ORIENTATION, 1) != 1
-        mask = ImageOps.exif_transpose(opened)
+        decoded = decode_turned(data)
     except Exception as error:  # PIL raises a dozen types for damaged images
         return f"is not an image that decodes: {explain(error)}"
+    mask = decoded.image
     if (mask.height, mask.width) != upright:
         return f"has {mask.width} × {mask.height} pixels, its image {upright[1]} × {upright[0]}"
-    if stored is None and opened.format == "PNG" and not is_turned:
+    if stored is None and decoded.format == "PNG" and not decoded.is_turned:
         return data
     if mask.mode.startswith("I"):
         values = np.asarray(mask)

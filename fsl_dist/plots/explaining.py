@@ -129,7 +129,7 @@ def explain(
         )
     gallery = open_selection(trained, config, "gallery", split_run(trained.catalogue, config).gallery)
     found: list[tuple[str, Evidence]] = []
-    with ImageFiles(trained.embedder, config) as files:
+    with ImageFiles(trained.embedder, config, trained.catalogue) as files:
         for rows, batch in files.batches(asked):
             some = gather_evidence(trained, config, gallery, batch, k, has_maps=maps)
             found += zip((asked[row].name for row in rows), some, strict=True)

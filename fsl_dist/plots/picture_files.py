@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from fsl_dist.data.images import MAX_PIXELS, Encoded, find_excess_pixels, open_upright
+from fsl_dist.data.pixels import MAX_PIXELS, Encoded, find_excess_pixels, open_upright
 from fsl_dist.errors import RequestError
 from index.base.files import write_atomic
 

@@ -13,8 +13,8 @@ from PIL import Image
 from fsl_dist.data.augmentation.parameters import draw_augment, plain_augment
 from fsl_dist.data.config import DataConfig
 from fsl_dist.data.crops import crop_regions, resized_crop_boxes
-from fsl_dist.data.images import open_upright, upright_size
 from fsl_dist.data.normalise import Normaliser
+from fsl_dist.data.pixels import open_upright, read_plain
 
 
 def augment_at(y, x, flip):
@@ -149,14 +149,14 @@ def test_a_header_says_the_upright_size(kind, orientation):
     buffer = io.BytesIO()
     Image.new("RGB", (70, 50)).save(buffer, kind, **({"exif": exif} if orientation else {}))
     image = open_upright(buffer.getvalue())
-    assert upright_size(memoryview(buffer.getvalue())) == (image.height, image.width)
+    assert read_plain(memoryview(buffer.getvalue())).size == (image.height, image.width)
 
 
 def test_a_header_without_a_size_says_none():
     buffer = io.BytesIO()
     Image.new("RGB", (70, 50)).save(buffer, "GIF")
     for data in (buffer.getvalue(), b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n\x00"):
-        assert upright_size(data) is None
+        assert read_plain(data) is None
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -15,10 +15,11 @@ from fsl_dist.data.augmentation.parameters import draw_augment
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.config import DataConfig
 from fsl_dist.data.decode import make_decoder
-from fsl_dist.data.images import MAX_PIXELS, declared_size, find_excess_pixels, prepare_encoded
+from fsl_dist.data.images import prepare_encoded
 from fsl_dist.data.ingest.options import PackOptions
 from fsl_dist.data.ingest.pack import pack
 from fsl_dist.data.loader import Loader, Request, open_source
+from fsl_dist.data.pixels import MAX_PIXELS, declared_size, find_excess_pixels
 from fsl_dist.data.resize import StoredSize
 from fsl_dist.data.store import ShardStore
 from fsl_dist.errors import ConfigError, DataError
@@ -173,7 +174,7 @@ def declare(width, height):
 def test_a_decompression_bomb_is_not_decoded(tmp_path, packed, monkeypatch):
     bomb = tmp_path / "bomb.png"
     bomb.write_bytes(declare(60_000, 50_000))
-    monkeypatch.setattr("fsl_dist.data.images._turn_upright", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr("fsl_dist.data.images.decode_turned", lambda *_: pytest.fail("decoded"))
     monkeypatch.setattr("fsl_dist.data.decode_torchvision.open_upright", lambda *_: pytest.fail("decoded"))
     said = prepare_encoded(bomb.read_bytes(), str(bomb), StoredSize())
     assert said == f"declares 60000 × 50000 pixels, more than the {MAX_PIXELS} allowed; not decoded"

@@ -15,10 +15,10 @@ from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.config import DataConfig
 from fsl_dist.data.crops import crop_offset, resized_extents
 from fsl_dist.data.decode import make_decoder
-from fsl_dist.data.images import open_upright
 from fsl_dist.data.ingest.options import PackOptions
 from fsl_dist.data.ingest.pack import pack
 from fsl_dist.data.loader import FeatureSource, Loader, Request, open_source
+from fsl_dist.data.pixels import open_upright
 from fsl_dist.errors import ConfigError, DataError, RequestError
 
 

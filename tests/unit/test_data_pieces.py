@@ -175,6 +175,7 @@ def test_a_plan_names_what_pieces_follow_from(source, tmp_path):
         "shard_size_mb",
         "resize_shorter",
         "resize",
+        "pixel_range",
         "dedupe",
         "num_classes",
         "seed",

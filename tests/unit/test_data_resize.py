@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fsl_dist.data.catalogue import Catalogue
-from fsl_dist.data.images import JPEG_QUALITY, open_upright
+from fsl_dist.data.images import JPEG_QUALITY
 from fsl_dist.data.ingest import pack_pieces
 from fsl_dist.data.ingest.inspection import find_damage
 from fsl_dist.data.ingest.listing import TableColumns
 from fsl_dist.data.ingest.options import PackOptions
 from fsl_dist.data.ingest.pack import append, pack
 from fsl_dist.data.ingest.resplit import ResplitOptions, resplit
+from fsl_dist.data.pixels import open_upright
 from fsl_dist.data.resize import StoredSize
 from fsl_dist.data.store import ShardStore
 from fsl_dist.errors import DataError, RequestError

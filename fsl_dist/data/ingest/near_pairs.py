@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.fingerprints import Fingerprints, fingerprint
-from fsl_dist.data.images import Encoded, open_upright
+from fsl_dist.data.pixels import Encoded, open_upright
 from fsl_dist.data.store import ShardStore
 from index.base.pieces import Progress
 from index.runtime import faiss

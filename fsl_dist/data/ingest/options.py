@@ -32,6 +32,8 @@ class PackOptions(SplitOptions):
     """pixels of the shorter side at which larger images are stored; None: as they are"""
     resize: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
     """(height, width) in pixels at which larger images are stored, in place of `resize_shorter`"""
+    pixel_range: tuple[float, float] | None = None
+    """(low, high): grey pixels of more than 8 bits are stored as PNG of 8, low as black and high as white; None: as they are"""
     dedupe: Dedupe | None = None
     """near-duplicates to leave out: `name`: those with one file name; `phash`: all; None: none"""
     num_classes: Annotated[int, Field(ge=1)] | None = None
@@ -44,6 +46,12 @@ class PackOptions(SplitOptions):
         if self.split_folders and self.columns is not None:
             raise RequestError(
                 f"split_folders=True reads folders and table={self.columns.table} names the images; leave one out"
+            )
+        if self.pixel_range is not None and self.pixel_range[0] >= self.pixel_range[1]:
+            raise RequestError(
+                "pixel_range={:g}:{:g} must be two numbers, the smaller first, such as -1024:3071".format(
+                    *self.pixel_range
+                )
             )
         SplitOptions.__post_init__(self)
 
@@ -81,6 +89,7 @@ class PackOptions(SplitOptions):
             "order": self.order,
             "shard_size_mb": self.shard_size_mb,
             **self.stored_size.record,
+            "pixel_range": self.pixel_range,
             "dedupe": self.dedupe,
             "num_classes": self.num_classes,
             "key_rule": KEY_RULE,

@@ -52,7 +52,7 @@ def pack(
 ) -> WriteReport:
     """Write every readable image of `source` to shards and a catalogue in the new folder `out`.
 
-    Images are stored as they are, unless `options` resize them. Those that cannot be used are named with the
+    Images are stored as they are, unless `options` resize them or scale their pixels. Those that cannot be used are named with the
     reason in the log, the report and the catalogue; the rest is packed, without near-duplicates where `options` say so.
     The output's bytes depend only on the source and `options`, not on the number of processes. It is written next to
     `out` and renamed, so `out` is complete or not there. A killed or interrupted pack resumes with the pieces that are
@@ -219,7 +219,7 @@ def _has_bytes(file: str, stored: Location) -> bool:
 def _with_rule_of(old: Catalogue, options: PackOptions) -> PackOptions:
     """`options` with the split rule and the size of images that the data set was made with."""
     plain = PackOptions()
-    kept = ("split", "num_base", "fractions", "seed", "resize_shorter", "resize")
+    kept = ("split", "num_base", "fractions", "seed", "resize_shorter", "resize", "pixel_range")
     given = {name: getattr(options, name) for name in (*kept, "num_classes")}
     refused = [_describe(name, value) for name, value in given.items() if value != getattr(plain, name)]
     if refused:
@@ -230,7 +230,7 @@ def _with_rule_of(old: Catalogue, options: PackOptions) -> PackOptions:
     rule: dict[str, Any] = {name: old.options.get(name) for name in kept}
     if rule["split"] in _GIVEN:
         rule["split"] = "column" if options.columns is not None else "folders"
-    for name in ("fractions", "resize"):
+    for name in ("fractions", "resize", "pixel_range"):
         if rule[name] is not None:
             rule[name] = tuple(rule[name])
     return replace(options, **rule)
@@ -238,5 +238,5 @@ def _with_rule_of(old: Catalogue, options: PackOptions) -> PackOptions:
 
 def _describe(name: str, value: object) -> str:
     if isinstance(value, tuple):
-        value = ("x" if name == "resize" else ",").join(map(str, value))
+        value = {"resize": "x", "pixel_range": ":"}.get(name, ",").join(map(str, value))
     return f"{name}={value}"

@@ -53,7 +53,7 @@ def make_plan(listing: Listing, options: "PackOptions", old: Catalogue | None = 
         **values,
         "version of the data set": None if old is None else old.fingerprint,
         "version of Pillow": PIL.__version__,
-        "format": f"{FORMAT}, pieces 2",
+        "format": f"{FORMAT}, pieces 3",
     }
 
 
@@ -86,7 +86,7 @@ def check_images(
     ]
     num_reused = work.do_missing(
         "checking",
-        CheckImages(work, options.stored_size, options.dedupe is not None),
+        CheckImages(work, options.stored_size, options.pixel_range, options.dedupe is not None),
         {kept_name(chunk.number): chunk for chunk in chunks},
         spread=on_processes(options.processes),
         progress=progress,

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from fsl_dist.data.formats.depth import PixelRange
 from fsl_dist.data.images import CheckedImage, prepare_encoded
 from fsl_dist.data.ingest.work_folder import PackFolder
 from fsl_dist.data.masks import prepare_mask
@@ -44,6 +45,8 @@ class CheckImages:
 
     work: PackFolder
     size: StoredSize
+    pixel_range: PixelRange | None = None
+    """what grey pixels of more than 8 bits are scaled by"""
     has_fingerprints: bool = False
     """whether to compute what near-duplicates are found by"""
 
@@ -59,7 +62,13 @@ class CheckImages:
         data = _read(source.file)
         if isinstance(data, str):
             return data
-        prepared = prepare_encoded(data, source.file, self.size, has_fingerprint=self.has_fingerprints)
+        prepared = prepare_encoded(
+            data,
+            source.file,
+            self.size,
+            pixel_range=self.pixel_range,
+            has_fingerprint=self.has_fingerprints,
+        )
         if isinstance(prepared, str):
             return prepared
         image = _keep(prepared.image, prepared.data, data, chunk, kept)

@@ -1,0 +1,67 @@
+"""Which way a picture is turned: the orientation in its metadata, 1 wherever that cannot be read."""
+
+import re
+import struct
+
+from PIL import Image
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""how stored pixels become upright, by EXIF orientation; orientation 1 and every other number turn nothing"""
+
+SWAPPING = frozenset((5, 6, 7, 8))
+"""orientations that exchange width and height"""
+
+_ORIENTATION = 0x0112
+BYTE_ORDERS = {b"II*\0": "<", b"MM\0*": ">", b"MM*\0": ">", b"II\0*": "<"}
+"""first four bytes of a TIFF block → byte order for `struct`; the last two forms are wrong, and common"""
+# EXIF types that hold a whole number: SHORT, LONG and their signed forms.
+_WHOLE_NUMBERS = {3: "H", 4: "I", 8: "h", 9: "i"}
+_IN_XMP = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
+
+
+def find_orientation(exif: bytes, xmp: bytes) -> int:
+    """The orientation, 1 to 8, that a file's EXIF and XMP blocks give (either may be empty).
+
+    EXIF decides. XMP is asked only where EXIF has no orientation, as `PIL.ImageOps.exif_transpose` does. What cannot be read
+    is treated as missing, so the result is 1, and nothing is raised.
+    """
+    found = _read_exif(exif)
+    if found is None and (match := _IN_XMP.search(xmp)):
+        found = int(match[1])
+    return found if found in TURNS else 1
+
+
+def _read_exif(exif: bytes) -> int | None:
+    """The value of the orientation tag in the first directory (the last one if repeated); 0: unusable; None: none."""
+    while exif.startswith(b"Exif\0\0"):
+        exif = exif[6:]
+    order = BYTE_ORDERS.get(exif[:4])
+    found = None
+    if order is None:
+        return None
+    try:
+        (first,) = struct.unpack_from(order + "I", exif, 4)
+        (count,) = struct.unpack_from(order + "H", exif, first)
+        for entry in range(first + 2, first + 2 + 12 * count, 12):
+            tag, kind, number = struct.unpack_from(order + "HHI", exif, entry)
+            if tag == _ORIENTATION:
+                is_usable = number == 1 and kind in _WHOLE_NUMBERS
+                found = (
+                    struct.unpack_from(order + _WHOLE_NUMBERS[kind], exif, entry + 8)[0] if is_usable else 0
+                )
+    except struct.error:  # the block is cut: entries before the cut count
+        pass
+    return found
+
+
+def make_exif(orientation: int) -> bytes:
+    """The smallest TIFF block, 26 bytes, with this orientation in it."""
+    return struct.pack(">4sIHHHIHHI", b"MM\0*", 8, 1, _ORIENTATION, 3, 1, orientation, 0, 0)

@@ -1,0 +1,278 @@
+"""The pixels of an image file: one definition, which both decoders, `pack` and prediction meet.
+
+docs/data_format.md has it as a table of formats. In short: the first frame, turned upright by EXIF or else XMP; colours as
+stored, without colour management, gamma and alpha; grey by the luma of ITU-R BT.601; 8 bits of each sample. Metadata that
+cannot be read turns nothing. PIL decodes by this definition (`open_upright`); files of which DALI is known to read the same
+pixels go to DALI without their metadata (`read_plain`). No torch here.
+"""
+
+import io
+import re
+import struct
+import warnings
+from contextlib import suppress
+from dataclasses import dataclass
+
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
+
+from fsl_dist.data.formats.depth import PixelRange, to_eight_bits
+from fsl_dist.data.formats.jpeg import JPEG_MAGIC, JpegFile, declared_size_of_jpeg, read_jpeg
+from fsl_dist.data.formats.orientation import BYTE_ORDERS, SWAPPING, TURNS, find_orientation
+from fsl_dist.data.formats.png import PNG_MAGIC, PngFile, read_png
+from fsl_dist.data.formats.tiff import strip_tiff
+
+Encoded = bytes | memoryview
+"""An image file's content."""
+
+MAX_PIXELS = 178_956_970
+"""most pixels an image may declare by default: half a GiB as RGB, and what PIL itself decodes at most"""
+
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF", "JPEG2000")
+"""PIL's names of the formats that are read, those first that it always loads; its others run other programs (EPS) or have no
+tests here"""
+
+# First bytes, or bytes at an offset, of formats that people have and that are not read.
+_FOREIGN = (
+    (0, b"\xff\x0a", "JPEG XL"),
+    (4, b"JXL \r\n\x87\n", "JPEG XL"),
+    (4, b"ftyphei", "HEIF"),
+    (4, b"ftyphev", "HEIF"),
+    (4, b"ftypmif1", "HEIF"),
+    (0, b"II\xbc", "JPEG XR"),
+    (128, b"DICM", "DICOM"),
+    (0, b"%!PS", "EPS"),
+    (0, b"8BPS", "Photoshop"),
+)
+# Of TIFF.
+_BITS, _COMPRESSION, _PHOTOMETRIC, _PLANAR, _SUBSAMPLING = 258, 259, 262, 284, 530
+_YCBCR, _JPEG_IN_TIFF = 6, (6, 7)
+_LAYOUT = {
+    "BitsPerSample": _BITS, "SampleFormat": 339, "PhotometricInterpretation": _PHOTOMETRIC,
+    "PlanarConfiguration": _PLANAR, "YCbCrSubSampling": _SUBSAMPLING,
+}  # fmt: skip
+# An entry of the table of items (ISO/IEC 14496-12, infe of version 2 or 3) for EXIF.
+_EXIF_ITEM = re.compile(rb"(infe(?:\x02...|\x03.....)....)Exif", re.DOTALL)
+_SUB_DIRECTORIES = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo, ExifTags.IFD.Interop)
+
+# PIL warns from half of MAX_PIXELS on, where the limit here is the rule, and of metadata, which decides nothing but a turn.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedImage:
+    """An image file's pixels, upright, before they are made RGB or grey."""
+
+    image: Image.Image
+    """in PIL's mode for the file"""
+    format: str
+    """one of FORMATS"""
+    is_turned: bool
+    """whether the file stores them another way round"""
+
+
+def decode_turned(encoded: Encoded, *, is_grey: bool = False) -> DecodedImage:
+    """Decode the first frame with PIL and turn it upright; colours and depth as the file has them.
+
+    `is_grey` leaves out the chroma of a JPEG: its grey is the luma that is stored.
+
+    Raises ValueError for a file that is not read, with the reason, and whatever PIL raises for damaged pixels.
+    """
+    found = _read_header(encoded)
+    if isinstance(found, JpegFile) and found.refusal:
+        raise ValueError(found.refusal)
+    bare, orientation = _strip(encoded) if found is None else (found.without_metadata(), found.orientation)
+    try:
+        opened = Image.open(io.BytesIO(bare), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise ValueError(_name_unknown(encoded)) from error
+    image_format = opened.format or ""
+    if isinstance(opened, TiffImagePlugin.TiffImageFile):
+        is_turned = _load_tiff(opened, orientation)
+        return DecodedImage(opened, image_format, is_turned)
+    if is_grey and isinstance(found, JpegFile) and not found.is_lossless:
+        opened.draft("L", None)
+    opened.load()
+    orientation = orientation or _orientation_of(opened)
+    return DecodedImage(turn(opened, orientation), image_format, orientation != 1)
+
+
+def _read_header(encoded: Encoded) -> JpegFile | PngFile | None:
+    """What the bytes of a JPEG or PNG file say; None for other files, and where they end too early."""
+    head = bytes(encoded[:8])
+    if head.startswith(JPEG_MAGIC):
+        return read_jpeg(encoded)
+    return read_png(encoded) if head == PNG_MAGIC else None
+
+
+def _strip(encoded: Encoded) -> tuple[Encoded, int | None]:
+    """A file without metadata that could keep PIL from decoding it, and its orientation; None: PIL has to find it."""
+    head = bytes(encoded[:8])
+    if head[:4] in BYTE_ORDERS:
+        return strip_tiff(bytes(encoded)) or (encoded, None)
+    if head[4:] == b"ftyp":  # AVIF, where EXIF does not turn: that is a property of the picture
+        return _EXIF_ITEM.sub(rb"\1none", bytes(encoded)), None
+    return encoded, None
+
+
+def open_upright(encoded: Encoded, channels: int = 3, pixel_range: PixelRange | None = None) -> Image.Image:
+    """The pixels of an image file, mode RGB (channels 3) or L (1).
+
+    Args:
+        encoded: the file's content.
+        channels: 3 or 1.
+        pixel_range: what grey pixels of more than 8 bits are scaled by (`to_eight_bits`).
+
+    Raises:
+        ValueError: the file's format, depth or colours are not read; the message says which.
+        Exception: whatever PIL raises for damaged pixels.
+    """
+    return to_colours(
+        to_eight_bits(decode_turned(encoded, is_grey=channels == 1).image, pixel_range), channels
+    )
+
+
+def to_colours(image: Image.Image, channels: int) -> Image.Image:
+    """An image of 8-bit samples as mode RGB (channels 3) or L (1): alpha dropped, colours under it as stored."""
+    if image.mode in ("La", "RGBa"):  # multiplied by alpha
+        image = image.convert(image.mode.replace("a", "A"))
+    if image.mode == "LAB":  # PIL knows no other way out of it
+        image = image.convert("RGB")
+    if "transparency" in image.info:  # PIL warns, or makes colours of it, where it is dropped in one step
+        image = image.copy()
+        del image.info["transparency"]
+    return image.convert("RGB" if channels == 3 else "L")
+
+
+def turn(image: Image.Image, orientation: int) -> Image.Image:
+    """A loaded image, turned as this orientation says."""
+    method = TURNS.get(orientation)
+    return image if method is None else image.transpose(method)
+
+
+def upright_in_memory(
+    image: Image.Image, channels: int = 3, pixel_range: PixelRange | None = None
+) -> Image.Image:
+    """The pixels of an image that PIL opened or made, as `open_upright` gives those of a file. Errors likewise."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        _load_tiff(image)
+    else:
+        image.load()
+        image = turn(image, _orientation_of(image))
+    return to_colours(to_eight_bits(image, pixel_range), channels)
+
+
+def _orientation_of(opened: Image.Image) -> int:
+    """By the blocks that PIL found in the file. An image made in memory may have EXIF that it was not opened with."""
+    exif, xmp = opened.info.get("exif"), opened.info.get("XML:com.adobe.xmp") or opened.info.get("xmp")
+    xmp = xmp.encode() if isinstance(xmp, str) else xmp
+    if not isinstance(exif, bytes):
+        exif = b""
+        with suppress(Exception):  # PIL raises a dozen types for metadata that it cannot read
+            exif = opened.getexif().tobytes()
+    return find_orientation(exif, xmp if isinstance(xmp, bytes) else b"")
+
+
+def _load_tiff(opened: TiffImagePlugin.TiffImageFile, orientation: int | None = None) -> bool:
+    """Decode a TIFF and turn it in place, as PIL does while loading; whether it is turned.
+
+    `orientation` None: what PIL finds in it. Directories that it cannot read are passed over.
+    """
+    if _is_misread(opened):
+        raise ValueError(_describe_tiff(opened.tag_v2))
+    found: object = None
+    with suppress(Exception):  # as above; what PIL has once tried to read it does not read again
+        found = opened.getexif().get(ExifTags.Base.Orientation)
+    exif = opened.getexif()
+    for directory in _SUB_DIRECTORIES:
+        try:
+            exif.get_ifd(directory)
+        except Exception:  # the same
+            exif.pop(directory, None)
+    if orientation is not None:
+        exif[ExifTags.Base.Orientation] = found = orientation
+    opened.load()
+    return found in TURNS
+
+
+def _is_misread(opened: TiffImagePlugin.TiffImageFile) -> bool:
+    """Whether PIL decodes a TIFF to other pixels than it holds: planes of 16 bits, and raw YCbCr with fewer chroma samples."""
+    tags = opened.tag_v2
+    if tags.get(_PLANAR) == 2 and max(tags.get(_BITS, (1,))) > 8:
+        return True
+    is_jpeg = tags.get(_COMPRESSION) in _JPEG_IN_TIFF
+    return tags.get(_PHOTOMETRIC) == _YCBCR and not is_jpeg and tags.get(_SUBSAMPLING, (2, 2)) != (1, 1)
+
+
+def _describe_tiff(tags: TiffImagePlugin.ImageFileDirectory_v2) -> str:
+    found = ", ".join(f"{name} {tags[tag]}" for name, tag in _LAYOUT.items() if tag in tags)
+    return f"it is a TIFF of a pixel layout that is not read ({found}); convert it to grey or RGB of 8 or 16 bits, stored pixel by pixel"
+
+
+def _name_unknown(encoded: Encoded) -> str:
+    """Why PIL does not know a file."""
+    head = bytes(encoded[:160])
+    for start, magic, name in _FOREIGN:
+        if head[start : start + len(magic)] == magic:
+            return f"its format is {name}, which is not read; convert it to PNG, JPEG or TIFF"
+    if head[:4] in TiffImagePlugin.PREFIXES:
+        with suppress(Exception):
+            tags = TiffImagePlugin.ImageFileDirectory_v2(head[:8])
+            file = io.BytesIO(encoded)
+            file.seek(tags.next)
+            tags.load(file)
+            return _describe_tiff(tags)
+    return "its format is not known"
+
+
+@dataclass(frozen=True, slots=True)
+class PlainFile:
+    """A file of which DALI reads the pixels that `open_upright` gives."""
+
+    content: Encoded
+    """the file, without metadata that could make it read others"""
+    size: tuple[int, int]
+    """(height, width) in pixels, upright"""
+
+
+def read_plain(encoded: Encoded) -> PlainFile | None:
+    """What DALI may be given of a file; None where PIL has to decode it.
+
+    A list of what is known to agree (8-bit Huffman JPEG, grey or YCbCr; PNG of up to 8 bits), not of what is known to differ.
+    Costs about 6 µs, and a copy of the file where it has metadata.
+    """
+    found = _read_header(encoded)
+    if found is None or not found.is_plain:
+        return None
+    is_swapped = found.orientation in SWAPPING
+    size = (found.width, found.height) if is_swapped else (found.height, found.width)
+    return PlainFile(found.as_plain(), size)
+
+
+def declared_size(encoded: Encoded) -> tuple[int, int] | None:
+    """(width, height) in pixels that an image file declares, before decoding and turning; None where it declares none.
+
+    PNG and JPEG by their headers (about 1 and 3 µs), others by PIL's.
+    """
+    head = bytes(encoded[:24])
+    if head.startswith(PNG_MAGIC):
+        return struct.unpack(">II", head[16:24]) if len(head) == 24 else None
+    if head.startswith(JPEG_MAGIC):
+        return declared_size_of_jpeg(encoded)
+    try:
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as opened:
+            return opened.size
+    except Image.DecompressionBombError:
+        return 2**31, 2**31
+    except Exception:  # PIL raises a dozen types for what is no image; decoding it says which
+        return None
+
+
+def find_excess_pixels(encoded: Encoded, max_pixels: int) -> str | None:
+    """Why an image is too large to be decoded: it declares more than `max_pixels`; None where it is not."""
+    size = declared_size(encoded)
+    if size is None or size[0] * size[1] <= max_pixels:
+        return None
+    if size == (2**31, 2**31):
+        return f"declares more pixels than PIL decodes ({MAX_PIXELS}); not decoded"
+    return f"declares {size[0]} × {size[1]} pixels, more than the {max_pixels} allowed; not decoded"

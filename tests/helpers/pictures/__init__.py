@@ -1,0 +1,1 @@
+"""One picture in every file format, and what it shows."""
