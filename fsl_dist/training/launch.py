@@ -75,7 +75,7 @@ def train_run(
     run = check_folder(config, resumes=resume)
     checkpoints = CheckpointFolder(run, keep=config.training.keep_checkpoints, owner=None)
     config = resolve_weights(config)
-    num_steps = check_run(config, warn=log.warning)
+    num_steps = check_run(config, warn=log.warning, tell=log.info)
     config = resolve_paths(config)
     is_known = resume and (run / CONFIG_FILE).is_file()
     if is_known:
@@ -112,10 +112,16 @@ def _train(config: RunConfig, owner: Owner, watch: Watch | None) -> None:
     Trainer(config, group=WorkerGroup(), device=device, owner=owner, watch=watch).train()
 
 
-def check_run(config: RunConfig, *, warn: Callable[[str], None] | None = None) -> int:
+def check_run(
+    config: RunConfig,
+    *,
+    warn: Callable[[str], None] | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> int:
     """Check before anything starts that the data can serve the method and the network the data.
 
-    warn: is called with each sentence about what the data cannot serve well (`describe_gaps`).
+    warn: is called with each sentence about what the data cannot serve well (`describe_gaps`). tell: with how the tensors of
+    `backbone.weights` were found in their file.
     Returns the optimizer steps of an epoch. Raises RequestError or ConfigError.
     """
     cpu = torch.device("cpu")
@@ -131,6 +137,8 @@ def check_run(config: RunConfig, *, warn: Callable[[str], None] | None = None) -
         normalise=method.normalise,
         outputs_embeddings=method.outputs_embeddings,
     )
+    if tell is not None and network.weights_note:
+        tell(network.weights_note)
     group_parameters(
         network,
         lr_factor=config.backbone.lr_factor,
