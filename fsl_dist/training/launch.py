@@ -13,7 +13,7 @@ import torch
 
 from fsl_dist.config import CONFIG_FILE, RunConfig, load_run, render_config, resolve_paths
 from fsl_dist.data.catalogue import Catalogue
-from fsl_dist.data.loader import describe_samples
+from fsl_dist.data.loader import FeatureSource, describe_samples
 from fsl_dist.distributed import WorkerGroup
 from fsl_dist.errors import RequestError
 from fsl_dist.models.backbones import build_network
@@ -126,6 +126,8 @@ def check_run(
     """
     cpu = torch.device("cpu")
     catalogue, sample_shape = describe_samples(config.data)
+    if config.data.features:
+        FeatureSource(catalogue, config.data.features).check()
     splits = split_run(catalogue, config)
     check_classes(splits, config, catalogue.class_names)
     check_stop(splits, config)
@@ -137,6 +139,7 @@ def check_run(
         normalise=method.normalise,
         outputs_embeddings=method.outputs_embeddings,
     )
+    method.check_embeddings(network.embedding_dim, config.index)
     if tell is not None and network.weights_note:
         tell(network.weights_note)
     group_parameters(
