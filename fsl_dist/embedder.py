@@ -281,9 +281,8 @@ class SelectionIndex:
             vectors = self.embedder.embed(ids)
         except TrainingError as error:
             problem = str(error)
-        if problem := self.group.first_text(
-            problem
-        ):  # all stop with it: the others would wait for this worker's shard
+        problem = self.group.first_text(problem)
+        if problem:  # on all workers: the others would wait for this one's shard
             raise TrainingError(f"the network of {self.parameters} has diverged: {problem}")
         staging.write_shard(self.group.rank, vectors, self.config.metric)
         self.group.barrier()

@@ -31,7 +31,8 @@ _DEEPEST = 3
 _WRAPPED = re.compile(r"(^|\.)(?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+")
 _UNKNOWN_NAME = re.compile(r"Unsupported global: GLOBAL (\S+) was not")
 # Names in lower case are functions, which a file may ask to be run; these only make numbers, texts and containers.
-_HARMLESS = re.compile(r"(numpy|torch|_codecs|collections|datetime|copyreg)\.")
+_HARMLESS = re.compile(r"(numpy|torch|_codecs|collections|datetime|copyreg|builtins)\.")
+_CONTAINERS = ("bytearray", "complex", "dict", "frozenset", "list", "object", "range", "slice", "tuple")
 _WAY_OUT = "torch.save(model.state_dict(), PATH) writes one"
 _BEGINNINGS = (
     (b"\xff\xd8\xff", "a JPEG image"),
@@ -190,12 +191,16 @@ def _load_torch(path: str, passed_over: dict[str, type]) -> object:
                 return torch.load(file, map_location="cpu", weights_only=True)
         except UnpicklingError as error:
             unknown = _UNKNOWN_NAME.search(str(error))
-            if unknown is None or unknown[1] in passed_over:
+            if unknown is None or {unknown[1], f"builtins.{unknown[1]}"} & passed_over.keys():
                 raise
             name = unknown[1]
+        if name in _CONTAINERS:
+            name = f"builtins.{name}"
         last = name.rpartition(".")[2].lstrip("_")
         if not last[:1].isupper() and not _HARMLESS.match(name):
-            raise UnpicklingError(f"it asks for {name} to be run, and no code of a file is run")
+            raise UnpicklingError(
+                f"it asks for {name} to be run, as whole models do, and no code of a file is run"
+            )
         kind = _PassedOverDict if "dict" in last.lower() else _PassedOver
         passed_over[name] = type(name, (kind,), {})
 
@@ -243,7 +248,11 @@ def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     inner = next((line for line in lines if "WeightsUnpickler error:" in line), None)
     if inner is not None:
-        return inner.partition("WeightsUnpickler error:")[2].strip()
+        said = inner.partition("WeightsUnpickler error:")[2].strip()
+        return (
+            said
+            or "it is damaged, or a pickle that torch.save did not write or wrote in another protocol than its own"
+        )
     return lines[0] if lines else type(error).__name__
 
 

@@ -5,6 +5,7 @@ exactly the tensors that were saved, or that one line says why not and nothing i
 """
 
 import argparse
+import collections
 import gzip
 import io
 import itertools
@@ -211,6 +212,7 @@ class SettingsDict(dict):
         ({"hyper_parameters": SettingsDict(lr=0.1)}, r"\S+SettingsDict"),
         ({"out": Path("runs/x")}, r"pathlib\S+"),
         ({"history": np.arange(3.0)}, r"numpy\S+"),
+        ({"seen": collections.defaultdict(list, {3: [1, 2]}), "ids": range(3)}, r"builtins\.list"),
     ],
 )
 def test_other_objects_are_passed_over_and_named(tmp_path, objects, named):
@@ -304,8 +306,9 @@ OTHER_FILES = {
     "text": (b'{"weights": 1}', "a text file"),
     "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(64), "an HDF5 file"),
     "cut": (bytes_of(lambda b: torch.save({"w": torch.ones(999)}, b))[:600], "whose end is missing"),
-    "noise": (bytes(range(256)), ""),
-    "pickle": (pickle.dumps({"w": np.ones(3)}, protocol=2), ""),
+    "noise": (bytes(range(256)), "it is damaged, or a pickle that torch.save did not write"),
+    "pickle": (pickle.dumps({"w": np.ones(3)}, protocol=4), "a pickle that torch.save did not write"),
+    "old pickle": (pickle.dumps({"w": 1}, protocol=2), "Invalid magic number"),
 }  # fmt: skip
 
 
