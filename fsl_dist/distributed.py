@@ -54,6 +54,14 @@ class WorkerGroup:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def first_text(self, text: str) -> str:
+        """The text of the first worker, by rank, that has one; empty where none has. The same on every worker."""
+        if self.world_size == 1:
+            return text
+        box = [""] * self.world_size
+        dist.all_gather_object(box, text)
+        return next(filter(None, box), "")
+
     def gather_rows(self, local: Tensor, rows_of_rank: list[int]) -> Tensor:
         """All workers' rows in the order of ranks: [sum(rows_of_rank), dim].
 

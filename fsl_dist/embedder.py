@@ -3,8 +3,9 @@
 import dataclasses
 import io
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -16,14 +17,15 @@ from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.loader import Loader, Request, Source
 from fsl_dist.data.selection import Selection
 from fsl_dist.distributed import WorkerGroup
-from fsl_dist.errors import RequestError, TrainingError, VersionError
+from fsl_dist.errors import TrainingError, VersionError
+from fsl_dist.finite import describe_bad
 from fsl_dist.methods.mining.neighbour_table import WEIGHTS, mine_part
 from fsl_dist.models.embedding import Network, without_heads
 from fsl_dist.samplers.scan import scan_batches, share_of_rank
 from index import IndexConfig, LocalIndex, Owner, Staging, open_index
 from index.base.files import new_token, write_atomic
 from index.runtime import keep_freed_memory
-from index.vectors import check_vectors
+from index.vectors import find_bad_row
 from index.versions import find_version, read_manifest
 
 
@@ -71,20 +73,26 @@ class Embedder:
         return self.network.embedding_dim
 
     def embed(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """float32 [len(ids), dim]: embeddings of `ids`, in eval mode."""
+        """float32 [len(ids), dim]: embeddings of `ids`, in eval mode.
+
+        Raises TrainingError, which names the sample, where one is not finite.
+        """
         vectors = np.empty((len(ids), self.dim), dtype=np.float32)
         batches = list(scan_batches(0, len(ids), self.batch_size))
         requests = (Request(ids[rows]) for rows in batches)
         with evaluation_mode(self.network), Loader(self.source, requests, self.prefetch) as loader:
             for rows, (_, images) in zip(batches, loader, strict=True):
-                vectors[rows] = self._forward(images)
+                vectors[rows] = self._forward(images, partial(self._name_sample, ids[rows]))
         self.num_embedded += len(ids)
         return vectors
 
-    def embed_images(self, images: torch.Tensor) -> NDArray[np.float32]:
-        """float32 [n, dim]: embeddings of one batch of decoded images (float32 [n, *sample_shape]), in eval mode."""
+    def embed_images(self, images: torch.Tensor, names: Sequence[str] | None = None) -> NDArray[np.float32]:
+        """float32 [n, dim]: embeddings of one batch of decoded images (float32 [n, *sample_shape]), in eval mode.
+
+        names: of the images, for errors. Raises TrainingError where an embedding is not finite.
+        """
         with evaluation_mode(self.network):
-            return self._forward(images)
+            return self._forward(images, lambda row: names[row] if names else f"image {row} of a batch")
 
     def map_images(self, images: torch.Tensor) -> NDArray[np.float32]:
         """float32 [n, C, h, w]: feature maps of one batch of decoded images, in eval mode.
@@ -114,10 +122,21 @@ class Embedder:
             use_bf16=self.use_bf16,
         )
 
-    def _forward(self, images: torch.Tensor) -> NDArray[np.float32]:
+    def _name_sample(self, ids: NDArray[np.int64], row: int) -> str:
+        return self.source.catalogue.describe_sample(int(ids[row]))
+
+    def _forward(self, images: torch.Tensor, name: Callable[[int], str]) -> NDArray[np.float32]:
+        """`name` is asked what an image is called whose embedding is not finite."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.use_bf16):
             embedded = self.network.embed(images.to(self.device))
-        return embedded.float().cpu().numpy()
+        vectors = embedded.float().cpu().numpy()
+        bad = find_bad_row(vectors)
+        if bad is not None:
+            raise TrainingError(
+                f"the embedding of {name(bad[0])} {describe_bad(self.network)}: the training diverged "
+                "(a lower training.lr, or training.precision=float32)"
+            )
+        return vectors
 
 
 class TableMiners(Protocol):
@@ -257,13 +276,14 @@ class SelectionIndex:
         self.group.barrier()
         staging = Staging.open(self.folder, token, self.owner)
         ids = self.selection.ids[self.share()]
-        vectors = self.embedder.embed(ids)
+        vectors, problem = np.empty((0, self.dim), dtype=np.float32), ""
         try:
-            check_vectors(vectors, "the embeddings", rows=ids)
-        except RequestError as error:
-            raise TrainingError(
-                f"the network of {self.parameters} has diverged: {error} (a lower training.lr)"
-            ) from None
+            vectors = self.embedder.embed(ids)
+        except TrainingError as error:
+            problem = str(error)
+        problem = self.group.first_text(problem)
+        if problem:  # on all workers: the others would wait for this one's shard
+            raise TrainingError(f"the network of {self.parameters} has diverged: {problem}")
         staging.write_shard(self.group.rank, vectors, self.config.metric)
         self.group.barrier()
         version = ""

@@ -123,7 +123,7 @@ class ImageFiles:
         """Embeddings (float32 [n, dim]) of those that decode, and their positions in `images` (int64 [n])."""
         vectors, usable = [np.empty((0, self._embedder.dim), dtype=np.float32)], []
         for rows, decoded in self.batches(images):
-            vectors.append(self._embedder.embed_images(decoded))
+            vectors.append(self._embedder.embed_images(decoded, [images[row].name for row in rows]))
             usable += rows
         return np.concatenate(vectors), np.array(usable, dtype=np.int64)
 

@@ -125,19 +125,23 @@ def check_gallery(index: ShardedIndex, trained: TrainedRun, selection: Selection
 def write_embeddings(trained: TrainedRun, out: Path) -> None:
     """Write the embeddings of every sample of the data set that `trained` is opened for: .npy float32 [num_samples, dim].
 
-    Row = sample id. Memory stays at one block of rows, whatever the data set's size.
+    Row = sample id. Memory stays at one block of rows, whatever the data set's size. Raises TrainingError, which names the
+    sample, for an embedding that is not finite; then nothing is left.
     """
     if out.suffix != ".npy":
         raise RequestError(f"out={out} must end in .npy")
     shape = (trained.catalogue.num_samples, trained.embedder.dim)
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out.with_name(f".{out.name}.{new_token()}")
-    rows = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.float32, shape=shape)
-    block = trained.embedder.batch_size * 64
-    for start in range(0, shape[0], block):
-        stop = min(start + block, shape[0])
-        rows[start:stop] = trained.embedder.embed(np.arange(start, stop))
-    rows.flush()
-    del rows
-    put_file(unfinished, out)
-    unfinished.replace(out)
+    try:
+        rows = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.float32, shape=shape)
+        block = trained.embedder.batch_size * 64
+        for start in range(0, shape[0], block):
+            stop = min(start + block, shape[0])
+            rows[start:stop] = trained.embedder.embed(np.arange(start, stop))
+        rows.flush()
+        del rows
+        put_file(unfinished, out)
+        unfinished.replace(out)
+    finally:
+        unfinished.unlink(missing_ok=True)

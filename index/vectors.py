@@ -23,6 +23,15 @@ def check_vectors(
         raise RequestError(
             f"{name} has dtype {vectors.dtype}; it must be float32 (convert it with .astype('float32'))"
         )
+    bad = find_bad_row(vectors)
+    if bad is not None:
+        row, what = bad
+        known_by = row if rows is None else rows[row]
+        raise RequestError(f"{name} row {known_by} holds {what}; every vector must be finite")
+
+
+def find_bad_row(vectors: np.ndarray) -> tuple[int, str] | None:
+    """The first row of `vectors` (float32 [n, dim]) that cannot be searched, and what it holds; None where all can."""
     rows_at_once = max(1, (1 << 22) // vectors.shape[1])
     limit = MAX_NORM / np.sqrt(vectors.shape[1])
     for start in range(0, len(vectors), rows_at_once):
@@ -30,11 +39,9 @@ def check_vectors(
         largest = np.abs(vectors[start : start + rows_at_once]).max(axis=1)
         if not (largest <= limit).all():
             row = start + int(np.argmin(largest <= limit))
-            what = (
-                "a norm near 1e18 or above" if np.isfinite(vectors[row]).all() else "a NaN or infinite number"
-            )
-            known_by = row if rows is None else rows[row]
-            raise RequestError(f"{name} row {known_by} holds {what}; every vector must be finite")
+            is_finite = np.isfinite(vectors[row]).all()
+            return row, "a norm near 1e18 or above" if is_finite else "a NaN or infinite number"
+    return None
 
 
 def unit_vectors(vectors: np.ndarray, name: str, rows: np.ndarray | None = None) -> np.ndarray:

@@ -248,6 +248,11 @@ class Catalogue:
         """Key of each of `ids` (int64 [n])."""
         return self._table.column("key").take(pa.array(self._check_ids(ids))).to_pylist()
 
+    def describe_sample(self, sample_id: int) -> str:
+        """A sample as errors name it: by its key, its id and the shard it is stored in."""
+        shard = self.shards[int(self.locate([sample_id]).shard[0])]
+        return f"sample '{self.keys([sample_id])[0]}' (id {sample_id} in '{self.folder / shard.name}')"
+
     def image_sizes(self, ids: ArrayLike) -> NDArray[np.int64]:
         """int64 [n, 2]: (height, width) of each of `ids` in pixels, upright as decoded."""
         chosen = self._check_ids(ids)

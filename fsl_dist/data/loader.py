@@ -21,6 +21,10 @@ from fsl_dist.data.decode import Decoder, make_decoder
 from fsl_dist.data.store import ShardStore
 from fsl_dist.errors import ConfigError, RequestError, UndecodableError
 from index.base.object_cache import bring, working_folder
+from index.vectors import find_bad_row
+
+_NUMBERS_AT_A_TIME = 1 << 22
+"""of a file of features, while it is checked: 16 MiB"""
 
 
 class Source(Protocol):
@@ -104,13 +108,27 @@ class FeatureSource:
                 f"{catalogue.num_samples} samples, one row each (`embed` writes such a file)"
             )
         self.catalogue = catalogue
+        self.path = path
         self.sample_shape: tuple[int, ...] = (shape[1],)
         self.reads_at_once = 1
+
+    def check(self) -> None:
+        """Read all rows; raise RequestError for the first that is not finite. `prepare` does so for the rows it is given."""
+        at_once = max(1, _NUMBERS_AT_A_TIME // self.sample_shape[0])
+        for start in range(0, len(self._features), at_once):
+            ids = np.arange(start, min(start + at_once, len(self._features)))
+            self.prepare(self.read(ids), ids, None)
 
     def read(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         return self._features[ids]
 
     def prepare(self, raw: NDArray[np.float32], ids: NDArray[np.int64], epoch: int | None) -> torch.Tensor:
+        bad = find_bad_row(raw)
+        if bad is not None:
+            raise RequestError(
+                f"data.features='{self.path}' row {ids[bad[0]]} holds {bad[1]}; it belongs to "
+                f"{self.catalogue.describe_sample(int(ids[bad[0]]))}, and every feature must be finite (write the file again)"
+            )
         return torch.from_numpy(np.ascontiguousarray(raw))
 
     def fetch(self, ids: NDArray[np.int64], epoch: int | None) -> torch.Tensor:

@@ -7,6 +7,8 @@ from torch.nn import functional
 
 from fsl_dist.metrics.class_scores import Floats
 
+_ROUNDING = 16 * float(np.finfo(np.float32).eps)
+
 
 def activation_maps(maps: Floats, own: Floats, other: Floats) -> NDArray[np.float64]:
     """Σ_z g_z(i,j) · (f_z(own) − f_z(other))²: float64 [n, h, w] (CHAI Eq. 2).
@@ -27,12 +29,32 @@ def upsample(maps: Floats, side: int) -> NDArray[np.float64]:
     ].numpy()
 
 
-def scale_to_unit(plane: Floats) -> NDArray[np.float64]:
-    """`plane` (any shape) moved and stretched to 0 … 1; zeros where it is constant."""
+def is_constant(plane: Floats) -> bool:
+    """Whether the values of a map (any shape) differ by no more than the rounding of float32, which feature maps are made in.
+
+    The bound is 16 units in the last place of the largest absolute value, a relative difference of 1.9e-6: the sums that make two
+    pixels of one colour may be rounded differently. A map of one pixel is constant.
+    """
     low, high = float(plane.min()), float(plane.max())
-    if not high > low:
-        return np.zeros(plane.shape)
-    return (plane.astype(np.float64) - low) / (high - low)
+    return not high - low > _ROUNDING * max(abs(low), abs(high))
+
+
+def scale_to_unit(plane: Floats, side: int = 0) -> NDArray[np.float64]:
+    """A map moved and stretched to 0 … 1; zeros where it is constant.
+
+    Args:
+        plane: float, any shape; [h, w] with `side`.
+        side: upsample to `side` pixels square first; 0: leave the size. What is constant is judged before that, because
+            interpolation rounds the values of a constant map differently, and stretching would make a pattern of it.
+
+    Returns:
+        float64, the shape of `plane` or [side, side].
+    """
+    if is_constant(plane):
+        return np.zeros((side, side) if side else plane.shape)
+    values = upsample(plane[None], side)[0] if side else plane.astype(np.float64)
+    low, high = float(values.min()), float(values.max())
+    return (values - low) / (high - low) if high > low else np.zeros(values.shape)
 
 
 def otsu_threshold(plane: Floats) -> float:
@@ -49,10 +71,10 @@ def otsu_threshold(plane: Floats) -> float:
     return float(values[:-1][(below * above * np.square(means_apart)).argmax()])
 
 
-def foreground(plane: Floats) -> NDArray[np.bool_]:
-    """Where a map (any shape) is high, by Otsu's threshold; nowhere, where it is constant."""
-    scaled = scale_to_unit(plane)
-    return scaled > otsu_threshold(scaled) if scaled.any() else np.zeros(plane.shape, dtype=np.bool_)
+def foreground(plane: Floats, side: int = 0) -> NDArray[np.bool_]:
+    """Where a map is high, by Otsu's threshold; nowhere, where it is constant. plane, side: as for `scale_to_unit`."""
+    scaled = scale_to_unit(plane, side)
+    return scaled > otsu_threshold(scaled) if scaled.any() else np.zeros(scaled.shape, dtype=np.bool_)
 
 
 def jaccard(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:

@@ -16,7 +16,7 @@ from fsl_dist.data.loader import Loader, Request
 from fsl_dist.data.selection import Selection
 from fsl_dist.data.store import ShardStore
 from fsl_dist.errors import DataError, RequestError
-from fsl_dist.evaluation.activation_maps import activation_maps, foreground, jaccard, upsample
+from fsl_dist.evaluation.activation_maps import activation_maps, foreground, jaccard
 from fsl_dist.evaluation.mapped_images import map_images
 from fsl_dist.samplers.scan import scan_batches
 from fsl_dist.training.trained import TrainedRun
@@ -90,7 +90,7 @@ def measure_agreement(
             planes = activation_maps(mapped.maps, mapped.vectors, vectors_of(gallery, nearest))
             masks = read_masks(catalogue, store, request.ids, config)
             found += [
-                jaccard(foreground(upsample(plane[None], config.data.image_size)[0]), mask)
+                jaccard(foreground(plane, config.data.image_size), mask)
                 for plane, mask in zip(planes, masks, strict=True)
             ]
     store.close()

@@ -236,6 +236,9 @@ class Method(ABC):
     def loss(self, outputs: Tensor, batch: Batch) -> BatchLoss:
         """Loss of a batch from the network's outputs, float [num_images, dim or num_outputs, or both]. Collective if `is_global`."""
 
+    def check_embeddings(self, dim: int, index: IndexConfig) -> None:  # noqa: B027  # most methods keep none
+        """Raise RequestError where embeddings of `dim` numbers, searched by `index.*`, cannot be kept; asked before a run starts."""
+
     def prepares_at(self, epoch: int, step: int) -> bool:
         """Whether `prepare` must run before this step of the epoch."""
         return False

@@ -68,7 +68,7 @@ def build_network(
         outputs_embeddings=outputs_embeddings,
         fc7=alexnet_fc7() if config.fc7 and num_classes else None,
     )
-    load_initial(network, config)
+    network.weights_note = load_initial(network, config)
     if config.lora_rank:
         add_lora(network.backbone, config, sample_shape)
     set_momentum(network, config.batch_norm_momentum)

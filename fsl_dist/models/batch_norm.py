@@ -123,8 +123,9 @@ class GhostBatchNorm(_ChangedBatchNorm):
         momentum = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
         shares = torch.tensor(sizes, dtype=self.running_mean.dtype, device=self.running_mean.device)
         shares = shares / shares.sum()
-        self.running_mean.lerp_(shares @ torch.stack(means), momentum)
-        self.running_var.lerp_(shares @ torch.stack(variances), momentum)
+        with torch.autocast(shares.device.type, enabled=False):  # which would make the products bf16
+            self.running_mean.lerp_(shares @ torch.stack(means), momentum)
+            self.running_var.lerp_(shares @ torch.stack(variances), momentum)
 
 
 def apply_batch_norm(model: nn.Module, mode: BatchNormMode) -> None:

@@ -82,6 +82,9 @@ class Network(nn.Module):
     MapModule that ends in a GlobalAverage (`MapModule.pooled`) of `feature_dim` maps.
     """
 
+    weights_note: str = ""
+    """how the tensors of `backbone.weights` were found in their file, for the log; empty where there is nothing to say"""
+
     def __init__(
         self,
         backbone: nn.Module,

@@ -2,70 +2,138 @@
 
 import re
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import redirect_stdout
-from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from fsl_dist.errors import RequestError
+from fsl_dist.finite import NOT_FINITE, find_non_finite
 from fsl_dist.models.config import TIMM, BackboneConfig
 from fsl_dist.models.embedding import Network
+from fsl_dist.models.weight_files import first_few, read_weights
 
-# The classifier of a weights file is for the classes it was trained on; what a backbone has of it, it keeps.
-_CLASSIFIER_PREFIXES = ("fc.", "classifier.", "head.", "heads.")
+# First parts of the names of heads, which are for the task a file was trained on, and of what contrastive training keeps
+# next to a network. What a backbone has of these names, it keeps.
+_HEADS = frozenset((
+    "fc", "classifier", "head", "heads", "head_dist", "linear", "mlp_head", "projector", "projection", "projection_head",
+    "proj_head", "predictor", "prototypes", "queue", "queue_ptr", "n_averaged", "map_head", "fc7",
+))  # fmt: skip
+# Where a file has several networks of the same names: the average first, then the one that the gradient reached.
+_PREFERRED = ("teacher", "ema", "encoder_q", "base_encoder", "online", "student")
+_RUN_BACKBONE = re.compile(r"backbone\.(model\.)?$")
 # torchvision's DenseNet files are older than its code: `norm.1` there is `norm1` here.
 _OLD_DENSENET_NAME = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
 # The weights of each architecture by name and not by "DEFAULT": what a run starts from must not move with a release.
 _TIMM_WEIGHTS = {"resnet50_v2": "resnetv2_50.a1h_in1k", "se_resnet50": "seresnet50.ra2_in1k"}
-_NAMED_IN_ERROR = 3
 
 
-def load_initial(network: Network, config: BackboneConfig) -> None:
+def load_initial(network: Network, config: BackboneConfig) -> str:
     """Copy the weights that `config` names, if any, into the network's backbone, and into its map head and fc7.
 
-    A map head is taken along where both networks have one, and stays as drawn where the weights have none. Raises
-    RequestError where the weights cannot be had or do not fit.
+    A map head is taken along where both networks have one, and stays as drawn where the weights have none.
+
+    Args:
+        network: with weights as drawn.
+        config: the `backbone.*` settings.
+
+    Returns:
+        A sentence for the log: how the tensors of `config.weights` were found, and which were passed over. Empty where
+        there is nothing to say.
+
+    Raises:
+        RequestError: the weights cannot be had, do not fit, or are not finite.
     """
     loaded: Mapping[str, Tensor]
+    found: tuple[str, ...] = ()
     if config.weights:
-        source, loaded = f"backbone.weights={config.weights}", _read_tensors(config.weights)
+        source, file = f"backbone.weights={config.weights}", read_weights(config.weights)
+        loaded, found = file.tensors, file.found
     elif config.pretrained and not config.name.startswith(TIMM):  # timm loads what it builds
         source = "backbone.pretrained=true"
         loaded = _from_timm(config.name) if config.name in _TIMM_WEIGHTS else _from_torchvision(config.name)
     else:
-        return
-    own = _part_of(loaded, "backbone.") or loaded
-    if config.name.startswith(TIMM):
-        _load_timm(network.backbone, _part_of(own, "model.") or own, config, source)
+        return ""
+    is_timm = config.name.startswith(TIMM)
+    backbone = network.backbone.get_submodule("model") if is_timm else network.backbone
+    prefix = _find_prefix(loaded, backbone.state_dict(), source)
+    own = _part_of(loaded, prefix)
+    if is_timm:
+        passed_over = _load_timm(network.backbone, own, config, source)
     else:
-        load_weights(network.backbone, own, config, source=source)
+        passed_over = load_weights(network.backbone, own, config, source=source)
+    left = {prefix + key for key in passed_over} | {key for key in loaded if not key.startswith(prefix)}
+    beside = _RUN_BACKBONE.sub("", prefix)  # where a run's network has its heads
     if network.map_head is not None:
-        _load_map_head(network.map_head, _part_of(loaded, "map_head."), source)
+        left -= _load_map_head(
+            network.map_head, _part_of(loaded, f"{beside}map_head."), source, f"{beside}map_head."
+        )
     if network.fc7 is not None:
-        _load_fc7(network.fc7, loaded, source)
+        left -= _load_fc7(network.fc7, loaded, (f"{beside}fc7.linear.", f"{prefix}classifier.4."), source)
+    if bad := find_non_finite(network):
+        raise RequestError(
+            f"{source}: the tensor {bad} {NOT_FINITE}, as those of a run that diverged do (an earlier checkpoint of that run)"
+        )
+    if not config.weights:
+        return ""
+    if prefix and not _RUN_BACKBONE.fullmatch(prefix):
+        found = (*found, f"names without '{prefix}'")
+    if left:
+        in_order = [key for key in loaded if key in left]
+        found = (*found, f"tensors passed over: {first_few(in_order)}")
+    return f"{source}: {'; '.join(found)}" if found else ""
+
+
+def _find_prefix(loaded: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str) -> str:
+    """What stands before a network's own names in `loaded`: "", "module.", "model.backbone." …; that which most names have.
+
+    Raises RequestError where several networks of a file fit alike, and none is known as the one to use.
+    """
+    counts: Counter[str] = Counter()
+    for key in loaded:
+        starts = [0, *(dot.end() for dot in re.finditer(r"\.", key))]
+        counts.update(key[:start] for start in starts if key[start:] in own)
+    most = max(counts.values(), default=0)
+    if 2 * most < len(own):  # names of another architecture, or of an original release, which timm knows
+        is_wrapped = all(key.startswith("module.") for key in loaded) and counts["module."] >= counts[""]
+        return "module." if is_wrapped else ""
+    alike = [prefix for prefix, count in counts.items() if count == most]
+    for word in _PREFERRED:
+        alike = [prefix for prefix in alike if word in prefix] or alike
+        if len(alike) == 1:
+            return alike[0]
+    named = ", ".join(f"'{prefix}'" for prefix in alike)
+    raise RequestError(
+        f"{source} has {len(alike)} networks of these names, with the prefixes {named} (a file with the tensors of one of them)"
+    )
 
 
 def _load_timm(
     backbone: nn.Module, loaded: Mapping[str, Tensor], config: BackboneConfig, source: str
-) -> None:
+) -> list[str]:
     from fsl_dist.models.timm_backbone import TimmBackbone, timm_names
 
     assert isinstance(backbone, TimmBackbone)
     own = backbone.model.state_dict()
-    kept = {
-        key: value
-        for key, value in timm_names(backbone.model, loaded).items()
-        if key in own or not key.startswith(backbone.passed_over)
-    }
-    load_weights(backbone.model, kept, config, source=source)
+    try:
+        named = timm_names(backbone.model, loaded)
+    except Exception as error:  # timm counts on the names and shapes of its own files
+        raise RequestError(
+            f"{source} does not fit backbone.name={config.name}: timm cannot read its names ({type(error).__name__}: {error}) "
+            "(backbone.name must be the architecture the file was saved from)"
+        ) from error
+    is_kept = {key: key in own or not key.startswith(backbone.passed_over) for key in named}
+    kept = {key: value for key, value in named.items() if is_kept[key]}
+    passed_over = load_weights(backbone.model, kept, config, source=source)
+    return [*passed_over, *(key for key in named if not is_kept[key])]
 
 
-def _load_map_head(head: nn.Module, given: Mapping[str, Tensor], source: str) -> None:
+def _load_map_head(head: nn.Module, given: Mapping[str, Tensor], source: str, prefix: str) -> set[str]:
+    """The names of what was loaded, which in the file begin with `prefix`; none where the file has no map head."""
     own = head.state_dict()
     if not given:
-        return
+        return set()
     if {name: value.shape for name, value in given.items()} != {
         name: value.shape for name, value in own.items()
     }:
@@ -74,11 +142,15 @@ def _load_map_head(head: nn.Module, given: Mapping[str, Tensor], source: str) ->
             f"{len(own['conv.bias'])} (the same number takes it along)"
         )
     head.load_state_dict(given)
+    return {prefix + name for name in given}
 
 
-def _load_fc7(fc7: nn.Module, loaded: Mapping[str, Tensor], source: str) -> None:
-    """From a run with fc7, or from AlexNet's own file, where it is the fifth layer of `classifier`."""
-    given = _part_of(loaded, "fc7.linear.") or _part_of(loaded, "classifier.4.")
+def _load_fc7(
+    fc7: nn.Module, loaded: Mapping[str, Tensor], prefixes: tuple[str, ...], source: str
+) -> set[str]:
+    """The names of what was loaded: of a run's fc7, or of AlexNet's own file, the fifth layer of its `classifier`."""
+    prefix = next((prefix for prefix in prefixes if _part_of(loaded, prefix)), "")
+    given = _part_of(loaded, prefix)
     linear = fc7.get_submodule("linear")
     if any(
         name not in given or given[name].shape != value.shape for name, value in linear.state_dict().items()
@@ -87,38 +159,12 @@ def _load_fc7(fc7: nn.Module, loaded: Mapping[str, Tensor], source: str) -> None
             f"{source} has no fc7 of 4096 by 4096 to start from (AlexNet's own file has; backbone.fc7=false goes without)"
         )
     linear.load_state_dict({name: given[name] for name in linear.state_dict()})
+    return {prefix + name for name in linear.state_dict()}
 
 
 def _part_of(loaded: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors whose names start with `prefix`, without it."""
     return {key.removeprefix(prefix): value for key, value in loaded.items() if key.startswith(prefix)}
-
-
-def _read_tensors(path: str) -> dict[str, Tensor]:
-    """Tensors by name of a `.safetensors` file or of one that `torch.save` wrote, read without unpickling code."""
-    if not Path(path).is_file():
-        raise RequestError(f"backbone.weights={path}: there is no such file")
-    try:
-        if path.endswith(".safetensors"):
-            from safetensors.torch import load_file
-
-            loaded: object = load_file(path)
-        else:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # each format has its own errors, all meaning that the file cannot be used
-        reason = str(error).strip().partition("\n")[0]
-        raise RequestError(
-            f"backbone.weights={path} does not read as a state_dict: {reason} "
-            "(torch.save(model.state_dict(), PATH) writes one)"
-        ) from error
-    if isinstance(loaded, Mapping) and isinstance(loaded.get("network"), Mapping):
-        loaded = loaded.get("average") or loaded["network"]  # a checkpoint of a run
-    if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise RequestError(
-            f"backbone.weights={path} does not hold a state_dict, which is names and tensors only "
-            "(torch.save(model.state_dict(), PATH) writes one)"
-        )
-    return dict(loaded)
 
 
 def _from_torchvision(name: str) -> Mapping[str, Tensor]:
@@ -164,38 +210,45 @@ def _from_timm(name: str) -> Mapping[str, Tensor]:
 
 def load_weights(
     backbone: nn.Module, loaded: Mapping[str, Tensor], config: BackboneConfig, *, source: str
-) -> None:
-    """Copy `loaded` (tensors by name) into `backbone`; every tensor must be there and fit, a classifier's are passed over.
+) -> list[str]:
+    """Copy `loaded` (tensors by name, any float dtype) into `backbone`; every tensor of it must be there and fit.
 
-    source: what an error calls them. Raises RequestError naming what is missing, unexpected or of a wrong shape.
+    source: what an error calls them. Returns the names of heads that were passed over. Raises RequestError naming what is
+    missing, unexpected, of a wrong shape or of a wrong dtype; then nothing is copied.
     """
     own = backbone.state_dict()
     renamed = {_OLD_DENSENET_NAME.sub(r"\1\2.", key): value for key, value in loaded.items()}
-    given = {
-        key: value for key, value in renamed.items() if key in own or not key.startswith(_CLASSIFIER_PREFIXES)
-    }
+    passed_over = [key for key in renamed if key not in own and key.partition(".")[0] in _HEADS]
+    given = {key: value for key, value in renamed.items() if key not in passed_over}
     for key, value in given.items():
         is_colour_for_grey = key in own and value.ndim == 4 and own[key].shape[1] == 1 and value.shape[1] == 3
         if is_colour_for_grey:
-            given[key] = value.sum(dim=1, keepdim=True)
+            given[key] = value.to(own[key].dtype).sum(dim=1, keepdim=True)
     # Files from before torch 0.4.1 do not count batches; the count plays no part with a fixed momentum.
     missing = [key for key in own if key not in given and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in given if key not in own]
+    both = [key for key in own if key in given]
     misshapen = [
         f"{key} {list(given[key].shape)} for {list(own[key].shape)}"
-        for key in own
-        if key in given and given[key].shape != own[key].shape
+        for key in both
+        if given[key].shape != own[key].shape
     ]
-    named = (("missing", missing), ("unexpected", unexpected), ("wrong shape", misshapen))
-    complaints = [f"{what} {_first_few(keys)}" for what, keys in named if keys]
+    other_numbers = [
+        f"{key} {given[key].dtype} for {own[key].dtype}"
+        for key in both
+        if given[key].is_floating_point() != own[key].is_floating_point()
+    ]
+    named = (
+        ("missing", missing),
+        ("unexpected", unexpected),
+        ("wrong shape", misshapen),
+        ("wrong dtype", other_numbers),
+    )
+    complaints = [f"{what} {first_few(keys)}" for what, keys in named if keys]
     if complaints:
         raise RequestError(
             f"{source} does not fit backbone.name={config.name}: {'; '.join(complaints)} "
             "(backbone.name must be the architecture the file was saved from)"
         )
     backbone.load_state_dict(given, strict=False)
-
-
-def _first_few(keys: list[str]) -> str:
-    more = len(keys) - _NAMED_IN_ERROR
-    return ", ".join(keys[:_NAMED_IN_ERROR]) + (f" and {more} more" if more > 0 else "")
+    return passed_over

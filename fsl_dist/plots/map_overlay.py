@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fsl_dist.evaluation.activation_maps import scale_to_unit, upsample
+from fsl_dist.evaluation.activation_maps import scale_to_unit
 from fsl_dist.metrics.class_scores import Floats
 
 # Share of the colour at a map's highest value; the rest is the image, so that it shows through.
@@ -15,7 +15,7 @@ DIMMING = 0.75
 
 def tint(plane: Floats, side: int) -> Image.Image:
     """A map ([h, w]) as colours: RGBA, `side` pixels square, scaled to the map's own range; clear where it is constant."""
-    scaled = scale_to_unit(upsample(plane[None], side)[0])
+    scaled = scale_to_unit(plane, side)
     levels = (_palette()[np.round(scaled * 255).astype(np.int64)] * 255).round()
     levels[:, :, 3] = np.round(scaled * _OPACITY * 255)
     return Image.fromarray(levels.astype(np.uint8))

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fsl_dist.errors import TrainingError
+from fsl_dist.finite import NOT_FINITE, find_non_finite
 from index.base.files import Owner, crc32_of_file, publish_folder, remove_folder
 from index.base.object_cache import bring, put_appended
 
@@ -213,3 +214,11 @@ def read_checkpoint(folder: Path, device: torch.device) -> Checkpoint:
         facts["catalogue"],
         facts["crc32"],
     )
+
+
+def check_weights(network: nn.Module, folder: Path) -> None:
+    """Raise TrainingError, which names the tensor, where the weights that came from the checkpoint `folder` are not finite."""
+    if bad := find_non_finite(network):
+        raise TrainingError(
+            f"{folder / TENSORS}: the tensor {bad} {NOT_FINITE}: the run has diverged ({_WAY_OUT})"
+        )

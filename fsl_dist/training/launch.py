@@ -13,7 +13,7 @@ import torch
 
 from fsl_dist.config import CONFIG_FILE, RunConfig, load_run, render_config, resolve_paths
 from fsl_dist.data.catalogue import Catalogue
-from fsl_dist.data.loader import describe_samples
+from fsl_dist.data.loader import FeatureSource, describe_samples
 from fsl_dist.distributed import WorkerGroup
 from fsl_dist.errors import RequestError
 from fsl_dist.models.backbones import build_network
@@ -75,7 +75,7 @@ def train_run(
     run = check_folder(config, resumes=resume)
     checkpoints = CheckpointFolder(run, keep=config.training.keep_checkpoints, owner=None)
     config = resolve_weights(config)
-    num_steps = check_run(config, warn=log.warning)
+    num_steps = check_run(config, warn=log.warning, tell=log.info)
     config = resolve_paths(config)
     is_known = resume and (run / CONFIG_FILE).is_file()
     if is_known:
@@ -112,14 +112,22 @@ def _train(config: RunConfig, owner: Owner, watch: Watch | None) -> None:
     Trainer(config, group=WorkerGroup(), device=device, owner=owner, watch=watch).train()
 
 
-def check_run(config: RunConfig, *, warn: Callable[[str], None] | None = None) -> int:
+def check_run(
+    config: RunConfig,
+    *,
+    warn: Callable[[str], None] | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> int:
     """Check before anything starts that the data can serve the method and the network the data.
 
-    warn: is called with each sentence about what the data cannot serve well (`describe_gaps`).
+    warn: is called with each sentence about what the data cannot serve well (`describe_gaps`). tell: with how the tensors of
+    `backbone.weights` were found in their file.
     Returns the optimizer steps of an epoch. Raises RequestError or ConfigError.
     """
     cpu = torch.device("cpu")
     catalogue, sample_shape = describe_samples(config.data)
+    if config.data.features:
+        FeatureSource(catalogue, config.data.features).check()
     splits = split_run(catalogue, config)
     check_classes(splits, config, catalogue.class_names)
     check_stop(splits, config)
@@ -131,6 +139,9 @@ def check_run(config: RunConfig, *, warn: Callable[[str], None] | None = None) -
         normalise=method.normalise,
         outputs_embeddings=method.outputs_embeddings,
     )
+    method.check_embeddings(network.embedding_dim, config.index)
+    if tell is not None and network.weights_note:
+        tell(network.weights_note)
     group_parameters(
         network,
         lr_factor=config.backbone.lr_factor,

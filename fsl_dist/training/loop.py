@@ -5,6 +5,7 @@ It starts from whatever checkpoint the run's folder holds, so starting and resum
 
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -28,12 +29,14 @@ from fsl_dist.seeding import generator
 from fsl_dist.training.checkpoint import (
     CheckpointFolder,
     Progress,
+    check_weights,
     read_checkpoint,
     step_name,
     tables_in,
     tables_of,
 )
 from fsl_dist.training.compiler import check_compiler
+from fsl_dist.training.divergence import DivergedError, check_trained, explaining_divergence
 from fsl_dist.training.optimizer import build_optimizer, clip_gradient, restore_optimizer, set_learning_rate
 from fsl_dist.training.runlog import RunLog
 from fsl_dist.training.schedule import learning_rate
@@ -179,6 +182,7 @@ class Trainer:
                 "(train into a new run.dir, or point data.dataset at the data set of the run)"
             )
         self.network.load_state_dict(checkpoint.network)
+        check_weights(self.network, folder)
         restore_optimizer(self.optimizer, checkpoint.optimizer, folder)
         self.average.state = checkpoint.average
         self.method.load_state(checkpoint.method)
@@ -244,13 +248,7 @@ class Trainer:
         metrics = self.method.prepare(epoch, self.progress.global_step, self.train_index, self.group)
         return {**metrics, "time/prepare_s": time.perf_counter() - started}
 
-    def _train_steps(
-        self,
-        epoch: int,
-        steps: range,
-        runlog: RunLog | None,
-        extra: dict[str, float],
-    ) -> None:
+    def _train_steps(self, epoch: int, steps: range, runlog: RunLog | None, extra: dict[str, float]) -> None:
         requests = step_requests(
             self.method,
             epoch,
@@ -261,7 +259,8 @@ class Trainer:
             chunk_size=self.config.training.chunk_size,
         )
         self.network.train()
-        with Loader(self.source, requests, self.config.data.prefetch) as loader:
+        explained = explaining_divergence(self.config, self.catalogue, self.network, epoch)
+        with explained, Loader(self.source, requests, self.config.data.prefetch) as loader:
             waited_s, started = 0.0, time.perf_counter()
             for planned, images in planned_steps(loader):
                 found = self.take_step(planned, images)
@@ -311,7 +310,10 @@ class Trainer:
         merged = self.method.finish_step(
             self.progress.global_step, planned.batches, result.updates, self.group
         )
-        return {**result.metrics, **merged, "train/lr": lr, "train/grad_norm": float(norm)}
+        grad_norm = float(norm)
+        if not math.isfinite(grad_norm):
+            raise DivergedError(planned, f"the norm of the gradient is {grad_norm}")
+        return {**result.metrics, **merged, "train/lr": lr, "train/grad_norm": grad_norm}
 
     def _seed_step(self) -> None:
         """Dropout and stochastic depth draw from (seed, step, rank): a resumed step draws what it drew before."""
@@ -381,6 +383,7 @@ class Trainer:
 
     def _write_checkpoint(self) -> None:
         self.average_statistics()
+        check_trained(self.network, self.average.state, self.config, self.progress.global_step)
         self._saved = self.progress
         state = self.method.state()
         if self.group.is_first:

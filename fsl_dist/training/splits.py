@@ -73,12 +73,15 @@ def split_run(catalogue: Catalogue, config: RunConfig) -> RunSplits:
 
 
 def check_classes(splits: RunSplits, config: RunConfig, class_names: Sequence[str]) -> None:
-    """Raise RequestError where the training images are of one class: no method learns from that.
+    """Raise RequestError where the training images teach a method nothing: they are of one class, or no two of one class.
 
     A network that is not trained (training.epochs=0) may have any images.
     """
+    if config.training.epochs == 0:
+        return
     train = splits.gallery  # what is held out of it takes no class away
-    if config.training.epochs == 0 or train.num_classes != 1:
+    if train.num_classes != 1:
+        _check_pairs(splits, config)
         return
     raise RequestError(
         f"data.dataset={config.data.dataset} has {len(train)} training images of one class, "
@@ -87,15 +90,38 @@ def check_classes(splits: RunSplits, config: RunConfig, class_names: Sequence[st
     )
 
 
+def _check_pairs(splits: RunSplits, config: RunConfig) -> None:
+    """Raise RequestError where a method that compares images of a class has no class with two."""
+    train = splits.train
+    learns_from_groups = config.method.traits.kept_together == "unit"  # and looks for its pairs itself
+    if not _needs_pairs(config) or learns_from_groups or (train.counts > 1).any():
+        return
+    held_out = 0 if splits.stop is None or len(splits.gallery) == len(train) else len(splits.stop)
+    after = f" once {held_out} are held out for validation" if held_out else ""
+    way_out = (
+        "training.patience=0 holds none out" if held_out else "method.kind=cross_entropy takes such classes"
+    )
+    raise RequestError(
+        f"data.dataset={config.data.dataset} has one training image of each of its {train.num_classes} classes{after}; "
+        f"method.kind={config.method.kind} compares images of a class and needs a class with two ({way_out}; more images for "
+        "each class)"
+    )
+
+
+def _needs_pairs(config: RunConfig) -> bool:
+    """Whether an image teaches only with another of its class: classifiers need none, episodes have a rule of their own."""
+    traits = config.method.traits
+    return not traits.has_classifier and not traits.is_episodic
+
+
 def describe_gaps(splits: RunSplits, config: RunConfig, class_names: Sequence[str]) -> list[str]:
     """What the classes' sizes cost a run that can be trained: a sentence for each gap, for warnings."""
-    train, stop, traits = splits.train, splits.stop, config.method.traits
+    train, stop = splits.train, splits.stop
     if config.training.epochs == 0:
         return []
     gaps = []
     lone = train.labels[train.counts == 1]
-    # Classifiers need no second image, and episodes have a rule of their own (episode.small_classes).
-    if len(lone) and not traits.has_classifier and not traits.is_episodic:
+    if len(lone) and _needs_pairs(config):
         gaps.append(
             f"{len(lone)} of {train.num_classes} classes have one training image ({_name_some(lone, class_names)}); it has no "
             f"other image of its class, so method.kind={config.method.kind} uses it only as an image of another class"

@@ -18,11 +18,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fsl_dist.data.loader import Loader, Request
 from fsl_dist.distributed import WorkerGroup
-from fsl_dist.errors import TrainingError
+from fsl_dist.finite import are_finite, first_bad_row
 from fsl_dist.methods.method import Batch, Method
 from fsl_dist.models.batch_norm import as_one_call, deal_to_groups, group_sizes
 from fsl_dist.samplers.scan import split_evenly
 from fsl_dist.training.chunked import Chunk, PieceForward, cut_chunks, cut_units
+from fsl_dist.training.divergence import BadRow, DivergedError, OutputRows, find_bad_row
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +228,9 @@ class StepResult:
     """this worker's (batch number, contribution) to the method's memory"""
 
 
+_BAD_OUTPUTS = "pieces with outputs that are not finite"
+
+
 def run_step(
     network: torch.nn.Module,
     method: Method,
@@ -239,14 +243,16 @@ def run_step(
 ) -> StepResult:
     """Forward and backward of one step; leaves the step's gradient in the parameters.
 
-    network: DDP, or the bare network for one worker. images: of the step's requests, in their order. Raises
-    TrainingError when the loss is not finite.
+    network: DDP, or the bare network for one worker. images: of the step's requests, in their order. Raises DivergedError, the
+    same on every worker, where an output of the network or the loss is not finite. That is read together with the metrics: a
+    finite loss alone proves nothing, since a hinge over NaN distances is 0.
     """
     bare = network.module if isinstance(network, DistributedDataParallel) else network
     total_weight = sum(batch.weight for batch in planned.batches)
     calls = _statistics_calls(bare, planned, is_global=method.is_global, group=group)
-    sums: dict[str, Tensor] = {}
+    sums: dict[str, Tensor] = {_BAD_OUTPUTS: torch.zeros((), device=device)}
     updates: list[tuple[int, tuple[Tensor, ...]]] = []
+    forwarded: list[OutputRows] = []
     for position, piece in enumerate(planned.pieces):
         batch = planned.batches[piece.batch]
         # A stand-in image must leave no trace in the batch-norm statistics; the other workers' images do.
@@ -273,7 +279,19 @@ def run_step(
         if piece.is_empty:
             # Keep this worker's parameters in the graph: DDP waits for a gradient of each.
             gathered = gathered + outputs.sum() * 0.0
-        result = method.loss(_put_back(gathered, piece.order), batch)
+        if not piece.is_empty:
+            forwarded.append(OutputRows(piece.batch, piece.order[piece.rows], outputs.detach()))
+            sums[_BAD_OUTPUTS] += (~are_finite(outputs)).float()
+        in_order = _put_back(gathered, piece.order)
+        try:
+            result = method.loss(in_order, batch)
+        except (
+            Exception
+        ) as error:  # a method may trip over NaN in any way; all workers have a global batch's rows
+            row = first_bad_row(in_order)
+            if row < 0:
+                raise
+            raise DivergedError(planned, BadRow(piece.batch, row)) from error
         work.backward(result.loss * (batch.weight / total_weight * group.world_size))
         if method.is_global and not group.is_first:
             continue  # the first worker speaks for a batch all workers have in common
@@ -284,12 +302,11 @@ def run_step(
         if result.update is not None:
             updates.append((piece.batch, result.update))
     next(calls, None)  # the last call's move
-    metrics = _reduce(sums, ("train/loss", *method.metrics), group, device)
+    metrics = _reduce(sums, (_BAD_OUTPUTS, "train/loss", *method.metrics), group, device)
+    if metrics.pop(_BAD_OUTPUTS):
+        raise DivergedError(planned, find_bad_row(forwarded, group, device))
     if not np.isfinite(metrics["train/loss"]):
-        raise TrainingError(
-            f"the loss is {metrics['train/loss']} at step {planned.step} of the epoch "
-            "(a smaller training.lr, or training.precision=float32, may help)"
-        )
+        raise DivergedError(planned, f"the loss is {metrics['train/loss']}")
     return StepResult(metrics, updates)
 
 

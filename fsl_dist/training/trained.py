@@ -13,7 +13,7 @@ from fsl_dist.data.loader import open_source
 from fsl_dist.embedder import Embedder
 from fsl_dist.errors import ConfigError, RequestError
 from fsl_dist.models.backbones import build_network
-from fsl_dist.training.checkpoint import START, TENSORS, CheckpointFolder, read_checkpoint
+from fsl_dist.training.checkpoint import START, TENSORS, CheckpointFolder, check_weights, read_checkpoint
 from index import ShardedIndex
 from index.base.object_cache import bring, bring_file, working_folder
 
@@ -121,6 +121,7 @@ def open_trained(run: Path, *, dataset: Path | None = None, version: int = 0) ->
             f"{config.data.dataset} has no features of its own here (a run on images embeds any data set)"
         )
     network.load_state_dict(checkpoint.trained)
+    check_weights(network, folder)
     embedder = Embedder(
         network,
         source,
@@ -147,6 +148,7 @@ def open_start(trained: TrainedRun) -> TrainedRun | None:
     checkpoint = read_checkpoint(folder, trained.embedder.device)
     network = copy.deepcopy(trained.embedder.network)
     network.load_state_dict(checkpoint.network)
+    check_weights(network, folder)
     return TrainedRun(
         trained.config,
         trained.catalogue,

@@ -2,7 +2,7 @@
 
     python train_worker.py CASES RANK WORLD_SIZE RENDEZVOUS
 
-CASES maps a name to {"task": "step" | "train", "out": file, "dtype": that of a step, "settings": [key=value, …]}.
+CASES maps a name to {"task": "step" | "train" | "poison", "out": file, "dtype": that of a step, "settings": [key=value, …]}.
 """
 
 import json
@@ -17,6 +17,7 @@ import torch.distributed as dist
 from fsl_dist.config import load_config
 from fsl_dist.data.loader import Loader
 from fsl_dist.distributed import WorkerGroup
+from fsl_dist.errors import TrainingError
 from fsl_dist.models.batch_norm import running_statistics
 from fsl_dist.training.loop import Trainer
 from fsl_dist.training.step import planned_steps, run_step, step_requests
@@ -68,6 +69,26 @@ def take_step(trainer: Trainer, out: Path, dtype: torch.dtype) -> None:
         )
 
 
+POISONED = 30
+"""id of the sample whose pixels are NaN in a case "poison": one in the middle of a class"""
+
+
+def train_poisoned(trainer: Trainer, out: Path) -> None:
+    """Train on images of which one is NaN, as no decoder gives it, and write what stops this worker."""
+    prepare = trainer.source.prepare
+
+    def poison(raw: object, ids: np.ndarray, epoch: int | None) -> torch.Tensor:
+        images = prepare(raw, ids, epoch)
+        images[torch.from_numpy(ids == POISONED)] = torch.nan
+        return images
+
+    trainer.source.prepare = poison
+    try:
+        trainer.train()
+    except TrainingError as error:
+        out.with_suffix(f".{trainer.group.rank}").write_text(str(error))
+
+
 def main() -> None:
     """Join the group, do every case, leave."""
     cases, rank, world_size, rendezvous = sys.argv[1:]
@@ -86,6 +107,8 @@ def main() -> None:
         trainer = Trainer(config, group=group, device=torch.device("cpu"), owner=owner)
         if case["task"] == "train":
             trainer.train()
+        elif case["task"] == "poison":
+            train_poisoned(trainer, Path(case["out"]))
         else:
             take_step(trainer, Path(case["out"]), getattr(torch, case["dtype"]))
         group.barrier()

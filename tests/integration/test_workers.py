@@ -1,6 +1,7 @@
 """One worker or two, chunks or none, the same training: real processes, gloo between them."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import train_worker
 from commands import GREY_16_PX
 
+from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.methods.mining.neighbour_table import NeighbourTable
 from fsl_dist.training.checkpoint import CheckpointFolder, read_checkpoint
 from fsl_dist.training.runlog import read_metrics
@@ -150,10 +153,23 @@ RUNS = {
 }
 
 
+# Batch norm is frozen, so that one image's NaN stays its own.
+POISONED = {
+    name: [*settings, "backbone.batch_norm=frozen", "training.epochs=20"]
+    for name, settings in {
+        "pcn": PCN,  # embeds all images before its first step
+        "scatter": [*SCATTER, "episode.per_step=2"],
+        "deep kNN": DEEP_KNN,
+        "deep kNN, chunked": [*DEEP_KNN, "training.chunk_size=20"],
+    }.items()
+}
+
+
 def _all_cases() -> dict[str, tuple[str, str, list[str]]]:
     """Name → (task, dtype, settings)."""
     cases = {f"step {name}": ("step", "float64", settings) for name, settings in STEPS.items()}
     cases |= {f"train {name}": ("train", "float32", settings) for name, settings in RUNS.items()}
+    cases |= {f"poison {name}": ("poison", "float32", settings) for name, settings in POISONED.items()}
     for name, (chunk_size, settings) in CHUNKED.items():
         for dtype in ("float32", "float64"):
             cases[f"plain {dtype} {name}"] = ("step", dtype, settings)
@@ -366,3 +382,27 @@ def test_two_workers_clip_and_average_as_one(worlds: dict[int, Path]) -> None:
         # num_batches_tracked counts a worker's own calls. Adam's step is up to lr whatever the size of a gradient.
         if not name.endswith("num_batches_tracked"):
             torch.testing.assert_close(averages[1][name], value, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", POISONED)
+def test_all_workers_stop_at_the_same_bad_image(name: str, worlds: dict[int, Path], digits: Path) -> None:
+    """Whichever worker forwarded it."""
+    sample = Catalogue.open(digits).describe_sample(train_worker.POISONED)
+    said = {
+        world_size: [
+            path.read_text() if path.is_file() else ""
+            for rank in range(world_size)
+            for path in [Path(f"{place_of(worlds, world_size, f'poison {name}')}.{rank}")]
+        ]
+        for world_size in (1, 2)
+    }
+    assert len({*said[1], *said[2]}) == 1
+    (text,) = said[1]
+    if name == "pcn":
+        assert text.startswith(f"the network of step-00000000 has diverged: the embedding of {sample} holds ")
+    else:
+        kind = "scatter" if name == "scatter" else "deep_knn"
+        assert re.match(rf"training diverged at step \d+ of epoch \d+ with method.kind={kind}: ", text)
+        assert f": the output for {sample}, row " in text
+    assert "training.lr" in text
+    assert "\n" not in text

@@ -15,6 +15,7 @@ from fsl_dist.evaluation import activation_maps as am
 from fsl_dist.evaluation.mask_agreement import crop_mask
 from fsl_dist.models.backbones import build_network
 from fsl_dist.models.config import BackboneConfig
+from fsl_dist.plots.map_overlay import tint
 
 
 def reference_map(maps, own, other):
@@ -111,6 +112,50 @@ def test_the_foreground_depends_on_neither_scale_nor_offset_and_a_constant_map_h
     )
     scaled = am.scale_to_unit(plane)
     assert (scaled.min(), scaled.max()) == (0.0, 1.0)
+
+
+def constant_maps(sides):
+    """Maps of one value, by what they are: of both signs and any scale, bare and with the noise of float32 sums."""
+    rng = np.random.default_rng(4)
+    for height, width in sides:
+        for value in (0.0, 1.0, -1.0, 0.1, -0.3, 1e-30, -1e30, 12345.678):
+            plane = np.full((height, width), value)
+            noise = rng.uniform(-4, 4, size=plane.shape) * np.finfo(np.float32).eps
+            yield f"{height}×{width} of {value}", plane
+            yield f"{height}×{width} of float32 {value}", plane.astype(np.float32)
+            yield f"{height}×{width} of {value} with noise", plane * (1 + noise)
+
+
+@pytest.mark.parametrize("side", [1, 7, 32, 50])
+def test_a_constant_map_is_empty_at_any_size(side):
+    for name, plane in constant_maps([(1, 1), (1, 3), (2, 2), (3, 5), (7, 7), (14, 14)]):
+        assert am.is_constant(plane), name
+        for scaled in (am.scale_to_unit(plane), am.scale_to_unit(plane, side)):
+            assert not scaled.any(), name
+        assert am.scale_to_unit(plane, side).shape == (side, side)
+        assert not am.foreground(plane).any(), name
+        assert not am.foreground(plane, side).any(), name
+        assert not np.asarray(tint(plane, side))[:, :, 3].any(), name
+
+
+@pytest.mark.parametrize("side", [8, 32, 50])
+@pytest.mark.parametrize("ground", [0.0, 5.0, -5.0, 1e-30])
+@pytest.mark.parametrize("contrast", [1.0, 1e-5])
+@pytest.mark.parametrize("size", [(2, 2), (3, 5), (7, 7)])
+def test_one_high_pixel_is_the_foreground(side, ground, contrast, size):
+    """However small the contrast: 1e-5 of the ground is five times the rounding that counts as none."""
+    plane = np.full(size, ground)
+    plane[0, -1] += contrast * (abs(ground) or 1.0)
+    assert not am.is_constant(plane)
+    scaled = am.scale_to_unit(plane, side)
+    assert (scaled.min(), scaled.max()) == (0.0, 1.0)
+    np.testing.assert_array_equal(am.foreground(plane), plane == plane[0, -1])
+    high = am.foreground(plane, side)
+    rows, columns = np.nonzero(high)
+    assert high[0, -1]
+    assert rows.max() < side / size[0] * 1.5
+    assert columns.min() >= side - side / size[1] * 1.5
+    np.testing.assert_array_equal(high, am.foreground(am.upsample(plane[None], side)[0]))
 
 
 def test_jaccard_by_hand():

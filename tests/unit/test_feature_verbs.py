@@ -87,7 +87,7 @@ def test_mistakes_about_features(digits: Path, features: Path, tmp_path: Path) -
     broken[3] = np.nan
     np.save(tmp_path / "nan.npy", broken)
     told = refusal(baseline, "nca", digits, "--features", tmp_path / "nan.npy")
-    assert "nan.npy row 3 holds a NaN" in told
+    assert "nan.npy' row 3 holds a NaN" in told
 
 
 def test_tsne_of_a_run_is_drawn(digits: Path, features: Path, tmp_path: Path) -> None:

@@ -237,9 +237,9 @@ def test_files_that_hold_no_weights_are_refused(tmp_path):
         with pytest.raises(RequestError, match=words) as refused:
             network_of("conv4", (1, 28, 28), weights=str(tmp_path / name))
         assert "\n" not in str(refused.value)
-    torch.save({"model": {"weight": torch.ones(2)}}, tmp_path / "nested.pth")
-    with pytest.raises(RequestError, match="names and tensors only"):
-        network_of("conv4", (1, 28, 28), weights=str(tmp_path / "nested.pth"))
+    torch.save({"model": {"weight": 2.0}}, tmp_path / "numbers.pth")
+    with pytest.raises(RequestError, match="names and tensors only: it holds entry 'model'"):
+        network_of("conv4", (1, 28, 28), weights=str(tmp_path / "numbers.pth"))
 
 
 def test_weights_that_would_run_code_are_refused(tmp_path):

@@ -96,6 +96,21 @@ def test_ghost_without_groups_is_torchs_batch_norm(momentum):
     torch.testing.assert_close(holder(batch), plain(batch), rtol=1e-12, atol=1e-12)
 
 
+def test_ghost_under_autocast_keeps_its_statistics_in_float32():
+    torch.manual_seed(0)
+    images, plain = torch.randn(5, 4), nn.Sequential(nn.BatchNorm1d(4))
+    apply_batch_norm(plain, "ghost")
+    again = copy.deepcopy(plain)
+    for model in (plain, again):
+        set_ghost_groups(model, [3, 2])
+    plain.train()(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        again.train()(images)
+    for ours, theirs in zip(running_statistics(again), running_statistics(plain), strict=True):
+        assert ours.dtype == torch.float32
+        assert torch.equal(ours, theirs)
+
+
 def test_ghost_refuses_groups_of_another_batch_and_single_values():
     ghost = small_network("ghost").train()
     set_ghost_groups(ghost, [4, 4])

@@ -112,13 +112,35 @@ def test_lone_images_are_warned_of_and_trained_on(
     )
 
 
-def test_where_all_classes_have_one_image_nothing_is_kept_for_validation(
+# A method that compares images of a class learns nothing without two of one; a classifier does.
+@pytest.mark.parametrize("method", ["deep_knn", "mined", "batch_hard", "few_shot_nca"])
+@pytest.mark.parametrize(
+    ("of_each", "after", "way_out"),
+    [
+        (1, "", "method.kind=cross_entropy takes such classes"),
+        (2, " once 5 are held out for validation", "training.patience=0 holds none out"),
+    ],
+)
+def test_classes_of_one_training_image_each_are_refused(
+    tmp_path: Path, method: str, of_each: int, after: str, way_out: str
+) -> None:
+    packed = pack_folder(tmp_path, {f"c{number}": of_each for number in range(5)})
+    config = settings(packed, tmp_path / "run", *METHODS[method])
+    with pytest.raises(RequestError) as refused:
+        train_run(config)
+    assert str(refused.value) == (
+        f"data.dataset={packed} has one training image of each of its 5 classes{after}; method.kind={config.method.kind} "
+        f"compares images of a class and needs a class with two ({way_out}; more images for each class)"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_classifier_takes_classes_of_one_image_and_keeps_none_for_validation(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     packed = pack_folder(tmp_path, {f"c{number}": 1 for number in range(5)})
     with caplog.at_level(logging.WARNING):
-        summary = train_run(settings(packed, tmp_path / "run"))
-    assert "5 of 5 classes have one training image" in caplog.text
+        summary = train_run(settings(packed, tmp_path / "run", *METHODS["cross_entropy"]))
     assert "there are no images for validation, so the last epoch is kept" in caplog.text
     assert summary.warning.startswith("there are no images for validation")
     assert (summary.best_value, summary.is_better_than_start) == (None, None)

@@ -131,8 +131,10 @@ def test_a_diverged_run_says_so_and_resumes_from_its_start(
     diverging = [setting for setting in RUINOUS if not setting.startswith("training.lr=")]
     with pytest.raises(TrainingError) as error:
         train_run(settings(digits, features, run, *diverging, "training.lr=1000000.0"))
-    assert str(error.value).startswith("the network of step-00000002 has diverged: the embeddings row ")
-    assert str(error.value).endswith("every vector must be finite (a lower training.lr)")
+    assert str(error.value).startswith(
+        "the network of step-00000002 has diverged: the embedding of sample '0/0' (id 0 in "
+    )
+    assert str(error.value).endswith("(a lower training.lr, or training.precision=float32)")
     summary = train_run(settings(digits, features, run, *diverging, "training.lr=0.01"), resume=True)
     assert summary.steps == 6
 

@@ -56,6 +56,24 @@ class LogSums:
     """float32 [B, D]: mean of the rows, weighted by their share of the sum"""
 
 
+def check_memory(
+    num_images: int, dim: int, num_workers: int, *, index: IndexConfig, most_bytes: float
+) -> None:
+    """Raise RequestError where the rows of a worker do not fit into `most_bytes`, or `index.kind` cannot overwrite rows."""
+    if index.kind not in ("flat", "ivf_flat"):
+        raise RequestError(
+            f"mining.neighbours=memory overwrites rows, which index.kind={index.kind} cannot (index.kind=flat or ivf_flat)"
+        )
+    rows = int(np.diff(split_evenly(num_images, num_workers)).max())
+    num_bytes = rows * dim * 4 * (2 if index.kind == "ivf_flat" else 1)
+    if num_bytes > most_bytes:
+        raise RequestError(
+            f"mining.memory_gb={most_bytes / 1e9:g} is below the {num_bytes / 1e9:.3g} that a worker needs for its share "
+            f"of {num_images} embeddings of {dim} numbers on workers.num={num_workers} (more workers, a "
+            "smaller backbone.embedding_dim, or a larger mining.memory_gb)"
+        )
+
+
 class EmbeddingMemory:
     """This worker's rows of the memory [N, D].
 
@@ -86,26 +104,13 @@ class EmbeddingMemory:
         self.device = device
         self.edges = split_evenly(len(selection), group.world_size)
         self.start, self.stop = int(self.edges[group.rank]), int(self.edges[group.rank + 1])
-        self._check(index, dim, most_bytes)
+        check_memory(len(selection), dim, group.world_size, index=index, most_bytes=most_bytes)
         self.vectors = torch.zeros(self.stop - self.start, dim, device=device)
         """float32 [n, D]: the rows from `start` on"""
         self._squares = torch.zeros(self.stop - self.start, device=device)  # ‖row‖²
         self.written = torch.full((self.stop - self.start,), -1, dtype=torch.int32)
         """int32 [n]: optimizer step whose parameters each row was embedded with"""
         self.lists = MemoryLists(index, group, len(selection)) if index.kind == "ivf_flat" else None
-
-    def _check(self, index: IndexConfig, dim: int, most_bytes: float) -> None:
-        if index.kind not in ("flat", "ivf_flat"):
-            raise RequestError(
-                f"mining.neighbours=memory overwrites rows, which index.kind={index.kind} cannot (index.kind=flat or ivf_flat)"
-            )
-        num_bytes = int(np.diff(self.edges).max()) * dim * 4 * (2 if index.kind == "ivf_flat" else 1)
-        if num_bytes > most_bytes:
-            raise RequestError(
-                f"mining.memory_gb={most_bytes / 1e9:g} is below the {num_bytes / 1e9:.3g} that a worker needs for its share "
-                f"of {len(self.selection)} embeddings of {dim} numbers on workers.num={self.group.world_size} (more workers, a "
-                "smaller backbone.embedding_dim, or a larger mining.memory_gb)"
-            )
 
     def fill(self, vectors: Tensor, step: int) -> None:
         """Take this worker's rows (float32 [n, D]) of a pass at `step`; rows that a later step has written stay."""

@@ -13,12 +13,19 @@ from fsl_dist.losses.deep_knn import NO_TERMS, is_first, log_sum, neighbour_soft
 from fsl_dist.losses.distances import at_least_float32, euclidean_rows, smallest, squared_distances
 from fsl_dist.methods.deep_knn import BatchMining, DeepKNNConfig
 from fsl_dist.methods.method import Batch, MethodContext, TrainingIndex
-from fsl_dist.methods.mining.embedding_memory import Anchors, EmbeddingMemory, LogSums, class_ranges
+from fsl_dist.methods.mining.embedding_memory import (
+    Anchors,
+    EmbeddingMemory,
+    LogSums,
+    check_memory,
+    class_ranges,
+)
 from fsl_dist.methods.mining.neighbour_table import read_embeddings
 from fsl_dist.methods.mining.passes import Passes
 
 if TYPE_CHECKING:
     from fsl_dist.distributed import WorkerGroup
+    from index.config import IndexConfig
 
 
 class MemoryMining(BatchMining):
@@ -43,6 +50,17 @@ class MemoryMining(BatchMining):
         self.memory: EmbeddingMemory | None = None
         self._stored: dict[str, Tensor | str | int] = {}
         self._step: tuple[Tensor, Tensor] | None = None  # rows and embeddings of the step under way
+
+    def check_embeddings(self, dim: int, index: IndexConfig) -> None:
+        """Raise RequestError where the memory would be too large, or cannot be searched by `index.kind`."""
+        context = self.context
+        check_memory(
+            len(self.selection),
+            dim,
+            context.num_workers,
+            index=index,
+            most_bytes=context.mining.memory_gb * 1e9,
+        )
 
     def prepares_at(self, epoch: int, step: int) -> bool:
         """Where a pass starts or takes effect; and at an epoch's start, where an index of kind ivf_flat is clustered anew."""
