@@ -19,10 +19,11 @@ from index.base.errors import RequestError
 from index.base.object_cache import with_addresses, working_folder
 from index.changes import Changes, Contents
 from index.config import Device, Metric
-from index.merge import merge_top_k
+from index.exact.costs import linear
+from index.merge import order_top_k
 from index.plan import Filter, id_spans, order_queries
 from index.shard import NONE_HIDDEN, Request, Shard
-from index.vectors import check_column, check_vectors, unit_vectors
+from index.vectors import check_column, check_directions, check_vectors, unit_vectors
 from index.versions import Manifest
 
 # More neighbours a query than this are refused: answers of 16,384 already take 256 KiB a query.
@@ -43,7 +44,12 @@ class SearchResult:
     """int64 [n, k], best first; -1 where there are fewer than k."""
 
     distances: np.ndarray
-    """float32 [n, k]: squared distances (l2) or products (inner_product, cosine); +inf or -inf where the id is -1."""
+    """float32 [n, k]: squared distances (l2), products (inner_product) or cosines; +inf or -inf where the id is -1.
+
+    Rounded: below 1.4e-45 a distance is 0 here."""
+
+    exact_distances: np.ndarray
+    """float64 [n, k]: the same before they were rounded to float32; what the order is by, and what to compare them by"""
 
     num_missing: int
     """How many ids are -1, over all queries."""
@@ -166,7 +172,7 @@ class ShardedIndex(abc.ABC):
         parameters: Mapping[str, int] | None = None,
         exact: bool = False,
     ) -> SearchResult:
-        """The k nearest vectors of each query; ties go to the smaller id, and distances are exact on every kind.
+        """The k nearest vectors of each query by `exact.costs`; ties go to the smaller id, and distances are exact on every kind.
 
         A flat index finds the true neighbours, and so does every kind with `exact`, with `same_class`, and ivf_flat with
         nprobe of all clusters; elsewhere some may be missed, never a filter broken, never fewer answered than there are.
@@ -194,7 +200,7 @@ class ShardedIndex(abc.ABC):
         queries = np.asarray(queries)
         check_vectors(queries, "queries", self.dim)
         if self.metric == "cosine":
-            queries = unit_vectors(queries, "queries")
+            check_directions(queries, "queries")
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= MAX_K:
             raise RequestError(f"k={k} must be a whole number from 1 to {MAX_K}")
         num_queries = len(queries)
@@ -214,9 +220,8 @@ class ShardedIndex(abc.ABC):
         chosen = self._choose_parameters(parameters or {})
 
         ids = np.full((num_queries, k), -1, dtype=np.int64)
-        distances = np.empty((num_queries, k), dtype=np.float32)
+        costs = np.empty((num_queries, k))
         missing: set[int] = set()
-        sign = 1.0 if self.metric == "l2" else -1.0
         order = order_queries(filter, query_labels, spans)
         at_once = max(1, min(_QUERIES_AT_ONCE, _ANSWERS_AT_ONCE // k))
         for start in range(0, num_queries, at_once):
@@ -242,10 +247,12 @@ class ShardedIndex(abc.ABC):
                 asked.append(self._added.answer(of_added))
             missing.update(shard for shard, answer in enumerate(asked) if answer is None)
             answers = [answer for answer in asked if answer is not None]
-            ids[rows], distances[rows] = merge_top_k(
-                [a[0] for a in answers], [sign * a[1] for a in answers], int(k), self.metric
-            )
-        return SearchResult(ids, distances, int((ids < 0).sum()), tuple(sorted(missing)))
+            ids_of, costs_of = (np.concatenate(arrays, axis=1) for arrays in zip(*answers, strict=True))
+            ids[rows], costs[rows] = order_top_k(ids_of, costs_of, int(k))
+        distances = linear(costs, self.metric) if self.metric == "l2" else -linear(costs, self.metric)
+        return SearchResult(
+            ids, _to_float32(distances), distances, int((ids < 0).sum()), tuple(sorted(missing))
+        )
 
     def _choose_filter(
         self, same_class: Labels | None, other_class: Labels | None, num_queries: int
@@ -313,9 +320,10 @@ class ShardedIndex(abc.ABC):
         """Labels of ids of any shape, int64; -1 stays -1. Raises RequestError for an id the index lacks."""
         return self._contents.labels_of(ids)
 
-    def vectors(self, start: int, stop: int) -> np.ndarray:
-        """The stored vectors (of length 1 for cosine) at positions [start, stop), float32 [stop - start, dim]; off the disk where it can be.
+    def vectors(self, start: int, stop: int, *, as_given: bool = False) -> np.ndarray:
+        """The vectors (of length 1 for cosine) at positions [start, stop), float32 [stop - start, dim]; off the disk where it can be.
 
+        `as_given` gives them for cosine too as they were given; they alone are their own neighbours to the last digit.
         Positions are the version's: RequestError where it was changed since.
         """
         if self.changes.number:
@@ -330,7 +338,8 @@ class ShardedIndex(abc.ABC):
         parts = [part for part in parts if len(part)]
         if not parts:
             return np.empty((0, self.dim), dtype=np.float32)
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        vectors = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return unit_vectors(vectors) if self.metric == "cosine" and not as_given else vectors
 
     def _choose_parameters(self, wanted: Mapping[str, int]) -> dict[str, int]:
         """The index's own parameters with these in their place; RequestError for one that it does not have."""
@@ -344,6 +353,11 @@ class ShardedIndex(abc.ABC):
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
                 raise RequestError(f"parameters has {name}={value}; it must be a whole number of at least 1")
         return {**own, **{name: int(value) for name, value in wanted.items()}}
+
+
+def _to_float32(distances: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore", under="ignore"):
+        return distances.astype(np.float32)
 
 
 class LocalIndex(ShardedIndex):
