@@ -18,6 +18,7 @@ from index import kinds, versions
 from index.candidates import Candidates
 from index.config import Device, Metric
 from index.exact.costs import Vectors
+from index.exact.rounding import LARGEST_LENGTH
 from index.exact.second_look import SecondLook
 from index.flat import FlatRows, keep_best
 from index.gpu import choose_gpu
@@ -231,6 +232,8 @@ class Shard:
             worst = np.full(len(part), np.inf)  # nothing was left out
         else:
             worst = best.costs.max(axis=1).astype(np.float64)
+        # FAISS leaves rows out whose cost is no float32.
+        worst[~(best.lengths < LARGEST_LENGTH)] = -np.inf
         _leave_out(best.rows, hidden)
         return _Found(best.rows, worst, best.lengths)
 

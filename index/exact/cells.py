@@ -14,7 +14,7 @@ from index.exact.costs import Vectors
 _SAMPLE_ROWS = 4096
 _MOST_CELLS = 256
 # Smaller cells are not worth a product of their own.
-_ROWS_A_CELL = 16
+_ROWS_A_CELL = 128
 _ROWS_AT_ONCE = 4096
 
 

@@ -122,6 +122,8 @@ class _Search:
         self._lengths = np.sqrt(np.einsum("nd,nd->n", self._points, self._points))
         self.limits = limits
         """float64 [n]: rows that cost more are not needed"""
+        # float64 [n, k]: the least costs found, in no order
+        self._least = np.full((len(queries), k), np.inf)
         # (query, row, cost) of pairs within the limits: int64, int64, float64 [p]
         self._pairs: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self._num_pairs = 0
@@ -155,6 +157,7 @@ class _Search:
             for query, row, cost in self._pairs
             for kept in [~is_left[query]]
         ]
+        self._least[is_left] = np.inf
         return np.flatnonzero(is_left)
 
     def best(self) -> tuple[np.ndarray, np.ndarray]:
@@ -240,13 +243,13 @@ class _Search:
             return np.asarray(tile[some] <= most[:, None])
 
         hits = below(slice(None))
-        room = max(4 * (self._k + _SPARE), len(self._ids) // _SHARE_JUDGED)
-        many = np.flatnonzero(np.count_nonzero(hits, axis=1) > room)
         too_many = queries[:0]
+        many = np.flatnonzero(np.count_nonzero(hits, axis=1) > 2 * (self._k + _SPARE))
         if len(many):
             self._tighten(queries[many], rows, tile[many])
             hits[many] = below(many)
             if dtype == np.float32:
+                room = max(4 * (self._k + _SPARE), len(self._ids) // _SHARE_JUDGED)
                 many = many[np.count_nonzero(hits[many], axis=1) > room]
                 hits[many] = False
                 too_many = queries[many]
@@ -266,13 +269,24 @@ class _Search:
         self.limits[queries] = np.minimum(self.limits[queries], kth)
 
     def _add(self, queries: np.ndarray, rows: np.ndarray) -> None:
-        """Judge these pairs and keep those within the limits."""
+        """Judge these pairs, ordered by query and none of them seen before; lower the limits to the k-th best, and keep those within."""
+        if not len(queries):
+            return
         if len(queries) >= _PAIRS_FOR_TWINS:
             keys = queries * len(self._ids) + self._vectors.first_twins[rows]
             keys, places = np.unique(keys, return_inverse=True)
             costs = self._judge(keys // len(self._ids), keys % len(self._ids))[places]
         else:
             costs = self._judge(queries, rows)
+        firsts = np.flatnonzero(np.r_[True, queries[1:] != queries[:-1]])
+        counts = np.diff(np.r_[firsts, len(queries)])
+        met = queries[firsts]
+        found = np.full((len(met), self._k + int(counts.max())), np.inf)
+        found[:, : self._k] = self._least[met]
+        found[np.repeat(np.arange(len(met)), counts), self._k + np.arange(len(queries)) - np.repeat(firsts, counts)] = costs
+        found = np.partition(found, self._k - 1, axis=1)
+        self._least[met] = found[:, : self._k]
+        self.limits[met] = np.minimum(self.limits[met], found[:, self._k - 1])
         is_within = costs <= self.limits[queries]
         self._pairs.append((queries[is_within], rows[is_within], costs[is_within]))
         self._num_pairs += len(self._pairs[-1][0])
@@ -290,8 +304,6 @@ class _Search:
         order = np.lexsort((self._ids[row], cost, query))
         query, row, cost = query[order], row[order], cost[order]
         place = np.arange(len(query)) - np.searchsorted(query, query)
-        is_kth = place == self._k - 1
-        self.limits[query[is_kth]] = np.minimum(self.limits[query[is_kth]], cost[is_kth])
         is_best = place < self._k
         self._pairs = [(query[is_best], row[is_best], cost[is_best])]
         self._num_pairs = int(is_best.sum())
