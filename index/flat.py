@@ -15,7 +15,7 @@ import numpy as np
 from index import gpu as gpus
 from index.base.errors import RequestError
 from index.exact.costs import Vectors, linear
-from index.exact.rounding import FLOAT32, product_error, squared_distance_error
+from index.exact.rounding import FLOAT32, LARGEST_LENGTH, product_error, squared_distance_error
 from index.runtime import faiss, matrix_product_from
 from index.vectors import unit_vectors
 
@@ -44,7 +44,7 @@ class Queries:
     """float32 [n, dim]"""
 
     lengths: np.ndarray
-    """float64 [n]: their norms; inf or NaN where they leave float32's range"""
+    """float64 [n]: their norms; inf where squares leave float32's range"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,13 @@ class FlatRows:
     def hold(self, queries: np.ndarray) -> Queries:
         """Queries float32 [n, dim] as the rows are held; the other methods take these."""
         held = self._held(queries)
-        return Queries(held, _lengths(held))
+        lengths = _lengths(held)
+        is_far = ~(lengths < LARGEST_LENGTH)
+        if is_far.any():
+            # Their float32 costs are no numbers; nothing is promised of them, and they are looked at again.
+            held = np.where(is_far[:, None], np.float32(0), held)
+            lengths[is_far] = np.inf
+        return Queries(held, lengths)
 
     def is_proven(self, worst: np.ndarray, lengths: np.ndarray, kth: np.ndarray) -> np.ndarray:
         """Whether no row that was not proposed may cost `kth` or less: bool [n].
@@ -153,7 +159,6 @@ class FlatRows:
             vectors = vectors - self._mean
         if self._scale == 1:
             return vectors
-        # What leaves the range has no bound, so it is looked at again.
         with np.errstate(over="ignore"):
             return vectors * np.float32(self._scale)
 

@@ -8,7 +8,6 @@ import copy
 import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -20,8 +19,9 @@ from index.base.object_cache import with_addresses, working_folder
 from index.changes import Changes, Contents
 from index.config import Device, Metric
 from index.exact.costs import linear
-from index.merge import order_top_k
+from index.merge import merge_top_k
 from index.plan import Filter, id_spans, order_queries
+from index.results import Neighbours, SearchResult, make_result
 from index.shard import NONE_HIDDEN, Request, Shard
 from index.vectors import check_column, check_directions, check_vectors, unit_vectors
 from index.versions import Manifest
@@ -34,52 +34,6 @@ _ANSWERS_AT_ONCE = 1 << 26  # times 16 bytes for each shard: ids and costs
 
 Labels = np.ndarray | Sequence[int] | Sequence[str] | int | str
 """a label or class name for each query, or one for all of them"""
-
-
-@dataclass(frozen=True, slots=True)
-class SearchResult:
-    """Neighbours of n queries."""
-
-    ids: np.ndarray
-    """int64 [n, k], best first; -1 where there are fewer than k."""
-
-    distances: np.ndarray
-    """float32 [n, k]: squared distances (l2), products (inner_product) or cosines; +inf or -inf where the id is -1.
-
-    Rounded: below 1.4e-45 a distance is 0 here."""
-
-    exact_distances: np.ndarray
-    """float64 [n, k]: the same before they were rounded to float32; what the order is by, and what to compare them by"""
-
-    num_missing: int
-    """How many ids are -1, over all queries."""
-
-    missing_shards: tuple[int, ...] = ()
-    """Shards that did not answer, where partial answers were allowed: their vectors are not among the ids."""
-
-    def __repr__(self) -> str:
-        missing = f", {self.num_missing} missing" if self.num_missing else ""
-        return f"SearchResult({self.ids.shape[1]} neighbours of {self.ids.shape[0]} queries{missing}: ids, distances)"
-
-
-@dataclass(frozen=True, slots=True)
-class Neighbours:
-    """What mining asks for: neighbours of the query's own class and of all others; -1 where there are fewer."""
-
-    same_ids: np.ndarray
-    """int64 [n, num_same], best first."""
-
-    same_distances: np.ndarray
-    """float32 [n, num_same], as in SearchResult."""
-
-    other_ids: np.ndarray
-    """int64 [n, num_other], best first."""
-
-    other_distances: np.ndarray
-    """float32 [n, num_other], as in SearchResult."""
-
-    missing_shards: tuple[int, ...] = ()
-    """As in SearchResult, of either search."""
 
 
 class ShardedIndex(abc.ABC):
@@ -220,8 +174,9 @@ class ShardedIndex(abc.ABC):
         chosen = self._choose_parameters(parameters or {})
 
         ids = np.full((num_queries, k), -1, dtype=np.int64)
-        costs = np.empty((num_queries, k))
+        distances = np.empty((num_queries, k))
         missing: set[int] = set()
+        sign = 1.0 if self.metric == "l2" else -1.0
         order = order_queries(filter, query_labels, spans)
         at_once = max(1, min(_QUERIES_AT_ONCE, _ANSWERS_AT_ONCE // k))
         for start in range(0, num_queries, at_once):
@@ -247,12 +202,10 @@ class ShardedIndex(abc.ABC):
                 asked.append(self._added.answer(of_added))
             missing.update(shard for shard, answer in enumerate(asked) if answer is None)
             answers = [answer for answer in asked if answer is not None]
-            ids_of, costs_of = (np.concatenate(arrays, axis=1) for arrays in zip(*answers, strict=True))
-            ids[rows], costs[rows] = order_top_k(ids_of, costs_of, int(k))
-        distances = linear(costs, self.metric) if self.metric == "l2" else -linear(costs, self.metric)
-        return SearchResult(
-            ids, _to_float32(distances), distances, int((ids < 0).sum()), tuple(sorted(missing))
-        )
+            ids[rows], distances[rows] = merge_top_k(
+                [a[0] for a in answers], [sign * a[1] for a in answers], int(k), self.metric
+            )
+        return make_result(ids, linear(distances, self.metric), tuple(sorted(missing)))
 
     def _choose_filter(
         self, same_class: Labels | None, other_class: Labels | None, num_queries: int
@@ -353,11 +306,6 @@ class ShardedIndex(abc.ABC):
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
                 raise RequestError(f"parameters has {name}={value}; it must be a whole number of at least 1")
         return {**own, **{name: int(value) for name, value in wanted.items()}}
-
-
-def _to_float32(distances: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore", under="ignore"):
-        return distances.astype(np.float32)
 
 
 class LocalIndex(ShardedIndex):

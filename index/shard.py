@@ -18,7 +18,6 @@ from index import kinds, versions
 from index.candidates import Candidates
 from index.config import Device, Metric
 from index.exact.costs import Vectors
-from index.exact.rounding import LARGEST_LENGTH
 from index.exact.second_look import SecondLook
 from index.flat import FlatRows, keep_best
 from index.gpu import choose_gpu
@@ -212,7 +211,9 @@ class Shard:
         """As `_propose`, by comparing these queries with every row of the tasks: k + `margin` candidates and some for hidden rows."""
         queries = self._flat.hold(request.queries[part])
         hidden = self._hidden_among(request, tasks)
-        asked = request.k + margin + 1 + min(_SPARE, len(hidden))  # one more for the position that is left out
+        asked = (
+            request.k + margin + 1 + min(_SPARE, len(hidden))
+        )  # one more for the position that is left out
         found = []
         for task in tasks:
             count = min(asked, _num_rows(task))
@@ -232,8 +233,7 @@ class Shard:
             worst = np.full(len(part), np.inf)  # nothing was left out
         else:
             worst = best.costs.max(axis=1).astype(np.float64)
-        # FAISS leaves rows out whose cost is no float32.
-        worst[~(best.lengths < LARGEST_LENGTH)] = -np.inf
+        worst[np.isinf(best.lengths)] = -np.inf
         _leave_out(best.rows, hidden)
         return _Found(best.rows, worst, best.lengths)
 

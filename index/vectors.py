@@ -51,8 +51,9 @@ def check_directions(vectors: np.ndarray, name: str, rows: np.ndarray | None = N
         )
 
 
-def unit_vectors(vectors: np.ndarray) -> np.ndarray:
-    """Vectors float32 [n, dim], none of them zeros, divided by their lengths: float32, rounded once."""
+def unit_vectors(vectors: np.ndarray, name: str = "vectors", rows: np.ndarray | None = None) -> np.ndarray:
+    """float32 [n, dim] divided by their lengths, rounded once; `name`, `rows` and errors as for `check_directions`."""
+    check_directions(vectors, name, rows)
     units = np.empty(vectors.shape, dtype=np.float32)
     rows_at_once = max(1, (1 << 20) // vectors.shape[1])
     for start in range(0, len(vectors), rows_at_once):

@@ -45,7 +45,9 @@ def _largest_error(points: Tensor, distances: Tensor) -> float:
     """Most that a product distance, about the mean of `points`, is off by: the bound of searches in an index, for float64."""
     rows, dim = points.shape
     # No point is further from the mean than from the furthest point; the mean is rounded too.
-    radius = float(distances.max().sqrt()) + gamma(rows, FLOAT64) * float(points.square().sum(-1).max().sqrt())
+    radius = float(distances.max().sqrt()) + gamma(rows, FLOAT64) * float(
+        points.square().sum(-1).max().sqrt()
+    )
     return float(squared_distance_error(dim, radius, radius, FLOAT64))
 
 

@@ -11,7 +11,6 @@ import numpy as np
 from index.exact.cells import Cells, find_cells, one_cell
 from index.exact.costs import Vectors, linear, query_points
 from index.exact.rounding import FLOAT32, FLOAT64, gamma, product_error, squared_distance_error
-from index.merge import order_top_k
 
 _QUERIES_AT_ONCE = 512
 _ROWS_AT_ONCE = 4096  # with the above 8 MiB of float32, which stays in the cache
@@ -128,7 +127,9 @@ class _Search:
         self._pairs: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self._num_pairs = 0
 
-    def look(self, queries: np.ndarray, cells: Cells, is_allowed: np.ndarray | None, dtype: type) -> np.ndarray:
+    def look(
+        self, queries: np.ndarray, cells: Cells, is_allowed: np.ndarray | None, dtype: type
+    ) -> np.ndarray:
         """Find all pairs within the limits of these queries, int64 [any]; returns those left, which too many rows are near for float32."""
         if not len(queries):
             return queries
@@ -199,7 +200,9 @@ class _Search:
         squares = np.einsum("nd,nd->n", offsets, offsets)
         slack = gamma(offsets.shape[1], FLOAT32 if dtype is np.float32 else FLOAT64) * 1.01
         lengths = np.sqrt(squares)
-        columns = (squares * (1 - slack), -2 * slack * lengths) if self._is_l2 else (0 * squares, -slack * lengths)
+        columns = (
+            (squares * (1 - slack), -2 * slack * lengths) if self._is_l2 else (0 * squares, -slack * lengths)
+        )
         return np.column_stack([offsets, *columns]).astype(dtype), scale
 
     def _tile(
@@ -283,7 +286,10 @@ class _Search:
         met = queries[firsts]
         found = np.full((len(met), self._k + int(counts.max())), np.inf)
         found[:, : self._k] = self._least[met]
-        found[np.repeat(np.arange(len(met)), counts), self._k + np.arange(len(queries)) - np.repeat(firsts, counts)] = costs
+        found[
+            np.repeat(np.arange(len(met)), counts),
+            self._k + np.arange(len(queries)) - np.repeat(firsts, counts),
+        ] = costs
         found = np.partition(found, self._k - 1, axis=1)
         self._least[met] = found[:, : self._k]
         self.limits[met] = np.minimum(self.limits[met], found[:, self._k - 1])
