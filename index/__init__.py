@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from index.base.files import Owner as Owner
     from index.config import IndexConfig as IndexConfig
     from index.following import FollowingIndex as FollowingIndex
+    from index.results import Neighbours as Neighbours
+    from index.results import SearchResult as SearchResult
     from index.search import LocalIndex as LocalIndex
-    from index.search import Neighbours as Neighbours
-    from index.search import SearchResult as SearchResult
     from index.search import ShardedIndex as ShardedIndex
     from index.search import open_index as open_index
     from index.writing.build import Staging as Staging

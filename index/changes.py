@@ -3,7 +3,7 @@
 VERSION/changes/00000001.npz …   one batch each, written once and never changed; they count in the order of their numbers
     removed     int64 [r]        ids that are gone from here on, also those whose vectors this batch replaces
     ids, labels int64 [a]        rows that are added
-    vectors     float32 [a, dim] theirs; of length 1 for cosine
+    vectors     float32 [a, dim] theirs
     successor   int64 []         -1: a batch. A version's number: all before is merged into that version, and nothing
                                  follows. 0: the version was made current again, and batches follow
 """

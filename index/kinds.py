@@ -11,6 +11,7 @@ import numpy as np
 from index.base.errors import ConfigError, VersionError
 from index.config import IndexConfig, Kind
 from index.runtime import faiss, matrix_product_from
+from index.vectors import unit_vectors
 
 _PQ_NUMBERS = 4  # numbers of a vector behind each byte of code, at least
 _POINTS_PER_CLUSTER = 39  # fewer vectors a cluster, and FAISS calls the clustering badly founded
@@ -128,7 +129,7 @@ def train(sample: np.ndarray, num_vectors: int, config: IndexConfig) -> bytes:
 
 
 def fill(trained: bytes, vectors: np.ndarray, config: IndexConfig) -> "faiss.Index":
-    """A shard's FAISS index: what `train` gave, filled with float32 [rows, dim]; an id is a row of the shard."""
+    """A shard's FAISS index: what `train` gave, filled with float32 [rows, dim] (for cosine: divided by their lengths); an id is a row of the shard."""
     dim = vectors.shape[1]
     index = from_bytes(trained, "the trained index") if trained else _make(config, dim, max(1, len(vectors)))
     threads = faiss.omp_get_max_threads()
@@ -141,7 +142,8 @@ def fill(trained: bytes, vectors: np.ndarray, config: IndexConfig) -> "faiss.Ind
     try:
         with matrix_product_from(1, len(vectors)):
             for start in range(0, len(vectors), _ROWS_AT_ONCE):
-                index.add(np.ascontiguousarray(vectors[start : start + _ROWS_AT_ONCE]))
+                part = np.ascontiguousarray(vectors[start : start + _ROWS_AT_ONCE])
+                index.add(unit_vectors(part) if config.metric == "cosine" else part)
     except RuntimeError as error:
         raise ConfigError(
             f"index.factory={config.factory} takes no vectors in order: {_reason(error)}"

@@ -8,7 +8,6 @@ import copy
 import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -19,10 +18,12 @@ from index.base.errors import RequestError
 from index.base.object_cache import with_addresses, working_folder
 from index.changes import Changes, Contents
 from index.config import Device, Metric
+from index.exact.costs import linear
 from index.merge import merge_top_k
 from index.plan import Filter, id_spans, order_queries
+from index.results import Neighbours, SearchResult, make_result
 from index.shard import NONE_HIDDEN, Request, Shard
-from index.vectors import check_column, check_vectors, unit_vectors
+from index.vectors import check_column, check_directions, check_vectors, unit_vectors
 from index.versions import Manifest
 
 # More neighbours a query than this are refused: answers of 16,384 already take 256 KiB a query.
@@ -33,47 +34,6 @@ _ANSWERS_AT_ONCE = 1 << 26  # times 16 bytes for each shard: ids and costs
 
 Labels = np.ndarray | Sequence[int] | Sequence[str] | int | str
 """a label or class name for each query, or one for all of them"""
-
-
-@dataclass(frozen=True, slots=True)
-class SearchResult:
-    """Neighbours of n queries."""
-
-    ids: np.ndarray
-    """int64 [n, k], best first; -1 where there are fewer than k."""
-
-    distances: np.ndarray
-    """float32 [n, k]: squared distances (l2) or products (inner_product, cosine); +inf or -inf where the id is -1."""
-
-    num_missing: int
-    """How many ids are -1, over all queries."""
-
-    missing_shards: tuple[int, ...] = ()
-    """Shards that did not answer, where partial answers were allowed: their vectors are not among the ids."""
-
-    def __repr__(self) -> str:
-        missing = f", {self.num_missing} missing" if self.num_missing else ""
-        return f"SearchResult({self.ids.shape[1]} neighbours of {self.ids.shape[0]} queries{missing}: ids, distances)"
-
-
-@dataclass(frozen=True, slots=True)
-class Neighbours:
-    """What mining asks for: neighbours of the query's own class and of all others; -1 where there are fewer."""
-
-    same_ids: np.ndarray
-    """int64 [n, num_same], best first."""
-
-    same_distances: np.ndarray
-    """float32 [n, num_same], as in SearchResult."""
-
-    other_ids: np.ndarray
-    """int64 [n, num_other], best first."""
-
-    other_distances: np.ndarray
-    """float32 [n, num_other], as in SearchResult."""
-
-    missing_shards: tuple[int, ...] = ()
-    """As in SearchResult, of either search."""
 
 
 class ShardedIndex(abc.ABC):
@@ -166,7 +126,7 @@ class ShardedIndex(abc.ABC):
         parameters: Mapping[str, int] | None = None,
         exact: bool = False,
     ) -> SearchResult:
-        """The k nearest vectors of each query; ties go to the smaller id, and distances are exact on every kind.
+        """The k nearest vectors of each query by `exact.costs`; ties go to the smaller id, and distances are exact on every kind.
 
         A flat index finds the true neighbours, and so does every kind with `exact`, with `same_class`, and ivf_flat with
         nprobe of all clusters; elsewhere some may be missed, never a filter broken, never fewer answered than there are.
@@ -194,7 +154,7 @@ class ShardedIndex(abc.ABC):
         queries = np.asarray(queries)
         check_vectors(queries, "queries", self.dim)
         if self.metric == "cosine":
-            queries = unit_vectors(queries, "queries")
+            check_directions(queries, "queries")
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= MAX_K:
             raise RequestError(f"k={k} must be a whole number from 1 to {MAX_K}")
         num_queries = len(queries)
@@ -214,7 +174,7 @@ class ShardedIndex(abc.ABC):
         chosen = self._choose_parameters(parameters or {})
 
         ids = np.full((num_queries, k), -1, dtype=np.int64)
-        distances = np.empty((num_queries, k), dtype=np.float32)
+        distances = np.empty((num_queries, k))
         missing: set[int] = set()
         sign = 1.0 if self.metric == "l2" else -1.0
         order = order_queries(filter, query_labels, spans)
@@ -245,7 +205,7 @@ class ShardedIndex(abc.ABC):
             ids[rows], distances[rows] = merge_top_k(
                 [a[0] for a in answers], [sign * a[1] for a in answers], int(k), self.metric
             )
-        return SearchResult(ids, distances, int((ids < 0).sum()), tuple(sorted(missing)))
+        return make_result(ids, linear(distances, self.metric), tuple(sorted(missing)))
 
     def _choose_filter(
         self, same_class: Labels | None, other_class: Labels | None, num_queries: int
@@ -313,9 +273,10 @@ class ShardedIndex(abc.ABC):
         """Labels of ids of any shape, int64; -1 stays -1. Raises RequestError for an id the index lacks."""
         return self._contents.labels_of(ids)
 
-    def vectors(self, start: int, stop: int) -> np.ndarray:
-        """The stored vectors (of length 1 for cosine) at positions [start, stop), float32 [stop - start, dim]; off the disk where it can be.
+    def vectors(self, start: int, stop: int, *, as_given: bool = False) -> np.ndarray:
+        """The vectors (of length 1 for cosine) at positions [start, stop), float32 [stop - start, dim]; off the disk where it can be.
 
+        `as_given` gives them for cosine too as they were given; they alone are their own neighbours to the last digit.
         Positions are the version's: RequestError where it was changed since.
         """
         if self.changes.number:
@@ -330,7 +291,8 @@ class ShardedIndex(abc.ABC):
         parts = [part for part in parts if len(part)]
         if not parts:
             return np.empty((0, self.dim), dtype=np.float32)
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        vectors = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return unit_vectors(vectors) if self.metric == "cosine" and not as_given else vectors
 
     def _choose_parameters(self, wanted: Mapping[str, int]) -> dict[str, int]:
         """The index's own parameters with these in their place; RequestError for one that it does not have."""

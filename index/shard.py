@@ -1,8 +1,9 @@
 """One shard: the nearest of a contiguous range of positions.
 
-Float32 arithmetic, or the shard's FAISS index, only proposes: at least k + 10 candidates. Direct differences in float64 on the
-raw vectors decide. Squared distances and products are both held as a *cost*, the smaller the better, so that one path
-serves every metric.
+Float32 arithmetic, or the shard's FAISS index, only proposes: at least k + 10 candidates. Their costs in float64 (`exact.costs`)
+decide. Where all rows were compared, a bound on float32's rounding (`exact.rounding`) proves that no other row may be nearer; queries without
+that proof are asked wider, then looked at again (`exact.second_look`). A *cost* is the smaller the better, so that one path serves
+every metric.
 """
 
 import itertools
@@ -16,22 +17,25 @@ import numpy as np
 from index import kinds, versions
 from index.candidates import Candidates
 from index.config import Device, Metric
+from index.exact.costs import Vectors
+from index.exact.second_look import SecondLook
 from index.flat import FlatRows, keep_best
 from index.gpu import choose_gpu
 from index.merge import order_top_k
 from index.plan import Task, is_among
 from index.runtime import faiss
+from index.vectors import unit_vectors
 from index.versions import Manifest
 
-# Candidates beyond k that float64 decides about. With none, 27% of rows had a wrong neighbour set on embeddings
-# of norm 16 and spread 0.01; with 10, no row had.
+# Candidates beyond k that float64 decides about: the last of them is mostly so much further than the k-th that nothing between is hidden.
 MARGIN = 10
-# Candidates more where positions are hidden, at first; queries that hidden ones crowd ask again for eight times as many.
+# Candidates more where positions are hidden.
 _SPARE = 10
+# Queries without proof ask for so many more, where they are at most one in so many of those asked together; a second look for each
+# would read all vectors for a few.
+_WIDER_MARGIN = 120
+_FEW = 8
 _QUERIES_AT_ONCE = 4096
-# float64 numbers held at once while candidates are judged: 256 KiB stay in the cache. 2,048 queries with 16 candidates of
-# dim 256 took 36 ms with it, and about 100 ms with 16 MiB.
-_RERANK_NUMBERS = 1 << 15
 _RERANK_QUERIES = 512  # for fewer queries a thread, threads cost more than they bring
 
 
@@ -43,7 +47,7 @@ class Request:
     """What every shard is asked; plain arrays, so that it travels to actors without copies."""
 
     queries: np.ndarray
-    """float32 [n, dim]; of length 1 for cosine."""
+    """float32 [n, dim]"""
 
     labels: np.ndarray
     """int64 [n]; read only by masked tasks."""
@@ -74,8 +78,8 @@ class Shard:
     """The vectors of positions [start, start + rows), raw on disk, and what proposes candidates among them.
 
     vectors: float32 [rows, dim]; ids, labels: int64 [rows]; mean: float [dim], l2 alone; candidates: the shard's
-    FAISS index, None for flat; parameters: what it is asked with. Memory: flat l2 holds one float32 copy of the shard, other flat ones none; other
-    kinds hold what FAISS holds.
+    FAISS index, None for flat; parameters: what it is asked with. Memory: flat holds one float32 copy of the shard for l2 and cosine, none for
+    inner products; other kinds hold what FAISS holds.
     """
 
     def __init__(
@@ -93,15 +97,14 @@ class Shard:
     ) -> None:
         self.start = start
         self.stop = start + len(vectors)
-        self._raw = vectors
         self._ids = ids
-        self._is_l2 = metric == "l2"
+        self._vectors = Vectors(vectors, metric)
         self._candidates = candidates
         self._parameters = parameters or {}
+        self._second_look = SecondLook(self._vectors, labels, ids)
         self._flat = FlatRows(
-            vectors,
+            self._vectors,
             labels,
-            metric,
             None if mean is None else mean.astype(np.float32),
             keep_copy=candidates is None,
             gpu=gpu,
@@ -149,7 +152,7 @@ class Shard:
     def answer(self, request: Request) -> tuple[np.ndarray, np.ndarray]:
         """This shard's k best for each query: ids int64 [n, k] and costs float64 [n, k], best first.
 
-        A cost is the squared distance (l2) or the negative product (inner_product, cosine); -1 and +inf fill up.
+        Costs are those of `exact.costs`; -1 and +inf fill up.
         """
         ids = np.full((len(request.queries), request.k), -1, dtype=np.int64)
         costs = np.full((len(request.queries), request.k), np.inf)
@@ -158,9 +161,14 @@ class Shard:
         ):
             tasks = [task for task in map(self._cut, group) if task.start < task.stop]
             for start in range(first, last if tasks else first, _QUERIES_AT_ONCE):
-                part = slice(start, min(start + _QUERIES_AT_ONCE, last))
-                candidates = self._propose(request, part, tasks)
-                ids[part], costs[part] = self._decide(request, part, candidates)
+                part = np.arange(start, min(start + _QUERIES_AT_ONCE, last))
+                found = self._propose(request, part, tasks)
+                ids[part], costs[part], doubts = self._decide(request, part, found)
+                if 0 < _FEW * len(doubts) <= max(len(part), _FEW):
+                    found = self._propose_all(request, doubts, tasks, _WIDER_MARGIN)
+                    ids[doubts], costs[doubts], doubts = self._decide(request, doubts, found)
+                if len(doubts):
+                    ids[doubts], costs[doubts] = self._look_again(request, doubts, tasks, costs[doubts, -1])
         return ids, costs
 
     def _cut(self, task: Task) -> Task:
@@ -173,40 +181,39 @@ class Shard:
             start, stop = (int(positions[0]), int(positions[-1]) + 1) if len(positions) else (0, 0)
         return Task(task.query_start, task.query_stop, start, stop, task.is_masked, task.is_class, positions)
 
-    def _propose(self, request: Request, part: slice, tasks: list[Task]) -> np.ndarray:
-        """Rows of this shard that may be among the k best: int64 [queries, any], -1 for none."""
+    def _propose(self, request: Request, part: np.ndarray, tasks: list[Task]) -> "_Found":
+        """Rows of this shard that may be among the k best of these queries, int64 [n] of the request."""
         num_rows = sum(_num_rows(task) for task in tasks)
         index = self._candidates
         is_exact = request.is_exact or any(task.is_class or task.is_masked for task in tasks)
         parameters = {**self._parameters, **request.parameters}
         if index is None or is_exact or num_rows <= index.visits(parameters):
-            return self._propose_all(request, part, tasks)
+            return self._propose_all(request, part, tasks, MARGIN)
         hidden = self._hidden_among(request, tasks)
         width = parameters["k_factor"] * request.k + MARGIN + 1
         # As many again, and queries that hidden rows crowd still get k of the others.
         width = min(width + min(len(hidden), width), num_rows)
         allowed = [(t.start, t.stop) for t in tasks] if tasks[0].positions is None else tasks[0].positions
-        rows = index.propose(request.queries[part], width, allowed, parameters)
+        queries = request.queries[part]
+        if self._vectors.metric == "cosine":
+            queries = unit_vectors(queries)
+        rows = index.propose(queries, width, allowed, parameters)
         _leave_out(rows, hidden)
+        found = _Found(rows, np.full(len(part), np.inf), np.zeros(len(part)))
         # One more than k for the position that is left out. Who got fewer is answered from the vectors.
         wanted = min(request.k + 1, num_rows - len(hidden))
         short = np.flatnonzero((rows >= 0).sum(axis=1) < wanted)
         if len(short):
-            rows = _put_in(rows, short, self._propose_all(request, short + part.start, tasks))
-        return rows
+            found = found.with_answers(short, self._propose_all(request, part[short], tasks, MARGIN))
+        return found
 
-    def _propose_all(
-        self, request: Request, part: slice | np.ndarray, tasks: list[Task], spare: int | None = None
-    ) -> np.ndarray:
-        """As `_propose`, by comparing these queries with every row of the tasks.
-
-        At most k + 11 candidates, and up to `spare` more in place of hidden ones among them.
-        """
-        spare = _SPARE if spare is None else spare
-        queries = self._flat.centre(request.queries[part])
+    def _propose_all(self, request: Request, part: np.ndarray, tasks: list[Task], margin: int) -> "_Found":
+        """As `_propose`, by comparing these queries with every row of the tasks: k + `margin` candidates and some for hidden rows."""
+        queries = self._flat.hold(request.queries[part])
         hidden = self._hidden_among(request, tasks)
-        width = request.k + MARGIN + 1  # one more for the position that is left out
-        asked = width + min(spare, len(hidden))
+        asked = (
+            request.k + margin + 1 + min(_SPARE, len(hidden))
+        )  # one more for the position that is left out
         found = []
         for task in tasks:
             count = min(asked, _num_rows(task))
@@ -221,16 +228,14 @@ class Shard:
                 found.append(
                     self._flat.nearest(queries, task.start, task.stop, count, is_class=task.is_class)
                 )
-        rows = keep_best(found, asked)[1]
-        _leave_out(rows, hidden)
-        if spare < len(hidden):
-            # Hidden rows took more places than were spare: these queries ask for more.
-            wanted = min(width, sum(map(_num_rows, tasks)) - len(hidden))
-            short = np.flatnonzero((rows >= 0).sum(axis=1) < wanted)
-            if len(short):
-                numbers = short + part.start if isinstance(part, slice) else part[short]
-                rows = _put_in(rows, short, self._propose_all(request, numbers, tasks, 8 * spare))
-        return rows
+        best = keep_best(found, asked)
+        if sum(map(_num_rows, tasks)) <= asked:
+            worst = np.full(len(part), np.inf)  # nothing was left out
+        else:
+            worst = best.costs.max(axis=1).astype(np.float64)
+        worst[np.isinf(best.lengths)] = -np.inf
+        _leave_out(best.rows, hidden)
+        return _Found(best.rows, worst, best.lengths)
 
     def _hidden_among(self, request: Request, tasks: list[Task]) -> np.ndarray:
         """Hidden rows of this shard that the tasks would search: int64, ascending."""
@@ -245,56 +250,83 @@ class Shard:
         # Masked tasks stand after others, with ranges apart from theirs.
         return np.sort(np.concatenate(parts))
 
-    def _decide(self, request: Request, part: slice, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Order candidates by float64 costs of the raw vectors: ids [queries, k] and costs [queries, k]."""
-        queries, skip = request.queries[part], request.skip[part]
+    def _decide(
+        self, request: Request, part: np.ndarray, found: "_Found"
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Order candidates by their exact costs: ids [queries, k], costs [queries, k], and the queries without proof, int64 of the request."""
+        queries, rows = request.queries[part], found.rows
         costs = np.empty(rows.shape)
         num_threads = max(1, min(faiss.omp_get_max_threads(), len(rows) // _RERANK_QUERIES))
         if num_threads == 1:
-            self._judge(queries, rows, costs)
+            self._vectors.costs(queries, rows, costs)
         else:
             with ThreadPoolExecutor(num_threads) as pool:
                 cuts = (np.array_split(array, num_threads) for array in (queries, rows, costs))
-                list(pool.map(self._judge, *cuts))
+                list(pool.map(self._vectors.costs, *cuts))
+        ids, costs = self._order(request, part, rows, costs)
+        is_whole = np.isposinf(found.worst)
+        is_proven = is_whole | self._flat.is_proven(found.worst, found.lengths, costs[:, -1])
+        return ids, costs, part[~is_proven]
+
+    def _look_again(
+        self, request: Request, part: np.ndarray, tasks: list[Task], limits: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Exact ids [queries, k] and costs [queries, k] of queries whose k-th best costs no more than `limits`."""
+        is_allowed = np.zeros(self.stop - self.start, dtype=bool)
+        for task in tasks:
+            is_allowed[slice(task.start, task.stop) if task.positions is None else task.positions] = True
+        is_allowed[self._hidden_among(request, tasks)] = False
+        rows, costs = self._second_look.nearest(
+            request.queries[part],
+            request.labels[part],
+            limits,
+            request.k + 1,  # one more for the position that is left out
+            is_allowed,
+            is_masked=any(task.is_masked for task in tasks),
+        )
+        return self._order(request, part, rows, costs)
+
+    def _order(
+        self, request: Request, part: np.ndarray, rows: np.ndarray, costs: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The k best of judged candidates [queries, any] without the position left out: ids and costs [queries, k]."""
         ids = self._ids[rows]
-        left_out = (rows < 0) | (rows + self.start == skip[:, None])
+        left_out = (rows < 0) | (rows + self.start == request.skip[part][:, None])
         ids[left_out] = -1
         costs[left_out] = np.inf
         return order_top_k(ids, costs, request.k)
 
-    def _judge(self, queries: np.ndarray, rows: np.ndarray, costs: np.ndarray) -> None:
-        """Write the float64 cost of each candidate: `costs` [queries, candidates] as `rows`."""
-        raw = np.asarray(self._raw)
-        at_once = max(1, _RERANK_NUMBERS // (rows.shape[1] * raw.shape[1]))
-        held = np.empty((min(at_once, len(rows)), rows.shape[1], raw.shape[1]))
-        combine = np.subtract if self._is_l2 else np.multiply
-        for first in range(0, len(rows), at_once):
-            some = slice(first, first + at_once)
-            vectors = raw.take(rows[some], axis=0)
-            # [queries, candidates, dim]; float32 to float64 happens inside.
-            terms = held[: len(vectors)]
-            combine(vectors, queries[some, None, :], out=terms, dtype=np.float64)
-            if self._is_l2:
-                np.einsum("ncd,ncd->nc", terms, terms, out=costs[some])
-            else:
-                np.sum(terms, axis=2, out=costs[some])
-                np.negative(costs[some], out=costs[some])
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Candidates of n queries."""
+
+    rows: np.ndarray
+    """int64 [n, any], −1 for none"""
+
+    worst: np.ndarray
+    """float64 [n]: no row that was compared and is not among them costs less, up to rounding; +inf where none was left out, or the FAISS
+    index answered, which promises nothing"""
+
+    lengths: np.ndarray
+    """float64 [n]: as in `flat.Proposal`"""
+
+    def with_answers(self, places: np.ndarray, found: "_Found") -> "_Found":
+        """These candidates with others for the queries at `places`, int64 [m]."""
+        width = max(self.rows.shape[1], found.rows.shape[1])
+        rows = np.full((len(self.rows), width), -1, dtype=np.int64)
+        rows[:, : self.rows.shape[1]] = self.rows
+        rows[places] = -1
+        rows[places, : found.rows.shape[1]] = found.rows
+        worst, lengths = self.worst.copy(), self.lengths.copy()
+        worst[places], lengths[places] = found.worst, found.lengths
+        return _Found(rows, worst, lengths)
 
 
 def _leave_out(rows: np.ndarray, hidden: np.ndarray) -> None:
     """Put -1 where `rows` has one of `hidden`, ascending."""
     if len(hidden):
         rows[is_among(rows, hidden)] = -1
-
-
-def _put_in(rows: np.ndarray, places: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """`rows` [n, any] with `found` [len(places), any] as the answers at `places`."""
-    width = max(rows.shape[1], found.shape[1])
-    wider = np.full((len(rows), width), -1, dtype=np.int64)
-    wider[:, : rows.shape[1]] = rows
-    wider[places] = -1
-    wider[places, : found.shape[1]] = found
-    return wider
 
 
 def _num_rows(task: Task) -> int:

@@ -94,7 +94,7 @@ class Truth:
     """Neighbours a query."""
 
     last: np.ndarray
-    """float32 [n]: cost of the last true neighbour, a squared distance or a negative product; −inf where there is none."""
+    """float64 [n]: cost of the last true neighbour, a squared distance or a negative product; −inf where there is none."""
 
     num_true: int
     """True neighbours of all queries together."""
@@ -114,8 +114,8 @@ def find_truth(index: LocalIndex, k: int, sample: int = 1000, seed: int = 0) -> 
     )
     true = index.search(_vectors_at(index, positions), k, query_ids=index.ids[positions], exact=True)
     # Where there are fewer than k, the last there is.
-    costs = np.where(true.ids >= 0, _sign_of(index) * true.distances, -np.inf)
-    return Truth(positions, k, costs.max(axis=1).astype(np.float32), int((true.ids >= 0).sum()))
+    costs = np.where(true.ids >= 0, _sign_of(index) * true.exact_distances, -np.inf)
+    return Truth(positions, k, costs.max(axis=1), int((true.ids >= 0).sum()))
 
 
 class Measurer:
@@ -158,7 +158,7 @@ class Measurer:
             began = time.perf_counter()
             found = self._index.search(queries, self._truth.k, query_ids=ids, parameters=parameters)
             seconds += time.perf_counter() - began
-            costs = _sign_of(self._index) * found.distances
+            costs = _sign_of(self._index) * found.exact_distances
             num_hits += int(((found.ids >= 0) & (costs <= last[some])).sum())
         return num_hits, seconds
 
@@ -194,7 +194,7 @@ def _vectors_at(index: LocalIndex, positions: np.ndarray) -> np.ndarray:
     for shard in range(len(index.manifest.shard_starts)):
         start, stop = index.manifest.shard_range(shard)
         own = positions[slice(*np.searchsorted(positions, (start, stop)))]
-        parts.append(index.vectors(start, stop)[own - start])
+        parts.append(index.vectors(start, stop, as_given=True)[own - start])
     return np.concatenate(parts)
 
 

@@ -44,23 +44,28 @@ def find_bad_row(vectors: np.ndarray) -> tuple[int, str] | None:
     return None
 
 
-def unit_vectors(vectors: np.ndarray, name: str, rows: np.ndarray | None = None) -> np.ndarray:
-    """float32 [n, dim] divided by their lengths; a vector of zeros has no direction (RequestError, naming the row).
+def check_directions(vectors: np.ndarray, name: str, rows: np.ndarray | None = None) -> None:
+    """Refuse a vector of zeros among [n, dim], which has no direction and so no cosine (RequestError, naming the row).
 
     `rows` as for `check_vectors`.
     """
+    has_direction = vectors.any(axis=1)
+    if not has_direction.all():
+        row = int(np.argmin(has_direction))
+        known_by = row if rows is None else rows[row]
+        raise RequestError(
+            f"{name} row {known_by} is all zeros and has no direction; metric=cosine needs one (metric=l2)"
+        )
+
+
+def unit_vectors(vectors: np.ndarray, name: str = "vectors", rows: np.ndarray | None = None) -> np.ndarray:
+    """float32 [n, dim] divided by their lengths, rounded once; `name`, `rows` and errors as for `check_directions`."""
+    check_directions(vectors, name, rows)
     units = np.empty(vectors.shape, dtype=np.float32)
     rows_at_once = max(1, (1 << 20) // vectors.shape[1])
     for start in range(0, len(vectors), rows_at_once):
         part = vectors[start : start + rows_at_once].astype(np.float64)
-        norms = np.linalg.norm(part, axis=1, keepdims=True)
-        if not norms.all():
-            row = start + int(np.argmin(norms))
-            known_by = row if rows is None else rows[row]
-            raise RequestError(
-                f"{name} row {known_by} is all zeros and has no direction; metric=cosine needs one (metric=l2)"
-            )
-        units[start : start + rows_at_once] = part / norms
+        units[start : start + rows_at_once] = part / np.linalg.norm(part, axis=1, keepdims=True)
     return units
 
 

@@ -85,7 +85,7 @@ class Manifest:
     """What a search takes where it is told nothing else: nprobe, ef_search, k_factor, as built or tuned."""
 
     metric: Metric
-    """l2, inner_product, or cosine, whose vectors have length 1."""
+    """l2, inner_product or cosine."""
 
     dim: int
     """Numbers in a vector."""

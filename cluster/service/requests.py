@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from cluster.service.settings import Limits
 from index.base.errors import RequestError
 from index.base.settings import settings, validate
-from index.search import SearchResult, ShardedIndex
+from index.results import SearchResult
+from index.search import ShardedIndex
 
 JSON = "application/json"
 RAW = "application/octet-stream"

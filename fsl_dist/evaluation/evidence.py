@@ -115,9 +115,7 @@ def gather_evidence(
         vectors = embedder.embed_images(images)
     own = None if query_ids is None else np.array(query_ids, dtype=np.int64)
     answer = gallery.search(vectors, k, query_ids=own)
-    costs = (
-        np.sqrt(np.maximum(answer.distances, 0.0)) if gallery.metric == "l2" else -answer.distances
-    ).tolist()
+    costs = (np.sqrt(answer.exact_distances) if gallery.metric == "l2" else -answer.exact_distances).tolist()
     found = []
     for row, pixels in enumerate(pixels_of(images, config.data)):
         ids, query = answer.ids[row], vectors[row]

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fsl_dist.errors import RequestError
+from index.exact.costs import Vectors
+from index.exact.rounding import FLOAT64, squared_distance_error
 
 Matrix = NDArray[np.float64]
 
@@ -67,17 +69,28 @@ def target_neighbours(vectors: Matrix, labels: NDArray[np.int64], num: int) -> N
     vectors: float64 [n, dim]. Equal distances go to the smaller row.
     """
     targets = np.full((len(vectors), num), -1, dtype=np.int64)
+    held = Vectors(vectors, "l2")
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         width = min(num, len(members) - 1)
+        if width == 0:
+            continue
         points = vectors[members] - vectors[members].mean(axis=0)
+        longest = np.sqrt(np.square(points).sum(axis=1).max())
+        rounding = 4 * squared_distance_error(points.shape[1], longest, longest, FLOAT64)
         rows_at_once = max(1, _PAIRS_AT_A_TIME // len(members))
         for start in range(0, len(members), rows_at_once):
             rows = np.arange(start, min(start + rows_at_once, len(members)))
             distances = _squared_distances(points[rows], points)
             distances[np.arange(len(rows)), rows] = np.inf
-            nearest = np.argsort(distances, axis=1, kind="stable")[:, :width]
-            targets[members[rows], :width] = members[nearest]
+            # Products are rounded: what may be among the nearest is compared once more, by differences.
+            kth = np.partition(distances, width - 1, axis=1)[:, width - 1 : width]
+            who, near = np.nonzero(distances <= kth + rounding)
+            costs = held.costs(vectors[members[rows[who]]], members[near][:, None])[:, 0]
+            order = np.lexsort((near, costs, who))
+            place = np.arange(len(who)) - np.searchsorted(who, who)
+            first = place < width
+            targets[members[rows[who[first]]], place[first]] = members[near[order[first]]]
     return targets
 
 

@@ -4,11 +4,10 @@ import torch
 from torch import Tensor
 
 from fsl_dist.losses.distances import squared_distances
+from index.exact.rounding import FLOAT64, gamma, squared_distance_error
 
 # Candidates are gathered as float64 [rows, candidates, dim] in pieces of 2^23 numbers, 64 MiB.
 _NUMBERS_PER_CHUNK = 2**23
-# Rounding of a float64 product against direct differences: about dim · 1e-16 of the largest norm; 1e-10 is ample.
-_PRODUCT_ROUNDING = 1e-10
 
 
 @torch.no_grad()
@@ -29,8 +28,8 @@ def rank_pairs(
         return found
     sign = -1.0 if furthest else 1.0
     distances = squared_distances(points, points)
-    # No point is further from the mean than from the furthest point.
-    rounding = _PRODUCT_ROUNDING * distances.max()
+    # Two distances may be in either order where they differ by less than the errors of both, and of the direct ones that decide.
+    rounding = 4 * _largest_error(points, distances)
     distances = (sign * distances).masked_fill(~allowed, float("inf"))
     # One more than asked for: the last place may tie with the one after it.
     nearest, candidates = distances.topk(min(num + 1, rows), dim=-1, largest=False)
@@ -40,6 +39,16 @@ def rank_pairs(
         first = _rank_exactly(points, distances, allowed, ids, width, sign)[..., :num]
     found[..., : first.shape[-1]] = first
     return found
+
+
+def _largest_error(points: Tensor, distances: Tensor) -> float:
+    """Most that a product distance, about the mean of `points`, is off by: the bound of searches in an index, for float64."""
+    rows, dim = points.shape
+    # No point is further from the mean than from the furthest point; the mean is rounded too.
+    radius = float(distances.max().sqrt()) + gamma(rows, FLOAT64) * float(
+        points.square().sum(-1).max().sqrt()
+    )
+    return float(squared_distance_error(dim, radius, radius, FLOAT64))
 
 
 def _rank_exactly(

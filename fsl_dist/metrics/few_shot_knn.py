@@ -5,7 +5,7 @@ equal distances there by the smaller label; classes without a vote follow in the
 first class is the vote's, and recall@k needs no other neighbours than mca.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,10 +24,13 @@ from fsl_dist.metrics.few_shot import (
 )
 from fsl_dist.metrics.knn import NO_LABEL
 from index.config import Metric
+from index.exact.costs import Vectors, query_points
+from index.exact.rounding import FLOAT64, product_error, squared_distance_error
+from index.vectors import check_directions
 
-# Gallery vectors, and distances of one block of them, in memory at a time: 2**22 float64 are 32 MB.
+# Gallery vectors, and distances of one block of them, in memory at a time: 2**20 float64 are 8 MiB.
 _GALLERY_AT_A_TIME = 2**13
-_DISTANCES_AT_A_TIME = 2**22
+_DISTANCES_AT_A_TIME = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,7 @@ class Nearest:
     labels: NDArray[np.int64]
     """int64 [n, K]: labels of the nearest vectors, nearest first; −1 where there are fewer"""
     distances: NDArray[np.float64]
-    """float64 [n, K]: their distances; inf where there are fewer"""
+    """float64 [n, K]: their distances, as costs of `index.exact.costs`; inf where there are fewer"""
     classes: NDArray[np.int64]
     """int64 [C]: the gallery's labels, ascending"""
     of_class: NDArray[np.float64]
@@ -53,72 +56,91 @@ def find_nearest(
 ) -> Nearest:
     """Compare `queries` [n, D] with all of `gallery` [N, D] (labels int64 [N], in any order, N ≥ 1), in float64.
 
-    Distances are squared (l2) or negated inner products. Equal distances: the smaller label, then the earlier row. One
-    pass over the gallery, n·N·D multiplications. Raises TrainingError for embeddings that are not finite.
+    Distances are the costs of `index.exact.costs`, as in every search. Equal distances: the smaller label, then the earlier row.
+    n·N·D multiplications propose, and what their rounding may hide is compared pair by pair. Raises TrainingError for embeddings
+    that are not finite, RequestError for a vector of zeros under cosine.
     """
     if not (np.isfinite(queries).all() and np.isfinite(gallery).all()):
         raise TrainingError(
             "an embedding is not finite, so it has no neighbours (a lower learning rate, or an earlier checkpoint)"
         )
+    if metric == "cosine":
+        check_directions(queries, "queries")
+        check_directions(gallery, "gallery")
     order = np.argsort(gallery_labels, kind="stable")
     labels = gallery_labels[order]
     classes = np.unique(labels)
+    vectors = Vectors(gallery[order], metric)
     # Far from the origin the product of raw vectors cancels; inner products must stay what they are.
-    centre = gallery.mean(axis=0, dtype=np.float64) if metric == "l2" else 0.0
-    nearest_labels = np.full((len(queries), k), NO_LABEL)
+    centre = gallery.mean(axis=0, dtype=np.float64) if metric == "l2" else np.zeros(gallery.shape[1])
+    nearest = np.full((len(queries), k), -1)
     distances, of_class = np.full((len(queries), k), np.inf), np.full((len(queries), len(classes)), np.inf)
-    for start in range(0, len(labels), _GALLERY_AT_A_TIME):
-        block = slice(start, start + _GALLERY_AT_A_TIME)
-        vectors = gallery[order[block]].astype(np.float64) - centre
-        of_block, firsts = np.unique(labels[block], return_index=True)
-        columns = np.searchsorted(classes, of_block)
-        rows_at_a_time = max(1, _DISTANCES_AT_A_TIME // len(vectors))
-        for first in range(0, len(queries), rows_at_a_time):
-            rows = slice(first, first + rows_at_a_time)
-            found = _distances(queries[rows].astype(np.float64) - centre, vectors, metric)
-            of_class[rows, columns] = np.minimum(
-                of_class[rows, columns], np.minimum.reduceat(found, firsts, axis=1)
-            )
-            block_labels, found = _first(np.broadcast_to(labels[block], found.shape), found, k)
-            nearest_labels[rows], distances[rows] = _first(
-                np.concatenate([nearest_labels[rows], block_labels], axis=1),
-                np.concatenate([distances[rows], found], axis=1),
-                k,
-            )
+    for start, stop in _blocks(len(labels), _GALLERY_AT_A_TIME):
+        others = vectors.points(np.arange(start, stop)) - centre
+        lengths = np.sqrt(np.square(others).sum(axis=1))
+        for first, last in _blocks(len(queries), max(1, _DISTANCES_AT_A_TIME // len(others))):
+            points = query_points(queries[first:last], metric) - centre
+            who, near = _candidates(points, others, lengths, labels[start:stop], k, metric)
+            who, near = first + who, start + near
+            costs = vectors.costs(queries[who], near[:, None])[:, 0]
+            np.minimum.at(of_class, (who, np.searchsorted(classes, labels[near])), costs)
+            is_near = costs <= distances[who, -1]
+            rows = np.arange(first, last)
+            who = np.concatenate([np.repeat(rows, k), who[is_near]])
+            near = np.concatenate([nearest[rows].ravel(), near[is_near]])
+            costs = np.concatenate([distances[rows].ravel(), costs[is_near]])
+            # The gallery's order is by label, then by row.
+            order_of_pairs = np.lexsort((near, costs, who))
+            starts = np.searchsorted(who[order_of_pairs], rows)
+            best = order_of_pairs[starts[:, None] + np.arange(k)]
+            nearest[rows], distances[rows] = near[best], costs[best]
+    nearest_labels = np.where(nearest >= 0, labels[nearest], NO_LABEL)
     return Nearest(nearest_labels, distances, classes, of_class)
 
 
-def _distances(x: NDArray[np.float64], y: NDArray[np.float64], metric: Metric) -> NDArray[np.float64]:
-    """float64 [n, m] of `x` [n, D] and `y` [m, D]."""
-    if metric == "cosine":
-        x, y = (points / np.linalg.norm(points, axis=1, keepdims=True) for points in (x, y))
-    products = x @ y.T
-    if metric != "l2":
-        return -products
-    return np.maximum(np.square(x).sum(axis=1)[:, None] + np.square(y).sum(axis=1) - 2.0 * products, 0.0)
+def _blocks(num: int, size: int) -> Iterator[tuple[int, int]]:
+    """[0, num) cut into blocks [start, stop) of `size`."""
+    for start in range(0, num, size):
+        yield start, min(start + size, num)
 
 
-def _first(
-    labels: NDArray[np.int64], distances: NDArray[np.float64], k: int
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The k columns of least distance in each row, nearest first, −1 and inf where there are fewer; ties: the first column."""
-    # k passes for the smallest: K_p is small, and a sort of whole rows would take ten times as long.
-    left, rows = distances.copy(), np.arange(len(distances))
-    found_labels, found = np.empty((len(rows), k), dtype=np.int64), np.empty((len(rows), k))
-    for place in range(k):
-        columns = left.argmin(axis=1)
-        found_labels[:, place], found[:, place] = labels[rows, columns], left[rows, columns]
-        left[rows, columns] = np.inf
-    return np.where(np.isinf(found), NO_LABEL, found_labels), found
+def _candidates(
+    x: NDArray[np.float64],
+    y: NDArray[np.float64],
+    y_lengths: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    k: int,
+    metric: Metric,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pairs (row of `x` [n, D], row of `y` [m, D]) that may be the nearest of a class, or among a row's k nearest: int64 [p] each.
+
+    `y_lengths` [m] and `labels` int64 [m], ascending, are of `y`. Ordered by the row of `x`. No pair that is left out can be as near, up to float64's rounding.
+    """
+    lengths = np.sqrt(np.square(x).sum(axis=1))
+    # A query's own length is in all of its distances alike, and left out.
+    distances = ((-2.0 if metric == "l2" else -1.0) * x) @ y.T
+    if metric == "l2":
+        distances += np.square(y_lengths)
+        error = squared_distance_error(x.shape[1], lengths, y_lengths.max(), FLOAT64)
+    else:
+        error = product_error(x.shape[1], lengths, y_lengths.max(), FLOAT64)
+    _, firsts = np.unique(labels, return_index=True)
+    limits = np.minimum.reduceat(distances, firsts, axis=1)
+    limits = np.repeat(limits, np.diff([*firsts, len(labels)]), axis=1)
+    place = min(k, len(labels)) - 1
+    np.maximum(limits, np.partition(distances, place, axis=1)[:, place, None], out=limits)
+    # Both of two that are compared are off by the error at most, and so are the costs that decide and the lengths of a cosine.
+    limits += 8 * error[:, None]
+    who, near = np.nonzero(distances <= limits)
+    return who, near
 
 
 def join_nearest(first: Nearest, second: Nearest) -> Nearest:
-    """What is near the same queries in both galleries together, which have no class in common."""
-    labels, distances = _first(
-        np.concatenate([first.labels, second.labels], axis=1),
-        np.concatenate([first.distances, second.distances], axis=1),
-        first.labels.shape[1],
-    )
+    """What is near the same queries in both galleries together, which have no class in common; ties as in `find_nearest`."""
+    labels = np.concatenate([first.labels, second.labels], axis=1)
+    distances = np.concatenate([first.distances, second.distances], axis=1)
+    nearest = np.lexsort((labels, distances), axis=1)[:, : first.labels.shape[1]]
+    labels, distances = (np.take_along_axis(array, nearest, axis=1) for array in (labels, distances))
     classes = np.concatenate([first.classes, second.classes])
     order = np.argsort(classes)
     of_class = np.concatenate([first.of_class, second.of_class], axis=1)

@@ -123,7 +123,7 @@ def score_knn(
     labels, counts = np.unique(gallery.labels, return_counts=True)
     return evaluate_knn(
         gallery.labels_of(answer.ids),
-        answer.distances if gallery.metric == "l2" else -answer.distances,
+        answer.exact_distances if gallery.metric == "l2" else -answer.exact_distances,
         query_labels,
         class_labels=labels,
         class_counts=counts,
@@ -136,9 +136,9 @@ def count_right_inside(index: ShardedIndex, rows: slice, k_ps: Sequence[int]) ->
 
     Each is left out of its own neighbours by its id. Costs a search of these rows against the whole index.
     """
-    vectors, ids = index.vectors(rows.start, rows.stop), index.ids[rows]
+    vectors, ids = index.vectors(rows.start, rows.stop, as_given=True), index.ids[rows]
     answer = index.search(vectors, max(k_ps), query_ids=ids)
-    distances = answer.distances if index.metric == "l2" else -answer.distances
+    distances = answer.exact_distances if index.metric == "l2" else -answer.exact_distances
     neighbours = index.labels_of(answer.ids)
     return (vote_each(neighbours, distances, k_ps) == index.labels[rows]).sum(axis=1)
 

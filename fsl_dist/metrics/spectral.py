@@ -32,7 +32,7 @@ def neighbour_affinity(index: ShardedIndex, num_neighbors: int) -> csr_array:
     it out. Exact search by the index's own metric; memory n · num_neighbors.
     """
     num = index.num_vectors
-    found = index.search(index.vectors(0, num), num_neighbors - 1, query_ids=index.ids)
+    found = index.search(index.vectors(0, num, as_given=True), num_neighbors - 1, query_ids=index.ids)
     is_there = found.ids >= 0
     by_id = np.argsort(index.ids)
     columns = by_id[np.searchsorted(index.ids[by_id], found.ids[is_there])]

@@ -63,7 +63,7 @@ def answers_of(run: EmbeddedRun, protocol: str, draw: int) -> Answers:
             f"data.dataset={run.config.data.dataset} has no test and no val split to query {run.run} with"
         )
     answer = gallery.search(query.vectors, k_p)
-    distances = answer.distances if gallery.metric == "l2" else -answer.distances
+    distances = answer.exact_distances if gallery.metric == "l2" else -answer.exact_distances
     return Answers(query.ids, vote(gallery.labels_of(answer.ids), distances, k_p))
 
 

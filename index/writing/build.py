@@ -21,7 +21,7 @@ from index.base.pieces import WorkFolder
 from index.base.settings import dump, validate
 from index.config import IndexConfig
 from index.runtime import faiss
-from index.vectors import check_column, check_order, check_vectors, sort_rows, unit_vectors
+from index.vectors import check_column, check_directions, check_order, check_vectors, sort_rows, unit_vectors
 
 _TOKEN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 # The mean is summed by this many rows, so that it does not depend on how many are held at once.
@@ -145,13 +145,13 @@ class Staging(WorkFolder):
     ) -> None:
         """Write shard number `shard`, from 0: float32 [rows, dim], the shard-th range of the sorted rows.
 
-        Rows may be none. Writing a shard again replaces it. metric=cosine divides vectors by their lengths. Its sum
+        Rows may be none. Writing a shard again replaces it. metric=cosine refuses vectors of zeros. Its sum
         and checksum are noted, so that publishing reads no vector again. `rows` as for `check_vectors`.
         """
         name = f"shard {shard}" if rows is None else "vectors"
         check_vectors(vectors, name, rows=rows)
         if metric == "cosine":
-            vectors = unit_vectors(vectors, name, rows)
+            check_directions(vectors, name, rows)
         self.write_vectors(versions.shard_name(shard), vectors.shape, [vectors])
 
     def write_vectors(self, name: str, shape: tuple[int, ...], blocks: Iterable[np.ndarray]) -> None:
@@ -186,7 +186,8 @@ class Staging(WorkFolder):
         for shard, count in enumerate(counts):
             first, last = np.searchsorted(drawn, [start, start + count])
             vectors = files.open_array(self.path_of(versions.shard_name(shard)))
-            parts.append(vectors[drawn[first:last] - start])
+            drawn_here = vectors[drawn[first:last] - start]
+            parts.append(unit_vectors(drawn_here) if config.metric == "cosine" else drawn_here)
             start += count
         trained = kinds.train(np.concatenate(parts), num_vectors, config)
         self.check_owner()

@@ -29,7 +29,7 @@ from index.base.files import Owner
 from index.base.pieces import Progress, Spread, do_here, fingerprint_of
 from index.base.settings import dump
 from index.config import IndexConfig
-from index.vectors import check_vectors, sort_rows, unit_vectors
+from index.vectors import check_directions, check_vectors, sort_rows
 from index.writing.build import SUM_ROWS, Staging
 
 logger = logging.getLogger(__name__)
@@ -304,7 +304,9 @@ class _WriteShard:
     def _blocks(self, start: int, stop: int) -> Iterator[np.ndarray]:
         for first in range(start, stop, self.rows_at_once):
             vectors, rows = self.vectors.read(first, min(first + self.rows_at_once, stop))
-            yield unit_vectors(vectors, "vectors", rows) if self.metric == "cosine" else vectors
+            if self.metric == "cosine":
+                check_directions(vectors, "vectors", rows)
+            yield vectors
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from index import publishing, versions
 from index.base import files, object_cache
 from index.base.errors import FslDistError, RequestError
 from index.changes import Batch, Contents, write_batch
-from index.vectors import check_column, check_vectors, unit_vectors
+from index.vectors import check_column, check_directions, check_vectors
 
 _SHOWN = 5  # ids that an error names
 
@@ -49,7 +49,7 @@ class IndexWriter:
 
         vectors: float32 [n, dim]; labels, ids: int64 [n], at least 0. Raises RequestError for what does not fit.
         """
-        units = self._check(vectors)
+        self._check(vectors)
         _check_numbers(labels, "labels", len(vectors))
         if ids is not None:
             _check_ids(ids, len(vectors))
@@ -64,7 +64,7 @@ class IndexWriter:
                 raise RequestError(
                     f"{_in_words(new[taken])} in the index {contents.folder} already; replace with update()"
                 )
-            return Batch(ids=new, labels=labels, vectors=units)
+            return Batch(ids=new, labels=labels, vectors=vectors)
 
         return self._write(make)
 
@@ -81,7 +81,7 @@ class IndexWriter:
 
     def update(self, ids: np.ndarray, vectors: np.ndarray, labels: np.ndarray | None = None) -> Change:
         """Replace the vectors of ids that are there, and their labels where they are given; arguments as for `add`."""
-        units = self._check(vectors)
+        self._check(vectors)
         _check_ids(ids, len(vectors))
         if labels is not None:
             _check_numbers(labels, "labels", len(vectors))
@@ -89,7 +89,7 @@ class IndexWriter:
         def make(contents: Contents) -> Batch:
             self._check_there(contents, ids)
             new = contents.labels_of(ids) if labels is None else labels
-            return Batch(removed=ids, ids=ids, labels=new, vectors=units)
+            return Batch(removed=ids, ids=ids, labels=new, vectors=vectors)
 
         return self._write(make)
 
@@ -126,12 +126,13 @@ class IndexWriter:
             if versions.find_version(self.path) == self._contents.folder:
                 publishing.make_current(self.path, successor, has_changes=True)
 
-    def _check(self, vectors: np.ndarray) -> np.ndarray:
+    def _check(self, vectors: np.ndarray) -> None:
         manifest = self._contents.manifest
         check_vectors(vectors, "vectors", manifest.dim)
         if not len(vectors):
             raise RequestError("vectors has no rows; there is nothing to change")
-        return unit_vectors(vectors, "vectors") if manifest.metric == "cosine" else vectors
+        if manifest.metric == "cosine":
+            check_directions(vectors, "vectors")
 
     @staticmethod
     def _there(contents: Contents, ids: np.ndarray) -> np.ndarray:

@@ -45,7 +45,7 @@ def mine_part(
         write_part(folder, number, rows.start, index.vectors(rows.start, rows.stop))
         return
     found = index.neighbours(
-        index.vectors(rows.start, rows.stop),
+        index.vectors(rows.start, rows.stop, as_given=True),
         selection.sample_labels[rows],
         selection.ids[rows],
         num_same,
