@@ -159,6 +159,8 @@ def test_damage_is_found_and_exits_1(source, tmp_path):
         (["--split", "sideways"], "is not one of"),
         (["--resize", "224"], "--resize=224 must be height and width in pixels, such as 224x224"),
         (["--resize", "8x8", "--resize-shorter", "8"], "exclude each other; leave one out"),
+        (["--pixel-range", "5"], "--pixel-range=5 must be two numbers, such as -1024:3071"),
+        (["--pixel-range", "5:1"], "--pixel-range 5:1 must be two numbers, the smaller first"),
         (["--mask-column", "mask"], "say which with --table"),
         (["--split", "base-novel"], "needs --num-base"),
     ],
