@@ -11,6 +11,7 @@ from PIL import Image
 from fsl_dist.data.fingerprints import fingerprint
 from fsl_dist.data.formats.depth import PixelRange, to_eight_bits
 from fsl_dist.data.pixels import MAX_PIXELS, decode_turned, find_excess_pixels, to_colours
+from fsl_dist.data.pixels import open_upright as open_upright  # other programs import it from here
 from fsl_dist.data.resize import StoredSize
 
 
