@@ -53,7 +53,7 @@ def opened(folder: str | Path, vectors, labels=None, ids=None, **settings) -> Lo
 
 
 def looked_at(opened: LocalIndex) -> int:
-    return sum(shard._second_look.num_queries for shard in opened._shards)
+    return sum(shard.num_looked_at_again for shard in opened._shards)
 
 
 @st.composite
