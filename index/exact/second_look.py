@@ -76,7 +76,7 @@ class SecondLook:
         of_query = np.full(len(firsts), -np.inf)
         np.maximum.at(of_query, place, limits)
         cells, is_allowed_of = self._cells_of(is_allowed)
-        kinds = (
+        dtypes = (
             (np.float32, np.float64)
             if len(firsts) >= _QUERIES_FOR_CELLS or len(cells.radii) > 1
             else (np.float64,)
@@ -87,14 +87,15 @@ class SecondLook:
             own = labels[some] if is_masked else None
             search = _Search(self._vectors, self._ids, self._labels, queries[some], own, of_query[part], k)
             left = np.arange(len(part))
-            for dtype in kinds:
+            for dtype in dtypes:
                 left = search.look(left, cells, is_allowed_of, dtype)
             return search.best()
 
         num_threads = max(1, min(faiss.omp_get_max_threads(), len(firsts) // _QUERIES_A_THREAD))
-        parts = np.array_split(np.arange(len(firsts)), num_threads)
+        num_parts = max(num_threads, -(-len(firsts) * k // _PAIRS_AT_ONCE))
+        parts = np.array_split(np.arange(len(firsts)), num_parts)
         if num_threads == 1:
-            answers = [answer(parts[0])]
+            answers = list(map(answer, parts))
         else:
             with ThreadPoolExecutor(num_threads) as pool:
                 answers = list(pool.map(answer, parts))

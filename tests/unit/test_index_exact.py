@@ -74,7 +74,7 @@ def galleries(draw):
     )
 
 
-@settings(max_examples=120)
+@settings(max_examples=80)
 @given(
     gallery=galleries(),
     metric=st.sampled_from(METRICS),
