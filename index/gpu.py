@@ -19,8 +19,8 @@ faiss: Any = runtime.faiss
 MOST_NEIGHBOURS = 2048
 """FAISS selects no more from a row of distances on a GPU: neighbours of a query, and clusters it looks into"""
 
-ROUNDING = 2.0**-20
-"""unit roundoff that is assumed of a GPU's float32 products: tensor cores may make them of three shorter ones, with some bits less"""
+ROUNDING = 2.0**-22
+"""unit roundoff that is assumed of float32 on a GPU: tensor cores may make a product of three shorter ones and cut off sums"""
 
 # FAISS's scratch memory on a GPU belongs to one search at a time; threads of one process take turns.
 _turn = threading.Lock()

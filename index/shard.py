@@ -140,6 +140,11 @@ class Shard:
         self._flat.prepare()
 
     @property
+    def num_looked_at_again(self) -> int:
+        """Queries so far that had no proof and were compared a second time; for reports."""
+        return self._second_look.num_queries
+
+    @property
     def num_clusters(self) -> int:
         """Clusters of the FAISS index, 0 where it has none."""
         return 0 if self._candidates is None else self._candidates.num_clusters

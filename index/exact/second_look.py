@@ -5,15 +5,18 @@ costs decide. In float32 first, and in float64 for queries that this leaves too 
 """
 
 import functools
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from index.exact.cells import Cells, find_cells, one_cell
 from index.exact.costs import Vectors, linear, query_points
 from index.exact.rounding import FLOAT32, FLOAT64, gamma, product_error, squared_distance_error
+from index.runtime import faiss
 
 _QUERIES_AT_ONCE = 512
 _ROWS_AT_ONCE = 4096  # with the above 8 MiB of float32, which stays in the cache
+_QUERIES_A_THREAD = 256  # for fewer, threads cost more than they bring
 # Cells are found once so many queries had to be looked at again; before, one cell is all rows.
 _QUERIES_FOR_CELLS = 64
 # Exact costs of a 64th of the rows take about as long as a float64 product with all of them.
@@ -70,26 +73,36 @@ class SecondLook:
             keys = np.concatenate([keys, labels[:, None].view(np.uint8)], axis=1)
         as_one = np.ascontiguousarray(keys).view(np.dtype((np.void, keys.shape[1]))).ravel()
         _, firsts, place = np.unique(as_one, return_index=True, return_inverse=True)
-        search = _Search(
-            self._vectors,
-            self._ids,
-            queries[firsts],
-            labels[firsts] if is_masked else None,
-            self._labels,
-            np.full(len(firsts), -np.inf),
-            k,
+        of_query = np.full(len(firsts), -np.inf)
+        np.maximum.at(of_query, place, limits)
+        cells, is_allowed_of = self._cells_of(is_allowed)
+        dtypes = (
+            (np.float32, np.float64)
+            if len(firsts) >= _QUERIES_FOR_CELLS or len(cells.radii) > 1
+            else (np.float64,)
         )
-        np.maximum.at(search.limits, place, limits)
-        cells, is_allowed_of = self._cells_of(is_allowed, len(firsts))
-        everyone = np.arange(len(firsts))
-        left = everyone
-        if len(cells.radii) > 1 or len(firsts) >= _QUERIES_FOR_CELLS:
-            left = search.look(everyone, cells, is_allowed_of, np.float32)
-        search.look(left, cells, is_allowed_of, np.float64)
-        rows, costs = search.best()
+
+        def answer(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            some = firsts[part]
+            own = labels[some] if is_masked else None
+            search = _Search(self._vectors, self._ids, self._labels, queries[some], own, of_query[part], k)
+            left = np.arange(len(part))
+            for dtype in dtypes:
+                left = search.look(left, cells, is_allowed_of, dtype)
+            return search.best()
+
+        num_threads = max(1, min(faiss.omp_get_max_threads(), len(firsts) // _QUERIES_A_THREAD))
+        num_parts = max(num_threads, -(-len(firsts) * k // _PAIRS_AT_ONCE))
+        parts = np.array_split(np.arange(len(firsts)), num_parts)
+        if num_threads == 1:
+            answers = list(map(answer, parts))
+        else:
+            with ThreadPoolExecutor(num_threads) as pool:
+                answers = list(pool.map(answer, parts))
+        rows, costs = (np.concatenate(arrays) for arrays in zip(*answers, strict=True))
         return rows[place], costs[place]
 
-    def _cells_of(self, is_allowed: np.ndarray, num_queries: int) -> tuple[Cells, np.ndarray | None]:
+    def _cells_of(self, is_allowed: np.ndarray) -> tuple[Cells, np.ndarray | None]:
         """Cells with all allowed rows, and which of their rows count (None for all)."""
         rows = np.flatnonzero(is_allowed)
         if 4 * len(rows) < len(is_allowed) or self.num_queries < _QUERIES_FOR_CELLS:
@@ -108,9 +121,9 @@ class _Search:
         self,
         vectors: Vectors,
         ids: np.ndarray,
+        labels_of_rows: np.ndarray,
         queries: np.ndarray,
         labels: np.ndarray | None,
-        labels_of_rows: np.ndarray,
         limits: np.ndarray,
         k: int,
     ) -> None:

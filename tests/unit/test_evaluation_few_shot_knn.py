@@ -230,3 +230,46 @@ def test_a_network_of_pcn_is_scored_by_neighbours(base_novel: Path, tmp_path: Pa
     assert isinstance(found, Repeated)
     assert found.mean == pytest.approx(np.mean(of_draws), abs=1e-12)
     assert 0.05 < found.mean < 0.95
+
+
+@pytest.mark.parametrize("metric", ["l2", "inner_product", "cosine"])
+def test_equal_distances_go_to_the_smaller_label_whatever_the_rounding(metric, monkeypatch):
+    monkeypatch.setattr(module, "_GALLERY_AT_A_TIME", 70)
+    rng = np.random.default_rng(2)
+    codes, labels = rng.integers(0, 2, (300, 32)).astype(np.float32), rng.integers(0, 9, 300)
+    codes[:, 0] = 1
+    queries, order = codes[:60], np.argsort(labels, kind="stable")
+    nearest = join_nearest(
+        find_nearest(queries, codes[labels != 4], labels[labels != 4], 5, metric),
+        find_nearest(queries, codes[labels == 4], labels[labels == 4], 5, metric),
+    )
+    for row, query in enumerate(queries.astype(np.int64)):
+        products = codes[order].astype(np.int64) @ query
+        lengths = codes[order].astype(np.int64).sum(axis=1)
+        costs = {
+            "l2": lengths + query.sum() - 2 * products,
+            "inner_product": -products,
+            "cosine": -(products**2) / lengths / query.sum(),
+        }[metric]
+        by_cost = np.argsort(costs, kind="stable")[:5]
+        assert nearest.labels[row].tolist() == labels[order][by_cost].tolist()
+        assert nearest.distances[row].tolist() == costs[by_cost].tolist()
+        assert nearest.of_class[row].tolist() == [costs[labels[order] == c].min() for c in range(9)]
+
+
+def test_tight_classes_far_apart_keep_their_order():
+    rng = np.random.default_rng(3)
+    centres = 1e7 * rng.normal(size=(4, 16))
+    labels = rng.integers(0, 4, 200)
+    vectors = (centres[labels] + rng.normal(size=(200, 16))).astype(np.float32)
+    nearest = find_nearest(vectors[:30], vectors, labels, 5)
+    for row in range(30):
+        costs = np.square(vectors.astype(np.float64) - vectors[row].astype(np.float64)).sum(axis=1)
+        np.testing.assert_allclose(nearest.distances[row], np.sort(costs)[:5], rtol=1e-12)
+
+
+def test_a_vector_of_zeros_wins_nothing_under_cosine():
+    vectors = np.array([[1.0, 0.0], [0.0, 0.0]], np.float32)
+    for queries, gallery, name in ((vectors, vectors[:1], "queries"), (vectors[:1], vectors, "gallery")):
+        with pytest.raises(RequestError, match=f"{name} row 1 is all zeros and has no direction"):
+            find_nearest(queries, gallery, np.arange(len(gallery)), 1, "cosine")

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from fsl_dist.errors import DataError, RequestError, TrainingError
 from fsl_dist.metrics import knn
+from index.search import open_index
+from index.writing.build import build
 
 
 def reference_vote(labels, distances, k_p):
@@ -130,3 +132,16 @@ def test_each_k_p_is_named():
         "knn/mcr@3": 1.0,
         "knn/rs@3": 1.0,
     }
+
+
+def test_votes_do_not_depend_on_the_scale_of_the_embedding(tmp_path):
+    """At 1e-30 squared distances are no float32: there every class seems equally near."""
+    rng = np.random.default_rng(9)
+    vectors, labels = rng.normal(size=(60, 4)).astype(np.float32), rng.integers(0, 5, 60)
+    queries, query_labels = rng.normal(size=(40, 4)).astype(np.float32), rng.integers(0, 5, 40)
+    # A power of two changes no digit.
+    scores = []
+    for scale in (1.0, 2.0**-100, 2.0**50):
+        gallery = open_index(build(tmp_path / str(scale), vectors * np.float32(scale), labels))
+        scores.append(knn.score_knn(gallery, queries * np.float32(scale), query_labels, (1, 2, 4)))
+    assert scores[0] == scores[1] == scores[2]

@@ -117,3 +117,14 @@ def test_the_fit_turns_a_useless_axis_away():
 def test_classes_of_one_image_cannot_be_fitted():
     with pytest.raises(RequestError, match="no class has two training images"):
         lmnn.fit_lmnn(np.eye(3), np.arange(3))
+
+
+def test_targets_that_tie_are_the_smaller_rows():
+    """About a mean that is no whole number, products round equal distances apart."""
+    rng = np.random.default_rng(8)
+    codes, labels = rng.integers(0, 2, (120, 31)).astype(np.float64), rng.integers(0, 2, 120)
+    found = lmnn.target_neighbours(codes, labels, 4)
+    for row, label in enumerate(labels.tolist()):
+        others = np.flatnonzero((labels == label) & (np.arange(120) != row))
+        distances = np.square(codes[others] - codes[row]).sum(axis=1)
+        assert found[row].tolist() == others[np.lexsort((others, distances))[:4]].tolist()

@@ -53,7 +53,7 @@ def opened(folder: str | Path, vectors, labels=None, ids=None, **settings) -> Lo
 
 
 def looked_at(opened: LocalIndex) -> int:
-    return sum(shard._second_look.num_queries for shard in opened._shards)
+    return sum(shard.num_looked_at_again for shard in opened._shards)
 
 
 @st.composite
@@ -74,7 +74,7 @@ def galleries(draw):
     )
 
 
-@settings(max_examples=120)
+@settings(max_examples=80)
 @given(
     gallery=galleries(),
     metric=st.sampled_from(METRICS),
@@ -96,6 +96,8 @@ def test_equals_brute_force(
     options = {} if kind == "flat" else {"nlist": 3, "nprobe": 3 if kind == "ivf_flat" else 1}
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(index.exact.second_look, "_QUERIES_FOR_CELLS", queries_for_cells)
+        patch.setattr(index.exact.second_look, "_QUERIES_A_THREAD", tile)
+        patch.setattr("index.runtime.faiss.omp_get_max_threads", lambda: 3)
         patch.setattr(index.exact.second_look, "_QUERIES_AT_ONCE", tile)
         patch.setattr(index.exact.second_look, "_ROWS_AT_ONCE", tile)
         patch.setattr(index.exact.second_look, "_PAIRS_FOR_TWINS", tile)
@@ -267,6 +269,7 @@ def test_answers_do_not_depend_on_shards_batches_or_threads(tmp_path, monkeypatc
     answers = []
     for shards, batch, threads in ((1, 300, 1), (1, 7, 1), (5, 300, 2), (2, 1, 1)):
         monkeypatch.setattr("index.shard._RERANK_QUERIES", 50)
+        monkeypatch.setattr("index.exact.second_look._QUERIES_A_THREAD", 50)
         monkeypatch.setattr("index.shard.faiss.omp_get_max_threads", lambda threads=threads: threads)
         found_in = opened(tmp_path / f"{shards}-{batch}", vectors, shards=shards)
         parts = [

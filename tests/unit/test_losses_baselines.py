@@ -159,3 +159,20 @@ def test_pairs_are_ranked_as_a_sort_ranks_them(seed: int, num: int, width: int, 
             (j for j in range(num) if allowed[i, j]), key=lambda j: (sign * squared[j], ids[j].item())
         )
         assert found[i] == (ranked + [-1] * width)[:width]
+
+
+@pytest.mark.parametrize("furthest", [False, True])
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e15])
+def test_pairs_of_tight_clusters_and_of_codes_are_ranked_exactly(scale: float, furthest: bool) -> None:
+    """More pairs than are compared directly at once, so that a product proposes."""
+    centres = random(4, 96) * 1e6
+    tight = (centres[torch.arange(100) % 4] + random(100, 96)).float() * scale
+    codes = (random(100, 96) > 0).float() * scale
+    ids = torch.randperm(100, generator=torch.Generator().manual_seed(1))
+    for points in (tight, codes):
+        allowed = ~torch.eye(100, dtype=torch.bool)
+        found = rank_pairs(points, allowed, ids, 6, furthest=furthest)
+        exact = (points.double()[:, None] - points.double()).square().sum(-1) * (-1 if furthest else 1)
+        for row in range(100):
+            ranked = sorted((exact[row, j].item(), ids[j].item(), j) for j in range(100) if j != row)
+            assert found[row].tolist() == [j for *_, j in ranked[:6]]
