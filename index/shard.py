@@ -27,12 +27,12 @@ from index.runtime import faiss
 from index.vectors import unit_vectors
 from index.versions import Manifest
 
-# Candidates beyond k that float64 decides about: the last of them is mostly so much further than the k-th that nothing between is hidden.
+# Candidates beyond k that float64 decides about. Mostly the last of them is further than the k-th by more than float32's rounding, which is the proof.
 MARGIN = 10
 # Candidates more where positions are hidden.
 _SPARE = 10
-# Queries without proof ask for so many more, where they are at most one in so many of those asked together; a second look for each
-# would read all vectors for a few.
+# Queries without proof first ask for this many candidates more, if at most one in _FEW lacks it: a second look reads all vectors in
+# float64, which is much for a few queries.
 _WIDER_MARGIN = 120
 _FEW = 8
 _QUERIES_AT_ONCE = 4096
