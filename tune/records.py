@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from fsl_dist.metrics.standard_error import VALIDATION_FILE
 from index.base.files import exists, write_atomic
 from tune.space import Point
 
@@ -25,7 +26,7 @@ TRIAL_FILE = "trial.json"
 RESULT_FILE = "result.json"
 EVALUATION_FILE = "evaluation.json"
 REPORTS_FILE = "reports.jsonl"
-_OF_A_TRIAL = ([TRIAL_FILE], [RESULT_FILE], [EVALUATION_FILE])
+_OF_A_TRIAL = ([TRIAL_FILE], [RESULT_FILE], [EVALUATION_FILE], [VALIDATION_FILE])
 
 
 def is_record(name: str) -> bool:
