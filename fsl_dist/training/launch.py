@@ -82,6 +82,7 @@ def train_run(
     """
     run = check_folder(config, resumes=resume)
     checkpoints = CheckpointFolder(run, keep=config.training.keep_checkpoints, owner=None)
+    check_trackers(config)
     config = resolve_weights(config)
     num_steps = check_run(config, warn=log.warning)
     config = resolve_paths(config)
@@ -130,7 +131,6 @@ def check_run(config: RunConfig, *, warn: Callable[[str], None] | None = None) -
     warn: is called with each sentence about what the data cannot serve well (`describe_gaps`).
     Returns the optimizer steps of an epoch. Raises RequestError or ConfigError.
     """
-    check_trackers(config)
     cpu = torch.device("cpu")
     catalogue, sample_shape = describe_samples(config.data)
     splits = split_run(catalogue, config)

@@ -20,11 +20,12 @@ from fsl_dist.config import RunConfig, load_config
 from fsl_dist.training.launch import train_run
 from fsl_dist.training.runlog import read_metrics
 from fsl_dist.training.trackers import sending
-from fsl_dist.training.trackers.mlflow_tracker import valid_name
+from fsl_dist.training.trackers.mlflow_tracker import tracking_uri, valid_name
+from fsl_dist.training.trackers.tracker import TrackedRun
 from tune.records import Cell, Result, SweepFolder, write_evaluation
 from tune.space import Knob
 from tune.sweeps.config import SweepConfig
-from tune.sweeps.tracking import SweepTrackers, report_trial
+from tune.sweeps.tracking import report_trial, tracking_sweep
 
 pytestmark = pytest.mark.integration
 
@@ -178,14 +179,16 @@ def test_a_sweep_has_an_entry_and_each_trial_one_below_it(
     base = settings(digits, folder, 1)
     base = replace(base, run=replace(base.run, dir="", trackers=("tensorboard", "mlflow")))
     config = SweepConfig(dir=str(folder), base=base, space={"training.lr": Knob(choice=(1e-3, 1e-4))})
-    trackers = SweepTrackers(config)
-    for number in (1, 2):
-        trial = SweepFolder(folder).start(number, number - 1, {"training.lr": 10.0**-number})
-        run = config.trial_config(trial.point, str(trial.folder))
-        summary = train_run(run, sweep=folder)
-        write_evaluation(trial.folder, "test", [Cell({}, {"knn/mcr@5": 0.25, "mca/novel": {"mean": 0.5}})])
-        report_trial(config, trial, run, Result(state="finished", value=summary.best_value, epochs=1))
-    trackers.finish({"best_trial": 1, "report": str(folder / "report.html")})
+    with tracking_sweep(config) as facts:
+        for number in (1, 2):
+            trial = SweepFolder(folder).start(number, number - 1, {"training.lr": 10.0**-number})
+            run = config.trial_config(trial.point, str(trial.folder))
+            summary = train_run(run, sweep=folder)
+            write_evaluation(
+                trial.folder, "test", [Cell({}, {"knn/mcr@5": 0.25, "mca/novel": {"mean": 0.5}})]
+            )
+            report_trial(config, trial, run, Result(state="finished", value=summary.best_value, epochs=1))
+        facts.update(best_trial=1, report=str(folder / "report.html"))
     sweep = shown(client, folder)
     assert (sweep.info.run_name, sweep.info.status) == ("sweep", "FINISHED")
     assert sweep.data.params["space.training.lr.choice"] == "[0.001, 0.0001]"
@@ -213,8 +216,8 @@ def test_without_a_server_a_sweep_has_a_file_of_its_own(
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
-    train_run(settings(digits, tmp_path / "alone", 1))
-    check_metrics(MlflowClient(f"sqlite:///{tmp_path}/mlflow.db"), tmp_path / "alone")
+    alone = TrackedRun(folder=tmp_path / "alone", name="alone")
+    assert tracking_uri(alone) == f"sqlite:///{tmp_path}/mlflow.db"
     folder = tmp_path / "sweep"
     train_run(settings(digits, folder / "trials" / "0000", 1), sweep=folder)
     check_metrics(MlflowClient(f"sqlite:///{folder}/mlflow.db"), folder / "trials" / "0000")

@@ -1,36 +1,33 @@
 """A sweep at the trackers of `run.trackers`: an entry of its own, and the scores that its trials' entries are given at their end."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from fsl_dist.config import RunConfig
 from fsl_dist.training.runlog import write_hparams
-from fsl_dist.training.trackers.sending import OPEN_S, Sender, add_facts, end_all, kinds_of
-from fsl_dist.training.trackers.tracker import Ending, Fact, TrackedRun
+from fsl_dist.training.trackers.sending import OPEN_S, Sender, add_facts, check_trackers, ending, kinds_of
+from fsl_dist.training.trackers.tracker import Fact, TrackedRun
 from index.base.settings import dump
 from tune.records import Result, Trial, read_evaluation
 from tune.space import show_value
 from tune.sweeps.config import SweepConfig
 
 
-class SweepTrackers:
-    """The sweep's own entries. The driver opens them before the first trial; MLflow shows the trials below its entry."""
+@contextmanager
+def tracking_sweep(config: SweepConfig) -> Iterator[dict[str, Fact]]:
+    """Keep the sweep's own entry open while the block runs, and give it what the block put into the yielded facts.
 
-    def __init__(self, config: SweepConfig) -> None:
-        folder = Path(config.dir).absolute()
-        entry = TrackedRun(folder=folder, name=folder.name, config=dump(config), sweep=folder)
-        self._senders = [Sender(kind, entry) for kind in kinds_of(config.base)]
-        for sender in self._senders:
-            sender.wait_until_open(OPEN_S)
-
-    def finish(self, facts: Mapping[str, Fact], ending: Ending = "finished") -> None:
-        """Record the sweep's result, such as its best trial and the folder of its report, and end its entries."""
-        end_all(self._senders, facts, ending)
-
-    def leave(self) -> None:
-        """Record nothing more: a newer driver has taken over, or the sweep is to be resumed."""
-        for sender in self._senders:
-            sender.leave()
+    The driver opens it before the first trial: MLflow shows the trials below it. Raises RequestError as `check_trackers` does.
+    """
+    check_trackers(config.base)
+    folder = Path(config.dir).absolute()
+    entry = TrackedRun(folder=folder, name=folder.name, config=dump(config), sweep=folder)
+    senders = [Sender(kind, entry) for kind in kinds_of(config.base)]
+    for sender in senders:
+        sender.wait_until_open(OPEN_S)
+    with ending(senders) as facts:
+        yield facts
 
 
 def report_trial(config: SweepConfig, trial: Trial, run: RunConfig, result: Result) -> None:

@@ -80,11 +80,18 @@ def _check_mlflow(tracked: TrackedRun) -> None:
 def tracking(config: RunConfig, sweep: Path | None = None) -> Iterator[dict[str, Fact]]:
     """Send a run's metrics to its trackers while the block runs, and at its end what the block put into the yielded facts.
 
-    sweep: folder of the sweep that the run is a trial of. An error in the block marks the run as failed and is raised again.
+    sweep: folder of the sweep that the run is a trial of.
     """
-    facts: dict[str, Fact] = {}
     tracked = describe_run(config, sweep)
     senders = [Sender(kind, tracked, metrics=tracked.folder / METRICS_FILE) for kind in kinds_of(config)]
+    with ending(senders) as facts:
+        yield facts
+
+
+@contextmanager
+def ending(senders: Sequence["Sender"]) -> Iterator[dict[str, Fact]]:
+    """End the entries with the block, and send what it put into the yielded facts; an error in it marks them as failed."""
+    facts: dict[str, Fact] = {}
     try:
         yield facts
     except StaleOwnerError:

@@ -69,6 +69,7 @@ class WandbTracker:
         settings = {
             name: value for name, value in options.items() if f"WANDB_{name.upper()}" not in os.environ
         }
+        tracked.folder.mkdir(parents=True, exist_ok=True)
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT") or PROJECT,
             id=self.id,
