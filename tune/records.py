@@ -4,6 +4,7 @@
     SWEEP/trials/NNNN/                 a run's folder, as training makes it, and next to the run:
                       trial.json       the point, written before the trial starts
                       evaluation.json  its scores, one entry a combination of the evaluation grid
+                      validation.json  how many images of each class its validations score, written by the run
                       result.json      how it ended, written last: without it the trial is not done
                       index/           of a sweep of indexes, in place of the run, until it is measured
     SWEEP/reports.jsonl                each validation of each trial, in the order they came

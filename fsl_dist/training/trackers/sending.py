@@ -30,12 +30,16 @@ log = logging.getLogger(__name__)
 IDS_FILE = "trackers.json"
 SEND_EVERY_S = 2.0
 """seconds between two looks at the metrics file"""
-FLUSH_S = 30.0
-"""seconds that a run waits at its end for each tracker"""
+FLUSH_S = 15.0
+"""seconds that a run waits at its end for its trackers"""
+FLUSH_AGAIN_S = 1.0
+"""the same for a tracker that did not answer in time before, in this process: a sweep has many trials"""
 OPEN_S = 15.0
 """seconds that a sweep waits at its start for its own entry, which the entries of its trials are grouped under"""
 
 _ids_lock = threading.Lock()
+_unanswered: set[Kind] = set()
+"""trackers that the last run of this process waited for in vain"""
 
 
 def kinds_of(config: RunConfig) -> tuple[Kind, ...]:
@@ -123,9 +127,10 @@ def end_all(senders: Sequence["Sender"], facts: Mapping[str, Fact], ending: Endi
     """End the entries, all at the same time, and wait at most `FLUSH_S` for them."""
     for sender in senders:
         sender.end(facts, ending)
-    deadline = time.monotonic() + FLUSH_S
+    started = time.monotonic()
     for sender in senders:
-        sender.wait(deadline)
+        patience_s = FLUSH_AGAIN_S if sender.kind in _unanswered else FLUSH_S
+        sender.wait(max(0.0, started + patience_s - time.monotonic()))
 
 
 class Sender:
@@ -160,12 +165,15 @@ class Sender:
         """Wait until the tracker has an entry for the run, or has failed, but no longer than this."""
         self._is_open.wait(timeout_s)
 
-    def wait(self, deadline: float) -> None:
-        """Wait until all is sent, but not after `deadline` (of time.monotonic)."""
-        self._thread.join(max(0.0, deadline - time.monotonic()))
+    def wait(self, timeout_s: float) -> None:
+        """Wait until all is sent, but no longer than this."""
+        self._thread.join(timeout_s)
         if self._thread.is_alive():
             self._left = True
-            self._warn(f"it did not answer within {FLUSH_S:g} s")
+            self._warn("it did not answer in time at the end of the run")
+            _unanswered.add(self.kind)
+        else:
+            _unanswered.discard(self.kind)
 
     def _run(self) -> None:
         try:

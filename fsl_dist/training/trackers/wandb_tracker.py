@@ -8,7 +8,7 @@ from typing import Any
 
 from fsl_dist.training.trackers.tracker import PROJECT, Ending, Fact, TrackedRun
 
-FINISH_S = 30
+FINISH_S = 15
 """seconds that W&B may upload after a run's end, unless WANDB_FINISH_TIMEOUT says otherwise"""
 
 
