@@ -70,6 +70,8 @@ def describe_type(hint: Any) -> str:
     if origin is Literal:
         return ", ".join(f"`{choice}`" for choice in args)
     if origin is tuple:
+        if typing.get_origin(args[0]) is Literal:
+            return f"list of {describe_type(args[0])}"
         kind, comma, bounds = describe_type(args[0]).partition(",")
         return f"list of {kind}s{comma}{bounds}"
     names: dict[Any, str] = {bool: "true or false", int: "whole number", float: "number", str: "text"}

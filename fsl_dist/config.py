@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -42,12 +42,20 @@ log = logging.getLogger(__name__)
 
 @settings("run")
 class RunFolder:
-    """Where a run lives and what its draws start from."""
+    """Where a run lives, what its draws start from, and where else its metrics go."""
 
     dir: str = ""
     """the run's folder, or its place at s3:// or gs://; every worker must be able to write there"""
     seed: Annotated[int, Field(ge=0)] = 0
     """all random draws are functions of it"""
+    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)
+    """where metrics go besides `metrics.jsonl`: TensorBoard's files in the run's folder, MLflow, Weights & Biases; the last two
+    need the extras of their names and follow their own environment variables (docs/trackers.md). Empty: nowhere"""
+
+    def __post_init__(self) -> None:
+        for name in self.trackers:
+            if self.trackers.count(name) > 1:
+                raise ConfigError(f"run.trackers={list(self.trackers)} names {name} twice; name it once")
 
 
 @settings("")

@@ -88,8 +88,10 @@ def _train_on_ray(config: RunConfig, resume: bool, show: Progress | None) -> "Tr
     """Find what can be found wrong without torch, then import torch while Ray starts."""
     from fsl_dist.training.ray.session import ray_session
     from fsl_dist.training.resume import check_folder
+    from fsl_dist.training.trackers.sending import check_trackers
 
     check_folder(config, resumes=resume)
+    check_trackers(config)
     if config.data.dataset:
         Catalogue.open(config.data.dataset, config.data.version or None)
     with ray_session(config.num_cpus, importing="fsl_dist.training.ray.train"):

@@ -20,6 +20,8 @@ class Text:
     """A paragraph."""
 
     text: str
+    is_warning: bool = False
+    """whether it stands out"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,8 @@ class Table:
     rows: Sequence[Sequence[str]]
     marked: int = -1
     """row (the first below the head is 0) that stands out"""
+    near: tuple[int, ...] = ()
+    """rows that stand out less"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,7 @@ class Code:
 
 Block = Heading | Text | Table | Picture | Code
 
-_MARK = ' class="marked"'
+_MARK, _NEAR, _WARNING = ' class="marked"', ' class="near"', ' class="warning"'
 
 
 def render_markdown(blocks: Sequence[Block], pictures: str) -> str:
@@ -69,7 +73,7 @@ def _markdown_of(block: Block, pictures: str) -> str:
         case Heading():
             return f"{'#' * block.level} {block.text}"
         case Text():
-            return block.text
+            return f"**Warning:** {block.text}" if block.is_warning else block.text
         case Table():
             head, *rows = [[cell.replace("|", "\\|") for cell in row] for row in block.rows]
             lines = [head, ["---"] * len(head), *rows]
@@ -85,14 +89,15 @@ def _html_of(block: Block) -> str:
         case Heading():
             return f"<h{block.level}>{escape(block.text)}</h{block.level}>"
         case Text():
-            return f"<p>{escape(block.text)}</p>"
+            return f"<p{_WARNING if block.is_warning else ''}>{escape(block.text)}</p>"
         case Table():
             head, *rows = block.rows
             cells = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
             lines = [f"<tr>{cells}</tr>"]
             for number, row in enumerate(rows):
                 cells = "".join(f"<td>{escape(cell)}</td>" for cell in row)
-                lines.append(f"<tr{_MARK if number == block.marked else ''}>{cells}</tr>")
+                mark = _MARK if number == block.marked else _NEAR if number in block.near else ""
+                lines.append(f"<tr{mark}>{cells}</tr>")
             return '<div class="wide"><table>\n' + "\n".join(lines) + "\n</table></div>"
         case Picture():
             return f"<p>{png_image(block.png, block.words)}</p>"

@@ -4,6 +4,7 @@
     SWEEP/trials/NNNN/                 a run's folder, as training makes it, and next to the run:
                       trial.json       the point, written before the trial starts
                       evaluation.json  its scores, one entry a combination of the evaluation grid
+                      validation.json  how many images of each class its validations score, written by the run
                       result.json      how it ended, written last: without it the trial is not done
                       index/           of a sweep of indexes, in place of the run, until it is measured
     SWEEP/reports.jsonl                each validation of each trial, in the order they came
@@ -18,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from fsl_dist.metrics.standard_error import VALIDATION_FILE
 from index.base.files import exists, write_atomic
 from tune.space import Point
 
@@ -25,7 +27,7 @@ TRIAL_FILE = "trial.json"
 RESULT_FILE = "result.json"
 EVALUATION_FILE = "evaluation.json"
 REPORTS_FILE = "reports.jsonl"
-_OF_A_TRIAL = ([TRIAL_FILE], [RESULT_FILE], [EVALUATION_FILE])
+_OF_A_TRIAL = ([TRIAL_FILE], [RESULT_FILE], [EVALUATION_FILE], [VALIDATION_FILE])
 
 
 def is_record(name: str) -> bool:

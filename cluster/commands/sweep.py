@@ -110,6 +110,7 @@ def _summary_of(config: "AnySweep", started: float, *, retry_failed: bool) -> "S
     """Run what is left: runs on Ray, indexes in this process."""
     from cluster.commands.sweep_table import live_table
     from fsl_dist.training.ray.session import ray_session
+    from fsl_dist.training.trackers.sending import check_trackers
     from tune.index_sweeps.sweep import drive_index_sweep
     from tune.sweeps.config import SweepConfig
     from tune.sweeps.sweep import drive, num_cpus
@@ -117,5 +118,6 @@ def _summary_of(config: "AnySweep", started: float, *, retry_failed: bool) -> "S
     if not isinstance(config, SweepConfig):
         with live_table() as show:
             return drive_index_sweep(config, show=show, retry_failed=retry_failed, started=started)
+    check_trackers(config.base)
     with ray_session(num_cpus(config)), live_table() as show:
         return drive(config, show=show, retry_failed=retry_failed, started=started)

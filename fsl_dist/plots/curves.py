@@ -80,12 +80,15 @@ def read_curve(lines: Sequence[dict], metric: str, x: Axis, run: Path) -> tuple[
 def draw_curves(curves: Sequence[Curve], metric: str, x: Axis) -> Any:
     """A matplotlib figure."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axis = figure.subplots()
     for curve in curves:
         values = [math.nan if value is None else value for value in curve.values]
         axis.plot(curve.x, values, marker="o" if len(values) <= 60 else "", markersize=4, label=curve.name)
+    if x == "epoch":
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axis.set_xlabel("epochs" if x == "epoch" else "images seen")
     axis.set_ylabel(metric)
     axis.grid(color="#dddddd", linewidth=0.6)

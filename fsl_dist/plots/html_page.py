@@ -20,7 +20,9 @@ h3 { font-size: 1rem; margin: 1.5rem 0 .5rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .875rem; }
 th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
-tr.marked { background: var(--marked); font-weight: 600; }
+tr.marked, tr.near { background: var(--marked); }
+tr.marked { font-weight: 600; }
+p.warning { background: var(--marked); border-left: .3rem solid var(--accent); padding: .5rem .7rem; }
 img { max-width: 100%; height: auto; }
 pre { background: var(--card); border: 1px solid var(--line); padding: .7rem; overflow-x: auto; }
 """

@@ -24,6 +24,7 @@ from fsl_dist.training.optimizer import group_parameters
 from fsl_dist.training.resume import check_folder, check_resumable, settle
 from fsl_dist.training.runlog import RunFollower, describe_progress, last_step, read_validations
 from fsl_dist.training.splits import NO_VALIDATION, check_classes, check_stop, describe_gaps, split_run
+from fsl_dist.training.trackers.sending import IDS_FILE, check_trackers, tracking
 from fsl_dist.training.trained import resolve_weights
 from index.base.files import Owner, remove_file, remove_folder, write_atomic
 from index.base.object_cache import bring
@@ -55,6 +56,11 @@ class TrainingSummary:
     """what is wrong with the result and how to mend it; empty when nothing is"""
     seconds: float
 
+    def facts(self) -> dict[str, bool | int | float | str]:
+        """What trackers are sent at the run's end; what is not known is left out, and so is an empty warning."""
+        facts = dataclasses.asdict(self)
+        return {name: value for name, value in facts.items() if value is not None and value != ""}
+
 
 @flushing_denormals(torch.set_flush_denormal)
 def train_run(
@@ -63,17 +69,20 @@ def train_run(
     resume: bool = False,
     show: Callable[[str], None] | None = None,
     watch: Watch | None = None,
+    sweep: Path | None = None,
 ) -> TrainingSummary:
     """Train `config`, from the last checkpoint with `resume`, and return how it ended.
 
     Where `workers` ask for Ray, the cluster that this process is connected to is used, else the one of RAY_ADDRESS, else
-    one is started. show: prints a progress line. watch: may end the run after a validation. Whoever trained this run before
-    and still lives can no longer write once this call has begun.
+    one is started. show: prints a progress line. watch: may end the run after a validation. sweep: folder of the sweep
+    that the run is a trial of; `run.trackers` group its trials. Whoever trained this run before and still lives can no longer write once this call
+    has begun.
 
     Raises RequestError for a folder that holds a run (without `resume`) and whatever the data cannot serve.
     """
     run = check_folder(config, resumes=resume)
     checkpoints = CheckpointFolder(run, keep=config.training.keep_checkpoints, owner=None)
+    check_trackers(config)
     config = resolve_weights(config)
     num_steps = check_run(config, warn=log.warning, tell=log.info)
     config = resolve_paths(config)
@@ -88,15 +97,19 @@ def train_run(
     bring(run, wanted=lambda name: not name.startswith(("owner/", "ray/", "index/")), removes_others=True)
     write_atomic(run / CONFIG_FILE, render_config(config).encode())
     try:
-        with _progress_lines(config, num_steps, show):
-            _train(config, owner, watch)
+        with tracking(config, sweep) as facts:
+            with _progress_lines(config, num_steps, show):
+                _train(config, owner, watch)
+            summary = _summarise(config, checkpoints, time.perf_counter() - started)
+            facts.update(summary.facts())
     except RequestError:
         if not is_known and checkpoints.latest() in (None, checkpoints.start()):
             # Nothing was trained: the folder is free for the corrected request.
             remove_file(run / CONFIG_FILE)
+            remove_file(run / IDS_FILE)
             remove_folder(checkpoints.folder)
         raise
-    return _summarise(config, checkpoints, time.perf_counter() - started)
+    return summary
 
 
 def _train(config: RunConfig, owner: Owner, watch: Watch | None) -> None:

@@ -201,9 +201,8 @@ class Trainer:
             if self.group.is_first:
                 # Without a checkpoint, the start's validation is repeated: no line of the earlier try is kept.
                 from_step = self.progress.global_step if self._saved else -1
-                runlog = stack.enter_context(
-                    RunLog(self.run, from_step=from_step, owner=self.checkpoints.owner)
-                )
+                runlog = RunLog(self.config, from_step=from_step, owner=self.checkpoints.owner)
+                stack.enter_context(runlog)
             is_unscored = self.progress.global_step == 0 and self.progress.start_value is None
             if self.decides and self.start_competes and is_unscored:
                 self._validate_start(runlog)

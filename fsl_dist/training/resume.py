@@ -19,6 +19,7 @@ _SURROUNDINGS = (
     "backbone.weights",  # the checkpoint's weights count
     "backbone.pretrained",
     "run.dir",
+    "run.trackers",
     "workers.",
     "evaluation.",
     "index.",

@@ -1,4 +1,4 @@
-"""A run's metrics: one JSON line a step in RUN/metrics.jsonl, the same in TensorBoard, read back for progress."""
+"""A run's metrics: one JSON line a step in RUN/metrics.jsonl, the same in TensorBoard, read back for progress and trackers."""
 
 import json
 import logging
@@ -17,6 +17,8 @@ from index.base.object_cache import put_appended
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+    from fsl_dist.config import RunConfig
+
 logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
@@ -29,7 +31,8 @@ class RunLog:
     replacing the file: a stale process that still holds the old one writes where nobody reads.
     """
 
-    def __init__(self, run: Path, *, from_step: int, owner: Owner | None) -> None:
+    def __init__(self, config: "RunConfig", *, from_step: int, owner: Owner | None) -> None:
+        run = Path(config.run.dir)
         self.owner = owner
         self._run = run
         path = run / METRICS_FILE
@@ -38,7 +41,9 @@ class RunLog:
         kept = [line for line in read_metrics(run) if line["step"] <= from_step]
         write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._file = path.open("a", encoding="utf-8")
-        self._board = _open_board(run, purge_step=from_step + 1, flush_secs=10)
+        self._board = None
+        if "tensorboard" in config.run.trackers:
+            self._board = _open_board(run, purge_step=from_step + 1, flush_secs=10)
         self._last_check = 0.0
 
     def write(self, global_step: int, epoch: int, metrics: dict[str, float]) -> None:
@@ -55,7 +60,13 @@ class RunLog:
 
         # One event for all: an event each took 0.7 ms a step.
         values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
-        self._board.file_writer.add_summary(Summary(value=values), global_step)
+        try:
+            self._board.file_writer.add_summary(Summary(value=values), global_step)
+        except Exception as error:  # its writing thread hands on whatever stopped it, such as a full disk
+            logger.warning(
+                "run.trackers=tensorboard: nothing more is written, %s", " ".join(str(error).split())
+            )
+            self._board = None
 
     def __enter__(self) -> "RunLog":
         return self
@@ -125,6 +136,31 @@ def read_validations(run: Path, metric: str) -> list[tuple[int, float]]:
     return [(line["step"], line[key]) for line in read_metrics(run) if key in line]
 
 
+class LineReader:
+    """Reads the lines that another thread or process adds to a file; none twice, unless the file is replaced."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: tuple[int, int] | None = None
+        self._offset = 0
+
+    def read(self) -> list[bytes]:
+        """The whole lines added since; all lines of a file that took the other's place."""
+        try:
+            with self._path.open("rb") as file:
+                facts = os.fstat(file.fileno())
+                # A run that is resumed replaces the file by one without the lines after its checkpoint.
+                if (facts.st_dev, facts.st_ino) != self._file or facts.st_size < self._offset:
+                    self._file, self._offset = (facts.st_dev, facts.st_ino), 0
+                file.seek(self._offset)
+                added = file.read()
+        except FileNotFoundError:
+            return []
+        lines = added[: added.rfind(b"\n") + 1].splitlines()
+        self._offset += sum(len(line) + 1 for line in lines)
+        return lines
+
+
 class RunFollower:
     """Follows a run's metrics file while another thread or process writes it."""
 
@@ -136,27 +172,13 @@ class RunFollower:
         """validation before the first step"""
         self.validated: float | None = None
         """newest validation after it"""
-        self._path = run / METRICS_FILE
+        self._lines = LineReader(run / METRICS_FILE)
         self._key = f"eval/{metric}"
-        self._file: tuple[int, int] | None = None
-        self._offset = 0
 
     def read(self) -> bool:
         """Read what was added; returns whether there is a newer step."""
-        try:
-            with self._path.open("rb") as file:
-                facts = os.fstat(file.fileno())
-                # A run that is resumed replaces the file by one without the lines after its checkpoint.
-                if (facts.st_dev, facts.st_ino) != self._file or facts.st_size < self._offset:
-                    self._file, self._offset = (facts.st_dev, facts.st_ino), 0
-                file.seek(self._offset)
-                added = file.read()
-        except FileNotFoundError:
-            return False
-        lines = added[: added.rfind(b"\n") + 1].splitlines()
-        self._offset += sum(len(line) + 1 for line in lines)
         newest = None
-        for text in lines:
+        for text in self._lines.read():
             if b'"train/loss"' in text:
                 newest = text
             elif self._key.encode() in text and self._key in (line := json.loads(text)):

@@ -16,6 +16,7 @@ from fsl_dist.metrics.clustering import score_clusters
 from fsl_dist.metrics.few_shot import group_scores, positions_among
 from fsl_dist.metrics.knn import count_right_inside, score_knn
 from fsl_dist.metrics.prototypes import evaluate_prototypes
+from fsl_dist.metrics.standard_error import ScoredImages
 from fsl_dist.training.splits import RunSplits
 from index.base.files import Owner
 
@@ -51,6 +52,7 @@ class Validation:
             )
         self.traits = config.method.traits
         self.of_method = method.validation(splits.stop) if splits.stop else None
+        self._is_counted = False
 
     def measure_train(self) -> dict[str, float]:
         """`knn/train_acc@K_p`: accuracy of each training image by the vote of its K_p nearest others. Collective.
@@ -70,6 +72,7 @@ class Validation:
         assert self.stop_index is not None
         self.stop_index.move_to(self.train_index.parameters)
         group = self.train_index.group
+        self._write_counts(group)
         if self.config.stops_by_clusters:
             return self._measure_clusters(group)
         if self.traits.has_classifier and not self.config.stop_metric.startswith("knn/"):
@@ -101,6 +104,21 @@ class Validation:
             else:
                 metrics = score_knn(gallery, vectors, labels, self.config.evaluation.k_p) | own
         return json.loads(group.share_text(json.dumps(metrics)))
+
+    def _write_counts(self, group: WorkerGroup) -> None:
+        """Write down, once, how many images of which classes decide: what a score's standard error follows from."""
+        if self._is_counted or not group.is_first:
+            return
+        assert self.splits.stop is not None
+        stop, train = self.splits.stop, self.splits.train
+        trained = dict(zip(train.labels.tolist(), train.counts.tolist(), strict=True))
+        images = ScoredImages(
+            tuple(stop.counts.tolist()), tuple(trained.get(label, 0) for label in stop.labels.tolist())
+        )
+        run = Path(self.config.run.dir)
+        if ScoredImages.read(run) != images:
+            images.write(run)
+        self._is_counted = True
 
     def _measure_classifier(self, group: WorkerGroup) -> dict[str, float]:
         """Scores of the network's own classifier; no training image is embedded for them. Collective."""

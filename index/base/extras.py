@@ -7,6 +7,7 @@ from index.base.errors import RequestError
 EXTRA_OF = {
     "fastapi": "serve",
     "kubernetes": "kubernetes",
+    "mlflow": "mlflow",
     "nvidia.dali": "dali",
     "obstore": "object-storage",
     "onnx": "export",
@@ -16,6 +17,7 @@ EXTRA_OF = {
     "peft": "lora",
     "ray": "ray",
     "tensorboard": "tensorboard",
+    "wandb": "wandb",
 }
 """optional packages, by import name, and the extra of fsl-dist that installs each"""
 

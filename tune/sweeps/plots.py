@@ -7,8 +7,9 @@ from typing import Any
 
 from tune.records import Report, Trial
 from tune.space import Knob, show_value
+from tune.sweeps.certainty import Certainty
 
-_ENDED, _STOPPED, _BASE = "#0072b2", "#999999", "#d55e00"
+_ENDED, _STOPPED, _BASE, _NEAR = "#0072b2", "#999999", "#d55e00", "#009e73"
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +21,15 @@ class Curve:
     """(x, mean, standard deviation), ascending"""
 
 
-def plot_knobs(trials: Sequence[Trial], space: Mapping[str, Knob], metric: str) -> bytes:
-    """A panel a knob: the value of each trial over the knob's, hollow where it was stopped early, the base as a line."""
+def plot_knobs(
+    trials: Sequence[Trial], space: Mapping[str, Knob], metric: str, certainty: Certainty | None = None
+) -> bytes:
+    """A panel a knob: the value of each trial over the knob's, hollow where it was stopped early, the base as a line.
+
+    A band reaches from the best value down by its standard error; trials in it are ringed.
+    """
     from matplotlib import pyplot
-    from matplotlib.ticker import NullFormatter
+    from matplotlib.ticker import MaxNLocator, NullFormatter
 
     columns = min(3, len(space))
     rows = -(-len(space) // columns)
@@ -42,6 +48,18 @@ def plot_knobs(trials: Sequence[Trial], space: Mapping[str, Knob], metric: str) 
                 facecolors=face,
                 label="stopped early" if state == "stopped" else "to its end",
             )
+        ringed = [t for t in trials if certainty and t.point and t.number in certainty.near and t.result]
+        if ringed:
+            axis.scatter(
+                [_x_of(knob, t.point[key]) for t in ringed],
+                [t.result.value for t in ringed if t.result],
+                s=70,
+                edgecolors=_NEAR,
+                facecolors="none",
+                linewidths=1.4,
+                label="within one standard error",
+            )
+        _draw_band(axis, certainty)
         if base is not None:
             axis.axhline(base, color=_BASE, linewidth=1, linestyle="--", label="the base")
         if knob.options:
@@ -51,6 +69,8 @@ def plot_knobs(trials: Sequence[Trial], space: Mapping[str, Knob], metric: str) 
             axis.set_xscale("log")
             axis.set_xlim(knob.loguniform[0] / 1.2, knob.loguniform[1] * 1.2)
             axis.xaxis.set_minor_formatter(NullFormatter())
+        elif knob.randint:
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.set_xlabel(key)
         axis.set_ylabel(metric)
     for axis in list(axes.flat)[len(space) :]:
@@ -59,12 +79,20 @@ def plot_knobs(trials: Sequence[Trial], space: Mapping[str, Knob], metric: str) 
     return save_figure(pyplot, figure)
 
 
-def plot_reports(trials: Sequence[Trial], reports: Sequence[Report], metric: str, best: int | None) -> bytes:
-    """The metric of every trial over epochs, a line a trial, the best and the base coloured."""
+def plot_reports(
+    trials: Sequence[Trial],
+    reports: Sequence[Report],
+    metric: str,
+    best: int | None,
+    certainty: Certainty | None = None,
+) -> bytes:
+    """The metric of every trial over epochs, a line a trial: the best, those within its standard error and the base coloured."""
     from matplotlib import pyplot
+    from matplotlib.ticker import MaxNLocator
 
     figure, axes = new_figure(pyplot, 1, 1, width=7.2)
     axis = axes.flat[0]
+    is_near_named = False
     for trial in trials:
         points = sorted((report.epoch, report.value) for report in reports if report.trial == trial.number)
         if not points:
@@ -75,7 +103,13 @@ def plot_reports(trials: Sequence[Trial], reports: Sequence[Report], metric: str
             label, colour, width = f"trial {trial.number:04d}, the best", _ENDED, 2.0
         elif not trial.point:
             label, colour, width = "the base", _BASE, 1.6
+        elif certainty and trial.number in certainty.near:
+            colour, width = _NEAR, 1.2
+            label = None if is_near_named else "within one standard error"
+            is_near_named = True
         axis.plot(epochs, values, color=colour, linewidth=width, label=label, marker=".", markersize=3)
+    _draw_band(axis, certainty)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axis.set_xlabel("epochs")
     axis.set_ylabel(metric)
     if axis.get_legend_handles_labels()[0]:
@@ -97,6 +131,13 @@ def plot_curves(panels: Mapping[str, Sequence[Curve]], x_words: str) -> bytes:
     if any(curve.words for curves in panels.values() for curve in curves):
         axes.flat[0].legend(fontsize=7)
     return save_figure(pyplot, figure)
+
+
+def _draw_band(axis: Any, certainty: Certainty | None) -> None:
+    """From the best value down by its standard error."""
+    if certainty is not None and certainty.best_value is not None and certainty.best_error is not None:
+        low = certainty.best_value - certainty.best_error
+        axis.axhspan(low, certainty.best_value, color=_NEAR, alpha=0.12, linewidth=0)
 
 
 def _x_of(knob: Knob, value: Any) -> float:

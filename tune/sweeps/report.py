@@ -2,8 +2,8 @@
 
 import csv
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fsl_dist.config import render_config
@@ -14,6 +14,7 @@ from tune.records import Cell, Session, SweepFolder, Trial, read_evaluation, rea
 from tune.space import show_value
 from tune.sweep_file import load_stored
 from tune.sweep_settings import SweepSettings
+from tune.sweeps.certainty import Certainty, judge_certainty
 from tune.sweeps.config import SweepConfig
 from tune.sweeps.evaluation_tables import flatten, grid_tables, headline, show_score
 from tune.sweeps.importance import LEAST_TRIALS, knob_importance
@@ -37,6 +38,14 @@ class WrittenReport:
     """share of each knob in what the metric depends on; empty with too few trials"""
     text: str
     """the report as Markdown"""
+    num_validation_images: int | None = None
+    """images that trials are compared on; None where that is not known, and for indexes"""
+    standard_errors: Mapping[int, float] = field(default_factory=dict)
+    """standard error of each trial's value, by the trial's number"""
+    within_one_standard_error: tuple[int, ...] = ()
+    """other trials within one standard error of the best"""
+    warning: str = ""
+    """one line where the validation images are too few to choose by"""
 
     def to_json(self) -> dict:
         """The facts as plain values."""
@@ -47,6 +56,10 @@ class WrittenReport:
             "best_value": self.best_value,
             "base_value": self.base_value,
             "importance": self.importance,
+            "num_validation_images": self.num_validation_images,
+            "standard_errors": {f"{number:04d}": error for number, error in self.standard_errors.items()},
+            "within_one_standard_error": list(self.within_one_standard_error),
+            "warning": self.warning,
         }
 
 
@@ -62,14 +75,15 @@ def write_report(folder: Path) -> WrittenReport:
     best, metric = best_of(trials, config.mode), config.trial_base().stop_metric
     base = next((trial for trial in trials if not trial.point and trial.is_scored), None)
     importance = knob_importance(trials, config.space)
+    certainty = judge_certainty(trials, best, metric)
     scores = {trial.number: list(read_evaluation(trial.folder)) for trial in trials}
     named = ((best, "the best by validation"), (base if base is not best else None, "the base"))
     shown = [(trial, f"trial {trial.number:04d}, {words}") for trial, words in named if trial is not None]
     blocks = [
-        *_head(config, trials, metric),
-        *_best_trials(config, trials, scores, best, base),
-        *knob_blocks(config, trials, importance, metric),
-        *_learning(trials, files, metric, best),
+        *_head(config, trials, metric, certainty),
+        *_best_trials(config, trials, scores, best, base, certainty),
+        *knob_blocks(config, trials, importance, metric, certainty),
+        *_learning(trials, files, metric, best, certainty),
         *_evaluation(scores, shown),
         *paper_figures(trials, config.space, scores, metric, shown),
         *_time(trials, files.sessions()),
@@ -79,7 +93,7 @@ def write_report(folder: Path) -> WrittenReport:
     written = [
         _write(folder / "report.md", text),
         _write(folder / "report.html", render_html(blocks, f"Sweep {folder.name}")),
-        _write(folder / "trials.csv", render_trials(config, trials, scores)),
+        _write(folder / "trials.csv", render_trials(config, trials, scores, certainty)),
         _write(folder / "evaluation.csv", render_evaluation(scores)),
     ]
     for block in blocks:
@@ -90,25 +104,46 @@ def write_report(folder: Path) -> WrittenReport:
         run = config.trial_config(best.point, str(folder.resolve() / "best"))
         written.append(_write(folder / "best.yaml", render_config(run)))
     return WrittenReport(
-        tuple(written), metric, best.number if best else None, _value(best), _value(base), importance, text
+        tuple(written),
+        metric,
+        best.number if best else None,
+        _value(best),
+        _value(base),
+        importance,
+        text,
+        certainty.images.num_images if certainty.images else None,
+        certainty.errors,
+        tuple(sorted(certainty.near)),
+        certainty.warning,
     )
 
 
-def render_trials(config: SweepConfig, trials: Sequence[Trial], scores: dict[int, list[Cell]]) -> str:
-    """CSV, a line a trial: its point, how it ended, its headline scores."""
+def render_trials(
+    config: SweepConfig, trials: Sequence[Trial], scores: dict[int, list[Cell]], certainty: Certainty
+) -> str:
+    """CSV, a line a trial: its point, how it ended and how sure that is, its headline scores."""
     k_p = config.trial_base().validation_k_p
     heads = {trial.number: headline(scores[trial.number], k_p) for trial in trials}
     names = list(dict.fromkeys(name for head in heads.values() for name in head))
     lines: list[list[object]] = [
-        ["trial", "state", "value", "epochs", "train_s", "evaluate_s", *config.space, *names, "error"]
+        [
+            "trial",
+            "state",
+            "value",
+            "standard_error",
+            "within_one_standard_error",
+            *("epochs", "train_s", "evaluate_s"),
+            *config.space,
+            *names,
+            "error",
+        ]
     ]
     for trial in trials:
         result, head = trial.result, heads[trial.number]
-        facts = (
-            [result.state, result.value, result.epochs, result.train_s, result.evaluate_s]
-            if result
-            else ["running", *[""] * 4]
-        )
+        sure = [certainty.errors.get(trial.number, ""), str(trial.number in certainty.near).lower()]
+        facts: list[object] = ["running", *[""] * 6]
+        if result:
+            facts = [result.state, result.value, *sure, result.epochs, result.train_s, result.evaluate_s]
         point = [show_value(trial.point[key]) if key in trial.point else "" for key in config.space]
         means = [_mean(head[name]) if name in head else "" for name in names]
         lines.append([f"{trial.number:04d}", *facts, *point, *means, result.error if result else ""])
@@ -127,7 +162,7 @@ def render_evaluation(scores: dict[int, list[Cell]]) -> str:
     return _csv(lines)
 
 
-def _head(config: SweepConfig, trials: Sequence[Trial], metric: str) -> list[Block]:
+def _head(config: SweepConfig, trials: Sequence[Trial], metric: str, certainty: Certainty) -> list[Block]:
     base = config.base
     counts = [
         f"{sum(_state(trial) == state for trial in trials)} {words}"
@@ -147,6 +182,7 @@ def _head(config: SweepConfig, trials: Sequence[Trial], metric: str) -> list[Blo
             f"method.kind={base.method.kind} on {Path(base.data.dataset).name}, search={config.search}, {stops}; trials are "
             f"compared by the validation metric {metric}. {', '.join(counts) or 'no trial yet'}."
         ),
+        *([Text(certainty.warning, is_warning=True)] if certainty.warning else []),
     ]
 
 
@@ -156,6 +192,7 @@ def _best_trials(
     scores: dict[int, list[Cell]],
     best: Trial | None,
     base: Trial | None,
+    certainty: Certainty,
 ) -> list[Block]:
     ranked = sorted((t for t in trials if t.is_scored), key=lambda t: (-(_value(t) or 0.0), t.number))
     shown = ranked[:_SHOWN]
@@ -167,7 +204,14 @@ def _best_trials(
     heads = {trial.number: headline(scores[trial.number], k_p) for trial in shown}
     names = list(dict.fromkeys(name for head in heads.values() for name in head))
     rows = [
-        ["trial", "validation %", *(f"{name} %" for name in names), *config.space, "epochs", "s", "ended"]
+        [
+            "trial",
+            "validation %",
+            *(["within 1 s.e. of the best"] if certainty.near else []),
+            *(f"{name} %" for name in names),
+            *config.space,
+            *("epochs", "s", "ended"),
+        ]
     ]
     for trial in shown:
         result = trial.result
@@ -179,7 +223,12 @@ def _best_trials(
         rows.append(
             [
                 name,
-                f"{100 * (result.value or 0):.1f}",
+                _with_error(result.value, certainty.errors.get(trial.number)),
+                *(
+                    ["the best" if trial is best else "yes" if trial.number in certainty.near else "no"]
+                    if certainty.near
+                    else []
+                ),
                 *tested,
                 *point,
                 str(result.epochs),
@@ -193,7 +242,10 @@ def _best_trials(
             f"Chosen by validation, on images of neither training nor the other scores, which are of {_scored_on(shown)}. A dot: the "
             "base's own value. Trials that were stopped early have no other scores."
         ),
-        Table(rows, marked=0),
+        *([Text(sure)] if (sure := certainty.describe(config.trial_base().stop_metric)) else []),
+        Table(
+            rows, marked=0, near=tuple(n for n, trial in enumerate(shown) if trial.number in certainty.near)
+        ),
         Code(
             f"fsl-dist train --config {best.folder.parents[1] / 'best.yaml'}\nfsl-dist evaluate {best.folder}"
         ),
@@ -201,7 +253,11 @@ def _best_trials(
 
 
 def knob_blocks(
-    config: SweepSettings, trials: Sequence[Trial], importance: dict[str, float], metric: str
+    config: SweepSettings,
+    trials: Sequence[Trial],
+    importance: dict[str, float],
+    metric: str,
+    certainty: Certainty | None = None,
 ) -> list[Block]:
     """What each knob did: its importance, and a panel of all trials."""
     if not any(trial.is_scored and trial.point for trial in trials):
@@ -218,15 +274,17 @@ def knob_blocks(
         ]
     else:
         blocks.append(Text(f"Importance needs {LEAST_TRIALS} trials with a value."))
-    picture = plot_knobs(trials, config.space, metric)
+    picture = plot_knobs(trials, config.space, metric, certainty)
     return [*blocks, Picture("knobs", picture, f"{metric} of each trial over each knob's value")]
 
 
-def _learning(trials: Sequence[Trial], files: SweepFolder, metric: str, best: Trial | None) -> list[Block]:
+def _learning(
+    trials: Sequence[Trial], files: SweepFolder, metric: str, best: Trial | None, certainty: Certainty
+) -> list[Block]:
     reports = files.reports()
     if not reports:
         return []
-    picture = plot_reports(trials, reports, metric, best.number if best else None)
+    picture = plot_reports(trials, reports, metric, best.number if best else None, certainty)
     return [
         Heading("How the trials learnt"),
         Picture("learning", picture, f"{metric} of each trial by epoch"),
@@ -296,6 +354,12 @@ def _state(trial: Trial) -> str:
 
 def _value(trial: Trial | None) -> float | None:
     return trial.result.value if trial and trial.result else None
+
+
+def _with_error(value: float | None, error: float | None) -> str:
+    """A fraction in percent, with its standard error where it has one."""
+    shown = f"{100 * (value or 0):.1f}"
+    return shown if error is None else f"{shown} ± {100 * error:.1f}"
 
 
 def _mean(score: float | dict) -> float:

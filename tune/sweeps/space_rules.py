@@ -12,6 +12,7 @@ from tune.space import Knob, Scalar
 
 _NO_KNOBS = (
     "run.dir",
+    "run.trackers",
     "data.dataset",
     "data.version",
     "workers.",

@@ -1,0 +1,83 @@
+"""How far a validation score may be from what more images of the same classes would show."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from index.base.files import exists, write_atomic
+
+VALIDATION_FILE = "validation.json"
+"""in a run's folder: how many images its validations score, by class"""
+
+_BY_IMAGE = ("acc", "recall", "ca")
+_BY_CLASS = ("mcr", "mca", "balanced_recall")
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredImages:
+    """The images that a score is measured on."""
+
+    counts: tuple[int, ...]
+    """images of each scored class"""
+    train_counts: tuple[int, ...]
+    """training images of each of these classes"""
+
+    @property
+    def num_images(self) -> int:
+        """All scored images."""
+        return sum(self.counts)
+
+    def effective(self, metric: str) -> float | None:
+        """Images that a plain share with the same standard error would be measured on; None for a score that is no share.
+
+        A share of all images (`knn/acc@5`, `recall@5/base`, `kmeans/ca`): n. A mean over C classes of each class's share
+        (`knn/mcr@5`, `mca/base`): C² / Σ 1/n_c, far below n where a class has few images. `knn/rs@5` is that mean over
+        the classes with the fewest training images.
+        """
+        name = metric.partition("@")[0].removeprefix("knn/").removesuffix("/base").removeprefix("kmeans/")
+        if name in _BY_IMAGE:
+            return float(self.num_images)
+        if name in _BY_CLASS:
+            return _harmonic(self.counts)
+        if name == "rs":
+            fewest = min((train for train in self.train_counts if train), default=0)
+            rare = [n for n, train in zip(self.counts, self.train_counts, strict=True) if train == fewest]
+            return _harmonic(rare) if fewest else None
+        return None
+
+    def standard_error(self, metric: str, value: float) -> float | None:
+        """√(p(1−p)/n) of a score p with n effective images; None for a score that is no share, or is not finite.
+
+        It treats images as drawn independently, and each class's share as the mean of all; where classes are equally large
+        and differ in their shares, that overestimates. A score of 0 or 1 is taken half an image inside, since the formula
+        would be 0 there.
+        """
+        effective = self.effective(metric)
+        if not effective or not math.isfinite(value):
+            return None
+        inside = min(max(value, 0.5 / effective), 1 - 0.5 / effective) if effective > 1 else 0.5
+        return math.sqrt(inside * (1 - inside) / effective)
+
+    def write(self, run: Path) -> None:
+        """Write them into a run's folder."""
+        write_atomic(run / VALIDATION_FILE, (json.dumps(asdict(self)) + "\n").encode())
+
+    @classmethod
+    def read(cls, run: Path) -> Self | None:
+        """Those of a run; None where it has not validated."""
+        path = run / VALIDATION_FILE
+        if not exists(path):
+            return None
+        found = json.loads(path.read_text("utf-8"))
+        return cls(tuple(found["counts"]), tuple(found["train_counts"]))
+
+
+def _harmonic(counts: Sequence[int]) -> float:
+    """C² / Σ 1/n_c."""
+    sizes = np.array([count for count in counts if count], dtype=np.float64)
+    return float(len(sizes) ** 2 / np.sum(1 / sizes)) if len(sizes) else 0.0
