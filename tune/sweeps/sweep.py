@@ -4,7 +4,7 @@ Ray Tune runs it (`tune.sweeps.engine`), and holds nothing that the sweep's fold
 folder and goes on.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ from tune.sweeps.early_stopping import Judge
 from tune.sweeps.engine.fitting import fit_concurrency
 from tune.sweeps.engine.imported_search import check_imported, open_proposer
 from tune.sweeps.progress import Show
+from tune.sweeps.tracking import tracking_sweep
 from tune.sweeps.trial import check_point
 
 if TYPE_CHECKING:
@@ -128,12 +129,15 @@ def run_tuner(
         plan.retry_failed()
     clock = Clock(config, folder, owner, resources["CPU"], config.trial_base().num_cpus, started)
     driver = Driver(config, owner, plan, Judge(config, owner), clock, show)
-    try:
-        grid = fit(driver)
-    finally:
-        clock.write()
+    with tracking_sweep(config) as facts:
+        try:
+            grid = fit(driver)
+        finally:
+            clock.write()
+        summary = summarise(config, plan, folder.sessions())
+        facts.update({name: value for name, value in asdict(summary).items() if value is not None})
     check_failures(config, plan)
-    return summarise(config, plan, folder.sessions()), grid
+    return summary, grid
 
 
 def summarise(config: SweepSettings, plan: Plan, sessions: list[Session]) -> SweepSummary:

@@ -17,14 +17,14 @@ from fsl_dist.evaluation.report import evaluate_settings
 from fsl_dist.training.checkpoint import CheckpointFolder, read_progress
 from fsl_dist.training.launch import check_run, train_run
 from fsl_dist.training.loop import Watch
-from fsl_dist.training.runlog import write_hparams
 from fsl_dist.training.trained import open_trained
 from index.base.errors import FslDistError
 from index.base.files import Owner, write_atomic
 from tune.records import Cell, Result, State, Trial, write_evaluation
-from tune.space import Point, show_value
+from tune.space import Point
 from tune.sweeps.config import SweepConfig
 from tune.sweeps.engine.take_over import take_over
+from tune.sweeps.tracking import report_trial
 
 ERROR_FILE = "error.txt"
 
@@ -80,7 +80,7 @@ def run_trial(
         if not is_stopped:
             take_over(run, trial)
             watch = asks.watch(trial.number)
-            train_run(run, resume=True, watch=watch)
+            train_run(run, resume=True, watch=watch, sweep=Path(config.dir))
             is_stopped = asks.is_stopped(trial.number)
         if is_left():
             return None
@@ -100,11 +100,9 @@ def run_trial(
             error=_one_line(words),
         )
     result = progress_of(trial, "stopped" if is_stopped else "finished")
-    if result.value is not None:
-        if owner is not None:
-            owner.check()
-        told = {key: show_value(v) if isinstance(v, tuple) else v for key, v in trial.point.items()}
-        write_hparams(trial.folder, told, run.stop_metric, result.value)
+    if owner is not None:
+        owner.check()
+    report_trial(config, trial, run, result)
     return replace(result, train_s=train_s, evaluate_s=time.perf_counter() - started - train_s)
 
 
