@@ -358,7 +358,7 @@ def test_type_checkers_see_the_types_in_the_readme_s_example(tmp_path: Path) -> 
         'run.evaluate()["knn/acc@5"]': "float | fsl_dist.metrics.class_scores.Repeated",
         'run.predict(["a.jpg"])[0].classes[0].name': "str",
         'run.explain(["a.jpg"])[0].neighbours[0].distance': "float",
-        'run.build_index("i").search': "-> index.search.SearchResult",
+        'run.build_index("i").search': "-> index.results.SearchResult",
         "fsl_dist.losses.deep_knn_loss": "embeddings: torch._tensor.Tensor",
         "fsl_dist.samplers.draw_episode": "-> fsl_dist.samplers.episode.Episode",
         "fsl_dist.__version__": "str",

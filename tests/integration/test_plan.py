@@ -79,7 +79,8 @@ def test_a_search_that_cannot_be_planned_is_not_measured(
 ) -> None:
     settings = [f"data.dataset={digits}", *SMALL, "method.kind=deep_knn", "mining.source=dataset"]
     out = tmp_path / "rates.json"
-    settings += ["training.batch_size=33", "index.kind=hnsw"]
+    settings += ["training.batch_size=33", "index.kind=hnsw", "mining.neighbours=decoded"]
+    settings += ["method.k_same=5", "method.m_other=5"]
     code, _, err = cli("bench", "rates", "--out", out, *settings)
     assert code == 0, err
     assert "the search is not measured: index.kind=hnsw" in caplog.text
