@@ -1,6 +1,6 @@
 """Which trial is next: those that were cut off, the base itself, then new points, without those that make no run."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 from index.base.errors import RequestError
@@ -10,16 +10,31 @@ from tune.search import next_point
 from tune.space import Point
 from tune.sweep_settings import SweepSettings
 
+Proposer = Callable[[SweepSettings, Sequence[Trial]], tuple[int, Point] | None]
+"""(sweep, its trials so far) → (number of the draw, the point) that is tried next; None where there is none.
+Raises NotYet where one depends on a trial under way."""
+
+
+class NotYet(Exception):
+    """No point can be proposed before a trial under way has ended."""
+
 
 class Plan:
     """The trials of a sweep, as its folder holds them, and those that it has yet to start."""
 
-    def __init__(self, config: SweepSettings, folder: SweepFolder, check: Callable[..., object]) -> None:
-        """`check(config, point, folder)` raises RequestError for a point that makes no trial."""
+    def __init__(
+        self,
+        config: SweepSettings,
+        folder: SweepFolder,
+        check: Callable[..., object],
+        propose: Proposer = next_point,
+    ) -> None:
+        """`check(config, point, folder)` raises RequestError for a point that makes no trial; `propose` finds the next point."""
         self.config = config
         self.folder = folder
         self.trials = {trial.number: trial for trial in folder.trials()}
         self._check = check
+        self._propose = propose
         self._cut_off = [trial for trial in self.trials.values() if trial.result is None]
 
     def next(self) -> Trial | None:
@@ -47,6 +62,16 @@ class Plan:
         """Run a trial again, next, from its last checkpoint."""
         self._cut_off.insert(0, trial)
 
+    @property
+    def has_cut_off(self) -> bool:
+        """Whether a trial waits that was under way before."""
+        return bool(self._cut_off)
+
+    def change(self, trial: Trial, donor: int, epoch: int, point: Point) -> Trial:
+        """Write down that a trial goes on with the network of trial `donor` at another point (`SweepFolder.change`)."""
+        self.trials[trial.number] = self.folder.change(trial, donor, epoch, point)
+        return self.trials[trial.number]
+
     def retry_failed(self) -> None:
         """Run all failed trials again, from their last checkpoints."""
         for trial in self.with_state("failed"):
@@ -57,6 +82,11 @@ class Plan:
     def with_state(self, state: str) -> list[Trial]:
         """All trials that ended so."""
         return [trial for trial in self.trials.values() if trial.result and trial.result.state == state]
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether more trials failed than may."""
+        return 0 <= self.config.max_failures < len(self.with_state("failed"))
 
     @property
     def num_wanted(self) -> int:
@@ -81,7 +111,7 @@ class Plan:
             t for t in self.trials.values() if t.draw >= 0 and not (t.result and t.result.state == "pruned")
         ]
         found = (
-            next_point(self.config, list(self.trials.values()))
+            self._propose(self.config, list(self.trials.values()))
             if len(tried) < self.config.num_points
             else None
         )

@@ -14,7 +14,7 @@ Every file is replaced in one step or appended to by lines; nothing is pickled.
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -56,6 +56,18 @@ class Result:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Change:
+    """One time that a trial went on with another trial's network, under other settings (population based training)."""
+
+    donor: int
+    """number of the trial whose network it was"""
+    epoch: int
+    """epochs that the donor had done"""
+    before: Point
+    """what the trial changed of the base until then"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Trial:
     """One trial as its folder says."""
 
@@ -68,6 +80,8 @@ class Trial:
     """number of the point among those of the search; −1 for the base"""
     result: Result | None = None
     """None: under way, or cut off"""
+    changes: tuple[Change, ...] = ()
+    """how it came to its point, the first change first; none but under population based training"""
 
     @property
     def is_scored(self) -> bool:
@@ -99,6 +113,8 @@ class Report:
     value: float
     stops: bool
     """whether the scheduler ended the trial here"""
+    change: int = 0
+    """changes of the trial before it (`Trial.changes`)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,14 +132,15 @@ class SweepFolder:
         found = []
         for path in sorted((self.folder / "trials").glob(f"*/{TRIAL_FILE}")):
             about = json.loads(path.read_text("utf-8"))
-            point = {key: tuple(v) if isinstance(v, list) else v for key, v in about["point"].items()}
+            changes = [Change(**{**c, "before": _read_point(c["before"])}) for c in about.get("changes", [])]
             found.append(
                 Trial(
                     number=about["number"],
                     folder=path.parent,
-                    point=point,
+                    point=_read_point(about["point"]),
                     draw=about["draw"],
                     result=_read_result(path.parent),
+                    changes=tuple(changes),
                 )
             )
         return found
@@ -134,12 +151,17 @@ class SweepFolder:
         write_atomic(folder / TRIAL_FILE, _json({"number": number, "draw": draw, "point": point}))
         return Trial(number=number, folder=folder, point=point, draw=draw)
 
+    def change(self, trial: Trial, donor: int, epoch: int, point: Point) -> Trial:
+        """Write down that a trial goes on with the network that trial `donor` had after `epoch` epochs, at another point."""
+        changes = (*trial.changes, Change(donor=donor, epoch=epoch, before=trial.point))
+        about = {"number": trial.number, "draw": trial.draw, "point": point}
+        write_atomic(trial.folder / TRIAL_FILE, _json({**about, "changes": list(map(asdict, changes))}))
+        return replace(trial, point=point, changes=changes)
+
     def finish(self, trial: Trial, result: Result) -> Trial:
         """Write down how a trial ended."""
         write_atomic(trial.folder / RESULT_FILE, _json(asdict(result)))
-        return Trial(
-            number=trial.number, folder=trial.folder, point=trial.point, draw=trial.draw, result=result
-        )
+        return replace(trial, result=result)
 
     def reports(self) -> list[Report]:
         """All reports in the order they came; a last line that was cut off is left out."""
@@ -185,6 +207,10 @@ def read_split(folder: Path) -> str:
     """Where the base classes' queries of a trial's scores came from: test, else val; empty where it was not evaluated."""
     path = folder / EVALUATION_FILE
     return json.loads(path.read_text("utf-8"))["split"] if path.is_file() else ""
+
+
+def _read_point(data: dict) -> Point:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
 
 
 def _read_result(folder: Path) -> Result | None:

@@ -28,6 +28,8 @@ _OF_RUNS = {
     "settings": "index itself says what its trials share",
     "scheduler": "a build is measured once and at its end, so there is nothing to stop early",
     "resources": "builds and searches take the threads of OMP_NUM_THREADS, or all cores",
+    "minutes": "a build that is cut short measures nothing; hours says when no more of them starts",
+    "trial_timeout_s": "builds run in the sweep's own process, which cannot end itself",
     "concurrency": "indexes are built and measured one at a time, since two would disturb each other's ms",
 }
 
@@ -59,7 +61,25 @@ def _gate_runs(raw: dict[str, Any], over: Mapping[str, Any], place: str, said: s
     _flatten(raw, place)
     if isinstance(raw.get("scheduler"), str):
         raw["scheduler"] = {"kind": raw["scheduler"]}
-    config = validate(SweepConfig, raw, said)
+    return _build(raw, said)
+
+
+def parse_sweep(text: str, place: str) -> SweepConfig:
+    """The sweep of runs that `render_sweep` wrote."""
+    return _build(parse_yaml(text, place), place)
+
+
+def _build(raw: Mapping[str, Any], place: str) -> SweepConfig:
+    search = raw.get("search")
+    if isinstance(search, Mapping) and "class" in search:  # no name for a field in Python
+        search = {"class_" if key == "class" else key: value for key, value in search.items()}
+        raw = {**raw, "search": search}
+    try:
+        config = validate(SweepConfig, raw, place)
+    except ConfigError as error:
+        text = str(error).replace("search.class_", "search.class")
+        shown = text.replace("an instance of ImportedSearch", '{kind: import, class: "package.module:Class"}')
+        raise ConfigError(shown) from error.__cause__
     return replace(config, base=resolve_paths(config.base))
 
 
@@ -126,12 +146,9 @@ def load_stored(folder: Path) -> AnySweep:
     if not exists(path):
         raise ConfigError(f"{folder} is not a sweep folder: {SWEEP_FILE} is missing")
     raw = parse_yaml(read_text(path), str(path))
-    config: AnySweep
-    if "index" in raw:
-        config = validate(IndexSweepConfig, raw, str(path))
-    else:
-        config = validate(SweepConfig, raw, str(path))
-        config = replace(config, base=resolve_paths(config.base))
+    config: AnySweep = (
+        validate(IndexSweepConfig, raw, str(path)) if "index" in raw else _build(raw, str(path))
+    )
     return replace(config, dir=str(folder.resolve()))
 
 
@@ -155,6 +172,8 @@ def render_sweep(config: SweepSettings) -> str:
     tree["space"] = {
         key: {kind: values for kind, values in knob.items() if values} for key, knob in tree["space"].items()
     }
+    if isinstance(tree["search"], dict):
+        tree["search"]["class"] = tree["search"].pop("class_")
     return with_addresses(to_yaml(tree))
 
 

@@ -16,6 +16,17 @@ _PROBES_OF_GRID = 10_000
 """combinations of a grid that are held against the rules of what is varied before a sweep starts"""
 
 
+@settings("search")
+class ImportedSearch:
+    """A `ray.tune.search.Searcher` that proposes the points, found by its import path."""
+
+    kind: Literal["import"] = "import"
+    class_: Annotated[str, Field(pattern=r"^\w+(\.\w+)*:\w+$")]
+    """its import path, `package.module:Class`; `class` in YAML"""
+    settings: dict[str, Scalar] = field(default_factory=dict)
+    """what its constructor is called with; the space, the metric and the mode come from the sweep"""
+
+
 @settings("")
 class SweepSettings(abc.ABC):
     """The part of a sweep's settings that is the same for runs and for indexes."""
@@ -31,8 +42,9 @@ class SweepSettings(abc.ABC):
     """what needs no new trial: name of a setting → values; every combination is measured on each trial"""
     mode: Literal["max", "min"] = "max"
     """max: larger is better"""
-    search: Literal["random", "grid", "optuna"] = "random"
-    """points drawn by seed, all combinations, or proposed by Optuna's TPE from the trials so far (needs `optuna`)"""
+    search: Literal["random", "grid", "optuna"] | ImportedSearch = "random"
+    """points drawn by seed, all combinations, proposed by Optuna's TPE from the trials so far (needs `optuna`), or by a
+    Searcher of Ray Tune: `{kind: import, class: "package.module:Class", settings: {…}}`"""
     trials: Annotated[int, Field(ge=1)] = 20
     """points that are tried; a grid has no more than its combinations"""
     include_base: bool = True
@@ -52,6 +64,11 @@ class SweepSettings(abc.ABC):
     @abc.abstractmethod
     def trial_config(self, point: Point) -> object:
         """The settings of a point's trial; ConfigError for a point that breaks their rules."""
+
+    @property
+    def search_name(self) -> str:
+        """What proposes the points, in a word."""
+        return self.search if isinstance(self.search, str) else self.search.class_
 
     def check_points(self) -> None:
         """Raise the first point's error where not one of many points makes a trial."""

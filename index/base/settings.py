@@ -12,6 +12,7 @@ import enum
 import json
 import logging
 import os
+import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar, dataclass_transform
@@ -22,6 +23,8 @@ from index.base.variants import ONLY, class_of_kind, classes_of, default_of, lis
 from index.base.yaml_text import name_of, read_yaml, write_yaml
 
 T = TypeVar("T")
+
+_UNIONS = (typing.Union, types.UnionType)
 
 log = logging.getLogger(__name__)
 
@@ -241,8 +244,9 @@ class _Parser:
         """Build what of the type `hint` are dataclasses; `default` is what its field holds when nothing is said."""
         loaders = loaders_of(hint)
         if loaders:
-            if value is None and type(None) in typing.get_args(hint):
-                return None
+            others = [option for option in typing.get_args(hint) if not loaders_of(option)]
+            if not isinstance(value, Mapping) and typing.get_origin(hint) in _UNIONS and others:
+                return value  # None, or a word in place of a mapping
             if not isinstance(value, Mapping):
                 raise ConfigError(
                     f"{key or 'the document'}={show(value)} must be a mapping of keys to values ({self.place})"

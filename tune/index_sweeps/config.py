@@ -71,6 +71,11 @@ class IndexSweepConfig(SweepSettings):
                 f"mode={self.mode} with metric={self.metric}: the better index has the "
                 f"{'smaller' if self.mode == 'max' else 'larger'} one (mode={_MODES[self.metric]})"
             )
+        if not isinstance(self.search, str):
+            raise ConfigError(
+                "search.kind=import belongs to sweeps of runs: indexes are measured without Ray, whose searchers it names "
+                "(search: random, grid or optuna)"
+            )
         self._check_space()
         self._check_evaluation()
         self.check_points()

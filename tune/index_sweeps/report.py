@@ -135,7 +135,7 @@ def _head(config: IndexSweepConfig, trials: Sequence[Trial], sessions: Sequence[
         Heading(f"Sweep {Path(config.dir).name}", 1),
         Text(
             f"Indexes of {num} vectors of {dim} numbers ({Path(config.index.vectors).name}), metric={config.index.metric}, "
-            f"search={config.search}. Builds are compared by {config.metric} (the {_better(config)} the better) at search parameters "
+            f"search={config.search_name}. Builds are compared by {config.metric} (the {_better(config)} the better) at search parameters "
             f"with which a search finds {config.recall:g} of the {config.k} true neighbours or more{budget}. {min(config.sample, num)} "
             f"of the vectors are asked for, {asked}, each left out of its own answer, on {told} threads.{warned} "
             f"{counts or 'No trial yet'}."

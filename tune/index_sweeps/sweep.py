@@ -18,8 +18,8 @@ from tune.search import check_search
 from tune.space import show_point
 from tune.sweep_file import SWEEP_FILE, check_new, render_sweep
 from tune.sweeps.clock import Clock
-from tune.sweeps.progress import stand
-from tune.sweeps.sweep import Show, SweepSummary, check_failures, has_failed, summarise
+from tune.sweeps.progress import Show, stand
+from tune.sweeps.sweep import SweepSummary, check_failures, summarise
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def drive_index_sweep(
     clock = Clock(config, folder, owner, threads, threads, started)
     load = 0.0
     try:
-        while not clock.is_over and not has_failed(config, plan):
+        while not clock.is_over and not plan.has_failed:
             trial = plan.next()
             if trial is None:
                 break

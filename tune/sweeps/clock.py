@@ -8,6 +8,9 @@ from index.base.files import Owner
 from tune.records import Result, Session, SweepFolder
 from tune.sweep_settings import SweepSettings
 
+OVERDUE = 1.03
+"""times its minutes that a sweep runs at most: ending Ray takes some seconds more"""
+
 
 class Clock:
     """How long the sweep has run, this time and before, written down as trials end."""
@@ -25,14 +28,38 @@ class Clock:
         self.started = time.monotonic() if started is None else started
         self._before_s = sum(session.wall_s for session in folder.sessions())
         self._limit_s = config.hours * 3600
+        self._budget_s = getattr(config, "minutes", 0.0) * 60
         self._cores_of_trial = cores_of_trial
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self._session = Session(started=now, cores=cores)
+        self._core_s, self._seen = 0.0, (self.started, cores)
 
     @property
     def is_over(self) -> bool:
-        """Whether the sweep's hours are used up."""
-        return 0 < self._limit_s <= self._before_s + time.monotonic() - self.started
+        """Whether the sweep's hours or minutes are used up, so that no trial starts."""
+        return 0 < self._limit_s <= self.used_s or self.is_due
+
+    @property
+    def used_s(self) -> float:
+        """Seconds that the sweep has run, this time and before."""
+        return self._before_s + time.monotonic() - self.started
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the sweep's minutes are used up, so that trials under way stop at their next validation."""
+        return 0 < self._budget_s <= self.used_s
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether trials that have not stopped since then are ended where they are."""
+        return 0 < OVERDUE * self._budget_s <= self.used_s
+
+    def see(self, cores: float) -> None:
+        """Note how many cores the cluster has now; a session's are the mean over its time."""
+        at, before = self._seen
+        now = time.monotonic()
+        self._core_s += before * (now - at)
+        self._seen = now, cores
 
     def add(self, result: Result) -> None:
         """Count the work of a trial."""
@@ -42,5 +69,7 @@ class Clock:
 
     def write(self) -> None:
         """Write down how long it has been."""
-        self._session = replace(self._session, wall_s=time.monotonic() - self.started)
+        self.see(self._seen[1])
+        wall_s = self._seen[0] - self.started
+        self._session = replace(self._session, wall_s=wall_s, cores=self._core_s / max(wall_s, 1e-9))
         self._folder.write_session(self._number, self._session)

@@ -2,7 +2,7 @@
 
 from dataclasses import field, replace
 from itertools import product
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -12,28 +12,12 @@ from index.base.errors import ConfigError
 from index.base.settings import dump, merge, settings, validate
 from tune.space import Point, Scalar, nested, show_point
 from tune.sweep_settings import SweepSettings
+from tune.sweeps.changeable import check_changeable
+from tune.sweeps.schedulers import Asha, HyperBand, MedianRule, NoScheduler, Population
 from tune.sweeps.space_rules import check_evaluation, check_space
 
 _LIST_AXES = ("k_p", "delta_tau", "k")
 """settings of an evaluation that take several values at a time"""
-
-
-@settings("scheduler")
-class NoScheduler:
-    """Every trial runs to its end."""
-
-    kind: Literal["none"] = "none"
-
-
-@settings("scheduler")
-class Asha:
-    """Asynchronous successive halving: at each rung the better share of the trials that came so far goes on."""
-
-    kind: Literal["asha"] = "asha"
-    grace_epochs: Annotated[int, Field(ge=1)] = 1
-    """epochs that every trial is given, the first rung; a run judges after `training.validate_every` epochs"""
-    reduction: Annotated[float, Field(gt=1)] = 3.0
-    """factor between two rungs; 1/reduction of the trials pass each"""
 
 
 @settings("resources")
@@ -58,12 +42,18 @@ class SweepConfig(SweepSettings):
     """the run that every trial varies: a YAML file's path in SWEEP.yaml, or its mapping"""
     metric: str = ""
     """validation metric that trials are compared by, `training.stop_metric` of all; empty: the base's"""
-    scheduler: NoScheduler | Asha = field(default_factory=NoScheduler)
-    """which trials are stopped early: none, or asha with `grace_epochs` and `reduction`"""
+    scheduler: NoScheduler | Asha | MedianRule | HyperBand | Population = field(default_factory=NoScheduler)
+    """what stops, pauses or changes trials: none, asha, median, hyperband or pbt, with their settings"""
     resources: Resources = field(default_factory=Resources)
     """what one trial takes"""
     concurrency: Annotated[int, Field(ge=0)] = 0
-    """trials at a time; 0: as many as the CPUs and GPUs hold"""
+    """trials at a time; 0: as many as the CPUs and GPUs hold, also while the cluster grows"""
+    minutes: Annotated[float, Field(ge=0)] = 0.0
+    """the sweep ends after so many minutes of running, resumed sessions together: trials under way stop at their next
+    validation, or at 1.03 times the minutes where they are at their last checkpoint; 0: no limit"""
+    trial_timeout_s: Annotated[float, Field(ge=0)] = 0.0
+    """seconds that a trial may take to its first validation, between two, or from its last to its end; one that takes longer
+    is ended and counts as failed; 0: any"""
 
     def __post_init__(self) -> None:
         if self.mode == "min":
@@ -89,8 +79,29 @@ class SweepConfig(SweepSettings):
                 f"resources.gpus={self.resources.gpus:g} with {base.workers.num} workers: each worker of a trial takes a whole "
                 f"GPU (resources.gpus={base.workers.num}, or 0)"
             )
+        self._check_scheduler()
         self.evaluation_settings(base)
         self.check_points()
+
+    def _check_scheduler(self) -> None:
+        kind = self.scheduler.kind
+        if isinstance(self.scheduler, HyperBand | Population) and self.concurrency:
+            raise ConfigError(
+                f"concurrency={self.concurrency} with scheduler.kind={kind}, which itself says which trials run and which wait: "
+                "as many run as the cluster holds (concurrency=0; resources.cpus makes them fewer)"
+            )
+        if not isinstance(self.scheduler, Population):
+            return
+        check_changeable(self.space)
+        if self.search not in ("random", "grid"):
+            raise ConfigError(
+                f"search={self.search_name} with scheduler.kind=pbt: points change on the way, so none can be proposed from what "
+                "an earlier one reached (search=random or grid)"
+            )
+        if self.num_points + self.include_base < 2:
+            raise ConfigError(
+                f"trials={self.trials} with scheduler.kind=pbt: a population has two trials or more"
+            )
 
     @property
     def value_name(self) -> str:

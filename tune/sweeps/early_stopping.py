@@ -1,43 +1,49 @@
-"""Which trials are stopped early: Ray Tune's ASHA, fed with every validation, and a file of what it was fed.
+"""Which trials are stopped early: Ray Tune's ASHA or median rule, fed with every validation, and a file of what it was fed.
 
 The scheduler's state is what it was told and in which order, so the file is all there is to keep: after a kill the same
 reports make the same state. A trial that goes on from a checkpoint reports some epochs again and hears what was decided.
 """
 
 import json
+import math
 import os
-from types import SimpleNamespace
+from dataclasses import dataclass
 from typing import Any
 
 from index.base.files import Owner, write_atomic
 from index.base.object_cache import put_appended
 from tune.records import REPORTS_FILE, Report, SweepFolder
-from tune.sweeps.config import Asha, SweepConfig
+from tune.sweeps.config import SweepConfig
+from tune.sweeps.schedulers import Asha, MedianRule
 
 
 class Judge:
-    """Answers each validation of each trial: stop here, or go on. One process has it; Ray makes it an actor."""
+    """Answers each validation of each trial: stop here, or go on. The sweep's driver has it."""
 
     def __init__(self, config: SweepConfig, owner: Owner) -> None:
         self.owner = owner
         self._scheduler = build_scheduler(config)
-        self._decided: dict[tuple[int, int], bool] = {}
-        reports = SweepFolder(owner.folder).reports()
-        for report in reports:
-            self._decide(report.trial, report.epoch, report.value, report.stops)
+        self._decided: dict[tuple[int, int, int], bool] = {}
+        self.reports = SweepFolder(owner.folder).reports()
+        for report in self.reports:
+            self._decide(report, is_old=True)
         self._path = owner.folder / REPORTS_FILE
         owner.check()
         # Anew, not appended to: a line that a kill cut off must not stand before the next one.
-        write_atomic(self._path, "".join(map(_line, reports)).encode())
+        write_atomic(self._path, "".join(map(_line, self.reports)).encode())
 
-    def report(self, trial: int, epoch: int, value: float) -> bool:
-        """Whether `trial` stops after `epoch` epochs; written down before it is said."""
-        if (trial, epoch) in self._decided:
-            return self._decided[trial, epoch]
-        stops = self._decide(trial, epoch, value)
+    def report(self, trial: int, epoch: int, value: float, change: int = 0) -> bool:
+        """Whether `trial` stops after `epoch` epochs; written down before it is said.
+
+        change: how often the trial went on from another one's network; it reports the same epochs anew then.
+        """
+        if (trial, change, epoch) in self._decided:
+            return self._decided[trial, change, epoch]
+        stops = self._decide(Report(trial, epoch, value, False, change))
         self.owner.check()
+        self.reports.append(Report(trial, epoch, value, stops, change))
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(_line(Report(trial, epoch, value, stops)))
+            file.write(_line(self.reports[-1]))
             file.flush()
             os.fsync(file.fileno())
         put_appended(self._path)
@@ -45,13 +51,14 @@ class Judge:
 
     def is_stopped(self, trial: int) -> bool:
         """Whether the trial was told to stop before."""
-        return any(stops for (number, _), stops in self._decided.items() if number == trial)
+        return any(stops for (number, *_), stops in self._decided.items() if number == trial)
 
-    def _decide(self, trial: int, epoch: int, value: float, stops: bool | None = None) -> bool:
-        """Feed the scheduler; `stops`: what it had decided when it was fed this before."""
-        decided = self._scheduler.feed(trial, epoch, value)
-        self._decided[trial, epoch] = decided if stops is None else stops
-        return self._decided[trial, epoch]
+    def _decide(self, report: Report, *, is_old: bool = False) -> bool:
+        """Feed the scheduler. is_old: the report says itself what was decided when the scheduler was fed this before."""
+        decided = self._scheduler.feed(report.trial, report.epoch, report.value)
+        stops = report.stops if is_old else decided
+        self._decided[report.trial, report.change, report.epoch] = stops
+        return stops
 
 
 class _GoOn:
@@ -60,6 +67,13 @@ class _GoOn:
     def feed(self, trial: int, epoch: int, value: float) -> bool:
         """False."""
         return False
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """What a scheduler of Ray Tune asks of a trial: its name."""
+
+    trial_id: str
 
 
 class _TuneAsha:
@@ -78,25 +92,58 @@ class _TuneAsha:
             reduction_factor=settings.reduction,
             stop_last_trials=False,
         )
-        self._trials: dict[int, Any] = {}
+        self._trials: dict[int, _Member] = {}
 
     def feed(self, trial: int, epoch: int, value: float) -> bool:
         """Whether the trial's value is below the cut of a rung that it has just reached."""
         if trial not in self._trials:
-            self._trials[trial] = SimpleNamespace(trial_id=f"{trial:04d}")
+            self._trials[trial] = _Member(f"{trial:04d}")
             self._scheduler.on_trial_add(None, self._trials[trial])
         result = {"epoch": epoch, "value": value}
         action = self._scheduler.on_trial_result(None, self._trials[trial], result)
         return action == self._scheduler.STOP and trial != self._base_trial
 
 
-def build_scheduler(config: SweepConfig) -> _GoOn | _TuneAsha:
-    """The scheduler that a sweep names."""
-    if isinstance(config.scheduler, Asha):
-        return _TuneAsha(config.scheduler, config.max_epochs, 0 if config.include_base else -1)
+class _TuneMedian:
+    """Ray Tune's MedianStoppingRule, which never pauses a trial here. The base is neither judged nor compared with."""
+
+    def __init__(self, settings: MedianRule, base_trial: int) -> None:
+        from ray.tune.schedulers import MedianStoppingRule
+
+        self._base_trial = base_trial
+        self._scheduler = MedianStoppingRule(
+            time_attr="epoch",
+            metric="value",
+            mode="max",
+            grace_period=settings.grace_epochs,
+            min_samples_required=settings.min_trials,
+            min_time_slice=math.inf,
+        )
+        self._stopped: set[int] = set()
+
+    def feed(self, trial: int, epoch: int, value: float) -> bool:
+        """Whether the trial's best value is below the median of what the others reached on average by this epoch."""
+        if trial == self._base_trial:
+            return False
+        if trial not in self._stopped:  # the rule takes no more reports of a trial that it has stopped
+            result: dict[str, Any] = {"epoch": epoch, "value": value}
+            action = self._scheduler.on_trial_result(None, _Member(f"{trial:04d}"), result)
+            if action == self._scheduler.STOP:
+                self._stopped.add(trial)
+        return trial in self._stopped
+
+
+def build_scheduler(config: SweepConfig) -> _GoOn | _TuneAsha | _TuneMedian:
+    """What judges each report by itself; nothing does under a scheduler that pauses trials (`tune.sweeps.engine`)."""
+    base_trial = 0 if config.include_base else -1
+    match config.scheduler:
+        case Asha():
+            return _TuneAsha(config.scheduler, config.max_epochs, base_trial)
+        case MedianRule():
+            return _TuneMedian(config.scheduler, base_trial)
     return _GoOn()
 
 
 def _line(report: Report) -> str:
     facts = {"trial": report.trial, "epoch": report.epoch, "value": report.value, "stops": report.stops}
-    return json.dumps(facts) + "\n"
+    return json.dumps(facts | ({"change": report.change} if report.change else {})) + "\n"

@@ -1,7 +1,7 @@
 """How a sweep stands at a moment: what a live table shows."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tune.plan import Plan, rank_trials
@@ -37,6 +37,10 @@ class Standing:
     running: Sequence[Line]
     best: Sequence[Line]
     """the best first, at most five"""
+
+
+Show = Callable[[Standing], None]
+"""what shows a sweep under way"""
 
 
 def stand(

@@ -144,7 +144,7 @@ def _head(config: SweepConfig, trials: Sequence[Trial], metric: str) -> list[Blo
     return [
         Heading(f"Sweep {Path(config.dir).name}", 1),
         Text(
-            f"method.kind={base.method.kind} on {Path(base.data.dataset).name}, search={config.search}, {stops}; trials are "
+            f"method.kind={base.method.kind} on {Path(base.data.dataset).name}, search={config.search_name}, {stops}; trials are "
             f"compared by the validation metric {metric}. {', '.join(counts) or 'no trial yet'}."
         ),
     ]

@@ -1,37 +1,34 @@
-"""A sweep on Ray: actors that take one trial after another, a judge that stops some, a driver that only hands out.
+"""A sweep of runs on Ray: what is checked before it starts, and what it comes to.
 
-The driver holds nothing that its folder does not: after a kill, `resume_sweep` reads the folder and goes on.
+Ray Tune runs it (`tune.sweeps.engine`), and holds nothing that the sweep's folder does not: after a kill, a new Tuner reads the
+folder and goes on.
 """
 
-import logging
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fsl_dist.data.loader import describe_samples
 from fsl_dist.training.launch import check_run
 from fsl_dist.training.splits import split_run
-from index.base.errors import ConfigError, FslDistError, RequestError
+from index.base.errors import ConfigError, FslDistError
 from index.base.extras import require
 from index.base.files import Owner, write_atomic
 from tune.plan import Plan
-from tune.records import Result, Session, State, SweepFolder, Trial
+from tune.records import Session, State, SweepFolder
 from tune.search import check_search
-from tune.space import show_point
 from tune.sweep_file import SWEEP_FILE, check_new, render_sweep
 from tune.sweep_settings import SweepSettings
 from tune.sweeps.clock import Clock
 from tune.sweeps.config import SweepConfig
 from tune.sweeps.early_stopping import Judge
-from tune.sweeps.progress import Standing, stand
+from tune.sweeps.fitting import fit_concurrency
+from tune.sweeps.imported_search import check_imported, open_proposer
+from tune.sweeps.progress import Show
 from tune.sweeps.trial import check_point
-from tune.sweeps.trial_actors import Crew
 
-log = logging.getLogger(__name__)
-
-Show = Callable[[Standing], None]
+if TYPE_CHECKING:
+    from ray.tune import ResultGrid
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +55,7 @@ def prepare_sweep(config: SweepConfig) -> SweepConfig:
     """
     folder = check_new(config)
     check_search(config)
+    check_imported(config)
     base = config.trial_config({}, str(folder))
     check_run(base)
     catalogue, _ = describe_samples(base.data)
@@ -79,6 +77,7 @@ def num_cpus(config: SweepConfig) -> int:
 def check_resumable(config: SweepSettings, *, retry_failed: bool = False) -> None:
     """Raise FslDistError where more trials of a sweep failed than may, and are not to be tried again."""
     check_search(config)
+    check_imported(config)
     if not retry_failed:
         check_failures(config, Plan(config, SweepFolder(Path(config.dir)), check_point))
 
@@ -86,86 +85,55 @@ def check_resumable(config: SweepSettings, *, retry_failed: bool = False) -> Non
 def drive(
     config: SweepConfig, *, show: Show, retry_failed: bool = False, started: float | None = None
 ) -> SweepSummary:
-    """Run what is left of a sweep on the Ray cluster this process is connected to.
+    """Run what is left of a sweep on the Ray cluster this process is connected to (`run_tuner` without Tune's own result)."""
+    summary, _ = run_tuner(config, show=show, retry_failed=retry_failed, started=started)
+    return summary
 
-    started: `time.monotonic()` from which its wall time counts. Whoever drove this sweep before and still lives writes no more.
-    Raises RequestError when the cluster cannot hold a trial, FslDistError when more trials failed than may.
+
+def run_tuner(
+    config: SweepConfig, *, show: Show, retry_failed: bool = False, started: float | None = None
+) -> "tuple[SweepSummary, ResultGrid]":
+    """Run what is left of a sweep with `ray.tune.Tuner` on the Ray cluster this process is connected to.
+
+    Whoever drove this sweep before and still lives writes no more.
+
+    Args:
+        config: the sweep.
+        show: is called about once a second with how the sweep stands.
+        retry_failed: run failed trials again, from their last checkpoints.
+        started: `time.monotonic()` from which the wall time counts; None: now.
+
+    Returns:
+        How the sweep stands, and Tune's result of the trials that ran now.
+
+    Raises:
+        RequestError: the cluster cannot hold a trial, or no point of the space makes a run.
+        FslDistError: more trials failed than may.
     """
     require("ray")
     import ray
 
-    concurrency = fit_concurrency(config, ray.cluster_resources())
+    from tune.sweeps.engine.driver import Driver
+    from tune.sweeps.engine.tuner import fit
+
+    resources = ray.cluster_resources()
+    fit_concurrency(config, resources)
+    propose = open_proposer(config)
     owner = Owner.claim(Path(config.dir))
     if not (owner.folder / SWEEP_FILE).is_file():
         write_atomic(owner.folder / SWEEP_FILE, render_sweep(config).encode())
     folder = SweepFolder(owner.folder)
-    plan = Plan(config, folder, check_point)
+    plan = Plan(config, folder, check_point, propose)
     if retry_failed:
         plan.retry_failed()
-    cores, cores_of_trial = float(ray.cluster_resources()["CPU"]), config.trial_base().num_cpus
-    clock = Clock(config, folder, owner, cores, cores_of_trial, started)
-    judge = ray.remote(num_cpus=0)(Judge).remote(config, owner)
-    crew = Crew(config, judge)
-    running: dict[Any, tuple[Any, Trial, float]] = {}
-    deaths: dict[int, int] = {}
+    clock = Clock(config, folder, owner, resources["CPU"], config.trial_base().num_cpus, started)
+    driver = Driver(config, owner, plan, Judge(config, owner), clock, show)
     try:
-        while True:
-            while len(running) < concurrency and not clock.is_over and not has_failed(config, plan):
-                trial = plan.next()
-                if trial is None:
-                    break
-                worker = crew.take()
-                running[worker.run.remote(trial)] = worker, trial, time.monotonic()
-            if not running:
-                break
-            since = {trial.number: at for _, trial, at in running.values()}
-            show(stand(plan, since, folder.reports(), config.trial_base().stop_metric, clock.started))
-            ready, _ = ray.wait(list(running), num_returns=1, timeout=2.0)
-            for reference in ready:
-                worker, trial, _ = running.pop(reference)
-                try:
-                    result = ray.get(reference)
-                except ray.exceptions.RayError as error:
-                    deaths[trial.number] = deaths.get(trial.number, 0) + 1
-                    log.warning("trial %04d: its worker is gone (%s)", trial.number, type(error).__name__)
-                    if deaths[trial.number] <= config.base.workers.max_failures:
-                        plan.put_back(trial)
-                        continue
-                    result = Result(state="failed", error=f"its worker died {deaths[trial.number]} times")
-                else:
-                    crew.give_back(worker, is_sound=result.state != "failed")
-                owner.check()
-                plan.finish(trial, result)
-                clock.add(result)
-                log.info("%s", _describe(plan, trial, result))
+        grid = fit(driver)
     finally:
         clock.write()
-        crew.dismiss()
-        ray.kill(judge)
     check_failures(config, plan)
-    return summarise(config, plan, folder.sessions())
-
-
-def fit_concurrency(config: SweepConfig, resources: dict[str, float]) -> int:
-    """How many trials run at a time on a cluster with these `resources`; RequestError where not one does, or not as many as
-    the sweep asks for."""
-    base, gpus = config.trial_base(), config.resources.gpus
-    needed, has = {"CPU": float(base.num_cpus), "GPU": float(gpus)}, {}
-    for name, amount in needed.items():
-        has[name] = resources.get(name, 0.0)
-        if amount > has[name]:
-            raise RequestError(
-                f"a trial needs {amount:g} {name}s and the Ray cluster has {has[name]:g} "
-                f"({'resources.gpus=0 trains on the CPU' if name == 'GPU' else 'fewer resources.workers or resources.cpus'})"
-            )
-    # A sum of binary fractions is a little off: ten trials of 0.1 GPU fit on one.
-    fits = min(int(has[name] / amount + 1e-9) for name, amount in needed.items() if amount > 0)
-    if config.concurrency > fits:
-        raise RequestError(
-            f"concurrency={config.concurrency} trials of {needed['CPU']:g} CPUs and {gpus:g} GPUs do not fit on the Ray cluster's "
-            f"{has['CPU']:g} CPUs and {has['GPU']:g} GPUs; {fits} do (concurrency=0 takes as many as fit)"
-        )
-    return config.concurrency or fits
+    return summarise(config, plan, folder.sessions()), grid
 
 
 def summarise(config: SweepSettings, plan: Plan, sessions: list[Session]) -> SweepSummary:
@@ -190,14 +158,9 @@ def summarise(config: SweepSettings, plan: Plan, sessions: list[Session]) -> Swe
     )
 
 
-def has_failed(config: SweepSettings, plan: Plan) -> bool:
-    """Whether more trials failed than may."""
-    return 0 <= config.max_failures < len(plan.with_state("failed"))
-
-
 def check_failures(config: SweepSettings, plan: Plan) -> None:
     """Raise FslDistError where more trials failed than may."""
-    if has_failed(config, plan):
+    if plan.has_failed:
         failed = plan.with_state("failed")
         last = failed[-1]
         assert last.result is not None
@@ -205,13 +168,3 @@ def check_failures(config: SweepSettings, plan: Plan) -> None:
             f"{len(failed)} trials failed, more than max_failures={config.max_failures}; trial {last.number:04d}: "
             f"{last.result.error} (resumed with retry_failed=True, the sweep tries them again)"
         )
-
-
-def _describe(plan: Plan, trial: Trial, result: Result) -> str:
-    value = "" if result.value is None else f" {result.value:.4f}"
-    ended = f"{result.state}: {result.error}" if result.error else result.state
-    seconds = result.train_s + result.evaluate_s
-    return (
-        f"{plan.num_done} of {plan.num_wanted}: trial {trial.number:04d}{value} after {result.epochs} epochs, {seconds:.1f} s, "
-        f"{ended} · {show_point(trial.point)}"
-    )

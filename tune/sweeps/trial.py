@@ -1,10 +1,11 @@
 """One trial: trained or resumed as a run alone, then scored on the evaluation grid.
 
-Nothing here knows where it runs; `tune.sweeps.sweep` runs it in Ray actors that take one trial after another.
+Nothing here knows where it runs; `tune.sweeps.engine.trainable` runs it in an actor that takes one trial after another.
 """
 
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -19,10 +20,11 @@ from fsl_dist.training.loop import Watch
 from fsl_dist.training.runlog import write_hparams
 from fsl_dist.training.trained import open_trained
 from index.base.errors import FslDistError
-from index.base.files import write_atomic
+from index.base.files import Owner, write_atomic
 from tune.records import Cell, Result, State, Trial, write_evaluation
 from tune.space import Point, show_value
 from tune.sweeps.config import SweepConfig
+from tune.sweeps.take_over import take_over
 
 ERROR_FILE = "error.txt"
 
@@ -46,38 +48,67 @@ def check_point(config: SweepConfig, point: Point, folder: Path) -> RunConfig:
     return run
 
 
-def run_trial(config: SweepConfig, trial: Trial, asks: Asks) -> Result:
+def run_trial(
+    config: SweepConfig,
+    trial: Trial,
+    asks: Asks,
+    *,
+    owner: Owner | None = None,
+    is_left: Callable[[], bool] = lambda: False,
+) -> Result | None:
     """Train a trial, from its last checkpoint where there is one, and score it; how it ended, an error of its own included.
 
     A trial that the scheduler stopped is not scored.
+
+    Args:
+        config: the sweep.
+        trial: the trial, with its folder.
+        asks: who decides whether it stops.
+        owner: the sweep's; nothing is written next to the run once another driver has claimed the sweep.
+        is_left: whether the run was ended to go on later, here or elsewhere.
+
+    Returns:
+        How it ended; None where it was left.
+
+    Raises:
+        StaleOwnerError: another driver has claimed the sweep.
     """
     started = time.perf_counter()
     run = config.trial_config(trial.point, str(trial.folder))
     is_stopped, train_s = asks.is_stopped(trial.number), 0.0
     try:
         if not is_stopped:
+            take_over(run, trial)
             watch = asks.watch(trial.number)
             train_run(run, resume=True, watch=watch)
             is_stopped = asks.is_stopped(trial.number)
+        if is_left():
+            return None
         train_s = time.perf_counter() - started
         if not is_stopped:
-            evaluate_trial(config, trial, run)
+            evaluate_trial(config, trial, run, owner)
     except Exception as error:
+        if is_left():
+            return None
+        if owner is not None:
+            owner.check()
         words = str(error) if isinstance(error, FslDistError) else f"{type(error).__name__}: {error}"
         write_atomic(trial.folder / ERROR_FILE, traceback.format_exc().encode())
         return replace(
-            _progress_of(run, "failed"),
+            progress_of(trial, "failed"),
             train_s=train_s or time.perf_counter() - started,
             error=_one_line(words),
         )
-    result = _progress_of(run, "stopped" if is_stopped else "finished")
+    result = progress_of(trial, "stopped" if is_stopped else "finished")
     if result.value is not None:
+        if owner is not None:
+            owner.check()
         told = {key: show_value(v) if isinstance(v, tuple) else v for key, v in trial.point.items()}
         write_hparams(trial.folder, told, run.stop_metric, result.value)
     return replace(result, train_s=train_s, evaluate_s=time.perf_counter() - started - train_s)
 
 
-def evaluate_trial(config: SweepConfig, trial: Trial, run: RunConfig) -> None:
+def evaluate_trial(config: SweepConfig, trial: Trial, run: RunConfig, owner: Owner | None = None) -> None:
     """Score a trained trial under every combination of the evaluation grid, its images embedded once."""
     catalogue, _ = describe_samples(run.data)
     if not {"test", "val", "novel"}.intersection(catalogue.split_names):
@@ -89,11 +120,16 @@ def evaluate_trial(config: SweepConfig, trial: Trial, run: RunConfig) -> None:
         Cell(settings, report.to_json()["metrics"])
         for (settings, _), report in zip(cells, reports, strict=True)
     ]
+    if owner is not None:
+        owner.check()
     write_evaluation(trial.folder, reports[0].split, scored)
 
 
-def _progress_of(run: RunConfig, state: State) -> Result:
-    latest = CheckpointFolder(Path(run.run.dir), keep=1, owner=None).latest()
+def progress_of(trial: Trial, state: State) -> Result:
+    """The result of a trial that ended in `state`, as far as its last checkpoint knows it."""
+    checkpoints = CheckpointFolder(trial.folder, keep=1, owner=None)
+    checkpoints.refresh()
+    latest = checkpoints.latest()
     if latest is None:
         return Result(state=state)
     progress = read_progress(latest)

@@ -17,13 +17,8 @@ from index.base.pieces import Spread, do_here
 log = logging.getLogger(__name__)
 
 
-@contextmanager
-def ray_session(num_cpus: int, *, importing: str = "") -> Iterator[None]:
-    """Join the Ray cluster of RAY_ADDRESS, else start one here with at least `num_cpus` CPU slots.
-
-    A Ray started here listens on loopback, asks for a token made for it alone, and ends with the block. importing: a module
-    whose import takes long (torch: 2 s), imported while Ray's processes start.
-    """
+def prepare_import() -> bool:
+    """Set what Ray reads when it is imported, before its first import; returns whether a cluster will be joined."""
     # Ray reports usage to a server on the internet unless told not to.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     joins = bool(os.environ.get("RAY_ADDRESS"))
@@ -31,6 +26,17 @@ def ray_session(num_cpus: int, *, importing: str = "") -> Iterator[None]:
         # Ray reads these when it is imported, not when it starts; an earlier import has settled them.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    return joins
+
+
+@contextmanager
+def ray_session(num_cpus: int, *, importing: str = "") -> Iterator[None]:
+    """Join the Ray cluster of RAY_ADDRESS, else start one here with at least `num_cpus` CPU slots.
+
+    A Ray started here listens on loopback, asks for a token made for it alone, and ends with the block. importing: a module
+    whose import takes long (torch: 2 s), imported while Ray's processes start.
+    """
+    joins = prepare_import()
     require("ray")
     import ray
 

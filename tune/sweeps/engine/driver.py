@@ -1,0 +1,209 @@
+"""What the parts that Tune calls share: the sweep's plan, its records, who is under way, and how long it all takes."""
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+from index.base.files import Owner
+from tune.plan import NotYet, Plan
+from tune.records import Result, Trial
+from tune.space import Point, show_point
+from tune.sweeps.clock import Clock
+from tune.sweeps.config import SweepConfig
+from tune.sweeps.early_stopping import Judge
+from tune.sweeps.fitting import count_fitting
+from tune.sweeps.progress import Show, stand
+from tune.sweeps.trial import progress_of
+
+log = logging.getLogger(__name__)
+
+_SHOW_EVERY_S = 1.0
+
+
+@dataclass(slots=True)
+class _UnderWay:
+    """A trial that was handed out."""
+
+    trial: Trial
+    since: float
+    """`time.monotonic()` when its actor took it; before, when it was handed out"""
+    heard: float
+    """when it last reported, or started"""
+    is_told: bool = False
+    """whether it was told to stop"""
+    ends: Result | None = None
+    """how it counts once its actor, which is being killed, is gone"""
+
+
+@dataclass(slots=True)
+class Driver:
+    """One process's part in a sweep; whatever must outlast it is in the sweep's folder."""
+
+    config: SweepConfig
+    owner: Owner
+    plan: Plan
+    judge: Judge
+    clock: Clock
+    show: Show
+    under_way: dict[int, _UnderWay] = field(default_factory=dict)
+    """trials that were handed out and have not ended: that run, wait for an actor, or wait at a checkpoint"""
+    _running: dict[int, Any] = field(default_factory=dict)
+    """trial → Ray's handle of the actor that it runs in"""
+    _deaths: dict[int, int] = field(default_factory=dict)
+    _has_no_more: bool = False
+    _shown: float = 0.0
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        # Tune pickles what it runs with, to restore an experiment from; a sweep is restored from its folder.
+        return object, ()
+
+    @property
+    def base_trial(self) -> int:
+        """Number of the trial that is the base as it is, which nothing stops or changes; −1 where there is none."""
+        return 0 if self.config.include_base else -1
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether no trial is handed out any more; those under way go on."""
+        if self.clock.is_over or self.plan.has_failed:
+            return True
+        return self._has_no_more and not self.plan.has_cut_off
+
+    def next_trial(self) -> Trial | None:
+        """The trial to hand out now; None where there is none, or where too many are under way."""
+        if self.is_finished or self.is_full():
+            return None
+        try:
+            trial = self.plan.next()
+        except NotYet:
+            self._has_no_more = not self.under_way  # nothing will end that it could wait for
+            return None
+        if trial is None:
+            self._has_no_more = True
+            return None
+        now = time.monotonic()
+        self.under_way[trial.number] = _UnderWay(trial, now, now)
+        return trial
+
+    def is_full(self) -> bool:
+        """Whether as many trials are under way as may be.
+
+        Tune has one more handed out than run, whose placement group asks the autoscaler. A search that looks at trials is
+        not asked ahead where it would run one after another, nor are trials of several workers, which take nothing themselves.
+        """
+        if self.config.concurrency:
+            return len(self.under_way) >= self.config.concurrency
+        takes_nothing = self.config.trial_base().uses_ray
+        if not takes_nothing and self.config.search in ("random", "grid"):
+            return False
+        fitting = count_fitting(self.config, ray.cluster_resources())
+        return len(self.under_way) >= max(fitting + (fitting > 1 and not takes_nothing), 1)
+
+    def started(self, number: int) -> None:
+        """An actor has taken the trial."""
+        one = self.under_way[number]
+        one.since = one.heard = time.monotonic()
+
+    def report(self, number: int, epoch: int, value: float) -> bool:
+        """Whether the trial stops after this validation."""
+        one = self.under_way[number]
+        one.heard = time.monotonic()
+        return self.judge.report(number, epoch, value, len(one.trial.changes))
+
+    def end_run(self, number: int, actor: Any) -> None:
+        """Have the trial stop at the validation that it waits at, or at its next one."""
+        one = self.under_way[number]
+        if not one.is_told:
+            one.is_told = True
+            actor.end_run.remote()
+
+    def change(self, number: int, donor: int, epoch: int, point: Point) -> Trial:
+        """Let a trial go on from the network that `donor` had after `epoch` epochs, at another point."""
+        self.owner.check()
+        trial = self.plan.change(self.under_way[number].trial, donor, epoch, point)
+        self.under_way[number].trial = trial
+        log.info(
+            "trial %04d goes on from trial %04d at epoch %d · %s", number, donor, epoch, show_point(point)
+        )
+        return trial
+
+    def ended(self, number: int, result: Result) -> None:
+        """Write down how a trial ended."""
+        trial = self.under_way.pop(number).trial
+        self.owner.check()
+        self.plan.finish(trial, result)
+        self.clock.add(result)
+        log.info("%s", _describe(self.plan, trial, result))
+
+    def died(self, number: int) -> None:
+        """A trial's actor is gone: the trial is tried again, or has failed, unless it was ended from here."""
+        one = self.under_way.get(number)
+        if one is None:
+            return  # it failed, and said so before
+        if one.ends is not None:
+            self.ended(number, one.ends)
+            return
+        self._deaths[number] = self._deaths.get(number, 0) + 1
+        log.warning("trial %04d: its worker is gone", number)
+        if self._deaths[number] <= self.config.base.workers.max_failures:
+            del self.under_way[number]
+            self.plan.put_back(one.trial)
+        else:
+            self.ended(number, Result(state="failed", error=f"its worker died {self._deaths[number]} times"))
+
+    def stopped_waiting(self, number: int) -> None:
+        """A trial that waited at a checkpoint is not gone on with."""
+        if number in self.under_way:
+            self.ended(number, progress_of(self.under_way[number].trial, "stopped"))
+
+    @property
+    def must_end(self) -> bool:
+        """Whether Tune ends now: the minutes are used up, and what trains no more has been told so."""
+        return self.clock.is_overdue or (self.clock.is_due and not self._running)
+
+    def look(self, running: Mapping[int, Any]) -> None:
+        """Show how the sweep stands, and end what takes too long; Tune calls it several times a second.
+
+        running: trial → Ray's handle of its actor.
+        """
+        self._running = {number: actor for number, actor in running.items() if number in self.under_way}
+        now, limit_s = time.monotonic(), self.config.trial_timeout_s
+        for number, actor in self._running.items():
+            one = self.under_way[number]
+            if one.ends is not None:
+                continue
+            if self.clock.is_overdue:
+                one.ends = progress_of(one.trial, "stopped")
+            elif self.clock.is_due:
+                self.end_run(number, actor)
+            elif 0 < limit_s < now - one.heard:
+                error = f"no validation and no end within trial_timeout_s={limit_s:g} seconds; its process was ended"
+                one.ends = Result(state="failed", error=error)
+            if one.ends is not None:
+                ray.kill(actor)
+        if now - self._shown >= _SHOW_EVERY_S:
+            self._shown = now
+            self.clock.see(float(ray.cluster_resources().get("CPU", 0.0)))
+            since = {number: self.under_way[number].since for number in self._running}
+            self.show(stand(self.plan, since, self.judge.reports, self.config.value_name, self.clock.started))
+
+    def stop_all(self) -> None:
+        """Write down as stopped what was under way when the minutes were used up; a trial that never started waits."""
+        for number, one in list(self.under_way.items()):
+            result = one.ends or progress_of(one.trial, "stopped")
+            if result.value is not None:
+                self.ended(number, result)
+
+
+def _describe(plan: Plan, trial: Trial, result: Result) -> str:
+    value = "" if result.value is None else f" {result.value:.4f}"
+    ended = f"{result.state}: {result.error}" if result.error else result.state
+    seconds = result.train_s + result.evaluate_s
+    return (
+        f"{plan.num_done} of {plan.num_wanted}: trial {trial.number:04d}{value} after {result.epochs} epochs, {seconds:.1f} s, "
+        f"{ended} · {show_point(trial.point)}"
+    )

@@ -1,0 +1,72 @@
+"""The callback by which Tune's events reach the sweep's folder."""
+
+from dataclasses import fields
+from typing import Any
+
+from ray.tune import Callback, Stopper
+from ray.tune.experiment import Trial as TuneTrial
+
+from tune.records import Result
+from tune.sweeps.engine.driver import Driver
+
+_FIELDS = [field.name for field in fields(Result)]
+
+
+class FolderRecords(Callback):
+    """Writes down how trials end, and lets the driver look at those under way."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+
+    def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
+        """Look at the trials that run."""
+        actors = {
+            number_of(trial): trial.temporary_state.ray_actor for trial in trials if trial.status == "RUNNING"
+        }
+        self._driver.look({number: actor for number, actor in actors.items() if actor is not None})
+
+    def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        """An actor has taken a trial."""
+        self._driver.started(number_of(trial))
+
+    def on_trial_result(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Write down the result that ends a trial; validations are the scheduler's."""
+        if is_end(result):
+            self._driver.ended(number_of(trial), Result(**{name: result[name] for name in _FIELDS}))
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
+    ) -> None:
+        """A trial that waited at a checkpoint was stopped there; others have ended before."""
+        self._driver.stopped_waiting(number_of(trial))
+
+    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        """A trial's actor is gone."""
+        self._driver.died(number_of(trial))
+
+
+class BudgetStopper(Stopper):
+    """Ends Tune when the sweep's minutes are used up."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """No single trial is stopped by it."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether to end now."""
+        return self._driver.must_end
+
+
+def number_of(trial: TuneTrial) -> int:
+    """The number of the sweep's trial that Tune runs as `trial`. A configuration may be another trial's, its id is not."""
+    return int(trial.trial_id.partition("-")[0])
+
+
+def is_end(result: dict[str, Any]) -> bool:
+    """Whether the trainable has told how the trial ended, and not of a validation."""
+    return "state" in result

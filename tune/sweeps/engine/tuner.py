@@ -1,0 +1,104 @@
+"""`ray.tune.Tuner` over a sweep's folder."""
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ray import tune as raytune
+
+from index.base.errors import FslDistError
+from tune.sweep_file import render_sweep
+from tune.sweeps.engine.driver import Driver
+from tune.sweeps.engine.records import BudgetStopper, FolderRecords
+from tune.sweeps.engine.schedulers import build_tune_scheduler
+from tune.sweeps.engine.searcher import FolderSearch
+from tune.sweeps.engine.trainable import RunTrial
+
+_SETTINGS = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # its tables on stdout, where a command's one result belongs
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # runs write their own
+    "TUNE_DISABLE_AUTO_CALLBACK_SYNCER": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # nobody restores it
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the sweep says in a line what failed
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "120",  # a run that is left gets to its next validation
+}
+
+
+def fit(driver: Driver) -> raytune.ResultGrid:
+    """Run what is left of a sweep; returns Tune's result of the trials that ran."""
+    config = driver.config
+    base = config.trial_base()
+    trainable = raytune.with_parameters(
+        RunTrial, text=render_sweep(config), folder=config.dir, owner=driver.owner.epoch
+    )
+    if base.uses_ray:
+        # Ray Train's workers have the cores; a group must ask for something, and this every cluster has.
+        resources = raytune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
+    else:
+        resources = raytune.PlacementGroupFactory([{"CPU": base.num_cpus, "GPU": config.resources.gpus}])
+    with tempfile.TemporaryDirectory(prefix="fsl-tune-") as scratch, _environment(), _quiet():
+        tuner = raytune.Tuner(
+            raytune.with_resources(trainable, resources),
+            tune_config=raytune.TuneConfig(
+                mode="max",
+                metric="value",
+                search_alg=FolderSearch(driver),
+                scheduler=build_tune_scheduler(config, driver),
+                num_samples=-1,  # the search ends it
+                reuse_actors=True,
+            ),
+            run_config=raytune.RunConfig(
+                name="sweep",
+                storage_path=scratch,
+                verbose=0,
+                stop=BudgetStopper(driver),
+                callbacks=[FolderRecords(driver)],
+            ),
+        )
+        try:
+            grid = tuner.fit()
+        except Exception as error:
+            raise _own_error(error) from error
+    if driver.clock.is_due:
+        driver.stop_all()
+    return grid
+
+
+def _own_error(error: BaseException) -> BaseException:
+    """The project's own error inside what Tune made of it, else the error itself."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, FslDistError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return error
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    """Tune's settings that are environment variables, while it runs."""
+    before = {name: os.environ.get(name) for name in _SETTINGS}
+    os.environ.update(_SETTINGS)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Tune's remarks on what it does not find, its own logs among it, to itself."""
+    logger = logging.getLogger("ray.tune")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,40 @@
+"""How many trials a cluster holds."""
+
+from collections.abc import Mapping
+
+from index.base.errors import RequestError
+from tune.sweeps.config import SweepConfig
+
+
+def count_fitting(config: SweepConfig, resources: Mapping[str, float]) -> int:
+    """Trials that run at a time on a cluster with these `resources`, by Ray's names; 0 where not one does."""
+    # A sum of binary fractions is a little off: ten trials of 0.1 GPU fit on one.
+    return min(
+        int(resources.get(name, 0.0) / amount + 1e-9)
+        for name, amount in _needed(config).items()
+        if amount > 0
+    )
+
+
+def fit_concurrency(config: SweepConfig, resources: Mapping[str, float]) -> int:
+    """How many trials run at a time on a cluster with these `resources`; RequestError where not one does, or not as many as
+    the sweep asks for."""
+    needed = _needed(config)
+    for name, amount in needed.items():
+        if amount > resources.get(name, 0.0):
+            raise RequestError(
+                f"a trial needs {amount:g} {name}s and the Ray cluster has {resources.get(name, 0.0):g} "
+                f"({'resources.gpus=0 trains on the CPU' if name == 'GPU' else 'fewer resources.workers or resources.cpus'})"
+            )
+    fits = count_fitting(config, resources)
+    if config.concurrency > fits:
+        raise RequestError(
+            f"concurrency={config.concurrency} trials of {needed['CPU']:g} CPUs and {needed['GPU']:g} GPUs do not fit on the Ray "
+            f"cluster's {resources.get('CPU', 0.0):g} CPUs and {resources.get('GPU', 0.0):g} GPUs; {fits} do (concurrency=0 takes as "
+            "many as fit)"
+        )
+    return config.concurrency or fits
+
+
+def _needed(config: SweepConfig) -> dict[str, float]:
+    return {"CPU": float(config.trial_base().num_cpus), "GPU": float(config.resources.gpus)}

@@ -1,0 +1,80 @@
+"""Going on with another trial's network: what population based training does to a trial that fell behind."""
+
+import json
+import shutil
+from pathlib import Path
+
+from fsl_dist.config import CONFIG_FILE, RunConfig, load_run, render_config
+from fsl_dist.errors import TrainingError
+from fsl_dist.training.checkpoint import CheckpointFolder, tables_of
+from index.base.files import Owner, publish_folder, remove_folder, write_atomic
+from index.base.object_cache import bring, bring_file
+from index.base.settings import dump, merge, validate
+from tune.records import Trial
+from tune.space import nested
+
+CHANGE_FILE = "change.json"
+"""in a trial's folder: how many of `Trial.changes` its run has been through"""
+_TRIES = 5
+"""copies that are begun: a donor that trains on prunes its older checkpoints meanwhile"""
+
+
+def take_over(run: RunConfig, trial: Trial) -> None:
+    """Give a trial's run the newest checkpoint of its last donor and its own new settings; nothing where it has them.
+
+    What the trial had written of its own before stays in its metrics up to the donor's step. A kill in between leaves the
+    note of the change unwritten, so that the next call does it all again.
+
+    Args:
+        run: the trial's run under its new settings.
+        trial: the trial; `changes` says what happened to it.
+
+    Raises:
+        TrainingError: the donor has no checkpoint.
+    """
+    if not trial.changes or _done(trial.folder) >= len(trial.changes):
+        return
+    owner = Owner.claim(trial.folder)  # the run that was here before writes no more
+    donor = trial.folder.parent / f"{trial.changes[-1].donor:04d}"
+    own = CheckpointFolder(trial.folder, keep=1, owner=owner)
+    own.refresh()
+    for tries_left in range(_TRIES - 1, -1, -1):
+        for folder in own.finished():
+            remove_folder(folder)
+        try:
+            _copy(donor, own)
+        except OSError:
+            if tries_left == 0:
+                raise
+        else:
+            break
+    stored = dump(load_run(trial.folder))
+    changed = validate(RunConfig, merge(stored, nested(trial.point)), f"the point of {trial.folder}")
+    owner.check()
+    write_atomic(trial.folder / CONFIG_FILE, render_config(changed).encode())
+    write_atomic(trial.folder / CHANGE_FILE, json.dumps({"changes": len(trial.changes)}).encode())
+
+
+def _done(folder: Path) -> int:
+    path = folder / CHANGE_FILE
+    bring_file(path)
+    return json.loads(path.read_text("utf-8"))["changes"] if path.is_file() else 0
+
+
+def _copy(donor: Path, own: CheckpointFolder) -> None:
+    """Copy the donor's start, best and newest checkpoints, the newest last, and the neighbour tables that they need."""
+    given = CheckpointFolder(donor, keep=1, owner=None)
+    given.refresh()
+    latest = given.latest()
+    if latest is None:
+        raise TrainingError(f"{donor} has no checkpoint to go on from")
+    chosen = sorted({folder for folder in (given.start(), given.best(), latest) if folder is not None})
+    names = [f"mining/{name}" for name in sorted(tables_of(chosen))]
+    for name in [*names, *(f"checkpoints/{folder.name}" for folder in chosen)]:
+        bring(donor / name)
+        final = own.run / name
+        remove_folder(final)
+        staging = final.with_name(f".staging-{final.name}-{own.owner.epoch if own.owner else 0}")
+        shutil.rmtree(staging, ignore_errors=True)
+        shutil.copytree(donor / name, staging)
+        publish_folder(staging, final)
