@@ -40,10 +40,15 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> AnySweep:
     A file with `index` in place of `base` is a sweep of indexes. Under `settings` the file itself lays run keys over its base.
     Raises ConfigError with the key, the rule, the value and the place.
     """
-    raw, place = _read_sweep(path), str(path)
+    said = f"{path} and the command line" if overrides else str(path)
+    return read_sweep(_read_sweep(path), overrides, str(path), said)
+
+
+def read_sweep(raw: dict[str, Any], overrides: Sequence[str], place: str, said: str = "") -> AnySweep:
+    """`load_sweep` for what a file holds. place: where it came from; said: where that and the overrides came from."""
     over = parse_overrides(overrides)
-    said = f"{place} and the command line" if overrides else place
-    config = _gate_indexes(raw, over, place, said) if "index" in raw else _gate_runs(raw, over, place, said)
+    gate = _gate_indexes if "index" in raw else _gate_runs
+    config: AnySweep = gate(raw, over, place, said or place)
     folder = str(working_folder(config.dir).expanduser().resolve()) if config.dir else ""
     return replace(config, dir=folder)
 

@@ -85,23 +85,24 @@ class SweepConfig(SweepSettings):
 
     def _check_scheduler(self) -> None:
         kind = self.scheduler.kind
-        if isinstance(self.scheduler, HyperBand | Population) and self.concurrency:
+        if not isinstance(self.scheduler, HyperBand | Population):
+            return
+        if self.concurrency:
             raise ConfigError(
                 f"concurrency={self.concurrency} with scheduler.kind={kind}, which itself says which trials run and which wait: "
                 "as many run as the cluster holds (concurrency=0; resources.cpus makes them fewer)"
             )
-        if not isinstance(self.scheduler, Population):
-            return
-        check_changeable(self.space)
         if self.search not in ("random", "grid"):
             raise ConfigError(
-                f"search={self.search_name} with scheduler.kind=pbt: points change on the way, so none can be proposed from what "
-                "an earlier one reached (search=random or grid)"
+                f"search={self.search_name} with scheduler.kind={kind}: all trials take part from the start, so none can be "
+                "proposed from what an earlier one reached (search=random or grid)"
             )
-        if self.num_points + self.include_base < 2:
-            raise ConfigError(
-                f"trials={self.trials} with scheduler.kind=pbt: a population has two trials or more"
-            )
+        if isinstance(self.scheduler, Population):
+            check_changeable(self.space)
+            if self.num_points + self.include_base < 2:
+                raise ConfigError(
+                    f"trials={self.trials} with scheduler.kind=pbt: a population has two trials or more"
+                )
 
     @property
     def value_name(self) -> str:

@@ -22,8 +22,8 @@ from tune.sweep_settings import SweepSettings
 from tune.sweeps.clock import Clock
 from tune.sweeps.config import SweepConfig
 from tune.sweeps.early_stopping import Judge
-from tune.sweeps.fitting import fit_concurrency
-from tune.sweeps.imported_search import check_imported, open_proposer
+from tune.sweeps.engine.fitting import fit_concurrency
+from tune.sweeps.engine.imported_search import check_imported, open_proposer
 from tune.sweeps.progress import Show
 from tune.sweeps.trial import check_point
 

@@ -24,7 +24,7 @@ from index.base.files import Owner, write_atomic
 from tune.records import Cell, Result, State, Trial, write_evaluation
 from tune.space import Point, show_value
 from tune.sweeps.config import SweepConfig
-from tune.sweeps.take_over import take_over
+from tune.sweeps.engine.take_over import take_over
 
 ERROR_FILE = "error.txt"
 

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -15,7 +15,7 @@ from tune.space import Point, show_point
 from tune.sweeps.clock import Clock
 from tune.sweeps.config import SweepConfig
 from tune.sweeps.early_stopping import Judge
-from tune.sweeps.fitting import count_fitting
+from tune.sweeps.engine.fitting import count_fitting
 from tune.sweeps.progress import Show, stand
 from tune.sweeps.trial import progress_of
 
@@ -33,6 +33,8 @@ class _UnderWay:
     """`time.monotonic()` when its actor took it; before, when it was handed out"""
     heard: float
     """when it last reported, or started"""
+    worked_s: float = 0.0
+    """seconds inside training before it was last paused"""
     is_told: bool = False
     """whether it was told to stop"""
     ends: Result | None = None
@@ -106,6 +108,7 @@ class Driver:
     def started(self, number: int) -> None:
         """An actor has taken the trial."""
         one = self.under_way[number]
+        one.worked_s += one.heard - one.since
         one.since = one.heard = time.monotonic()
 
     def report(self, number: int, epoch: int, value: float) -> bool:
@@ -133,7 +136,8 @@ class Driver:
 
     def ended(self, number: int, result: Result) -> None:
         """Write down how a trial ended."""
-        trial = self.under_way.pop(number).trial
+        one = self.under_way.pop(number)
+        trial, result = one.trial, replace(result, train_s=result.train_s + one.worked_s)
         self.owner.check()
         self.plan.finish(trial, result)
         self.clock.add(result)

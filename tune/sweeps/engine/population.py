@@ -10,9 +10,9 @@ from index.base.settings import dump
 from tune.records import Trial
 from tune.space import Point
 from tune.sweeps.engine.driver import Driver
+from tune.sweeps.engine.perturbing import perturb
 from tune.sweeps.engine.records import is_end, number_of
 from tune.sweeps.engine.searcher import as_config
-from tune.sweeps.perturbing import perturb
 from tune.sweeps.schedulers import Population
 from tune.sweeps.trial import check_point
 

@@ -89,7 +89,7 @@ class RunTrial(Trainable):
         return _TrainingResult(Checkpoint(str(self._trial.folder)), dict(self._last_result or {}))
 
     def restore(self, checkpoint_path: Any) -> None:
-        """Nothing: a run goes on from what its folder holds (`tune.sweeps.take_over`)."""
+        """Nothing: a run goes on from what its folder holds (`tune.sweeps.engine.take_over`)."""
 
     def cleanup(self) -> None:
         """End the run where it is."""

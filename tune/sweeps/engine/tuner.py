@@ -15,6 +15,7 @@ from tune.sweeps.engine.records import BudgetStopper, FolderRecords
 from tune.sweeps.engine.schedulers import build_tune_scheduler
 from tune.sweeps.engine.searcher import FolderSearch
 from tune.sweeps.engine.trainable import RunTrial
+from tune.sweeps.schedulers import HyperBand, Population
 
 _SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",  # its tables on stdout, where a command's one result belongs
@@ -25,6 +26,9 @@ _SETTINGS = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the sweep says in a line what failed
     "TUNE_FORCE_TRIAL_CLEANUP_S": "120",  # a run that is left gets to its next validation
 }
+
+_ALL = 200
+"""trials that wait for an actor at a time at most, as for Tune's own searches"""
 
 
 def fit(driver: Driver) -> raytune.ResultGrid:
@@ -39,7 +43,10 @@ def fit(driver: Driver) -> raytune.ResultGrid:
         resources = raytune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
     else:
         resources = raytune.PlacementGroupFactory([{"CPU": base.num_cpus, "GPU": config.resources.gpus}])
-    with tempfile.TemporaryDirectory(prefix="fsl-tune-") as scratch, _environment(), _quiet():
+    settings = dict(_SETTINGS)
+    if isinstance(config.scheduler, HyperBand | Population):
+        settings["TUNE_MAX_PENDING_TRIALS_PG"] = str(_ALL)  # else brackets are halved before they are filled
+    with tempfile.TemporaryDirectory(prefix="fsl-tune-") as scratch, _environment(settings), _quiet():
         tuner = raytune.Tuner(
             raytune.with_resources(trainable, resources),
             tune_config=raytune.TuneConfig(
@@ -78,10 +85,10 @@ def _own_error(error: BaseException) -> BaseException:
 
 
 @contextmanager
-def _environment() -> Iterator[None]:
+def _environment(settings: dict[str, str]) -> Iterator[None]:
     """Tune's settings that are environment variables, while it runs."""
-    before = {name: os.environ.get(name) for name in _SETTINGS}
-    os.environ.update(_SETTINGS)
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
     try:
         yield
     finally:
