@@ -118,11 +118,16 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr * group["lr_factor"]
 
 
+_CHANGEABLE = ("weight_decay", "momentum")
+"""settings of a group that a run may go on with otherwise than it was saved with; its learning rate is set at each step"""
+
+
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict, folder: Path) -> None:
-    """Load the state of an optimizer, from the checkpoint in RUN/checkpoints/… `folder`.
+    """Load the state of an optimizer, from the checkpoint in RUN/checkpoints/… `folder`; its settings stay the run's own.
 
     Raises TrainingError where its groups of parameters are others.
     """
+    own = [{key: group[key] for key in _CHANGEABLE if key in group} for group in optimizer.param_groups]
     try:
         optimizer.load_state_dict(state)
     except ValueError as error:
@@ -130,6 +135,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict, folder: Pat
             f"{folder} has the state of another optimizer, of an earlier version or other backbone settings: {error} "
             f"(backbone.weights={folder.parent.parent} starts a new run from its network)"
         ) from error
+    for group, settings in zip(optimizer.param_groups, own, strict=True):
+        group.update(settings)
 
 
 def clip_gradient(network: nn.Module, clip_norm: float) -> Tensor:

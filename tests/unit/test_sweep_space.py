@@ -170,6 +170,38 @@ def test_another_kind_of_method_drops_the_settings_of_the_base(tmp_path: Path) -
         (BASE + SPACE + "trails: 3", "did you mean trials?"),
         (BASE + SPACE + "trials: 0", "trials=0 must be at least 1"),
         (BASE + SPACE + "scheduler: {kind: asha, reduction: 1}", "scheduler.reduction=1 must be above 1"),
+        (
+            BASE + SPACE + "scheduler: {kind: pbt, quantile: 0.6}",
+            "scheduler.quantile=0.6 must be above 0 and at most 0.5",
+        ),
+        (BASE + SPACE + "scheduler: pbt", "space.method.clusters may not change while a run trains"),
+        (
+            BASE + "space: {training.lr: {uniform: [1, 2]}}\nscheduler: pbt\nsearch: optuna",
+            "search=optuna with scheduler.kind=pbt: all trials take part from the start",
+        ),
+        (
+            BASE + SPACE + "scheduler: hyperband\nsearch: {kind: import, class: 'a:B'}",
+            "search=a:B with scheduler.kind=hyperband",
+        ),
+        (
+            BASE + SPACE + "scheduler: hyperband\nconcurrency: 2",
+            "concurrency=2 with scheduler.kind=hyperband",
+        ),
+        (
+            BASE + "space: {training.lr: {uniform: [1, 2]}}\nscheduler: pbt\ntrials: 1\ninclude_base: false",
+            "a population has two trials or more",
+        ),
+        (
+            BASE + SPACE + "search: hyperopt",
+            'search="hyperopt" must be random, grid or optuna or {kind: import, class:',
+        ),
+        (BASE + SPACE + "search: {kind: import}", "search.class is required and not set"),
+        (
+            BASE + SPACE + "search: {kind: import, class: optuna}",
+            'search.class="optuna" must be text that matches',
+        ),
+        (BASE + SPACE + "minutes: -1", "minutes=-1 must be at least 0"),
+        (BASE + SPACE + "trial_timeout_s: -1", "trial_timeout_s=-1 must be at least 0"),
         (BASE + SPACE + "resources: {gpus: -1}", "resources.gpus=-1 must be at least 0"),
         (BASE + SPACE + "resources: {workers: 2, gpus: 0.5}", "each worker of a trial takes a whole GPU"),
         ("base: nowhere.yaml\n" + SPACE, "nowhere.yaml is neither a YAML file nor"),
