@@ -22,7 +22,7 @@ _NO_KNOBS = (
 )
 
 
-def check_space(space: Mapping[str, Knob], search: str) -> None:
+def check_space(space: Mapping[str, Knob], search: object) -> None:
     """Raise ConfigError for a key that is none of a run's, needs no training or is the same for all, and for bad knobs."""
     if not space:
         raise ConfigError(

@@ -175,8 +175,7 @@ def _configure(config: Any, overrides: list[str], resume: bool, dir: PathLike | 
 def _of_runs(config: Any) -> SweepConfig:
     if not isinstance(config, SweepConfig):
         raise ConfigError(
-            f"dir={config.dir} is a sweep of indexes, which `fsl-dist sweep run` and `fsl-dist sweep report` take "
-            "(base in place of index makes it a sweep of runs)"
+            f"dir={config.dir} is a sweep of indexes, which has no runs to open (base in place of index makes it a sweep of runs)"
         )
     return config
 

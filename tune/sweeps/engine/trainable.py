@@ -34,6 +34,15 @@ class TrialFailed(Exception):
 class RunTrial(Trainable):
     """Trains and scores trials of one sweep; `train` returns at each validation, and at a trial's end with its result."""
 
+    _thread: threading.Thread | None
+    """trains; None before a trial's first step, and where its run was left"""
+    _waits: bool
+    """whether the thread waits for an answer"""
+    _stops: bool
+    """whether the trial was told to stop"""
+    _has_failed: bool
+    """whether the trial has failed, so that the actor ends"""
+
     def setup(self, config: dict[str, Any], text: str = "", folder: str = "", owner: int = 0) -> None:
         """Start on the first trial. text, folder, owner: the sweep's YAML, its folder and the claim of its driver."""
         import torch
@@ -45,7 +54,7 @@ class RunTrial(Trainable):
         self._uses_ray = base.uses_ray
         if not self._uses_ray:
             torch.set_num_threads(base.workers.cpus)
-        self._thread: threading.Thread | None = None
+        self._thread = None
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -112,7 +121,7 @@ class RunTrial(Trainable):
             point={key: tuple(v) if isinstance(v, list) else v for key, v in config["point"].items()},
             changes=changes,
         )
-        self._stops: bool = config["is_stopped"]
+        self._stops = config["is_stopped"]
         self._has_failed = False
 
     def _start(self) -> None:

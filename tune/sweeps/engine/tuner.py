@@ -36,7 +36,7 @@ def fit(driver: Driver) -> raytune.ResultGrid:
     config = driver.config
     base = config.trial_base()
     trainable = raytune.with_parameters(
-        RunTrial, text=render_sweep(config), folder=config.dir, owner=driver.owner.epoch
+        RunTrial, text=render_sweep(config), folder=str(driver.owner.folder), owner=driver.owner.epoch
     )
     if base.uses_ray:
         # Ray Train's workers have the cores; a group must ask for something, and this every cluster has.
