@@ -236,7 +236,9 @@ def test_a_killed_driver_loses_no_trial_and_trains_none_again(
 
 
 @pytest.mark.slow
-def test_trials_start_on_a_node_that_joins(digits: Path, tmp_path: Path) -> None:
+def test_trials_start_on_a_node_that_joins_and_go_on_elsewhere_when_it_dies(
+    digits: Path, tmp_path: Path
+) -> None:
     program = tmp_path / "grow.py"
     program.write_text(GROW)
     config = tmp_path / "sweep.yaml"
@@ -259,11 +261,13 @@ def test_trials_start_on_a_node_that_joins(digits: Path, tmp_path: Path) -> None
         [PROGRAM.with_name("python"), program, config], capture_output=True, text=True, timeout=280
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == {"before": 1, "after": 3, "finished": 4}
+    facts = json.loads(done.stdout.splitlines()[-1])
+    assert facts == {"before": 1, "after": 3, "died": 1, "finished": 4}, done.stderr
+    check_reports(tmp_path / "s")
 
 
 GROW = """
-import json, sys, threading
+import json, sys, time
 from pathlib import Path
 from fsl_dist.training.ray.session import prepare_import
 prepare_import()
@@ -276,15 +280,19 @@ from tune.sweeps.sweep import prepare_sweep, run_tuner
 config = prepare_sweep(load_sweep(Path(sys.argv[1])))
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
 ray.init(address=cluster.address, log_to_driver=False)
-most = {"before": 0, "after": 0}
-has_grown = threading.Event()
+most = {"before": 0, "after": 0, "died": 0}
+nodes = []
 
 def show(standing):
-    when = "after" if has_grown.is_set() else "before"
+    when = ("before", "after", "died")[len(nodes)]
     most[when] = max(most[when], len(standing.running))
-    if not has_grown.is_set() and len(SweepFolder(Path(config.dir)).reports()) >= 3:
-        has_grown.set()
-        cluster.add_node(num_cpus=2)
+    if when == "before" and len(SweepFolder(Path(config.dir)).reports()) >= 3:
+        nodes.append(cluster.add_node(num_cpus=2))
+    elif when == "after" and len(standing.running) == 3 and all(line.epochs >= 2 for line in standing.running):
+        nodes[0].all_processes["raylet"][0].process.kill()
+        nodes.append(None)
+        while len([node for node in ray.nodes() if node["Alive"]]) > 1:
+            time.sleep(0.1)
 
 summary, _ = run_tuner(config, show=show)
 print(json.dumps({**most, "finished": summary.finished}))

@@ -3,8 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from fsl_dist.config import RunConfig
 from fsl_dist.data.config import DataConfig
+from fsl_dist.errors import StaleOwnerError
 from fsl_dist.evaluation.report import EvaluationReport, evaluate_run, evaluate_settings
 from fsl_dist.methods.pcn import PCNConfig
 from fsl_dist.metrics.config import EvaluationConfig
@@ -14,10 +17,11 @@ from fsl_dist.training.config import TrainingConfig
 from fsl_dist.training.loop import Watch
 from fsl_dist.training.runlog import read_validations
 from fsl_dist.training.trained import find_checkpoint, open_trained
+from index.base.files import Owner
 from tune.records import SweepFolder, read_evaluation
 from tune.space import Knob
 from tune.sweeps.config import SweepConfig
-from tune.sweeps.trial import run_trial
+from tune.sweeps.trial import progress_of, run_trial
 
 
 class StopsAfter:
@@ -123,3 +127,31 @@ def test_what_settings_share_does_not_mix_them_up(base_novel: Path, tmp_path: Pa
     for protocol in ("knn", "few_shot_knn", "kmeans"):
         (shared, _) = evaluate_settings(open_trained(trial.folder), [plain, plain], protocol=protocol)
         assert shared == evaluate_run(trial.folder, settings=plain, protocol=protocol)
+
+
+def test_a_driver_that_was_replaced_scores_nothing_and_writes_no_error(
+    base_novel: Path, tmp_path: Path
+) -> None:
+    config = small_sweep(base_novel, tmp_path)
+    stale = Owner.claim(tmp_path)
+    Owner.claim(tmp_path)
+    trial = SweepFolder(tmp_path).start(1, 0, {})
+    with pytest.raises(StaleOwnerError, match="writes no more"):
+        run_trial(config, trial, StopsAfter(99), owner=stale)
+    assert find_checkpoint(trial.folder), "a run has an owner of its own"
+    bad = SweepFolder(tmp_path).start(2, 1, {"training.lr": 1e30})
+    with pytest.raises(StaleOwnerError):
+        run_trial(config, bad, StopsAfter(99), owner=stale)
+    for folder in (trial.folder, bad.folder):
+        assert not list(folder.glob("e*.*")), "neither evaluation.json nor error.txt"
+
+
+def test_a_run_that_is_left_has_no_result_and_goes_on(base_novel: Path, tmp_path: Path) -> None:
+    config = small_sweep(base_novel, tmp_path)
+    trial = SweepFolder(tmp_path).start(1, 0, {})
+    left = StopsAfter(2)
+    assert run_trial(config, trial, left, is_left=lambda: True) is None
+    assert progress_of(trial, "stopped").epochs == 2
+    result = run_trial(config, trial, StopsAfter(99))
+    assert result is not None
+    assert (result.state, result.epochs) == ("finished", 3)

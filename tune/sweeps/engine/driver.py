@@ -79,6 +79,7 @@ class Driver:
         """The trial to hand out now; None where there is none, or where too many are under way."""
         if self.is_finished or self.is_full():
             return None
+        self.owner.check()
         try:
             trial = self.plan.next()
         except NotYet:
@@ -151,6 +152,7 @@ class Driver:
         if one.ends is not None:
             self.ended(number, one.ends)
             return
+        self.owner.check()
         self._deaths[number] = self._deaths.get(number, 0) + 1
         log.warning("trial %04d: its worker is gone", number)
         if self._deaths[number] <= self.config.base.workers.max_failures:

@@ -68,20 +68,20 @@ def fit(driver: Driver) -> raytune.ResultGrid:
         try:
             grid = tuner.fit()
         except Exception as error:
-            raise _own_error(error) from error
+            if (own := _own_error(error)) is not None:
+                raise own from error
+            raise
     if driver.clock.is_due:
         driver.stop_all()
     return grid
 
 
-def _own_error(error: BaseException) -> BaseException:
-    """The project's own error inside what Tune made of it, else the error itself."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, FslDistError):
-            return cause
-        cause = cause.__cause__ or cause.__context__
-    return error
+def _own_error(error: BaseException) -> FslDistError | None:
+    """The project's own error inside what Tune made of it; None where there is none."""
+    inner: BaseException | None = error
+    while inner is not None and not isinstance(inner, FslDistError):
+        inner = inner.__cause__ or inner.__context__
+    return inner
 
 
 @contextmanager
