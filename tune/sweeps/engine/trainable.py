@@ -8,6 +8,7 @@ asks for the next result.
 import os
 import queue
 import threading
+import time
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -42,6 +43,8 @@ class RunTrial(Trainable):
     """whether the trial was told to stop"""
     _has_failed: bool
     """whether the trial has failed, so that the actor ends"""
+    _before_s: float
+    """seconds inside training before the run was last left and continued here"""
 
     def setup(self, config: dict[str, Any], text: str = "", folder: str = "", owner: int = 0) -> None:
         """Start on the first trial. text, folder, owner: the sweep's YAML, its folder and the claim of its driver."""
@@ -83,7 +86,8 @@ class RunTrial(Trainable):
 
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()  # other trials share the GPU
-        return {**asdict(message), "done": not self._has_failed}
+        facts = asdict(message) | {"train_s": message.train_s + self._before_s}
+        return {**facts, "done": not self._has_failed}
 
     def end_run(self) -> None:
         """Stop the trial at the validation that it waits at, or at its next one."""
@@ -123,12 +127,14 @@ class RunTrial(Trainable):
         )
         self._stops = config["is_stopped"]
         self._has_failed = False
+        self._before_s = 0.0
 
     def _start(self) -> None:
         self._messages: queue.Queue[Any] = queue.Queue()
         self._answers: queue.Queue[bool] = queue.Queue()
         self._left = threading.Event()
         self._waits = False
+        self._began = time.perf_counter()
         self._box = _open_box() if self._uses_ray else None
         if self._box is not None:
             threading.Thread(target=_forward, args=(self._box, self._ask), daemon=True).start()
@@ -159,6 +165,7 @@ class RunTrial(Trainable):
             self._answers.put(True)
             self._thread.join()
             self._thread = None
+            self._before_s += time.perf_counter() - self._began
 
 
 def _open_box() -> Any:
