@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 from index.base.errors import RequestError
-from index.base.files import remove_file
+from index.base.files import remove_file, remove_folder
 from tune.records import RESULT_FILE, Result, SweepFolder, Trial
 from tune.search import next_point
 from tune.space import Point
@@ -57,6 +57,12 @@ class Plan:
     def finish(self, trial: Trial, result: Result) -> None:
         """Write down how a trial ended."""
         self.trials[trial.number] = self.folder.finish(trial, result)
+
+    def forget(self, trial: Trial) -> None:
+        """Take back the newest trial, which has not started; another time the same point comes again."""
+        if trial.number == max(self.trials):
+            remove_folder(trial.folder)
+            del self.trials[trial.number]
 
     def put_back(self, trial: Trial) -> None:
         """Run a trial again, next, from its last checkpoint."""

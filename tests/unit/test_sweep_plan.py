@@ -141,3 +141,17 @@ def test_trials_are_fitted_to_the_cluster(tmp_path: Path) -> None:
         fit_concurrency(sweep(tmp_path, resources=Resources(gpus=2)), {"CPU": 4.0, "GPU": 1.0})
     with pytest.raises(RequestError, match=r"concurrency=3 trials .* do not fit .* 2 do"):
         fit_concurrency(sweep(tmp_path, concurrency=3), {"CPU": 2.0})
+
+
+def test_a_trial_that_never_started_is_taken_back_and_comes_again(tmp_path: Path) -> None:
+    plan = Plan(sweep(tmp_path), SweepFolder(tmp_path), lambda *_: None)
+    first, second = plan.next(), plan.next()
+    assert first is not None
+    assert second is not None
+    plan.forget(first)
+    assert [trial.number for trial in SweepFolder(tmp_path).trials()] == [0, 1], "only the newest can be"
+    plan.forget(second)
+    assert [trial.number for trial in SweepFolder(tmp_path).trials()] == [0]
+    again = plan.next()
+    assert again is not None
+    assert (again.number, again.point) == (second.number, second.point)

@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 
+from fsl_dist.config import CONFIG_FILE
 from index.base.files import Owner
 from tune.plan import NotYet, Plan
 from tune.records import Result, Trial
@@ -17,6 +18,7 @@ from tune.sweeps.config import SweepConfig
 from tune.sweeps.early_stopping import Judge
 from tune.sweeps.engine.fitting import count_fitting
 from tune.sweeps.progress import Show, stand
+from tune.sweeps.schedulers import HyperBand, Population
 from tune.sweeps.trial import progress_of
 
 log = logging.getLogger(__name__)
@@ -35,6 +37,8 @@ class _UnderWay:
     """when it last reported, or started"""
     worked_s: float = 0.0
     """seconds inside training before it was last paused"""
+    has_started: bool = False
+    """whether an actor has taken it, now or before"""
     is_told: bool = False
     """whether it was told to stop"""
     ends: Result | None = None
@@ -89,26 +93,28 @@ class Driver:
             self._has_no_more = True
             return None
         now = time.monotonic()
-        self.under_way[trial.number] = _UnderWay(trial, now, now)
+        has_started = (trial.folder / CONFIG_FILE).is_file()
+        self.under_way[trial.number] = _UnderWay(trial, now, now, has_started=has_started)
         return trial
 
     def is_full(self) -> bool:
         """Whether as many trials are under way as may be.
 
-        Tune has one more handed out than run, whose placement group asks the autoscaler. A search that looks at trials is
-        not asked ahead where it would run one after another, nor are trials of several workers, which take nothing themselves.
+        One more is handed out than the cluster holds now: its placement group asks the autoscaler. Not so where trials have
+        several workers, and take nothing themselves, nor where a search that looks at trials has one place alone.
         """
+        if isinstance(self.config.scheduler, HyperBand | Population):
+            return False
         if self.config.concurrency:
             return len(self.under_way) >= self.config.concurrency
-        takes_nothing = self.config.trial_base().uses_ray
-        if not takes_nothing and self.config.search in ("random", "grid"):
-            return False
-        fitting = count_fitting(self.config, ray.cluster_resources())
-        return len(self.under_way) >= max(fitting + (fitting > 1 and not takes_nothing), 1)
+        fitting = max(count_fitting(self.config, ray.cluster_resources()), 1)
+        looks_ahead = self.config.search in ("random", "grid") or fitting > 1
+        return len(self.under_way) >= fitting + (looks_ahead and not self.config.trial_base().uses_ray)
 
     def started(self, number: int) -> None:
         """An actor has taken the trial."""
         one = self.under_way[number]
+        one.has_started = True
         one.worked_s += one.heard - one.since
         one.since = one.heard = time.monotonic()
 
@@ -197,12 +203,15 @@ class Driver:
             since = {number: self.under_way[number].since for number in self._running}
             self.show(stand(self.plan, since, self.judge.reports, self.config.value_name, self.clock.started))
 
-    def stop_all(self) -> None:
-        """Write down as stopped what was under way when the minutes were used up; a trial that never started waits."""
-        for number, one in list(self.under_way.items()):
+    def close(self) -> None:
+        """Write down as stopped what was under way when the minutes were used up, and forget trials that never started."""
+        self.owner.check()
+        for number, one in sorted(self.under_way.items(), reverse=True):
             result = one.ends or progress_of(one.trial, "stopped")
-            if result.value is not None:
+            if result.value is not None and self.clock.is_due:
                 self.ended(number, result)
+            elif not one.has_started:
+                self.plan.forget(one.trial)
 
 
 def _describe(plan: Plan, trial: Trial, result: Result) -> str:

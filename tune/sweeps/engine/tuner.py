@@ -15,7 +15,6 @@ from tune.sweeps.engine.records import BudgetStopper, FolderRecords
 from tune.sweeps.engine.schedulers import build_tune_scheduler
 from tune.sweeps.engine.searcher import FolderSearch
 from tune.sweeps.engine.trainable import RunTrial
-from tune.sweeps.schedulers import HyperBand, Population
 
 _SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",  # its tables on stdout, where a command's one result belongs
@@ -23,12 +22,11 @@ _SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_SYNCER": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # nobody restores it
+    # One by one, actors would start one by one, and HyperBand's brackets would be halved before they are filled.
+    "TUNE_MAX_PENDING_TRIALS_PG": "200",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the sweep says in a line what failed
     "TUNE_FORCE_TRIAL_CLEANUP_S": "120",  # a run that is left gets to its next validation
 }
-
-_ALL = 200
-"""trials that wait for an actor at a time at most, as for Tune's own searches"""
 
 
 def fit(driver: Driver) -> raytune.ResultGrid:
@@ -43,10 +41,7 @@ def fit(driver: Driver) -> raytune.ResultGrid:
         resources = raytune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
     else:
         resources = raytune.PlacementGroupFactory([{"CPU": base.num_cpus, "GPU": config.resources.gpus}])
-    settings = dict(_SETTINGS)
-    if isinstance(config.scheduler, HyperBand | Population):
-        settings["TUNE_MAX_PENDING_TRIALS_PG"] = str(_ALL)  # else brackets are halved before they are filled
-    with tempfile.TemporaryDirectory(prefix="fsl-tune-") as scratch, _environment(settings), _quiet():
+    with tempfile.TemporaryDirectory(prefix="fsl-tune-") as scratch, _environment(), _quiet():
         tuner = raytune.Tuner(
             raytune.with_resources(trainable, resources),
             tune_config=raytune.TuneConfig(
@@ -71,8 +66,7 @@ def fit(driver: Driver) -> raytune.ResultGrid:
             if (own := _own_error(error)) is not None:
                 raise own from error
             raise
-    if driver.clock.is_due:
-        driver.stop_all()
+    driver.close()
     return grid
 
 
@@ -85,10 +79,10 @@ def _own_error(error: BaseException) -> FslDistError | None:
 
 
 @contextmanager
-def _environment(settings: dict[str, str]) -> Iterator[None]:
+def _environment() -> Iterator[None]:
     """Tune's settings that are environment variables, while it runs."""
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
+    before = {name: os.environ.get(name) for name in _SETTINGS}
+    os.environ.update(_SETTINGS)
     try:
         yield
     finally:
