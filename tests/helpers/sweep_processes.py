@@ -34,6 +34,20 @@ def trial_actors(pid: int = 0) -> list[int]:
     ]
 
 
+def signal_actor(signum: int, timeout_s: float = 60) -> int:
+    """Send a signal to the process of a trial of this process's sweep, and return which it was."""
+    until = time.monotonic() + timeout_s
+    while time.monotonic() < until:
+        for actor in trial_actors():
+            try:
+                os.kill(actor, signum)
+            except ProcessLookupError:
+                continue  # it ended since
+            return actor
+        time.sleep(0.02)
+    raise AssertionError(f"no trial has a process within {timeout_s:g} s")
+
+
 def wait_until(is_so, timeout_s: float = 240, pause_s: float = 0.02) -> None:
     """Return once `is_so()`."""
     until = time.monotonic() + timeout_s

@@ -1,7 +1,6 @@
 """What Ray Tune does with a sweep: schedulers and searchers, what is killed, what hangs, a cluster that grows, a budget."""
 
 import json
-import os
 import signal
 import subprocess
 import threading
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from commands import PROGRAM, fsl_dist
-from sweep_processes import trial_actors, wait_until
+from sweep_processes import signal_actor, wait_until
 
 import fsl_dist as library
 from fsl_dist.training.checkpoint import CheckpointFolder, read_progress
@@ -153,9 +152,8 @@ def test_a_trial_whose_process_dies_goes_on_and_one_that_hangs_fails(digits: Pat
 
     def disturb() -> None:
         for signum, after in ((signal.SIGKILL, 2), (signal.SIGSTOP, 12)):
-            wait_until(lambda after=after: len(files.reports()) >= after and trial_actors())
-            sent.append(trial_actors()[0])
-            os.kill(sent[-1], signum)
+            wait_until(lambda after=after: len(files.reports()) >= after)
+            sent.append(signal_actor(signum))
 
     thread = threading.Thread(target=disturb)
     thread.start()
@@ -262,7 +260,8 @@ def test_trials_start_on_a_node_that_joins_and_go_on_elsewhere_when_it_dies(
     )
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout.splitlines()[-1])
-    assert facts == {"before": 1, "after": 3, "died": 1, "finished": 4}, done.stderr
+    assert (facts["before"], facts["after"], facts["finished"]) == (1, 3, 4), done.stderr
+    assert "its worker is gone" in done.stderr
     check_reports(tmp_path / "s")
 
 
