@@ -23,6 +23,13 @@ NEEDS_ITS_PACKAGE = {
     "cluster.service.routes",
     "fsl_dist.data.decode_dali",
     "fsl_dist.training.ray.network",
+    "tune.sweeps.engine.driver",
+    "tune.sweeps.engine.population",
+    "tune.sweeps.engine.records",
+    "tune.sweeps.engine.schedulers",
+    "tune.sweeps.engine.searcher",
+    "tune.sweeps.engine.trainable",
+    "tune.sweeps.engine.tuner",
 }
 BEGIN = f"""
 import json, sys
