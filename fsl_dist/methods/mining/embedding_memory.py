@@ -42,8 +42,12 @@ class Anchors:
         """(positions among the anchors, first row, one beyond the last row) of each class."""
         starts, members = self.ranges[:, 0].unique(return_inverse=True)
         by_class = members.argsort(stable=True)
-        sizes = torch.bincount(members, minlength=len(starts)).tolist()
-        return [(positions, *self.ranges[positions[0]].tolist()) for positions in by_class.split(sizes)]
+        sizes = torch.bincount(members, minlength=len(starts))
+        bounds = self.ranges[by_class[sizes.cumsum(0) - 1]].tolist()
+        return [
+            (positions, low, high)
+            for positions, (low, high) in zip(by_class.split(sizes.tolist()), bounds, strict=True)
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +167,11 @@ class EmbeddingMemory:
         Returns:
             The sums over the anchors' classes and over all others, None for what is not asked for.
         """
+        if not same and not other:
+            return None, None
         own_same, own_other = _Running(anchors.embeddings), _Running(anchors.embeddings)
         classes = anchors.classes()
-        for first, last in self._blocks(len(anchors.rows)) if same or other else ():
+        for first, last in self._blocks(len(anchors.rows)):
             scores = self._scores(anchors, first, last, temperature, log_weights) if other else None
             for positions, low, high in classes:
                 low, high = max(low, first), min(high, last)

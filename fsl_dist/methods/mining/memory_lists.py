@@ -22,6 +22,8 @@ LARGE_CLASS = 4096
 """rows of a class up to which all are compared: one after another they are read faster than found"""
 # Rows that a query looks at for each one it wants, and how often it asks for four times as many where there were too few.
 _ROWS_FOR_EACH, _MOST_TRIES = 3, 3
+# Rows of all classes among which the rows of its own class are looked for first.
+_ROWS_OF_ALL_CLASSES = 1024
 _ANY_DISTANCE = float(np.finfo(np.float32).max)
 faiss: Any = runtime.faiss
 
@@ -94,7 +96,10 @@ class MemoryLists:
         self._is_in_step[own[(own >= 0) & (own < len(self._is_in_step))]] = True
         distances = np.full((len(queries), num), np.inf, dtype=np.float32)
         rows = np.full((len(queries), num), -1, dtype=np.int64)
-        asked, wanted = np.arange(len(queries)), max(_ROWS_FOR_EACH * num, LARGE_CLASS if same else 0)
+        asked, wanted = (
+            np.arange(len(queries)),
+            max(_ROWS_FOR_EACH * num, _ROWS_OF_ALL_CLASSES if same else 0),
+        )
         for _ in range(_MOST_TRIES):
             lims, near, found = self._rows_of_clusters(queries[asked], wanted)
             found_rows = found + self.start
