@@ -265,6 +265,8 @@ def _as_values(path: Path, column: str, values: Any) -> list[Any]:
     if pa.types.is_floating(values.type):
         return list(values.to_numpy())
     if pa.types.is_temporal(values.type) and not pa.types.is_duration(values.type):
+        if pa.types.is_timestamp(values.type) and values.type.tz:
+            values = values.cast(pa.timestamp(values.type.unit, "UTC"))
         return values.cast(pa.string()).to_pylist()
     if pa.types.is_nested(values.type) or pa.types.is_duration(values.type):
         raise RequestError(
