@@ -159,13 +159,32 @@ def test_characters_that_are_not_displayed_make_no_other_name(first, last):
         assert (beside in read_text(f"\u0939{beside}\u0939")) != (ignored or beside.isspace())
 
 
-@given(st.text(st.one_of(st.characters(), st.sampled_from("a \u200b\u200d\u0301\ufeff\udcef\u0645"))))
+@given(
+    st.text(
+        st.one_of(
+            st.characters(),
+            st.sampled_from(
+                "aK \u200b\u200d\u0301\ufeff\udcef\u0645\u2800\u3000\u212a\ufe0f\u3164🏴\U000e0067\U000e007f"
+            ),
+        )
+    )
+)
 def test_reading_a_name_again_changes_nothing(text):
     name = read_text(text)
     assert read_text(name) == name == name.strip()
     name.encode()
     assert read_known(read_known(text)) == read_known(text)
     assert unicodedata.is_normalized("NFC", name)
+
+
+@given(st.floats(allow_nan=False, max_value=2**53 - 1, min_value=1 - 2**53))
+def test_a_number_has_one_name_however_it_is_written(number):
+    name = read_value(number)
+    assert float(name) == number
+    assert "e" not in name
+    assert name == read_value(str(number)) == read_value(str(number).upper()) == read_value(name)
+    if abs(number) < 1e-6:  # larger decimals keep zeros at their ends
+        assert name == read_value(Decimal(str(number)))
 
 
 def test_doubts_name_what_was_read_as_one_and_words_for_none():

@@ -52,8 +52,10 @@ def read_text(text: str) -> str:
     """
     if text.isascii() and text.isalnum():
         return text
-    text = unicodedata.normalize("NFC", strip_invisible(text)).replace(_BRAILLE_BLANK, " ")
-    return printable(" ".join(text.split()))
+    # Joiners last: what white space, escapes and form NFC put next to them decides whether they are seen.
+    text = unicodedata.normalize("NFC", text).replace(_BRAILLE_BLANK, " ")
+    text = strip_invisible(printable(" ".join(text.split())))
+    return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def read_value(value: object) -> str:
