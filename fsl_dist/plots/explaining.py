@@ -1,7 +1,9 @@
 """From image files to evidence: the nearest training images, their vote, both activation maps; as a page and pictures."""
 
 import dataclasses
+import hashlib
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +22,9 @@ from fsl_dist.training.trained import TrainedRun
 from index.base.files import write_atomic
 
 PAGE_FILE = "index.html"
+# A name has 255 bytes; a number, ".png", and what the file is called until it is complete need up to 50 of them.
+_MAX_STEM_BYTES = 200
+_HASH_DIGITS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,12 +175,21 @@ def _describe(trained: TrainedRun, num_gallery: int, metric: str, has_maps: bool
 
 
 def _name_pictures(images: Sequence[str]) -> list[str]:
-    """A file name for each image: its own with .png, numbered where several images have the same."""
+    """A file name for each image: its own with .png, cut where it is long, numbered where several images have the same."""
     names: list[str] = []
     for image in images:
-        stem = Path(image).stem
+        stem = _cut(Path(image).stem)
         name, number = f"{stem}.png", 2
         while name in names:
             name, number = f"{stem}-{number}.png", number + 1
         names.append(name)
     return names
+
+
+def _cut(stem: str) -> str:
+    """`stem`, or its end and a hash of the whole where it is too long."""
+    encoded = os.fsencode(stem)
+    if len(encoded) <= _MAX_STEM_BYTES:
+        return stem
+    ending = "~" + hashlib.sha256(encoded).hexdigest()[:_HASH_DIGITS]
+    return encoded[len(ending) - _MAX_STEM_BYTES :].decode(errors="ignore") + ending

@@ -209,6 +209,36 @@ def test_resplit_takes_labels_and_groups_by_path_or_key(source, tmp_path):
     assert rows(tmp_path / "out", 1) == old
 
 
+# No path below a source: empty, blank, the source itself or its parent, roots.
+NO_FILES = [
+    "",
+    " ",
+    "\u200b",
+    ".",
+    "./",
+    "/",
+    "//",
+    "\\",
+    ".\\",
+    "..",
+    "../",
+    "bee/..",
+    "bee\\..",
+    "%2F",
+    "\u2800",
+]
+
+
+@pytest.mark.parametrize("path", NO_FILES)
+def test_resplit_leaves_out_rows_whose_path_names_no_file(source, tmp_path, path):
+    pack(source, tmp_path / "out", PackOptions())
+    table = write_table(tmp_path / "t.csv", [("bee/000.png", "x"), (path, "x")], "file,name")
+    report = resplit(tmp_path / "out", ResplitOptions(table=table, path_column="file", label_column="name"))
+    assert report.num_samples == 1
+    reasons = [bad.reason for bad in report.bad_samples if "is not in the table" not in bad.reason]
+    assert reasons in (["no file is named"], ["no such sample in the data set"])
+
+
 def test_resplit_leaves_out_what_the_table_does_not_name(source, tmp_path):
     pack(source, tmp_path / "out", PackOptions())
     found = [("bee/000", "x"), ("bee/001", ""), ("bee/000", "y"), ("gnu/000", "x")]

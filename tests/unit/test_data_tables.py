@@ -10,7 +10,7 @@ import pytest
 from dataset_files import encode_noise, write_images, write_table
 
 from fsl_dist.data.ingest.listing import TableColumns, list_table
-from fsl_dist.data.names.tables import read_columns
+from fsl_dist.data.names.tables import read_columns, read_table
 from fsl_dist.errors import RequestError
 
 PLAIN = "file,class\nx/000.png,café\nx/001.png,owl\n"
@@ -26,6 +26,13 @@ READ = {
     "line ends of old Macs": PLAIN.replace("\n", "\r").encode(),
     "no line end": PLAIN.rstrip().encode(),
     "blank lines": PLAIN.replace("\n", "\n\n").encode(),
+    "blank lines first": f"\n  \r\n,\n{PLAIN}".encode(),
+    "a mark and blank lines first": f"\n\n{PLAIN}".encode("utf-8-sig"),
+    "separator of Excel": f"sep=,\r\n{PLAIN}".encode(),
+    "another separator of Excel": f"sep=;\r\n{PLAIN.replace(',', ';')}".encode("utf-16"),
+    "a tab as the separator": f"sep=\t\n{PLAIN.replace(',', chr(9))}".encode(),
+    "separator in quotes": f'"sep=|"\r{PLAIN.replace(",", "|")}'.encode("utf-8-sig"),
+    "separator and blank lines": f"SEP=,\n\n{PLAIN}".encode(),
     "quotes": '"file","class"\n"x/000.png","café"\n"x/001.png","owl"\n'.encode(),
     "invisible head": "\u200bfile , class\xa0\nx/000.png,café\nx/001.png,owl\n".encode(),
     "long cell elsewhere": f"file,rle,class\nx/000.png,{'1 2 ' * 50_000},café\nx/001.png,,owl\n".encode(),
@@ -64,7 +71,15 @@ REFUSED = {
         "NUL bytes in its head: it is UTF-16 without",
     ),
     "UTF-16, cut": (".csv", PLAIN.encode("utf-16")[:-1], "is not sound UTF-16"),
-    "empty": (".csv", b"", "has no column 'file'; it has none"),
+    "empty": (".csv", b"", "'.*t.csv' is empty; its first line must name the columns"),
+    "a mark alone": (".csv", b"\xef\xbb\xbf", "is empty"),
+    "a mark of UTF-16 alone": (".tsv", b"\xff\xfe", "is empty"),
+    "blank lines alone": (".csv", b"\n \r\n\n", "is empty"),
+    "a separator alone": (".csv", b"sep=;\n", "is empty"),
+    "empty JSON": (".json", b"", "is empty"),
+    "empty JSON lines": (".jsonl", b"", "is empty"),
+    "empty Parquet": (".parquet", b"", "is empty"),
+    "too many cells after a separator": (".csv", b"sep=;\n\nfile;class\na;b;c\n", "line 4: 3 cells"),
     "head alone": (".csv", b"file,class\n", "has no rows"),
     "too many cells": (".csv", b"file,class\na,b\na,b,c\n", "line 3: 3 cells, the head has 2"),
     "too few cells": (".csv", b"file,class\na,b\n\na\n", "line 4: 1 cells, the head has 2"),
@@ -105,6 +120,15 @@ def test_what_cannot_be_read_is_refused_in_one_line(tmp_path, case):
     with pytest.raises(RequestError, match=text) as raised:
         read_columns(tmp_path / f"t{ending}", ["file", "class"])
     assert "\n" not in str(raised.value)
+
+
+def test_nul_in_a_name_is_reported(tmp_path):
+    (tmp_path / "t.csv").write_bytes(b"file,class\nx/000.png,A\0B\nx/001.png,A\n")
+    rows = read_table(tmp_path / "t.csv", ["file"], ["class"])
+    assert rows.names == {"class": ["A\\x00B", "A"]}
+    assert rows.warnings == [
+        "column 'class': 1 names hold control characters, such as 'A\\x00B'; they keep these escapes"
+    ]
 
 
 def test_a_parquet_column_that_is_there_twice_is_refused(tmp_path):

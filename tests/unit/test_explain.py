@@ -1,12 +1,14 @@
 """`fsl-dist explain`, `plot retrieval`, `plot maps`: what they show against plain loops over the run's own embeddings."""
 
 import base64
+import hashlib
 import io
 import json
 import math
 import re
 from html import unescape
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -107,6 +109,23 @@ def test_neighbours_and_votes_are_those_of_the_loops(runs, images, tmp_path):
     assert {path.name for path in (tmp_path / "why").iterdir()} == {
         "index.html", "one.png", "<img src=x onerror=alert(1)>.png", "known.png",
     }  # fmt: skip
+
+
+def test_long_names_of_images_are_cut_and_stay_apart(runs, images, tmp_path):
+    data = next(iter(images)).read_bytes()
+    stems = ["a" * 250, "b" + "a" * 249, "é" * 125, "c" * 200, "d" * 201]
+    for stem in stems:
+        (tmp_path / f"{stem}.png").write_bytes(data)
+    # Twice: the second picture of each name has a number.
+    paths = [str(tmp_path / f"{stem}.png") for stem in stems] * 2
+    found = answer(explain, str(runs / "a"), *paths, "--out", str(tmp_path / "why"), "--no-maps")
+    pictures = [Path(shown["picture"]) for shown in found["explanations"]]
+    assert len(set(pictures)) == len(paths)
+    assert all(picture.is_file() for picture in pictures)
+    ends = [stem[-183:] if stem.isascii() else stem[-91:] for stem in stems]
+    for picture, stem, end in zip(pictures[:5], stems, ends, strict=True):
+        mark = hashlib.sha256(stem.encode()).hexdigest()[:16]
+        assert picture.stem == (stem if len(stem.encode()) <= 200 else f"{end}~{mark}")
 
 
 def test_equal_votes_go_to_the_nearest_member():

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fsl_dist.data.catalogue import SPLITS, Catalogue
-from fsl_dist.data.names.readings import read_value
+from fsl_dist.data.names.readings import read_known
 from fsl_dist.data.split import (
     NOVEL,
     TEST,
@@ -84,10 +84,10 @@ def number_names(names: Sequence[str], known: Sequence[str] = ()) -> tuple[list[
     """(distinct names, int64 [n]: position of each of `names`, −1 for an empty one).
 
     `known` names keep their positions, also where an earlier version or another kind of source wrote them otherwise (`1.0` for
-    `1`, `read_value`); the others follow, by value where all of them are whole numbers, else as text.
+    `1`, `readings.read_value`); the others follow, by value where all of them are whole numbers, else as text.
     """
-    values = {read_value(name): number for number, name in enumerate(known)}
-    position = {name: values[value] for name in set(names) if (value := read_value(name)) in values}
+    values = {read_known(name): number for number, name in enumerate(known)}
+    position = {name: values[value] for name in set(names) if (value := read_known(name)) in values}
     position |= {name: number for number, name in enumerate(known)}
     added = {name for name in names if name and name not in position}
     if all(name.isascii() and name.isdecimal() and len(name) < 19 for name in added):

@@ -197,11 +197,12 @@ class _Collector:
 def spellings_of(path: str) -> Iterator[str]:
     """Other spellings of a table's path, where nothing is at the one that is written, most likely first.
 
-    Without invisible characters and white space at the ends; with `/` for the backslashes of Windows; in Unicode's other form
+    Without white space at the ends; without invisible characters; with `/` for the backslashes of Windows; in Unicode's other form
     (archives from macOS hold names in form D); with the escapes of a URL resolved.
     """
-    plain = strip_invisible(path).strip()
-    for spelling in dict.fromkeys((plain, plain.replace("\\", "/"))):
+    stripped, plain = path.strip(), strip_invisible(path).strip()
+    slashed = (text.replace("\\", "/") for text in (stripped, plain))
+    for spelling in dict.fromkeys((stripped, plain, *slashed)):
         for unescaped in dict.fromkeys((spelling, unquote(spelling, errors="surrogateescape"))):
             for form in ("NFC", "NFD"):
                 yield unicodedata.normalize(form, unescaped)

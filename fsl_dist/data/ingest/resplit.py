@@ -147,7 +147,9 @@ def _match(
     bad: list[BadSample] = []
     for row, name in enumerate(rows.texts[name_column]):
         key = name.strip() if options.key_column else _key_of_path(name, id_of, has_earlier_keys)
-        if key not in id_of:
+        if not key:
+            bad.append(BadSample(printable(name), "no file is named"))
+        elif key not in id_of:
             bad.append(BadSample(printable(name), "no such sample in the data set"))
         elif key in row_of:
             bad.append(BadSample(printable(name), f"duplicate key '{key}', named by an earlier row"))
@@ -166,10 +168,15 @@ def _match(
 
 
 def _key_of_path(path: str, id_of: dict[str, int], has_earlier_keys: bool) -> str:
-    """The key that `pack` made of a path, or the one that adopted shards have for it; of none, what it would be now."""
+    """The key that `pack` made of a path, or the one that adopted shards have for it; of none, what it would be now.
+
+    Empty where the path names no file: an empty cell, the source itself.
+    """
     for spelling in (path, *spellings_of(path)):
         inside = os.path.normpath(spelling)
         folder, slash, name = inside.rpartition("/")
+        if name in ("", ".", ".."):
+            return ""
         keys = [make_key(inside, with_hash=True), make_key(inside), folder + slash + name.split(".")[0]]
         if has_earlier_keys:
             keys.append(make_earlier_key(inside))

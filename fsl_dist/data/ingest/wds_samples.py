@@ -259,7 +259,10 @@ def _read_label(
             raise _ValueError(
                 "its .cls is not text; write the label as a name or in digits, not as a binary number"
             )
-        label = read_value(text)
+        try:
+            label = read_value(text)
+        except ValueError as error:
+            raise _ValueError(f"its .cls {error}") from None
         where = "its .cls is empty"
     else:
         wanted = (label_key,) if label_key else DEFAULT_LABEL_KEYS

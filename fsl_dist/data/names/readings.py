@@ -8,17 +8,22 @@ from decimal import Decimal
 
 import numpy as np
 
-# Soft hyphen, zero-width space and joiner of words, direction marks, invisible operators, byte order mark.
-_INVISIBLE = re.compile("[\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff]")
+from fsl_dist.data.names.spellings import read_spelling, refuse_rounded
+
+# Unicode's Default_Ignorable_Code_Point (DerivedCoreProperties.txt, 14.0), apart from the two joiners: fillers, variation selectors,
+# direction marks, tags. The tags behind a black flag are seen: they make the flags of England, Scotland and Wales.
+_INVISIBLE = re.compile(
+    "(\U0001f3f4[\U000e0020-\U000e007e]+\U000e007f)|"
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
+    "\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
+_BRAILLE_BLANK = "\u2800"
 # Joiners change what is seen inside words of Persian and Indic scripts and inside emoji; next to anything else nobody sees them.
 _JOINERS = re.compile("(?<![\u0590-\U0010ffff])[\u200c\u200d]+|[\u200c\u200d]+(?![\u0590-\U0010ffff])")
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-_BOOLEANS = ("true", "True", "TRUE", "false", "False", "FALSE")
-_WHOLE_NUMBER = re.compile(r"(-?)(0|[1-9][0-9]*)\.0+")
-_TIME = re.compile(
-    r"([0-9]{4}-[0-9]{2}-[0-9]{2})[ T]([0-9]{2}:[0-9]{2}:[0-9]{2})(?:(\.[0-9]*?)0*)?(Z|[+-][0-9:]+)?"
-)
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
+_UNSIGNED_POWER = re.compile("-?[0-9]+[eE][0-9]+")
 _MAX_LINES = 5
 _WORDS_FOR_NONE = ("nan", "na", "n/a", "#n/a", "<na>", "nat", "none", "null", "-nan")
 
@@ -37,7 +42,7 @@ def _escape(found: re.Match[str]) -> str:
 
 def strip_invisible(text: str) -> str:
     """`text` without characters that nobody sees."""
-    return _JOINERS.sub("", _INVISIBLE.sub("", text))
+    return _JOINERS.sub("", _INVISIBLE.sub(r"\1", text))
 
 
 def read_text(text: str) -> str:
@@ -47,15 +52,18 @@ def read_text(text: str) -> str:
     """
     if text.isascii() and text.isalnum():
         return text
-    text = unicodedata.normalize("NFC", strip_invisible(text))
-    return printable(" ".join(text.split()))
+    # Joiners last: what white space, escapes and form NFC put next to them decides whether they are seen.
+    text = unicodedata.normalize("NFC", text).replace(_BRAILLE_BLANK, " ")
+    text = strip_invisible(printable(" ".join(text.split())))
+    return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def read_value(value: object) -> str:
     """The name that a cell of a table, a value of `.json` or the text of `.cls` holds; empty where there is none.
 
     None and NaN are missing. Text is read by `read_text`; text of a table without types may be a value of another table
-    with types, so both have one name: `1.0` and 1.0 are `1`, `True` and true are `true`, midnight is its date.
+    with types, so both have one name: `1.0` and 1.0 are `1`, `True` and true are `true`, midnight is its date, a time with a zone is
+    that of UTC.
 
     Raises:
         ValueError: the value names nothing; the message follows the value's place.
@@ -74,7 +82,7 @@ def read_value(value: object) -> str:
         except UnicodeDecodeError:
             raise ValueError("is bytes that are not UTF-8 text") from None
     if isinstance(value, str):
-        return _read_spelling(read_text(value))
+        return read_spelling(read_text(value))
     raise ValueError(f"is a {type(value).__name__}, neither text nor a number")
 
 
@@ -84,24 +92,20 @@ def _read_number(value: float | np.floating | Decimal) -> str:
     if value in (float("inf"), float("-inf")):
         raise ValueError("is infinite")
     if value != int(value):
-        return format(value, "f") if isinstance(value, Decimal) else str(value)
+        return read_spelling(format(value, "f") if isinstance(value, Decimal) else str(value))
     if not isinstance(value, Decimal):
         bits = np.finfo(type(value)).nmant + 1
         if abs(value) >= 2**bits:
-            raise ValueError(
-                f"is {value}, a number with a decimal point beyond 2^{bits}, where whole numbers are rounded to others; "
-                "store whole numbers or text"
-            )
+            raise refuse_rounded(value, f"2^{bits}")
     return str(int(value))
 
 
-def _read_spelling(text: str) -> str:
-    if number := _WHOLE_NUMBER.fullmatch(text):
-        return number[2] if number[2] == "0" else number[1] + number[2]
-    if time := _TIME.fullmatch(text):
-        day, clock, fraction, zone = time[1], time[2], (time[3] or "").rstrip("."), time[4] or ""
-        return day if (clock, fraction, zone) == ("00:00:00", "", "") else f"{day} {clock}{fraction}{zone}"
-    return text.lower() if text in _BOOLEANS else text
+def read_known(name: str) -> str:
+    """What names of earlier versions and of folders are compared by: `read_value`, or the name itself where that refuses it."""
+    try:
+        return read_value(name)
+    except ValueError:
+        return name
 
 
 @dataclass(slots=True)
@@ -154,6 +158,20 @@ class Names:
             names = ", ".join(f"'{name}'" for name in escaped[:_MAX_LINES])
             lines.append(
                 f"{self.column}: {len(escaped)} names are not UTF-8 on the disk, such as {names}; they keep these escapes"
+            )
+        controlled = [
+            name for name, written in self._first.items() if _CONTROL.search("".join(written.split()))
+        ]
+        if controlled:
+            names = ", ".join(f"'{name}'" for name in controlled[:_MAX_LINES])
+            lines.append(
+                f"{self.column}: {len(controlled)} names hold control characters, such as {names}; they keep these escapes"
+            )
+        powers = [name for name in self._first if _UNSIGNED_POWER.fullmatch(name)]
+        if powers:
+            names = ", ".join(f"'{name}'" for name in powers[:_MAX_LINES])
+            lines.append(
+                f"{self.column}: {names} {'is' if len(powers) == 1 else 'are'} taken as text; where a number is meant, write all its digits"
             )
         return [*lines, *doubt_words(self.column, self._first)]
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import itertools
 import json
 import os
 import re
@@ -26,13 +27,16 @@ _ENCODINGS = {
 }
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
 _CELL_ENDS = {".csv": ",", ".tsv": "\t"}
+# What Excel reads, and some programs write, before the head: the character between cells.
+_SEPARATOR_LINE = re.compile('"?sep=([^"\r\n])"?[\r\n]*', re.IGNORECASE)
 _DELIMITERS = {";": "';'", "\t": "a tab", "|": "'|'"}
 
 
 def read_columns(path: Path, columns: Sequence[str]) -> dict[str, list[Any]]:
     """The named columns, one value for each row: text of CSV and TSV, typed values of the others, None where there is none.
 
-    Text is UTF-8, or what a byte order mark says. Only the columns that are asked for must be sound.
+    Text is UTF-8, or what a byte order mark says. Blank lines, also before the head, are passed over, and a first line `sep=;`
+    says what divides the cells of CSV and TSV. Only the columns that are asked for must be sound.
 
     Raises:
         RequestError: no such file, a column that it lacks or has twice, no rows, a row or a cell that cannot be read.
@@ -44,6 +48,8 @@ def read_columns(path: Path, columns: Sequence[str]) -> dict[str, list[Any]]:
         raise RequestError(
             f"table={printable(str(path))} must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
         )
+    if not path.stat().st_size:
+        raise _empty(path)
     rows = reader(path, list(dict.fromkeys(columns)))
     if not rows[columns[0]]:
         raise RequestError(f"table={printable(str(path))} has no rows")
@@ -154,12 +160,23 @@ def _refuse_bytes(path: Path, line: int, column: str, value: object) -> None:
         )
 
 
+def _empty(path: Path) -> RequestError:
+    return RequestError(f"table '{printable(str(path))}' is empty; its first line must name the columns")
+
+
 def _read_delimited(path: Path, columns: list[str]) -> dict[str, list[Any]]:
     rows: dict[str, list[Any]] = {column: [] for column in columns}
     with _cells_of_any_length(), _open_text(path) as file:
-        reader = csv.reader(file, strict=True, delimiter=_CELL_ENDS[path.suffix.lower()])
+        first = file.readline()
+        separator = _SEPARATOR_LINE.fullmatch(first)
+        end = separator[1] if separator else _CELL_ENDS[path.suffix.lower()]
+        reader = csv.reader(itertools.chain([first], file), strict=True, delimiter=end)
         try:
-            head = next(reader, [])
+            if separator:
+                next(reader)
+            head = next((row for row in reader if any(map(read_text, row))), None)
+            if head is None:
+                raise _empty(path)
             places = [(column, rows[column], place) for column, place in _places(path, columns, head).items()]
             for row in reader:
                 if not row:
@@ -265,6 +282,8 @@ def _as_values(path: Path, column: str, values: Any) -> list[Any]:
     if pa.types.is_floating(values.type):
         return list(values.to_numpy())
     if pa.types.is_temporal(values.type) and not pa.types.is_duration(values.type):
+        if pa.types.is_timestamp(values.type) and values.type.tz:
+            values = values.cast(pa.timestamp(values.type.unit, "UTC"))
         return values.cast(pa.string()).to_pylist()
     if pa.types.is_nested(values.type) or pa.types.is_duration(values.type):
         raise RequestError(
