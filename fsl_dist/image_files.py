@@ -14,6 +14,7 @@ from PIL import Image
 from fsl_dist.config import RunConfig
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.decode import Decoder, make_decoder
+from fsl_dist.data.formats.completeness import find_gap
 from fsl_dist.data.formats.depth import PixelRange
 from fsl_dist.data.images import encode_png, explain, scale_encoded
 from fsl_dist.data.names.readings import printable
@@ -135,6 +136,7 @@ class ImageFiles:
                 return encode_png(upright, compress_level=1)
             data = image.content.read_bytes()
             reason = "has zero bytes" if not data else find_excess_pixels(data, self._max_pixels)
+            reason = reason or find_gap(data)
             if reason is None:
                 return data if self._pixel_range is None else scale_encoded(data, self._pixel_range)
         except OSError as error:

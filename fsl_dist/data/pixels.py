@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
+from fsl_dist.data.formats.completeness import find_gap_of_jpeg
 from fsl_dist.data.formats.depth import PixelRange, to_eight_bits
 from fsl_dist.data.formats.jpeg import JPEG_MAGIC, JpegFile, declared_size_of_jpeg, read_jpeg
 from fsl_dist.data.formats.orientation import BYTE_ORDERS, SWAPPING, TURNS, find_orientation
@@ -81,6 +82,10 @@ def decode_turned(encoded: Encoded, *, is_grey: bool = False) -> DecodedImage:
     found = _read_header(encoded)
     if isinstance(found, JpegFile) and found.refusal:
         raise ValueError(found.refusal)
+    if isinstance(found, JpegFile) and found.has_huffman_codes and not found.read_scans().is_ended:
+        if gap := find_gap_of_jpeg(found):
+            raise ValueError(f"it is truncated: it {gap}")
+        found = found.closed()
     bare, orientation = _strip(encoded) if found is None else (found.without_metadata(), found.orientation)
     try:
         opened = Image.open(io.BytesIO(bare), formats=FORMATS)

@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -55,6 +56,18 @@ class PngFile:
         return self._join(
             struct.pack(">I4s", len(exif), b"eXIf") + exif + struct.pack(">I", zlib.crc32(b"eXIf" + exif))
         )
+
+    def chunks(self) -> Iterator[tuple[bytes, memoryview, int]]:
+        """(kind, body, stated checksum) of each whole chunk that pixels follow from, the header first."""
+        for start, stop in ((8, 33), *self.kept):
+            position = start
+            while position + 12 <= stop:
+                length, kind = struct.unpack_from(">I4s", self.content, position)
+                end = position + 8 + length
+                if end + 4 > stop:
+                    break
+                yield kind, self.content[position + 8 : end], struct.unpack_from(">I", self.content, end)[0]
+                position = end + 4
 
     def _join(self, extra: bytes) -> bytes:
         """The chunks with `extra` behind the header."""
