@@ -48,6 +48,17 @@ class PngFile:
         """The file without ancillary chunks (gamma, colour profile, transparency, texts), turned as it is stored."""
         return self.content if self.is_bare else self._join(b"")
 
+    def as_bytes_of_samples(self) -> bytes | None:
+        """Grey with alpha of 16 bits as RGBA of 8: red and green are the upper and lower byte of grey. None: another file.
+
+        PIL decodes such files to their upper bytes only. Filters work on bytes, so the same pixels follow.
+        """
+        if (self.depth, self.colour) != (16, 4):
+            return None
+        header = bytes((*self.content[12:24], 8, 6, *self.content[26:29]))
+        whole = bytes(self.without_metadata())
+        return whole[:12] + header + struct.pack(">I", zlib.crc32(header)) + whole[33:]
+
     def as_plain(self) -> bytes | memoryview:
         """The same, with its orientation as an eXIf chunk where it is turned."""
         if self.orientation == 1:
