@@ -74,10 +74,11 @@ class DecodedImage:
     """whether the file stores them another way round"""
 
 
-def decode_turned(encoded: Encoded, *, is_grey: bool = False) -> DecodedImage:
+def decode_turned(encoded: Encoded, *, is_grey: bool = False, may_be_dark: bool = False) -> DecodedImage:
     """Decode the first frame with PIL and turn it upright; colours and depth as the file has them.
 
-    `is_grey` leaves out the chroma of a JPEG: its grey is the luma that is stored.
+    `is_grey` leaves out the chroma of a JPEG: its grey is the luma that is stored. `may_be_dark` allows colours of 16 bits
+    that are all below 256, of which nothing is left here.
 
     Raises ValueError for a file that is not read, with the reason, and whatever PIL raises for damaged pixels.
     """
@@ -99,12 +100,12 @@ def decode_turned(encoded: Encoded, *, is_grey: bool = False) -> DecodedImage:
         raise
     image_format = opened.format or ""
     if isinstance(opened, TiffImagePlugin.TiffImageFile):
-        is_turned = _load_tiff(opened, orientation)
+        is_turned = _load_tiff(opened, orientation, may_be_dark)
         return DecodedImage(opened, image_format, is_turned)
     if is_grey and isinstance(found, JpegFile) and not found.is_lossless:
         opened.draft("L", None)
     opened.load()
-    if isinstance(found, PngFile) and found.depth == 16 and found.colour in (2, 6):
+    if isinstance(found, PngFile) and found.depth == 16 and found.colour in (2, 6) and not may_be_dark:
         _check_is_not_dark(opened)
     orientation = orientation or _orientation_of(opened)
     image = opened if samples is None else join_bytes(opened)
@@ -181,7 +182,12 @@ def upright_in_memory(
     """
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         _load_tiff(image)
-    elif isinstance(image, PngImagePlugin.PngImageFile) and image.tile and image.tile[0].args in _DEEP_PNG:
+    elif (
+        isinstance(image, PngImagePlugin.PngImageFile)
+        and image.fp is not None
+        and image.tile
+        and image.tile[0].args in _DEEP_PNG
+    ):
         position = image.fp.tell()
         image.fp.seek(0)
         content = image.fp.read()
@@ -206,7 +212,9 @@ def _orientation_of(opened: Image.Image) -> int:
     return find_orientation(exif, xmp if isinstance(xmp, bytes) else b"")
 
 
-def _load_tiff(opened: TiffImagePlugin.TiffImageFile, orientation: int | None = None) -> bool:
+def _load_tiff(
+    opened: TiffImagePlugin.TiffImageFile, orientation: int | None = None, may_be_dark: bool = False
+) -> bool:
     """Decode a TIFF and turn it in place, as PIL does while loading; whether it is turned.
 
     `orientation` None: what PIL finds in it. Directories that it cannot read are passed over.
@@ -228,7 +236,7 @@ def _load_tiff(opened: TiffImagePlugin.TiffImageFile, orientation: int | None = 
         exif[ExifTags.Base.Orientation] = found = orientation
     opened.load()
     tags = opened.tag_v2
-    if tags.get(_PHOTOMETRIC) == _RGB and max(tags.get(_BITS, (1,))) == 16:
+    if tags.get(_PHOTOMETRIC) == _RGB and max(tags.get(_BITS, (1,))) == 16 and not may_be_dark:
         _check_is_not_dark(opened)
     return found in TURNS
 

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from fsl_dist.data.images import prepare_encoded
+from fsl_dist.data.masks import prepare_mask
 from fsl_dist.data.pixels import decode_turned
 from fsl_dist.data.resize import StoredSize
 from tests.helpers.pictures.files import as_image, chunk, interlaced_png, png, png_of, save, with_frame
@@ -121,6 +122,22 @@ def test_interlaced_and_thin_pngs_are_whole(depth, shape):
         assert reason(interlaced_png(samples, depth, 0)) is None
     short = png(b"\0", shape[1], shape[0], depth, 0, interlaced=True)
     assert reason(short) is not None
+
+
+def test_a_damaged_mask_says_so():
+    whole = png_of(NUMBERS[..., None], 8, 0)
+    place = whole.index(b"IEND") - 8
+    changed = whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]
+    assert (
+        prepare_mask(changed, (48, 48), None)
+        == "is damaged: its chunk IDAT has another checksum than it states"
+    )
+
+
+def test_a_mask_of_16_bits_may_number_few_objects():
+    numbers = png_of(COLOURS, 16, 2)
+    assert prepare_mask(numbers, (48, 48), None) is numbers
+    assert "all below 256" in prepare_mask(numbers, (48, 48), (24, 24))
 
 
 def test_other_formats_are_not_asked():
