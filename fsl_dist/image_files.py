@@ -14,7 +14,8 @@ from PIL import Image
 from fsl_dist.config import RunConfig
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.decode import Decoder, make_decoder
-from fsl_dist.data.formats.depth import PixelRange
+from fsl_dist.data.formats.completeness import find_gap
+from fsl_dist.data.formats.depth import WAY_OUT, PixelRange
 from fsl_dist.data.images import encode_png, explain, scale_encoded
 from fsl_dist.data.names.readings import printable
 from fsl_dist.data.pixels import find_excess_pixels, upright_in_memory
@@ -23,6 +24,11 @@ from fsl_dist.errors import RequestError, UndecodableError
 
 ImageLike: TypeAlias = Union[str, "os.PathLike[str]", Image.Image, NDArray[np.uint8]]
 """path of an image file, PIL image, or uint8 array [H, W], [H, W, 1] or [H, W, 3] (RGB)"""
+
+_OUTSIDE_WAY_OUT = (
+    "the run's data set was packed without pixel_range, which would scale it; convert it to 8 or 16 bits as the images of "
+    "the data set are"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +141,7 @@ class ImageFiles:
                 return encode_png(upright, compress_level=1)
             data = image.content.read_bytes()
             reason = "has zero bytes" if not data else find_excess_pixels(data, self._max_pixels)
+            reason = reason or find_gap(data)
             if reason is None:
                 return data if self._pixel_range is None else scale_encoded(data, self._pixel_range)
         except OSError as error:
@@ -145,7 +152,7 @@ class ImageFiles:
         return None
 
     def _fail(self, image: NamedImage, reason: str) -> None:
-        self.failed.append(FailedImage(image.name, reason))
+        self.failed.append(FailedImage(image.name, reason.replace(WAY_OUT, _OUTSIDE_WAY_OUT)))
 
 
 def _not_decoded(error: Exception) -> str:

@@ -9,6 +9,7 @@ from typing import Optional
 from PIL import Image
 
 from fsl_dist.data.fingerprints import fingerprint
+from fsl_dist.data.formats.completeness import find_gap
 from fsl_dist.data.formats.depth import PixelRange, to_eight_bits
 from fsl_dist.data.pixels import MAX_PIXELS, decode_turned, find_excess_pixels, to_colours
 from fsl_dist.data.pixels import open_upright as open_upright  # other programs import it from here
@@ -74,8 +75,11 @@ def prepare_encoded(
         is_scaled = pixel_range is not None and eight_bits is not decoded.image
         is_grey = eight_bits.mode in ("1", "L", "LA", "La")
         image = to_colours(eight_bits, 3)
+        gap = find_gap(data)
     except Exception as error:  # PIL raises a dozen types for damaged images
         return f"is not an image that decodes: {explain(error)}"
+    if gap is not None:
+        return gap
     upright, image_format = (image.height, image.width), decoded.format
     resized = size.extents(*upright)
     if resized is not None or is_scaled:

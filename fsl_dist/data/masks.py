@@ -5,6 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 
+from fsl_dist.data.formats.completeness import find_gap
 from fsl_dist.data.images import explain
 from fsl_dist.data.pixels import MAX_PIXELS, decode_turned, find_excess_pixels
 
@@ -22,9 +23,13 @@ def prepare_mask(data: bytes, upright: tuple[int, int], stored: tuple[int, int] 
     if excess := find_excess_pixels(data, MAX_PIXELS):
         return excess
     try:
-        decoded = decode_turned(data)
+        # A mask that keeps its bytes keeps all 16 bits of its colours; numbers of objects may be below 256.
+        decoded = decode_turned(data, may_be_dark=stored is None)
+        gap = find_gap(data)
     except Exception as error:  # PIL raises a dozen types for damaged images
         return f"is not an image that decodes: {explain(error)}"
+    if gap is not None:
+        return gap
     mask = decoded.image
     if (mask.height, mask.width) != upright:
         return f"has {mask.width} × {mask.height} pixels, its image {upright[1]} × {upright[0]}"

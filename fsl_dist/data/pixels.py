@@ -13,9 +13,10 @@ import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 
-from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
-from fsl_dist.data.formats.depth import PixelRange, to_eight_bits
+from fsl_dist.data.formats.completeness import find_gap_of_jpeg
+from fsl_dist.data.formats.depth import PixelRange, join_bytes, to_eight_bits
 from fsl_dist.data.formats.jpeg import JPEG_MAGIC, JpegFile, declared_size_of_jpeg, read_jpeg
 from fsl_dist.data.formats.orientation import BYTE_ORDERS, SWAPPING, TURNS, find_orientation
 from fsl_dist.data.formats.png import PNG_MAGIC, PngFile, read_png
@@ -44,12 +45,14 @@ _FOREIGN = (
     (0, b"8BPS", "Photoshop"),
 )
 # Of TIFF.
-_BITS, _COMPRESSION, _PHOTOMETRIC, _PLANAR, _SUBSAMPLING = 258, 259, 262, 284, 530
-_YCBCR, _JPEG_IN_TIFF = 6, (6, 7)
+_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _PLANAR, _SUBSAMPLING = 256, 257, 258, 259, 262, 284, 530
+_RGB, _YCBCR, _JPEG_IN_TIFF, _XMP = 2, 6, (6, 7), 700
 _LAYOUT = {
     "BitsPerSample": _BITS, "SampleFormat": 339, "PhotometricInterpretation": _PHOTOMETRIC,
     "PlanarConfiguration": _PLANAR, "YCbCrSubSampling": _SUBSAMPLING,
 }  # fmt: skip
+# PIL's names of PNG pixels of 16 bits of which it gives the upper 8.
+_DEEP_PNG = ("LA;16B", "RGB;16B", "RGBA;16B")
 # An entry of the table of items (ISO/IEC 14496-12, infe of version 2 or 3) for EXIF.
 _EXIF_ITEM = re.compile(rb"(infe(?:\x02...|\x03.....)....)Exif", re.DOTALL)
 _SUB_DIRECTORIES = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo, ExifTags.IFD.Interop)
@@ -71,30 +74,50 @@ class DecodedImage:
     """whether the file stores them another way round"""
 
 
-def decode_turned(encoded: Encoded, *, is_grey: bool = False) -> DecodedImage:
+def decode_turned(encoded: Encoded, *, is_grey: bool = False, may_be_dark: bool = False) -> DecodedImage:
     """Decode the first frame with PIL and turn it upright; colours and depth as the file has them.
 
-    `is_grey` leaves out the chroma of a JPEG: its grey is the luma that is stored.
+    `is_grey` leaves out the chroma of a JPEG: its grey is the luma that is stored. `may_be_dark` allows colours of 16 bits
+    that are all below 256, of which nothing is left here.
 
     Raises ValueError for a file that is not read, with the reason, and whatever PIL raises for damaged pixels.
     """
     found = _read_header(encoded)
     if isinstance(found, JpegFile) and found.refusal:
         raise ValueError(found.refusal)
+    if isinstance(found, JpegFile) and found.has_huffman_codes and not found.read_scans().is_ended:
+        if gap := find_gap_of_jpeg(found):
+            raise ValueError(f"it is truncated: it {gap}")
+        found = found.closed()
     bare, orientation = _strip(encoded) if found is None else (found.without_metadata(), found.orientation)
+    samples = found.as_bytes_of_samples() if isinstance(found, PngFile) else None
     try:
-        opened = Image.open(io.BytesIO(bare), formats=FORMATS)
-    except UnidentifiedImageError as error:
-        raise ValueError(_name_unknown(encoded)) from error
+        opened = Image.open(io.BytesIO(samples or bare), formats=FORMATS)
+    except Exception as error:  # of a cut TIFF, PIL raises several types
+        is_tiff = bytes(encoded[:4]) in TiffImagePlugin.PREFIXES
+        if is_tiff or isinstance(error, UnidentifiedImageError):
+            raise ValueError(_name_unknown(encoded)) from error
+        raise
     image_format = opened.format or ""
     if isinstance(opened, TiffImagePlugin.TiffImageFile):
-        is_turned = _load_tiff(opened, orientation)
+        is_turned = _load_tiff(opened, orientation, may_be_dark)
         return DecodedImage(opened, image_format, is_turned)
     if is_grey and isinstance(found, JpegFile) and not found.is_lossless:
         opened.draft("L", None)
     opened.load()
+    if isinstance(found, PngFile) and found.depth == 16 and found.colour in (2, 6) and not may_be_dark:
+        _check_is_not_dark(opened)
     orientation = orientation or _orientation_of(opened)
-    return DecodedImage(turn(opened, orientation), image_format, orientation != 1)
+    image = opened if samples is None else join_bytes(opened)
+    return DecodedImage(turn(image, orientation), image_format, orientation != 1)
+
+
+def _check_is_not_dark(image: Image.Image) -> None:
+    """Raises ValueError where nothing is left of colours of 16 bits, of which PIL gives the upper 8."""
+    if all(high == 0 for _, high in [band.getextrema() for band in image.split()[:3]]):
+        raise ValueError(
+            "its colours of 16 bits are all below 256, so that their upper 8 bits are black; convert it to 8 bits"
+        )
 
 
 def _read_header(encoded: Encoded) -> JpegFile | PngFile | None:
@@ -153,9 +176,23 @@ def turn(image: Image.Image, orientation: int) -> Image.Image:
 def upright_in_memory(
     image: Image.Image, channels: int = 3, pixel_range: PixelRange | None = None
 ) -> Image.Image:
-    """The pixels of an image that PIL opened or made, as `open_upright` gives those of a file. Errors likewise."""
+    """The pixels of an image that PIL opened or made, as `open_upright` gives those of a file. Errors likewise.
+
+    Of grey with alpha and colours of 16 bits that PIL has loaded, it has kept the upper 8 bits only.
+    """
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         _load_tiff(image)
+    elif (
+        isinstance(image, PngImagePlugin.PngImageFile)
+        and image.fp is not None
+        and image.tile
+        and image.tile[0].args in _DEEP_PNG
+    ):
+        position = image.fp.tell()
+        image.fp.seek(0)
+        content = image.fp.read()
+        image.fp.seek(position)
+        image = decode_turned(content).image
     else:
         image.load()
         image = turn(image, _orientation_of(image))
@@ -165,6 +202,8 @@ def upright_in_memory(
 def _orientation_of(opened: Image.Image) -> int:
     """By the blocks that PIL found in the file. An image made in memory may have EXIF that it was not opened with."""
     exif, xmp = opened.info.get("exif"), opened.info.get("XML:com.adobe.xmp") or opened.info.get("xmp")
+    if opened.format == "AVIF":  # `irot` and `imir` turn it, which PIL states as EXIF
+        return find_orientation(exif if isinstance(exif, bytes) else b"", b"")
     xmp = xmp.encode() if isinstance(xmp, str) else xmp
     if not isinstance(exif, bytes):
         exif = b""
@@ -173,7 +212,9 @@ def _orientation_of(opened: Image.Image) -> int:
     return find_orientation(exif, xmp if isinstance(xmp, bytes) else b"")
 
 
-def _load_tiff(opened: TiffImagePlugin.TiffImageFile, orientation: int | None = None) -> bool:
+def _load_tiff(
+    opened: TiffImagePlugin.TiffImageFile, orientation: int | None = None, may_be_dark: bool = False
+) -> bool:
     """Decode a TIFF and turn it in place, as PIL does while loading; whether it is turned.
 
     `orientation` None: what PIL finds in it. Directories that it cannot read are passed over.
@@ -183,6 +224,8 @@ def _load_tiff(opened: TiffImagePlugin.TiffImageFile, orientation: int | None = 
     found: object = None
     with suppress(Exception):  # as above; what PIL has once tried to read it does not read again
         found = opened.getexif().get(ExifTags.Base.Orientation)
+    if found is None and isinstance(xmp := opened.tag_v2.get(_XMP), bytes):
+        orientation = orientation or find_orientation(b"", xmp)
     exif = opened.getexif()
     for directory in _SUB_DIRECTORIES:
         try:
@@ -192,6 +235,9 @@ def _load_tiff(opened: TiffImagePlugin.TiffImageFile, orientation: int | None = 
     if orientation is not None:
         exif[ExifTags.Base.Orientation] = found = orientation
     opened.load()
+    tags = opened.tag_v2
+    if tags.get(_PHOTOMETRIC) == _RGB and max(tags.get(_BITS, (1,))) == 16 and not may_be_dark:
+        _check_is_not_dark(opened)
     return found in TURNS
 
 
@@ -206,6 +252,8 @@ def _is_misread(opened: TiffImagePlugin.TiffImageFile) -> bool:
 
 def _describe_tiff(tags: TiffImagePlugin.ImageFileDirectory_v2) -> str:
     found = ", ".join(f"{name} {tags[tag]}" for name, tag in _LAYOUT.items() if tag in tags)
+    if tags.prefix == b"MM":
+        found += ", big-endian"
     return f"it is a TIFF of a pixel layout that is not read ({found}); convert it to grey or RGB of 8 or 16 bits, stored pixel by pixel"
 
 
@@ -216,12 +264,17 @@ def _name_unknown(encoded: Encoded) -> str:
         if head[start : start + len(magic)] == magic:
             return f"its format is {name}, which is not read; convert it to PNG, JPEG or TIFF"
     if head[:4] in TiffImagePlugin.PREFIXES:
+        if head[:4] == b"MM\0+":
+            return "it is a big-endian BigTIFF, which is not read; convert it to TIFF, or to little-endian BigTIFF"
+        tags = None
         with suppress(Exception):
-            tags = TiffImagePlugin.ImageFileDirectory_v2(head[:8])
+            tags = TiffImagePlugin.ImageFileDirectory_v2(head[: 16 if head[2] == 43 else 8])
             file = io.BytesIO(encoded)
             file.seek(tags.next)
             tags.load(file)
-            return _describe_tiff(tags)
+        if tags is None or not {_WIDTH, _HEIGHT, _PHOTOMETRIC} <= set(tags):
+            return "it is a TIFF that is cut or damaged: its directory of pixels is not there, or not whole"
+        return _describe_tiff(tags)
     return "its format is not known"
 
 

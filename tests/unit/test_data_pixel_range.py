@@ -13,13 +13,15 @@ import fsl_dist
 from fsl_dist.config import RunConfig
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.formats.depth import DepthError, to_eight_bits
+from fsl_dist.data.images import prepare_encoded
 from fsl_dist.data.ingest.options import PackOptions
 from fsl_dist.data.ingest.pack import append, pack
 from fsl_dist.data.pixels import open_upright
+from fsl_dist.data.resize import StoredSize
 from fsl_dist.data.store import ShardStore
 from fsl_dist.errors import RequestError
 from fsl_dist.image_files import ImageFiles, name_images
-from tests.helpers.pictures.files import save
+from tests.helpers.pictures.files import before_pixels, chunk, exif, interlaced_png, png_of, save, tiff
 
 LOW, HIGH = -1024.0, 3071.0
 SCAN = np.linspace(-2000, 4000, 40 * 30).reshape(40, 30)
@@ -113,6 +115,47 @@ def test_scaling_is_its_formula(low, width, seed):
     assert np.abs(found - np.array(exact)).max() <= 0.5 + 1e-6
 
 
+@pytest.mark.parametrize("is_interlaced", [False, True])
+@pytest.mark.parametrize("pixel_range", [None, (12850.0, 50000.0), (0.0, 300.0)])
+@pytest.mark.parametrize("top", [255, 256, 65535])
+def test_grey_with_alpha_of_16_bits_is_as_grey_of_16_bits(top, pixel_range, is_interlaced):
+    """PNG, as packed and as decoded: alpha is dropped, whatever it is."""
+    grey = np.linspace(0, top, 24 * 16).reshape(24, 16, 1).astype(np.uint16)
+    alpha = np.linspace(65535, 0, grey.size).reshape(grey.shape).astype(np.uint16)
+    write = interlaced_png if is_interlaced else png_of
+    files = [write(grey, 16, 0), write(np.concatenate([grey, alpha], 2), 16, 4)]
+    files.append(before_pixels(files[1], chunk(b"eXIf", exif(6))))
+    shown = [np.asarray(open_upright(data, 1, pixel_range)) for data in files]
+    expected = grey[..., 0] if top == 255 else grey[..., 0] >> 8
+    if pixel_range is not None:
+        low, high = pixel_range
+        expected = np.floor((grey[..., 0].clip(low, high) - low) * 255 / (high - low) + 0.5)
+    assert np.array_equal(shown[0], expected)
+    assert np.array_equal(shown[1], shown[0])
+    assert np.array_equal(shown[2], np.rot90(shown[0], -1))
+    if pixel_range is not None:
+        prepared = prepare_encoded(files[1], "a.png", StoredSize(), pixel_range=pixel_range)
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(prepared.data))), expected)
+
+
+@pytest.mark.parametrize("colour", [2, 6])
+def test_colours_of_16_bits_that_hold_8_are_refused_not_black(colour):
+    """PIL reads their upper bytes, which are zero."""
+    low = np.arange(8 * 8 * 3, dtype=np.uint16).reshape(8, 8, 3)
+    if colour == 6:
+        low = np.concatenate([low, np.full((8, 8, 1), 65535, dtype=np.uint16)], 2)
+    extra = (2,) if colour == 6 else ()
+    for write in (
+        lambda samples: png_of(samples, 16, colour),
+        lambda samples: tiff(samples, 16, 2, extra=extra),
+    ):
+        said = prepare_encoded(write(low), "a", StoredSize())
+        assert "its colours of 16 bits are all below 256" in said
+        low[3, 4, 1] += 256
+        assert not isinstance(prepare_encoded(write(low), "a", StoredSize()), str)
+        low[3, 4, 1] -= 256
+
+
 def test_values_that_are_not_finite_are_refused():
     values = np.array([[0.5, np.nan], [np.inf, 1.0]], dtype=np.float32)
     with pytest.raises(DepthError, match="2 of its 4 float32 pixels are NaN or infinite"):
@@ -140,3 +183,27 @@ def test_images_from_outside_are_scaled_as_the_data_set_was(tmp_path):
         assert failed.reason.startswith(
             "is not an image that decodes: its float32 pixels from -2000 to 4000 do not fit"
         )
+        assert "pack with" not in failed.reason  # that data set is packed
+        assert failed.reason.endswith("convert it to 8 or 16 bits as the images of the data set are")
+
+
+def test_images_from_outside_that_lack_pixels_are_named(tmp_path, capfd):
+    """Not decoded by DALI, whose libpng and libjpeg write lines that name no file."""
+    whole = png_of(np.arange(900).reshape(30, 30, 1) % 256, 8, 0)
+    place = whole.index(b"IEND") - 8
+    photo = save(Image.fromarray(EXPECTED.astype(np.uint8)), "JPEG")
+    for name, data in {
+        "checksum.png": whole[:place] + b"!" + whole[place + 1 :],
+        "palette.png": png_of(np.arange(900).reshape(30, 30, 1) % 2, 8, 3),
+        "cut.jpg": photo[:-30].rstrip(b"\xff") + b"\xff\xd9",
+        "whole.png": whole,
+    }.items():
+        (tmp_path / name).write_bytes(data)
+    given_images = sorted(tmp_path.iterdir())
+    data = type(RunConfig().data)(image_size=30, resize_size=30, resize="exact")
+    embedder = SimpleNamespace(device="cpu", batch_size=4, dim=1)
+    with ImageFiles(embedder, RunConfig(data=data), SimpleNamespace(options={})) as files:
+        ((rows, _),) = files.batches(name_images(given_images))
+    assert rows == [3]
+    assert [failed.image for failed in files.failed] == [str(path) for path in given_images[:3]]
+    assert capfd.readouterr() == ("", "")

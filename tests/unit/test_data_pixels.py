@@ -89,6 +89,70 @@ def test_xmp_turns_where_exif_says_nothing(container, orientation):
         assert np.abs(np.asarray(open_upright(data)).astype(int) - COLOURS).max() <= 2
 
 
+XMP_FORMS = (
+    b"tiff:Orientation='%d'/>",
+    b'tiff:Orientation = "%d" />',
+    b"tiff:Orientation\n=\n'%d'/>",
+    b'tiff:Orientation=" %d "/>',
+    b"><tiff:Orientation> %d </tiff:Orientation></rdf:Description>",
+    b"><tiff:Orientation\n>\n%d\n</tiff:Orientation\n></rdf:Description>",
+    b"><tiff:Orientation rdf:parseType='Literal'>%d</tiff:Orientation></rdf:Description>",
+)
+
+
+@pytest.mark.parametrize("form", XMP_FORMS)
+@pytest.mark.parametrize("name", [b"tiff", b"t.1"])
+def test_xmp_turns_in_every_form_of_xml(form, name):
+    """The forms in which XML may write one attribute or one element, under either name of the namespace."""
+    head = b"<rdf:Description rdf:about='' xmlns:tiff = \"http://ns.adobe.com/tiff/1.0/\" "
+    for orientation in range(1, 9):
+        text = (
+            (head + form % orientation).replace(b"tiff:", name + b":").replace(b":tiff ", b":" + name + b" ")
+        )
+        assert find_orientation(b"", text) == orientation
+        for container in ("JPEG", "PNG", "WEBP"):
+            data = turned(container, b"", text, orientation)
+            assert np.abs(np.asarray(open_upright(data)).astype(int) - COLOURS).max() <= 2
+        page = files.save(files.as_image(in_orientation(COLOURS, orientation)), "TIFF", tiffinfo={700: text})
+        big = files.save(
+            files.as_image(in_orientation(COLOURS, orientation)), "TIFF", tiffinfo={700: text}, big_tiff=True
+        )
+        for data in (page, big):
+            assert np.array_equal(np.asarray(open_upright(data)), COLOURS)
+    for value in (0, 9, 30, 66):
+        assert find_orientation(b"", head + form % value) == 1
+    assert find_orientation(b"", head + b"notiff:Orientation='6'") == 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_avif_is_turned_by_its_properties_alone(orientation):
+    """PIL writes the orientation of `exif` as `irot` and `imir`; the XMP says another one."""
+    stored = files.as_image(in_orientation(COLOURS, orientation))
+    for other in range(1, 9):
+        options = {"exif": exif(orientation)} if orientation > 1 else {}
+        data = files.save(stored, "AVIF", quality=100, subsampling="4:4:4", xmp=xmp(other), **options)
+        for found in (open_upright(data), upright_in_memory(Image.open(io.BytesIO(data)))):
+            assert np.abs(np.asarray(found).astype(int) - COLOURS).max() <= 2
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("is_big", [False, True])
+def test_a_cut_tiff_is_called_cut(order, is_big):
+    if is_big and order == ">":
+        data = b"MM\0+\0\x08\0\0" + bytes(60)
+        assert "big-endian BigTIFF, which is not read" in prepare_encoded(data, "a", StoredSize())
+        return
+    whole = (
+        files.save(files.as_image(COLOURS), "TIFF", big_tiff=True)
+        if is_big
+        else files.tiff(COLOURS, 8, 2, order=order)
+    )
+    for stop in (8, 12, 17, 40, 1000, 4000, len(whole) - 60):
+        said = prepare_encoded(whole[:stop], "a", StoredSize())
+        assert "()" not in said
+        assert "cut" in said or "truncated" in said, said
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_tiff_avif_and_raw_profiles_turn(orientation):
     stored = in_orientation(COLOURS, orientation)
@@ -220,7 +284,10 @@ def test_thin_pictures_decode(shape, kind):
     assert np.abs(found.astype(int) - 130).max() <= 2
 
 
-@pytest.mark.parametrize("name", [name for name in SHOWN if not name.startswith(("PNG broken", "PNG text"))])
+@pytest.mark.parametrize(
+    "name",
+    [name for name in SHOWN if not name.startswith(("PNG broken", "PNG text", "JPEG without its end"))],
+)
 def test_an_opened_image_shows_what_its_file_shows(name):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PIL, of odd files

@@ -13,6 +13,10 @@ _SIGNED = 2
 _SCALED = ("PPM", "JPEG2000")
 
 
+WAY_OUT = "pack with pixel_range to say which values become black and white, or convert it"
+"""of `DepthError`, for images of a data set that is not packed yet"""
+
+
 class DepthError(ValueError):
     """Pixels that do not fit 8 or 16 bits. The message states their type and range."""
 
@@ -57,12 +61,15 @@ def to_eight_bits(image: Image.Image, pixel_range: PixelRange | None) -> Image.I
         return Image.fromarray(_scale(values, pixel_range))
     low, high = values.min().item(), values.max().item()
     if is_float or low < 0 or high > 65535:
-        raise DepthError(
-            f"its {kind} pixels from {low:g} to {high:g} do not fit 8 or 16 bits; pack with pixel_range to say "
-            "which values become black and white, or convert it"
-        )
+        raise DepthError(f"its {kind} pixels from {low:g} to {high:g} do not fit 8 or 16 bits; {WAY_OUT}")
     divisor = 16 if tags.get(_BITS) == (12,) else 256 if high > 255 or states_range else 1
     return Image.fromarray((values.astype(np.int32) // divisor).astype(np.uint8))
+
+
+def join_bytes(image: Image.Image) -> Image.Image:
+    """Samples of 16 bits (mode I;16) whose upper bytes are red, and lower ones green."""
+    values = np.asarray(image).astype(np.uint16)
+    return Image.fromarray(values[..., 0] << 8 | values[..., 1])
 
 
 def _scale(values: NDArray[np.generic], pixel_range: PixelRange) -> NDArray[np.uint8]:

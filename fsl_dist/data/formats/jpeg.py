@@ -1,7 +1,7 @@
 """JPEG files by their segments (ITU-T T.81 Annex B): the frame, the orientation, and the file without its metadata."""
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -35,6 +35,20 @@ _SAMPLINGS = frozenset([(0x11,), (0x21,), (0x22,), *((luma, 0x11, 0x11) for luma
 
 
 @dataclass(frozen=True, slots=True)
+class Scans:
+    """Where the codes of a JPEG file are."""
+
+    codes: tuple[tuple[int, int], ...]
+    """first byte and end of each run of codes, between markers"""
+    headers: tuple[bytes, ...]
+    """of each scan, without marker and length"""
+    restarts: tuple[int, ...]
+    """restart markers in each scan"""
+    is_ended: bool
+    """whether a marker follows that ends the scans, or that they cannot have"""
+
+
+@dataclass(frozen=True, slots=True)
 class JpegFile:
     """A JPEG file up to its first scan."""
 
@@ -62,6 +76,11 @@ class JpegFile:
     def is_lossless(self) -> bool:
         """Whether its samples are predicted, not transformed: such a file is decoded in the colours it has."""
         return self.frame == _LOSSLESS
+
+    @property
+    def has_huffman_codes(self) -> bool:
+        """Whether its codes are Huffman's, which end where the pixels do; arithmetic ones may end before."""
+        return self.frame in (*_HUFFMAN_FRAMES, _LOSSLESS)
 
     @property
     def refusal(self) -> str | None:
@@ -101,6 +120,42 @@ class JpegFile:
             return False
         first = _IN_SCANS[markers].argmin()  # the first that ends or breaks the scans
         return bool(markers[first] == _EOI)
+
+    def read_scans(self) -> Scans:
+        """Where the codes are, up to the first marker that scans cannot have, or to the end of the file."""
+        data, position = self.content, self.kept[-1][0]
+        whole = np.frombuffer(data, dtype=np.uint8)
+        places = position + (whole[position:-1] == 0xFF).nonzero()[0]
+        markers = places[(whole[places + 1] != 0) & (whole[places + 1] != 0xFF)]
+        codes: list[tuple[int, int]] = []
+        headers: list[bytes] = []
+        restarts: list[int] = []
+        row = 0
+        while row < len(markers):
+            position = int(markers[row])
+            marker = data[position + 1]
+            if not _IN_SCANS[marker]:
+                return Scans(tuple(codes), tuple(headers), tuple(restarts), True)
+            start = position + 2
+            is_restart = 0xD0 <= marker <= 0xD7
+            if not is_restart:
+                start += int.from_bytes(data[start : start + 2], "big")
+            row = row + 1 if is_restart else int(np.searchsorted(markers, start))
+            if is_restart:
+                restarts[-1] += 1
+            elif marker == _SOS:
+                headers.append(bytes(data[position + 4 : start]))
+                restarts.append(0)
+            if is_restart or marker == _SOS:
+                stop = int(markers[row]) if row < len(markers) else len(data) - (data[-1] == 0xFF)
+                codes.append((min(start, stop), stop))
+        return Scans(tuple(codes), tuple(headers), tuple(restarts), False)
+
+    def closed(self) -> "JpegFile":
+        """The file with the end marker that it lacks."""
+        content = bytes(self.content[: len(self.content) - (self.content[-1] == 0xFF)]) + b"\xff\xd9"
+        kept = (*self.kept[:-1], (self.kept[-1][0], len(content)))
+        return replace(self, content=memoryview(content), kept=kept)
 
     @property
     def _is_ycbcr(self) -> bool:

@@ -24,7 +24,9 @@ BYTE_ORDERS = {b"II*\0": "<", b"MM\0*": ">", b"MM*\0": ">", b"II\0*": "<"}
 """first four bytes of a TIFF block → byte order for `struct`; the last two forms are wrong, and common"""
 # EXIF types that hold a whole number: SHORT, LONG and their signed forms.
 _WHOLE_NUMBERS = {3: "H", 4: "I", 8: "h", 9: "i"}
-_IN_XMP = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
+# XMP may call the namespace by another name than tiff, and write an attribute or an element (XMP part 1, 7.4 and 7.9.2.2).
+_TIFF_NAME = re.compile(rb"""xmlns:([\w.-]+)\s*=\s*["']http://ns\.adobe\.com/tiff/1\.0/["']""")
+_IN_XMP = rb"""\b%s:Orientation(?:\s*=\s*["']|(?:\s[^<>]*)?>)\s*([0-9]+)\s*["'<]"""
 
 
 def find_orientation(exif: bytes, xmp: bytes) -> int:
@@ -34,8 +36,10 @@ def find_orientation(exif: bytes, xmp: bytes) -> int:
     is treated as missing, so the result is 1, and nothing is raised.
     """
     found = _read_exif(exif)
-    if found is None and (match := _IN_XMP.search(xmp)):
-        found = int(match[1])
+    if found is None and xmp:
+        name = _TIFF_NAME.search(xmp)
+        match = re.search(_IN_XMP % re.escape(name[1] if name else b"tiff"), xmp)
+        found = int(match[1][:4]) if match else None
     return found if found in TURNS else 1
 
 

@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -47,6 +48,17 @@ class PngFile:
         """The file without ancillary chunks (gamma, colour profile, transparency, texts), turned as it is stored."""
         return self.content if self.is_bare else self._join(b"")
 
+    def as_bytes_of_samples(self) -> bytes | None:
+        """Grey with alpha of 16 bits as RGBA of 8: red and green are the upper and lower byte of grey. None: another file.
+
+        PIL decodes such files to their upper bytes only. Filters work on bytes, so the same pixels follow.
+        """
+        if (self.depth, self.colour) != (16, 4):
+            return None
+        header = bytes((*self.content[12:24], 8, 6, *self.content[26:29]))
+        whole = bytes(self.without_metadata())
+        return whole[:12] + header + struct.pack(">I", zlib.crc32(header)) + whole[33:]
+
     def as_plain(self) -> bytes | memoryview:
         """The same, with its orientation as an eXIf chunk where it is turned."""
         if self.orientation == 1:
@@ -55,6 +67,18 @@ class PngFile:
         return self._join(
             struct.pack(">I4s", len(exif), b"eXIf") + exif + struct.pack(">I", zlib.crc32(b"eXIf" + exif))
         )
+
+    def chunks(self) -> Iterator[tuple[bytes, memoryview, int]]:
+        """(kind, body, stated checksum) of each whole chunk that pixels follow from, the header first."""
+        for start, stop in ((8, 33), *self.kept):
+            position = start
+            while position + 12 <= stop:
+                length, kind = struct.unpack_from(">I4s", self.content, position)
+                end = position + 8 + length
+                if end + 4 > stop:
+                    break
+                yield kind, self.content[position + 8 : end], struct.unpack_from(">I", self.content, end)[0]
+                position = end + 4
 
     def _join(self, extra: bytes) -> bytes:
         """The chunks with `extra` behind the header."""

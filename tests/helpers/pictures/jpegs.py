@@ -132,4 +132,4 @@ def jpegs():
         "2 components",
     )
     yield "cut", plain[:-40], None, "truncated"
-    yield "without its end", plain[:-2], None, "truncated"
+    yield "without its end", plain[:-2], COLOURS

@@ -56,6 +56,9 @@ def pngs():
     yield "palette with transparency", png_of(numbers, 8, 3, palette, chunk(b"tRNS", b"\0\x80\xff\1")), shown
     yield "grey with alpha 8", png_of(np.stack([GREYS, ALPHA], 2), 8, 4), GREYS
     yield "grey with alpha 16", png_of(np.stack([DEEP, ALPHA.astype(np.uint16) * 257], 2), 16, 4), GREYS
+    dark = np.stack([GREYS, ALPHA.astype(np.uint16) * 257], 2)
+    yield "grey with alpha 16 that holds 8 bits", png_of(dark, 16, 4), GREYS
+    yield "RGB 16 that holds 8 bits", png_of(colour, 16, 2), None, "colours of 16 bits are all below 256"
     yield "RGBA 8", png_of(with_alpha, 8, 6), colour
     yield "RGBA 16", png_of(with_alpha.astype(np.uint16) * 256 + 91, 16, 6), colour
     yield "grey with a transparent colour", png_of(grey, 8, 0, chunk(b"tRNS", b"\0\x80")), GREYS

@@ -153,6 +153,15 @@ def tiffs():
         None,
         "of its 2304 float32 pixels are NaN or infinite",
     )
+    for name, samples, bits, white, order in (
+        ("white is zero, 16 bits", 65535 - deep, 16, 0, ">"),
+        ("unsigned 32", deep.astype(np.uint32), 32, 1, ">"),
+        ("white is zero, 32 bits", deep.astype(np.uint32), 32, 0, "<"),
+        ("white is zero, 32 bits", deep.astype(np.uint32), 32, 0, ">"),
+    ):
+        refusal = f"BitsPerSample ({bits},), SampleFormat (1,), PhotometricInterpretation {white}"
+        yield f"{name}, not read, {order}", tiff(samples, bits, white, order=order), None, refusal
+    yield "BigTIFF, big endian", b"MM\0+\0\x08" + bytes(90), None, "big-endian BigTIFF"
     yield "float 64", tiff((grey / 255.0), 64, 1, kind=3), None, "BitsPerSample (64,), SampleFormat (3,)"
     yield "unsigned 64", tiff(deep.astype(np.uint64), 64, 1), None, "BitsPerSample (64,)"
     yield (
@@ -169,7 +178,8 @@ def tiffs():
         rgb,
     )
     yield "trailing rubbish", tiff(rgb, 8, 2, more=b"rubbish" * 9), rgb
-    yield "cut", save(colour, "TIFF", compression="raw")[:4000], None, ""
+    yield "cut", save(colour, "TIFF", compression="raw")[:4000], None, "truncated"
+    yield "cut before its directory", tiff(rgb, 8, 2)[:4000], None, "cut or damaged"
 
 
 def _grey_of_lightness(stored):
