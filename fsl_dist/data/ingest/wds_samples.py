@@ -14,6 +14,7 @@ from fsl_dist.data.ingest.member_images import Place
 from fsl_dist.data.ingest.shard_paths import FoundShards
 from fsl_dist.data.ingest.split_folders import holds_splits
 from fsl_dist.data.ingest.tar_members import Member, NextArchive, list_members
+from fsl_dist.data.names.keys import make_key
 from fsl_dist.data.names.readings import read_value
 from fsl_dist.data.write_report import BadSample
 from fsl_dist.errors import RequestError
@@ -40,7 +41,7 @@ class SampleKeys:
     mask: str = ""
     """extension of the member that is the image's mask, such as `mask.png`; a sample may lack it"""
     shard_in_key: bool = False
-    """the shard's name goes before each key: for shards that all count from 0"""
+    """the shard's whole name goes before each key, as `make_key` writes it: for shards that all count from 0"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,8 @@ class _Collector:
 
     def _add_samples(self, descriptor: int, path: Path, name: str) -> None:
         extensions_of: dict[str, set[str]] = {}
+        # Without a hash only for names that end in .tar, so that `a` and `a.TAR` differ from `a.tar`.
+        prefix = make_key(name, with_hash=not name.endswith(".tar")) + "/" if self.keys.shard_in_key else ""
         for key, members in _group(descriptor, name, self.bad, self.notes):
             if not key:
                 self.num_ignored += 1
@@ -125,14 +128,14 @@ class _Collector:
                     BadSample(f"{name}:{key}", f"{reason} (write the shard again, sorted by name)")
                 )
                 continue
-            sample = _read_sample(descriptor, path, name, len(self.shards), key, members, self.keys)
+            sample = _read_sample(descriptor, path, name, len(self.shards), key, members, self.keys, prefix)
             if isinstance(sample, BadSample):
                 self.bad.append(sample)
                 continue
             candidate, place = sample
             if candidate.key in self.places:
                 reason = f"duplicate key '{candidate.key}', taken by {self.paths[candidate.key]}"
-                if not is_repeated:
+                if not is_repeated and not prefix:
                     reason += " (shard_in_key=True keeps shards with equal keys apart)"
                 self.bad.append(BadSample(candidate.path, reason))
                 continue
@@ -181,8 +184,9 @@ def _read_sample(
     key: str,
     members: dict[str, Member],
     keys: SampleKeys,
+    prefix: str,
 ) -> tuple[Candidate, Place] | BadSample:
-    """What a run of members is. name: the shard's in reports; shard: its number."""
+    """What a run of members is. name: the shard's in reports; shard: its number; prefix: of the key in the catalogue."""
     where = f"{name}:{key}"
     mask = members.pop(keys.mask, None) if keys.mask else None
     image = _choose_image(members, keys.image_extensions)
@@ -193,9 +197,7 @@ def _read_sample(
         candidate = Candidate(
             file=str(path),
             path=f"{name}:{image.name}",
-            key=f"{os.path.join(os.path.dirname(name), path.name.split('.')[0])}/{key}"
-            if keys.shard_in_key
-            else key,
+            key=prefix + key,
             label=_read_label(descriptor, members, values, keys.label),
             group=_as_text(values, keys.group),
             unit=_as_text(values, keys.unit),
