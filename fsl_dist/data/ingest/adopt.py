@@ -46,7 +46,7 @@ def adopt(
     `out` must be new or empty, or hold the shards and no catalogue yet. Every image and mask is decoded once; what cannot be
     used is named with the reason in the log, the report and the catalogue. The catalogue knows each shard's
     size and each image's checksum, so a shard that changes afterwards is caught when it is read. It appears in
-    one step. Raises RequestError, with nothing written, where the request cannot be served.
+    one step. Raises RequestError, with nothing written, where the request cannot be served, and DataError where no shard can be used.
     """
     out = object_cache.on_disk(out, "adopt")
     object_cache.on_disk(shards, "adopt")

@@ -11,13 +11,14 @@ from fsl_dist.data.catalogue import SPLITS, ShardFile
 from fsl_dist.data.images import IMAGE_SUFFIXES
 from fsl_dist.data.ingest.listing import Candidate, Listing
 from fsl_dist.data.ingest.member_images import Place
+from fsl_dist.data.ingest.rows import log_bad
 from fsl_dist.data.ingest.shard_paths import FoundShards
 from fsl_dist.data.ingest.split_folders import holds_splits
 from fsl_dist.data.ingest.tar_members import Member, NextArchive, list_members
 from fsl_dist.data.names.keys import make_key
 from fsl_dist.data.names.readings import read_value
 from fsl_dist.data.write_report import BadSample
-from fsl_dist.errors import RequestError
+from fsl_dist.errors import DataError, RequestError
 
 DEFAULT_LABEL_KEYS = ("label", "class", "cls")
 # Labels and metadata are text of a few bytes to a few kilobytes.
@@ -59,7 +60,7 @@ def list_shards(paths: FoundShards, keys: SampleKeys) -> ShardListing:
     """Samples of the shards at `paths`. Reads headers, labels and metadata, no image.
 
     A shard without samples is a bad sample, as is what `paths` could not take. RequestError where `keys.split`
-    names other values than the four splits.
+    names other values than the four splits; DataError where no shard can be used at all.
     """
     found = _Collector(keys, list(paths.bad), list(paths.notes))
     # Reports name a shard by its path below the folder that holds all of them.
@@ -74,6 +75,13 @@ def list_shards(paths: FoundShards, keys: SampleKeys) -> ShardListing:
         )
     for path, name in zip(paths.paths, names, strict=True):
         found.add_shard(path, name)
+    shards = {*names, *(sample.path for sample in paths.bad)}
+    if not found.candidates and all(sample.path in shards for sample in found.bad):
+        log_bad(found.bad)
+        raise DataError(
+            f"none of the {len(found.bad)} samples can be used; the first, '{found.bad[0].path}': {found.bad[0].reason}; no "
+            "shard is left, so nothing is written"
+        )
     if keys.split:
         _check_splits(found.candidates, keys.split)
     found.candidates.sort(key=lambda candidate: candidate.key)
@@ -119,6 +127,7 @@ class _Collector:
                 continue
             known = extensions_of.setdefault(key, set())
             is_apart, is_repeated = bool(known) and known.isdisjoint(members), bool(known)
+            repeated = [extension for extension in members if extension in known]
             known.update(members)
             if is_apart:
                 reason = (
@@ -130,6 +139,10 @@ class _Collector:
                 continue
             sample = _read_sample(descriptor, path, name, len(self.shards), key, members, self.keys, prefix)
             if isinstance(sample, BadSample):
+                if repeated:
+                    sample = BadSample(
+                        sample.path, f"duplicate part: its {', '.join(repeated)} was in the shard before"
+                    )
                 self.bad.append(sample)
                 continue
             candidate, place = sample
