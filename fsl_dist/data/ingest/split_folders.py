@@ -78,7 +78,7 @@ def find_split_folders(
         if link:
             raise RequestError(
                 f"source '{source}' has the split folders {_listed(found)}, and '{link}' is a link to a folder, which is not "
-                f"followed: put the folder itself in its place, or pack a folder that holds no links, or {_AS_CLASSES}"
+                "followed: put the folder itself in its place, or pack a folder that holds no links"
             )
         raise RequestError(
             f"source '{source}' has the split folders {_listed(found)}, and '{trained or next(iter(found))}' has no class "
@@ -119,8 +119,9 @@ def describe_folders(
     ]
     notes = [f"'{source}' was read as splits, {', '.join(named)}, each with class folders; {_AS_CLASSES}"]
     if "train" in folder_of and not folders.get(folder_of.get("val", "")):
+        empty = " with images" if "val" in folder_of else ""
         notes.append(
-            "there is no folder for val with images: in a data set without val, a run that needs validation holds out "
+            f"there is no folder for val{empty}: in a data set without val, a run that needs validation holds out "
             "data.holdout_fraction of train"
         )
     for name in split_of:
