@@ -9,7 +9,7 @@ from fsl_dist.data.ingest import pack as packing
 from fsl_dist.data.ingest import resplit as resplitting
 from fsl_dist.data.ingest.listing import TableColumns
 from fsl_dist.data.ingest.options import PackOptions
-from fsl_dist.data.ingest.wds_samples import SampleKeys
+from fsl_dist.data.ingest.shards.wds_samples import SampleKeys
 from fsl_dist.data.write_report import WriteReport
 from fsl_dist.errors import RequestError
 from fsl_dist.progress import counter

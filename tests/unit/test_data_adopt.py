@@ -16,7 +16,7 @@ from fsl_dist.data.ingest.inspection import find_damage
 from fsl_dist.data.ingest.listing import TableColumns
 from fsl_dist.data.ingest.options import PackOptions
 from fsl_dist.data.ingest.pack import pack
-from fsl_dist.data.ingest.wds_samples import SampleKeys
+from fsl_dist.data.ingest.shards.wds_samples import SampleKeys
 from fsl_dist.data.store import ShardStore
 from fsl_dist.errors import DataError, RequestError
 

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from fsl_dist.data.ingest.shard_paths import find_shards
+from fsl_dist.data.ingest.shards.shard_paths import find_shards
 from fsl_dist.errors import DataError, RequestError
 
 

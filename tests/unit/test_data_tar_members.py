@@ -10,7 +10,7 @@ import tarfile
 
 import pytest
 
-from fsl_dist.data.ingest.tar_members import Member, NextArchive, list_members
+from fsl_dist.data.ingest.shards.tar_members import Member, NextArchive, list_members
 from fsl_dist.data.write_report import BadSample
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from fsl_dist.data.catalogue import SPLITS, ShardFile
 from fsl_dist.data.images import IMAGE_SUFFIXES
 from fsl_dist.data.ingest.listing import Candidate, Listing
-from fsl_dist.data.ingest.member_images import Place
 from fsl_dist.data.ingest.rows import log_bad
-from fsl_dist.data.ingest.shard_paths import FoundShards
+from fsl_dist.data.ingest.shards.member_images import Place
+from fsl_dist.data.ingest.shards.shard_paths import FoundShards
+from fsl_dist.data.ingest.shards.tar_members import Member, NextArchive, list_members
 from fsl_dist.data.ingest.split_folders import holds_splits
-from fsl_dist.data.ingest.tar_members import Member, NextArchive, list_members
 from fsl_dist.data.names.keys import make_key
 from fsl_dist.data.names.readings import read_value
 from fsl_dist.data.write_report import BadSample
