@@ -9,7 +9,7 @@ from fsl_dist.data.ingest import pack as packing
 from fsl_dist.data.ingest import resplit as resplitting
 from fsl_dist.data.ingest.listing import TableColumns
 from fsl_dist.data.ingest.options import PackOptions
-from fsl_dist.data.ingest.wds_samples import SampleKeys
+from fsl_dist.data.ingest.shards.wds_samples import SampleKeys
 from fsl_dist.data.write_report import WriteReport
 from fsl_dist.errors import RequestError
 from fsl_dist.progress import counter
@@ -81,8 +81,8 @@ def pack(
         mask_column: its column of mask images, which are stored with their images.
         split_column: its column with train, val, test or novel for every image.
         keep_together: its column of units; images of one unit stay on one side of any split.
-        split_folders: whether folders of `source` named train, val (valid, validation, dev), test or novel are splits; by
-            default they are where train and another one are there. False reads them as classes.
+        split_folders: whether folders of `source` named train, val (valid, validation, dev), test (eval) or novel are splits,
+            also with more words (`training_set`); by default they are where train and another one are there. False reads them as classes.
         split: `stratified` divides every class by `fractions`, `classes` divides whole classes, `base-novel` makes the
             `num_base` largest classes base and the others novel, `column` follows `split_column`. By default stratified,
             or column where `split_column` is given.

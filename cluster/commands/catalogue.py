@@ -48,7 +48,9 @@ from cluster.commands.dataset_options import emit_written, split_options
 @click.option(
     "--processes", type=click.IntRange(min=0), default=0, help="Processes that check; 0: one a core."
 )
-@click.option("--allow-bad", is_flag=True, help="Exit 0 although some samples had to be left out.")
+@click.option(
+    "--allow-bad", is_flag=True, help="Exit 0 although some samples had to be left out, unless none is left."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def adopt(shards: str, out: str, allow_bad: bool, as_json: bool, **options: Any) -> None:
     """Catalogue existing WebDataset shards in the folder OUT; the shards stay where and as they are.

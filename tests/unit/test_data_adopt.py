@@ -16,7 +16,7 @@ from fsl_dist.data.ingest.inspection import find_damage
 from fsl_dist.data.ingest.listing import TableColumns
 from fsl_dist.data.ingest.options import PackOptions
 from fsl_dist.data.ingest.pack import pack
-from fsl_dist.data.ingest.wds_samples import SampleKeys
+from fsl_dist.data.ingest.shards.wds_samples import SampleKeys
 from fsl_dist.data.store import ShardStore
 from fsl_dist.errors import DataError, RequestError
 
@@ -253,6 +253,31 @@ def test_shards_that_count_alike_are_told_apart_by_name(tmp_path):
     report = adopt(str(tmp_path), tmp_path / "out", options(shard_in_key=True))
     assert report.bad_samples == ()
     assert rows(tmp_path / "out").keys() == {"x-0/d/0", "x-0/d/1", "x-1/d/0", "x-1/d/1"}
+
+
+def test_shard_names_that_differ_give_keys_that_differ(tmp_path):
+    """Whatever the names have in common; and the first dot ends no key, as WebDataset cuts names there."""
+    names = [
+        "train.000.tar",
+        "train.001.tar",
+        "train_000.tar",
+        "train.tar",
+        "train.TAR",
+        "v1.0/a.tar",
+        "v1.1/a.tar",
+        "v1_0/a.tar",
+        "2024-05-01T10:00.tar",
+        "2024-05-01T10.00.tar",
+        "é.0.tar",
+    ]
+    for name in names:
+        write_shard(tmp_path / "s" / name, [("d/0", {"jpg": jpeg(1), "cls": "a"})])
+    report = adopt(str(tmp_path / "s"), tmp_path / "out", options(shard_in_key=True))
+    assert report.bad_samples == ()
+    keys = rows(tmp_path / "out").keys()
+    assert len(keys) == len(names)
+    assert all(key.endswith("/d/0") and "." not in key for key in keys)
+    assert {"train/d/0", "train_000/d/0", "v1_0/a/d/0"} < keys
 
 
 @pytest.mark.parametrize("relative", [False, True])

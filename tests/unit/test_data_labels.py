@@ -21,7 +21,7 @@ from fsl_dist.data.ingest.division import number_names
 from fsl_dist.data.ingest.listing import TableColumns, list_folder, list_table
 from fsl_dist.data.ingest.options import PackOptions
 from fsl_dist.data.ingest.pack import append, pack
-from fsl_dist.data.ingest.wds_samples import SampleKeys
+from fsl_dist.data.ingest.shards.wds_samples import SampleKeys
 from fsl_dist.data.names.readings import Names, read_known, read_text, read_value
 
 NFD = unicodedata.normalize("NFD", "é")

@@ -17,7 +17,7 @@ from fsl_dist.errors import RequestError
 
 def test_workers_load_no_heavy_library():
     program = (
-        "import sys, fsl_dist.data.ingest.member_images, fsl_dist.data.ingest.shard_writer, fsl_dist.data.ingest.source_images\n"
+        "import sys, fsl_dist.data.ingest.shards.member_images, fsl_dist.data.ingest.shard_writer, fsl_dist.data.ingest.source_images\n"
         "print([m for m in ('torch', 'pyarrow', 'scipy', 'ray', 'faiss') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

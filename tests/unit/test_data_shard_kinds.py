@@ -15,7 +15,7 @@ from dataset_files import encode_noise, read_images
 import fsl_dist
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.ingest.inspection import describe, find_damage, summarise
-from fsl_dist.errors import DataError, RequestError
+from fsl_dist.errors import DataError
 
 
 def tar_of(first, number=4, labels="ab", kind=tarfile.USTAR_FORMAT):
@@ -71,6 +71,11 @@ KINDS = {
     "zstd": ("b.tar.zst", b"\x28\xb5\x2f\xfd" + bytes(800), 0, 1, "compressed with zstd.*`unzstd`"),
     "error page": ("b.tar", b"<!DOCTYPE html><p>429", 0, 1, "an HTML page: the download failed"),
     "git-lfs": ("b.tar", b"version https://git-lfs.github.com/spec/v1\n", 0, 1, "`git lfs pull`"),
+    "zip by name": ("b.tar.zip", b"PK\x03\x04" + bytes(600), 0, 1, "a zip archive: unpack it"),
+    "image twice": ("b.tar", TWO[: offset_of(TWO, 7) + 1024] + TWO[offset_of(TWO, 6) : offset_of(TWO, 7)] + bytes(1024), 4, 1,
+                    "^duplicate part: its png was in the shard before$"),
+    "label twice": ("b.tar", TWO[: offset_of(TWO, 7) + 1024] + TWO[offset_of(TWO, 7) : offset_of(TWO, 7) + 1024] + bytes(1024), 4, 1,
+                    "^duplicate part: its cls was in the shard before$"),
     "zip": ("b.tar", b"PK\x03\x04" + bytes(600), 0, 1, "a zip archive"),
     "unfinished": ("b.tar.part", TWO, 0, 1, "is passed over: its name does not end in .tar"),
 }  # fmt: skip
@@ -106,12 +111,46 @@ def test_sound_samples_are_adopted_and_the_rest_is_named(tmp_path, monkeypatch, 
         assert run("adopt", tmp_path / "s", tmp_path / "allowed", "--allow-bad")[0] == 0
 
 
+UNUSABLE = {
+    "compressed": {"a.tar.gz": gzip.compress(ONE)},
+    "empty": {"a.tar": b""},
+    "zeros": {"a.tar": bytes(10240)},
+    "error page": {"a.tar": b"<!DOCTYPE html><p>429"},
+    "unfinished": {"a.tar.part": ONE},
+    "several": {"a.tar": b"", "b.tgz": gzip.compress(ONE), "c.tar": b"<html>", "d.tar.part": ONE},
+}
+
+
+@pytest.mark.parametrize("case", UNUSABLE)
+def test_shards_of_which_none_can_be_used_are_a_failure_that_names_and_counts_them(
+    tmp_path, monkeypatch, capfd, caplog, case
+):
+    (tmp_path / "s").mkdir()
+    for name, content in UNUSABLE[case].items():
+        (tmp_path / "s" / name).write_bytes(content)
+    run = cli_of(monkeypatch, capfd)
+    for options in ((), ("--allow-bad",)):
+        caplog.clear()
+        code, _, err = run("adopt", tmp_path / "s", tmp_path / "out", *options)
+        assert code == 1
+        assert len(err.strip().splitlines()) == 1
+        assert "no shard is left, so nothing is written" in err
+        assert f" {len(UNUSABLE[case])} " in err
+        assert any(name in err for name in UNUSABLE[case])
+        assert len(UNUSABLE[case]) == 1 or all(name in caplog.text for name in UNUSABLE[case])
+        assert not (tmp_path / "out").exists()
+    # A shard that can be read and has no label is a request for another label key.
+    with tarfile.open(tmp_path / "s/e.tar", "w") as tar:
+        add(tar, "0.png", encode_noise(0))
+    assert run("adopt", tmp_path / "s", tmp_path / "out")[0] == 2
+
+
 def test_only_unusable_shards_are_refused_with_what_to_do(tmp_path):
     (tmp_path / "s").mkdir()
     (tmp_path / "s/a.tar.gz").write_bytes(gzip.compress(ONE))
     for shards in (tmp_path / "s", tmp_path / "s/a.tar.gz", tmp_path / "s/*"):
         with pytest.raises(
-            RequestError, match=r"'a.tar.gz': is no tar file but compressed with gzip.*`gunzip` first"
+            DataError, match=r"'a.tar.gz': is no tar file but compressed with gzip.*`gunzip` first"
         ):
             fsl_dist.adopt(shards, tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()

@@ -5,8 +5,8 @@ import subprocess
 
 import pytest
 
-from fsl_dist.data.ingest.shard_paths import find_shards
-from fsl_dist.errors import RequestError
+from fsl_dist.data.ingest.shards.shard_paths import find_shards
+from fsl_dist.errors import DataError, RequestError
 
 
 @pytest.fixture
@@ -184,5 +184,5 @@ def test_a_folder_without_shards_is_refused(here):
         find_shards("pipe.tar")
     with pytest.raises(RequestError, match=r"shards 's': the folder has no .tar files$"):
         find_shards("s")
-    with pytest.raises(RequestError, match=r"has no .tar files; a.tar.part is passed over"):
+    with pytest.raises(DataError, match=r"has no .tar files; a.tar.part is passed over"):
         find_shards("t")

@@ -42,6 +42,16 @@ def found(data):
         (["training", "testing"], ["train", "test"]),
         (["Training", "Validation", "Testing"], ["train", "val", "test"]),
         (["train", "test", "novel"], ["train", "test", "novel"]),
+        (["train", "eval"], ["train", "test"]),
+        (["training_set", "test_set"], ["train", "test"]),
+        (["seg_train", "seg_test"], ["train", "test"]),
+        (["Train_Data", "Valid_Data", "Test_Data"], ["train", "val", "test"]),
+        (["img-train", "img-val"], ["train", "val"]),
+        (["trainset", "testset"], ["train", "test"]),
+        (["TrainImages", "TestImages"], ["train", "test"]),
+        (["train2017", "val2017"], ["train", "val"]),
+        (["x.train 1", "x.dev 1"], ["train", "val"]),
+        (["train", "test_images"], ["train", "test"]),  # the same classes in both
     ],
 )
 def test_folders_named_like_splits_are_the_splits(tmp_path, folders, expected):
@@ -68,7 +78,8 @@ def test_folders_named_like_splits_are_the_splits(tmp_path, folders, expected):
     data = pack(source, tmp_path / "classes", split_folders=False, split="classes", fractions=(0.5, 0.0, 0.5))
     assert data.class_names == sorted(folders)
     assert data.options["split"] == "classes"
-    assert data.report.notes == (f"'{source}' was read as class folders, also {', '.join(sorted(folders))}",)
+    (note,) = data.report.notes
+    assert note.startswith(f"'{source}' was read as class folders, also {', '.join(sorted(folders))}")
 
 
 @pytest.mark.parametrize(
@@ -80,6 +91,8 @@ def test_folders_named_like_splits_are_the_splits(tmp_path, folders, expected):
         (["test", "dev"], ["dev", "test"]),
         (["valid", "invalid"], ["invalid", "valid"]),
         (["trains/cat", "tests/cat"], ["tests", "trains"]),
+        (["strain_a/cat", "latest_a/cat"], ["latest_a", "strain_a"]),
+        (["bullet_train", "blood_test", "cat"], ["blood_test", "bullet_train", "cat"]),
     ],
 )
 def test_other_folders_stay_classes(tmp_path, folders, classes):
@@ -90,6 +103,38 @@ def test_other_folders_stay_classes(tmp_path, folders, classes):
     assert data.report.notes == (
         (f"'{tmp_path / 'src'}' was read as class folders, also {', '.join(named)}",) if named else ()
     )
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ["train_images", "test_images"],  # no class folders
+        ["train_a/cat", "train_b/cat", "test_a/cat"],  # two of one split
+        ["train_a/cat", "test_b/dog"],  # neither alike nor of the same classes
+        ["seg_train/seg_train/cat", "seg_test/seg_test/cat"],
+        ["train_set/cat", "test_set/cat", "extra/cat"],
+    ],
+)
+def test_longer_names_of_splits_that_are_read_as_classes_are_named(tmp_path, folders):
+    source = write(tmp_path / "src", *folders)
+    data = pack(source, tmp_path / "out")
+    tops = sorted({folder.split("/")[0] for folder in folders})
+    assert data.class_names == tops
+    named = ", ".join(name for name in tops if name != "extra")
+    assert data.report.notes[0] == (
+        f"'{source}' was read as class folders, also {named}; split_folders=True reads them as splits"
+    )
+
+
+def test_longer_names_are_splits_of_classes_apart_and_where_it_is_said(tmp_path):
+    source = write(tmp_path / "src", "mini_train/cat", "mini_test/dog")
+    (source / "train_logs").mkdir()  # no images
+    data = pack(source, tmp_path / "out")
+    assert found(data) == {("train", "cat"): 2, ("test", "dog"): 2}
+    source = write(tmp_path / "said", "train_a/cat", "test_b/dog")
+    data = pack(source, tmp_path / "said_out", split_folders=True)
+    assert found(data) == {("train", "cat"): 2, ("test", "dog"): 2}
+    assert "train (train_a/), test (test_b/)" in data.report.notes[0]
 
 
 ASKED = {
@@ -125,6 +170,8 @@ def test_what_stands_next_to_split_folders_without_images_is_no_hindrance(tmp_pa
     data = pack(source, tmp_path / "out")
     assert found(data) == {("train", "cat"): 2, ("test", "cat"): 2}
     assert f"'{source / 'val'}' has no images" in data.report.notes
+    assert data.report.notes[0].startswith(f"'{source}' was read as splits, train, test, each")
+    assert "holds out data.holdout_fraction of train" in data.report.notes[1]
     assert data.report.num_ignored == 1
 
 
@@ -143,8 +190,18 @@ def test_links_to_split_folders_are_not_followed_and_not_lost(tmp_path):
     source = write(tmp_path / "src", "test/cat")
     write(tmp_path / "elsewhere", "cat")
     os.symlink(tmp_path / "elsewhere", source / "train")
-    with pytest.raises(RequestError, match="'train' has no class folders with images"):
+    with pytest.raises(
+        RequestError, match="'train' is a link to a folder, which is not followed: put the folder"
+    ):
         pack(source, tmp_path / "out")
+    (source / "train").unlink()
+    (source / "train").mkdir()
+    os.symlink(tmp_path / "elsewhere/cat", source / "train/cat")
+    with pytest.raises(RequestError, match="'train/cat' is a link to a folder, which is not followed"):
+        pack(source, tmp_path / "out")
+    (source / "train/cat").unlink()
+    (source / "train").rmdir()
+    os.symlink(tmp_path / "elsewhere", source / "train")
     (source / "train").unlink()
     shutil.copytree(tmp_path / "elsewhere", source / "train")
     os.symlink(tmp_path / "elsewhere", source / "val")
@@ -152,6 +209,7 @@ def test_links_to_split_folders_are_not_followed_and_not_lost(tmp_path):
     assert [(bad.path, bad.reason) for bad in data.report.bad_samples] == [
         ("val", "a link to a folder is not followed")
     ]
+    assert any("'val' is a link to a folder" in note for note in data.report.notes)
 
 
 def test_a_class_that_train_lacks_is_warned_of(tmp_path):

@@ -10,7 +10,7 @@ import tarfile
 
 import pytest
 
-from fsl_dist.data.ingest.tar_members import Member, NextArchive, list_members
+from fsl_dist.data.ingest.shards.tar_members import Member, NextArchive, list_members
 from fsl_dist.data.write_report import BadSample
 
 
@@ -202,7 +202,10 @@ def test_joined_archives_are_read_whole_at_their_byte_ranges(tmp_path):
             b"junk" * 200,
             f"is damaged at byte {len(first)} of {len(first) + 800} (no archive follows its end mark)",
         ),
-        (gzip.compress(second), f"holds compressed with gzip from byte {len(first)} on"),
+        (
+            gzip.compress(second),
+            f"holds a file compressed with gzip from byte {len(first)} on, which is left out",
+        ),
         (second[:700], "is cut: 'b.jpg' reaches beyond its end"),
         (second[:1024], "without the end mark"),
     ):

@@ -7,13 +7,13 @@ from pathlib import Path
 from fsl_dist.data.catalogue import ShardFile
 from fsl_dist.data.images import CheckedImage
 from fsl_dist.data.ingest.division import SplitOptions, divide
-from fsl_dist.data.ingest.member_images import CheckMembers, MemberFile
 from fsl_dist.data.ingest.next_version import check_new, hold_new, partial_of, publish_new
 from fsl_dist.data.ingest.rows import NamedSamples, log_notes, make_report, sort_out, warn
-from fsl_dist.data.ingest.shard_paths import find_shards
 from fsl_dist.data.ingest.shard_writer import StoredAt
+from fsl_dist.data.ingest.shards.member_images import CheckMembers, MemberFile
+from fsl_dist.data.ingest.shards.shard_paths import find_shards
+from fsl_dist.data.ingest.shards.wds_samples import SampleKeys, ShardListing, list_shards
 from fsl_dist.data.ingest.source_images import CHUNK_SIZE
-from fsl_dist.data.ingest.wds_samples import SampleKeys, ShardListing, list_shards
 from fsl_dist.data.names.readings import doubt_words
 from fsl_dist.data.write_report import WriteReport
 from index.base import object_cache
@@ -46,7 +46,7 @@ def adopt(
     `out` must be new or empty, or hold the shards and no catalogue yet. Every image and mask is decoded once; what cannot be
     used is named with the reason in the log, the report and the catalogue. The catalogue knows each shard's
     size and each image's checksum, so a shard that changes afterwards is caught when it is read. It appears in
-    one step. Raises RequestError, with nothing written, where the request cannot be served.
+    one step. Raises RequestError, with nothing written, where the request cannot be served, and DataError where no shard can be used.
     """
     out = object_cache.on_disk(out, "adopt")
     object_cache.on_disk(shards, "adopt")

@@ -1,5 +1,6 @@
 """Source folders that are splits: SRC/train/CLASS/…/IMAGE with SRC/val and SRC/test, under the names in use."""
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -15,8 +16,13 @@ _SPLIT_OF = {
     "dev": "val",
     "test": "test",
     "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
     "novel": "novel",
 }
+# Words of a name: letters, divided also where a capital follows a small letter (TrainData).
+_WORD = re.compile(r"[^\W\d_]+?(?:(?<=[a-z])(?=[A-Z])|(?![^\W\d_]))")
+_SET = re.compile(r"(?:sets?|data)$")
 _AS_CLASSES = "split_folders=False reads all of them as classes"
 
 
@@ -28,7 +34,8 @@ def find_split_folders(
     Args:
         source: for messages.
         folders: of each folder in `source`, the images in each of its folders, and under "" those directly in it.
-        is_wanted: whether folders with names of splits are splits; None: where train and another split are there.
+        is_wanted: whether folders with names of splits are splits; None: where train and another split are there, also as
+            one word of longer names (`seg_train`, `training_set`) that are alike otherwise or hold the same classes.
 
     Raises:
         RequestError: the folders can be read either way, or splits are wanted and cannot be read.
@@ -36,8 +43,11 @@ def find_split_folders(
     if is_wanted is False:
         return {}
     found = {name: _SPLIT_OF[name.casefold()] for name in folders if name.casefold() in _SPLIT_OF}
+    longer = _read_names(folders)
+    if is_wanted or (is_wanted is None and not holds_splits(found) and _are_splits(folders, longer)):
+        found |= {name: split for name, (split, _) in longer.items() if folders[name]}
     others = [name for name, images in folders.items() if name not in found and images]
-    if is_wanted is None and not holds_splits(folders):
+    if is_wanted is None and not {"train"} < set(found.values()):
         is_likely = len(set(found.values())) > 1 and not others
         if is_likely and all(_has_classes(folders[name]) for name in found):
             raise RequestError(
@@ -64,6 +74,12 @@ def find_split_folders(
             )
     trained = next((name for name in found if found[name] == "train"), "")
     if (trained and not _has_classes(folders[trained])) or not any(map(_has_classes, folders.values())):
+        link = _find_link(source, trained) if trained else ""
+        if link:
+            raise RequestError(
+                f"source '{source}' has the split folders {_listed(found)}, and '{link}' is a link to a folder, which is not "
+                "followed: put the folder itself in its place, or pack a folder that holds no links"
+            )
         raise RequestError(
             f"source '{source}' has the split folders {_listed(found)}, and '{trained or next(iter(found))}' has no class "
             f"folders with images: name the classes with table=…, or {_AS_CLASSES}"
@@ -77,7 +93,10 @@ def describe_folders(
     """How `source` was read, as sentences; none for class folders of other names. folders as for `find_split_folders`, split_of as it returns."""
     if not split_of:
         named = [name for name in folders if name.casefold() in _SPLIT_OF]
-        notes = [f"'{source}' was read as class folders, also {_listed(named)}"] if named else []
+        longer, hint = [name for name in _read_names(folders) if name not in named], ""
+        if longer and _names_splits(folders, [*named, *longer]):
+            named, hint = [*named, *longer], "; split_folders=True reads them as splits"
+        notes = [f"'{source}' was read as class folders, also {_listed(named)}{hint}"] if named else []
         nested = [name for name, images in folders.items() if holds_splits(images)]
         if nested:
             notes.append(
@@ -96,21 +115,74 @@ def describe_folders(
     named = [
         split if folder_of[split] == split else f"{split} ({folder_of[split]}/)"
         for split in SPLITS
-        if split in folder_of
+        if split in folder_of and folders[folder_of[split]]
     ]
     notes = [f"'{source}' was read as splits, {', '.join(named)}, each with class folders; {_AS_CLASSES}"]
-    if "train" in folder_of and "val" not in folder_of:
+    if "train" in folder_of and not folders.get(folder_of.get("val", "")):
+        empty = " with images" if "val" in folder_of else ""
         notes.append(
-            "there is no folder for val: in a data set without val, a run that needs validation holds out "
+            f"there is no folder for val{empty}: in a data set without val, a run that needs validation holds out "
             "data.holdout_fraction of train"
         )
-    return notes + [f"'{source / name}' has no images" for name in split_of if not folders[name]]
+    for name in split_of:
+        if not folders[name]:
+            link = _find_link(source, name)
+            why = f": '{link}' is a link to a folder, which is not followed" if link else ""
+            notes.append(f"'{source / name}' has no images{why}")
+    return notes
 
 
 def holds_splits(folders: Iterable[str]) -> bool:
     """Whether `folders` are named like train and another split."""
     splits = {_SPLIT_OF[name.casefold()] for name in folders if name.casefold() in _SPLIT_OF}
     return "train" in splits and len(splits) > 1
+
+
+def _read_names(folders: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Folder → (split, the rest of its name) for the folders whose names have one word that is a split's, such as `trainset`."""
+    found = {}
+    for name in folders:
+        words = [
+            (match, word)
+            for match in _WORD.finditer(name)
+            if (word := match[0].casefold()) in _SPLIT_OF or (word := _SET.sub("", word)) in _SPLIT_OF
+        ]
+        if len(words) == 1:
+            ((match, word),) = words
+            rest = f"{name[: match.start()]}/{name[match.start() + len(word) :]}"
+            found[name] = _SPLIT_OF[word], rest.casefold()
+    return found
+
+
+def _are_splits(folders: Mapping[str, Mapping[str, int]], named: Mapping[str, tuple[str, str]]) -> bool:
+    """Whether all folders with images are splits of class folders, by names that are alike or classes that are the same."""
+    filled = {name: images for name, images in folders.items() if images}
+    splits = [named[name][0] for name in filled if name in named]
+    if len(splits) < len(filled) or not {"train"} < set(splits) or len(set(splits)) < len(splits):
+        return False
+    inner = [set(filter(None, images)) for images in filled.values()]
+    # seg_train/seg_train/CLASS: the classes are one folder further down.
+    if not all(inner) or all(len(names) == 1 and _read_names(names) for names in inner):
+        return False
+    trained = inner[splits.index("train")]
+    return len({named[name][1] for name in filled}) == 1 or all(trained & names for names in inner)
+
+
+def _names_splits(folders: Mapping[str, Mapping[str, int]], named: Iterable[str]) -> bool:
+    """Whether `named` are so many splits of `folders` that reading them as classes needs a word."""
+    named = set(named)
+    is_all = all(name in named for name, images in folders.items() if images)
+    splits = {split for split, _ in _read_names(named).values()}
+    return len(splits) > 1 and (is_all or any(_has_classes(folders[name]) for name in named))
+
+
+def _find_link(source: Path, folder: str) -> str:
+    """`folder` of `source` where that is a link to a folder, else a folder in it that is one; empty where none is."""
+    place = source / folder
+    for path in (place, *sorted(place.iterdir() if place.is_dir() else ())):
+        if path.is_symlink() and path.is_dir():
+            return str(path.relative_to(source))
+    return ""
 
 
 def _has_classes(images: Mapping[str, int]) -> bool:

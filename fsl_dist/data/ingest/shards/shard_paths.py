@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fsl_dist.data.write_report import BadSample
-from fsl_dist.errors import RequestError
+from fsl_dist.errors import DataError, RequestError
 
 # Compressed ones are named here, and their content says what to do (`tar_members`).
 _SHARD = re.compile(
-    r"(.+)\.(tar(?:\.(?:gz|bgz|z|bz2?|xz|zstd?|lz4?|lzma))?|tgz|taz|tbz2?|txz|tzst|tlz4?)", re.IGNORECASE
+    r"(.+)\.(tar(?:\.(?:gz|bgz|z|bz2?|xz|zstd?|lz4?|lzma|lzip|zip|7z|rar))?|tgz|taz|tbz2?|txz|tzst|tlz4?)",
+    re.IGNORECASE,
 )
 # Left by downloads and copies: .tar.part, .tar.crdownload, .tar.1, .tar.bak, .tar?token=…
 _UNFINISHED = re.compile(
@@ -41,7 +42,7 @@ def find_shards(pattern: str) -> FoundShards:
     """Shards in a folder (at any depth), or those of a pattern with `*`, `?`, `[…]`, `{a,b}` or `{000..012}`.
 
     A path that exists is taken as it is written, and so is the longest part of a pattern that exists. Compressed shards are
-    among the paths, so that they are reported. RequestError where there are none, or where a named one is missing.
+    among the paths, so that they are reported. RequestError where there are none, or where a named one is missing; DataError where all there is cannot be opened.
     """
     found = FoundShards()
     place, rest = _divide(pattern)
@@ -64,8 +65,12 @@ def find_shards(pattern: str) -> FoundShards:
                 found.bad.append(BadSample(path, _name_fault(path)))
     found.paths = list(dict.fromkeys(found.paths))
     if not found.paths:
-        refused = f"; {found.bad[0].path} {found.bad[0].reason}" if found.bad else ""
-        raise RequestError(f"shards '{pattern}': the folder has no .tar files{refused}")
+        if found.bad:
+            raise DataError(
+                f"shards '{pattern}': the folder has no .tar files; {found.bad[0].path} {found.bad[0].reason}; "
+                f"{len(found.bad)} in all, and no shard is left, so nothing is written"
+            )
+        raise RequestError(f"shards '{pattern}': the folder has no .tar files")
     return found
 
 

@@ -150,7 +150,7 @@ def _read_header(
             raise _DamageError(
                 f"is no tar file but {kind}"
                 if position == 0
-                else f"holds {kind.partition(':')[0]} from byte {position} on, which is left out"
+                else f"holds {_without_advice(kind)} from byte {position} on, which is left out"
             ) from None
         if position == 0 and block[257:262] != b"ustar":
             raise _DamageError("is no tar file") from None
@@ -177,6 +177,11 @@ def _find_next_archive(descriptor: int, position: int, end: int) -> int | None:
             "download leaves them"
         )
     return None
+
+
+def _without_advice(kind: str) -> str:
+    what = kind.partition(":")[0]
+    return f"a file {what}" if what.startswith("compressed") else what
 
 
 def _damaged(position: int, end: int, reason: str) -> _DamageError:

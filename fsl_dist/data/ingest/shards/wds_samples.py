@@ -10,13 +10,15 @@ from pathlib import Path
 from fsl_dist.data.catalogue import SPLITS, ShardFile
 from fsl_dist.data.images import IMAGE_SUFFIXES
 from fsl_dist.data.ingest.listing import Candidate, Listing
-from fsl_dist.data.ingest.member_images import Place
-from fsl_dist.data.ingest.shard_paths import FoundShards
+from fsl_dist.data.ingest.rows import log_bad
+from fsl_dist.data.ingest.shards.member_images import Place
+from fsl_dist.data.ingest.shards.shard_paths import FoundShards
+from fsl_dist.data.ingest.shards.tar_members import Member, NextArchive, list_members
 from fsl_dist.data.ingest.split_folders import holds_splits
-from fsl_dist.data.ingest.tar_members import Member, NextArchive, list_members
+from fsl_dist.data.names.keys import make_key
 from fsl_dist.data.names.readings import read_value
 from fsl_dist.data.write_report import BadSample
-from fsl_dist.errors import RequestError
+from fsl_dist.errors import DataError, RequestError
 
 DEFAULT_LABEL_KEYS = ("label", "class", "cls")
 # Labels and metadata are text of a few bytes to a few kilobytes.
@@ -40,7 +42,7 @@ class SampleKeys:
     mask: str = ""
     """extension of the member that is the image's mask, such as `mask.png`; a sample may lack it"""
     shard_in_key: bool = False
-    """the shard's name goes before each key: for shards that all count from 0"""
+    """the shard's whole name goes before each key, as `make_key` writes it: for shards that all count from 0"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ def list_shards(paths: FoundShards, keys: SampleKeys) -> ShardListing:
     """Samples of the shards at `paths`. Reads headers, labels and metadata, no image.
 
     A shard without samples is a bad sample, as is what `paths` could not take. RequestError where `keys.split`
-    names other values than the four splits.
+    names other values than the four splits; DataError where no shard can be used at all.
     """
     found = _Collector(keys, list(paths.bad), list(paths.notes))
     # Reports name a shard by its path below the folder that holds all of them.
@@ -73,6 +75,13 @@ def list_shards(paths: FoundShards, keys: SampleKeys) -> ShardListing:
         )
     for path, name in zip(paths.paths, names, strict=True):
         found.add_shard(path, name)
+    shards = {*names, *(sample.path for sample in paths.bad)}
+    if not found.candidates and all(sample.path in shards for sample in found.bad):
+        log_bad(found.bad)
+        raise DataError(
+            f"none of the {len(found.bad)} samples can be used; the first, '{found.bad[0].path}': {found.bad[0].reason}; no "
+            "shard is left, so nothing is written"
+        )
     if keys.split:
         _check_splits(found.candidates, keys.split)
     found.candidates.sort(key=lambda candidate: candidate.key)
@@ -110,12 +119,15 @@ class _Collector:
 
     def _add_samples(self, descriptor: int, path: Path, name: str) -> None:
         extensions_of: dict[str, set[str]] = {}
+        # Without a hash only for names that end in .tar, so that `a` and `a.TAR` differ from `a.tar`.
+        prefix = make_key(name, with_hash=not name.endswith(".tar")) + "/" if self.keys.shard_in_key else ""
         for key, members in _group(descriptor, name, self.bad, self.notes):
             if not key:
                 self.num_ignored += 1
                 continue
             known = extensions_of.setdefault(key, set())
             is_apart, is_repeated = bool(known) and known.isdisjoint(members), bool(known)
+            repeated = [extension for extension in members if extension in known]
             known.update(members)
             if is_apart:
                 reason = (
@@ -125,14 +137,18 @@ class _Collector:
                     BadSample(f"{name}:{key}", f"{reason} (write the shard again, sorted by name)")
                 )
                 continue
-            sample = _read_sample(descriptor, path, name, len(self.shards), key, members, self.keys)
+            sample = _read_sample(descriptor, path, name, len(self.shards), key, members, self.keys, prefix)
             if isinstance(sample, BadSample):
+                if repeated:
+                    sample = BadSample(
+                        sample.path, f"duplicate part: its {', '.join(repeated)} was in the shard before"
+                    )
                 self.bad.append(sample)
                 continue
             candidate, place = sample
             if candidate.key in self.places:
                 reason = f"duplicate key '{candidate.key}', taken by {self.paths[candidate.key]}"
-                if not is_repeated:
+                if not is_repeated and not prefix:
                     reason += " (shard_in_key=True keeps shards with equal keys apart)"
                 self.bad.append(BadSample(candidate.path, reason))
                 continue
@@ -181,8 +197,9 @@ def _read_sample(
     key: str,
     members: dict[str, Member],
     keys: SampleKeys,
+    prefix: str,
 ) -> tuple[Candidate, Place] | BadSample:
-    """What a run of members is. name: the shard's in reports; shard: its number."""
+    """What a run of members is. name: the shard's in reports; shard: its number; prefix: of the key in the catalogue."""
     where = f"{name}:{key}"
     mask = members.pop(keys.mask, None) if keys.mask else None
     image = _choose_image(members, keys.image_extensions)
@@ -193,9 +210,7 @@ def _read_sample(
         candidate = Candidate(
             file=str(path),
             path=f"{name}:{image.name}",
-            key=f"{os.path.join(os.path.dirname(name), path.name.split('.')[0])}/{key}"
-            if keys.shard_in_key
-            else key,
+            key=prefix + key,
             label=_read_label(descriptor, members, values, keys.label),
             group=_as_text(values, keys.group),
             unit=_as_text(values, keys.unit),

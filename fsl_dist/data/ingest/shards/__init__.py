@@ -1,0 +1,1 @@
+"""Existing tar shards: which files they are, their members, the samples and images in them."""
