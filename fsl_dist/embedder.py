@@ -133,8 +133,9 @@ class Embedder:
         bad = find_bad_row(vectors)
         if bad is not None:
             raise TrainingError(
-                f"the embedding of {name(bad[0])} {describe_bad(self.network)}: the training diverged "
-                "(a lower training.lr, or training.precision=float32)"
+                f"the embedding of {name(bad[0])} {describe_bad(self.network)}: the network's weights or "
+                "this input give such numbers (training.precision=float32 reaches further; an earlier checkpoint; in training, "
+                "lower training.lr and training.weight_decay)"
             )
         return vectors
 

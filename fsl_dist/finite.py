@@ -34,6 +34,14 @@ def find_non_finite(network: nn.Module, tensors: Mapping[str, Tensor] | None = N
     return names[int(is_bad.int().argmax())] if is_bad.any() else ""
 
 
+def find_negative_variance(network: nn.Module) -> str:
+    """Name of the first running variance of a batch norm of `network` that is below 0; empty where there is none."""
+    for name, value in network.state_dict().items():
+        if name.endswith("running_var") and value.numel() and bool(value.min() < 0):
+            return name
+    return ""
+
+
 def are_finite(rows: Tensor) -> Tensor:
     """bool []: whether all numbers of `rows` (float [n, dim]) are finite, and squared distances of them too.
 

@@ -56,5 +56,6 @@ def _describe(report: "ExplainReport") -> str:
         lines.append(f"{explanation.image}: {said}")
         for neighbour in explanation.neighbours:
             group = f"  ({neighbour.group})" if neighbour.group else ""
-            lines.append(f"  {neighbour.distance:.4f}  {neighbour.label}{group}  {neighbour.key}")
+            measure = "" if neighbour.measure == "distance" else f"{neighbour.measure} "
+            lines.append(f"  {measure}{neighbour.distance:.4f}  {neighbour.label}{group}  {neighbour.key}")
     return "\n".join(lines)

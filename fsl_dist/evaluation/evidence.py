@@ -35,7 +35,9 @@ class Result:
     group: str
     """name of its group, empty where it has none"""
     distance: float
-    """Euclidean; of index.metric=inner_product the negated product"""
+    """Euclidean for index.metric=l2; else what the index answers, the cosine or the product, which is largest for the nearest"""
+    measure: str
+    """what `distance` is: distance, cosine or product"""
     is_same: bool
     """the network sees no difference: the embeddings differ by rounding alone, and the maps are zero"""
     pixels: NDArray[np.uint8]
@@ -47,8 +49,9 @@ class Result:
 
     @property
     def distance_text(self) -> str:
-        """The distance as people read it, to four digits."""
-        return "0" if self.is_same else f"{self.distance:#.4g}"
+        """What it is and the value as people read it, to four digits: `distance 3.142`, `cosine 0.9871`."""
+        is_zero = self.is_same and self.measure == "distance"
+        return f"{self.measure} {'0' if is_zero else f'{self.distance:#.4g}'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +118,9 @@ def gather_evidence(
         vectors = embedder.embed_images(images)
     own = None if query_ids is None else np.array(query_ids, dtype=np.int64)
     answer = gallery.search(vectors, k, query_ids=own)
-    costs = (np.sqrt(answer.exact_distances) if gallery.metric == "l2" else -answer.exact_distances).tolist()
+    distances = answer.exact_distances
+    distances = (np.sqrt(distances) if gallery.metric == "l2" else distances).tolist()
+    measure = {"l2": "distance", "cosine": "cosine", "inner_product": "product"}[gallery.metric]
     found = []
     for row, pixels in enumerate(pixels_of(images, config.data)):
         ids, query = answer.ids[row], vectors[row]
@@ -127,7 +132,9 @@ def gather_evidence(
             maps = _map_pairs(query, queries.maps[row], results, is_same)
         else:
             is_same = _is_same(query, embedder.embed_images(shown))
-        described = _describe(trained, ids, costs[row], is_same, pixels_of(shown, config.data), maps)
+        described = _describe(
+            trained, ids, distances[row], measure, is_same, pixels_of(shown, config.data), maps
+        )
         found.append(Evidence(pixels, described))
     return found
 
@@ -153,7 +160,8 @@ def _map_pairs(
 def _describe(
     trained: TrainedRun,
     ids: NDArray[np.int64],
-    costs: list[float],
+    distances: list[float],
+    measure: str,
     is_same: NDArray[np.bool_],
     pixels: NDArray[np.uint8],
     maps: Sequence[Pair],
@@ -166,13 +174,14 @@ def _describe(
             key=key,
             label=catalogue.label_name(int(catalogue.labels[sample])),
             group="" if group == NO_GROUP else catalogue.group_names[group],
-            distance=cost,
+            distance=distance,
+            measure=measure,
             is_same=same,
             pixels=image,
             query_map=qam,
             result_map=ram,
         )
-        for sample, key, group, cost, same, image, (qam, ram) in zip(
-            ids.tolist(), catalogue.keys(ids), groups, costs, is_same.tolist(), pixels, maps, strict=True
+        for sample, key, group, distance, same, image, (qam, ram) in zip(
+            ids.tolist(), catalogue.keys(ids), groups, distances, is_same.tolist(), pixels, maps, strict=True
         )
     ]

@@ -1,23 +1,19 @@
 """Files of weights, this project's and other tools': what a file is, and which tensors by name it holds.
 
-Nothing of a file is run: torch reads it with weights_only, and objects that are no tensors are passed over as empty
-placeholders of this module, whatever class the file names for them.
+Nothing of a file is run: objects that are no tensors are passed over as placeholders, whatever class the file names.
 """
 
 import re
-import warnings
 import zipfile
-from collections import OrderedDict
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from fsl_dist.errors import RequestError
+from fsl_dist.models.weight_pickle import PassedOver, load_torch
 
 # Entries that tools put a network's tensors under, the first that has any counts. Averages come first: they are what is
 # validated, by this project (`average`), timm, DINO and I-JEPA.
@@ -29,10 +25,6 @@ _ENTRIES = (
 _DEEPEST = 3
 # What torch.compile, FSDP and checkpointing put into names, at any place.
 _WRAPPED = re.compile(r"(^|\.)(?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+")
-_UNKNOWN_NAME = re.compile(r"Unsupported global: GLOBAL (\S+) was not")
-# Names in lower case are functions, which a file may ask to be run; these only make numbers, texts and containers.
-_HARMLESS = re.compile(r"(numpy|torch|_codecs|collections|datetime|copyreg|builtins)\.")
-_CONTAINERS = ("bytearray", "complex", "dict", "frozenset", "list", "object", "range", "slice", "tuple")
 _WAY_OUT = "torch.save(model.state_dict(), PATH) writes one"
 _BEGINNINGS = (
     (b"\xff\xd8\xff", "a JPEG image"),
@@ -64,33 +56,30 @@ class WeightFile:
     """by name, as they are in the file: any dtype"""
     found: tuple[str, ...]
     """how, for the log: which entry, which objects were passed over; empty for a plain state_dict"""
+    entry: str
+    """the entry they are in, as errors name it; empty for the file itself"""
 
 
-class _PassedOver:
-    """Stands for an object of a file that is no tensor; what the file says about it is dropped."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Entry:
+    """Tensors by name at one place of a file."""
 
-    def __new__(cls, *_args: object, **_named: object) -> "_PassedOver":
-        return super().__new__(cls)
+    path: tuple[str, ...]
+    tensors: dict[str, Tensor]
+    is_known: bool
+    """whether tools put networks there"""
 
-    def __init__(self, *_args: object, **_named: object) -> None:
-        pass
-
-    def __setstate__(self, _state: object) -> None:
-        pass
-
-
-class _PassedOverDict(_PassedOver):
-    """The same for subclasses of dict: the reader fills in their items, so a plain one is made."""
-
-    def __new__(cls, *_args: object, **_named: object) -> Any:
-        return OrderedDict()
+    @property
+    def name(self) -> str:
+        return "entry " + " of ".join(f"'{entry}'" for entry in reversed(self.path)) if self.path else ""
 
 
-def read_weights(path: str) -> WeightFile:
+def read_weights(path: str, own: Mapping[str, Tensor] | None = None) -> WeightFile:
     """The tensors by name of a safetensors file, or of one that `torch.save` wrote; told apart by what is in it.
 
     Args:
         path: the file.
+        own: the backbone's tensors by name. Of several networks in the file, the one that has most of them is taken.
 
     Returns:
         The tensors on the CPU. Names are without what torch.compile and FSDP add to them.
@@ -101,7 +90,7 @@ def read_weights(path: str) -> WeightFile:
     source = f"backbone.weights={path}"
     if not Path(path).is_file():
         raise RequestError(f"{source}: there is no such file")
-    passed_over: dict[str, type] = {}
+    passed_over: list[str] = []
     try:
         if _is_safetensors(Path(path)):
             from safetensors.torch import load_file
@@ -110,22 +99,34 @@ def read_weights(path: str) -> WeightFile:
         elif kind := _name_kind(Path(path)):
             raise ValueError(f"it is {kind}")
         else:
-            loaded = _load_torch(path, passed_over)
+            loaded, passed_over = load_torch(path)
     except Exception as error:  # each format has its own errors, all meaning that the file cannot be used
         raise RequestError(
             f"{source} does not read as a state_dict: {_reason(error)} ({_WAY_OUT})"
         ) from error
-    entries, tensors = _find_tensors(loaded, _DEEPEST)
-    if not tensors:
+    in_file = _find_entries(loaded)
+    entries = [
+        _Entry(
+            entry.path,
+            {_WRAPPED.sub(r"\1", key): value for key, value in entry.tensors.items()},
+            entry.is_known,
+        )
+        for entry in in_file
+    ]
+    if not entries:
         raise RequestError(
             f"{source} does not hold a state_dict, which is names and tensors only: it holds {_describe(loaded)} ({_WAY_OUT})"
         )
-    found = []
-    if entries:
-        found.append("entry " + " of ".join(f"'{entry}'" for entry in reversed(entries)))
+    chosen = _choose(entries, own or {}, source)
+    all_names = in_file[entries.index(chosen)].tensors
+    found = [chosen.name] if chosen.path else []
+    wrappers = {
+        part for key in all_names for match in _WRAPPED.finditer(key) for part in match[0].split(".") if part
+    }
+    found += [f"names without '{part}.'" for part in sorted(wrappers)]
     if passed_over:
         found.append(f"other objects passed over ({', '.join(passed_over)})")
-    return WeightFile({_WRAPPED.sub(r"\1", key): value for key, value in tensors.items()}, tuple(found))
+    return WeightFile(chosen.tensors, tuple(found), chosen.name)
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -141,6 +142,8 @@ def _name_kind(path: Path) -> str:
         start = file.read(512)
     if not start:
         return "an empty file"
+    if not any(start):
+        return "a file that begins with zero bytes only, as an unfinished download leaves (fetch it again)"
     for beginning, kind in _BEGINNINGS:
         if start.startswith(beginning):
             return kind
@@ -163,6 +166,11 @@ def _name_archive(path: Path) -> str:
         return "a torch checkpoint or zip archive whose end is missing (fetch it again)"
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
+        # torch.save can be told to leave the checksums out; all are 0 then.
+        has_sums = any(member.CRC for member in archive.infolist())
+        damaged = archive.testzip() if has_sums else None
+    if damaged:
+        return f"damaged: its part {damaged} is not what was written (fetch it again)"
     if any(name.endswith("/constants.pkl") for name in names):
         return "a TorchScript archive, which holds code"
     if any(name.endswith("data.pkl") for name in names):
@@ -173,63 +181,63 @@ def _name_archive(path: Path) -> str:
     return f"a zip archive that torch.save did not write{first}"
 
 
-def _load_torch(path: str, passed_over: dict[str, type]) -> object:
-    """What `torch.save` wrote. `passed_over` is filled with the names of classes that are read as placeholders.
-
-    Raises UnpicklingError, and torch's other errors, for what must not or cannot be read.
-    """
-    while True:
-        placeholders: list[Any] = [(stand_in, name) for name, stand_in in passed_over.items()]
-        try:
-            # A file, not its name: torch would read what is named .safetensors as such.
-            with (
-                Path(path).open("rb") as file,
-                torch.serialization.safe_globals(placeholders),
-                warnings.catch_warnings(),
-            ):
-                warnings.simplefilter("ignore")  # of other pickle protocols: what cannot be read raises
-                return torch.load(file, map_location="cpu", weights_only=True)
-        except UnpicklingError as error:
-            unknown = _UNKNOWN_NAME.search(str(error))
-            if unknown is None or {unknown[1], f"builtins.{unknown[1]}"} & passed_over.keys():
-                raise
-            name = unknown[1]
-        if name in _CONTAINERS:
-            name = f"builtins.{name}"
-        last = name.rpartition(".")[2].lstrip("_")
-        if not last[:1].isupper() and not _HARMLESS.match(name):
-            raise UnpicklingError(
-                f"it asks for {name} to be run, as whole models do, and no code of a file is run"
-            )
-        kind = _PassedOverDict if "dict" in last.lower() else _PassedOver
-        passed_over[name] = type(name, (kind,), {})
-
-
-def _find_tensors(found: object, depth: int) -> tuple[list[str], dict[str, Tensor]]:
-    """The entries that lead to a network's tensors, outermost first, and the tensors; none where there are none."""
+def _find_entries(found: object, depth: int = _DEEPEST) -> list[_Entry]:
+    """All that holds tensors by name in what a file holds, in the order of preference where the names do not decide."""
     if not isinstance(found, Mapping) or depth < 0:
-        return [], {}
+        return []
     below = {
-        entry: _find_tensors(value, depth - 1)
-        for entry, value in found.items()
-        if isinstance(entry, str) and isinstance(value, Mapping)
+        entry: _find_entries(value, depth - 1) for entry, value in found.items() if isinstance(entry, str)
     }
-    below = {entry: inner for entry, inner in below.items() if inner[1]}
-    known = next((entry for entry in _ENTRIES if entry in below), None)
-    tensors = {
-        key: value for key, value in found.items() if isinstance(key, str) and isinstance(value, Tensor)
-    }
-    if known is None and len(below) == 1 and not tensors:
-        (known,) = below
-    if known is None:
-        return [], tensors
-    entries, tensors = below[known]
-    return [known, *entries], tensors
+    known = [
+        _Entry((entry, *inner.path), inner.tensors, True)
+        for entry in _ENTRIES
+        for inner in below.pop(entry, ())
+    ]
+    own = {key: value for key, value in found.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    others = [_Entry((entry, *inner.path), inner.tensors, False) for entry in below for inner in below[entry]]
+    return [*known, *([_Entry((), own, True)] if own else []), *others]
+
+
+def _choose(entries: list[_Entry], own: Mapping[str, Tensor], source: str) -> _Entry:
+    """The entry that has most of the tensors `own`; of those alike, the first.
+
+    Where none has any, as names of another tool may be, the first that is no mere number beside a network.
+    """
+    fits = [_count_fitting(entry.tensors, own) for entry in entries]
+    most = max(fits)
+    if not most[0]:
+        largest = max(len(entry.tensors) for entry in entries)
+        return next(entry for entry in entries if 2 * len(entry.tensors) >= largest)
+    alike = [entry for entry, fit in zip(entries, fits, strict=True) if fit == most]
+    if len(alike) > 1 and not alike[0].is_known:
+        raise RequestError(
+            f"{source} has {len(alike)} networks of these names, in {first_few([entry.name for entry in alike])} "
+            "(a file with the tensors of one of them)"
+        )
+    return alike[0]
+
+
+def _count_fitting(loaded: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tuple[int, int]:
+    """How many names of `own` are in `loaded` behind one prefix, and how many of these have the right shape."""
+    counts = count_names(loaded, own)
+    if not counts:
+        return 0, 0
+    prefix, most = counts.most_common(1)[0]
+    return most, sum(prefix + key in loaded and loaded[prefix + key].shape == own[key].shape for key in own)
+
+
+def count_names(loaded: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Counter[str]:
+    """How many of the names `own` does `loaded` have behind each prefix of its names."""
+    counts: Counter[str] = Counter()
+    for key in loaded:
+        starts = [0, *(dot.end() for dot in re.finditer(r"\.", key))]
+        counts.update(key[:start] for start in starts if key[start:] in own)
+    return counts
 
 
 def _describe(loaded: object) -> str:
     """What was found in place of tensors by name."""
-    if isinstance(loaded, _PassedOver):
+    if isinstance(loaded, PassedOver) and not loaded:
         return f"a whole model or other object ({type(loaded).__name__}), which only its own code can read"
     if not isinstance(loaded, Mapping):
         return f"a {type(loaded).__name__}"
@@ -238,22 +246,28 @@ def _describe(loaded: object) -> str:
     objects = [
         f"entry '{key}' is a whole object ({type(value).__name__})"
         for key, value in loaded.items()
-        if isinstance(value, _PassedOver)
+        if isinstance(value, PassedOver)
     ]
     return first_few(objects or [f"entry '{key}'" for key in loaded])
 
 
 def _reason(error: Exception) -> str:
-    """The line of an error that says what is wrong; torch's own begin with advice to run the file's code."""
+    """The line of an error that says what is wrong."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    inner = next((line for line in lines if "WeightsUnpickler error:" in line), None)
-    if inner is not None:
-        said = inner.partition("WeightsUnpickler error:")[2].strip()
-        return (
-            said
-            or "it is damaged, or a pickle that torch.save did not write or wrote in another protocol than its own"
+    said = lines[0] if lines else type(error).__name__
+    if said.startswith("Invalid magic number"):
+        return "it is a pickle that torch.save did not write"
+    if said.startswith(
+        (
+            "invalid load key",
+            "pickle data was truncated",
+            "Ran out of input",
+            "unpickling stack",
+            "persistent",
         )
-    return lines[0] if lines else type(error).__name__
+    ):
+        return f"it is damaged, or a pickle that torch.save did not write ({said.rstrip('.')})"
+    return said
 
 
 def first_few(names: list[str], most: int = 3) -> str:

@@ -2,17 +2,17 @@
 
 import re
 import sys
-from collections import Counter
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 
+import torch
 from torch import Tensor, nn
 
 from fsl_dist.errors import RequestError
-from fsl_dist.finite import NOT_FINITE, find_non_finite
+from fsl_dist.finite import NOT_FINITE, find_negative_variance, find_non_finite
 from fsl_dist.models.config import TIMM, BackboneConfig
 from fsl_dist.models.embedding import Network
-from fsl_dist.models.weight_files import first_few, read_weights
+from fsl_dist.models.weight_files import count_names, first_few, read_weights
 
 # First parts of the names of heads, which are for the task a file was trained on, and of what contrastive training keeps
 # next to a network. What a backbone has of these names, it keeps.
@@ -48,18 +48,19 @@ def load_initial(network: Network, config: BackboneConfig) -> str:
     loaded: Mapping[str, Tensor]
     found: tuple[str, ...] = ()
     if config.weights:
-        source, file = f"backbone.weights={config.weights}", read_weights(config.weights)
+        named = source = f"backbone.weights={config.weights}"
+        file = read_weights(config.weights, _backbone_of(network, config).state_dict())
         loaded, found = file.tensors, file.found
+        source += f" ({file.entry})" if file.entry else ""
     elif config.pretrained and not config.name.startswith(TIMM):  # timm loads what it builds
         source = "backbone.pretrained=true"
         loaded = _from_timm(config.name) if config.name in _TIMM_WEIGHTS else _from_torchvision(config.name)
     else:
         return ""
-    is_timm = config.name.startswith(TIMM)
-    backbone = network.backbone.get_submodule("model") if is_timm else network.backbone
-    prefix = _find_prefix(loaded, backbone.state_dict(), source)
+    prefix = _find_prefix(loaded, _backbone_of(network, config).state_dict(), source)
     own = _part_of(loaded, prefix)
-    if is_timm:
+    _check_plain(own, prefix, source)
+    if config.name.startswith(TIMM):
         passed_over = _load_timm(network.backbone, own, config, source)
     else:
         passed_over = load_weights(network.backbone, own, config, source=source)
@@ -75,14 +76,39 @@ def load_initial(network: Network, config: BackboneConfig) -> str:
         raise RequestError(
             f"{source}: the tensor {bad} {NOT_FINITE}, as those of a run that diverged do (an earlier checkpoint of that run)"
         )
+    if bad := find_negative_variance(network):
+        raise RequestError(
+            f"{source}: the tensor {bad} holds a variance below 0, which no batch norm can have learned "
+            "(the file is damaged: fetch it again)"
+        )
     if not config.weights:
         return ""
-    if prefix and not _RUN_BACKBONE.fullmatch(prefix):
+    if prefix:
         found = (*found, f"names without '{prefix}'")
     if left:
         in_order = [key for key in loaded if key in left]
         found = (*found, f"tensors passed over: {first_few(in_order)}")
-    return f"{source}: {'; '.join(found)}" if found else ""
+    return f"{named}: {'; '.join(found)}" if found else ""
+
+
+def _backbone_of(network: Network, config: BackboneConfig) -> nn.Module:
+    """The module whose names are those of a file."""
+    is_timm = config.name.startswith(TIMM)
+    return network.backbone.get_submodule("model") if is_timm else network.backbone
+
+
+def _check_plain(tensors: Mapping[str, Tensor], prefix: str, source: str) -> None:
+    """Raise RequestError for tensors whose numbers are not there or not stored one by one."""
+    for key, value in tensors.items():
+        kind = ""
+        if value.is_meta:
+            kind = "on the device meta, that is without its numbers"
+        elif value.is_quantized:
+            kind = "quantized"
+        elif value.is_nested or value.layout != torch.strided:
+            kind = f"not dense ({'nested' if value.is_nested else value.layout})"
+        if kind:
+            raise RequestError(f"{source}: the tensor {prefix}{key} is {kind} (a file of dense tensors)")
 
 
 def _find_prefix(loaded: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str) -> str:
@@ -90,10 +116,7 @@ def _find_prefix(loaded: Mapping[str, Tensor], own: Mapping[str, Tensor], source
 
     Raises RequestError where several networks of a file fit alike, and none is known as the one to use.
     """
-    counts: Counter[str] = Counter()
-    for key in loaded:
-        starts = [0, *(dot.end() for dot in re.finditer(r"\.", key))]
-        counts.update(key[:start] for start in starts if key[start:] in own)
+    counts = count_names(loaded, own)
     most = max(counts.values(), default=0)
     if 2 * most < len(own):  # names of another architecture, or of an original release, which timm knows
         is_wrapped = all(key.startswith("module.") for key in loaded) and counts["module."] >= counts[""]

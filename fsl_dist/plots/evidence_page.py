@@ -16,6 +16,11 @@ from fsl_dist.plots.map_overlay import DIMMING, palette_steps, tint
 # Images up to this side are shown with their pixels as squares; larger ones are smoothed by the browser.
 _PIXELATED_SIDE = 64
 _PALETTE_STEPS = 9
+_ORDERS = {
+    "l2": "Euclidean distance, smallest first",
+    "cosine": "cosine, largest first",
+    "inner_product": "inner product, largest first",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +81,7 @@ def _render_facts(facts: PageFacts) -> str:
         ("Method", facts.method),
         ("Network", facts.backbone),
         ("Data set", facts.dataset),
-        ("Distance", "Euclidean" if facts.metric == "l2" else f"{facts.metric.replace('_', ' ')}, negated"),
+        ("Order", _ORDERS[facts.metric]),
         ("Shown", f"the {facts.image_size} × {facts.image_size} px that the network sees of each image"),
     ]
     return "\n".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in rows)
@@ -140,7 +145,7 @@ def _render_card(rank: int, result: Result, evidence: Evidence, answer: str) -> 
 <p class="label"><span class="rank">{rank}</span><strong>{escape(result.label)}</strong>{group}</p>
 <div class="figures">{"".join(figures)}</div>
 {note}
-<p class="detail"><span>distance {result.distance_text}</span><span>{escape(result.key)}</span></p>
+<p class="detail"><span>{result.distance_text}</span><span>{escape(result.key)}</span></p>
 </li>"""
 
 

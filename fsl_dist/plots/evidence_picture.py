@@ -34,7 +34,7 @@ def draw_evidence(name: str, evidence: Evidence) -> Image.Image:
     for place, result in enumerate(results, 1):
         left = EDGE + place * (TILE + GAP)
         draw_result(sheet, result, left, top, is_same=result.label == votes[0].name)
-        write(draw, f"distance {result.distance_text}", left, top + TILE + 2 * _FRAME + 2 + 2 * LINE, TILE)
+        write(draw, result.distance_text, left, top + TILE + 2 * _FRAME + 2 + 2 * LINE, TILE)
         if result.query_map is not None and result.result_map is not None:
             paste(sheet, np.asarray(overlay(result.pixels, result.result_map)), left, below)
             paste(sheet, np.asarray(overlay(evidence.pixels, result.query_map)), left, below + TILE + GAP)

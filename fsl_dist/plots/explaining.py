@@ -37,7 +37,9 @@ class Neighbour:
     group: str
     """empty where the data set has none"""
     distance: float
-    """Euclidean; of index.metric=inner_product the negated product"""
+    """Euclidean for index.metric=l2; else what the index answers, the cosine or the product, which is largest for the nearest"""
+    measure: str
+    """what `distance` is: distance, cosine or product"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +147,7 @@ def explain(
         if picture:
             write_picture(draw_evidence(Path(image).name, evidence), Path(picture))
         neighbours = [
-            Neighbour(result.id, result.key, result.label, result.group, result.distance)
+            Neighbour(result.id, result.key, result.label, result.group, result.distance, result.measure)
             for result in evidence.results
         ]
         explanations.append(Explanation(image, picture, evidence.votes, neighbours, evidence))

@@ -110,6 +110,8 @@ def check_trained(
 def _remedies(config: RunConfig, network: nn.Module) -> str:
     settings, device = config.training, next(network.parameters()).device
     remedies = [f"training.lr below {settings.lr:g}"]
+    if settings.decay >= 1:  # 20 times what is usual, or more
+        remedies.insert(0, f"training.weight_decay below {settings.decay:g}")
     if settings.clip_norm == 0:
         remedies.append("training.clip_norm=5")
     if settings.warmup == 0:

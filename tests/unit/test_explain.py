@@ -16,6 +16,7 @@ import torch
 from commands import call, refusal
 from PIL import Image
 
+import fsl_dist
 from cluster.commands.explain import explain
 from cluster.commands.plot import plot
 from fsl_dist.config import load_config
@@ -130,7 +131,9 @@ def test_long_names_of_images_are_cut_and_stay_apart(runs, images, tmp_path):
 
 def test_equal_votes_go_to_the_nearest_member():
     def result(label, distance):
-        return Result(0, "", label, "", distance, False, np.zeros((1, 1, 3), np.uint8), None, None)
+        return Result(
+            0, "", label, "", distance, "distance", False, np.zeros((1, 1, 3), np.uint8), None, None
+        )
 
     labels = ["b", "a", "c", "a", "b"]
     votes = Evidence(
@@ -237,10 +240,27 @@ def test_without_maps_any_network_is_explained(discs, runs, images, tmp_path):
     answer(explain, flat, query, "--out", tmp_path / "b", "--no-maps")
     headed = train(discs, tmp_path / "headed", "backbone.embedding_dim=6")
     assert "explain(maps=False)" in refusal(explain, headed, query, "--out", tmp_path / "c")
-    products = train(discs, tmp_path / "products", "index.metric=inner_product")
-    found = answer(explain, products, query, "--out", tmp_path / "d")["explanations"][0]["neighbours"]
-    assert [n["distance"] for n in found] == sorted(n["distance"] for n in found)
-    assert "inner product, negated" in (tmp_path / "d" / "index.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize(("metric", "measure"), [("inner_product", "product"), ("cosine", "cosine")])
+def test_other_metrics_show_what_the_index_answers(discs, images, tmp_path, metric, measure):
+    """The product of the two embeddings, or their cosine: not negated, the largest first."""
+    query, run = next(iter(images)), train(discs, tmp_path / "run", f"index.metric={metric}")
+    found = answer(explain, run, query, "--out", tmp_path / "d", "--no-maps")["explanations"][0]["neighbours"]
+    trained = fsl_dist.open_run(run)
+    own = trained.embed([query])[0].astype(float)
+    vectors = trained.embed([n["id"] for n in found]).astype(float)
+    if metric == "cosine":
+        own = own / np.linalg.norm(own)
+        vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    shown = [n["distance"] for n in found]
+    assert shown == pytest.approx(vectors @ own, rel=1e-4)
+    assert shown == sorted(shown, reverse=True)
+    assert {n["measure"] for n in found} == {measure}
+    page = Page((tmp_path / "d" / "index.html").read_text("utf-8"))
+    assert all(f"{measure} {value:#.4g}" in page.text for value in shown)
+    assert "largest first" in page.text
+    assert "negated" not in page.text
 
 
 def test_bad_images_are_named_and_bad_requests_refused(discs, runs, images, tmp_path):

@@ -253,6 +253,7 @@ def test_no_code_of_a_file_is_run(tmp_path):
         (exec, (f"open({str(mark)!r}, 'w')",)),
         (open, (str(mark), "w")),
         (os.system, (f"touch {mark}",)),
+        (subprocess.check_call, (["touch", str(mark)],)),
     ):
         torch.save(
             {"state_dict": original_of("conv4"), "x": Harmful(function, *arguments)}, tmp_path / "bad.pth"
@@ -260,6 +261,10 @@ def test_no_code_of_a_file_is_run(tmp_path):
         with pytest.raises(RequestError, match="does not read as a state_dict") as refused:
             load("conv4", tmp_path / "bad.pth")
         assert "\n" not in str(refused.value)
+        assert "to be run, which is refused" in str(refused.value)
+        assert "weights_only" not in str(refused.value)
+        if function is not Path.touch:  # its name is asked of Path by getattr
+            assert function.__name__ in str(refused.value)
         assert not mark.exists()
     torch.save(
         {"state_dict": original_of("conv4"), "x": Harmful(subprocess.Popen, ["touch", str(mark)])},
@@ -308,7 +313,9 @@ OTHER_FILES = {
     "cut": (bytes_of(lambda b: torch.save({"w": torch.ones(999)}, b))[:600], "whose end is missing"),
     "noise": (bytes(range(256)), "it is damaged, or a pickle that torch.save did not write"),
     "pickle": (pickle.dumps({"w": np.ones(3)}, protocol=4), "a pickle that torch.save did not write"),
-    "old pickle": (pickle.dumps({"w": 1}, protocol=2), "Invalid magic number"),
+    "old pickle": (pickle.dumps({"w": 1}, protocol=2), "it is a pickle that torch.save did not write"),
+    "pickled tensors": (pickle.dumps({"w": torch.ones(3)}), "it is a pickle that torch.save did not write"),
+    "zeros": (bytes(5000), "begins with zero bytes only"),
 }  # fmt: skip
 
 

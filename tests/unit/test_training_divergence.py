@@ -358,3 +358,11 @@ def test_a_memory_that_does_not_fit_is_refused_before_anything_is_computed(
         ):
             train_run(settings(digits, features, run, *METHODS["deep kNN, memory"], more))
         assert not run.exists()
+
+
+def test_a_ruinous_weight_decay_is_named(digits: Path, features: Path, tmp_path: Path) -> None:
+    more = [setting for setting in ABSURD if not setting.startswith("training.lr=")]
+    more += ["training.lr=0.01", "training.weight_decay=1e30"]
+    with pytest.raises(TrainingError, match=r"training\.weight_decay below 1e\+30") as error:
+        train_run(settings(digits, features, tmp_path / "run", *METHODS["scatter"], *more))
+    assert "\n" not in str(error.value)

@@ -134,7 +134,7 @@ def test_a_diverged_run_says_so_and_resumes_from_its_start(
     assert str(error.value).startswith(
         "the network of step-00000002 has diverged: the embedding of sample '0/0' (id 0 in "
     )
-    assert str(error.value).endswith("(a lower training.lr, or training.precision=float32)")
+    assert str(error.value).endswith("in training, lower training.lr and training.weight_decay)")
     summary = train_run(settings(digits, features, run, *diverging, "training.lr=0.01"), resume=True)
     assert summary.steps == 6
 
