@@ -1,7 +1,8 @@
 """Read what `torch.save` wrote without running any of it: tensors, numbers, texts and containers, and nothing else.
 
 torch's own `weights_only` reader takes placeholders for classes only where it knows what kind of class each is. This one
-gives every name of a file that is not needed for tensors a placeholder that takes whatever a pickle can do to an object.
+gives every name of a file that is not needed for tensors a placeholder that takes whatever a pickle can do to an object
+(docs/decisions/0034).
 """
 
 import _compat_pickle
@@ -107,6 +108,11 @@ def load_torch(path: str) -> tuple[object, list[str]]:
     # A file, not its name: torch would read what is named .safetensors as such.
     with Path(path).open("rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's deprecations: what cannot be read raises
+        if torch.serialization._is_zipfile(file):
+            # torch would hand it to its TorchScript loader, which compiles code; asked of torch's own reader of zip files.
+            records = torch._C.PyTorchFileReader(path).get_all_records()
+            if "constants.pkl" in records:
+                raise pickle.UnpicklingError("it is a TorchScript archive, which holds code")
         loaded = torch.load(file, map_location="cpu", weights_only=False, pickle_module=reader)
     return loaded, list(stand_ins)
 

@@ -284,7 +284,8 @@ def test_checkpoints_with_bad_weights_are_refused_with_the_tensors_name(
         train_run(resumed, resume=True)
     begun = settings(digits, features, tmp_path / "new", f"backbone.weights={run}", "training.epochs=0")
     with pytest.raises(
-        RequestError, match=r"backbone\.weights=\S+state\.pt: the tensor backbone\.4\.weight holds"
+        RequestError,
+        match=r"backbone\.weights=\S+state\.pt \(entry 'network'\): the tensor backbone\.4\.weight holds",
     ):
         train_run(begun)
     sound = open_trained(trained)
