@@ -183,7 +183,7 @@ def test_a_damaged_image_is_named_and_the_decoder_goes_on():
     decoder = make_decoder(DataConfig(decoder="dali", image_size=32, resize_size=40), max_batch=4)
     good = make_photo(1)
     expected = decoder.decode([good], None)
-    with pytest.raises(DataError, match="image 5 of the batch cannot be decoded: image file is truncated"):
+    with pytest.raises(DataError, match="image 5 of the batch cannot be decoded: it is truncated"):
         decoder.decode([good] * 5 + [make_photo(2)[:900]], None)
     assert torch.equal(decoder.decode([good], None), expected)
 
