@@ -121,6 +121,7 @@ def test_a_population_goes_on_from_its_best_networks_and_never_changes_the_base(
     assert 0 < sweep.summary.utilisation <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray")
 def test_hyperband_fills_its_brackets_and_stops_the_worse_part_of_each(digits: Path, tmp_path: Path) -> None:
     # Brackets of 3, 5 and 9 trials; the second halves after 1 of 4 epochs: two of its three stay.

@@ -81,6 +81,7 @@ def check_metrics(client: MlflowClient, run: Path) -> None:
         assert sorted((metric.step, metric.value) for metric in found) == sorted(values.items()), name
 
 
+@pytest.mark.slow
 def test_a_run_at_mlflow_has_its_settings_its_metrics_and_its_end(
     client: MlflowClient, digits: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -96,6 +97,7 @@ def test_a_run_at_mlflow_has_its_settings_its_metrics_and_its_end(
     assert capfd.readouterr().out == ""  # stdout is the command's answer
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_its_entry(client: MlflowClient, digits: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = [sys.executable, "-m", "cluster.cli", "train", *list_settings(digits, run, 400)]
@@ -118,6 +120,7 @@ def test_a_killed_run_continues_its_entry(client: MlflowClient, digits: Path, tm
     check_metrics(client, run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["cut", "hold_up"])
 def test_a_server_that_goes_away_costs_a_warning(
     server: MlflowServer,
@@ -180,6 +183,7 @@ def test_a_server_that_is_not_there_costs_a_warning(
     assert "secret" not in warned
 
 
+@pytest.mark.slow
 def test_a_sweep_has_an_entry_and_each_trial_one_below_it(
     server: MlflowServer, client: MlflowClient, digits: Path, tmp_path: Path
 ) -> None:
