@@ -119,7 +119,8 @@ def test_a_run_averages_every_step_and_is_scored_by_the_average(averaged: Path) 
     accuracy = float((nearest == splits.stop.sample_labels).mean())
     lines = [line for line in read_metrics(averaged) if line["step"] == kept.progress.global_step]
     (found,) = [line["eval/knn/acc@1"] for line in lines if "eval/knn/acc@1" in line]
-    assert found == pytest.approx(accuracy, abs=1e-9)
+    # Other batches round otherwise, which may move an image that lies between two classes.
+    assert found == pytest.approx(accuracy, abs=1.5 / len(splits.stop.ids))
 
 
 def test_a_run_that_was_cut_off_is_the_same_run(digits: Path, averaged: Path, tmp_path: Path) -> None:
