@@ -159,21 +159,22 @@ def test_an_installed_wheel_does_the_main_job(installed: Installed) -> None:
     assert json.loads(installed.fsl_dist("index", "status", "indexes/mine", "--json"))["version"] == 1
 
 
-def run_first_example(installed: Installed) -> None:
-    """The example of the README, in a folder of its own."""
+def run_first_example(installed: Installed) -> tuple[str, Path]:
+    """Run the example of the README in a folder of its own: what it printed, and the folder."""
     folder = installed.folder / "from python"
     write_images(folder / "my_images")
     done = replace(installed, folder=folder).run(
         "python", ROOT / "examples" / "first_run.py", "my_images", *TINY
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "knn/acc@1" in done.stdout
-    assert (folder / "why" / "index.html").is_file()
-    assert (folder / "indexes" / "mine" / "current").is_file()
+    return done.stdout, folder
 
 
 def test_an_installed_wheel_does_the_main_job_from_python(installed: Installed) -> None:
-    run_first_example(installed)
+    printed, folder = run_first_example(installed)
+    assert "knn/acc@1" in printed
+    assert (folder / "why" / "index.html").is_file()
+    assert (folder / "indexes" / "mine" / "current").is_file()
 
 
 def test_an_installed_wheel_renders_its_manifests(installed: Installed) -> None:
@@ -218,4 +219,6 @@ def test_a_fresh_environment_needs_nothing_else(wheel: Path, tmp_path: Path) -> 
     assert json.loads(fresh.fsl_dist("doctor", "--json"))["decoder"] == "dali"
     assert "omniglot" in fresh.fsl_dist("reproduce", "--list")
     test_an_installed_wheel_does_the_main_job(fresh)
-    run_first_example(fresh)
+    printed, folder = run_first_example(fresh)
+    assert "knn/acc@1" in printed
+    assert (folder / "indexes" / "mine" / "current").is_file()

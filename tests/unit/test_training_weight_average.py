@@ -115,12 +115,15 @@ def test_a_run_averages_every_step_and_is_scored_by_the_average(averaged: Path) 
     vectors = trained.embedder.embed(splits.stop.ids)
     gallery = trained.embedder.embed(splits.train.ids).astype(np.float64)
     distances = ((vectors.astype(np.float64)[:, None] - gallery[None]) ** 2).sum(-1)
-    nearest = splits.train.sample_labels[distances.argmin(axis=1)]
-    accuracy = float((nearest == splits.stop.sample_labels).mean())
+    is_own = splits.train.sample_labels[None] == splits.stop.sample_labels[:, None]
+    own, other = (np.where(mask, distances, np.inf).min(axis=1) for mask in (is_own, ~is_own))
+    # float32 embeddings of another batch round otherwise: an image as near to both says nothing.
+    is_sure = np.abs(own - other) > 1e-5 * np.maximum(own, other)
+    num_right, num_unsure = int((is_sure & (own < other)).sum()), int((~is_sure).sum())
+    assert num_unsure <= 1
     lines = [line for line in read_metrics(averaged) if line["step"] == kept.progress.global_step]
     (found,) = [line["eval/knn/acc@1"] for line in lines if "eval/knn/acc@1" in line]
-    # Other batches round otherwise, which may move an image that lies between two classes.
-    assert found == pytest.approx(accuracy, abs=1.5 / len(splits.stop.ids))
+    assert num_right <= round(found * len(splits.stop.ids), 6) <= num_right + num_unsure
 
 
 def test_a_run_that_was_cut_off_is_the_same_run(digits: Path, averaged: Path, tmp_path: Path) -> None:
