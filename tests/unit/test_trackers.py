@@ -147,16 +147,43 @@ def test_a_tracker_that_refuses_the_run_costs_a_warning(
     digits: Path,
     features: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setenv("WANDB_PROJECT", "no/such")
-    summary = train_run(settings(digits, features, tmp_path / "run"))
-    assert summary.epochs == 2
+    run = tmp_path / "run"
+    config = settings(digits, features, run)
+    train_run(config)
+    ids = json.loads((run / IDS_FILE).read_text())
+    ids["wandb"]["id"] = "no/such"
+    (run / IDS_FILE).write_text(json.dumps(ids))
+    caplog.clear()
+    summary = train_run(settings(digits, features, run, epochs=3), resume=True)
+    assert summary.epochs == 3
     warned = [record.getMessage() for record in caplog.records if "run.trackers" in record.getMessage()]
     assert len(warned) == 1
     assert warned[0].startswith("run.trackers=wandb: nothing more is sent, ")
     assert "\n" not in warned[0]
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_project_that_wandb_refuses_is_told_before_anything_is_written(
+    digits: Path, features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    config = settings(digits, features, tmp_path / "run")
+    for is_read_anew in (True, False):  # W&B reads the environment once
+        monkeypatch.setenv("WANDB_PROJECT", "no/such" if is_read_anew else "valid")
+        wandb.teardown()
+        if not is_read_anew:
+            wandb.setup()
+            monkeypatch.setenv("WANDB_PROJECT", "no/such")
+        with pytest.raises(
+            RequestError, match=r"run\.trackers=wandb .*Invalid project name 'no/such'"
+        ) as caught:
+            train_run(config)
+        assert "\n" not in str(caught.value)
+    wandb.teardown()
+    assert not (tmp_path / "run").exists()
 
 
 def test_nothing_is_sent_unless_asked() -> None:

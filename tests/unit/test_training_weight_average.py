@@ -68,9 +68,9 @@ def settings_of(digits: Path, run: Path, *more: str) -> RunConfig:
     return load_config(
         None,
         [
-            *GREY_16_PX, f"data.dataset={digits}", f"run.dir={run}", "backbone.name=conv4", "backbone.width=4",
+            *GREY_16_PX, f"data.dataset={digits}", f"run.dir={run}", "backbone.name=conv4", "backbone.width=16",
             "method.kind=deep_knn", "mining.source=dataset", "mining.refresh_steps=3", "training.batch_size=66",
-            "training.epochs=4", "training.lr=0.01", "training.clip_norm=0.1", "training.ema=0.8",
+            "training.epochs=4", "training.lr=0.003", "training.clip_norm=0.1", "training.ema=0.8",
             "training.checkpoint_steps=1", "training.keep_checkpoints=100", "data.holdout_fraction=0.3",
             "evaluation.k_p=[1,5]", *more,
         ],
@@ -154,7 +154,7 @@ def test_a_run_that_was_cut_off_is_the_same_run(digits: Path, averaged: Path, tm
 def test_a_run_that_starts_from_another_takes_its_average(averaged: Path) -> None:
     last = checkpoints_of(averaged)[-1]
     network = build_network(
-        BackboneConfig(name="conv4", width=4, weights=str(last.folder / "state.pt")), sample_shape=(1, 16, 16)
+        BackboneConfig(name="conv4", width=16, weights=str(last.folder / "state.pt")), sample_shape=(1, 16, 16)
     )
     for name, value in network.state_dict().items():
         assert torch.equal(value, last.average[name])

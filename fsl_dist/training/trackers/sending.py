@@ -55,13 +55,10 @@ def check_trackers(config: RunConfig) -> None:
         except RequestError as error:
             raise RequestError(f"run.trackers={kind}: {error}") from error
         if kind == "wandb":
-            from fsl_dist.training.trackers.wandb_tracker import find_missing_credentials
+            from fsl_dist.training.trackers.wandb_tracker import find_obstacle
 
-            if reason := find_missing_credentials():
-                raise RequestError(
-                    f"run.trackers=wandb cannot send to Weights & Biases: {reason} (set WANDB_API_KEY or run `wandb login`; "
-                    "WANDB_MODE=offline keeps the run in its folder and sends nothing)"
-                )
+            if reason := " ".join(find_obstacle().split()):
+                raise RequestError(f"run.trackers=wandb cannot send to Weights & Biases: {reason}")
         else:
             _check_mlflow(TrackedRun(folder=Path(config.run.dir), name=""))
 

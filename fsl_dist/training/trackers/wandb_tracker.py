@@ -19,8 +19,8 @@ def prepare_wandb() -> None:
     logging.getLogger("wandb").setLevel(logging.WARNING)
 
 
-def find_missing_credentials() -> str:
-    """Why W&B cannot send to its server; empty where it has a key, or is to send nothing (WANDB_MODE=offline, disabled).
+def find_obstacle() -> str:
+    """Why W&B cannot keep the run, with a way out; empty where it can, or is to send nothing (WANDB_MODE=offline, disabled).
 
     Looks where W&B looks: its variables, netrc, its settings. Asks no server and no person.
     """
@@ -29,16 +29,23 @@ def find_missing_credentials() -> str:
     from wandb.errors import AuthenticationError
     from wandb.sdk.lib import wbauth
 
-    settings = wandb.setup().settings
+    try:
+        # setup() reads the variables once a process; they may have changed since.
+        wandb.Settings().update_from_env_vars(os.environ)
+        settings = wandb.setup().settings
+    except (wandb.Error, ValueError) as error:
+        return f"its settings are wrong: {error} (WANDB_PROJECT and W&B's other variables are read)"
     if (os.environ.get("WANDB_MODE") or settings.mode) in ("offline", "disabled", "dryrun"):
         return ""
     try:
         found = wbauth.authenticate_session(
             host=settings.base_url, source="run.trackers", prompt=False, update_session=False
         )
+        reason = "" if found else "there is no API key"
     except AuthenticationError as error:
-        return str(error)
-    return "" if found else "there is no API key"
+        reason = str(error)
+    way_out = "set WANDB_API_KEY or run `wandb login`; WANDB_MODE=offline keeps the run in its folder and sends nothing"
+    return f"{reason} ({way_out})" if reason else ""
 
 
 def project_place() -> str:
