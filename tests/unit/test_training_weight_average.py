@@ -154,7 +154,8 @@ def test_a_run_that_was_cut_off_is_the_same_run(digits: Path, averaged: Path, tm
 def test_a_run_that_starts_from_another_takes_its_average(averaged: Path) -> None:
     last = checkpoints_of(averaged)[-1]
     network = build_network(
-        BackboneConfig(name="conv4", width=16, weights=str(last.folder / "state.pt")), sample_shape=(1, 16, 16)
+        BackboneConfig(name="conv4", width=16, weights=str(last.folder / "state.pt")),
+        sample_shape=(1, 16, 16),
     )
     for name, value in network.state_dict().items():
         assert torch.equal(value, last.average[name])
