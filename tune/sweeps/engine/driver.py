@@ -62,6 +62,8 @@ class Driver:
     _deaths: dict[int, int] = field(default_factory=dict)
     _has_no_more: bool = False
     _shown: float = 0.0
+    _asked: int = 0
+    """trials of several workers that the autoscaler was last asked to hold"""
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         # Tune pickles what it runs with, to restore an experiment from; a sweep is restored from its folder.
@@ -100,8 +102,8 @@ class Driver:
     def is_full(self) -> bool:
         """Whether as many trials are under way as may be.
 
-        One more is handed out than the cluster holds now: its placement group asks the autoscaler. Not so where trials have
-        several workers, and take nothing themselves, nor where a search that looks at trials has one place alone.
+        One more is handed out than the cluster holds now: its placement group asks the autoscaler. Trials of several workers
+        take nothing themselves, so `look` asks for them. A search that looks at trials hands out none where one place is all.
         """
         if isinstance(self.config.scheduler, HyperBand | Population):
             return False
@@ -200,8 +202,31 @@ class Driver:
         if now - self._shown >= _SHOW_EVERY_S:
             self._shown = now
             self.clock.see(float(ray.cluster_resources().get("CPU", 0.0)))
+            self._ask_autoscaler()
             since = {number: self.under_way[number].since for number in self._running}
             self.show(stand(self.plan, since, self.judge.reports, self.config.value_name, self.clock.started))
+
+    def _ask_autoscaler(self, *, is_over: bool = False) -> None:
+        """Ask for a cluster that holds one more trial of several workers than run now, while there are more to start.
+
+        A cluster without an autoscaler takes no notice. The request holds until the next one.
+        """
+        base = self.config.trial_base()
+        if not base.uses_ray or isinstance(self.config.scheduler, HyperBand | Population):
+            return
+        num_more = 0 if self.is_finished or 0 < self.config.concurrency <= len(self.under_way) else 1
+        num_trials = 0 if is_over else len(self.under_way) + num_more
+        if num_trials != self._asked:
+            from ray.autoscaler.sdk import request_resources
+
+            worker = {"CPU": base.workers.cpus} | ({"GPU": 1} if self.config.resources.gpus else {})
+            miners = [{"CPU": base.mining.cpus}] * base.mining.actors if base.mining.is_beside else []
+            request_resources(bundles=([worker] * base.workers.num + miners) * num_trials)
+            self._asked = num_trials
+
+    def release(self) -> None:
+        """Ask the autoscaler for nothing more."""
+        self._ask_autoscaler(is_over=True)
 
     def close(self) -> None:
         """Write down as stopped what was under way when the minutes were used up, and forget trials that never started."""

@@ -66,6 +66,8 @@ def fit(driver: Driver) -> raytune.ResultGrid:
             if (own := _own_error(error)) is not None:
                 raise own from error
             raise
+        finally:
+            driver.release()
     driver.close()
     return grid
 
