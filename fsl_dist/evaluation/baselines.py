@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fsl_dist.config import RunConfig
 from fsl_dist.data.loader import FeatureSource, describe_samples
 from fsl_dist.errors import RequestError
-from fsl_dist.evaluation.lmnn import fit_lmnn, target_scale
+from fsl_dist.heads.lmnn import fit_lmnn, target_scale
 from fsl_dist.metrics.knn import score_knn
 from fsl_dist.training.splits import split_run
 from index import open_index

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.optimize import approx_fprime
 
 from fsl_dist.errors import RequestError
-from fsl_dist.evaluation import lmnn
+from fsl_dist.heads import lmnn
 
 
 def draw(seed, num, num_classes, dim=3):

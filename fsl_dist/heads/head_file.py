@@ -1,0 +1,57 @@
+"""RUN/head.json: the head that a run predicts with."""
+
+import json
+import math
+from pathlib import Path
+
+from fsl_dist.errors import ConfigError
+from fsl_dist.heads.config import HeadConfig
+from index.base.files import exists, write_atomic
+from index.base.settings import dump, validate
+
+HEAD_FILE = "head.json"
+"""in a run's folder"""
+
+_MAX_BYTES = 1 << 16
+
+
+def write_head(run: Path, config: HeadConfig) -> None:
+    """Write a run's head into its folder, in one step."""
+    write_atomic(run / HEAD_FILE, (json.dumps(dump(config), indent=2) + "\n").encode())
+
+
+def read_head(run: Path) -> HeadConfig | None:
+    """A run's head; None where its folder has no head.json.
+
+    Raises ConfigError for a file that is damaged, or names a setting that is unknown or breaks a rule.
+    """
+    path = run / HEAD_FILE
+    if not exists(path):
+        return None
+    try:
+        data = path.read_bytes()
+        if len(data) > _MAX_BYTES:
+            raise ValueError(f"it has {len(data)} bytes")
+        found = json.loads(data, object_pairs_hook=_without_repeats, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"{path} is damaged: {error} (remove it to predict without a head, or choose the head again)"
+        ) from None
+    if not isinstance(found, dict):
+        raise ConfigError(
+            f"{path} must hold an object with the head's settings; it holds a {type(found).__name__}"
+        )
+    return validate(HeadConfig, found, str(path))
+
+
+def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is repeated")
+    return found
+
+
+def _refuse_constant(text: str) -> float:
+    raise ValueError(
+        f"{text} is no number ({math.nan} has no place in it)" if text == "NaN" else f"{text} is no number"
+    )
