@@ -11,6 +11,7 @@ from cluster.commands.catalogue import adopt, resplit
 from cluster.commands.data import inspect, pack
 from cluster.commands.explain import explain
 from cluster.commands.export import export
+from cluster.commands.head import add_class, choose_head, remove_class
 from cluster.commands.index import index_group
 from cluster.commands.job import job
 from cluster.commands.messages import in_options, innermost
@@ -49,7 +50,10 @@ for verb in (
     train,
     embed,
     evaluate,
+    choose_head,
     predict,
+    add_class,
+    remove_class,
     explain,
     export,
     baseline,

@@ -1,7 +1,7 @@
-"""From image files to classes: the nearest prototypes of a PCN run, the neighbours' vote of any other.
+"""From image files to classes: by the run's head where it has one, else by the prototypes of a PCN run or the neighbours' vote.
 
-Novel classes come from folders of support images, by one forward pass. What is known of the base classes is made from
-the run's training images when first needed and kept under RUN/evaluation.
+Novel classes come from folders of support images, by one forward pass, or were added to the run. What is known of the base classes is
+made from the run's training images when first needed and kept under RUN/evaluation.
 """
 
 import dataclasses
@@ -22,6 +22,10 @@ from fsl_dist.data.images import IMAGE_SUFFIXES
 from fsl_dist.data.names.readings import read_text
 from fsl_dist.errors import RequestError
 from fsl_dist.evaluation.protocols import open_selection
+from fsl_dist.evaluation.run_head import open_head
+from fsl_dist.heads.added_classes import AddedClass, read_classes
+from fsl_dist.heads.fitting import Embedded, Head
+from fsl_dist.heads.joining import BaseMeans, join_novel
 from fsl_dist.image_files import FailedImage, ImageFiles, ImageLike, NamedImage, name_images
 from fsl_dist.methods.prototypes import Prototypes, fit_prototypes, join
 from fsl_dist.metrics.few_shot_knn import find_nearest, join_nearest, rank_classes
@@ -43,9 +47,9 @@ class ScoredClass:
 
     name: str
     score: float
-    """pcn: probability; others: share of the votes; 0 … 1"""
+    """of a head: calibrated probability; else of pcn: probability, of others: share of the votes; 0 … 1"""
     is_novel: bool
-    """known from the support folder alone"""
+    """known from the support folder alone, or added without training"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,8 @@ class PredictionReport(Sequence[Prediction]):
     """one an image that could be read, in the order asked for"""
     failed: list[FailedImage]
     """images asked for, and support images, that could not"""
+    head: str = ""
+    """the head that predicted, such as `logistic c=0.1`; empty where the run has none"""
 
     @overload
     def __getitem__(self, position: int) -> Prediction: ...
@@ -97,9 +103,10 @@ def predict(
 ) -> PredictionReport:
     """The `k` best classes of each image, by a run's best checkpoint.
 
-    Images are decoded and transformed as in an evaluation. `support` holds the images of each novel class. A run of
-    pcn scores by the softmax of its prototypes' class scores at the training temperature (PCN Eq. 1), novel classes with
-    `novel_clusters` prototypes; any other by the share of votes among the K_p nearest of training and support images (K_p as
+    Images are decoded and transformed as in an evaluation. `support` holds the images of each novel class; classes that were added
+    to the run join them. A run with a head (RUN/head.json) scores by its calibrated probabilities, and novel classes join as in
+    `heads.joining`. Any other run of pcn scores by the softmax of its prototypes' class scores at the training temperature (PCN Eq. 1), novel classes with
+    `novel_clusters` prototypes; any other method by the share of votes among the K_p nearest of training and support images (K_p as
     in the run's validation), classes without a vote following by their nearest member.
 
     Raises RequestError for a run on feature vectors, and for support without usable classes or with one of the run's training
@@ -121,30 +128,117 @@ def predict(
             f"{_place(support)}: class '{known[0]}' is one the run was trained on, {len(known)} classes in all; "
             "a novel class must be new (leave these classes out)"
         )
+    again = [one.name for one in open_added(trained) if one.name in novel]
+    if again:
+        raise RequestError(
+            f"{_place(support)}: class '{again[0]}' was added to {trained.run} already (leave it out, or "
+            f"remove_class('{again[0]}') first)"
+        )
     with ImageFiles(trained.embedder, config, trained.catalogue) as files:
         support_vectors, usable = files.embed([image for of_class in novel.values() for image in of_class])
-        labels = np.repeat(
-            np.arange(len(names), len(names) + len(novel)), [len(of_class) for of_class in novel.values()]
-        )[usable]
+        numbers = np.repeat(np.arange(len(novel)), [len(of_class) for of_class in novel.values()])[usable]
         for number, name in enumerate(novel):
-            if len(names) + number not in labels:
+            if number not in numbers:
                 raise RequestError(f"{_place(support)}: no image of class '{name}' can be read")
         vectors, found = files.embed(asked)
         failed = files.failed
-    all_names = [*names, *novel]
-    score = _score_by_prototypes if config.method.traits.prototypes else _score_by_neighbours
-    order, scores = score(trained, vectors, support_vectors, labels)
+    ranked = rank(
+        trained, vectors, {name: support_vectors[numbers == number] for number, name in enumerate(novel)}
+    )
     predictions = [
-        Prediction(
-            asked[row].name,
-            [
-                ScoredClass(all_names[label], float(value), label >= len(names))
-                for label, value in zip(best[:k].tolist(), values[:k], strict=True)
-            ],
-        )
-        for row, best, values in zip(found.tolist(), order, scores, strict=True)
+        Prediction(asked[row].name, classes)
+        for row, classes in zip(found.tolist(), ranked.best(k), strict=True)
     ]
-    return PredictionReport(trained.run, predictions, failed)
+    return PredictionReport(trained.run, predictions, failed, ranked.head)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """All classes of some images, best first."""
+
+    names: list[str]
+    """by label; those from `num_trained` on are novel"""
+    num_trained: int
+    labels: NDArray[np.int64]
+    """int64 [n, C]: best first"""
+    scores: NDArray[np.float64]
+    """float64 [n, C]"""
+    head: str
+    """the head's name; empty where the run has none"""
+
+    def best(self, k: int) -> list[list[ScoredClass]]:
+        """The `k` best classes of each image."""
+        return [
+            [
+                ScoredClass(self.names[label], float(value), label >= self.num_trained)
+                for label, value in zip(labels[:k].tolist(), values[:k], strict=True)
+            ]
+            for labels, values in zip(self.labels, self.scores, strict=True)
+        ]
+
+
+def rank(
+    trained: TrainedRun, vectors: NDArray[np.float32], novel: Mapping[str, NDArray[np.float32]]
+) -> Ranked:
+    """Rank all classes of a run, those added to it, and `novel` ones for images.
+
+    Args:
+        trained: the run.
+        vectors: float32 [n, dim], embeddings of the images.
+        novel: by name the embeddings of each novel class's images, float32 [n_c, dim].
+
+    Returns:
+        Scores as `predict` says.
+    """
+    trained_names = trained.catalogue.class_names
+    known = {one.name: one.vectors for one in open_added(trained)} | dict(novel)
+    labels = len(trained_names) + np.repeat(np.arange(len(known)), [len(images) for images in known.values()])
+    support = np.concatenate([np.empty((0, trained.embedder.dim), np.float32), *known.values()])
+    opened = open_head(trained)
+    if opened is not None:
+        order, scores = _score_by_head(trained, opened, vectors, support, labels)
+    elif trained.config.method.traits.prototypes:
+        order, scores = _score_by_prototypes(trained, vectors, support, labels)
+    else:
+        order, scores = _score_by_neighbours(trained, vectors, support, labels)
+    head = "" if opened is None else opened[0].config.name
+    return Ranked([*trained_names, *known], len(trained_names), order, scores, head)
+
+
+def open_added(trained: TrainedRun) -> list[AddedClass]:
+    """The classes that were added to a run.
+
+    Raises RequestError where another network embedded one, or the run has now been trained on a class of its name.
+    """
+    added = read_classes(Path(trained.run))
+    for one in added:
+        if one.parameters != trained.parameters:
+            raise RequestError(
+                f"class '{one.name}' was added to {trained.run} at the checkpoint {one.parameters}; its best checkpoint is now "
+                f"{trained.parameters} (remove_class('{one.name}') and add it again)"
+            )
+    return added
+
+
+def _score_by_head(
+    trained: TrainedRun,
+    opened: tuple[Head, Embedded],
+    vectors: NDArray[np.float32],
+    support: NDArray[np.float32],
+    support_labels: NDArray[np.int64],
+) -> "Ranking":
+    head, train = opened
+    logits = trained.embedder.classify(vectors) if head.config.kind == "softmax" else None
+    novel = np.unique(support_labels)
+    labels = np.concatenate([head.classes, novel])
+    if len(novel):
+        base = BaseMeans.fit(train, head.classes)
+        images = [support[support_labels == label] for label in novel]
+        probabilities = join_novel(head, base, images, vectors, logits)
+    else:
+        probabilities = head.probabilities(vectors, logits)
+    order = np.argsort(-probabilities, axis=1, kind="stable")
+    return labels[order], np.take_along_axis(probabilities, order, axis=1)
 
 
 def _list_support(support: Support | None) -> dict[str, list[NamedImage]]:

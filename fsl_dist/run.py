@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from index.base.settings import parse_overrides, to_overrides, validate
 
 if TYPE_CHECKING:
     from fsl_dist.evaluation.report import EvaluationReport
+    from fsl_dist.heads import AddedClass, Choice, HeadConfig
     from fsl_dist.image_files import ImageLike
     from fsl_dist.plots.explaining import ExplainReport
     from fsl_dist.predicting import PredictionReport, Support
@@ -78,6 +79,7 @@ class Run:
             ["network", self.config.backbone.name],
             ["epochs", progress.epoch if progress else 0],
             ["validation", "none" if self.best is None else self._describe_best(progress)],
+            ["head", self.head.name if self.head else "none"],
         ]
         return html_table(["run", with_addresses(str(self.dir))], rows)
 
@@ -121,6 +123,72 @@ class Run:
 
         return open_trained(self.dir)
 
+    @property
+    def head(self) -> "HeadConfig | None":
+        """The head that it predicts with; None where none was chosen."""
+        from fsl_dist.heads.head_file import read_head
+
+        return read_head(self.dir)
+
+    def choose_head(self, metric: Literal["mcr", "acc"] = "mcr") -> "Choice":
+        """Score all heads on the validation images and keep the best in its folder (head.json), which `predict` then uses.
+
+        Args:
+            metric: what the best head is best in: mean class recall or accuracy.
+
+        Returns:
+            All heads with their scores, and which is best.
+
+        Raises:
+            RequestError: there are no validation images of classes that were trained on.
+        """
+        from fsl_dist.evaluation.run_head import choose_run_head
+
+        return choose_run_head(self.trained, metric)
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes that it was trained on, then of those that were added."""
+        from fsl_dist.adding import class_names_of
+        from fsl_dist.heads.added_classes import read_classes
+
+        return [*class_names_of(self.trained), *(added.name for added in read_classes(self.dir))]
+
+    def add_class(self, name: str, images: "Sequence[ImageLike]") -> "AddedClass":
+        """Add a class by a few images, without training; it is kept in the run's folder and joins every prediction.
+
+        Args:
+            name: of the class.
+            images: at least one: paths, PIL images and uint8 arrays [H, W], [H, W, 1] or [H, W, 3].
+
+        Returns:
+            What was added, with embeddings.
+
+        Raises:
+            RequestError: the run has a class of that name, there is no image, or it was trained on feature vectors.
+            DataError: an image cannot be read; nothing is added.
+        """
+        from fsl_dist.adding import add_from_images
+
+        return add_from_images(self.trained, name, images)
+
+    def remove_class(self, name: str) -> list[str]:
+        """Remove a class that was added; it may be added again.
+
+        Args:
+            name: of the class.
+
+        Returns:
+            The classes that are left.
+
+        Raises:
+            RequestError: no class of that name was added.
+        """
+        from fsl_dist.heads.added_classes import remove_class
+
+        remove_class(self.dir, name)
+        return self.classes
+
     def evaluate(
         self,
         protocol: str | None = None,
@@ -131,7 +199,7 @@ class Run:
         """Score it on its data set. Embeddings are kept in its folder, so that scoring again embeds nothing.
 
         Args:
-            protocol: one of knn, prototypes, softmax, retrieval, maps, kmeans, spectral, few_shot_knn, fine_tune; by default
+            protocol: one of knn, prototypes, softmax, retrieval, maps, kmeans, spectral, few_shot_knn, fine_tune, head; by default
                 those of the method.
             index: of the training images, built by `build_index`, to search in place of one that is made here.
             settings: `evaluation.*` keys that take precedence over the run's.
@@ -213,8 +281,8 @@ class Run:
             k: classes for each image, best first.
 
         Returns:
-            One prediction for each image that could be read, with probabilities (pcn) or shares of the nearest training
-            images' votes; the others are in `failed`.
+            One prediction for each image that could be read; the others are in `failed`. Scores are calibrated probabilities of
+            `head`; without one, probabilities (pcn) or shares of the nearest training images' votes.
 
         Raises:
             RequestError: the run was trained on feature vectors, or `support` has no usable class, or one of training.
@@ -227,6 +295,8 @@ class Run:
         self, images: "Sequence[ImageLike]", *, out: PathLike | None = None, k: int = 5, maps: bool = True
     ) -> "ExplainReport":
         """Show why: the training images nearest to each image, their vote, and where each distance comes from (CHAI).
+
+        With a head or added classes, an explanation also has their answer, and says where the vote differs.
 
         Args:
             images: paths, PIL images and uint8 arrays [H, W], [H, W, 1] or [H, W, 3].

@@ -54,6 +54,9 @@ def _describe(report: "ExplainReport") -> str:
         k = len(explanation.neighbours)
         said = ", ".join(f"{vote.name} {vote.count} of {k}" for vote in explanation.votes)
         lines.append(f"{explanation.image}: {said}")
+        if explanation.answer is not None:
+            disputed = "; the vote disagrees" if explanation.is_disputed else ""
+            lines.append(f"  answer: {explanation.answer.name} {explanation.answer.score:.4f}{disputed}")
         for neighbour in explanation.neighbours:
             group = f"  ({neighbour.group})" if neighbour.group else ""
             measure = "" if neighbour.measure == "distance" else f"{neighbour.measure} "

@@ -34,7 +34,9 @@ def in_options(message: str, root: click.Command, command: click.Command) -> str
         for option in one.params
         if isinstance(option, click.Option) and option.name and ("_" in option.name or one is command)
     }
-    message = _rewrite_calls(message, commands, {path.split()[-1]: path for path in commands if path})
+    message = _rewrite_calls(
+        message, commands, {path.split()[-1].replace("-", ""): path for path in commands if path}
+    )
     return _rewrite_options(message, options)
 
 

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 def predict(run: Path, images: tuple[Path, ...], support: Path | None, k: int, as_json: bool) -> None:
     """Name the best classes of each IMAGE with their scores, by the best checkpoint of RUN.
 
-    Scores are probabilities (pcn), or shares of the nearest training images' votes (other methods). Class
-    folders in DIR become novel classes in addition to those of training, without any training. An image that cannot
-    be read is named and left out: exit 1.
+    Scores are calibrated probabilities of the run's head (`choose-head`); without one, probabilities (pcn) or shares of
+    the nearest training images' votes (other methods). Class folders in DIR become novel classes in addition to those of
+    training, without any training; so are those of `add-class`. An image that cannot be read is named and left out: exit 1.
 
     \b
     Example:
@@ -42,7 +42,7 @@ def predict(run: Path, images: tuple[Path, ...], support: Path | None, k: int, a
 
 
 def _describe(report: "PredictionReport") -> str:
-    lines = []
+    lines = [f"head: {report.head}"] if report.head else []
     for prediction in report.predictions:
         lines.append(prediction.image)
         for scored in prediction.classes:

@@ -110,7 +110,7 @@ def embed(run: Path, dataset: Path, out: Path | None, as_json: bool) -> None:
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "--protocol",
-    help="knn, prototypes, softmax, retrieval, maps, kmeans, spectral, few_shot_knn or fine_tune, or a metric of another "
+    help="knn, prototypes, softmax, retrieval, maps, kmeans, spectral, few_shot_knn, fine_tune or head, or a metric of another "
     "distribution. The default depends on the method.",
 )
 @click.option(

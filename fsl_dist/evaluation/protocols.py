@@ -70,6 +70,8 @@ def score(
             return _score_few_shot_knn(trained, config, splits)
         case "fine_tune":
             return _score_fine_tune(trained, config, splits)
+        case "head":
+            return _score_head(trained, splits)
         case "kmeans" | "spectral":
             return _score_clusters(name, trained, config, splits)
         case _:
@@ -246,6 +248,18 @@ def _score_fine_tune(
         raise other_method("fine_tune", "cross_entropy", config)
     novel = require_novel("fine_tune", config, splits)
     return evaluate_fine_tune(trained, config, splits, novel)
+
+
+def _score_head(trained: TrainedRun, splits: RunSplits) -> dict[str, float | Repeated]:
+    """`head/acc`, `head/mcr`, `head/ece`: the head of RUN/head.json, fitted to all training images."""
+    from fsl_dist.evaluation.run_head import score_run_head  # which opens selections by this module
+
+    if splits.query is None:
+        raise RequestError(
+            f"data.dataset={trained.config.data.dataset} has no test and no val split to classify"
+        )
+    score = score_run_head(trained, splits.query_split, splits.query)
+    return {"head/acc": score.acc, "head/mcr": score.mcr, "head/ece": score.ece}
 
 
 def _score_clusters(

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from index.base.lazy import public_names
 
 if TYPE_CHECKING:
+    from fsl_dist.heads.added_classes import AddedClass as AddedClass
     from fsl_dist.heads.calibrating import calibrate as calibrate
     from fsl_dist.heads.choosing import Choice as Choice
     from fsl_dist.heads.choosing import candidate_heads as candidate_heads
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from fsl_dist.heads.fitting import fit_head as fit_head
     from fsl_dist.heads.head_file import read_head as read_head
     from fsl_dist.heads.head_file import write_head as write_head
+    from fsl_dist.heads.joining import BaseMeans as BaseMeans
+    from fsl_dist.heads.joining import calibrate_novel as calibrate_novel
+    from fsl_dist.heads.joining import join_novel as join_novel
     from fsl_dist.heads.scoring import Comparison as Comparison
     from fsl_dist.heads.scoring import HeadScore as HeadScore
     from fsl_dist.heads.scoring import compare as compare

@@ -13,8 +13,11 @@ from fsl_dist.errors import RequestError
 from fsl_dist.heads.calibrating import temperature_of
 from fsl_dist.heads.config import HeadConfig
 from fsl_dist.heads.fitting import Embedded, Head, Neighbours, fit_head, to_probabilities, vote_scores
+from fsl_dist.heads.joining import calibrate_novel
 from fsl_dist.heads.scoring import HeadScore, Metric, compare, score_probabilities
 from fsl_dist.metrics.few_shot_knn import Nearest
+from fsl_dist.notebook import html_table
+from index.base.settings import dump
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +63,43 @@ class Choice:
         """Of the best head."""
         return self.candidates[self.best].config
 
+    def _repr_html_(self) -> str:
+        rows = [
+            [
+                one.config.name,
+                f"{one.score.acc:.4f}",
+                f"{one.score.mcr:.4f}",
+                f"{one.score.mcr_interval[0]:.4f} to {one.score.mcr_interval[1]:.4f}",
+                f"{one.score.ece:.4f}",
+                "best" if place == self.best else "equal" if place in self.equal else "",
+            ]
+            for place, one in enumerate(self.candidates)
+        ]
+        return html_table(["head", "acc", "mcr", "95 % of mcr", "ece", ""], rows)
+
+    def to_json(self) -> dict:
+        """The choice as plain values, without predictions."""
+        return {
+            "head": dump(self.config),
+            "n": self.candidates[self.best].score.n,
+            "candidates": [
+                {
+                    "name": one.config.name,
+                    "head": dump(one.config),
+                    "acc": one.score.acc,
+                    "mcr": one.score.mcr,
+                    "acc_interval": list(one.score.acc_interval),
+                    "mcr_interval": list(one.score.mcr_interval),
+                    "ece": one.score.ece,
+                    "ece_before": one.ece_before,
+                    "seconds": one.seconds,
+                    "is_best": place == self.best,
+                    "is_equal": place in self.equal,
+                }
+                for place, one in enumerate(self.candidates)
+            ],
+        }
+
 
 def candidate_heads(train: Embedded) -> list[HeadConfig]:
     """The heads that training images can serve, cheapest first.
@@ -102,7 +142,7 @@ def score_heads(
     """Fit heads to `train`, calibrate them on `part` and score them there; kNN heads of one metric share a search.
 
     Args:
-        configs: heads; their temperatures are replaced.
+        configs: heads; their two temperatures are replaced.
         train: training images, without those of `part`.
         part: validation images, at least one.
         classes: int64 [C], ascending, of all labels of `train`.
@@ -112,7 +152,10 @@ def score_heads(
         One candidate for each head that the images can serve; the log names the others and why.
     """
     searches: dict[tuple[str, str, int], tuple[Neighbours, Nearest]] = {}
-    found = []
+    found: list[Candidate] = []
+    if not configs:
+        return found
+    joined = calibrate_novel(configs[0], train, part, classes)
     for config in configs:
         started = time.perf_counter()
         try:
@@ -134,7 +177,9 @@ def score_heads(
         before = score_probabilities(to_probabilities(scores, 1.0), classes, part, seed=seed)
         temperature = temperature_of(head, scores, part)
         score = score_probabilities(to_probabilities(scores, temperature), classes, part, seed=seed)
-        calibrated = dataclasses.replace(config, temperature=temperature)
+        calibrated = dataclasses.replace(
+            config, temperature=temperature, novel_temperature=joined.novel_temperature
+        )
         found.append(Candidate(calibrated, score, before.ece, time.perf_counter() - started))
     return found
 

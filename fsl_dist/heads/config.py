@@ -17,7 +17,7 @@ _READ_BY: dict[str, tuple[str, ...]] = {
     "logistic": ("c", "is_balanced"),
     "lmnn": ("k_p", "pca"),
 }
-"""the settings of each kind; all kinds have a temperature"""
+"""the settings of each kind; all kinds have temperatures"""
 
 
 @settings("head")
@@ -43,9 +43,11 @@ class HeadConfig:
     """lmnn: principal components that the map is fitted in, at most as many as there are"""
     temperature: Annotated[float, Field(gt=0.0)] = 1.0
     """divides the head's class scores before the softmax; calibrated on validation images"""
+    novel_temperature: Annotated[float, Field(gt=0.0)] = 1.0
+    """divides the scores of class means where classes are added without training; calibrated on validation images"""
 
     def __post_init__(self) -> None:
-        used = (*_READ_BY[self.kind], "kind", "temperature")
+        used = (*_READ_BY[self.kind], "kind", "temperature", "novel_temperature")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name not in used and value != field.default:

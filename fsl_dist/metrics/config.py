@@ -20,6 +20,7 @@ PROTOCOLS = (
     "spectral",
     "few_shot_knn",
     "fine_tune",
+    "head",
 )
 """what a run can be scored by"""
 

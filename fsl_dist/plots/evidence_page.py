@@ -12,6 +12,7 @@ from PIL import Image
 from fsl_dist.evaluation.evidence import Evidence, Result, Vote
 from fsl_dist.plots.html_page import png_image, render_page
 from fsl_dist.plots.map_overlay import DIMMING, palette_steps, tint
+from fsl_dist.predicting import ScoredClass
 
 # Images up to this side are shown with their pixels as squares; larger ones are smoothed by the browser.
 _PIXELATED_SIDE = 64
@@ -36,15 +37,18 @@ class PageFacts:
     image_size: int
     has_maps: bool
     metric: str
+    head: str = ""
+    """what answers in place of the vote; empty where the vote is the answer"""
 
 
-def render_evidence(facts: PageFacts, named: Sequence[tuple[str, Evidence]]) -> str:
-    """A whole HTML page with a section an image; `named`: (name of the image, its evidence).
+def render_evidence(facts: PageFacts, named: Sequence[tuple[str, Evidence, ScoredClass | None]]) -> str:
+    """A whole HTML page with a section an image; `named`: (name of the image, its evidence, the answer where the vote is not it).
 
     It needs no script and no other file; its own content policy forbids loading anything.
     """
     sections = "\n".join(
-        _render_section(name, evidence, facts, number) for number, (name, evidence) in enumerate(named, 1)
+        _render_section(name, evidence, said, facts, number)
+        for number, (name, evidence, said) in enumerate(named, 1)
     )
     title = named[0][0] if len(named) == 1 else f"{len(named)} images"
     body = f"""<header>
@@ -81,13 +85,16 @@ def _render_facts(facts: PageFacts) -> str:
         ("Method", facts.method),
         ("Network", facts.backbone),
         ("Data set", facts.dataset),
+        *([("Head", facts.head)] if facts.head else []),
         ("Order", _ORDERS[facts.metric]),
         ("Shown", f"the {facts.image_size} × {facts.image_size} px that the network sees of each image"),
     ]
     return "\n".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in rows)
 
 
-def _render_section(name: str, evidence: Evidence, facts: PageFacts, number: int) -> str:
+def _render_section(
+    name: str, evidence: Evidence, said: ScoredClass | None, facts: PageFacts, number: int
+) -> str:
     votes, k = evidence.votes, len(evidence.results)
     answer = votes[0]
     cards = "\n".join(
@@ -99,7 +106,7 @@ def _render_section(name: str, evidence: Evidence, facts: PageFacts, number: int
 <figure class="query">{_image(evidence.pixels, f"the image {name}")}</figure>
 <div>
 <h2 id="image-{number}">{escape(name)}</h2>
-<p class="verdict"><strong>{escape(answer.name)}</strong> by {answer.count} of {k} votes</p>
+{_render_verdict(answer, said, k, facts)}
 <ul class="votes">
 {bars}
 </ul>
@@ -111,6 +118,22 @@ def _render_section(name: str, evidence: Evidence, facts: PageFacts, number: int
 {cards}
 </ol>
 </section>"""
+
+
+def _render_verdict(vote: Vote, said: ScoredClass | None, k: int, facts: PageFacts) -> str:
+    """The answer, and whether the nearest training images agree with it."""
+    if said is None:
+        return f'<p class="verdict"><strong>{escape(vote.name)}</strong> by {vote.count} of {k} votes</p>'
+    by = f"head {facts.head}" if facts.head else "training and added classes"
+    measure = f"probability {said.score * 100:.0f} %" if facts.head else f"score {said.score * 100:.0f} %"
+    lines = f'<p class="verdict"><strong>{escape(said.name)}</strong>, {measure} ({escape(by)})</p>'
+    if said.name == vote.name:
+        return f'{lines}\n<p class="note">The nearest training images agree: {vote.count} of {k} votes.</p>'
+    why = " That class was added without training, so no training image shows it." if said.is_novel else ""
+    return (
+        f'{lines}\n<p class="note disputed">The nearest training images disagree: {vote.count} of {k} vote for '
+        f"{escape(vote.name)}.{why}</p>"
+    )
 
 
 def _render_vote(vote: Vote, k: int, is_answer: bool) -> str:
@@ -187,6 +210,7 @@ header > p { color: var(--muted); max-width: 44rem; }
 .scale { display: flex; align-items: center; gap: .6rem; margin: .35rem 0; font-size: .875rem; color: var(--muted); }
 .ramp { width: 12rem; height: .8rem; border-radius: .4rem; background: linear-gradient(90deg, RAMP), var(--under); }
 .note { font-size: .875rem; color: var(--muted); }
+.disputed { border-left: 4px solid var(--quiet); padding-left: .6rem; margin-bottom: .6rem; color: inherit; }
 section { margin-top: 2rem; padding-top: 1.5rem; border-top: 1px solid var(--line); }
 .top { display: grid; grid-template-columns: 16rem 1fr; gap: 1.5rem; align-items: start; }
 .verdict { font-size: 1.35rem; line-height: 1.3; margin: .15rem 0 1rem; }

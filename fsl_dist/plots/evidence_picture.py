@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from fsl_dist.evaluation.evidence import Evidence, Result
 from fsl_dist.plots.map_overlay import overlay
 from fsl_dist.plots.picture_files import fit_text
+from fsl_dist.predicting import ScoredClass
 
 INK, MUTED, GRID, PAPER = (40, 40, 40), (105, 105, 105), (215, 215, 215), (255, 255, 255)
 AGREES, DIFFERS = (0, 114, 178), (230, 159, 0)
@@ -16,8 +17,11 @@ TILE, GAP, EDGE, LINE = 144, 16, 16, 18
 _FRAME = 4
 
 
-def draw_evidence(name: str, evidence: Evidence) -> Image.Image:
-    """One row: the image, then its results with label, group and distance; below each its RAM, and the QAM of the image."""
+def draw_evidence(name: str, evidence: Evidence, answer: ScoredClass | None = None) -> Image.Image:
+    """One row: the image, then its results with label, group and distance; below each its RAM, and the QAM of the image.
+
+    answer: what is answered, where the vote is not the answer.
+    """
     results, votes = evidence.results, evidence.votes
     has_maps = results[0].query_map is not None
     width = 2 * EDGE + (1 + len(results)) * (TILE + GAP) - GAP
@@ -27,6 +31,8 @@ def draw_evidence(name: str, evidence: Evidence) -> Image.Image:
     draw = ImageDraw.Draw(sheet)
     said = ", ".join(f"{vote.name} {vote.count} of {len(results)}" for vote in votes)
     write(draw, name, EDGE, EDGE, width - 2 * EDGE, size=16)
+    if answer is not None:
+        said = f"{said}; answer: {answer.name} {answer.score:.2f}"
     write(draw, f"vote: {said}", EDGE, EDGE + LINE + 4, width - 2 * EDGE)
     top = EDGE + head
     paste(sheet, evidence.pixels, EDGE, top + _FRAME)

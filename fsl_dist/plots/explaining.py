@@ -12,11 +12,13 @@ from typing import overload
 from fsl_dist.errors import RequestError
 from fsl_dist.evaluation.evidence import Evidence, Vote, gather_evidence
 from fsl_dist.evaluation.protocols import open_selection
+from fsl_dist.heads.head_file import read_head
 from fsl_dist.image_files import FailedImage, ImageFiles, ImageLike, name_images
 from fsl_dist.notebook import html_frame
 from fsl_dist.plots.evidence_page import PageFacts, render_evidence
 from fsl_dist.plots.evidence_picture import draw_evidence
 from fsl_dist.plots.picture_files import write_picture
+from fsl_dist.predicting import ScoredClass, open_added, rank
 from fsl_dist.training.splits import split_run
 from fsl_dist.training.trained import TrainedRun
 from index.base.files import write_atomic
@@ -56,10 +58,17 @@ class Explanation:
     """nearest first"""
     evidence: Evidence = field(repr=False)
     """the same with pixels and activation maps as arrays"""
+    answer: ScoredClass | None = None
+    """what `predict` answers; None where the run has neither a head nor added classes, and the vote is the answer"""
+
+    @property
+    def is_disputed(self) -> bool:
+        """Whether the vote of the nearest training images is for another class than the answer."""
+        return self.answer is not None and self.answer.name != self.votes[0].name
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
-        draw_evidence(Path(self.image).name, self.evidence).save(buffer, "PNG")
+        draw_evidence(Path(self.image).name, self.evidence, self.answer).save(buffer, "PNG")
         return buffer.getvalue()
 
 
@@ -100,6 +109,7 @@ class ExplainReport(Sequence[Explanation]):
                 {
                     "image": one.image,
                     "picture": one.picture,
+                    "answer": None if one.answer is None else dataclasses.asdict(one.answer),
                     "votes": [dataclasses.asdict(vote) for vote in one.votes],
                     "neighbours": [dataclasses.asdict(neighbour) for neighbour in one.neighbours],
                 }
@@ -136,32 +146,42 @@ def explain(
         )
     gallery = open_selection(trained, config, "gallery", split_run(trained.catalogue, config).gallery)
     found: list[tuple[str, Evidence]] = []
+    answers: list[ScoredClass | None] = []
+    has_answer = read_head(Path(trained.run)) is not None or bool(open_added(trained))
+    head = ""
     with ImageFiles(trained.embedder, config, trained.catalogue) as files:
         for rows, batch in files.batches(asked):
             some = gather_evidence(trained, config, gallery, batch, k, has_maps=maps)
             found += zip((asked[row].name for row in rows), some, strict=True)
+            if has_answer:
+                ranked = rank(trained, trained.embedder.embed_images(batch), {})
+                head, answers = ranked.head, answers + [best[0] for best in ranked.best(1)]
+            else:
+                answers += [None] * len(rows)
         failed = files.failed
     explanations = []
-    for (image, evidence), name in zip(found, _name_pictures([image for image, _ in found]), strict=True):
+    names = _name_pictures([image for image, _ in found])
+    for (image, evidence), name, answer in zip(found, names, answers, strict=True):
         picture = "" if out is None else str(out / name)
         if picture:
-            write_picture(draw_evidence(Path(image).name, evidence), Path(picture))
+            write_picture(draw_evidence(Path(image).name, evidence, answer), Path(picture))
         neighbours = [
             Neighbour(result.id, result.key, result.label, result.group, result.distance, result.measure)
             for result in evidence.results
         ]
-        explanations.append(Explanation(image, picture, evidence.votes, neighbours, evidence))
+        explanations.append(Explanation(image, picture, evidence.votes, neighbours, evidence, answer))
     page = html = ""
     if found:
-        facts = _describe(trained, gallery.num_vectors, gallery.metric, maps)
-        html = render_evidence(facts, [(Path(image).name, evidence) for image, evidence in found])
+        facts = _describe(trained, gallery.num_vectors, gallery.metric, maps, head)
+        named = [(Path(one.image).name, one.evidence, one.answer) for one in explanations]
+        html = render_evidence(facts, named)
         if out is not None:
             page = str(out / PAGE_FILE)
             write_atomic(Path(page), html.encode("utf-8"))
     return ExplainReport(trained.run, config.data.dataset, page, explanations, failed, html)
 
 
-def _describe(trained: TrainedRun, num_gallery: int, metric: str, has_maps: bool) -> PageFacts:
+def _describe(trained: TrainedRun, num_gallery: int, metric: str, has_maps: bool, head: str) -> PageFacts:
     config = trained.config
     return PageFacts(
         run=trained.run,
@@ -173,6 +193,7 @@ def _describe(trained: TrainedRun, num_gallery: int, metric: str, has_maps: bool
         image_size=config.data.image_size,
         has_maps=has_maps,
         metric=metric,
+        head=head,
     )
 
 
