@@ -182,7 +182,9 @@ def _score_softmax(trained: TrainedRun, config: RunConfig, splits: RunSplits) ->
         raise other_method("softmax", "cross_entropy", config)
     if splits.query is None:
         raise RequestError(f"data.dataset={config.data.dataset} has no test and no val split to classify")
-    vectors, labels = _queries(trained, config, splits)
+    index = open_selection(trained, config, splits.query_split, splits.query)
+    # As the network gives them: index.metric=cosine takes those of an index to length 1, which the classifier was not trained on.
+    vectors, labels = index.vectors(0, index.num_vectors, as_given=True), index.labels
     logits = trained.embedder.classify(vectors).astype(np.float64)
     predictions = splits.train.labels[logits.argmax(axis=1)]
     scores = knn_metrics(

@@ -26,7 +26,7 @@ TAUS = (0.0, 0.5, 1.0)
 CS = (0.001, 0.01, 0.1, 1.0)
 
 # n · dim · classes of one logistic regression, and training images of LMNN: what a core does in seconds.
-LOGISTIC_LIMIT = 10**9
+LOGISTIC_LIMIT = 5 * 10**8
 LMNN_LIMIT = 1000
 
 # Embeddings that are normalised have equal lengths up to float32's rounding; then both metrics have the same neighbours.
@@ -108,7 +108,7 @@ def candidate_heads(train: Embedded) -> list[HeadConfig]:
     - prototypes, plain and centred;
     - kNN by l2, and by cosine where embeddings differ in length and none is zero, with K_p of 1, 5, 10 and 20 up to the size of the
       largest class: above it no class could win all votes;
-    - logistic regression where n · dim · C is at most 10⁹, which a core fits in seconds; balanced where the classes differ in size;
+    - logistic regression where n · dim · C is at most 5 · 10⁸, which a core fits in seconds; balanced where the classes differ in size;
     - LMNN for at most 1,000 training images, since its cost grows with their square, where some class has two.
     """
     labels, counts = np.unique(train.labels, return_counts=True)

@@ -21,7 +21,7 @@ from index.config import Metric
 PROTOTYPE_SCALE = 20.0
 """multiplies a prototype's cosine before calibration"""
 
-_MAX_ITERATIONS = 200
+_MAX_ITERATIONS = 100
 
 
 @dataclass(frozen=True, slots=True, eq=False)

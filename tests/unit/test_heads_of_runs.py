@@ -139,6 +139,25 @@ def test_the_protocol_scores_the_head_on_the_test_images(runs):
         assert scores["head/mcr"] == pytest.approx(knn["knn/mcr@5"])
 
 
+def test_a_classifier_sees_embeddings_as_the_network_gives_them(base_novel, tmp_path):
+    """An index by cosine answers vectors of length 1."""
+    own = [*CROSS_ENTROPY, "index.metric=cosine", f"data.dataset={base_novel}", f"run.dir={tmp_path / 'run'}"]
+    train_run(load_config(None, [*SETTINGS, *own]))
+    with fsl_dist.open_run(tmp_path / "run") as run:
+        write_head(run.dir, HeadConfig(kind="softmax"))
+        splits = split_run(run.data, run.config)
+        test = embedded(run, splits.query)
+        right = splits.gallery.labels[test.logits.argmax(axis=1)] == test.labels
+        assert run.evaluate("softmax")["softmax/acc"] == pytest.approx(right.mean(), abs=0.02)
+        assert run.evaluate("head")["head/acc"] == run.evaluate("softmax")["softmax/acc"]
+        logits = run.trained.embedder.classify(run.embed(splits.query.ids))
+        head = open_head(run.trained)[0]
+        found = head.probabilities(test.vectors, logits)
+        np.testing.assert_allclose(
+            found, np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True), rtol=1e-3
+        )
+
+
 def test_a_head_that_does_not_fit_is_one_line(runs, images):
     with fsl_dist.open_run(runs / "frozen") as run:
         for text, part in (
