@@ -1,0 +1,184 @@
+"""Likely label errors: labels that a classifier which has not seen the image contradicts.
+
+Out-of-sample probabilities come from k folds on *frozen* features, since a network trained on the labels has memorised them. An
+image is listed where another class is `ODDS` times as probable as its label; confident learning (`metrics.confident_learning`)
+estimates how many labels are wrong.
+"""
+
+import csv
+import io
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fsl_dist.data.catalogue import Catalogue
+from fsl_dist.heads.config import HeadConfig
+from fsl_dist.heads.fitting import Embedded, fit_head
+from fsl_dist.metrics.confident_learning import confident_joint
+from fsl_dist.metrics.few_shot import positions_among
+from fsl_dist.seeding import generator
+from index.base.files import write_atomic
+
+ODDS = 20.0
+"""an image is listed where another class is so many times as probable as its label (benchmarks/label_errors.py)"""
+FOLDS = 5
+COLUMNS = ("key", "label", "suggested", "probability")
+"""of the file that `write_label_errors` writes"""
+
+_LOGISTIC = HeadConfig(kind="logistic", c=0.1)
+_KNN_VOTES = 10
+# Logistic regression takes up to 200 passes of 4 · n · dim · C operations; 2 · 10^10 a second on one core of 2023.
+_OPERATIONS, _PER_S = 800, 2e10
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OutOfSample:
+    """Probabilities of images by classifiers that have not seen them."""
+
+    probabilities: NDArray[np.float64]
+    """float64 [n, C]"""
+    is_judged: NDArray[np.bool_]
+    """bool [n]: False where the class has no images in other folds, so that its probability means nothing"""
+    head: HeadConfig
+    """what was fitted"""
+
+
+def deal_folds(labels: NDArray[np.int64], units: NDArray[np.int64], seed: int = 0) -> NDArray[np.int64]:
+    """A fold, 0 … `FOLDS` − 1, for each image: int64 [n]. A unit is never divided, a class is spread over the folds.
+
+    labels, units: int64 [n]; −1 is a unit of its own. Units are dealt in turn, class by class, in an order drawn from `seed`.
+    """
+    own = np.where(units >= 0, units, units.max(initial=-1) + 1 + np.arange(len(units)))
+    _, first, unit = np.unique(own, return_index=True, return_inverse=True)
+    turn = generator(seed, "label error folds").permutation(len(first))
+    order = np.lexsort((turn, labels[first]))
+    fold = np.empty(len(first), dtype=np.int64)
+    fold[order] = np.arange(len(first)) % FOLDS
+    return fold[unit]
+
+
+def predict_out_of_sample(
+    images: Embedded, classes: NDArray[np.int64], *, seconds: float | None = None, seed: int = 0
+) -> OutOfSample:
+    """Probabilities of each image by a head fitted on the other folds.
+
+    Logistic regression, or where it would take longer than `seconds` a vote of the nearest neighbours. Images of one group
+    (`images.groups`) are in one fold.
+
+    Args:
+        images: frozen embeddings, at least two images.
+        classes: int64 [C], ascending: columns of the result, all labels among them.
+        seconds: time limit, roughly kept; None: none.
+        seed: of the folds.
+    """
+    groups = np.full(len(images.labels), -1) if images.groups is None else images.groups
+    folds = deal_folds(images.labels, groups, seed)
+    num, dim = images.vectors.shape
+    logistic_s = FOLDS * _OPERATIONS * num * dim * len(classes) / _PER_S
+    config = _LOGISTIC
+    if len(np.unique(images.labels)) < 2 or (seconds is not None and logistic_s > seconds):
+        config = HeadConfig(kind="knn", metric="cosine", k_p=1)
+    probabilities = np.zeros((num, len(classes)))
+    is_judged = np.zeros(num, dtype=np.bool_)
+    started = time.monotonic()
+    for fold in range(FOLDS):
+        out, others = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
+        if not len(out) or not len(others):
+            continue
+        known = np.unique(images.labels[others])
+        if config.kind == "logistic" and len(known) < 2:
+            continue
+        if config.kind == "knn":
+            config = HeadConfig(kind="knn", metric="cosine", k_p=min(_KNN_VOTES, len(others)))
+        head = fit_head(config, images.rows(others), classes)
+        probabilities[out] = head.probabilities(images.vectors[out])
+        is_judged[out] = np.isin(images.labels[out], known)
+        used = time.monotonic() - started
+        if config.kind == "logistic" and seconds is not None and used / (fold + 1) * FOLDS > 2 * seconds:
+            return predict_out_of_sample(images, classes, seconds=0.0, seed=seed)
+    return OutOfSample(probabilities, is_judged, config)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Suspects:
+    """Images whose label is likely wrong, the likeliest first."""
+
+    rows: NDArray[np.int64]
+    """int64 [m]: positions among the images"""
+    suggested: NDArray[np.int64]
+    """int64 [m]: column of the most probable class"""
+    is_confident: NDArray[np.bool_]
+    """bool [m]: confident learning counts the image off the diagonal too"""
+    noise: float
+    """share of wrong labels by the confident joint; too high where the classifier confuses classes"""
+
+
+def find_suspects(
+    probabilities: NDArray[np.float64], labels: NDArray[np.int64], odds: float = ODDS
+) -> Suspects:
+    """Images whose label is contradicted, ranked by the odds of the most probable class against the label.
+
+    Args:
+        probabilities: float64 [n, C], out of sample.
+        labels: int64 [n], columns of `probabilities`.
+        odds: how many times as probable the other class must be.
+    """
+    own = probabilities[np.arange(len(labels)), labels]
+    best = probabilities.argmax(axis=1) if len(labels) else labels
+    top = probabilities.max(axis=1, initial=0.0)
+    is_listed = (best != labels) & (top >= odds * own)
+    joint = confident_joint(probabilities, labels)
+    rows = np.flatnonzero(is_listed)
+    ratio = top[rows] / np.maximum(own[rows], 1e-12)
+    rows = rows[np.lexsort((rows, -ratio))]
+    is_confident = (joint.true[rows] >= 0) & (joint.true[rows] != labels[rows])
+    return Suspects(rows, best[rows], is_confident, joint.noise)
+
+
+def columns_of(labels: NDArray[np.int64], classes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Column of each of `labels` (int64 [n]) among `classes` (int64 [C], ascending)."""
+    return positions_among(labels, classes)
+
+
+def write_label_errors(
+    path: Path,
+    catalogue: Catalogue,
+    ids: NDArray[np.int64],
+    suggested: NDArray[np.int64],
+    probability: NDArray[np.float64],
+) -> None:
+    """Write a table of *all* samples: `key`, `label`, `suggested`, `probability`; the suspects come first, in their order.
+
+    A sample that is no suspect has its own label as `suggested`. So `resplit(table=…, key_column="key", label_column="suggested")`
+    corrects the labels and leaves no sample out. Put a label back where you disagree before you do that.
+
+    Args:
+        path: a .csv file.
+        catalogue: the data set.
+        ids: int64 [m]: sample ids of the suspects.
+        suggested: int64 [m]: their suggested labels.
+        probability: float64 [samples], row = sample id: out-of-sample probability of what `suggested` says; NaN (an empty
+            cell) where a sample was not judged.
+    """
+    names, keys = catalogue.class_names, catalogue.keys(np.arange(catalogue.num_samples))
+    wanted = catalogue.labels.copy()
+    wanted[ids] = suggested
+    others = np.setdiff1d(np.arange(catalogue.num_samples), ids)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for sample in np.concatenate([ids, others]).tolist():
+        share = probability[sample]
+        writer.writerow(
+            [
+                keys[sample],
+                names[int(catalogue.labels[sample])],
+                names[int(wanted[sample])],
+                "" if np.isnan(share) else f"{share:.4f}",
+            ]
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, text.getvalue().encode("utf-8", "surrogateescape"))

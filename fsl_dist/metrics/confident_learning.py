@@ -1,0 +1,64 @@
+"""Confident learning: which labels are likely wrong, from out-of-sample probabilities.
+
+Northcutt, Jiang & Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels" (JAIR 2021). ỹ is the given label, y*
+the true one, p̂(ỹ = j; x) the out-of-sample probability of class j for image x.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fsl_dist.errors import TrainingError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ConfidentJoint:
+    """What the probabilities say about the labels."""
+
+    thresholds: NDArray[np.float64]
+    """float64 [C]: t_j, the mean probability of class j over the images that are labelled j (Eq. 2)"""
+    true: NDArray[np.int64]
+    """int64 [n]: the class that an image is confidently counted in, −1 where it reaches no threshold (Eq. 1)"""
+    counts: NDArray[np.int64]
+    """int64 [C, C]: images labelled i that are confidently of class j (Eq. 1, the confident joint)"""
+    joint: NDArray[np.float64]
+    """float64 [C, C]: estimated share of images that are labelled i and are of class j; sums to 1 (Eq. 3)"""
+
+    @property
+    def noise(self) -> float:
+        """Estimated share of wrong labels, 0 … 1."""
+        return float(1 - np.trace(self.joint))
+
+
+def confident_joint(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> ConfidentJoint:
+    """Count images by given and confidently true class.
+
+    Args:
+        probabilities: float64 [n, C]; each row from a classifier that has not seen that image.
+        labels: int64 [n]: the given class as a column of `probabilities`.
+
+    Returns:
+        The confident joint. A class without images has an infinite threshold: no image is counted in it.
+
+    Raises:
+        TrainingError: a probability is not finite.
+    """
+    if not np.isfinite(probabilities).all():
+        raise TrainingError("probabilities for confident learning are not finite")
+    num_images, num_classes = probabilities.shape
+    own = probabilities[np.arange(num_images), labels]
+    sizes = np.bincount(labels, minlength=num_classes)
+    sums = np.bincount(labels, weights=own, minlength=num_classes)
+    thresholds = np.where(sizes > 0, sums / np.maximum(sizes, 1), np.inf)
+    # Eq. 1: of the classes whose threshold is reached, the most probable one.
+    reached = np.where(probabilities >= thresholds, probabilities, -1.0)
+    true = np.where((reached >= 0).any(axis=1), reached.argmax(axis=1), -1).astype(np.int64)
+    counts = np.zeros((num_classes, num_classes), dtype=np.int64)
+    is_counted = true >= 0
+    np.add.at(counts, (labels[is_counted], true[is_counted]), 1)
+    # Eq. 3: rows are scaled to the number of images of each given label. A row without any count keeps its label.
+    rows = counts.sum(axis=1, keepdims=True)
+    shares = np.where(rows > 0, counts / np.maximum(rows, 1), np.eye(num_classes))
+    joint = shares * sizes[:, None]
+    return ConfidentJoint(thresholds, true, counts, joint / max(joint.sum(), 1))

@@ -1,0 +1,162 @@
+"""The head of the report: the answer in sentences, the table of candidates, and where the time went."""
+
+from html import escape
+
+from fsl_dist.plots.fit_report.inputs import Candidate, Difference, Interval, Overview, Score
+from fsl_dist.plots.fit_report.markup import Cell, Html, bullets, count, name, percent, table
+
+
+def describe_answer(overview: Overview) -> list[str]:
+    """The answer as plain sentences, the chosen candidate first."""
+    chosen = _find(overview, overview.chosen)
+    if chosen is None:
+        return ["No candidate could be scored."]
+    score, where = (chosen.test, "test") if chosen.test else (chosen.validation, "validation")
+    if score is None:
+        return [f"The choice is {_called(chosen)}; it was not scored."]
+    sentences = [
+        f"The best model is {_called(chosen)}: {percent(score.acc)} % accuracy{_between(score.acc_interval)} and "
+        f"{percent(score.mcr)} % mean class recall{_between(score.mcr_interval)} on {count(score.n, f'{where} image')}."
+    ]
+    if not chosen.is_frozen:
+        frozen = [one for one in overview.candidates if one.is_frozen and (one.test or one.validation)]
+        sentences += [
+            _against(overview, chosen, one, "The frozen network") for one in _best_first(frozen)[:1]
+        ]
+    elif len(overview.candidates) > 1:
+        sentences.append("No network that was trained within the budget was better on the validation images.")
+    others = [
+        one for one in overview.candidates if one.name != chosen.name and one.validation and not one.is_frozen
+    ]
+    sentences += [
+        _against(overview, chosen, one, f"The next best candidate, {one.name},")
+        for one in _best_first(others)[:1]
+    ]
+    return sentences
+
+
+def render_answer(overview: Overview) -> str:
+    """The first section, HTML."""
+    first, *more = describe_answer(overview)
+    parts = [f'<p class="answer">{escape(first)}</p>', *(f"<p>{escape(sentence)}</p>" for sentence in more)]
+    parts += [f'<p class="warning" role="note">{escape(warning)}</p>' for warning in overview.warnings]
+    parts.append(_table(overview))
+    parts.append(
+        '<p class="note">Intervals are 95 % bootstrap intervals. Mean class recall is the share of right answers in each class, averaged '
+        "over classes. Candidates are compared on validation images; test images are scored once and choose nothing.</p>"
+    )
+    if overview.equal:
+        parts.append(
+            '<p class="note">Rows with a shaded ground are equal to the best on validation within noise; the choice among them is the '
+            "cheapest.</p>"
+        )
+    if overview.spent_s:
+        parts.append(_render_time(overview))
+    if overview.notes:
+        parts += ["<h3>Notes</h3>", bullets(overview.notes)]
+    return "\n".join(parts)
+
+
+def _table(overview: Overview) -> str:
+    shown = overview.candidates
+    has_round = any(one.round is not None for one in shown)
+    has_test = any(one.test for one in shown)
+    head = ["candidate", "validation accuracy %", "validation MCR %"]
+    head += ["test accuracy %", "test MCR %"] if has_test else []
+    head += ["images seen", "seconds", *(["round"] if has_round else []), "state", "note"]
+    rows: list[list[Cell]] = []
+    for one in shown:
+        row: list[Cell] = [Html(f"{name(one.name)}<small>{escape(one.head)}</small>")]
+        row += _scores(one.validation)
+        row += _scores(one.test) if has_test else []
+        row += [f"{one.images_seen:,}", f"{one.seconds:.0f}"]
+        row += [("" if one.round is None else str(one.round))] if has_round else []
+        rows.append([*row, one.state, one.note])
+    names = [one.name for one in shown]
+    marked = [names.index(overview.chosen)] if overview.chosen in names else []
+    near = [place for place, one in enumerate(names) if one in overview.equal]
+    caption = f"Candidates, {len(shown)}: validation and test scores, images seen and seconds"
+    return "<h3>Candidates</h3>" + table(caption, head, rows, marked, near)
+
+
+def _scores(score: Score | None) -> list[Cell]:
+    if score is None:
+        return ["", ""]
+    cells: list[Cell] = []
+    for value, interval, spread in (
+        (score.acc, score.acc_interval, score.acc_std),
+        (score.mcr, score.mcr_interval, score.mcr_std),
+    ):
+        below = "" if interval is None else f"{percent(interval[0])} – {percent(interval[1])}"
+        if score.parts > 1 and spread is not None:
+            below += f"{'; ' if below else ''}± {percent(spread)} over {score.parts} parts"
+        cells.append(Html(f"{percent(value)}<small>{below}</small>"))
+    return cells
+
+
+def _render_time(overview: Overview) -> str:
+    spent = overview.spent_s or {}
+    total = sum(spent.values())
+    most = max(total, overview.budget_s, 1e-9)
+    lines = [
+        f'<li><span class="what">{escape(phase)}</span><span class="bar"><i style="width:{100 * seconds / most:.1f}%"></i></span>'
+        f'<span class="number">{seconds:.0f} s</span></li>'
+        for phase, seconds in spent.items()
+    ]
+    words = f"{total:.0f} s were used."
+    if overview.budget_s:
+        words = f"{total:.0f} s of a budget of {overview.budget_s:.0f} s were used ({100 * total / overview.budget_s:.0f} %)."
+    return f'<h3>How the time was spent</h3><p>{words}</p><ul class="bars">{"".join(lines)}</ul>'
+
+
+def _find(overview: Overview, wanted: str) -> Candidate | None:
+    return next((one for one in overview.candidates if one.name == wanted), None)
+
+
+def _called(one: Candidate) -> str:
+    return f"{one.name} with {one.head}" if one.head else one.name
+
+
+def _best_first(candidates: list[Candidate]) -> list[Candidate]:
+    """By the mean of both validation scores, so that the sentence does not depend on which score was chosen by."""
+    return sorted(
+        candidates, key=lambda one: -(one.validation.acc + one.validation.mcr if one.validation else -1.0)
+    )
+
+
+def _against(overview: Overview, chosen: Candidate, other: Candidate, called: str) -> str:
+    """A sentence that compares another candidate with the chosen one: on test where both were scored there."""
+    found = [one for one in overview.differences if one.against == other.name]
+    found.sort(key=lambda one: one.images != "test")
+    if found:
+        return f"{called} {_distance(found[0])}."
+    pairs = ((chosen.test, other.test, "test"), (chosen.validation, other.validation, "validation"))
+    for mine, its, where in pairs:
+        if mine and its:
+            suffix = ""
+            if other.name in overview.equal:
+                suffix = ", which is equal within noise on validation"
+            return f"{called} reaches {percent(its.acc)} % and {percent(its.mcr)} % on the {where} images{suffix}."
+    return f"{called} has no score on the same images."
+
+
+def _distance(difference: Difference) -> str:
+    """`is 9.4 points of accuracy lower (3.1 to 15.0) …, or is equal within noise."""
+    words = []
+    for value, interval, what in (
+        (difference.acc, difference.acc_interval, "accuracy"),
+        (difference.mcr, difference.mcr_interval, "mean class recall"),
+    ):
+        side = "lower" if value >= 0 else "higher"
+        ends = sorted((interval[0], interval[1]) if value >= 0 else (-interval[1], -interval[0]))
+        words.append(
+            f"{percent(abs(value))} points {side} in {what} ({percent(ends[0])} to {percent(ends[1])})"
+        )
+    low_high = (difference.acc_interval, difference.mcr_interval)
+    is_noise = all(low <= 0 <= high for low, high in low_high)
+    end = "; both intervals include 0, so the two are equal within noise" if is_noise else ""
+    return f"is {words[0]} and {words[1]} on the {difference.images} images{end}"
+
+
+def _between(interval: Interval | None) -> str:
+    return "" if interval is None else f" (95 % interval {percent(interval[0])} to {percent(interval[1])})"

@@ -1,0 +1,111 @@
+"""Sheets of pictures: mistakes with their nearest training images, and labels that are likely wrong."""
+
+from html import escape
+
+from fsl_dist.data.catalogue import Catalogue
+from fsl_dist.plots.fit_report.inputs import LabelError, LabelFacts, Mistake, Mistakes
+from fsl_dist.plots.fit_report.markup import count, details, name, percent, table
+from fsl_dist.plots.fit_report.pictures import Thumbnails
+
+_SHOWN_ERRORS = 36
+_LISTED_ERRORS = 300
+
+
+def render_mistakes(mistakes: Mistakes, catalogue: Catalogue, thumbnails: Thumbnails) -> str:
+    """The mistakes of highest confidence, HTML."""
+    if not mistakes.shown:
+        return "<p>There is no mistake.</p>"
+    cards = "".join(_render_mistake(one, mistakes.measure, catalogue, thumbnails) for one in mistakes.shown)
+    return (
+        f"<p>The {len(mistakes.shown)} of {count(mistakes.number, 'mistake')} that the model is surest of. Next to each are the nearest training "
+        f"images by its network, with their {escape(mistakes.measure)}: a solid edge where the training image has the class that was answered, "
+        "a dashed edge where it has another. Where all neighbours look like the image and have its answer, check the label.</p>"
+        f'<ol class="cards wider">{cards}</ol>'
+    )
+
+
+def _render_mistake(mistake: Mistake, measure: str, catalogue: Catalogue, thumbnails: Thumbnails) -> str:
+    label, answer = catalogue.label_name(mistake.label), catalogue.label_name(mistake.predicted)
+    (key,) = catalogue.keys([mistake.id])
+    photos = [
+        f'<li class="first">{thumbnails.image(mistake.id, f"{key}, class {label}")}<span>this image</span></li>'
+    ]
+    for near in mistake.neighbours:
+        kind = "agrees" if near.label == mistake.predicted else "differs"
+        its = catalogue.label_name(near.label)
+        words = f"training image of {its}, {measure} {near.distance:.3g}"
+        photos.append(
+            f'<li class="{kind}">{thumbnails.image(near.id, words)}{name(its)}<span>{near.distance:.3g}</span></li>'
+        )
+    return (
+        f'<li><p>labelled <span class="mark is-right">{name(label)}</span> ({percent(mistake.own)} %), answered '
+        f'<span class="mark is-wrong">{name(answer)}</span> ({percent(mistake.confidence)} %)</p>'
+        f'<p class="key">{name(key)}</p><ul class="photos">{"".join(photos)}</ul></li>'
+    )
+
+
+def render_labels(labels: LabelFacts, catalogue: Catalogue, thumbnails: Thumbnails, file: str) -> str:
+    """Likely label errors as a sheet of pictures; `file` is the table with all of them. HTML."""
+    number = len(labels.errors)
+    parts = [
+        f"<p>{count(labels.num_judged, 'image')} of training and validation were judged by {escape(labels.method)} on the features of the frozen "
+        f"network, each by a fit that had not seen it. {count(number, 'label')} {'is' if number == 1 else 'are'} likely wrong: another class is "
+        "at least 20 times as probable as the label. Rare views and mixed pictures are among them, so look before you correct.</p>",
+        f"<p>Confident learning (Northcutt et al. 2021) estimates that {percent(labels.noise)} % of the labels are wrong. It counts images that the "
+        "frozen features confuse as well, so it is an upper estimate; pictures marked with a star are those that it counts.</p>",
+    ]
+    if labels.not_judged:
+        some = ", ".join(catalogue.label_name(label) for label in labels.not_judged[:5])
+        more = f" and {len(labels.not_judged) - 5} more" if len(labels.not_judged) > 5 else ""
+        parts.append(
+            f"<p>{count(len(labels.not_judged), 'class', 'classes')} could not be judged, since no image is left when one group is taken "
+            f"out: {escape(some + more)}.</p>"
+        )
+    if not number:
+        return "\n".join([*parts, "<p>No label is listed.</p>"])
+    cards = "".join(
+        _render_error(place, one, catalogue, thumbnails)
+        for place, one in enumerate(labels.errors[:_SHOWN_ERRORS], 1)
+    )
+    parts.append(f'<ol class="cards">{cards}</ol>')
+    keys = catalogue.keys([one.id for one in labels.errors[:_LISTED_ERRORS]])
+    rows = [
+        [
+            key,
+            catalogue.label_name(one.label),
+            catalogue.label_name(one.suggested),
+            percent(one.own),
+            percent(one.probability),
+        ]
+        for key, one in zip(keys, labels.errors[:_LISTED_ERRORS], strict=True)
+    ]
+    head = ["image", "label", "suggested", "label %", "suggested %"]
+    parts.append(
+        details(
+            f"Table of {min(number, _LISTED_ERRORS):,} likely label errors",
+            table("Likely label errors", head, rows),
+        )
+    )
+    parts.append(
+        f"<p><code>{escape(file)}</code> has all images of the data set, the likely errors first. Put the label back in its column "
+        "<code>suggested</code> where you disagree. Then write a corrected version of the data set, over the same shards:</p>"
+        f"<pre>fsl-dist resplit {escape(catalogue.folder.name)} --table {escape(file)} --key-column key --label-column suggested</pre>"
+    )
+    return "\n".join(parts)
+
+
+def _render_error(place: int, error: LabelError, catalogue: Catalogue, thumbnails: Thumbnails) -> str:
+    label, suggested = catalogue.label_name(error.label), catalogue.label_name(error.suggested)
+    (key,) = catalogue.keys([error.id])
+    star = (
+        ' <span title="counted by confident learning too" aria-label="counted by confident learning too">★</span>'
+        if error.is_confident
+        else ""
+    )
+    return (
+        f'<li><div class="photos"><div class="first">{thumbnails.image(error.id, f"{key}, labelled {label}")}</div>'
+        f'<div class="words"><p><strong>{place}</strong>{star}</p>'
+        f'<p>label <span class="mark">{name(label)}</span> ({percent(error.own)} %)</p>'
+        f'<p>suggested <span class="mark is-wrong">{name(suggested)}</span> ({percent(error.probability)} %)</p>'
+        f'</div></div><p class="key">{name(key)}</p></li>'
+    )
