@@ -314,6 +314,23 @@ class Run:
 
         return explain(self.trained, images, out=None if out is None else Path(out), k=k, maps=maps)
 
+    def report(self, out: PathLike, *, seconds: float = 120.0) -> Path:
+        """Write a report for people: scores, confusion, mistakes with their evidence, likely label errors, what to do next.
+
+        Args:
+            out: folder for report.html, which contains its pictures, and label_errors.csv, which `resplit` takes.
+            seconds: time limit for what is measured once the images are embedded; parts that do not fit are named.
+
+        Returns:
+            The page.
+
+        Raises:
+            RequestError: the run was trained on feature vectors, or `out` is a file.
+        """
+        from fsl_dist.plots.fit_report.of_run import report_run
+
+        return report_run(self.trained, Path(out), seconds=seconds)
+
     def build_index(
         self,
         out: PathLike,

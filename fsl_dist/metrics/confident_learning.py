@@ -16,23 +16,42 @@ from fsl_dist.errors import TrainingError
 class ConfidentJoint:
     """What the probabilities say about the labels."""
 
+    labels: NDArray[np.int64]
+    """int64 [n]: the given classes"""
     thresholds: NDArray[np.float64]
     """float64 [C]: t_j, the mean probability of class j over the images that are labelled j (Eq. 2)"""
     true: NDArray[np.int64]
     """int64 [n]: the class that an image is confidently counted in, −1 where it reaches no threshold (Eq. 1)"""
-    counts: NDArray[np.int64]
-    """int64 [C, C]: images labelled i that are confidently of class j (Eq. 1, the confident joint)"""
-    joint: NDArray[np.float64]
-    """float64 [C, C]: estimated share of images that are labelled i and are of class j; sums to 1 (Eq. 3)"""
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """int64 [C, C]: images labelled i that are confidently of class j (Eq. 1, the confident joint)."""
+        num_classes = len(self.thresholds)
+        counts = np.zeros((num_classes, num_classes), dtype=np.int64)
+        is_counted = self.true >= 0
+        np.add.at(counts, (self.labels[is_counted], self.true[is_counted]), 1)
+        return counts
+
+    @property
+    def joint(self) -> NDArray[np.float64]:
+        """float64 [C, C]: estimated share of images that are labelled i and are of class j; sums to 1 (Eq. 3).
+
+        Rows of `counts` are scaled to the number of images of each given label; a row without any keeps its label.
+        """
+        counts = self.counts
+        rows = counts.sum(axis=1, keepdims=True)
+        shares = np.where(rows > 0, counts / np.maximum(rows, 1), np.eye(len(counts)))
+        joint = shares * np.bincount(self.labels, minlength=len(counts))[:, None]
+        return joint / max(joint.sum(), 1)
 
     @property
     def noise(self) -> float:
-        """Estimated share of wrong labels, 0 … 1."""
+        """Estimated share of wrong labels, 0 … 1; images that the classifier confuses count as well."""
         return float(1 - np.trace(self.joint))
 
 
 def confident_joint(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> ConfidentJoint:
-    """Count images by given and confidently true class.
+    """Find the images that are confidently of another class than their label's.
 
     Args:
         probabilities: float64 [n, C]; each row from a classifier that has not seen that image.
@@ -54,11 +73,4 @@ def confident_joint(probabilities: NDArray[np.float64], labels: NDArray[np.int64
     # Eq. 1: of the classes whose threshold is reached, the most probable one.
     reached = np.where(probabilities >= thresholds, probabilities, -1.0)
     true = np.where((reached >= 0).any(axis=1), reached.argmax(axis=1), -1).astype(np.int64)
-    counts = np.zeros((num_classes, num_classes), dtype=np.int64)
-    is_counted = true >= 0
-    np.add.at(counts, (labels[is_counted], true[is_counted]), 1)
-    # Eq. 3: rows are scaled to the number of images of each given label. A row without any count keeps its label.
-    rows = counts.sum(axis=1, keepdims=True)
-    shares = np.where(rows > 0, counts / np.maximum(rows, 1), np.eye(num_classes))
-    joint = shares * sizes[:, None]
-    return ConfidentJoint(thresholds, true, counts, joint / max(joint.sum(), 1))
+    return ConfidentJoint(labels, thresholds, true)

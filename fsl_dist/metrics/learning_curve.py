@@ -61,7 +61,7 @@ def draw_part(
     own = np.where(units >= 0, units, units.max(initial=-1) + 1 + np.arange(len(units)))
     _, unit = np.unique(own, return_inverse=True)
     turn = rng.permutation(unit.max(initial=0) + 1)[unit]
-    order = np.lexsort((np.arange(len(labels)), turn, labels))
+    order = np.lexsort((rng.permutation(len(labels)), turn, labels))
     _, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
     wanted = np.maximum(np.floor(fraction * counts + 0.5), 1).astype(np.int64)
     place = np.arange(len(labels)) - np.repeat(starts, counts)

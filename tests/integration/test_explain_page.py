@@ -4,14 +4,13 @@ import base64
 import io
 import json
 import re
-import shutil
-import subprocess
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import CHROMIUM, HARNESS, browse, photograph
 from PIL import Image
 
 from fsl_dist import open_run
@@ -20,25 +19,17 @@ from fsl_dist.plots.explaining import ExplainReport
 from fsl_dist.plots.map_overlay import DIMMING
 from fsl_dist.training.launch import train_run
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path (apt-get install chromium)"),
 ]
 
-FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--virtual-time-budget=3000",
-]  # fmt: skip
 # Told to whoever frames the page: where each of its images is, and how wide the page wants to be.
 GEOMETRY = """<script>addEventListener("load", () => parent.postMessage(JSON.stringify({
   width: document.documentElement.scrollWidth,
   images: [...document.images].map((image) => { const box = image.getBoundingClientRect();
     return [image.className, image.src, box.left, box.top, box.width, box.height, image.naturalWidth]; })
 }), "*"));</script>"""
-HARNESS = """<!doctype html><body style="margin:0"><iframe src="{src}" style="border:0;width:{width}px;height:{height}px">
-</iframe><script>addEventListener("message", (told) => document.body.setAttribute("data-told", told.data));</script>"""
 # Of 255: what scaling by the browser rather than by PIL may change on average.
 TOLERANCE = 6.0
 
@@ -52,19 +43,6 @@ class Shown:
     left: int
     top: int
     side: int
-
-
-def browse(tmp: Path, *arguments: str) -> str:
-    profile = tmp / "profile"
-    shutil.rmtree(profile, ignore_errors=True)
-    done = subprocess.run(
-        [str(CHROMIUM), *FLAGS, f"--user-data-dir={profile}", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    return done.stdout
 
 
 def lay_out(page: Path, tmp: Path, width: int, height: int) -> tuple[int, list[Shown]]:
@@ -83,16 +61,6 @@ def lay_out(page: Path, tmp: Path, width: int, height: int) -> tuple[int, list[S
         pixels = np.asarray(Image.open(io.BytesIO(data)))
         images.append(Shown(kind, pixels, round(left), round(top), round(wide)))
     return found["width"], images
-
-
-def photograph(page: Path, tmp: Path, width: int, height: int, *flags: str) -> np.ndarray:
-    """int [height, width, 3]: what the browser draws of the page as it is."""
-    (tmp / "harness.html").write_text(HARNESS.format(src=page.as_uri(), width=width, height=height), "utf-8")
-    picture = tmp / "screen.png"
-    window = (f"--screenshot={picture}", f"--window-size={max(width, 600)},{height}")
-    browse(tmp, *flags, *window, f"file://{tmp / 'harness.html'}")
-    with Image.open(picture) as opened:
-        return np.asarray(opened.convert("RGB")).astype(int)[:height, :width]
 
 
 def difference(screen: np.ndarray, shown: Shown, expected: np.ndarray, resample: Image.Resampling) -> float:

@@ -25,8 +25,8 @@ def describe_advice(facts: NextFacts, catalogue: Catalogue) -> list[str]:
         )
     elif not known:
         sentences.append(
-            "Whether more images would help cannot be told: the scores on parts of the training images differ by no more than noise. More test "
-            "images would tell."
+            "What more images would bring cannot be told: fitted on parts of the training images, the head scores the same up to noise. A network "
+            "that was trained on all of them hides what fewer would cost; more test images, or another fit on half of the data, would tell."
         )
     unknown = [one.name for one in groups if one.gain.low <= 0]
     if unknown and known:
@@ -45,7 +45,9 @@ def render_advice(facts: NextFacts, catalogue: Catalogue) -> str:
             f"{one.images:,}",
             *(f"{percent(1 - error)}" for error in one.errors),
             f"{one.exponent:.2f}",
-            f"{100 * one.gain.mean:+.1f} ({100 * one.gain.low:+.1f} to {100 * one.gain.high:+.1f})",
+            f"{100 * one.gain.mean:+.1f} ({100 * one.gain.low:+.1f} to {100 * one.gain.high:+.1f})".replace(
+                "-", "−"
+            ),
         ]
         for one in facts.curves
     ]

@@ -5,17 +5,22 @@ from html import escape
 from fsl_dist.plots.fit_report.inputs import Candidate, Difference, Interval, Overview, Score
 from fsl_dist.plots.fit_report.markup import Cell, Html, bullets, count, name, percent, table
 
+_ROUNDS = {None: "", 0: "frozen", -1: "final"}
+
 
 def describe_answer(overview: Overview) -> list[str]:
     """The answer as plain sentences, the chosen candidate first."""
     chosen = _find(overview, overview.chosen)
     if chosen is None:
         return ["No candidate could be scored."]
-    score, where = (chosen.test, "test") if chosen.test else (chosen.validation, "validation")
+    final = _find(overview, overview.final)
+    result = final if final is not None and final.test is not None else chosen
+    score, where = (result.test, "test") if result.test else (result.validation, "validation")
     if score is None:
         return [f"The choice is {_called(chosen)}; it was not scored."]
+    again = ", trained again on training and validation images together" if result is not chosen else ""
     sentences = [
-        f"The best model is {_called(chosen)}: {percent(score.acc)} % accuracy{_between(score.acc_interval)} and "
+        f"The best model is {_called(chosen)}{again}: {percent(score.acc)} % accuracy{_between(score.acc_interval)} and "
         f"{percent(score.mcr)} % mean class recall{_between(score.mcr_interval)} on {count(score.n, f'{where} image')}."
     ]
     if not chosen.is_frozen:
@@ -26,7 +31,9 @@ def describe_answer(overview: Overview) -> list[str]:
     elif len(overview.candidates) > 1:
         sentences.append("No network that was trained within the budget was better on the validation images.")
     others = [
-        one for one in overview.candidates if one.name != chosen.name and one.validation and not one.is_frozen
+        one
+        for one in overview.candidates
+        if one.name not in (chosen.name, overview.final) and one.validation and not one.is_frozen
     ]
     sentences += [
         _against(overview, chosen, one, f"The next best candidate, {one.name},")
@@ -59,24 +66,36 @@ def render_answer(overview: Overview) -> str:
 
 def _table(overview: Overview) -> str:
     shown = overview.candidates
-    has_round = any(one.round is not None for one in shown)
-    has_test = any(one.test for one in shown)
-    head = ["candidate", "validation accuracy %", "validation MCR %"]
-    head += ["test accuracy %", "test MCR %"] if has_test else []
-    head += ["images seen", "seconds", *(["round"] if has_round else []), "state", "note"]
+    head = ["candidate", "validation accuracy %", "validation MCR %", "test accuracy %", "test MCR %"]
+    head += ["images seen", "seconds", "round", "state"]
     rows: list[list[Cell]] = []
     for one in shown:
-        row: list[Cell] = [Html(f"{name(one.name)}<small>{escape(one.head)}</small>")]
-        row += _scores(one.validation)
-        row += _scores(one.test) if has_test else []
-        row += [f"{one.images_seen:,}", f"{one.seconds:.0f}"]
-        row += [("" if one.round is None else str(one.round))] if has_round else []
-        rows.append([*row, one.state, one.note])
+        below = "".join(f"<small>{escape(words)}</small>" for words in (one.head, one.note) if words)
+        rows.append(
+            [
+                Html(name(one.name) + below),
+                *_scores(one.validation),
+                *_scores(one.test),
+                f"{one.images_seen:,}",
+                f"{one.seconds:.0f}",
+                _ROUNDS.get(one.round, str(one.round)),
+                one.state,
+            ]
+        )
+    # A column that says nothing of any candidate is left out.
+    used = [place for place in range(len(head)) if any(row[place] not in ("", "0") for row in rows)]
     names = [one.name for one in shown]
-    marked = [names.index(overview.chosen)] if overview.chosen in names else []
+    marked = [names.index(one) for one in (overview.chosen, overview.final) if one in names]
     near = [place for place, one in enumerate(names) if one in overview.equal]
     caption = f"Candidates, {len(shown)}: validation and test scores, images seen and seconds"
-    return "<h3>Candidates</h3>" + table(caption, head, rows, marked, near)
+    listed = table(
+        caption,
+        [head[place] for place in used],
+        [[row[place] for place in used] for row in rows],
+        marked,
+        near,
+    )
+    return "<h3>Candidates</h3>" + listed
 
 
 def _scores(score: Score | None) -> list[Cell]:
@@ -155,6 +174,8 @@ def _distance(difference: Difference) -> str:
     low_high = (difference.acc_interval, difference.mcr_interval)
     is_noise = all(low <= 0 <= high for low, high in low_high)
     end = "; both intervals include 0, so the two are equal within noise" if is_noise else ""
+    if difference.images == "test" and not end and difference.acc < 0 and difference.mcr < 0:
+        end = "; it was not chosen, since nothing is chosen on test images"
     return f"is {words[0]} and {words[1]} on the {difference.images} images{end}"
 
 

@@ -13,6 +13,8 @@ from fsl_dist.plots.fit_report.pictures import Thumbnails
 
 # More classes than this are drawn as a curve instead of named bars.
 _NAMED_BARS = 60
+# And from so many on the bars are in two columns.
+_ONE_COLUMN = 16
 _SHOWN_PAIRS = 12
 _KINDS = ("one", "two", "three", "four")
 
@@ -95,7 +97,8 @@ def _render_sizes(data: DataFacts, catalogue: Catalogue) -> str:
             f'<span class="number">{numbers}</span></li>'
         )
     keys = "".join(f'<span><i class="{kind}"></i>{words}</span>' for kind, words in legend)
-    return f'<p class="legend solid">{keys}</p><ul class="bars">{"".join(lines)}</ul>'
+    many = " many" if len(order) > _ONE_COLUMN else ""
+    return f'<p class="legend solid">{keys}</p><ul class="bars{many}">{"".join(lines)}</ul>'
 
 
 def _draw_curve(

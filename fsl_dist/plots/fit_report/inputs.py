@@ -31,6 +31,8 @@ class Score:
     acc_std: float | None = None
     """standard deviation over the parts"""
     mcr_std: float | None = None
+    ece: float | None = None
+    """expected calibration error"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +50,7 @@ class Candidate:
     state: str = "finished"
     note: str = ""
     round: int | None = None
+    """0: the frozen network; 1, 2, …: of the rounds; −1: trained on training and validation images together"""
     is_frozen: bool = False
     """whether its network was not trained"""
 
@@ -75,6 +78,8 @@ class Overview:
     candidates: tuple[Candidate, ...]
     chosen: str
     """name of the chosen candidate"""
+    final: str = ""
+    """name of the candidate that is the chosen one trained again on training and validation images; empty: none"""
     equal: tuple[str, ...] = ()
     """candidates that are equal to the best within noise"""
     differences: tuple[Difference, ...] = ()
@@ -200,8 +205,10 @@ class LabelFacts:
     """Likely label errors, the likeliest first."""
 
     errors: tuple[LabelError, ...]
-    noise: float
-    """estimated share of wrong labels among the images judged"""
+    odds: float
+    """how many times as probable as the label another class is, at least"""
+    acc: float
+    """share of the judged images whose label the classifier finds most probable"""
     num_judged: int
     not_judged: tuple[int, ...]
     """labels of classes whose images could not be judged"""

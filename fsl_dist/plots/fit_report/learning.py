@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fsl_dist.heads.choosing import LOGISTIC_LIMIT
 from fsl_dist.heads.config import HeadConfig
 from fsl_dist.heads.fitting import Embedded, fit_head
 from fsl_dist.metrics.few_shot import positions_among
@@ -22,10 +23,15 @@ _GROUPS = ("fewest images", "middle", "most images")
 _LEAST_CLASSES = 2
 
 
-def refitted(config: HeadConfig) -> HeadConfig:
-    """The head that is fitted on parts of the images: softmax belongs to the network, so logistic regression takes its place."""
+def refitted(config: HeadConfig, train: Embedded) -> HeadConfig:
+    """The head that is fitted on parts of the images.
+
+    Softmax belongs to the network; logistic regression takes its place, or class means where that would take long.
+    """
     if config.kind != "softmax":
         return config
+    if train.vectors.size * len(np.unique(train.labels)) > LOGISTIC_LIMIT:
+        return HeadConfig(kind="prototypes")
     return HeadConfig(kind="logistic", c=0.1, is_balanced=config.tau > 0)
 
 
@@ -65,7 +71,7 @@ def measure_learning(
     judged = np.unique(scored.labels)
     if not len(judged):
         return None
-    head = refitted(config)
+    head = refitted(config, train)
     answer = _Refits(head, train, scored, classes)
     started = time.monotonic()
     full = answer.of(np.arange(len(train.labels)))

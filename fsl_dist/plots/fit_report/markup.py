@@ -23,7 +23,12 @@ def name(text: str) -> str:
 
 def percent(share: float) -> str:
     """`91.4` for 0.9138."""
-    return f"{100 * share:.1f}"
+    return f"{100 * share:.1f}".replace("-", "−")
+
+
+def in_brackets(share: float) -> str:
+    """`(91.4 %)`, which no line break divides."""
+    return f"({percent(share)}\u00a0%)"
 
 
 def count(number: float, one: str, many: str = "") -> str:
@@ -90,15 +95,15 @@ ul { padding-left: 1.2rem; }
 nav ul { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .2rem 1rem; font-size: .875rem; }
 a { color: var(--accent); }
 :focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; }
-.wide { border: 1px solid var(--line); border-radius: .4rem; background: var(--card); margin: .7rem 0; }
+.wide { width: fit-content; max-width: 100%; border: 1px solid var(--line); border-radius: .4rem; background: var(--card); margin: .7rem 0; }
 tbody tr:last-child > * { border-bottom: 0; }
 th[scope=row] { font-weight: inherit; text-align: left; white-space: normal; min-width: 9rem; max-width: 22rem; }
-thead th { vertical-align: bottom; }
+thead th { vertical-align: bottom; white-space: normal; max-width: 8rem; overflow-wrap: normal; }
 td.text { text-align: left; white-space: normal; min-width: 10rem; }
-td small, dd small { color: var(--muted); display: block; font-size: .8125rem; }
+small { color: var(--muted); display: block; font-size: .8125rem; }
 details { margin: .7rem 0; }
 summary { cursor: pointer; color: var(--accent); }
-dl.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 11rem), 1fr)); gap: .7rem; margin: .7rem 0; }
+dl.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 10rem), 1fr)); gap: .6rem; margin: .7rem 0; }
 dl.facts div { background: var(--card); border: 1px solid var(--line); border-radius: .4rem; padding: .5rem .7rem; }
 dt { font-size: .8125rem; color: var(--muted); }
 dd { margin: 0; font-size: 1.125rem; }
@@ -121,8 +126,10 @@ svg line.one, svg line.two, svg line.three, svg line.four { stroke-width: 1.5; s
 .legend i { display: inline-block; width: 1.4rem; margin-right: .4rem; vertical-align: middle; border-top: 3px solid var(--quiet); }
 .legend i.one { border-color: var(--accent); } .legend i.two { border-color: var(--second); border-top-style: dashed; }
 .legend i.three { border-color: var(--good); border-top-style: dotted; } .legend i.four { border-color: var(--ink); }
+.legend.solid i { border-top-style: solid; border-top-width: .6rem; width: .9rem; border-radius: .15rem; }
+.bars.many { columns: 2; column-gap: 2.5rem; } .bars li { break-inside: avoid; }
 .bars { list-style: none; margin: .7rem 0; padding: 0; font-size: .875rem; }
-.bars li { display: grid; grid-template-columns: minmax(7rem, 15rem) 1fr 6.5rem; gap: .7rem; align-items: center; max-width: none;
+.bars li { display: grid; grid-template-columns: minmax(6rem, 11rem) 1fr 6.2rem; gap: .6rem; align-items: center; max-width: none;
   padding: .1rem 0; }
 .bars .bar { display: flex; height: .8rem; background: var(--line); border-radius: .2rem; overflow: hidden; }
 .bars .bar i { background: var(--accent); } .bars .bar i.two { background: var(--second); }
@@ -148,13 +155,18 @@ svg line.one, svg line.two, svg line.three, svg line.four { stroke-width: 1.5; s
 .photos .agrees img { outline: 3px solid var(--accent); outline-offset: -1px; }
 .photos .differs img { outline: 3px dashed var(--second); outline-offset: -1px; }
 .photos span { color: var(--muted); display: block; }
+.photos bdi { display: block; }
+.photos > li > img, .photos > li > .lost { margin-bottom: .3rem; }
+.photos .words { flex: 1; width: auto; min-width: 0; }
 .lost { width: 100%; aspect-ratio: 1; display: grid; place-items: center; background: var(--line); text-align: center; font-size: .75rem; }
-.mark { font-weight: 600; } .is-right { color: var(--good); } .is-wrong { color: var(--second); }
+.mark { font-weight: 600; } .photos .mark, .photos .mark bdi { display: inline; color: var(--ink); }
+.photos .mark.is-wrong { color: var(--second); } .is-right { color: var(--good); } .is-wrong { color: var(--second); }
 footer { margin-top: 2.5rem; padding-top: 1rem; border-top: 1px solid var(--line); font-size: .875rem; color: var(--muted); }
 @media (max-width: 44rem) {
   .large { display: none; } .small { display: block; }
   th, td { padding: .25rem .45rem; }
   .answer { font-size: 1.08rem; }
+  .bars.many { columns: 1; }
   .bars li { grid-template-columns: 1fr 5.5rem; gap: 0 .6rem; }
   .bars .bar { grid-column: 1 / -1; grid-row: 2; }
 }

@@ -11,7 +11,7 @@ from fsl_dist.data.ingest.duplicates import NearDuplicates, find_near_duplicates
 from fsl_dist.data.ingest.inspection import summarise
 from fsl_dist.data.ingest.near_pairs import read_fingerprints
 from fsl_dist.data.store import ShardStore
-from fsl_dist.evaluation.label_errors import columns_of, find_suspects, predict_out_of_sample
+from fsl_dist.evaluation.label_errors import columns_of, find_suspects, least_odds, predict_out_of_sample
 from fsl_dist.heads.fitting import Embedded, Head
 from fsl_dist.plots.fit_report.inputs import (
     DataFacts,
@@ -99,6 +99,10 @@ def measure_fit(
         clock.leave_out("Likely label errors", "no time was left")
     else:
         labels = _judge_labels(catalogue, frozen, clock.left / 2, seed)
+        if labels is None:
+            clock.leave_out(
+                "Likely label errors", "comparing all images takes too long for the time that was left"
+            )
     near = near or _find_near(catalogue, clock)
     return FitFacts(
         catalogue=catalogue,
@@ -265,9 +269,11 @@ def _with_near(data: DataFacts, catalogue: Catalogue, near: NearDuplicates) -> D
     )
 
 
-def _judge_labels(catalogue: Catalogue, frozen: Embedded, seconds: float, seed: int) -> LabelFacts:
+def _judge_labels(catalogue: Catalogue, frozen: Embedded, seconds: float, seed: int) -> LabelFacts | None:
     classes = np.unique(frozen.labels)
     found = predict_out_of_sample(frozen, classes, seconds=seconds, seed=seed)
+    if found is None:
+        return None
     rows = np.flatnonzero(found.is_judged)
     ids, labels = frozen.ids[rows], columns_of(frozen.labels[rows], classes)
     probabilities = found.probabilities[rows]
@@ -292,7 +298,8 @@ def _judge_labels(catalogue: Catalogue, frozen: Embedded, seconds: float, seed: 
                 strict=True,
             )
         ),
-        noise=suspects.noise,
+        odds=least_odds(len(classes)),
+        acc=float((probabilities.argmax(axis=1) == labels).mean()) if len(rows) else 0.0,
         num_judged=len(rows),
         not_judged=tuple(np.unique(frozen.labels[~found.is_judged]).tolist()),
         method=found.head.name,

@@ -8,14 +8,19 @@ from pathlib import Path
 import numpy as np
 
 from fsl_dist.evaluation.label_errors import write_label_errors
-from fsl_dist.plots.fit_report.advice import render_advice
+from fsl_dist.plots.fit_report.advice import describe_advice, render_advice
 from fsl_dist.plots.fit_report.answer import render_answer
 from fsl_dist.plots.fit_report.data_section import render_data
 from fsl_dist.plots.fit_report.inputs import FitFacts
-from fsl_dist.plots.fit_report.markup import STYLE, bullets
+from fsl_dist.plots.fit_report.markup import STYLE, bullets, count
 from fsl_dist.plots.fit_report.picture_sections import render_labels, render_mistakes
 from fsl_dist.plots.fit_report.pictures import Thumbnails
-from fsl_dist.plots.fit_report.scores_section import render_calibration, render_confusion, render_recalls
+from fsl_dist.plots.fit_report.scores_section import (
+    lowest_recalls,
+    render_calibration,
+    render_confusion,
+    render_recalls,
+)
 from fsl_dist.plots.html_page import render_page
 from fsl_dist.version import __version__
 from index.base.files import write_atomic
@@ -101,11 +106,47 @@ def render_report(facts: FitFacts) -> str:
 <main>
 <section id="answer" aria-label="The answer">
 {render_answer(overview)}
+{_render_findings(facts)}
 </section>
 {"".join(_render_section(section) for section in sections)}
 </main>
 <footer><p>Written by fsl-dist {html.escape(__version__)}. Data set version {catalogue.version}, fingerprint {catalogue.fingerprint[:16]}.</p></footer>"""
     return render_page(title, body, STYLE)
+
+
+def _render_findings(facts: FitFacts) -> str:
+    """What is worth a look, with links to the sections that show it."""
+    catalogue, found = facts.catalogue, list[tuple[str, str]]()
+    conflicts = sum(
+        catalogue.labels[pair.first] != catalogue.labels[pair.second] for pair in facts.data.copies
+    )
+    if conflicts:
+        found.append(("data", f"{count(int(conflicts), 'pair')} of identical files with different labels"))
+    across = facts.data.num_near[1]
+    if across:
+        found.append(
+            (
+                "data",
+                f"{count(across, 'pair')} of near-duplicates in different splits: scores may be too high",
+            )
+        )
+    if facts.judged is not None:
+        worst = lowest_recalls(facts.judged, catalogue)
+        if worst:
+            found.append(("recall", f"lowest recall: {worst}"))
+    if facts.labels is not None and facts.labels.errors:
+        found.append(
+            (
+                "labels",
+                f"{count(len(facts.labels.errors), 'label')} of training and validation images to check",
+            )
+        )
+    if facts.next is not None:
+        found.append(("next", describe_advice(facts.next, catalogue)[0]))
+    if not found:
+        return ""
+    items = "".join(f'<li><a href="#{anchor}">{html.escape(words)}</a></li>' for anchor, words in found)
+    return f"<h3>Worth a look</h3><ul>{items}</ul>"
 
 
 def _render_contents(sections: Sequence[_Section]) -> str:

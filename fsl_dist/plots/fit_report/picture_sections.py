@@ -4,7 +4,7 @@ from html import escape
 
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.plots.fit_report.inputs import LabelError, LabelFacts, Mistake, Mistakes
-from fsl_dist.plots.fit_report.markup import count, details, name, percent, table
+from fsl_dist.plots.fit_report.markup import count, details, in_brackets, name, percent, table
 from fsl_dist.plots.fit_report.pictures import Thumbnails
 
 _SHOWN_ERRORS = 36
@@ -16,10 +16,15 @@ def render_mistakes(mistakes: Mistakes, catalogue: Catalogue, thumbnails: Thumbn
     if not mistakes.shown:
         return "<p>There is no mistake.</p>"
     cards = "".join(_render_mistake(one, mistakes.measure, catalogue, thumbnails) for one in mistakes.shown)
+    which = f"All {count(mistakes.number, 'mistake')}, the surest answers first."
+    if len(mistakes.shown) < mistakes.number:
+        which = (
+            f"The {len(mistakes.shown)} of {count(mistakes.number, 'mistake')} that the model is surest of."
+        )
     return (
-        f"<p>The {len(mistakes.shown)} of {count(mistakes.number, 'mistake')} that the model is surest of. Next to each are the nearest training "
-        f"images by its network, with their {escape(mistakes.measure)}: a solid edge where the training image has the class that was answered, "
-        "a dashed edge where it has another. Where all neighbours look like the image and have its answer, check the label.</p>"
+        f"<p>{which} Next to each are the nearest training images by its network, with their {escape(mistakes.measure)}: a solid edge where the "
+        "training image has the class that was answered, a dashed edge where it has another. Where all neighbours look like the image and have "
+        "its answer, check the label.</p>"
         f'<ol class="cards wider">{cards}</ol>'
     )
 
@@ -38,8 +43,8 @@ def _render_mistake(mistake: Mistake, measure: str, catalogue: Catalogue, thumbn
             f'<li class="{kind}">{thumbnails.image(near.id, words)}{name(its)}<span>{near.distance:.3g}</span></li>'
         )
     return (
-        f'<li><p>labelled <span class="mark is-right">{name(label)}</span> ({percent(mistake.own)} %), answered '
-        f'<span class="mark is-wrong">{name(answer)}</span> ({percent(mistake.confidence)} %)</p>'
+        f'<li><p>labelled <span class="mark is-right">{name(label)}</span> {in_brackets(mistake.own)}, answered '
+        f'<span class="mark is-wrong">{name(answer)}</span> {in_brackets(mistake.confidence)}</p>'
         f'<p class="key">{name(key)}</p><ul class="photos">{"".join(photos)}</ul></li>'
     )
 
@@ -48,18 +53,20 @@ def render_labels(labels: LabelFacts, catalogue: Catalogue, thumbnails: Thumbnai
     """Likely label errors as a sheet of pictures; `file` is the table with all of them. HTML."""
     number = len(labels.errors)
     parts = [
-        f"<p>{count(labels.num_judged, 'image')} of training and validation were judged by {escape(labels.method)} on the features of the frozen "
-        f"network, each by a fit that had not seen it. {count(number, 'label')} {'is' if number == 1 else 'are'} likely wrong: another class is "
-        "at least 20 times as probable as the label. Rare views and mixed pictures are among them, so look before you correct.</p>",
-        f"<p>Confident learning (Northcutt et al. 2021) estimates that {percent(labels.noise)} % of the labels are wrong. It counts images that the "
-        "frozen features confuse as well, so it is an upper estimate; pictures marked with a star are those that it counts.</p>",
+        f"<p>{count(number, 'label')} {'is' if number == 1 else 'are'} worth a check: another class is at least {labels.odds:g} times as probable as the label. "
+        f"{count(labels.num_judged, 'image')} of training and validation were judged by {escape(labels.method)} on the features of the frozen "
+        f"network, each by a fit that had not seen it; {percent(labels.acc)} % of the labels were its first answer. The lower that share, the more "
+        "of the list is right as it is: rare views and mixed pictures are among them, so look before you correct.</p>",
+        '<p class="note">In measurements with 5 % of the labels changed at random, the list held 89 to 94 % of the changed labels, and 57 to 96 % of '
+        "it were changed ones; where a label was changed to the most similar class, 45 to 58 % and 41 to 95 %. A star marks images that confident "
+        "learning counts too (Northcutt et al. 2021, Eq. 1).</p>",
     ]
     if labels.not_judged:
         some = ", ".join(catalogue.label_name(label) for label in labels.not_judged[:5])
         more = f" and {len(labels.not_judged) - 5} more" if len(labels.not_judged) > 5 else ""
         parts.append(
-            f"<p>{count(len(labels.not_judged), 'class', 'classes')} could not be judged, since no image is left when one group is taken "
-            f"out: {escape(some + more)}.</p>"
+            f"<p>{count(len(labels.not_judged), 'class', 'classes')} could not be judged, since they have one image or one group "
+            f"each: {escape(some + more)}.</p>"
         )
     if not number:
         return "\n".join([*parts, "<p>No label is listed.</p>"])
@@ -89,7 +96,8 @@ def render_labels(labels: LabelFacts, catalogue: Catalogue, thumbnails: Thumbnai
     parts.append(
         f"<p><code>{escape(file)}</code> has all images of the data set, the likely errors first. Put the label back in its column "
         "<code>suggested</code> where you disagree. Then write a corrected version of the data set, over the same shards:</p>"
-        f"<pre>fsl-dist resplit {escape(catalogue.folder.name)} --table {escape(file)} --key-column key --label-column suggested</pre>"
+        f'<pre tabindex="0">'
+        f"fsl-dist resplit {escape(catalogue.folder.name)} --table {escape(file)} --key-column key --label-column suggested</pre>"
     )
     return "\n".join(parts)
 
@@ -97,15 +105,11 @@ def render_labels(labels: LabelFacts, catalogue: Catalogue, thumbnails: Thumbnai
 def _render_error(place: int, error: LabelError, catalogue: Catalogue, thumbnails: Thumbnails) -> str:
     label, suggested = catalogue.label_name(error.label), catalogue.label_name(error.suggested)
     (key,) = catalogue.keys([error.id])
-    star = (
-        ' <span title="counted by confident learning too" aria-label="counted by confident learning too">★</span>'
-        if error.is_confident
-        else ""
-    )
+    star = ' <abbr title="counted by confident learning too">★</abbr>' if error.is_confident else ""
     return (
         f'<li><div class="photos"><div class="first">{thumbnails.image(error.id, f"{key}, labelled {label}")}</div>'
         f'<div class="words"><p><strong>{place}</strong>{star}</p>'
-        f'<p>label <span class="mark">{name(label)}</span> ({percent(error.own)} %)</p>'
-        f'<p>suggested <span class="mark is-wrong">{name(suggested)}</span> ({percent(error.probability)} %)</p>'
+        f'<p>label <span class="mark">{name(label)}</span> {in_brackets(error.own)}</p>'
+        f'<p>suggested <span class="mark is-wrong">{name(suggested)}</span> {in_brackets(error.probability)}</p>'
         f'</div></div><p class="key">{name(key)}</p></li>'
     )

@@ -25,24 +25,23 @@ def render_confusion(judged: Judged, catalogue: Catalogue) -> str:
     labels, predicted = judged.labels, judged.predicted
     classes = np.union1d(labels, predicted)
     rows, columns = positions_among(labels, classes), positions_among(predicted, classes)
-    matrix = np.zeros((len(classes), len(classes)), dtype=np.int64)
-    np.add.at(matrix, (rows, columns), 1)
-    sizes = matrix.sum(axis=1)
-    wrong = matrix.copy()
-    np.fill_diagonal(wrong, 0)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:_SHOWN_PAIRS]
-    pairs = [divmod(int(cell), len(classes)) for cell in order if wrong.flat[cell]]
-    if not pairs:
+    sizes = np.bincount(rows, minlength=len(classes))
+    is_wrong = rows != columns
+    cells, times = np.unique(rows[is_wrong] * len(classes) + columns[is_wrong], return_counts=True)
+    if not len(cells):
         return f"<p>All {count(len(labels), 'image')} are right.</p>"
     names = [catalogue.label_name(label) for label in classes.tolist()]
-    listed = table(
-        "The most confused pairs of classes",
-        ["labelled", "taken for", "images", "of"],
-        [[names[row], names[column], f"{wrong[row, column]}", f"{sizes[row]}"] for row, column in pairs],
-    )
-    intro = f"<p>{count(int(wrong.sum()), 'image')} of {len(labels):,} {'is' if wrong.sum() == 1 else 'are'} taken for another class.</p>"
+    found = []
+    for place in np.argsort(-times, kind="stable")[:_SHOWN_PAIRS].tolist():
+        row, column = divmod(int(cells[place]), len(classes))
+        found.append([names[row], names[column], f"{times[place]}", f"{sizes[row]}"])
+    listed = table("The most confused pairs of classes", ["labelled", "taken for", "images", "of"], found)
+    num_wrong = int(is_wrong.sum())
+    intro = f"<p>{count(num_wrong, 'image')} of {len(labels):,} {'is' if num_wrong == 1 else 'are'} taken for another class.</p>"
     if len(classes) > _MATRIX_CLASSES:
         return f'{intro}{listed}<p class="note">A matrix of {len(classes):,} classes could not be read; all classes are in the table below.</p>'
+    matrix = np.zeros((len(classes), len(classes)), dtype=np.int64)
+    np.add.at(matrix, (rows, columns), 1)
     return intro + listed + "<h3>Confusion matrix</h3>" + _render_matrix(matrix, sizes, names)
 
 
@@ -121,6 +120,19 @@ def render_recalls(judged: Judged, catalogue: Catalogue) -> str:
     )
     return chart(draw, caption) + details(
         f"Table of all {len(tested):,} classes, the lowest recall first", listed
+    )
+
+
+def lowest_recalls(judged: Judged, catalogue: Catalogue, most: int = 3) -> str:
+    """The classes of lowest recall in words: `Mango (0 of 3), Lime (1 of 2)`; empty where all are right."""
+    tested, rows = np.unique(judged.labels, return_inverse=True)
+    number = np.bincount(rows)
+    right = np.bincount(rows, weights=judged.predicted == judged.labels).astype(np.int64)
+    order = np.lexsort((-number, right / number))[:most]
+    return ", ".join(
+        f"{catalogue.label_name(int(tested[row]))} ({right[row]} of {number[row]})"
+        for row in order
+        if right[row] < number[row]
     )
 
 
