@@ -57,7 +57,7 @@ def blobs(seed: int, per_class: int = 40) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize(("num_classes", "kind"), [(4, "logistic"), (4000, "knn")])
 def test_changed_labels_are_listed_and_their_classes_suggested(num_classes: int, kind: str) -> None:
     vectors, labels = blobs(0)
-    noisy, changed = labels.copy(), np.arange(0, 160, 16)
+    noisy, changed = labels.copy(), np.arange(0, 160, 32)
     noisy[changed] = (labels[changed] + 1) % 4
     # 0.1 s are too few for logistic regression of 4,000 classes, enough for the vote of neighbours.
     classes = np.arange(num_classes)

@@ -3,6 +3,7 @@
 import re
 
 from fsl_dist.plots.evidence_page import _STYLE as EVIDENCE_STYLE
+from fsl_dist.plots.fit_report.markup import STYLE as REPORT_STYLE
 from fsl_dist.plots.html_page import png_image, render_page
 
 HOSTILE = """<script>alert("1")</script>&'"""
@@ -36,6 +37,23 @@ def test_every_colour_is_a_variable_with_a_light_and_a_dark_value() -> None:
     rules = style.replace(light, "").replace(dark, "")
     assert not re.search(r"#[0-9a-f]{3}", rules), "a colour of one scheme alone"
     assert set(re.findall(r"var\(--(\w+)\)", rules)) == set(both[0])
+
+
+def test_the_report_of_a_fit_names_colours_by_variables_too() -> None:
+    blocks = re.findall(r":root \{(.+?)\}", REPORT_STYLE, re.DOTALL)
+    light, dark = (dict(re.findall(r"--(\w+): (#\w+);", block)) for block in blocks)
+    assert set(light) == set(dark)
+    rules = REPORT_STYLE
+    for block in blocks:
+        rules = rules.replace(block, "")
+    assert not re.search(r"#[0-9a-f]{3}", rules), "a colour of one scheme alone"
+    shell = render_page("t", "").partition("<style>")[2].partition("</style>")[0]
+    cards = [
+        re.search(r"--card: #(\w+);", block)[1] for block in re.findall(r":root \{(.+?)\}", shell, re.DOTALL)
+    ]
+    for colours, card in zip((light, dark), cards, strict=True):
+        for colour in colours.values():
+            assert contrast(colour.removeprefix("#"), card) >= 4.5
 
 
 def test_text_can_be_read_on_every_ground() -> None:
