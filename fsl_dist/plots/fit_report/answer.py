@@ -54,8 +54,7 @@ def render_answer(overview: Overview) -> str:
     )
     if overview.equal:
         parts.append(
-            '<p class="note">Rows with a shaded ground are equal to the best on validation within noise; the choice among them is the '
-            "cheapest.</p>"
+            '<p class="note">Rows with a shaded ground are equal to the best on validation within noise.</p>'
         )
     if overview.spent_s:
         parts.append(_render_time(overview))
