@@ -161,8 +161,7 @@ def _render_copies(data: DataFacts, catalogue: Catalogue, thumbnails: Thumbnails
         parts.append(f'<ul class="cards">{cards}</ul>')
         if len(shown) > _SHOWN_PAIRS:
             parts.append(
-                f'<p class="note">{_SHOWN_PAIRS} pairs are shown, those of different classes first. '
-                "<code>fsl-dist inspect --near-duplicates</code> lists all.</p>"
+                f'<p class="note">{_SHOWN_PAIRS} of {len(shown):,} such pairs are shown, those of different classes first.</p>'
             )
     return "\n".join(parts)
 

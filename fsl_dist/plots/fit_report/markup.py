@@ -141,8 +141,6 @@ svg line.one, svg line.two, svg line.three, svg line.four { stroke-width: 1.5; s
 .matrix thead th span { writing-mode: vertical-rl; transform: rotate(180deg); max-height: 8.5rem; overflow: hidden; white-space: nowrap; }
 .matrix th[scope=row] { min-width: 8rem; max-width: 14rem; text-align: right; position: sticky; left: 0; background: var(--card);
   white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
-.matrix td.right { background: color-mix(in srgb, var(--accent) var(--share), var(--card)); }
-.matrix td.wrong { background: color-mix(in srgb, var(--second) var(--share), var(--card)); }
 .cards { list-style: none; padding: 0; display: grid; gap: .8rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 15rem), 1fr)); }
 .cards.wider { grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)); }
 .cards > li { background: var(--card); border: 1px solid var(--line); border-radius: .4rem; padding: .7rem; max-width: none; min-width: 0; }

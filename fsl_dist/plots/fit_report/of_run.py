@@ -65,7 +65,11 @@ def report_run(trained: TrainedRun, out: Path, *, seconds: float = 120.0) -> Pat
         chosen=candidates[0].name,
         differences=tuple(differences),
         notes=("This is one run that was trained by hand: nothing was chosen among candidates.",),
-        commands=(f"fsl-dist predict {trained.run} IMAGE", f"fsl-dist explain {trained.run} IMAGE"),
+        commands=(
+            f'run = fsl_dist.open_run("{trained.run}")',
+            'run.predict(["image.jpg"])',
+            'run.explain(["image.jpg"], out="evidence")',
+        ),
     )
     chosen = Chosen(head=head, train=train, scored=scored, split=splits.query_split)
     return write_fit_report(

@@ -93,11 +93,12 @@ def render_labels(labels: LabelFacts, catalogue: Catalogue, thumbnails: Thumbnai
             table("Likely label errors", head, rows),
         )
     )
+    arguments = f'"{catalogue.folder}", table="{file}", key_column="key", label_column="suggested"'
+    call = f"fsl_dist.resplit({arguments})"
     parts.append(
         f"<p><code>{escape(file)}</code> has all images of the data set, the likely errors first. Put the label back in its column "
         "<code>suggested</code> where you disagree. Then write a corrected version of the data set, over the same shards:</p>"
-        f'<pre tabindex="0">'
-        f"fsl-dist resplit {escape(catalogue.folder.name)} --table {escape(file)} --key-column key --label-column suggested</pre>"
+        f'<pre tabindex="0">{escape(call)}</pre>'
     )
     return "\n".join(parts)
 

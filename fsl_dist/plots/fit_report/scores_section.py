@@ -56,11 +56,10 @@ def _render_matrix(matrix: NDArray[np.int64], sizes: NDArray[np.int64], names: l
                 continue
             # At 60 % of the colour the text is still read easily.
             share = 10 + 50 * number / max(int(sizes[row]), 1)
-            kind = "right" if row == column else "wrong"
+            colour = "accent" if row == column else "second"
+            shade = f"color-mix(in srgb, var(--{colour}) {share:.0f}%, var(--card))"
             words = f"{one} taken for {names[column]}: {number} of {sizes[row]}"
-            cells.append(
-                f'<td class="{kind}" style="--share:{share:.0f}%" title="{escape(words)}">{number}</td>'
-            )
+            cells.append(f'<td style="background:{shade}" title="{escape(words)}">{number}</td>')
         lines.append(f'<tr><th scope="row" title="{escape(one)}">{name(one)}</th>{"".join(cells)}</tr>')
     html = f"<table><thead><tr><td></td>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
     note = "Rows are the labels, columns the answers; numbers are images, shades their share of the row."
