@@ -2,21 +2,25 @@
 
 import hashlib
 import json
+import os
+from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fsl_dist.data.catalogue import is_dataset
+from fsl_dist.data.catalogue import Catalogue, is_dataset
 from fsl_dist.data.selection import Selection
 from fsl_dist.errors import RequestError
+from fsl_dist.training.ray.session import spread_over
 from fsl_dist.training.trained import TrainedRun, open_trained
-from index import IndexConfig, ShardedIndex
+from index import IndexConfig, LocalIndex, ShardedIndex, open_index
 from index.base.files import new_token
-from index.base.object_cache import put_file
+from index.base.object_cache import put_file, working_folder
 from index.base.pieces import Progress, Spread, do_here
-from index.base.settings import dump
+from index.base.settings import dump, parse_overrides, to_overrides, validate
 from index.versions import check_source
 from index.writing import job
 from index.writing.vector_files import identify
@@ -145,3 +149,39 @@ def write_embeddings(trained: TrainedRun, out: Path) -> None:
         unfinished.replace(out)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def embed_data(run: Path, data: Catalogue, out: Path | None) -> NDArray[np.float32]:
+    """Embed every sample of a data set with a run's network: float32 [num_samples, dim], row = sample id.
+
+    out: a .npy file to write block by block; the result is then a map of it.
+    """
+    with closing(open_trained(run, dataset=data.folder, version=data.version)) as trained:
+        if out is None:
+            return trained.embedder.embed(np.arange(data.num_samples))
+        write_embeddings(trained, out)
+    return np.load(out, mmap_mode="r")
+
+
+def build_index_of_run(
+    run: Path,
+    own: Catalogue,
+    out: str | os.PathLike[str],
+    *,
+    data: Catalogue | str | os.PathLike[str] | None,
+    workers: int,
+    settings: Mapping[str, object],
+    progress: Progress | None,
+) -> LocalIndex:
+    """`Run.build_index`: the index, opened, with the names of its classes. own: the run's data set."""
+    if workers < 1:
+        raise RequestError(f"workers={workers} must be at least 1")
+    config = validate(IndexConfig, parse_overrides(to_overrides(settings)), "the arguments")
+    chosen = own if data is None else data
+    folder = chosen.folder if isinstance(chosen, Catalogue) else working_folder(os.fspath(chosen))
+    where = working_folder(os.fspath(out)).absolute()
+    with spread_over(workers, embeds=True) as spread:
+        version = build_from_run(run, folder, where, config, spread=spread, progress=progress)
+    index = open_index(version)
+    index.class_names = Catalogue.open(folder).class_names if folder != own.folder else own.class_names
+    return index

@@ -15,7 +15,7 @@ from fsl_dist.errors import DataError, RequestError
 from fsl_dist.notebook import html_table
 from fsl_dist.progress import counter
 from index.base.object_cache import bring_file, with_addresses, working_folder
-from index.base.settings import parse_overrides, to_overrides, validate
+from index.base.settings import to_overrides
 
 if TYPE_CHECKING:
     from fsl_dist.evaluation.report import EvaluationReport
@@ -73,21 +73,19 @@ class Run:
 
     def _repr_html_(self) -> str:
         progress = self._progress()
-        rows: list[list[object]] = [
-            ["data set", with_addresses(self.config.data.dataset)],
-            ["method", self.config.method.kind],
-            ["network", self.config.backbone.name],
-            ["epochs", progress.epoch if progress else 0],
-            ["validation", "none" if self.best is None else self._describe_best(progress)],
-            ["head", self.head.name if self.head else "none"],
-        ]
-        return html_table(["run", with_addresses(str(self.dir))], rows)
+        rows = {
+            "data set": with_addresses(self.config.data.dataset),
+            "method": self.config.method.kind,
+            "network": self.config.backbone.name,
+            "epochs": progress.epoch if progress else 0,
+            "validation": "none" if self.best is None else self._describe_best(progress),
+            "head": self.head.name if self.head else "none",
+        }
+        return html_table(["run", with_addresses(str(self.dir))], rows.items())
 
     def _describe_best(self, progress: Any) -> str:
-        best = f"best {self.config.stop_metric} {progress.best_value:.4g}"
-        return (
-            best if progress.start_value is None else f"{best} from {progress.start_value:.4g} at the start"
-        )
+        start = "" if progress.start_value is None else f" from {progress.start_value:.4g} at the start"
+        return f"best {self.config.stop_metric} {progress.best_value:.4g}{start}"
 
     @cached_property
     def data(self) -> Catalogue:
@@ -240,7 +238,9 @@ class Run:
             RequestError: something is not an image, or an id is not of the data set.
         """
         if isinstance(images, Catalogue):
-            return self._embed_data(images, None if out is None else Path(out))
+            from fsl_dist.indexing import embed_data
+
+            return embed_data(self.dir, images, None if out is None else Path(out))
         if out is not None:
             raise RequestError(f"out={out} is for a data set's embeddings; those of a list are returned")
         if _are_ids(images):
@@ -256,18 +256,6 @@ class Run:
                 position = [image.name for image in named].index(failed.image)
                 raise DataError(f"images[{position}]: {failed.image} {failed.reason}")
         return vectors
-
-    def _embed_data(self, data: Catalogue, out: Path | None) -> NDArray[np.float32]:
-        from contextlib import closing
-
-        from fsl_dist.indexing import write_embeddings
-        from fsl_dist.training.trained import open_trained
-
-        with closing(open_trained(self.dir, dataset=data.folder, version=data.version)) as trained:
-            if out is None:
-                return trained.embedder.embed(np.arange(data.num_samples))
-            write_embeddings(trained, out)
-        return np.load(out, mmap_mode="r")
 
     def predict(
         self, images: "Sequence[ImageLike]", *, support: "Support | None" = None, k: int = 5
@@ -358,26 +346,17 @@ class Run:
             ConfigError: a setting is unknown or breaks a rule.
             RequestError: the data set has no train split.
         """
-        from fsl_dist.indexing import build_from_run
-        from fsl_dist.training.ray.session import spread_over
-        from index import IndexConfig, open_index
+        from fsl_dist.indexing import build_index_of_run
 
-        if workers < 1:
-            raise RequestError(f"workers={workers} must be at least 1")
-        config = validate(IndexConfig, parse_overrides(to_overrides(settings)), "the arguments")
-        if data is None:
-            data = self.data
-        folder = data.folder if isinstance(data, Catalogue) else working_folder(os.fspath(data))
-        where = working_folder(os.fspath(out)).absolute()
-        with spread_over(workers, embeds=True) as spread:
-            version = build_from_run(
-                self.dir, folder, where, config, spread=spread, progress=counter() if progress else None
-            )
-        index = open_index(version)
-        index.class_names = (
-            Catalogue.open(folder).class_names if folder != self.data.folder else self.data.class_names
+        return build_index_of_run(
+            self.dir,
+            self.data,
+            out,
+            data=data,
+            workers=workers,
+            settings=settings,
+            progress=counter() if progress else None,
         )
-        return index
 
     def export(self, out: PathLike) -> Path:
         """Write the embedder to a file for other programs, with how its images are prepared, and check that file.
