@@ -157,3 +157,14 @@ class ImageFiles:
 
 def _not_decoded(error: Exception) -> str:
     return f"is not an image that decodes: {explain(error)}"
+
+
+def are_ids(images: object) -> bool:
+    """Whether a list is one of sample ids rather than of images."""
+    if isinstance(images, np.ndarray):
+        return images.ndim == 1 and np.issubdtype(images.dtype, np.integer)
+    return (
+        isinstance(images, Sequence | range)
+        and len(images) > 0
+        and all(isinstance(image, int | np.integer) for image in images)
+    )

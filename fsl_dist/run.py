@@ -1,5 +1,6 @@
 """A training run from Python: opened, then evaluated, used on images, indexed, exported."""
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -36,7 +37,7 @@ def open_run(dir: PathLike) -> "Run":
     """Open a run that was trained here or elsewhere.
 
     Args:
-        dir: its folder, or its address at s3:// or gs://.
+        dir: its folder, or its address at s3:// or gs://; or the folder of a fit, for the run that it chose.
 
     Returns:
         The run; its network is loaded when it is first used.
@@ -44,6 +45,9 @@ def open_run(dir: PathLike) -> "Run":
     Raises:
         ConfigError: `dir` is not a run folder.
     """
+    record = Path(os.fspath(dir)) / "fit.json"
+    if record.is_file():
+        return Run(record.parent / str(json.loads(record.read_text("utf-8"))["final_run"]))
     return Run(os.fspath(dir))
 
 
@@ -243,12 +247,12 @@ class Run:
             return embed_data(self.dir, images, None if out is None else Path(out))
         if out is not None:
             raise RequestError(f"out={out} is for a data set's embeddings; those of a list are returned")
-        if _are_ids(images):
+        from fsl_dist.image_files import ImageFiles, are_ids, name_images
+
+        if are_ids(images):
             ids = np.asarray(images, dtype=np.int64)
             self.trained.catalogue.locate(ids)
             return self.trained.embedder.embed(ids)
-        from fsl_dist.image_files import ImageFiles, name_images
-
         named = name_images(images)  # type: ignore[arg-type]  # ids were answered above
         with ImageFiles(self.trained.embedder, self.trained.config, self.trained.catalogue) as files:
             vectors, _ = files.embed(named)
@@ -390,13 +394,3 @@ class Run:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _are_ids(images: object) -> bool:
-    if isinstance(images, np.ndarray):
-        return images.ndim == 1 and np.issubdtype(images.dtype, np.integer)
-    return (
-        isinstance(images, Sequence | range)
-        and len(images) > 0
-        and all(isinstance(image, int | np.integer) for image in images)
-    )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from fsl_dist.seeding import generator
 from index.base.extras import require
 from tune.records import Trial
-from tune.space import Knob, Point, grid_size
+from tune.space import Knob, Point
 from tune.sweep_settings import SweepSettings
 
 if TYPE_CHECKING:
@@ -20,14 +20,14 @@ def check_search(config: SweepSettings) -> None:
 
 
 def next_point(config: SweepSettings, trials: Sequence[Trial]) -> tuple[int, Point] | None:
-    """(number of the draw, the point) that follows those of `trials`; None where a grid has no more.
+    """(number of the draw, the point) that follows those of `trials`; None where a grid or a list has no more.
 
     A drawn or counted point is a function of (seed, number of the draw); Optuna's of that and of the trials' values.
     """
     draw = max((trial.draw for trial in trials), default=-1) + 1
     if config.search == "optuna":
         return draw, _propose(config, trials, draw)
-    if config.search == "grid" and draw >= grid_size(config.space):
+    if config.search_size is not None and draw >= config.search_size:
         return None
     return draw, config.point(draw)
 

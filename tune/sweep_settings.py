@@ -8,7 +8,7 @@ from pydantic import Field
 
 from index.base.errors import ConfigError
 from index.base.settings import settings
-from tune.space import Knob, Point, Scalar, draw_point, grid_point, grid_size
+from tune.space import Knob, Point, Scalar, Value, draw_point, grid_point, grid_size
 
 _MOST_PRUNED = 200
 """points drawn in a row that may be refused before the sweep gives up on its space"""
@@ -42,11 +42,13 @@ class SweepSettings(abc.ABC):
     """what needs no new trial: name of a setting → values; every combination is measured on each trial"""
     mode: Literal["max", "min"] = "max"
     """max: larger is better"""
-    search: Literal["random", "grid", "optuna"] | ImportedSearch = "random"
-    """points drawn by seed, all combinations, proposed by Optuna's TPE from the trials so far (needs `optuna`), or by a
-    Searcher of Ray Tune: `{kind: import, class: "package.module:Class", settings: {…}}`"""
+    search: Literal["random", "grid", "optuna", "points"] | ImportedSearch = "random"
+    """points drawn by seed, all combinations, proposed by Optuna's TPE from the trials so far (needs `optuna`), those of
+    `points`, or by a Searcher of Ray Tune: `{kind: import, class: "package.module:Class", settings: {…}}`"""
+    points: tuple[dict[str, Value], ...] = ()
+    """search=points: what each trial changes of the base, dotted key → value, in the order in which they are tried"""
     trials: Annotated[int, Field(ge=1)] = 20
-    """points that are tried; a grid has no more than its combinations"""
+    """points that are tried; a grid has no more than its combinations, and of `points` all are tried"""
     include_base: bool = True
     """trial 0000 is the base as it is, beside the others: never stopped early, and not counted"""
     hours: Annotated[float, Field(ge=0)] = 0.0
@@ -73,7 +75,8 @@ class SweepSettings(abc.ABC):
     def check_points(self) -> None:
         """Raise the first point's error where not one of many points makes a trial."""
         first: ConfigError | None = None
-        for number in range(min(self.most_pruned, _PROBES_OF_GRID)):
+        size = self.most_pruned if self.search_size is None else self.search_size
+        for number in range(min(size, _PROBES_OF_GRID)):
             try:
                 self.trial_config(self.point(number))
             except ConfigError as error:
@@ -86,14 +89,30 @@ class SweepSettings(abc.ABC):
         """Point `number` (0, 1, …) of a search that looks at no trial: of a grid, or drawn."""
         if self.search == "grid":
             return grid_point(self.space, number)
+        if self.search == "points":
+            return self.points[number]
         return draw_point(self.space, self.seed, number)
 
     @property
     def num_points(self) -> int:
         """Points to try, the base itself left out."""
-        return min(self.trials, grid_size(self.space)) if self.search == "grid" else self.trials
+        if self.search == "points":
+            return len(self.points)
+        return self.trials if self.search_size is None else min(self.trials, self.search_size)
+
+    @property
+    def search_size(self) -> int | None:
+        """Points that the search has at all: combinations of a grid, points of a list; None where it has no end."""
+        if self.search == "points":
+            return len(self.points)
+        return grid_size(self.space) if self.search == "grid" else None
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The dotted keys that trials differ by."""
+        return tuple(dict.fromkeys([*self.space, *(key for point in self.points for key in point)]))
 
     @property
     def most_pruned(self) -> int:
-        """Points in a row that may make no trial before the sweep gives up on its space; a grid comes to its end."""
-        return grid_size(self.space) + 1 if self.search == "grid" else _MOST_PRUNED
+        """Points in a row that may make no trial before the sweep gives up; a grid or a list comes to its end."""
+        return _MOST_PRUNED if self.search_size is None else self.search_size + 1

@@ -3,6 +3,7 @@
 import difflib
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import timm
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from fsl_dist.errors import ConfigError, RequestError
 from fsl_dist.models.config import TIMM, BackboneConfig
+from fsl_dist.models.downloads import hub_in_reach
 from fsl_dist.models.embedding import GlobalAverage, MapModule
 
 _NUM_NEAREST = 3
@@ -179,9 +181,10 @@ def _create(config: BackboneConfig, found: PretrainedCfg, sample_shape: tuple[in
             "(backbone.weights=PATH loads a state_dict)"
         )
     try:
-        return timm.create_model(
-            name, pretrained=config.pretrained, num_classes=0, in_chans=sample_shape[0], **sizes
-        )
+        with hub_in_reach() if config.pretrained else nullcontext():
+            return timm.create_model(
+                name, pretrained=config.pretrained, num_classes=0, in_chans=sample_shape[0], **sizes
+            )
     except Exception as error:  # the hub's client and its transport have errors of their own
         if not config.pretrained:
             raise _refuse_images(config.name, found, sample_shape, error) from error

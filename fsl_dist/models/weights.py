@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fsl_dist.errors import RequestError
 from fsl_dist.finite import NOT_FINITE, find_negative_variance, find_non_finite
 from fsl_dist.models.config import TIMM, BackboneConfig
+from fsl_dist.models.downloads import check_reachable, hub_in_reach
 from fsl_dist.models.embedding import Network
 from fsl_dist.models.weight_files import count_names, first_few, read_weights
 
@@ -206,6 +207,7 @@ def _from_torchvision(name: str) -> Mapping[str, Tensor]:
         "vit_b_16": models.ViT_B_16_Weights.IMAGENET1K_V1,
     }[name]
     try:
+        check_reachable(weights.url)
         with redirect_stdout(sys.stderr):  # a download is announced, and stdout may be for JSON
             return weights.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:  # no network; a damaged download
@@ -221,7 +223,8 @@ def _from_timm(name: str) -> Mapping[str, Tensor]:
 
     repository = f"timm/{_TIMM_WEIGHTS[name]}"
     try:
-        return load_state_dict_from_hf(repository, filename="model.safetensors")
+        with hub_in_reach():
+            return load_state_dict_from_hf(repository, filename="model.safetensors")
     except Exception as error:  # the hub's client and its transport have errors of their own
         reason = str(error).strip().partition("\n")[0]
         raise RequestError(

@@ -31,6 +31,8 @@ class Progress:
     """optimizer steps taken"""
     images_seen: int = 0
     """images forwarded in training, over all workers"""
+    seconds: float = 0.0
+    """seconds that training took, resumed sessions together; counted where `training.minutes` limits them, else 0"""
     best_value: float = float("-inf")
     """best validation value so far; −inf = none yet"""
     best_step: int = -1

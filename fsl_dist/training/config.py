@@ -45,6 +45,9 @@ class TrainingConfig:
     """epochs at most; 0 keeps the network as it starts"""
     images: Annotated[int, Field(ge=0)] = 0
     """stop once this many images went forward (compare minings at equal cost); 0 = no such limit"""
+    minutes: Annotated[float, Field(ge=0)] = 0.0
+    """stop once training has taken this many minutes, resumed sessions together; 0 = no such limit. The learning rate follows
+    the time, so a slower machine makes fewer steps of the same schedule: results depend on the machine's speed"""
     batch_size: Annotated[int, Field(ge=1)] = 96
     """images of a step over all workers (methods without episodes), or triplets (chai)"""
     chunk_size: Annotated[int, Field(ge=0)] = 0
@@ -63,8 +66,8 @@ class TrainingConfig:
     """adamw: share of `lr` by which weights shrink each step, without biases and the parameters of norms; adam and sgd:
     L2 coefficient of all parameters. auto: 0.05 for adamw, 1e-5 for adam and sgd, which 0.05 would ruin"""
     schedule: Literal["cosine", "milestones", "constant"] = "cosine"
-    """learning rate after the warm-up: down to 0 by half a cosine over the whole run (`epochs`, or `images` where that limit
-    comes first), by `lr_gamma` at each of `lr_milestones`, or as it is"""
+    """learning rate after the warm-up: down to 0 by half a cosine over the whole run (`epochs`, or `images` or `minutes` where
+    that limit comes first), by `lr_gamma` at each of `lr_milestones`, or as it is"""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """share of the run in which the learning rate rises linearly from 0; 0 = no warm-up"""
     lr_milestones: tuple[int, ...] = ()
@@ -85,6 +88,8 @@ class TrainingConfig:
     """validations without a better value before the run stops; 0 = no validation, the last epoch counts"""
     validate_every: Annotated[int, Field(ge=1)] = 1
     """epochs between two validations"""
+    validate_start: bool = True
+    """score the network before its first step too: it stays the best where no validation of training is better"""
     log_train_knn: bool = False
     """every `validate_every` epochs, also with patience=0, log knn/train_acc@K_p: each training image by the vote of its
     K_p nearest others. Costs an embedding of the training images, shared with a validation or mining at the same

@@ -253,6 +253,7 @@ def _progress_lines(config: RunConfig, num_steps: int, show: Callable[[str], Non
                     num_epochs=config.training.epochs,
                     num_steps=num_steps,
                     num_images=config.training.images,
+                    seconds=60 * config.training.minutes,
                     elapsed_s=time.perf_counter() - first_time,
                     done_steps=step - first,
                     validation=metrics.describe_validation(),

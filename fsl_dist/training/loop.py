@@ -39,7 +39,7 @@ from fsl_dist.training.compiler import check_compiler
 from fsl_dist.training.divergence import DivergedError, check_trained, explaining_divergence
 from fsl_dist.training.optimizer import build_optimizer, clip_gradient, restore_optimizer, set_learning_rate
 from fsl_dist.training.runlog import RunLog
-from fsl_dist.training.schedule import learning_rate
+from fsl_dist.training.schedule import is_used_up, learning_rate
 from fsl_dist.training.splits import RunSplits, decides, split_run
 from fsl_dist.training.step import PlannedStep, planned_steps, run_step, step_requests
 from fsl_dist.training.validation import Validation
@@ -80,7 +80,7 @@ class Trainer:
         self.group = group
         self.device = device
         self.watch = watch
-        self.start_competes = start_competes
+        self.start_competes = start_competes and config.training.validate_start
         self.is_ended = False
         self.run = Path(config.run.dir)
         self.use_bf16 = config.training.uses_bf16(device.type)
@@ -206,6 +206,7 @@ class Trainer:
             is_unscored = self.progress.global_step == 0 and self.progress.start_value is None
             if self.decides and self.start_competes and is_unscored:
                 self._validate_start(runlog)
+            self._started_s = time.monotonic() - self.progress.seconds
             while not self._is_over():
                 self._train_epoch(runlog)
             if self.progress != self._saved:
@@ -214,13 +215,7 @@ class Trainer:
         return self.progress
 
     def _is_over(self) -> bool:
-        settings, progress = self.config.training, self.progress
-        return (
-            self.is_ended
-            or progress.epoch >= settings.epochs
-            or (settings.images > 0 and progress.images_seen >= settings.images)
-            or (settings.patience > 0 and progress.validations_since_best >= settings.patience)
-        )
+        return self.is_ended or is_used_up(self.config.training, self.progress)
 
     def _train_epoch(self, runlog: RunLog | None) -> None:
         epoch, num_steps = self.progress.epoch, self.method.num_steps()
@@ -330,6 +325,9 @@ class Trainer:
             global_step=self.progress.global_step + 1,
             images_seen=self.progress.images_seen + num_images,
         )
+        if self.config.training.minutes > 0:  # the first worker's clock is that of all
+            seconds = float(self.group.share_text(repr(time.monotonic() - self._started_s)))
+            self.progress = dataclasses.replace(self.progress, seconds=seconds)
 
     def _is_checkpoint_due(self) -> bool:
         every = self.config.training.checkpoint_steps

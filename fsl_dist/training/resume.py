@@ -43,6 +43,7 @@ _SURROUNDINGS = (
 _WAY_ON = (
     "training.epochs",
     "training.images",
+    "training.minutes",
     "training.patience",
     "training.validate_every",
     "training.lr",  # lr, lr_milestones, lr_gamma

@@ -204,13 +204,14 @@ def describe_progress(
     num_epochs: int,
     num_steps: int,
     num_images: int,
+    seconds: float = 0.0,
     elapsed_s: float,
     done_steps: int,
     validation: str = "",
 ) -> str:
     """One line for people: where the run is, how fast, how good, what is left, how long it waits for data.
 
-    line: a step's metrics; num_images: the run's limit, 0 = none; elapsed_s and done_steps: since this process
+    line: a step's metrics; num_images and seconds: the run's limits, 0 = none; elapsed_s and done_steps: since this process
     started to train; validation: as `RunFollower.describe_validation` gives it.
     """
     left_steps = float(max(num_epochs * num_steps - line["step"], 0))
@@ -218,9 +219,12 @@ def describe_progress(
         images_a_step = line["train/images_seen"] / line["step"]
         left_steps = min(left_steps, max(num_images - line["train/images_seen"], 0) / images_a_step)
     left_s = elapsed_s / max(done_steps, 1) * left_steps
+    if seconds > 0:
+        left_s = min(left_s, max(seconds - elapsed_s, 0.0))
+    of_epochs = "" if seconds > 0 else f"/{num_epochs}"
     step_in_epoch = (line["step"] - 1) % num_steps + 1
     return (
-        f"epoch {line['epoch'] + 1}/{num_epochs}  step {step_in_epoch}/{num_steps}  "
+        f"epoch {line['epoch'] + 1}{of_epochs}  step {step_in_epoch}/{num_steps}  "
         f"loss {line['train/loss']:.4f}  {line['time/images_per_s']:.0f} img/s  "
         + (f"{validation}  " if validation else "")
         + f"at most {_clock(left_s)} left  data wait {line['time/data_wait_s'] * 1e3:.0f} ms"

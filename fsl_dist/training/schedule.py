@@ -16,26 +16,47 @@ def learning_rate(
         step=progress.global_step,
         images_seen=progress.images_seen,
         num_images=num_images,
+        seconds=progress.seconds,
     )
     return settings.lr * rate_factor(settings, done=done, epoch=progress.epoch)
 
 
+def is_used_up(settings: TrainingConfig, progress: Progress) -> bool:
+    """Whether a run is over: by its epochs, images, minutes or patience."""
+    return (
+        progress.epoch >= settings.epochs
+        or (settings.images > 0 and progress.images_seen >= settings.images)
+        or (settings.minutes > 0 and progress.seconds >= 60 * settings.minutes)
+        or (settings.patience > 0 and progress.validations_since_best >= settings.patience)
+    )
+
+
 def share_done(
-    settings: TrainingConfig, *, steps_per_epoch: int, step: int, images_seen: int, num_images: int
+    settings: TrainingConfig,
+    *,
+    steps_per_epoch: int,
+    step: int,
+    images_seen: int,
+    num_images: int,
+    seconds: float = 0.0,
 ) -> float:
     """How much of the whole run is done in the middle of a step, above 0 and at most 1.
 
-    The run ends by `epochs` or by `images`, whichever comes first.
+    The run ends by `epochs`, by `images` or by `minutes`, whichever comes first.
 
     Args:
         steps_per_epoch: optimizer steps of an epoch.
         step: optimizer steps before this one, over all epochs.
         images_seen: images that went forward before it.
         num_images: its images.
+        seconds: that training took before it.
     """
     done = (step + 0.5) / max(1, settings.epochs * steps_per_epoch)
     if settings.images > 0:
         done = max(done, (images_seen + 0.5 * num_images) / settings.images)
+    if settings.minutes > 0:
+        # Half a step more, as above: the steps so far say how long one takes.
+        done = max(done, seconds * (1 + 0.5 / max(step, 1)) / (60 * settings.minutes))
     return min(done, 1.0)
 
 

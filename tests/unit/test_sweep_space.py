@@ -11,8 +11,10 @@ from fsl_dist.config import RunConfig
 from fsl_dist.methods.deep_knn import DeepKNNConfig
 from index.base.errors import ConfigError, RequestError
 from index.base.settings import parse_yaml, validate
+from tune.records import Trial
+from tune.search import next_point
 from tune.space import Knob, draw_point, grid_point, grid_size, nested, show_point
-from tune.sweep_file import load_sweep, render_sweep
+from tune.sweep_file import load_sweep, parse_sweep, render_sweep
 from tune.sweeps.config import SweepConfig
 
 ROOT = Path(__file__).parents[2]
@@ -193,7 +195,7 @@ def test_another_kind_of_method_drops_the_settings_of_the_base(tmp_path: Path) -
         ),
         (
             BASE + SPACE + "search: hyperopt",
-            'search="hyperopt" must be random, grid or optuna or {kind: import, class:',
+            'search="hyperopt" must be random, grid, optuna or points or {kind: import, class:',
         ),
         (BASE + SPACE + "search: {kind: import}", "search.class is required and not set"),
         (
@@ -214,3 +216,48 @@ def test_what_cannot_be_is_told_in_one_line(tmp_path: Path, text: str, words: st
         load(tmp_path, text)
     assert any(word in str(caught.value) for word in words.split("|")), str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+POINTS = """
+search: points
+points:
+  - {method.temperature: 2.0, run.seed: 1}
+  - {method.kind: deep_knn, training.epochs: 9}
+include_base: false
+"""
+
+
+def test_listed_points_are_tried_in_their_order(tmp_path: Path) -> None:
+    config = load(tmp_path, BASE + POINTS)
+    assert config.num_points == 2
+    assert [config.point(number) for number in range(2)] == [
+        {"method.temperature": 2.0, "run.seed": 1},
+        {"method.kind": "deep_knn", "training.epochs": 9},
+    ]
+    assert config.keys == ("method.temperature", "run.seed", "method.kind", "training.epochs")
+    assert config.max_epochs == 9
+    assert config.trial_config(config.point(1)).method == DeepKNNConfig()
+    assert parse_sweep(render_sweep(config), "again") == config
+    tried: list[Trial] = []
+    while (found := next_point(config, tried)) is not None:
+        tried.append(Trial(number=len(tried), folder=tmp_path, point=found[1], draw=found[0]))
+    assert [trial.point for trial in tried] == list(config.points)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("search: points\n", r"points is empty: search=points tries those that it lists"),
+        (SPACE + POINTS, r"space belongs to the searches that draw points; search=points lists them"),
+        (SPACE + "points: [{run.seed: 1}]\n", r"points lists what is tried, which takes search=points"),
+        (
+            "search: points\npoints: [{method.temprature: 1}]\n",
+            r"points\[0\]\.method\.temprature: .*did you mean",
+        ),
+        ("search: points\npoints: [{data.dataset: x}]\n", r"points\[0\]\.data\.dataset is the same for all"),
+        ("search: points\npoints: [{method.temperature: -1}]\n", r"no point of the space makes a run"),
+    ],
+)
+def test_a_list_of_points_that_makes_no_sweep_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path, BASE + text)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import math
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from commands import GREY_16_PX
 
 from fsl_dist.config import RunConfig, load_config, load_evaluation, load_resumed, load_run
 from fsl_dist.errors import ConfigError, RequestError, TrainingError
-from fsl_dist.training.checkpoint import FACTS, TENSORS
+from fsl_dist.training.checkpoint import FACTS, TENSORS, read_progress
 from fsl_dist.training.config import TrainingConfig
 from fsl_dist.training.launch import train_run
 from fsl_dist.training.resume import check_resumable, settle
@@ -66,6 +67,16 @@ def test_a_limit_on_images_shortens_the_schedule() -> None:
     assert rates(TrainingConfig(epochs=3, images=160))[17:] == pytest.approx([0.0] * 7)
 
 
+def test_a_limit_on_minutes_follows_the_seconds() -> None:
+    """A step after s of 60 seconds is at (s + half a step) / 60, whatever epochs and images would say."""
+    settings = TrainingConfig(epochs=1000, minutes=1, warmup=0.1)
+    for step, seconds in ((1, 3.0), (10, 30.0), (20, 60.0)):
+        done = share_done(
+            settings, steps_per_epoch=8, step=step, images_seen=step * 10, num_images=10, seconds=seconds
+        )
+        assert done == pytest.approx(min(seconds * (step + 0.5) / step / 60, 1.0))
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -108,6 +119,20 @@ def test_a_run_logs_the_rate_and_the_norm_of_its_gradient(digits: Path, tmp_path
     assert all(line["train/grad_norm"] > 0 for line in lines)
     # What depends on the weights is written down when the run starts.
     assert load_run(tmp_path / "run").training.head_lr_factor == 1.0
+
+
+def test_a_run_of_so_many_minutes_ends_at_the_end_of_its_schedule(digits: Path, tmp_path: Path) -> None:
+    settings = ("training.epochs=100000", "training.minutes=0.02", "training.lr=0.01")
+    started = time.monotonic()
+    summary = train_run(settings_of(digits, tmp_path / "run", *settings))
+    assert summary.steps > 1
+    assert time.monotonic() - started < 20
+    lines = [line for line in read_metrics(tmp_path / "run") if "train/lr" in line]
+    assert lines[-1]["train/lr"] < 0.005 < max(line["train/lr"] for line in lines)
+    progress = read_progress(Path(summary.checkpoint))
+    assert 1.2 <= progress.seconds < 10
+    # It is over: resumed, it takes no further step.
+    assert train_run(settings_of(digits, tmp_path / "run", *settings), resume=True).steps == summary.steps
 
 
 def test_a_resume_says_when_the_rate_changes(caplog: pytest.LogCaptureFixture) -> None:

@@ -109,6 +109,8 @@ class IndexSweepConfig(SweepSettings):
         return recall >= self.recall and (not self.max_ms or ms <= self.max_ms)
 
     def _check_space(self) -> None:
+        if self.search == "points" or self.points:
+            raise ConfigError("search=points lists runs; a sweep of indexes names its builds by space")
         if not self.space:
             raise ConfigError(
                 "space is empty: name what builds differ by, such as kind: {choice: [ivf_flat, ivf_pq]}"

@@ -14,7 +14,7 @@ from tune.space import Point, Scalar, nested, show_point
 from tune.sweep_settings import SweepSettings
 from tune.sweeps.changeable import check_changeable
 from tune.sweeps.schedulers import Asha, HyperBand, MedianRule, NoScheduler, Population
-from tune.sweeps.space_rules import check_evaluation, check_space
+from tune.sweeps.space_rules import check_evaluation, check_listed, check_space
 
 _LIST_AXES = ("k_p", "delta_tau", "k")
 """settings of an evaluation that take several values at a time"""
@@ -46,6 +46,9 @@ class SweepConfig(SweepSettings):
     """what stops, pauses or changes trials: none, asha, median, hyperband or pbt, with their settings"""
     resources: Resources = field(default_factory=Resources)
     """what one trial takes"""
+    scores_trials: bool = True
+    """score a trial that has run to its end, on test images, or on val where there is no test; false leaves that to
+    `Run.evaluate`"""
     concurrency: Annotated[int, Field(ge=0)] = 0
     """trials at a time; 0: as many as the CPUs and GPUs hold, also while the cluster grows"""
     minutes: Annotated[float, Field(ge=0)] = 0.0
@@ -61,7 +64,10 @@ class SweepConfig(SweepSettings):
                 f"mode=min with metric={self.metric or self.base.stop_metric}: every metric that a run validates by grows "
                 "with quality, and its best epoch is the one with the largest (mode=max)"
             )
-        check_space(self.space, self.search)
+        if self.search == "points":
+            check_listed(self.points, self.space)
+        else:
+            check_space(self.space, self.search, self.points)
         check_evaluation(self.evaluation)
         if self.base.training.patience == 0:
             raise ConfigError(
@@ -132,7 +138,8 @@ class SweepConfig(SweepSettings):
     def max_epochs(self) -> int:
         """The longest that a trial may train."""
         knob = self.space.get("training.epochs")
-        values = (*knob.options, *knob.randint) if knob else (self.base.training.epochs,)
+        values: tuple = (*knob.options, *knob.randint) if knob else (self.base.training.epochs,)
+        values = (*values, *(point["training.epochs"] for point in self.points if "training.epochs" in point))
         return max(int(value) for value in values if isinstance(value, int | float))
 
     def evaluation_settings(self, config: RunConfig) -> list[tuple[Point, EvaluationConfig]]:

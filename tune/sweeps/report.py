@@ -74,7 +74,7 @@ def write_report(folder: Path) -> WrittenReport:
     trials = files.trials()
     best, metric = best_of(trials, config.mode), config.trial_base().stop_metric
     base = next((trial for trial in trials if not trial.point and trial.is_scored), None)
-    importance = knob_importance(trials, config.space)
+    importance = knob_importance(trials, config.space) if config.space else {}
     certainty = judge_certainty(trials, best, metric)
     scores = {trial.number: list(read_evaluation(trial.folder)) for trial in trials}
     named = ((best, "the best by validation"), (base if base is not best else None, "the base"))
@@ -82,7 +82,7 @@ def write_report(folder: Path) -> WrittenReport:
     blocks = [
         *_head(config, trials, metric, certainty),
         *_best_trials(config, trials, scores, best, base, certainty),
-        *knob_blocks(config, trials, importance, metric, certainty),
+        *(knob_blocks(config, trials, importance, metric, certainty) if config.space else []),
         *_learning(trials, files, metric, best, certainty),
         *_evaluation(scores, shown),
         *paper_figures(trials, config.space, scores, metric, shown),
@@ -133,7 +133,7 @@ def render_trials(
             "standard_error",
             "within_one_standard_error",
             *("epochs", "train_s", "evaluate_s"),
-            *config.space,
+            *config.keys,
             *names,
             "error",
         ]
@@ -144,7 +144,7 @@ def render_trials(
         facts: list[object] = ["running", *[""] * 6]
         if result:
             facts = [result.state, result.value, *sure, result.epochs, result.train_s, result.evaluate_s]
-        point = [show_value(trial.point[key]) if key in trial.point else "" for key in config.space]
+        point = [show_value(trial.point[key]) if key in trial.point else "" for key in config.keys]
         means = [_mean(head[name]) if name in head else "" for name in names]
         lines.append([f"{trial.number:04d}", *facts, *point, *means, result.error if result else ""])
     return _csv(lines)
@@ -209,7 +209,7 @@ def _best_trials(
             "validation %",
             *(["within 1 s.e. of the best"] if certainty.near else []),
             *(f"{name} %" for name in names),
-            *config.space,
+            *config.keys,
             *("epochs", "s", "ended"),
         ]
     ]
@@ -217,7 +217,7 @@ def _best_trials(
         result = trial.result
         assert result is not None
         tested = [show_score(heads[trial.number][n]) if n in heads[trial.number] else "" for n in names]
-        point = [show_value(trial.point[key]) if key in trial.point else "·" for key in config.space]
+        point = [show_value(trial.point[key]) if key in trial.point else "·" for key in config.keys]
         seconds = f"{result.train_s + result.evaluate_s:.0f}"
         name = f"{trial.number:04d}" if trial.point else f"{trial.number:04d}, the base"
         rows.append(

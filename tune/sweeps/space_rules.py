@@ -1,14 +1,14 @@
 """Which keys may stand in a sweep's space and in its evaluation grid."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 
 from fsl_dist.config import RunConfig
 from fsl_dist.metrics.config import EvaluationConfig
 from index.base.errors import ConfigError
 from index.base.settings import known_keys
-from tune.space import Knob, Scalar
+from tune.space import Knob, Scalar, Value
 
 _NO_KNOBS = (
     "run.dir",
@@ -23,28 +23,52 @@ _NO_KNOBS = (
 )
 
 
-def check_space(space: Mapping[str, Knob], search: object) -> None:
+def check_listed(points: Sequence[Mapping[str, Value]], space: Mapping[str, Knob]) -> None:
+    """Raise ConfigError for a list of points with a key that no point may have, without points, or next to a space."""
+    if not points:
+        raise ConfigError(
+            "points is empty: search=points tries those that it lists, such as [{training.lr: 1e-3}, {training.lr: 1e-4}]"
+        )
+    if space:
+        raise ConfigError(
+            "space belongs to the searches that draw points; search=points lists them in points"
+        )
+    for number, point in enumerate(points):
+        for key in point:
+            _check_key(f"points[{number}].", key)
+
+
+def check_space(
+    space: Mapping[str, Knob], search: object, points: Sequence[Mapping[str, Value]] = ()
+) -> None:
     """Raise ConfigError for a key that is none of a run's, needs no training or is the same for all, and for bad knobs."""
+    if points:
+        raise ConfigError("points lists what is tried, which takes search=points")
     if not space:
         raise ConfigError(
             "space is empty: name what trials differ by, such as training.lr: {loguniform: [1e-4, 1e-2]}"
         )
-    known = known_keys(RunConfig)
     for key, knob in space.items():
-        if key.startswith("evaluation."):
-            raise ConfigError(
-                f"space.{key} needs no training: put it under evaluation ({key.partition('.')[2]}: [...]), where every value is "
-                "scored on each trial"
-            )
-        if key.startswith(_NO_KNOBS):
-            raise ConfigError(f"space.{key} is the same for all trials (settings or resources name it)")
-        if key not in known:
-            raise ConfigError(f"space.{key}: a run has no such key{_nearest(key, known)}")
+        _check_key("space.", key)
         knob.check(key)
         if search == "grid" and not knob.options:
             raise ConfigError(
                 f"space.{key} is a range, and search=grid needs choice or grid (search=random takes it)"
             )
+
+
+def _check_key(place: str, key: str) -> None:
+    """Raise ConfigError for a key that trials cannot differ by."""
+    known = known_keys(RunConfig)
+    if key.startswith("evaluation."):
+        raise ConfigError(
+            f"{place}{key} needs no training: put it under evaluation ({key.partition('.')[2]}: [...]), where every value is "
+            "scored on each trial"
+        )
+    if key.startswith(_NO_KNOBS):
+        raise ConfigError(f"{place}{key} is the same for all trials (settings or resources name it)")
+    if key not in known:
+        raise ConfigError(f"{place}{key}: a run has no such key{_nearest(key, known)}")
 
 
 def check_evaluation(grid: Mapping[str, tuple[Scalar, ...]]) -> None:

@@ -121,7 +121,7 @@ class Sweep:
 
         Returns:
             One row for each trial, by its number: `state` (`running` where it has not ended), the metric's value by its name,
-            `epochs`, `train_s`, `evaluate_s`, `error`, and a column for each key of the space; NaN for what the base leaves.
+            `epochs`, `train_s`, `evaluate_s`, `error`, and a column for each key that trials differ by; NaN for what the base leaves.
         """
         import pandas as pd
 
@@ -136,7 +136,7 @@ class Sweep:
                 "evaluate_s": result.evaluate_s if result else 0.0,
                 "error": result.error if result else "",
             }
-            rows[trial.number] = facts | {key: trial.point.get(key) for key in self.config.space}
+            rows[trial.number] = facts | {key: trial.point.get(key) for key in self.config.keys}
         table = pd.DataFrame.from_dict(rows, orient="index")
         return table.rename_axis("trial")
 

@@ -85,7 +85,7 @@ def run_trial(
         if is_left():
             return None
         train_s = time.perf_counter() - started
-        if not is_stopped:
+        if not is_stopped and config.scores_trials:
             evaluate_trial(config, trial, run, owner)
     except Exception as error:
         if is_left():

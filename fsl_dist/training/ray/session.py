@@ -93,3 +93,11 @@ def _import_quietly(module: str) -> None:
     if module:
         with suppress(Exception):
             importlib.import_module(module)
+
+
+def cluster_size() -> tuple[float, float]:
+    """(CPU cores, GPUs) of the Ray cluster that this process is connected to."""
+    import ray
+
+    resources = ray.cluster_resources()
+    return float(resources.get("CPU", 0.0)), float(resources.get("GPU", 0.0))

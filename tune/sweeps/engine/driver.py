@@ -110,7 +110,7 @@ class Driver:
         if self.config.concurrency:
             return len(self.under_way) >= self.config.concurrency
         fitting = max(count_fitting(self.config, ray.cluster_resources()), 1)
-        looks_ahead = self.config.search in ("random", "grid") or fitting > 1
+        looks_ahead = self.config.search in ("random", "grid", "points") or fitting > 1
         return len(self.under_way) >= fitting + (looks_ahead and not self.config.trial_base().uses_ray)
 
     def started(self, number: int) -> None:
