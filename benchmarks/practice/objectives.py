@@ -1,0 +1,65 @@
+"""What peers minimise: cross entropy, episodes with class means, and the losses of pytorch-metric-learning."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from benchmarks.practice.backbone import DIM
+
+_SMOOTHING = 0.1
+_MEMORY_ROWS = 1_024
+
+
+class CrossEntropy(nn.Module):
+    """A linear classifier with label smoothing."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(DIM, classes)
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """The loss of float32 [n, 1280] and int64 [n]."""
+        return functional.cross_entropy(self.classifier(embeddings), labels, label_smoothing=_SMOOTHING)
+
+
+class Episodes(nn.Module):
+    """Prototypical episodes (Snell et al. 2017, as easyfsl trains them): the first half of each class's images are its support.
+
+    Batches come class by class, equally many images of each. Logits are negative Euclidean distances to class means.
+    """
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """The loss of float32 [n, 1280] and int64 [n]."""
+        classes = len(labels.unique())
+        images = embeddings.view(classes, -1, embeddings.shape[1])
+        half = images.shape[1] // 2
+        means, queries = images[:, :half].mean(1), images[:, half:].flatten(0, 1)
+        targets = torch.arange(classes).repeat_interleave(images.shape[1] - half)
+        return functional.cross_entropy(-torch.cdist(queries, means), targets)
+
+
+def triplets() -> nn.Module:
+    """Triplet loss: the nearest of the class and a semi-hard other, found in the batch and in a cross-batch memory.
+
+    Of each image one triplet: all semi-hard triplets with 1,024 rows of memory are millions where there are few classes.
+    """
+    from pytorch_metric_learning import losses, miners
+
+    loss = losses.TripletMarginLoss(margin=0.2)
+    miner = miners.BatchEasyHardMiner(pos_strategy="easy", neg_strategy="semihard")
+    return losses.CrossBatchMemory(loss, DIM, memory_size=_MEMORY_ROWS, miner=miner)  # type: ignore[no-any-return]
+
+
+def supervised_contrastive() -> nn.Module:
+    """SupCon with a cross-batch memory."""
+    from pytorch_metric_learning import losses
+
+    loss = losses.SupConLoss(temperature=0.1)
+    return losses.CrossBatchMemory(loss, DIM, memory_size=_MEMORY_ROWS)  # type: ignore[no-any-return]
+
+
+def proxy_anchor(classes: int) -> nn.Module:
+    """ProxyAnchor with the margin and the scale of its paper; proxies take the place of a memory."""
+    from pytorch_metric_learning import losses
+
+    return losses.ProxyAnchorLoss(classes, DIM, margin=0.1, alpha=32)  # type: ignore[no-any-return]
