@@ -38,7 +38,7 @@ def run_automl(job: Job) -> Outcome:
         def predict(vectors: Vectors) -> Labels:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                return search.predict(vectors).astype("int64")  # type: ignore[no-any-return]
+                return search.predict(vectors).astype("int64")
 
         own = Result(
             str(search.best_estimator),

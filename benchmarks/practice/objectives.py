@@ -47,7 +47,7 @@ def triplets() -> nn.Module:
 
     loss = losses.TripletMarginLoss(margin=0.2)
     miner = miners.BatchEasyHardMiner(pos_strategy="easy", neg_strategy="semihard")
-    return losses.CrossBatchMemory(loss, DIM, memory_size=_MEMORY_ROWS, miner=miner)  # type: ignore[no-any-return]
+    return losses.CrossBatchMemory(loss, DIM, memory_size=_MEMORY_ROWS, miner=miner)
 
 
 def supervised_contrastive() -> nn.Module:
@@ -55,11 +55,11 @@ def supervised_contrastive() -> nn.Module:
     from pytorch_metric_learning import losses
 
     loss = losses.SupConLoss(temperature=0.1)
-    return losses.CrossBatchMemory(loss, DIM, memory_size=_MEMORY_ROWS)  # type: ignore[no-any-return]
+    return losses.CrossBatchMemory(loss, DIM, memory_size=_MEMORY_ROWS)
 
 
 def proxy_anchor(classes: int) -> nn.Module:
     """ProxyAnchor with the margin and the scale of its paper; proxies take the place of a memory."""
     from pytorch_metric_learning import losses
 
-    return losses.ProxyAnchorLoss(classes, DIM, margin=0.1, alpha=32)  # type: ignore[no-any-return]
+    return losses.ProxyAnchorLoss(classes, DIM, margin=0.1, alpha=32)

@@ -26,7 +26,8 @@ class Result:
 
     setting: str
     """what validation chose, in words"""
-    val: Score
+    val: Score | None
+    """None for a network that was trained on the validation images after it was chosen"""
     test: Callable[[], Score]
 
 
@@ -44,6 +45,7 @@ class Outcome:
     """of features or activations, which are computed once for all runs of a row; nothing where there are none"""
 
     @property
-    def own(self) -> Result:
-        """The row's own head, by which its learning rate is chosen."""
-        return next(iter(self.results.values()))
+    def validated(self) -> float:
+        """What learning rates are compared by: the validation score of the row's own head; 0 where there is none."""
+        own = next(iter(self.results.values()))
+        return 0.0 if own.val is None else own.val.chosen_by

@@ -52,7 +52,7 @@ class Prepared:
     def __init__(self, chosen: PracticeSet, data: Catalogue, weights: Path, work: Path) -> None:
         """Raises RequestError where there is no train or test split, or no image to validate on."""
         self.set, self.data, self.weights = chosen, data, weights
-        self._work = work
+        self.work = work
         work.mkdir(parents=True, exist_ok=True)
         train, test = data.select("train"), data.select("test")
         if "val" in data.split_names:
@@ -102,7 +102,7 @@ class Prepared:
     @cached_property
     def features(self) -> NDArray[np.float32]:
         """float32 [num_samples, 1280]: embeddings of the frozen network."""
-        path = self._work / "features.npy"
+        path = self.work / "features.npy"
         if not path.exists():
             read_clock = stopwatch()
             rows = np.arange(len(self.data))
@@ -119,7 +119,7 @@ class Prepared:
     @cached_property
     def activation_views(self) -> ActivationViews:
         """Cached activations of the frozen blocks, for fine-tuning the last ones."""
-        plain_file, augmented_file = self._work / "plain.npy", self._work / "augmented.npy"
+        plain_file, augmented_file = self.work / "plain.npy", self.work / "augmented.npy"
         if not (plain_file.exists() and augmented_file.exists()):
             self._write_activations(plain_file, augmented_file)
         plain, augmented = (torch.from_numpy(np.load(path)) for path in (plain_file, augmented_file))
@@ -159,4 +159,4 @@ class Prepared:
         pending.replace(path)
 
     def _time_of(self, name: str) -> Spent:
-        return Spent(**json.loads((self._work / f"{name}.json").read_text(encoding="utf-8")))
+        return Spent(**json.loads((self.work / f"{name}.json").read_text(encoding="utf-8")))

@@ -20,7 +20,7 @@ class HeadScores:
     """One head of one run, fractions."""
 
     setting: str
-    val: Mapping[str, float]
+    val: Mapping[str, float] | None
     test: Mapping[str, float]
 
 
@@ -109,6 +109,8 @@ def open_record(path: Path, chosen: PracticeSet, parts: Sequence[int], classes: 
         "test": parts[2],
         "image_size": chosen.image_size,
         "images": chosen.images,
+        "rates": list(chosen.rates),
+        "whole_rates": list(chosen.whole_rates),
         "copies": chosen.copies,
     }
     if not path.exists():

@@ -4,6 +4,7 @@ import functools
 import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,13 +18,10 @@ from benchmarks.practice.fit_row import run_fit
 from benchmarks.practice.outcome import Job, Outcome, Result
 from benchmarks.practice.parts import Part, Prepared
 from benchmarks.practice.scores import Head, Labels, Vectors, fit_knn, fit_logistic, fit_means, score
+from benchmarks.practice.sets import PracticeSet
 from benchmarks.practice.spent import Spent, stopwatch
 from benchmarks.practice.training import Sampler, Tuned, fine_tune
 
-RATES_LAST = (2e-4, 6e-4, 2e-3)
-"""learning rates tried where the last blocks learn"""
-RATES_WHOLE = (3e-4, 1e-3)
-"""and where the whole network does"""
 PLAIN_LAST, PLAIN_WHOLE = "fine-tuning, last blocks", "fine-tuning, whole network"
 
 FitHead = Callable[[Vectors, Labels, Vectors, Labels], Head]
@@ -35,8 +33,8 @@ class Row:
 
     name: str
     run: Callable[[Job], Outcome]
-    rates: tuple[float, ...] = ()
-    """learning rates tried with seed 0, of which validation chooses; empty where there is none"""
+    learns: Literal["", "last", "whole"] = ""
+    """the blocks that learn, by the set's learning rates for these; empty where there is no learning rate"""
     is_seeded: bool = True
     """whether two seeds may differ; a row that cannot has one run"""
     needs: tuple[str, ...] = ()
@@ -45,6 +43,10 @@ class Row:
     """the row whose seconds this one is given; empty where it is given images"""
     with_tuning: bool = False
     """whether these seconds include the other row's tuning"""
+
+    def rates_on(self, chosen: PracticeSet) -> tuple[float, ...]:
+        """Learning rates that are tried with seed 0; 0 alone for a row without one."""
+        return {"": (0.0,), "last": chosen.rates, "whole": chosen.whole_rates}[self.learns]
 
     @property
     def missing(self) -> str:
@@ -117,7 +119,7 @@ def _softmax(tuned: Tuned, vectors_of: Callable[[Part], Vectors], prepared: Prep
 
     def predict(vectors: Vectors) -> Labels:
         with torch.no_grad():
-            return classifier(torch.from_numpy(vectors)).argmax(1).numpy()  # type: ignore[no-any-return]
+            return classifier(torch.from_numpy(vectors)).argmax(1).numpy()
 
     return Head(score(predict(vectors_of(prepared.val)), prepared.val.labels), "", predict)
 
@@ -135,7 +137,7 @@ def _last(
     heads: tuple[str, ...],
     needs: tuple[str, ...] = (),
 ) -> Row:
-    return Row(name, functools.partial(_fine_tuned, make_objective, sampler, heads), RATES_LAST, needs=needs)
+    return Row(name, functools.partial(_fine_tuned, make_objective, sampler, heads), "last", needs=needs)
 
 
 _PML = ("pytorch-metric-learning",)
@@ -157,7 +159,7 @@ ROWS = {
         Row(
             PLAIN_WHOLE,
             functools.partial(_fine_tuned, objectives.CrossEntropy, batches.shuffled, _SOFTMAX, is_whole=True),
-            RATES_WHOLE,
+            "whole",
         ),
         Row("fsl_dist.fit", run_fit, budget_of=PLAIN_WHOLE),
     )

@@ -81,15 +81,15 @@ def _find_obstacle(row: Row, record: SetRecord) -> str:
 def _run(row: Row, prepared: Prepared, record: SetRecord, seed: int) -> RunRecord:
     """Seed 0 tries all learning rates and keeps the one that is best on validation; other seeds follow it."""
     first = record.find(row.name, 0)
-    rates = row.rates or (0.0,)
-    if first is not None:
-        rates = (first.rate,)
+    rates = row.rates_on(prepared.set) if first is None else (first.rate,)
     budget = _budget_of(row, record)
     tried = [(rate, row.run(Job(prepared, seed, rate, budget))) for rate in rates]
-    chosen, outcome = max(tried, key=lambda pair: pair[1].own.val.chosen_by)
+    chosen, outcome = max(tried, key=lambda pair: pair[1].validated)
     tuning = sum((other.spent for rate, other in tried if rate != chosen), Spent())
     heads = {
-        name: HeadScores(result.setting, result.val.to_json(), result.test().to_json())
+        name: HeadScores(
+            result.setting, None if result.val is None else result.val.to_json(), result.test().to_json()
+        )
         for name, result in outcome.results.items()
     }
     return RunRecord(
