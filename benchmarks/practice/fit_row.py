@@ -33,7 +33,7 @@ def run_fit(job: Job) -> Outcome:
     ]  # fmt: skip
     done = subprocess.run(_with_budget_of(out, command), capture_output=True, text=True, check=False)
     if done.returncode:
-        last = next(reversed(done.stderr.strip().splitlines()), "no message")
+        last = next(reversed(done.stderr.strip().splitlines()), "no message").removeprefix("error: ")
         raise TrainingError(
             f"fsl-dist fit failed on {prepared.set.name} with exit code {done.returncode}: {last}"
         )

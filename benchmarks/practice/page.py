@@ -31,7 +31,8 @@ measure some. The second compares the same rows on a folder of your own. The lib
 - **Images.** Every fine-tuned row sees the same number of images, in batches of 64, with AdamW, 10 % warm-up, cosine, clipped
   gradients, random resized crops, colour, and mirror images where a mirrored image is still of its class. Classifiers use label smoothing of 0.1.
 - **Tuning.** With seed 0, each row tries the same learning rates: three for the last blocks, two for the whole network. The other seeds use the chosen one.
-- **Time.** `fit` gets the seconds of one run of plain fine-tuning of the whole network, without that row's tuning. FLAML gets those of
+- **Time.** `fit` gets the seconds of one run of plain fine-tuning of the whole network, without that row's tuning, and at least
+  120 s, since starting Ray and embedding all images take part of them. FLAML gets those of
   plain fine-tuning of the last blocks with its tuning.
 
 ## What is not equal, and which way it leans
@@ -43,6 +44,10 @@ measure some. The second compares the same rows on a folder of your own. The lib
 - `fit` chooses among many candidates on the same validation images within its seconds; the fine-tuned rows have theirs in addition to tuning.
 - Rows without randomness have one run. ± is the standard deviation over seeds (ddof 0): it contains neither the choice of the split nor that
   of the test images, whose standard error is given with each set.
+- A folder of your own with split folders but no validation images has 15 % of train held out for the peers; `fit` holds out its own
+  share, and trains its final run on all of train.
+- AutoGluon is not among the rows: its release 1.6 needs older versions of torch and Ray than fsl-dist, so it cannot be
+  installed in the same environment.
 """
 
 

@@ -12,6 +12,7 @@ from benchmarks.practice.records import HeadScores, RunRecord, SetRecord, open_r
 from benchmarks.practice.rows import ROWS, Row
 from benchmarks.practice.sets import PracticeSet, open_set
 from benchmarks.practice.spent import Spent
+from fsl_dist.errors import FslDistError
 
 
 def run_set(
@@ -37,6 +38,8 @@ def run_set(
         rows: those to run, in this order.
         say: gets a line for each finished run.
 
+    A row that fails is recorded as missing with its reason, and the next row is run.
+
     Raises:
         RequestError: archive or weights are missing, or the results are of other settings.
     """
@@ -53,11 +56,18 @@ def run_set(
             continue
         record.missing.pop(row.name, None)
         for seed in range(seeds if row.is_seeded else 1):
-            if record.find(row.name, seed) is None:
+            if record.find(row.name, seed) is not None:
+                continue
+            try:
                 run = _run(row, prepared, record, seed)
-                record.runs.append(run)
+            except FslDistError as error:
+                record.missing[row.name] = f"seed {seed} failed: {error}"
                 record.write(path)
-                say(f"{chosen.name}: {describe_run(run)}")
+                say(f"{chosen.name}: {row.name}, {record.missing[row.name]}")
+                break
+            record.runs.append(run)
+            record.write(path)
+            say(f"{chosen.name}: {describe_run(run)}")
     return record
 
 
@@ -110,4 +120,4 @@ def _budget_of(row: Row, record: SetRecord) -> float:
         return 0.0
     runs = record.of_row(row.budget_of)
     tuning_s = runs[0].tuning.seconds if row.with_tuning else 0.0
-    return statistics.fmean(run.spent.seconds for run in runs) + tuning_s
+    return max(row.least_s, statistics.fmean(run.spent.seconds for run in runs) + tuning_s)
