@@ -1,5 +1,6 @@
 """A data set made ready once for all rows: its parts, pixels, frozen features and cached activations."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -47,13 +48,11 @@ class Part:
 
 
 class Prepared:
-    """One data set for all rows. What is computed from images is kept in files below `work`."""
+    """One data set for all rows. What is computed from images is kept in files below `work`, by what it follows from."""
 
     def __init__(self, chosen: PracticeSet, data: Catalogue, weights: Path, work: Path) -> None:
-        """Raises RequestError where there is no train or test split, or no image to validate on."""
+        """Raises RequestError where there is no train or test split, no image to validate on, or no file of weights."""
         self.set, self.data, self.weights = chosen, data, weights
-        self.work = work
-        work.mkdir(parents=True, exist_ok=True)
         train, test = data.select("train"), data.select("test")
         if "val" in data.split_names:
             val = data.select("val")
@@ -69,6 +68,22 @@ class Prepared:
         self.train, self.val, self.test = (
             Part(ids, places[ids]) for ids in (part.ids[is_known[part.ids]] for part in (train, val, test))
         )
+        self.fingerprint = self._hash()
+        self.work = work / self.fingerprint
+        self.work.mkdir(parents=True, exist_ok=True)
+
+    def _hash(self) -> str:
+        """What embeddings follow from: images and labels of all parts, weights, image size and augmentation."""
+        chosen = self.set
+        found = hashlib.sha256(f"{chosen.image_size} {chosen.copies} {chosen.has_flip}".encode())
+        for part in (self.train, self.val, self.test):
+            found.update(np.ascontiguousarray(self.data.locate(part.rows).crc32, dtype=np.int64).tobytes())
+            found.update(part.labels.tobytes())
+        try:
+            found.update(self.weights.read_bytes())
+        except OSError as error:
+            raise RequestError(f"weights {self.weights} cannot be read: {error.strerror}") from error
+        return found.hexdigest()[:16]
 
     @property
     def counts(self) -> NDArray[np.int64]:

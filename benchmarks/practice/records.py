@@ -1,11 +1,11 @@
 """The runs of one data set in a JSON file: finished runs are kept, so an interrupted comparison resumes."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from benchmarks.practice.sets import PracticeSet
+from benchmarks.practice.parts import Prepared
 from benchmarks.practice.spent import Spent
 from benchmarks.suite.report import describe_machine, describe_versions
 from fsl_dist.errors import RequestError
@@ -94,24 +94,26 @@ def read_record(path: Path) -> SetRecord:
         ) from error
 
 
-def open_record(path: Path, chosen: PracticeSet, parts: Sequence[int], classes: int) -> SetRecord:
+def open_record(path: Path, prepared: Prepared) -> SetRecord:
     """The file's record, or a new one.
 
     Raises:
         RequestError: the file is of another data set or of other settings.
     """
+    chosen = prepared.set
     config = {
         "set": chosen.name,
         "about": chosen.about,
-        "classes": classes,
-        "train": parts[0],
-        "val": parts[1],
-        "test": parts[2],
+        "classes": prepared.classes,
+        "train": len(prepared.train.rows),
+        "val": len(prepared.val.rows),
+        "test": len(prepared.test.rows),
         "image_size": chosen.image_size,
         "images": chosen.images,
         "rates": list(chosen.rates),
         "whole_rates": list(chosen.whole_rates),
         "copies": chosen.copies,
+        "fingerprint": prepared.fingerprint,
     }
     if not path.exists():
         return SetRecord(config)

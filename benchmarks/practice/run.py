@@ -43,11 +43,10 @@ def run_set(
     Raises:
         RequestError: archive or weights are missing, or the results are of other settings.
     """
-    place = work / chosen.name
+    place = work / (f"{chosen.name}-{chosen.key}" if chosen.key else chosen.name)
     prepared = Prepared(chosen, open_set(chosen, archives, place), weights, place)
-    parts = [len(part.rows) for part in (prepared.train, prepared.val, prepared.test)]
     path = out / f"{chosen.name}.json"
-    record = open_record(path, chosen, parts, prepared.classes)
+    record = open_record(path, prepared)
     for row in rows:
         if reason := _find_obstacle(row, record):
             record.missing[row.name] = reason

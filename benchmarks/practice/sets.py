@@ -1,6 +1,7 @@
 """The data sets of the comparison, and how each is packed from the archives of real data."""
 
 import csv
+import hashlib
 import random
 import tarfile
 from collections.abc import Callable, Mapping
@@ -43,6 +44,8 @@ class PracticeSet:
     """augmented copies of each training image whose activations are cached"""
     has_flip: bool = True
     """whether a mirrored image is still of its class"""
+    key: str = ""
+    """what tells its packed images from those of another set with this name"""
     source: Callable[[Path, Path], Path] = field(default=lambda unpacked, work: unpacked)
     """(unpacked archive, work folder) → the folder to pack"""
     packing: Mapping[str, object] = field(default_factory=dict)
@@ -72,8 +75,16 @@ def own_set(folder: Path, image_size: int, images: int) -> PracticeSet:
         about=f"images of {folder.name}, divided by class with seed 0 unless it has split folders",
         image_size=image_size,
         images=images,
+        key=_hash_listing(folder),
         source=lambda unpacked, work: folder,
     )
+
+
+def _hash_listing(folder: Path) -> str:
+    """A hash of names, sizes and times of all files of a folder, and of where it is."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    lines = [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()[:12]
 
 
 def _unpack(chosen: PracticeSet, archives: Path | None, work: Path) -> Path:

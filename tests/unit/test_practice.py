@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision import models
 
 import fsl_dist
@@ -205,9 +206,25 @@ def test_missing_archives_and_wrong_weights_are_one_line(tmp_path):
         read_record(tmp_path / "digits.json")
 
 
-def test_an_own_folder_is_named_after_itself():
-    chosen = own_set(Path("/data/birds"), 96, 1_000)
-    assert (chosen.name, chosen.source(Path(), Path())) == ("birds", Path("/data/birds"))
+def test_an_own_folder_is_packed_again_where_an_image_changed(weights, tmp_path):
+    folder = tmp_path / "birds"
+    for label in "ab":
+        (folder / label).mkdir(parents=True)
+        for number in range(10):
+            pixels = np.full((8, 8), 20 * number, np.uint8)
+            Image.fromarray(pixels).save(folder / label / f"{number}.png")
+
+    def run(out):
+        (tmp_path / out).mkdir()
+        return run_set(own_set(folder, 64, 64), archives=None, weights=weights, work=tmp_path / "work", out=tmp_path / out,
+                       seeds=1, rows=[ROWS["frozen, class means"]])  # fmt: skip
+
+    first = run("first")
+    assert first.name == "birds"
+    assert (first.config["train"], first.config["val"], first.config["test"]) == (14, 2, 4)
+    assert run("second").config == first.config
+    Image.fromarray(np.full((8, 8), 255, np.uint8)).save(folder / "a" / "0.png")
+    assert run("third").config["fingerprint"] != first.config["fingerprint"]
 
 
 def test_a_row_that_fails_is_missing_with_its_reason(prepared, weights, tmp_path):
