@@ -5,12 +5,15 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.practice.outcome import Job, Outcome, Result
 from benchmarks.practice.scores import Score
 from benchmarks.practice.spent import Spent
 from fsl_dist.errors import TrainingError
-from tune.fit.records import FitRecord, ScoreRecord
+
+if TYPE_CHECKING:
+    from tune.fit.records import FitRecord, ScoreRecord
 
 
 def run_fit(job: Job) -> Outcome:
@@ -19,6 +22,8 @@ def run_fit(job: Job) -> Outcome:
     Raises:
         TrainingError: the command failed; its last line is in the message.
     """
+    from tune.fit.records import FitRecord
+
     prepared = job.prepared
     out = prepared.work / f"fit-{job.seed}"
     settings = [
@@ -42,7 +47,7 @@ def run_fit(job: Job) -> Outcome:
     return outcome
 
 
-def read_outcome(record: FitRecord) -> Outcome:
+def read_outcome(record: "FitRecord") -> Outcome:
     """The chosen candidate of a fit as a row; images are those of all its runs."""
     chosen = record.final
     if chosen.test is None:
@@ -55,7 +60,7 @@ def read_outcome(record: FitRecord) -> Outcome:
     )
 
 
-def _score(found: ScoreRecord) -> Score:
+def _score(found: "ScoreRecord") -> Score:
     return Score(found.acc, found.mcr)
 
 

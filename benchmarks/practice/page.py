@@ -59,6 +59,8 @@ def render_practice(folder: Path) -> str:
         key=lambda record: (order.get(record.name, len(order)), record.name),
     )
     parts = [HEAD, *_summarise(records), *(render_set(record) for record in records)]
+    if not records:
+        parts.append("No set has been measured on this version yet.")
     return "\n".join(parts).rstrip() + "\n"
 
 

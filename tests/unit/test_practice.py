@@ -238,3 +238,13 @@ def test_a_row_that_fails_is_missing_with_its_reason(prepared, weights, tmp_path
     record = run_set(SMALL, archives=None, weights=weights, work=tmp_path, out=tmp_path, seeds=2, rows=rows)
     assert record.missing == {"failing": "seed 0 failed: there is no memory"}
     assert [run.row for run in record.runs] == ["frozen, class means"]
+
+
+@pytest.mark.slow
+def test_fit_is_a_row_with_its_own_seconds(digits, real_data, tmp_path):
+    chosen = dataclasses.replace(SMALL, image_size=64)
+    own = Prepared(chosen, fsl_dist.open_data(digits), real_data / WEIGHTS, tmp_path)
+    outcome = ROWS["fsl_dist.fit"].run(Job(own, 0, budget_s=150.0))
+    assert 20 < outcome.spent.seconds < 200
+    assert outcome.results[""].test().acc > 0.5
+    assert not list(own.work.glob("fit-*"))
