@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Threads are capped so that tests, FAISS and BLAS do not fight over the cores.
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: setup demo test test-unit test-slow check lint types layers fmt wheel bench bench-smoke clean
+.PHONY: setup demo test test-unit test-slow check lint types layers fmt wheel bench bench-smoke bench-practice clean
 
 setup: $(STAMP)
 
@@ -65,6 +65,13 @@ wheel: setup
 bench: setup
 	@mkdir -p benchmarks/results
 	for name in stream episodes train workers start mining evaluate; do $(BIN)/python -m benchmarks.suite $$name --out benchmarks/results || exit 1; done
+	$(BIN)/python -m benchmarks.page
+
+# Everything in docs/practice.md: hours; finished runs are kept. FSL_DIST_TEST_DATA names the folder of the archives.
+bench-practice: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all,dev,bench]"
+	@mkdir -p benchmarks/results
+	$(BIN)/python -m benchmarks.suite practice --out benchmarks/results
 	$(BIN)/python -m benchmarks.page
 
 # All benchmarks small: fails where a ratio became worse than its recorded bound.

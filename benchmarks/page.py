@@ -1,8 +1,8 @@
-"""Writes docs/benchmarks.md from the JSON of the benchmarks, so that the page says what was measured.
+"""Writes docs/benchmarks.md and docs/practice.md from the JSON of the benchmarks, so that the pages say what was measured.
 
 .venv/bin/python -m benchmarks.suite stream --out benchmarks/results    measures, and writes stream.json
-.venv/bin/python -m benchmarks.page                    writes the page
-.venv/bin/python -m benchmarks.page --check            exit 1 where the page is not what would be written
+.venv/bin/python -m benchmarks.page                    writes the pages
+.venv/bin/python -m benchmarks.page --check            exit 1 where a page is not what would be written
 """
 
 import argparse
@@ -10,12 +10,15 @@ import json
 import sys
 from pathlib import Path
 
+from benchmarks.practice.page import render_practice
 from benchmarks.suite.report import Report, from_json, to_markdown
 from benchmarks.suite.run import BENCHMARKS
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"
 RESULTS = ROOT / "benchmarks" / "results"
+PRACTICE_PAGE = ROOT / "docs" / "practice.md"
+PRACTICE_RESULTS = RESULTS / "practice"
 GPU_RESULTS = ROOT / "benchmarks" / "gpu" / "results"
 HEAD = """# Benchmarks
 
@@ -52,11 +55,12 @@ def render_page() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true")
-    text = render_page()
-    if not parser.parse_args().check:
-        PAGE.write_text(text, encoding="utf-8")
-    elif PAGE.read_text(encoding="utf-8") != text:
-        sys.exit(f"{PAGE.name} is not what the results say: run python -m benchmarks.page")
+    is_check = parser.parse_args().check
+    for page, text in ((PAGE, render_page()), (PRACTICE_PAGE, render_practice(PRACTICE_RESULTS))):
+        if not is_check:
+            page.write_text(text, encoding="utf-8")
+        elif page.read_text(encoding="utf-8") != text:
+            sys.exit(f"{page.name} is not what the results say: run python -m benchmarks.page")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from benchmarks.practice.command import practice
 from benchmarks.suite.run import BENCHMARKS, run_benchmark
 
 _ABOUT = {
@@ -59,6 +60,7 @@ def _benchmark(name: str) -> Callable[..., None]:
     return command
 
 
+main.add_command(practice)
 for _name in BENCHMARKS:
     _command = _benchmark(_name)
     if _name in _ON_A_DATASET:

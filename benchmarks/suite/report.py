@@ -197,10 +197,10 @@ def describe_machine() -> dict[str, object]:
     return machine
 
 
-def describe_versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that do the work, of those that are installed."""
+def describe_versions(more: Sequence[str] = ()) -> dict[str, str]:
+    """Versions of Python and of the libraries that do the work, and of `more`, of those that are installed."""
     versions = {"python": platform.python_version()}
-    for name in LIBRARIES:
+    for name in (*LIBRARIES, *more):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
