@@ -240,13 +240,17 @@ def read_batch(folder: Path, number: int, manifest: Manifest, *, vectors: bool =
         raise VersionError(f"{path} is damaged: it holds {sorted(arrays)}, not {sorted(known)}; {way_out}")
     place = arrays.get("place")  # earlier versions did not write it
     if place is not None and place.tolist() != [manifest.version, number]:
-        raise VersionError(f"{path} is the batch of another place ({place.tolist()}): it was swapped; {way_out}")
+        raise VersionError(
+            f"{path} is the batch of another place ({place.tolist()}): it was swapped; {way_out}"
+        )
     added, integers = arrays["vectors"], [arrays[name] for name in ("removed", "ids", "labels", "successor")]
     shapes = [column.shape for column in integers]
     fits = shapes == [(shapes[0] or (0,))[:1], *2 * [added.shape[:1]], ()]
     fits &= added.shape[1:] == (manifest.dim,) and added.dtype == np.float32
     if not fits or any(column.dtype != np.int64 for column in integers):
-        raise VersionError(f"{path} is damaged: its arrays do not fit an index of dim={manifest.dim}; {way_out}")
+        raise VersionError(
+            f"{path} is damaged: its arrays do not fit an index of dim={manifest.dim}; {way_out}"
+        )
     removed, ids, labels, successor = integers
     return Batch(
         removed=removed,

@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from index.base.errors import ConfigError, VersionError
-from index.config import IndexConfig, Kind
+from index.config import IndexConfig, Kind, Metric
 from index.runtime import faiss, matrix_product_from
 from index.vectors import unit_vectors
 
@@ -115,7 +115,7 @@ def train(sample: np.ndarray, num_vectors: int, config: IndexConfig) -> bytes:
         ivf.cp.min_points_per_centroid = 1  # a small sample is no error, and FAISS would print about it
         if isinstance(ivf, faiss.IndexIVFPQ):
             ivf.pq.cp.min_points_per_centroid = 1
-    if config.metric != "inner_product" and config.kind != "factory":
+    if is_centred(config.kind, config.metric):
         index = faiss.IndexPreTransform(faiss.CenteringTransform(dim), index)
     with matrix_product_from(1, len(sample)):
         try:
@@ -176,19 +176,35 @@ def graph_of(index: "faiss.Index") -> "faiss.IndexHNSW | None":
     return index if isinstance(index, faiss.IndexHNSW) else None
 
 
+def empty_of(described: str, kind: Kind, metric: Metric, dim: int) -> "faiss.Index":
+    """The empty index of a version whose manifest says `described` as its factory. Raises RuntimeError as FAISS does."""
+    index = faiss.index_factory(dim, described, _metric_of(metric))
+    if is_centred(kind, metric):
+        index = faiss.IndexPreTransform(faiss.CenteringTransform(dim), index)
+    return index
+
+
+def is_centred(kind: Kind, metric: Metric) -> bool:
+    """Whether the sample's mean is taken off all vectors first."""
+    return kind in ("ivf_flat", "ivf_pq") and metric != "inner_product"
+
+
+def _metric_of(metric: Metric) -> int:
+    # Vectors of length 1 are in the same order by distance as by product, and distances may be centred: on vectors that
+    # point nearly one way, ivf_pq found 46% of the neighbours by products.
+    return faiss.METRIC_INNER_PRODUCT if metric == "inner_product" else faiss.METRIC_L2
+
+
 def _make(config: IndexConfig, dim: int, num_vectors: int) -> "faiss.Index":
     """The empty index; raises ConfigError where FAISS cannot make it."""
     described = factory_of(config, dim, num_vectors)
-    # Vectors of length 1 are in the same order by distance as by product, and distances may be centred: on vectors that
-    # point nearly one way, ivf_pq found 46% of the neighbours by products.
-    metric = faiss.METRIC_INNER_PRODUCT if config.metric == "inner_product" else faiss.METRIC_L2
     if config.kind == "ivf_pq" and config.pq_m and dim % config.pq_m:
         raise ConfigError(
             f"index.pq_m={config.pq_m} does not divide the vectors' dim={dim}; take one of "
             f"{', '.join(str(m) for m in range(1, dim + 1) if dim % m == 0)}"
         )
     try:
-        return faiss.index_factory(dim, described, metric)
+        return faiss.index_factory(dim, described, _metric_of(config.metric))
     except RuntimeError as error:
         raise ConfigError(
             f"index.factory={described} is nothing FAISS can make for dim={dim}: {_reason(error)}"

@@ -29,6 +29,7 @@ from index.base import files, object_cache
 SPLITS = ("train", "val", "test", "novel")
 """Split names in the order of their codes and of the catalogue's rows."""
 
+
 def is_dataset(folder: Path) -> bool:
     """Whether `folder` is that of a data set."""
     return files.exists(folder / "catalogue")

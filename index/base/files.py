@@ -151,7 +151,9 @@ def map_array(path: Path) -> np.ndarray:
                 (2, 0): np.lib.format.read_array_header_2_0,
             }[version]
             shape, is_fortran, dtype = read_header(file)
-        except Exception as error:  # NumPy parses the header as Python: whatever that raises says that it is none
+        except (
+            Exception
+        ) as error:  # NumPy parses the header as Python: whatever that raises says that it is none
             raise ValueError(f"its header is damaged ({' '.join(str(error).split())[:200]})") from None
         if dtype.hasobject:
             raise ValueError("it holds Python objects")

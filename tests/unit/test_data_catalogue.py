@@ -151,7 +151,9 @@ def test_a_foreign_arrow_file_is_refused(tmp_path):
     table = pa.table({"x": [1]})
     with pa.ipc.new_file(str(tmp_path / "catalogue" / "000001.arrow"), table.schema) as writer:
         writer.write_table(table)
-    with pytest.raises(VersionError, match="'fsl-dist catalogue 3', the format that this version reads, is not"):
+    with pytest.raises(
+        VersionError, match="'fsl-dist catalogue 3', the format that this version reads, is not"
+    ):
         Catalogue.open(tmp_path)
 
 
