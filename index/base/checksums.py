@@ -39,7 +39,8 @@ def checksum_of(data: Mapping[str, Any], name: str = "") -> str:
 
 def encode_json(data: Mapping[str, Any], name: str = "", *, indent: int | None = 2) -> bytes:
     """A JSON object with its checksum, as a text file."""
-    sealed = {**data, KEY: checksum_of(data, name)}
+    plain = json.loads(json.dumps(data))  # as it will be read: keys are texts, and sorted as such
+    sealed = {**plain, KEY: checksum_of(plain, name)}
     return (json.dumps(sealed, indent=indent, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 
 
@@ -74,6 +75,11 @@ def encode_line(data: Mapping[str, Any]) -> str:
     return json.dumps({**data, KEY: checksum_of(data)}) + "\n"
 
 
+def decode_line(line: str, place: str) -> dict[str, Any]:
+    """The members of a line, which may have no checksum. Raises VersionError, which names `place`."""
+    return decode_json(line, place)[0]
+
+
 def read_lines(path: Path, *, root: Path) -> list[dict[str, Any]]:
     """The lines of a log of JSON lines; what comes after the last line feed was being written when its process ended.
 
@@ -93,7 +99,7 @@ def read_lines(path: Path, *, root: Path) -> list[dict[str, Any]]:
 def encode_yaml(text: str) -> bytes:
     """A YAML document with its checksum in a comment on top."""
     body = text.encode()
-    head = f"{_YAML_START}{zlib.crc32(body):08x} of the lines below. To edit them, remove this line; fsl-dist doctor FOLDER --write-checksums writes a new one.\n"
+    head = f"{_YAML_START}{zlib.crc32(body):08x} of the lines below. To edit them, remove this line (docs/reliability.md).\n"
     return head.encode() + body
 
 
