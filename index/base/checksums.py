@@ -106,6 +106,8 @@ def encode_yaml(text: str) -> bytes:
 def read_yaml_text(path: Path, *, root: Path) -> str:
     """The text of a YAML file below its checksum, which is compared. Raises VersionError."""
     text = files.read_text(path)
+    if not any(line.strip() and not line.startswith("#") for line in text.splitlines()):
+        raise VersionError(f"{path} is damaged: it is empty")
     found = _YAML_LINE.match(text)
     if found is None and not text.startswith(_YAML_START):
         warn_unchecked(path, root)
@@ -119,12 +121,9 @@ def read_yaml_text(path: Path, *, root: Path) -> str:
     return body
 
 
-def is_checked(path: Path) -> bool:
-    """Whether a JSON or YAML file, or the last line of a log, has a checksum; it is not compared."""
-    text = files.read_text(path)
-    if path.suffix == ".yaml":
-        return text.startswith(_YAML_START)
-    return f'"{KEY}": "' in text[-40:]
+def has_yaml_checksum(path: Path) -> bool:
+    """Whether a YAML file has a checksum; it is not compared."""
+    return files.read_text(path).startswith(_YAML_START)
 
 
 def warn_unchecked(path: Path, root: Path) -> None:
