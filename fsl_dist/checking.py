@@ -100,6 +100,9 @@ def check_run(run: Path, checkup: Checkup) -> None:
                 checkup,
                 repair=f"remove {current.parent}; the run makes it again when it needs it",
             )
+    for kept in sorted((run / "evaluation").rglob("*.npz")):
+        repair = "remove it; the run makes it again when it needs it"
+        checkup.run(kept, repair, partial(files.unpack_arrays, kept))
     if config is not None and are_sound and is_dataset(Path(config.data.dataset)):
         repair = "restore the run, or train it again"
         checkup.run(run, repair, lambda: _load(run))

@@ -1,5 +1,6 @@
 """A check of an index as a whole: every version's files, its changes, and whether it answers."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,50 +18,45 @@ def is_index(folder: Path) -> bool:
 
 def check_index(out: Path, checkup: Checkup, *, repair: str = "") -> None:
     """Read all bytes of the index `out` and search each of its versions. repair: what to do, where it is made of something else."""
-    numbers = versions.list_versions(out)
-    sound = [number for number in numbers if _check_version(out, number, checkup, repair)]
+    checks = {number: _check_version(out, number) for number in versions.list_versions(out)}
+    sound = [number for number, check in checks.items() if not check.findings]
     go_back = f"roll_back({out}, to={sound[-1]}) makes version {sound[-1]} current" if sound else ""
-    current = checkup.run(
-        out / versions.CURRENT,
-        repair or go_back or "build the index again",
-        lambda: versions.find_version(out),
+    for number, check in checks.items():
+        folder = out / versions.VERSIONS / versions.version_name(number)
+        way_out = repair or f"{go_back or 'build the index again'}; then remove {folder}"
+        checkup.num_checked += check.num_checked
+        checkup.unchecked |= check.unchecked
+        for finding in check.findings:
+            checkup.add(Path(finding.path), finding.problem, way_out)
+    current = out / versions.CURRENT
+    found = checkup.run(
+        current, repair or go_back or "build the index again", lambda: versions.find_version(out)
     )
-    if current is not None and not files.read_text(out / versions.CURRENT).split()[1:]:
+    if found is not None and not files.read_text(current).split()[1:]:
         number = versions.current_version(out)
-        checkup.unchecked[out / versions.CURRENT] = lambda: files.write_atomic(
-            out / versions.CURRENT, versions.encode_current(number)
-        )
+        checkup.unchecked[current] = lambda: files.write_atomic(current, versions.encode_current(number))
 
 
-def _check_version(out: Path, number: int, checkup: Checkup, repair: str) -> bool:
+def _check_version(out: Path, number: int) -> Checkup:
     folder = out / versions.VERSIONS / versions.version_name(number)
-    others = [other for other in versions.list_versions(out) if other != number]
-    way_out = repair or (
-        f"build the index again, or roll_back({out}, to=…) to a version that is whole, and remove {folder}"
-        if others
-        else "build the index again"
-    )
-    before = len(checkup.findings)
-    manifest = checkup.run(folder / versions.MANIFEST, way_out, lambda: versions.read_manifest(folder))
+    checkup = Checkup()
+    path = folder / versions.MANIFEST
+    manifest = checkup.run(path, "", lambda: versions.read_manifest(folder))
     if manifest is None:
-        return False
-    checkup.json(folder / versions.MANIFEST, versions.MANIFEST)
+        return checkup
+    checkup.json(path, versions.MANIFEST)
     for name in manifest.files:
-        checkup.run(
-            folder / name,
-            way_out,
-            lambda name=name: versions.check_files(folder, manifest, verify=True, only=(name,)),
-        )
-    if len(checkup.findings) > before:
-        return False
-    checkup.run(folder / versions.CHANGES, way_out, lambda: changes.Contents(folder, manifest))
-    if len(checkup.findings) == before:
-        checkup.run(folder, way_out, lambda: _search(folder))
-    return len(checkup.findings) == before
+        check = partial(versions.check_files, folder, manifest, verify=True, only=(name,))
+        checkup.run(folder / name, "", check)
+    if not checkup.findings:
+        checkup.run(folder / versions.CHANGES, "", lambda: changes.Contents(folder, manifest))
+    if not checkup.findings:
+        checkup.run(folder, "", lambda: _search(folder))
+    return checkup
 
 
 def _search(folder: Path) -> None:
-    """Some vectors of the version find themselves."""
+    """Search for some vectors of the version."""
     index = open_index(folder, verify=False, device="cpu")
     if not index.num_vectors:
         return

@@ -16,11 +16,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from damage_worker import KINDS
+from damage_worker import KINDS, WORKER, environment
 
 pytestmark = pytest.mark.faults
 
-WORKER = Path(__file__).parents[1] / "helpers" / "damage_worker.py"
 FIRST_SEED = int(os.environ.get("FSL_DIST_FAULT_SEED", "0"))
 NUM_CASES = int(os.environ.get("FSL_DIST_FAULTS", "120"))
 NUM_WORKERS = int(os.environ.get("FSL_DIST_FAULT_WORKERS", "2"))
@@ -79,12 +78,6 @@ class Worker:
         self.process.stdout.close()
 
 
-def environment() -> dict[str, str]:
-    root = WORKER.parents[2]
-    paths = [str(root), str(WORKER.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-
-
 def run_cases(base: Path, scratch: Path, cases: "queue.Queue[tuple[str, int]]", ended: list[dict]) -> None:
     worker = None
     while True:
@@ -104,11 +97,7 @@ def run_cases(base: Path, scratch: Path, cases: "queue.Queue[tuple[str, int]]", 
 
 
 @pytest.mark.timeout(4 * 3600)
-def test_damage_gives_the_same_answer_or_one_line(tmp_path: Path) -> None:
-    base = tmp_path / "base"
-    subprocess.run(
-        [sys.executable, str(WORKER), "make", str(base)], check=True, env=environment(), capture_output=True
-    )
+def test_damage_gives_the_same_answer_or_one_line(base: Path, tmp_path: Path) -> None:
     cases: queue.Queue[tuple[str, int]] = queue.Queue()
     for number in range(NUM_CASES):
         cases.put((KINDS[number % len(KINDS)], FIRST_SEED + number // len(KINDS)))

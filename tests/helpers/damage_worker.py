@@ -7,6 +7,7 @@ python damage_worker.py work BASE SCRATCH   for each line "KIND SEED" print one 
 import hashlib
 import json
 import logging
+import os
 import random
 import shutil
 import sys
@@ -20,10 +21,17 @@ import numpy as np
 from damage import Damage, damage
 from PIL import Image
 
+WORKER = Path(__file__)
 KINDS = ("data", "run", "flat", "ivf", "hnsw", "pq", "sweep", "given")
 _NOT_DAMAGED = ("owner", "tensorboard", "staging", "report.md", "pictures")
 # A picture drawn of every sweep would take most of the time.
 _REPORT_EVERY = 10
+
+
+def environment() -> dict[str, str]:
+    """What a process of this file needs."""
+    paths = [str(WORKER.parents[2]), str(WORKER.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
 
 
 def make(base: Path) -> None:
