@@ -26,15 +26,12 @@ def check_dataset(folder: Path, checkup: Checkup) -> None:
         path = folder / "catalogue" / f"{number:06d}.arrow"
         before = [other for other in sound if other < number]
         go_back = f", or remove it to go back to version {before[-1]}" if before else ""
-        opened = checkup.run(
-            path,
-            f"restore it from a copy, or pack again{go_back}",
-            lambda n=number: Catalogue.open(folder, n),
-        )
+        repair = f"restore it from a copy, or pack again{go_back}"
+        opened = checkup.run(path, repair, partial(Catalogue.open, folder, number))
         if opened is not None:
             sound[number] = opened
             if not has_checksum(path):
-                checkup.unchecked[path] = lambda p=path, n=number: _add_checksum(p, n, folder)
+                checkup.unchecked[path] = partial(_add_checksum, path, number, folder)
     if sound:
         _check_samples(sound[max(sound)], checkup)
 
@@ -117,16 +114,13 @@ def _check_checkpoints(run: Path, checkup: Checkup) -> bool:
     before = len(checkup.findings)
     for number, folder in enumerate(folders):
         earlier = f"; the run resumes from {folders[number - 1].name}" if number else "; the run starts again"
-        found = checkup.run(
-            folder,
-            f"remove the folder{earlier}",
-            lambda folder=folder: read_checkpoint(folder, torch.device("cpu")),
-        )
+        repair = f"remove the folder{earlier}"
+        found = checkup.run(folder, repair, partial(read_checkpoint, folder, torch.device("cpu")))
         if found is not None:
             checkup.json(folder / FACTS, folder.name)
             if "table" in found.method:
                 check = partial(_check_table, run, found.method)
-                checkup.run(folder, f"remove the folder{earlier}", check)
+                checkup.run(folder, repair, check)
     return bool(folders) and len(checkup.findings) == before
 
 

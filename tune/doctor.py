@@ -2,13 +2,14 @@
 
 import os
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from fsl_dist.checking import check_dataset, check_run, is_run
 from fsl_dist.data.catalogue import is_dataset
 from index.base.checkup import Checkup, Finding
 from index.base.errors import RequestError
-from index.base.files import exists
+from index.base.files import exists, unpack_arrays
 from index.base.object_cache import bring, with_addresses, working_folder
 from index.checking import check_index, is_index
 from tune.index_sweeps.trial import TRUTH_FILE
@@ -18,7 +19,7 @@ from tune.records import (
     RESULT_FILE,
     TRIAL_FILE,
     SweepFolder,
-    read_evaluation,
+    read_split,
 )
 from tune.sweep_file import SWEEP_FILE, load_stored
 
@@ -125,15 +126,14 @@ def _check_sweep(folder: Path, checkup: Checkup) -> None:
         for path in sorted((folder / "sessions").glob("*.json")):
             checkup.json(path, path.name)
     if (folder / TRUTH_FILE).is_file():
-        from index.base.files import unpack_arrays
-
         repair = "remove it: resuming the sweep searches for the true neighbours again"
-        checkup.run(folder / TRUTH_FILE, repair, lambda: unpack_arrays(folder / TRUTH_FILE))
+        checkup.run(folder / TRUTH_FILE, repair, partial(unpack_arrays, folder / TRUTH_FILE))
     for trial in sorted(path for path in (folder / "trials").glob("*") if path.is_dir()):
         for name in (TRIAL_FILE, RESULT_FILE, EVALUATION_FILE):
             path = trial / name
             if path.is_file():
-                checkup.run(path, again, lambda path=path: checkup.json(path, path.parent.name))
-        checkup.run(trial / EVALUATION_FILE, again, lambda trial=trial: list(read_evaluation(trial)))
+                checkup.run(path, again, partial(checkup.json, path, trial.name))
+        if (trial / EVALUATION_FILE).is_file():
+            checkup.run(trial / EVALUATION_FILE, again, partial(read_split, trial))
         if is_run(trial):
             check_run(trial, checkup)

@@ -175,7 +175,7 @@ class _Facts:
     """What `checkpoint.json` says; its checksum is compared when it is read, and binds it to the name of its folder."""
 
     progress: Progress
-    method: dict[str, str | int | float]
+    method: dict[str, str | int]
     """the method's state without its tensors"""
     catalogue: str
     crc32: int
@@ -228,7 +228,7 @@ def read_checkpoint(folder: Path, device: torch.device) -> Checkpoint:
         tensors["network"],
         tensors.get("average", {}),
         tensors["optimizer"],
-        {**tensors["method"], **facts.method},
+        tensors["method"] | facts.method,
         facts.catalogue,
         facts.crc32,
     )

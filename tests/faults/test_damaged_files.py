@@ -23,6 +23,7 @@ pytestmark = pytest.mark.faults
 FIRST_SEED = int(os.environ.get("FSL_DIST_FAULT_SEED", "0"))
 NUM_CASES = int(os.environ.get("FSL_DIST_FAULTS", "120"))
 NUM_WORKERS = int(os.environ.get("FSL_DIST_FAULT_WORKERS", "2"))
+LOG = os.environ.get("FSL_DIST_FAULT_LOG", "")  # a file that gets a line for each case
 HANG_S = 60
 FIRST_CASE_S = 120  # imports torch, and computes the answers of the sound folder
 
@@ -89,6 +90,9 @@ def run_cases(base: Path, scratch: Path, cases: "queue.Queue[tuple[str, int]]", 
             worker = Worker(base, scratch)
         case = worker.do(kind, seed)
         ended.append(case)
+        if LOG:
+            with open(LOG, "a") as log:
+                log.write(json.dumps(case) + "\n")
         if "damage" not in case:  # it died
             worker.close()
             worker = None
@@ -114,8 +118,6 @@ def test_damage_gives_the_same_answer_or_one_line(base: Path, tmp_path: Path) ->
     seconds = time.perf_counter() - started
     failed = [case for case in ended if case["problem"]]
     print(json.dumps(summarise(ended, seconds), indent=1))
-    if log := os.environ.get("FSL_DIST_FAULT_LOG"):
-        Path(log).write_text("".join(json.dumps(case) + "\n" for case in ended))
     shown = "\n".join(
         f"{case['kind']} {case['seed']}: {case.get('damage', '')}\n  {case['problem']}"
         for case in failed[:20]
