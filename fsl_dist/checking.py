@@ -113,8 +113,9 @@ def _check_checkpoints(run: Path, checkup: Checkup) -> bool:
     folders = CheckpointFolder(run, keep=1, owner=None).finished()
     before = len(checkup.findings)
     for number, folder in enumerate(folders):
-        earlier = f"; the run resumes from {folders[number - 1].name}" if number else "; the run starts again"
-        repair = f"remove the folder{earlier}"
+        others = [*folders[:number], *folders[number + 1 :]]
+        then = f"resumes from {others[-1].name}" if others else "starts again"
+        repair = f"remove the folder; the run then {then}"
         found = checkup.run(folder, repair, partial(read_checkpoint, folder, torch.device("cpu")))
         if found is not None:
             checkup.json(folder / FACTS, folder.name)

@@ -198,7 +198,7 @@ class Cell:
 
     settings: Point
     """evaluation settings that distinguish it; `k_p`, `delta_tau` and `k` stand in the scores' names"""
-    metrics: dict[str, float | dict] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
     """as `EvaluationReport` has them"""
 
 
@@ -217,8 +217,7 @@ class _Evaluation:
     """What `evaluation.json` says."""
 
     split: str
-    cells: tuple[dict[str, Any], ...]
-    """`Cell`s as mappings: a score may be no number"""
+    cells: tuple[Cell, ...]
 
 
 def write_evaluation(folder: Path, split: str, cells: list[Cell]) -> None:
@@ -229,8 +228,7 @@ def write_evaluation(folder: Path, split: str, cells: list[Cell]) -> None:
 def read_evaluation(folder: Path) -> Iterator[Cell]:
     """A trial's scores; none where it was not evaluated."""
     if (folder / EVALUATION_FILE).is_file():
-        for cell in _read(_Evaluation, folder / EVALUATION_FILE).cells:
-            yield Cell(cell["settings"], cell["metrics"])
+        yield from _read(_Evaluation, folder / EVALUATION_FILE).cells
 
 
 def read_split(folder: Path) -> str:

@@ -134,7 +134,7 @@ def warn_unchecked(path: Path, root: Path) -> None:
     if root not in _named:
         _named.add(root)
         logger.warning(
-            "%s has no checksum (written by an earlier version, or edited), so damage to it is not seen; "
+            "%s has no checksum (written by an earlier version, or edited), so damage to it may not be seen; "
             "doctor(%s, write_checksums=True) adds one",
             *(path, root),
         )

@@ -97,7 +97,7 @@ def flip(path: Path, place: float = 0.5) -> None:
             "run",
             "checkpoints/*/state.pt",
             "is damaged",
-            "remove the folder; the run resumes from",
+            "remove the folder; the run then resumes from",
         ),
         ("run", "index/train/versions/*/labels.npy", "is damaged", "makes it again"),
         ("ivf", "versions/000002/shard-00000.faiss", "is damaged", "makes version 1 current"),
