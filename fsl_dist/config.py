@@ -363,10 +363,7 @@ def load_run(run: Path) -> RunConfig:
 
 
 def _parse_stored(path: Path, overrides: Sequence[str]) -> RunConfig:
-    """The configuration in a run's own file, which says every setting that there was when the run started.
-
-    Raises VersionError where the file is not as it was written, and ConfigError.
-    """
+    """The configuration in a run's own file, which has all settings of its time. VersionError where it is not as it was written."""
     tree = parse_yaml(read_yaml_text(path, root=path.parent), str(path))
     if not isinstance(tree.get("training", {}), dict):
         raise ConfigError(f"training={tree['training']} must be a mapping of keys to values ({path})")
