@@ -5,6 +5,8 @@ For l2 and cosine, ivf_flat and ivf_pq take the sample's mean off all vectors fi
 """
 
 import math
+import threading
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +15,8 @@ from index.config import IndexConfig, Kind, Metric
 from index.runtime import faiss, matrix_product_from
 from index.vectors import unit_vectors
 
+_read_lock = threading.Lock()  # the limits are of the process
+_faiss_limits: Any = faiss  # which its type hints lack
 _PQ_NUMBERS = 4  # numbers of a vector behind each byte of code, at least
 _POINTS_PER_CLUSTER = 39  # fewer vectors a cluster, and FAISS calls the clustering badly founded
 _SAMPLE_PER_CLUSTER = 64
@@ -157,7 +161,12 @@ def from_bytes(data: bytes | np.ndarray, place: str) -> "faiss.Index":
     """Read what `train` gave, or a shard's index off its file; raises VersionError, which names `place`, for anything else."""
     numbers = np.frombuffer(data, dtype=np.uint8) if isinstance(data, bytes) else data
     try:
-        return faiss.deserialize_index(numbers)
+        with _read_lock:
+            # Nothing in a file is longer than the file; a length that says so would fill the memory first. FAISS asks for
+            # room for a square matrix where a transform keeps less: 2²⁸ bytes are one of dim 8192.
+            _faiss_limits.set_deserialization_vector_byte_limit(max(numbers.size, 1 << 28))
+            _faiss_limits.set_deserialization_loop_limit(max(numbers.size, 1 << 20))
+            return faiss.deserialize_index(numbers)
     except (RuntimeError, MemoryError) as error:
         raise VersionError(f"{place} is damaged: {_reason(error)}; build the index again") from None
 

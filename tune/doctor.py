@@ -19,7 +19,7 @@ from tune.records import (
     RESULT_FILE,
     TRIAL_FILE,
     SweepFolder,
-    read_split,
+    read_evaluation,
 )
 from tune.sweep_file import SWEEP_FILE, load_stored
 
@@ -111,6 +111,10 @@ def _check(folder: Path, checkup: Checkup) -> str:
     )
 
 
+def _read_scores(trial: Path) -> None:
+    list(read_evaluation(trial))
+
+
 def _check_sweep(folder: Path, checkup: Checkup) -> None:
     edited = "restore it from a copy; if you edited it, remove its first line, and write_checksums=True writes a new one"
     if checkup.run(folder / SWEEP_FILE, edited, lambda: load_stored(folder)) is not None:
@@ -134,6 +138,6 @@ def _check_sweep(folder: Path, checkup: Checkup) -> None:
             if path.is_file():
                 checkup.run(path, again, partial(checkup.json, path, trial.name))
         if (trial / EVALUATION_FILE).is_file():
-            checkup.run(trial / EVALUATION_FILE, again, partial(read_split, trial))
+            checkup.run(trial / EVALUATION_FILE, again, partial(_read_scores, trial))
         if is_run(trial):
             check_run(trial, checkup)

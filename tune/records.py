@@ -228,7 +228,14 @@ def write_evaluation(folder: Path, split: str, cells: list[Cell]) -> None:
 def read_evaluation(folder: Path) -> Iterator[Cell]:
     """A trial's scores; none where it was not evaluated."""
     if (folder / EVALUATION_FILE).is_file():
-        yield from _read(_Evaluation, folder / EVALUATION_FILE).cells
+        for cell in _read(_Evaluation, folder / EVALUATION_FILE).cells:
+            for name, value in cell.metrics.items():
+                numbers = (
+                    value.values() if isinstance(value, dict) and {"mean", "std"} <= set(value) else [value]
+                )
+                if not all(isinstance(number, int | float) for number in numbers):
+                    raise VersionError(f"{folder / EVALUATION_FILE} is damaged: {name} is no score")
+            yield cell
 
 
 def read_split(folder: Path) -> str:
