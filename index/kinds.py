@@ -185,6 +185,13 @@ def graph_of(index: "faiss.Index") -> "faiss.IndexHNSW | None":
     return index if isinstance(index, faiss.IndexHNSW) else None
 
 
+def parameter_names(index: "faiss.Index") -> set[str]:
+    """What a search of a kind with a FAISS index takes."""
+    names = {"k_factor"}
+    names |= set() if ivf_of(index) is None else {"nprobe"}
+    return names if graph_of(index) is None else names | {"ef_search"}
+
+
 def empty_of(described: str, kind: Kind, metric: Metric, dim: int) -> "faiss.Index":
     """The empty index of a version whose manifest says `described` as its factory. Raises RuntimeError as FAISS does."""
     index = faiss.index_factory(dim, described, _metric_of(metric))

@@ -129,6 +129,11 @@ class Shard:
             except RuntimeError:
                 raise VersionError(f"{folder} is damaged: no FAISS index is a '{manifest.factory}'") from None
             check_contents(index, expected, stop - start, str(path))
+            if set(manifest.parameters) != kinds.parameter_names(index):
+                raise VersionError(
+                    f"{folder} is damaged: its manifest has parameters={manifest.parameters}, its index takes "
+                    f"{sorted(kinds.parameter_names(index))}"
+                )
             candidates = Candidates(index, chosen)
         return cls(
             start,

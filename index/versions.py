@@ -163,6 +163,19 @@ def read_manifest(folder: Path) -> Manifest:
     starts = (*manifest.shard_starts, manifest.num_vectors)
     if starts[0] != 0 or sorted(starts) != list(starts) or len(starts) < 2:
         raise VersionError(f"{path} is damaged: shard_starts={list(manifest.shard_starts)} are not ascending")
+    if manifest.dim < 1 or manifest.num_vectors < 1 or (manifest.ids_offset or 0) < 0:
+        raise VersionError(
+            f"{path} is damaged: no index has dim={manifest.dim}, num_vectors={manifest.num_vectors}"
+        )
+    if (manifest.metric == "l2") != (manifest.mean is not None) or len(manifest.mean or ()) not in (
+        0,
+        manifest.dim,
+    ):
+        raise VersionError(
+            f"{path} is damaged: its mean does not fit metric={manifest.metric}, dim={manifest.dim}"
+        )
+    if any(value < 1 for value in manifest.parameters.values()):
+        raise VersionError(f"{path} is damaged: parameters={manifest.parameters} must be at least 1")
     needed = {LABELS, *(shard_name(r) for r in range(len(manifest.shard_starts)))}
     needed |= {IDS} if manifest.ids_offset is None else set()
     if manifest.kind != "flat":
