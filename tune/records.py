@@ -208,7 +208,7 @@ class _About:
 
     number: int
     draw: int
-    point: dict[str, Any]
+    point: Point
     changes: tuple[Change, ...] = ()
 
 

@@ -310,6 +310,8 @@ def _judge(done: Damage, expected: dict, found: dict, diagnosis: list) -> str:
 def _is_same(done: Damage, answer: object, expected: object) -> bool:
     if answer == expected:
         return True
+    if done.path == "reports.jsonl" and done.reaches_end and isinstance(answer, str):
+        return True  # the report counts them
     if not (
         done.path.endswith(".jsonl")
         and done.reaches_end

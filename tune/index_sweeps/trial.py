@@ -14,6 +14,7 @@ import numpy as np
 from index import kinds, versions
 from index.base.errors import ConfigError, FslDistError, RequestError, StaleOwnerError, VersionError
 from index.base.files import Owner, pack_arrays, remove_folder, unpack_arrays, write_array, write_atomic
+from index.base.settings import validate
 from index.config import IndexConfig
 from index.search import LocalIndex, open_index
 from index.tune import Measurer, Truth, find_truth
@@ -147,10 +148,13 @@ def best_cell(config: IndexSweepConfig, cells: Sequence[SearchCell]) -> SearchCe
 
 def read_cells(folder: Path) -> list[SearchCell]:
     """What was measured of a trial; nothing where it was not."""
-    return [
-        SearchCell({name: int(str(value)) for name, value in cell.settings.items()}, **cell.metrics)  # type: ignore[arg-type]
-        for cell in read_evaluation(folder)
-    ]
+    try:
+        return [
+            validate(SearchCell, {"parameters": cell.settings, **cell.metrics}, str(folder))
+            for cell in read_evaluation(folder)
+        ]
+    except ConfigError as error:
+        raise VersionError(f"the scores of {folder} are damaged: {error}") from None
 
 
 def write_cells(folder: Path, cells: list[SearchCell]) -> None:
