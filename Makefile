@@ -37,7 +37,7 @@ test-unit: setup
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
-# 10,000 damaged files (120 in `make test`); FSL_DIST_FAULT_SEED draws others.
+# 10,000 damaged files (64 in `make test`); FSL_DIST_FAULT_SEED draws others.
 test-faults: export FSL_DIST_FAULTS ?= 10000
 test-faults: setup
 	nice -n 10 $(BIN)/python -m pytest -s -m faults tests/faults

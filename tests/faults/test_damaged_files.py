@@ -21,7 +21,7 @@ from damage_worker import KINDS, WORKER, environment
 pytestmark = pytest.mark.faults
 
 FIRST_SEED = int(os.environ.get("FSL_DIST_FAULT_SEED", "0"))
-NUM_CASES = int(os.environ.get("FSL_DIST_FAULTS", "120"))
+NUM_CASES = int(os.environ.get("FSL_DIST_FAULTS", "64"))
 NUM_WORKERS = int(os.environ.get("FSL_DIST_FAULT_WORKERS", "2"))
 LOG = os.environ.get("FSL_DIST_FAULT_LOG", "")  # a file that gets a line for each case
 HANG_S = 60
