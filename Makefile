@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Threads are capped so that tests, FAISS and BLAS do not fight over the cores.
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: setup demo test test-unit test-slow check lint types layers fmt wheel bench bench-smoke bench-practice clean
+.PHONY: setup demo test test-unit test-slow test-faults check lint types layers fmt wheel bench bench-smoke bench-practice clean
 
 setup: $(STAMP)
 
@@ -29,6 +29,7 @@ UNIT := $(BIN)/python -m pytest tests/unit -p randomly -n auto --maxprocesses 4 
 test: setup
 	$(UNIT) -m "not integration and not slow and not gpu"
 	$(BIN)/python -m pytest -m "integration and not slow and not gpu"
+	$(BIN)/python -m pytest -m faults tests/faults
 
 test-unit: setup
 	$(UNIT) -m "not integration and not heavy and not slow and not gpu"
@@ -36,8 +37,13 @@ test-unit: setup
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
+# 10,000 damaged files (64 in `make test`); FSL_DIST_FAULT_SEED draws others.
+test-faults: export FSL_DIST_FAULTS ?= 10000
+test-faults: setup
+	nice -n 10 $(BIN)/python -m pytest -s -m faults tests/faults
+
 # Tests are small and run in several processes: one thread each (tests/conftest.py).
-test test-unit test-slow: export OMP_NUM_THREADS = 1
+test test-unit test-slow test-faults: export OMP_NUM_THREADS = 1
 
 check: lint types layers
 

@@ -15,7 +15,7 @@ from cluster.commands.fit import fit
 from cluster.commands.head import add_class, choose_head, remove_class
 from cluster.commands.index import index_group
 from cluster.commands.job import job
-from cluster.commands.messages import in_options, innermost
+from cluster.commands.messages import in_options, innermost, on_one_line
 from cluster.commands.object_store_paths import PlacesGroup
 from cluster.commands.output import configure_logging
 from cluster.commands.plan import plan
@@ -83,7 +83,7 @@ def main() -> None:
     try:
         fsl_dist(standalone_mode=False)
     except FslDistError as error:
-        click.echo(with_addresses(f"error: {_in_options(str(error))}"), err=True)
+        click.echo(on_one_line(with_addresses(f"error: {_in_options(str(error))}")), err=True)
         sys.exit(error.exit_code)
     except click.exceptions.Exit as exit_request:
         sys.exit(exit_request.exit_code)
@@ -97,8 +97,13 @@ def main() -> None:
         sys.exit(1)
     except OSError as error:
         # A full disk, a folder one may not write to, a file where a folder should be: the system's own words.
-        click.echo(with_addresses(f"error: {error}"), err=True)
+        click.echo(on_one_line(with_addresses(f"error: {error}")), err=True)
         sys.exit(1)
+    except ValueError as error:
+        if "embedded null" not in str(error):
+            raise
+        click.echo("error: a path holds a NUL character, which no file's name does", err=True)
+        sys.exit(2)
 
 
 if __name__ == "__main__":  # python -m cluster.cli: jobs run it where no script is installed

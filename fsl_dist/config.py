@@ -23,6 +23,7 @@ from fsl_dist.models.config import TIMM, TIMM_INPUT, BackboneConfig
 from fsl_dist.samplers.episode import EpisodeConfig
 from fsl_dist.shipped import find_config, shown_name
 from fsl_dist.training.config import TrainingConfig, WorkersConfig
+from index.base.checksums import encode_yaml, read_yaml_text
 from index.base.object_cache import bring_file, is_url, with_addresses, working_folder
 from index.base.setting_types import show
 from index.base.settings import lay_over, parse_overrides, parse_yaml, settings, to_yaml, validate
@@ -362,8 +363,10 @@ def load_run(run: Path) -> RunConfig:
 
 
 def _parse_stored(path: Path, overrides: Sequence[str]) -> RunConfig:
-    """The configuration in a run's own file, which says every setting that there was when the run started."""
-    tree = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    """The configuration in a run's own file, which has all settings of its time. VersionError where it is not as it was written."""
+    tree = parse_yaml(read_yaml_text(path, root=path.parent), str(path))
+    if not isinstance(tree.get("training", {}), dict):
+        raise ConfigError(f"training={tree['training']} must be a mapping of keys to values ({path})")
     tree["training"] = {**_BEFORE_SCHEDULES, **tree.get("training", {})}
     return _build(tree, overrides, str(path))
 
@@ -389,3 +392,8 @@ def load_evaluation(run: Path, overrides: Sequence[str]) -> EvaluationConfig:
 def render_config(config: RunConfig) -> str:
     """The configuration as YAML that `load_config` reads back to an equal one."""
     return with_addresses(to_yaml(config))
+
+
+def encode_config(config: RunConfig) -> bytes:
+    """The file that a run's folder keeps of its configuration."""
+    return encode_yaml(render_config(config))

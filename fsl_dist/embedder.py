@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +27,9 @@ from index import IndexConfig, LocalIndex, Owner, Staging, open_index
 from index.base.files import new_token, write_atomic
 from index.runtime import keep_freed_memory
 from index.vectors import find_bad_row
-from index.versions import find_version, read_manifest
+from index.versions import CURRENT, check_files, find_version, read_manifest
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -263,7 +266,10 @@ class SelectionIndex:
         try:
             version = find_version(self.folder)
             manifest = read_manifest(version)
-        except VersionError:
+            check_files(version, manifest, verify=True)
+        except VersionError as error:
+            if (self.folder / CURRENT).exists():  # else there is none yet
+                log.warning("%s; the images are embedded again", error)
             return None
         wanted = (source, self.config.kind, self.config.metric)
         is_same = (dict(manifest.source), manifest.kind, manifest.metric) == wanted

@@ -5,11 +5,9 @@ made from the run's training images when first needed and kept under RUN/evaluat
 """
 
 import dataclasses
-import io
 import json
 import logging
 import os
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +18,7 @@ from numpy.typing import NDArray
 
 from fsl_dist.data.images import IMAGE_SUFFIXES
 from fsl_dist.data.names.readings import read_text
-from fsl_dist.errors import RequestError
+from fsl_dist.errors import RequestError, VersionError
 from fsl_dist.evaluation.protocols import open_selection
 from fsl_dist.evaluation.run_head import open_head
 from fsl_dist.heads.added_classes import AddedClass, read_classes
@@ -33,7 +31,7 @@ from fsl_dist.metrics.prototypes import prototype_scores
 from fsl_dist.notebook import html_table
 from fsl_dist.training.splits import split_run
 from fsl_dist.training.trained import TrainedRun
-from index.base.files import write_atomic
+from index.base.files import pack_arrays, unpack_arrays, write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -324,11 +322,11 @@ def _base_prototypes(trained: TrainedRun) -> Prototypes:
     )
     path = Path(config.run.dir) / "evaluation" / "prototypes.npz"
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            if str(stored["facts"]) == facts:
-                return Prototypes(stored["means"], stored["mask"], stored["labels"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        pass  # not there, or not what is written below: made anew
+        stored = unpack_arrays(path)
+        if str(stored["facts"]) == facts:
+            return Prototypes(stored["means"], stored["mask"], stored["labels"])
+    except (VersionError, KeyError):
+        pass  # not there, or not what is written below: they are made again
     log.info("prototypes of the training classes are made and kept in %s", path)
     gallery = open_selection(trained, config, "gallery", split_run(trained.catalogue, config).gallery)
     prototypes = fit_prototypes(
@@ -339,9 +337,8 @@ def _base_prototypes(trained: TrainedRun) -> Prototypes:
         epoch=0,
         starts=config.evaluation.kmeans_runs,
     )
-    packed = io.BytesIO()
-    np.savez(packed, facts=facts, means=prototypes.means, mask=prototypes.mask, labels=prototypes.labels)
-    write_atomic(path, packed.getvalue())
+    packed = pack_arrays(facts=facts, means=prototypes.means, mask=prototypes.mask, labels=prototypes.labels)
+    write_atomic(path, packed)
     return prototypes
 
 

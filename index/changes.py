@@ -6,14 +6,12 @@ VERSION/changes/00000001.npz …   one batch each, written once and never change
     vectors     float32 [a, dim] theirs
     successor   int64 []         -1: a batch. A version's number: all before is merged into that version, and nothing
                                  follows. 0: the version was made current again, and batches follow
+    place       int64 [2]        version and number of the batch: a file that was moved there from elsewhere is refused
 """
 
 import copy
 import dataclasses
-import io
 import itertools
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,7 +208,7 @@ class Contents:
             path = batch_path(self.folder, number)
             if number - 1 == self._last or not files.exists(path):
                 break
-            batches.append(read_batch(path, self.manifest.dim, vectors=self._width > 0))
+            batches.append(read_batch(self.folder, number, self.manifest, vectors=self._width > 0))
         return self.changes.followed_by(batches, self.planner.positions_of) if batches else self.changes
 
     def _check_numbers(self) -> None:
@@ -229,43 +227,51 @@ def batch_path(folder: Path, number: int) -> Path:
     return folder / versions.CHANGES / f"{number:08d}.npz"
 
 
-def read_batch(path: Path, dim: int, *, vectors: bool = True) -> Batch:
-    """Read a batch; its bytes' checksums are compared. Raises VersionError."""
+def read_batch(folder: Path, number: int, manifest: Manifest, *, vectors: bool = True) -> Batch:
+    """Read batch `number` of the version in `folder`; its bytes' checksums are compared. Raises VersionError."""
+    path = batch_path(folder, number)
+    way_out = "build the index again, or go back to a version that is whole with roll_back(INDEX)"
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            num_added = len(arrays["ids"])
-            batch = Batch(
-                removed=arrays["removed"],
-                ids=arrays["ids"],
-                labels=arrays["labels"],
-                vectors=arrays["vectors"] if vectors else np.empty((num_added, 0), dtype=np.float32),
-                successor=int(arrays["successor"]),
-            )
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        arrays = files.unpack_arrays(path)
+    except VersionError as error:
+        raise VersionError(f"{error}; {way_out}") from None
+    known = {"removed", "ids", "labels", "vectors", "successor"}
+    if set(arrays) - {"place"} != known:
+        raise VersionError(f"{path} is damaged: it holds {sorted(arrays)}, not {sorted(known)}; {way_out}")
+    place = arrays.get("place")  # earlier versions did not write it
+    if place is not None and place.tolist() != [manifest.version, number]:
         raise VersionError(
-            f"{path} is damaged: {' '.join(str(error).split())}; build the index again, or go back to a version that is "
-            "whole with roll_back(INDEX)"
-        ) from None
-    width = dim if vectors else 0
-    columns = (batch.removed, batch.ids, batch.labels)
-    fits = batch.ids.shape == batch.labels.shape and all(c.ndim == 1 and c.dtype == np.int64 for c in columns)
-    if not fits or batch.vectors.shape != (len(batch.ids), width) or batch.vectors.dtype != np.float32:
-        raise VersionError(f"{path} is damaged: its arrays do not fit an index of dim={dim}")
-    return batch
+            f"{path} is the batch of another place ({place.tolist()}): it was swapped; {way_out}"
+        )
+    added, integers = arrays["vectors"], [arrays[name] for name in ("removed", "ids", "labels", "successor")]
+    shapes = [column.shape for column in integers]
+    fits = shapes == [(shapes[0] or (0,))[:1], *2 * [added.shape[:1]], ()]
+    fits &= added.shape[1:] == (manifest.dim,) and added.dtype == np.float32
+    if not fits or any(column.dtype != np.int64 for column in integers):
+        raise VersionError(
+            f"{path} is damaged: its arrays do not fit an index of dim={manifest.dim}; {way_out}"
+        )
+    removed, ids, labels, successor = integers
+    return Batch(
+        removed=removed,
+        ids=ids,
+        labels=labels,
+        vectors=added if vectors else np.empty((len(ids), 0), dtype=np.float32),
+        successor=int(successor),
+    )
 
 
 def write_batch(folder: Path, number: int, batch: Batch) -> None:
     """Write batch `number` of the version in `folder`, forced to the disk; FileExistsError where another was first."""
-    packed = io.BytesIO()
-    np.savez(
-        packed,
+    packed = files.pack_arrays(
         removed=batch.removed,
         ids=batch.ids,
         labels=batch.labels,
         vectors=batch.vectors,
         successor=np.array(batch.successor, dtype=np.int64),
+        place=np.array([int(folder.name), number], dtype=np.int64),
     )
-    files.write_new(batch_path(folder, number), packed.getbuffer())
+    files.write_new(batch_path(folder, number), packed)
 
 
 def mark(successor: int, dim: int) -> Batch:

@@ -5,14 +5,18 @@ For l2 and cosine, ivf_flat and ivf_pq take the sample's mean off all vectors fi
 """
 
 import math
+import threading
+from typing import Any
 
 import numpy as np
 
 from index.base.errors import ConfigError, VersionError
-from index.config import IndexConfig, Kind
+from index.config import IndexConfig, Kind, Metric
 from index.runtime import faiss, matrix_product_from
 from index.vectors import unit_vectors
 
+_read_lock = threading.Lock()  # the limits are of the process
+_faiss_limits: Any = faiss  # which its type hints lack
 _PQ_NUMBERS = 4  # numbers of a vector behind each byte of code, at least
 _POINTS_PER_CLUSTER = 39  # fewer vectors a cluster, and FAISS calls the clustering badly founded
 _SAMPLE_PER_CLUSTER = 64
@@ -115,7 +119,7 @@ def train(sample: np.ndarray, num_vectors: int, config: IndexConfig) -> bytes:
         ivf.cp.min_points_per_centroid = 1  # a small sample is no error, and FAISS would print about it
         if isinstance(ivf, faiss.IndexIVFPQ):
             ivf.pq.cp.min_points_per_centroid = 1
-    if config.metric != "inner_product" and config.kind != "factory":
+    if is_centred(config.kind, config.metric):
         index = faiss.IndexPreTransform(faiss.CenteringTransform(dim), index)
     with matrix_product_from(1, len(sample)):
         try:
@@ -157,7 +161,12 @@ def from_bytes(data: bytes | np.ndarray, place: str) -> "faiss.Index":
     """Read what `train` gave, or a shard's index off its file; raises VersionError, which names `place`, for anything else."""
     numbers = np.frombuffer(data, dtype=np.uint8) if isinstance(data, bytes) else data
     try:
-        return faiss.deserialize_index(numbers)
+        with _read_lock:
+            # Nothing in a file is longer than the file; a length that says so would fill the memory first. FAISS asks for
+            # room for a square matrix where a transform keeps less: 2²⁸ bytes are one of dim 8192.
+            _faiss_limits.set_deserialization_vector_byte_limit(max(numbers.size, 1 << 28))
+            _faiss_limits.set_deserialization_loop_limit(max(numbers.size, 1 << 20))
+            return faiss.deserialize_index(numbers)
     except (RuntimeError, MemoryError) as error:
         raise VersionError(f"{place} is damaged: {_reason(error)}; build the index again") from None
 
@@ -176,19 +185,42 @@ def graph_of(index: "faiss.Index") -> "faiss.IndexHNSW | None":
     return index if isinstance(index, faiss.IndexHNSW) else None
 
 
+def parameter_names(index: "faiss.Index") -> set[str]:
+    """What a search of a kind with a FAISS index takes."""
+    names = {"k_factor"}
+    names |= set() if ivf_of(index) is None else {"nprobe"}
+    return names if graph_of(index) is None else names | {"ef_search"}
+
+
+def empty_of(described: str, kind: Kind, metric: Metric, dim: int) -> "faiss.Index":
+    """The empty index of a version whose manifest says `described` as its factory. Raises RuntimeError as FAISS does."""
+    index = faiss.index_factory(dim, described, _metric_of(metric))
+    if is_centred(kind, metric):
+        index = faiss.IndexPreTransform(faiss.CenteringTransform(dim), index)
+    return index
+
+
+def is_centred(kind: Kind, metric: Metric) -> bool:
+    """Whether the sample's mean is taken off all vectors first."""
+    return kind in ("ivf_flat", "ivf_pq") and metric != "inner_product"
+
+
+def _metric_of(metric: Metric) -> int:
+    # Vectors of length 1 are in the same order by distance as by product, and distances may be centred: on vectors that
+    # point nearly one way, ivf_pq found 46% of the neighbours by products.
+    return faiss.METRIC_INNER_PRODUCT if metric == "inner_product" else faiss.METRIC_L2
+
+
 def _make(config: IndexConfig, dim: int, num_vectors: int) -> "faiss.Index":
     """The empty index; raises ConfigError where FAISS cannot make it."""
     described = factory_of(config, dim, num_vectors)
-    # Vectors of length 1 are in the same order by distance as by product, and distances may be centred: on vectors that
-    # point nearly one way, ivf_pq found 46% of the neighbours by products.
-    metric = faiss.METRIC_INNER_PRODUCT if config.metric == "inner_product" else faiss.METRIC_L2
     if config.kind == "ivf_pq" and config.pq_m and dim % config.pq_m:
         raise ConfigError(
             f"index.pq_m={config.pq_m} does not divide the vectors' dim={dim}; take one of "
             f"{', '.join(str(m) for m in range(1, dim + 1) if dim % m == 0)}"
         )
     try:
-        return faiss.index_factory(dim, described, metric)
+        return faiss.index_factory(dim, described, _metric_of(config.metric))
     except RuntimeError as error:
         raise ConfigError(
             f"index.factory={described} is nothing FAISS can make for dim={dim}: {_reason(error)}"

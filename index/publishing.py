@@ -19,6 +19,7 @@ from index.versions import (
     Manifest,
     check_files,
     current_version,
+    encode_current,
     encode_manifest,
     list_versions,
     read_manifest,
@@ -41,7 +42,7 @@ def make_current(out: Path, version: int, *, has_changes: bool = False) -> None:
             "roll_back(INDEX))",
             *(out, before, version),
         )
-    files.write_atomic(out / CURRENT, f"{version_name(version)}\n".encode())
+    files.write_atomic(out / CURRENT, encode_current(version))
 
 
 def publish_version(

@@ -15,10 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from index import kinds, versions
+from index.base.errors import VersionError
 from index.candidates import Candidates
 from index.config import Device, Metric
 from index.exact.costs import Vectors
 from index.exact.second_look import SecondLook
+from index.faiss_contents import check_contents
 from index.flat import FlatRows, keep_best
 from index.gpu import choose_gpu
 from index.merge import order_top_k
@@ -122,6 +124,16 @@ class Shard:
             path = folder / versions.faiss_name(shard)
             index = kinds.from_bytes(versions.read_faiss(path), str(path))
             versions.check_faiss(path, index.ntotal, index.d, stop - start, manifest.dim)
+            try:
+                expected = kinds.empty_of(manifest.factory, manifest.kind, manifest.metric, manifest.dim)
+            except RuntimeError:
+                raise VersionError(f"{folder} is damaged: no FAISS index is a '{manifest.factory}'") from None
+            check_contents(index, expected, stop - start, str(path))
+            if set(manifest.parameters) != kinds.parameter_names(index):
+                raise VersionError(
+                    f"{folder} is damaged: its manifest has parameters={manifest.parameters}, its index takes "
+                    f"{sorted(kinds.parameter_names(index))}"
+                )
             candidates = Candidates(index, chosen)
         return cls(
             start,

@@ -1,6 +1,6 @@
 """Published versions of an index: folder layout, manifest, opening, pruning.
 
-OUT/current                     name of the version that readers open, replaced atomically
+OUT/current                     name of the version that readers open and the name's CRC-32, replaced atomically
 OUT/versions/000001/manifest.json
                     shard-00000.npy …   float32 [rows, dim], rows sorted by (label, id)
                     labels.npy          int64 [num_vectors], by position
@@ -14,20 +14,20 @@ OUT/owner/                      claims (files.Owner)
 
 import dataclasses
 import fcntl
-import json
 import logging
 import os
 import re
 import time
 import weakref
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
-from index.base import files, object_cache
+from index.base import checksums, files, object_cache
 from index.base.errors import ConfigError, RequestError, VersionError
 from index.base.settings import dump, validate
 from index.config import Kind, Metric
@@ -67,7 +67,7 @@ class FileRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """What a version holds; `manifest.json` is this, and nothing else."""
+    """What a version holds; `manifest.json` is this with a checksum (`index.base.checksums`), and nothing else."""
 
     format: int
     """Number of the folder format; this code writes and reads 1."""
@@ -145,22 +145,37 @@ def is_file_name(name: str) -> bool:
 
 def encode_manifest(manifest: Manifest) -> bytes:
     """The manifest as JSON; floats are written so that they read back exactly."""
-    return (json.dumps(dump(manifest), indent=1) + "\n").encode()
+    return checksums.encode_json(dump(manifest), MANIFEST, indent=1)
 
 
 def read_manifest(folder: Path) -> Manifest:
     """Read and check a version folder's manifest. Raises VersionError."""
     path = folder / MANIFEST
+    data = checksums.read_json(path, root=_index_of(folder), name=MANIFEST)
+    if data.get("format") != FORMAT:
+        raise VersionError(f"{path} has format={data.get('format')}; this program reads format {FORMAT}")
     try:
-        data = json.loads(files.read_text(path))
-        if isinstance(data, dict) and data.get("format") != FORMAT:
-            raise VersionError(f"{path} has format={data.get('format')}; this program reads format {FORMAT}")
         manifest = validate(Manifest, data, str(path))
-    except (json.JSONDecodeError, ConfigError) as error:
+    except ConfigError as error:
         raise VersionError(f"{path} is damaged: {error}") from None
+    if folder.parent.name == VERSIONS and folder.name != version_name(manifest.version):
+        raise VersionError(f"{path} is that of version {manifest.version}: the file was swapped; {_WAY_OUT}")
     starts = (*manifest.shard_starts, manifest.num_vectors)
     if starts[0] != 0 or sorted(starts) != list(starts) or len(starts) < 2:
         raise VersionError(f"{path} is damaged: shard_starts={list(manifest.shard_starts)} are not ascending")
+    if manifest.dim < 1 or manifest.num_vectors < 1 or (manifest.ids_offset or 0) < 0:
+        raise VersionError(
+            f"{path} is damaged: no index has dim={manifest.dim}, num_vectors={manifest.num_vectors}"
+        )
+    if (manifest.metric == "l2") != (manifest.mean is not None) or len(manifest.mean or ()) not in (
+        0,
+        manifest.dim,
+    ):
+        raise VersionError(
+            f"{path} is damaged: its mean does not fit metric={manifest.metric}, dim={manifest.dim}"
+        )
+    if any(value < 1 for value in manifest.parameters.values()):
+        raise VersionError(f"{path} is damaged: parameters={manifest.parameters} must be at least 1")
     needed = {LABELS, *(shard_name(r) for r in range(len(manifest.shard_starts)))}
     needed |= {IDS} if manifest.ids_offset is None else set()
     if manifest.kind != "flat":
@@ -187,10 +202,21 @@ def current_version(out: Path) -> int:
     """Number of the version that readers open. Raises VersionError where nothing is published."""
     if not files.exists(out / CURRENT):
         raise VersionError(f"{out} holds no published index (no file '{CURRENT}'); build one first")
-    name = files.read_text(out / CURRENT).strip()
-    if not name.isdecimal():
-        raise VersionError(f"{out / CURRENT} is damaged: '{name}' is no version's name")
+    words = files.read_text(out / CURRENT).split()
+    name = words[0] if words else ""
+    if not (name.isascii() and name.isdecimal() and len(words) <= 2):
+        raise VersionError(f"{out / CURRENT} is damaged: '{name[:40]}' is no version's name; {_WAY_OUT}")
+    if words != encode_current(int(name)).decode().split():
+        if len(words) == 2:
+            raise VersionError(f"{out / CURRENT} is damaged: its checksum is wrong; {_WAY_OUT}")
+        checksums.warn_unchecked(out / CURRENT, out)
     return int(name)
+
+
+def encode_current(version: int) -> bytes:
+    """Content of the file that names the current version."""
+    name = version_name(version)
+    return f"{name} {zlib.crc32(name.encode()):08x}\n".encode()
 
 
 def open_current(path: Path, open_version: Callable[[Path], _Opened]) -> _Opened:
@@ -205,14 +231,17 @@ def open_current(path: Path, open_version: Callable[[Path], _Opened]) -> _Opened
                 raise
 
 
-def check_files(folder: Path, manifest: Manifest, *, verify: bool = False) -> None:
-    """Compare every file with the manifest: its size always, its checksum with `verify`.
+def check_files(
+    folder: Path, manifest: Manifest, *, verify: bool = False, only: Collection[str] | None = None
+) -> None:
+    """Compare every file (or those in `only`) with the manifest: its size always, its checksum with `verify`.
 
     Verifying reads all bytes, once in a process as long as a file stays as it is. Raises
     VersionError naming the first file that is missing or damaged.
     """
-    object_cache.bring(folder, wanted=lambda name: name in manifest.files)
-    for name, record in manifest.files.items():
+    records = {name: r for name, r in manifest.files.items() if only is None or name in only}
+    object_cache.bring(folder, wanted=lambda name: name in records)
+    for name, record in records.items():
         path = folder / name
         try:
             found = path.stat()
@@ -319,6 +348,10 @@ def write_parameters(folder: Path, manifest: Manifest, parameters: dict[str, int
     changed = dataclasses.replace(manifest, parameters=dict(parameters))
     files.write_atomic(folder / MANIFEST, encode_manifest(changed))
     return changed
+
+
+def _index_of(folder: Path) -> Path:
+    return folder.parent.parent if folder.parent.name == VERSIONS else folder
 
 
 def list_versions(out: Path) -> list[int]:

@@ -10,17 +10,20 @@
     SWEEP/reports.jsonl                each validation of each trial, in the order they came
     SWEEP/sessions/NNNNNNNN.json       how long each start of the sweep ran, and how much of that trials worked
 
-Every file is replaced in one step or appended to by lines; nothing is pickled.
+Every file is replaced in one step or appended to by lines, and has a checksum (`index.base.checksums`), which binds it to its
+trial; nothing is pickled.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from fsl_dist.metrics.standard_error import VALIDATION_FILE
+from index.base.checksums import encode_json, read_json, read_lines
+from index.base.errors import ConfigError, VersionError
 from index.base.files import exists, write_atomic
+from index.base.settings import validate
 from tune.space import Point
 
 TRIAL_FILE = "trial.json"
@@ -28,6 +31,9 @@ RESULT_FILE = "result.json"
 EVALUATION_FILE = "evaluation.json"
 REPORTS_FILE = "reports.jsonl"
 _OF_A_TRIAL = ([TRIAL_FILE], [RESULT_FILE], [EVALUATION_FILE], [VALIDATION_FILE])
+
+
+_Record = TypeVar("_Record")
 
 
 def is_record(name: str) -> bool:
@@ -133,14 +139,16 @@ class SweepFolder:
         """All trials that were started or pruned, by number."""
         found = []
         for path in sorted((self.folder / "trials").glob(f"*/{TRIAL_FILE}")):
-            about = json.loads(path.read_text("utf-8"))
-            changes = [Change(**{**c, "before": _read_point(c["before"])}) for c in about.get("changes", [])]
+            about = _read(_About, path)
+            if path.parent != self.trial_folder(about.number):
+                raise VersionError(f"{path} is that of trial {about.number}: the file was swapped")
+            changes = [replace(change, before=_read_point(change.before)) for change in about.changes]
             found.append(
                 Trial(
-                    number=about["number"],
+                    number=about.number,
                     folder=path.parent,
-                    point=_read_point(about["point"]),
-                    draw=about["draw"],
+                    point=_read_point(about.point),
+                    draw=about.draw,
                     result=_read_result(path.parent),
                     changes=tuple(changes),
                 )
@@ -150,19 +158,19 @@ class SweepFolder:
     def start(self, number: int, draw: int, point: Point) -> Trial:
         """Write down a trial's point; whatever happens from now on, the trial keeps it."""
         folder = self.trial_folder(number)
-        write_atomic(folder / TRIAL_FILE, _json({"number": number, "draw": draw, "point": point}))
+        _write(folder / TRIAL_FILE, {"number": number, "draw": draw, "point": point})
         return Trial(number=number, folder=folder, point=point, draw=draw)
 
     def change(self, trial: Trial, donor: int, epoch: int, point: Point) -> Trial:
         """Write down that a trial goes on with the network that trial `donor` had after `epoch` epochs, at another point."""
         changes = (*trial.changes, Change(donor=donor, epoch=epoch, before=trial.point))
         about = {"number": trial.number, "draw": trial.draw, "point": point}
-        write_atomic(trial.folder / TRIAL_FILE, _json({**about, "changes": list(map(asdict, changes))}))
+        _write(trial.folder / TRIAL_FILE, {**about, "changes": list(map(asdict, changes))})
         return replace(trial, point=point, changes=changes)
 
     def finish(self, trial: Trial, result: Result) -> Trial:
         """Write down how a trial ended."""
-        write_atomic(trial.folder / RESULT_FILE, _json(asdict(result)))
+        _write(trial.folder / RESULT_FILE, asdict(result))
         return replace(trial, result=result)
 
     def reports(self) -> list[Report]:
@@ -170,16 +178,18 @@ class SweepFolder:
         path = self.folder / REPORTS_FILE
         if not exists(path):
             return []
-        return [Report(**json.loads(line)) for line in path.read_text("utf-8").split("\n")[:-1] if line]
+        lines = read_lines(path, root=self.folder)
+        return [_as(Report, line, f"{path}, line {number},") for number, line in enumerate(lines, start=1)]
 
     def sessions(self) -> list[Session]:
         """All starts of the sweep."""
         paths = sorted((self.folder / "sessions").glob("*.json"))
-        return [Session(**json.loads(path.read_text("utf-8"))) for path in paths]
+        return [_as(Session, read_json(p, root=self.folder, name=p.name), str(p)) for p in paths]
 
     def write_session(self, number: int, session: Session) -> None:
         """Replace what is known of one start."""
-        write_atomic(self.folder / "sessions" / f"{number:08d}.json", _json(asdict(session)))
+        path = self.folder / "sessions" / f"{number:08d}.json"
+        write_atomic(path, encode_json(asdict(session), path.name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,27 +198,50 @@ class Cell:
 
     settings: Point
     """evaluation settings that distinguish it; `k_p`, `delta_tau` and `k` stand in the scores' names"""
-    metrics: dict[str, float | dict] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
     """as `EvaluationReport` has them"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _About:
+    """What `trial.json` says."""
+
+    number: int
+    draw: int
+    point: Point
+    changes: tuple[Change, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Evaluation:
+    """What `evaluation.json` says."""
+
+    split: str
+    cells: tuple[Cell, ...]
 
 
 def write_evaluation(folder: Path, split: str, cells: list[Cell]) -> None:
     """Write a trial's scores."""
-    write_atomic(folder / EVALUATION_FILE, _json({"split": split, "cells": [asdict(c) for c in cells]}))
+    _write(folder / EVALUATION_FILE, {"split": split, "cells": [asdict(c) for c in cells]})
 
 
 def read_evaluation(folder: Path) -> Iterator[Cell]:
     """A trial's scores; none where it was not evaluated."""
-    path = folder / EVALUATION_FILE
-    if path.is_file():
-        for cell in json.loads(path.read_text("utf-8"))["cells"]:
-            yield Cell(cell["settings"], cell["metrics"])
+    if (folder / EVALUATION_FILE).is_file():
+        for cell in _read(_Evaluation, folder / EVALUATION_FILE).cells:
+            for name, value in cell.metrics.items():
+                numbers = (
+                    value.values() if isinstance(value, dict) and {"mean", "std"} <= set(value) else [value]
+                )
+                if not all(isinstance(number, int | float) for number in numbers):
+                    raise VersionError(f"{folder / EVALUATION_FILE} is damaged: {name} is no score")
+            yield cell
 
 
 def read_split(folder: Path) -> str:
     """Where the base classes' queries of a trial's scores came from: test, else val; empty where it was not evaluated."""
     path = folder / EVALUATION_FILE
-    return json.loads(path.read_text("utf-8"))["split"] if path.is_file() else ""
+    return _read(_Evaluation, path).split if path.is_file() else ""
 
 
 def _read_point(data: dict) -> Point:
@@ -217,8 +250,21 @@ def _read_point(data: dict) -> Point:
 
 def _read_result(folder: Path) -> Result | None:
     path = folder / RESULT_FILE
-    return Result(**json.loads(path.read_text("utf-8"))) if path.is_file() else None
+    return _read(Result, path) if path.is_file() else None
 
 
-def _json(data: object) -> bytes:
-    return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()
+def _read(cls: type[_Record], path: Path) -> _Record:
+    """What the file `path` of a trial says. Raises VersionError where it is damaged, or another trial's."""
+    trial = path.parent
+    return _as(cls, read_json(path, root=trial.parent.parent, name=trial.name), str(path))
+
+
+def _as(cls: type[_Record], data: dict[str, Any], place: str) -> _Record:
+    try:
+        return validate(cls, data, place)
+    except ConfigError as error:
+        raise VersionError(f"{place} is damaged: {error}") from None
+
+
+def _write(path: Path, data: dict[str, Any]) -> None:
+    write_atomic(path, encode_json(data, path.parent.name))

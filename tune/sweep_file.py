@@ -7,8 +7,9 @@ from typing import Any
 
 from fsl_dist.config import RunConfig, read_config, resolve_paths
 from fsl_dist.shipped import find_config
+from index.base.checksums import read_yaml_text
 from index.base.errors import ConfigError, RequestError
-from index.base.files import exists, read_text
+from index.base.files import exists
 from index.base.object_cache import bring, on_disk, with_addresses, working_folder
 from index.base.settings import dump, lay_over, merge, parse_overrides, parse_yaml, to_yaml, validate
 from tune.index_sweeps.config import IndexSweepConfig
@@ -150,7 +151,7 @@ def load_stored(folder: Path) -> AnySweep:
     bring(folder, wanted=is_record)
     if not exists(path):
         raise ConfigError(f"{folder} is not a sweep folder: {SWEEP_FILE} is missing")
-    raw = parse_yaml(read_text(path), str(path))
+    raw = parse_yaml(read_yaml_text(path, root=folder), str(path))
     config: AnySweep = (
         validate(IndexSweepConfig, raw, str(path)) if "index" in raw else _build(raw, str(path))
     )

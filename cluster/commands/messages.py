@@ -15,6 +15,11 @@ from collections.abc import Iterator, Sequence
 import click
 
 
+def on_one_line(message: str) -> str:
+    """`message` with escapes in place of control characters, which names of files and classes may hold."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+
+
 def innermost(root: click.Command, arguments: Sequence[str]) -> click.Command:
     """The command below `root` that `arguments` name; the group itself where they name none of its commands."""
     command = root

@@ -7,7 +7,7 @@ from index.base.object_cache import bring, is_url, working_folder
 
 _INDEX_VERBS = ("build", "search", "status", "rollback", "add", "remove", "update", "merge")
 VERBS = {
-    *("pack", "resplit", "inspect", "train", "embed", "evaluate", "predict", "explain", "export"),
+    *("pack", "resplit", "inspect", "train", "embed", "evaluate", "predict", "explain", "export", "doctor"),
     *(f"index {verb}" for verb in _INDEX_VERBS),
     *("sweep resume", "sweep report"),
 }

@@ -3,11 +3,13 @@
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from cluster.commands.messages import in_options
 from cluster.commands.output import align_columns, emit
 from fsl_dist.progress import progress_printer
 from index.base.errors import RequestError
@@ -19,10 +21,34 @@ if TYPE_CHECKING:
 JSON = click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON object on stdout.")
 
 
-@click.command(epilog="Example: fsl-dist doctor --json")
+@click.command(epilog="Example: fsl-dist doctor runs/first --json")
+@click.argument("path", required=False, metavar="[RUN|DATASET|INDEX|SWEEP]")
+@click.option(
+    "--write-checksums",
+    is_flag=True,
+    help="Give sound files that have no checksum one: those of earlier versions, and those you edited.",
+)
 @JSON
-def doctor(as_json: bool) -> None:
-    """What this machine can do: versions, GPUs, decoders, Ray."""
+def doctor(path: str | None, write_checksums: bool, as_json: bool) -> None:
+    """Check a run, data set, index or sweep as a whole; exit 1 where something is damaged.
+
+    Without a folder: what this machine can do (versions, GPUs, decoders, Ray).
+    """
+    if path is not None:
+        import fsl_dist
+
+        diagnosis = fsl_dist.doctor(path, write_checksums=write_checksums)
+        context = click.get_current_context()
+        words = partial(in_options, root=context.find_root().command, command=context.command)
+        told = tuple(
+            dataclasses.replace(finding, problem=words(finding.problem), repair=words(finding.repair))
+            for finding in diagnosis.damaged
+        )
+        diagnosis = dataclasses.replace(diagnosis, damaged=told)
+        emit(diagnosis.to_json(), as_json, words(str(diagnosis)))
+        raise SystemExit(0 if diagnosis.is_sound else 1)
+    if write_checksums:
+        raise RequestError("write_checksums=True needs a folder")
     from cluster.commands.doctor import examine
 
     findings = examine()

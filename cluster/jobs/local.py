@@ -1,7 +1,6 @@
 """Jobs on this machine: detached processes that live on when their submitter ends, a folder each."""
 
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -10,10 +9,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from cluster.jobs.entrypoint import PROGRAM
 from cluster.jobs.job import Job, JobState, JobStatus, read_error, read_result
-from index.base.errors import RequestError
+from index.base.checksums import encode_json, read_json
+from index.base.errors import RequestError, VersionError
 from index.base.files import write_atomic
 
 FOLDER_VARIABLE = "FSL_DIST_JOBS"
@@ -56,7 +57,7 @@ class LocalPlace:
             "submitted": time.time(),
             "folder": str(Path.cwd()),
         }
-        write_atomic(folder / "job.json", json.dumps(about).encode())
+        write_atomic(folder / "job.json", encode_json(about))
         with (folder / "log").open("ab") as log:
             process = subprocess.Popen(
                 [*command, "--", *job.arguments],
@@ -66,12 +67,12 @@ class LocalPlace:
                 start_new_session=True,
             )
         identity = {"pid": process.pid, "started": _start_of(process.pid)}
-        write_atomic(folder / "process.json", json.dumps(identity).encode())
+        write_atomic(folder / "process.json", encode_json(identity))
 
     def status(self, name: str) -> JobStatus:
         """How a job stands, from its folder and from whether its process lives."""
         folder = self._find(name)
-        about = json.loads((folder / "job.json").read_text("utf-8"))
+        about = read_json(folder / "job.json", root=None)
         code = _read_code(folder)
         is_alive = code is None and _is_alive(folder)
         if code is None and not is_alive:
@@ -114,7 +115,7 @@ class LocalPlace:
         if state != "running":
             return
         (folder / "stop").touch()
-        pid = json.loads((folder / "process.json").read_text())["pid"]
+        pid = _identity_of(folder)["pid"]
         for number in (signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, number)
@@ -161,12 +162,19 @@ def _read_code(folder: Path) -> int | None:
     return int(path.read_text()) if path.is_file() else None
 
 
+def _identity_of(folder: Path) -> dict[str, Any]:
+    """The process that was started: a signal goes to its number, so a damaged file is refused."""
+    identity = read_json(folder / "process.json", root=None)
+    if not isinstance(identity.get("pid"), int) or not isinstance(identity.get("started"), str):
+        raise VersionError(f"{folder / 'process.json'} is damaged: it names no process")
+    return identity
+
+
 def _is_alive(folder: Path) -> bool:
     """Whether the process that was started still runs; another one that has its number by now does not count."""
-    try:
-        identity = json.loads((folder / "process.json").read_text())
-    except FileNotFoundError:
+    if not (folder / "process.json").is_file():
         return False
+    identity = _identity_of(folder)
     return identity["started"] != "" and _start_of(identity["pid"]) == identity["started"]
 
 

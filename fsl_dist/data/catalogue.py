@@ -8,9 +8,7 @@ A sample's id is its row number in one catalogue version, so a class inside a sp
 ids; the key is the identity that lasts across versions.
 """
 
-import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -21,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
+from fsl_dist.data.catalogue_file import SCHEMA, encode_metadata, fingerprint_of, read_table, write_table
 from fsl_dist.data.selection import Selection
 from fsl_dist.data.write_report import BadSample, Duplicate, WriteReport
 from fsl_dist.errors import RequestError, VersionError
@@ -29,28 +28,6 @@ from index.base import files, object_cache
 
 SPLITS = ("train", "val", "test", "novel")
 """Split names in the order of their codes and of the catalogue's rows."""
-
-FORMAT = "fsl-dist catalogue 3"
-
-SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("shard", pa.int32()),
-        ("offset", pa.int64()),
-        ("size", pa.int64()),
-        ("label", pa.int64()),
-        ("group", pa.int64()),
-        ("blind_group", pa.int64()),
-        ("unit", pa.int64()),
-        ("split", pa.int8()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("crc32", pa.uint32()),
-        ("mask_offset", pa.int64()),
-        ("mask_size", pa.int64()),
-        ("mask_crc32", pa.uint32()),
-    ]
-)
 
 
 def is_dataset(folder: Path) -> bool:
@@ -138,7 +115,7 @@ class Catalogue:
 
     @classmethod
     def open(cls, folder: str | Path, version: int | None = None) -> "Catalogue":
-        """Open a data set's catalogue; `version` None takes the current one. Costs no pass over the rows.
+        """Open a data set's catalogue; `version` None takes the current one. Its checksum is compared first.
 
         Raises RequestError where the folder is no data set or lacks the version, VersionError where the
         file is damaged.
@@ -158,7 +135,7 @@ class Catalogue:
                 f"data set '{folder}' has no catalogue version {version}; it has {sorted(found)}"
             )
         object_cache.bring(rows, wanted=lambda name: name == found[version].name)
-        return cls(folder, version, _read_table(found[version]))
+        return cls(folder, version, read_table(found[version], version, folder))
 
     def _column(self, name: str) -> NDArray[Any]:
         dtype = SCHEMA.field(name).type.to_pandas_dtype()
@@ -227,8 +204,7 @@ class Catalogue:
 
     def check_fingerprint(self) -> None:
         """Hash the content again; VersionError where it is not what was written. One pass over the file."""
-        metadata = {k: v for k, v in self._table.schema.metadata.items() if k != b"fingerprint"}
-        if _hash_content(self._table, metadata) != self.fingerprint:
+        if fingerprint_of(self._table) != self.fingerprint:
             raise VersionError(
                 f"catalogue {self.version} of '{self.folder}' is damaged: its content does not match its "
                 "fingerprint; restore it from a copy or pack again"
@@ -316,41 +292,17 @@ class Catalogue:
         return Selection.from_sorted(np.arange(ids.start, ids.stop), self.labels[ids.start : ids.stop])
 
 
-def _read_table(path: Path) -> pa.Table:
-    try:
-        table = pa.ipc.open_file(pa.memory_map(os.fsencode(path))).read_all()
-    except (pa.ArrowInvalid, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise VersionError(f"catalogue '{path}' is damaged or unfinished ({reason}); pack again") from error
-    metadata = table.schema.metadata or {}
-    if metadata.get(b"format") != FORMAT.encode() or not table.schema.equals(SCHEMA):
-        written = metadata.get(b"format", b"unknown").decode(errors="replace")
-        raise VersionError(
-            f"catalogue '{path}' has format '{written}'; this version reads '{FORMAT}'; pack again"
-        )
-    return table
-
-
-def _hash_content(table: pa.Table, metadata: dict[bytes, bytes]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(metadata):
-        digest.update(name + b"\0" + metadata[name] + b"\0")
-    for name in table.column_names:
-        digest.update(name.encode() + b"\0")
-        if name == "key":
-            digest.update("\0".join(table.column(name).to_pylist()).encode())
-        else:
-            digest.update(np.ascontiguousarray(table.column(name).to_numpy()).tobytes())
-    return digest.hexdigest()
-
-
 def write_catalogue(
-    path: Path, columns: Mapping[str, Sequence[Any] | NDArray[Any]], metadata: CatalogueMetadata
+    path: Path,
+    columns: Mapping[str, Sequence[Any] | NDArray[Any]],
+    metadata: CatalogueMetadata,
+    *,
+    version: int = 1,
 ) -> str:
-    """Sort rows by (split, label, group, key), write them to `path`; returns the fingerprint.
+    """Sort rows by (split, label, group, key), write them to `path` as catalogue `version`; returns the fingerprint.
 
     `columns` holds one sequence a field of `SCHEMA` (`unit` and the mask's may be left out: none), all of one length,
-    in any row order. The file's bytes depend on rows and metadata alone.
+    in any row order. The file's bytes depend on the other arguments alone; the fingerprint on rows and metadata.
     """
     num_samples = len(columns["key"])
     no_masks = {name: np.zeros(num_samples) for name in SCHEMA.names if name.startswith("mask_")}
@@ -359,17 +311,4 @@ def write_catalogue(
     table = table.sort_by(
         [(name, "ascending") for name in ("split", "label", "group", "key")]
     ).combine_chunks()
-    encoded = {b"format": FORMAT.encode()}
-    for name, value in asdict(metadata).items():
-        text = json.dumps(value, ensure_ascii=False, sort_keys=True)
-        # A shard's path may hold bytes that are not UTF-8; what Python writes for them is JSON's own escape.
-        encoded[name.encode()] = text.encode(errors="backslashreplace")
-    fingerprint = _hash_content(table, encoded)
-    table = table.replace_schema_metadata({**encoded, b"fingerprint": fingerprint.encode()})
-    # One record batch: every column stays one buffer of the mapped file, so views of it cost nothing.
-    with pa.OSFile(os.fsencode(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
-        for batch in table.to_batches():
-            writer.write_batch(batch)
-    with path.open("rb") as written:
-        os.fsync(written.fileno())
-    return fingerprint
+    return write_table(path, table, encode_metadata(asdict(metadata)), version)

@@ -20,6 +20,7 @@ from fsl_dist.data.damage import EncodedBatch, SoundReader
 from fsl_dist.data.decode import Decoder, make_decoder
 from fsl_dist.data.store import ShardStore
 from fsl_dist.errors import ConfigError, RequestError, UndecodableError
+from index.base.files import map_array
 from index.base.object_cache import bring, working_folder
 from index.vectors import find_bad_row
 
@@ -94,7 +95,7 @@ class FeatureSource:
         path = working_folder(path)
         bring(path.parent, wanted=lambda name: name == path.name)
         try:
-            self._features = np.load(path, mmap_mode="r", allow_pickle=False)
+            self._features = map_array(path)
         except (OSError, ValueError) as error:
             raise RequestError(f"data.features='{path}' cannot be read as a .npy array: {error}") from error
         shape, dtype = self._features.shape, self._features.dtype

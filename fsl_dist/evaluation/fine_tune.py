@@ -38,7 +38,8 @@ from fsl_dist.training.checkpoint import Progress, read_checkpoint
 from fsl_dist.training.loop import Trainer
 from fsl_dist.training.splits import RunSplits
 from fsl_dist.training.trained import TrainedRun
-from index.base.files import hold_lock, open_array, remove_folder, write_array
+from index.base.errors import VersionError
+from index.base.files import hold_lock, open_array, pack_arrays, remove_folder, unpack_arrays, write_atomic
 from index.base.settings import dump
 
 log = logging.getLogger(__name__)
@@ -90,13 +91,21 @@ def tune_draw(
     base_ids = np.empty(0, dtype=np.int64) if splits.query is None else splits.query.ids
     ids = np.concatenate([base_ids, novel.ids[draw.test]])
     folder = Path(config.run.dir) / "evaluation" / "fine_tune" / name_of_settings(trained, config, splits)
-    finished = folder / f"draw-{number:03d}.npy"
+    finished = folder / f"draw-{number:03d}.npz"
     with hold_lock(folder.with_suffix(".lock")):
+        if not finished.is_file() and finished.with_suffix(".npy").is_file():  # of an earlier version
+            ranks, predicted = open_array(finished.with_suffix(".npy"))
+            write_atomic(finished, pack_arrays(ranks=ranks, predicted=predicted))
         if not finished.is_file():
-            write_array(finished, _train_and_classify(trained, config, splits, novel, draw, ids, folder))
+            ranks, predicted = _train_and_classify(trained, config, splits, novel, draw, ids, folder)
+            write_atomic(finished, pack_arrays(ranks=ranks, predicted=predicted))
         remove_folder(finished.with_suffix(""))
-    ranks, predicted = np.asarray(open_array(finished))
-    return TunedDraw(ids, ranks, predicted)
+    found = unpack_arrays(finished)
+    if any(found.get(name, ids[:0]).shape != ids.shape for name in ("ranks", "predicted")):
+        raise VersionError(
+            f"{finished} is damaged: it is not of {len(ids)} images (remove it to train the draw again)"
+        )
+    return TunedDraw(ids, found["ranks"], found["predicted"])
 
 
 def _train_and_classify(

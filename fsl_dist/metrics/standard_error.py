@@ -1,6 +1,5 @@
 """How far a validation score may be from what more images of the same classes would show."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -9,7 +8,10 @@ from typing import Self
 
 import numpy as np
 
+from index.base.checksums import encode_json, read_json
+from index.base.errors import ConfigError, VersionError
 from index.base.files import exists, write_atomic
+from index.base.settings import validate
 
 VALIDATION_FILE = "validation.json"
 """in a run's folder: how many images its validations score, by class"""
@@ -65,7 +67,7 @@ class ScoredImages:
 
     def write(self, run: Path) -> None:
         """Write them into a run's folder."""
-        write_atomic(run / VALIDATION_FILE, (json.dumps(asdict(self)) + "\n").encode())
+        write_atomic(run / VALIDATION_FILE, encode_json(asdict(self)))
 
     @classmethod
     def read(cls, run: Path) -> Self | None:
@@ -73,8 +75,10 @@ class ScoredImages:
         path = run / VALIDATION_FILE
         if not exists(path):
             return None
-        found = json.loads(path.read_text("utf-8"))
-        return cls(tuple(found["counts"]), tuple(found["train_counts"]))
+        try:
+            return validate(cls, read_json(path, root=run), str(path))
+        except ConfigError as error:
+            raise VersionError(f"{path} is damaged: {error}") from None
 
 
 def _harmonic(counts: Sequence[int]) -> float:

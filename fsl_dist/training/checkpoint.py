@@ -1,6 +1,5 @@
 """Checkpoints: one folder a step, published whole, read back without unpickling anything but tensors."""
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -9,10 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fsl_dist.errors import TrainingError
+from fsl_dist.errors import ConfigError, TrainingError, VersionError
 from fsl_dist.finite import NOT_FINITE, find_non_finite
+from index.base.checksums import encode_json, read_json
 from index.base.files import Owner, crc32_of_file, publish_folder, remove_folder
 from index.base.object_cache import bring, put_appended
+from index.base.settings import validate
 
 TENSORS = "state.pt"
 FACTS = "checkpoint.json"
@@ -110,7 +111,7 @@ class CheckpointFolder:
             "catalogue": catalogue,
             "crc32": crc32_of_file(staging / TENSORS),
         }
-        (staging / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        (staging / FACTS).write_bytes(encode_json(facts, final.name))
         if self.owner:
             self.owner.check()
         for name in ("metrics.jsonl", "tensorboard"):  # what leads up to it, before it
@@ -171,23 +172,40 @@ START = step_name(0)
 """of the network before its first step: no larger than the network, since an optimizer that took no step keeps nothing"""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Facts:
+    """What `checkpoint.json` says; its checksum is compared when it is read, and binds it to the name of its folder."""
+
+    progress: Progress
+    method: dict[str, str | int]
+    """the method's state without its tensors"""
+    catalogue: str
+    crc32: int
+    """of the tensors' file"""
+
+
 def read_progress(folder: Path) -> Progress:
-    """Where the run stood at a checkpoint, without its tensors."""
-    return Progress(**_read_facts(folder)["progress"])
+    """Where the run stood at a checkpoint, without its tensors. Raises TrainingError where its file is damaged."""
+    return _read_facts(folder).progress
 
 
-def _read_facts(folder: Path) -> dict:
+def _read_facts(folder: Path) -> _Facts:
+    path = folder / FACTS
     try:
-        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise TrainingError(f"{folder / FACTS} cannot be read: {error} ({_WAY_OUT})") from error
+        facts = validate(_Facts, read_json(path, root=folder.parent.parent, name=folder.name), str(path))
+    except (VersionError, ConfigError) as error:
+        raise TrainingError(f"{error} ({_WAY_OUT})") from None
+    if step_name(facts.progress.global_step) != folder.name:
+        raise TrainingError(
+            f"{path} is that of step {facts.progress.global_step}: the file was swapped ({_WAY_OUT})"
+        )
     return facts
 
 
 def tables_of(checkpoints: list[Path]) -> set[str]:
     """Names of the neighbour tables that `checkpoints` need."""
     facts = map(_read_facts, checkpoints)
-    return {name for fact in facts for name in tables_in(fact["method"])}
+    return {name for fact in facts for name in tables_in(fact.method)}
 
 
 def tables_in(method_state: Mapping[str, object]) -> set[str]:
@@ -201,21 +219,33 @@ def read_checkpoint(folder: Path, device: torch.device) -> Checkpoint:
     facts = _read_facts(folder)
     if not (folder / TENSORS).is_file():
         raise TrainingError(f"{folder / TENSORS} is missing ({_WAY_OUT})")
-    if crc32_of_file(folder / TENSORS) != facts["crc32"]:
+    if crc32_of_file(folder / TENSORS) != facts.crc32:
         raise TrainingError(
             f"{folder / TENSORS} is damaged: its checksum is not the one in {FACTS} ({_WAY_OUT})"
         )
     tensors = torch.load(folder / TENSORS, map_location=device, weights_only=True)
     return Checkpoint(
         folder,
-        Progress(**facts["progress"]),
+        facts.progress,
         tensors["network"],
         tensors.get("average", {}),
         tensors["optimizer"],
-        {**tensors["method"], **facts["method"]},
-        facts["catalogue"],
-        facts["crc32"],
+        tensors["method"] | facts.method,
+        facts.catalogue,
+        facts.crc32,
     )
+
+
+def load_weights(network: nn.Module, weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Load the weights of the checkpoint `folder`. Raises TrainingError, one line, where they are not finite, or another network's."""
+    try:
+        network.load_state_dict(weights)
+    except (RuntimeError, TypeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise TrainingError(
+            f"{folder / TENSORS} does not fit the network that the run's configuration describes: {reason}"
+        ) from None
+    check_weights(network, folder)
 
 
 def check_weights(network: nn.Module, folder: Path) -> None:

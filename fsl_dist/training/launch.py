@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from fsl_dist.config import CONFIG_FILE, RunConfig, load_run, render_config, resolve_paths
+from fsl_dist.config import CONFIG_FILE, RunConfig, encode_config, load_run, resolve_paths
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.loader import FeatureSource, describe_samples
 from fsl_dist.distributed import WorkerGroup
@@ -95,7 +95,7 @@ def train_run(
     owner = Owner.claim(run)
     # At an object store, what is there counts, and nothing that a killed process did not get there.
     bring(run, wanted=lambda name: not name.startswith(("owner/", "ray/", "index/")), removes_others=True)
-    write_atomic(run / CONFIG_FILE, render_config(config).encode())
+    write_atomic(run / CONFIG_FILE, encode_config(config))
     try:
         with tracking(config, sweep) as facts:
             with _progress_lines(config, num_steps, show):

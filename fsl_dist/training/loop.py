@@ -29,7 +29,7 @@ from fsl_dist.seeding import generator
 from fsl_dist.training.checkpoint import (
     CheckpointFolder,
     Progress,
-    check_weights,
+    load_weights,
     read_checkpoint,
     step_name,
     tables_in,
@@ -181,8 +181,7 @@ class Trainer:
                 f"{self.config.data.dataset} is {self.catalogue.fingerprint[:12]} "
                 "(train into a new run.dir, or point data.dataset at the data set of the run)"
             )
-        self.network.load_state_dict(checkpoint.network)
-        check_weights(self.network, folder)
+        load_weights(self.network, checkpoint.network, folder)
         restore_optimizer(self.optimizer, checkpoint.optimizer, folder)
         self.average.state = checkpoint.average
         self.method.load_state(checkpoint.method)

@@ -1,6 +1,8 @@
-"""A run's metrics: one JSON line a step in RUN/metrics.jsonl, the same in TensorBoard, read back for progress and trackers."""
+"""A run's metrics: one JSON line a step in RUN/metrics.jsonl, the same in TensorBoard, read back for progress and trackers.
 
-import json
+Each line ends with its checksum (`index.base.checksums`), which is no part of the metrics.
+"""
+
 import logging
 import os
 import time
@@ -9,7 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from index.base.errors import RequestError
+from index.base.checksums import decode_line, encode_line, read_lines
+from index.base.errors import RequestError, VersionError
 from index.base.extras import require
 from index.base.files import Owner, write_atomic
 from index.base.object_cache import put_appended
@@ -39,7 +42,7 @@ class RunLog:
         if owner:
             owner.check()
         kept = [line for line in read_metrics(run) if line["step"] <= from_step]
-        write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        write_atomic(path, "".join(map(encode_line, kept)).encode())
         self._file = path.open("a", encoding="utf-8")
         self._board = None
         if "tensorboard" in config.run.trackers:
@@ -52,7 +55,7 @@ class RunLog:
         if self.owner and time.monotonic() - self._last_check > 0.5:
             self.owner.check()
             self._last_check = time.monotonic()
-        self._file.write(json.dumps({"step": global_step, "epoch": epoch, **metrics}) + "\n")
+        self._file.write(encode_line({"step": global_step, "epoch": epoch, **metrics}))
         self._file.flush()
         if self._board is None:
             return
@@ -107,12 +110,18 @@ def _open_board(run: Path, **options: Any) -> "SummaryWriter | None":
 
 
 def read_metrics(run: Path) -> list[dict]:
-    """All lines of a run's metrics so far; a last line that is still being written is left out."""
+    """All lines of a run's metrics so far; a last line that is still being written is left out.
+
+    Raises VersionError, which names the line, where one is damaged.
+    """
     path = run / METRICS_FILE
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    lines = read_lines(path, root=run)
+    for number, line in enumerate(lines, start=1):
+        if not isinstance(line.get("step"), int) or not isinstance(line.get("epoch"), int):
+            raise VersionError(f"{path}, line {number}, is damaged: it has no step or no epoch")
+    return lines
 
 
 def last_step(run: Path) -> dict | None:
@@ -126,7 +135,7 @@ def last_step(run: Path) -> dict | None:
         lines = file.read().decode("utf-8", errors="ignore").split("\n")[:-1]
     for text in reversed(lines):
         if '"train/loss"' in text and text.startswith("{"):
-            return json.loads(text)
+            return decode_line(text, str(path))
     return None
 
 
@@ -172,7 +181,8 @@ class RunFollower:
         """validation before the first step"""
         self.validated: float | None = None
         """newest validation after it"""
-        self._lines = LineReader(run / METRICS_FILE)
+        self._path = run / METRICS_FILE
+        self._lines = LineReader(self._path)
         self._key = f"eval/{metric}"
 
     def read(self) -> bool:
@@ -181,14 +191,17 @@ class RunFollower:
         for text in self._lines.read():
             if b'"train/loss"' in text:
                 newest = text
-            elif self._key.encode() in text and self._key in (line := json.loads(text)):
+            elif self._key.encode() in text and self._key in (line := self._decode(text)):
                 if line["step"] == 0:
                     self.start = line[self._key]
                 else:
                     self.validated = line[self._key]
         if newest is not None:
-            self.step = json.loads(newest)
+            self.step = self._decode(newest)
         return newest is not None
+
+    def _decode(self, text: bytes) -> dict:
+        return decode_line(text.decode(errors="replace"), str(self._path))
 
     def describe_validation(self) -> str:
         """The newest validation and the start's, for a line of progress; empty where there was none."""

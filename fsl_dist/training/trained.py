@@ -13,7 +13,7 @@ from fsl_dist.data.loader import open_source
 from fsl_dist.embedder import Embedder
 from fsl_dist.errors import ConfigError, RequestError
 from fsl_dist.models.backbones import build_network
-from fsl_dist.training.checkpoint import START, TENSORS, CheckpointFolder, check_weights, read_checkpoint
+from fsl_dist.training.checkpoint import START, TENSORS, CheckpointFolder, load_weights, read_checkpoint
 from index import ShardedIndex
 from index.base.object_cache import bring, bring_file, working_folder
 
@@ -120,8 +120,7 @@ def open_trained(run: Path, *, dataset: Path | None = None, version: int = 0) ->
             f"{run} was trained on the features of another data set (data.features={config.data.features}); "
             f"{config.data.dataset} has no features of its own here (a run on images embeds any data set)"
         )
-    network.load_state_dict(checkpoint.trained)
-    check_weights(network, folder)
+    load_weights(network, checkpoint.trained, folder)
     embedder = Embedder(
         network,
         source,
@@ -147,8 +146,7 @@ def open_start(trained: TrainedRun) -> TrainedRun | None:
         return None
     checkpoint = read_checkpoint(folder, trained.embedder.device)
     network = copy.deepcopy(trained.embedder.network)
-    network.load_state_dict(checkpoint.network)
-    check_weights(network, folder)
+    load_weights(network, checkpoint.network, folder)
     return TrainedRun(
         trained.config,
         trained.catalogue,

@@ -10,17 +10,19 @@ import datetime
 import fcntl
 import io
 import json
+import math
 import os
 import secrets
 import shutil
 import socket
 import time
 import types
+import zipfile
 import zlib
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 import numpy as np
 
@@ -129,15 +131,68 @@ def open_array(path: Path) -> np.ndarray:
     if not path.exists():  # written by another machine
         object_cache.bring(path.parent, wanted=lambda name: name == path.name)
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        return map_array(path)
     except FileNotFoundError:
         raise VersionError(f"{path} is missing; build the index again") from None
-    except (ValueError, OSError):
-        # An array without rows cannot be mapped; anything else fails here once more, and says so.
+    except ValueError as error:
+        raise VersionError(f"{path} is not a readable .npy array: {error}") from None
+
+
+def map_array(path: Path) -> np.ndarray:
+    """Map a .npy file read-only; never unpickles. Raises ValueError, one line, for any other content, OSError as `open` does.
+
+    The header is judged before NumPy allocates or maps what it declares.
+    """
+    with path.open("rb") as file:
         try:
-            return np.load(path, allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            raise VersionError(f"{path} is not a readable .npy array: {error}") from None
+            version = np.lib.format.read_magic(file)
+            read_header = {
+                (1, 0): np.lib.format.read_array_header_1_0,
+                (2, 0): np.lib.format.read_array_header_2_0,
+            }[version]
+            shape, is_fortran, dtype = read_header(file)
+        except (
+            Exception
+        ) as error:  # NumPy parses the header as Python: whatever that raises says that it is none
+            raise ValueError(f"its header is damaged ({' '.join(str(error).split())[:200]})") from None
+        if dtype.hasobject:
+            raise ValueError("it holds Python objects")
+        size = dtype.itemsize * math.prod(shape)
+        left = os.fstat(file.fileno()).st_size - file.tell()
+        if min(shape, default=0) < 0 or size > left:
+            raise ValueError(f"its header says {dtype} {list(shape)}, and {left} bytes follow")
+        order: Literal["C", "F"] = "F" if is_fortran else "C"
+        if size == 0:  # nothing to map
+            return np.empty(shape, dtype, order)
+        return np.memmap(file, dtype=dtype, mode="r", offset=file.tell(), shape=shape, order=order)
+
+
+def pack_arrays(**arrays: np.ndarray | str | int) -> bytes:
+    """Named arrays as the bytes of an .npz file, for `unpack_arrays`."""
+    packed = io.BytesIO()
+    np.savez(packed, **arrays)  # type: ignore[arg-type]  # texts and numbers become arrays
+    return packed.getvalue()
+
+
+def unpack_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file by name; never unpickles. Raises VersionError for one that is damaged.
+
+    Every member is compared with its CRC-32 before NumPy reads a header: it stops where the array ends, and a header that
+    says too few rows would hide what follows.
+    """
+    try:
+        with path.open("rb") as file:
+            with zipfile.ZipFile(file) as archive:
+                damaged = archive.testzip()
+            if damaged is not None:
+                raise ValueError(f"the checksum of {damaged} is wrong")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                return dict(arrays)
+    except OSError as error:
+        raise VersionError(f"{path} cannot be read: {error.strerror or error}") from None
+    except Exception as error:  # of a damaged archive zipfile, zlib and NumPy raise a dozen kinds
+        raise VersionError(f"{path} is damaged: {' '.join(str(error).split())[:200]}") from None
 
 
 def read_text(path: Path) -> str:

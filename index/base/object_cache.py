@@ -91,6 +91,8 @@ def working_folder(place: str | Path) -> Path:
     RequestError for an address of another kind, or without a bucket or a name below it.
     """
     text = str(place)
+    if "\0" in text:
+        raise RequestError(f"{text!r} is no path: it holds a NUL character")
     found = _URL.match(text)
     if found is None:
         if is_url(text):

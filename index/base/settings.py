@@ -95,7 +95,7 @@ def parse_overrides(items: Iterable[str]) -> dict[str, Any]:
                 raise ConfigError(f"'{item}' sets a key inside {part}, which an earlier key=value replaced")
         if parts[-1] in level:
             raise ConfigError(f"{key.strip()} is set twice among the key=value arguments; keep one")
-        level[parts[-1]] = read_yaml(text, f"'{item}'")
+        level[parts[-1]] = read_yaml(text, f"'{item if len(item) <= 80 else item[:77] + '...'}'")
     return nested
 
 

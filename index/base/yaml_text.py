@@ -1,7 +1,7 @@
 """YAML text to plain data and back, without YAML's surprises.
 
 Scalars follow YAML 1.2: only true/false are booleans, `1e-3` is a float, `010` is ten; a date is text, and so is
-`.nan`. A repeated key, a key that is not text and a tag that would build an object are errors.
+`.nan`. A repeated key, a key that is not text, a tag that would build an object and a value that holds itself are errors.
 """
 
 import re
@@ -14,6 +14,7 @@ from index.base.errors import ConfigError
 _BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
 _INT = re.compile(r"^[-+]?[0-9]+(?:_[0-9]+)*$")
 _FLOAT = re.compile(r"^(?:[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF))$")
+_MOST_NODES = 1_000_000
 _NULL = re.compile(r"^(?:~|null|Null|NULL|)$")
 # Order decides: "12" is an int before it is a float.
 _SCALARS = (("bool", _BOOL), ("int", _INT), ("float", _FLOAT), ("null", _NULL))
@@ -27,13 +28,40 @@ def read_yaml(text: str, place: str) -> Any:
     try:
         loader = _Loader(text)
         loader.name = place
-        return loader.get_single_data()
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_aliases(node, place)
+        return loader.construct_document(node)
+    except RecursionError:
+        raise ConfigError(f"{place}: nested too deeply") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f", line {mark.line + 1}" if mark else ""
         raise ConfigError(f"{place}{where}: not YAML: {error.problem or error.context}") from None
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{place}: not YAML: {' '.join(str(error).split())}") from None
+
+
+def _check_aliases(root: yaml.Node, place: str) -> None:
+    """Refuse an alias inside what it stands for, which would hold itself, and aliases of aliases that unfold to millions of values."""
+    num_nodes, within = 0, set[int]()
+
+    def walk(node: yaml.Node) -> None:
+        nonlocal num_nodes
+        num_nodes += 1
+        where = f"{place}, line {node.start_mark.line + 1}"
+        if id(node) in within:
+            raise ConfigError(f"{where}: an alias (*) lies inside the value that it stands for")
+        if num_nodes > _MOST_NODES:
+            raise ConfigError(f"{where}: its aliases (*) unfold to more than {_MOST_NODES} values")
+        within.add(id(node))
+        for below in node.value if isinstance(node, yaml.CollectionNode) else ():
+            for part in below if isinstance(below, tuple) else (below,):
+                walk(part)
+        within.remove(id(node))
+
+    walk(root)
 
 
 def write_yaml(data: dict[str, Any]) -> str:

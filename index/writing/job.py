@@ -349,8 +349,9 @@ def list_attempts(out: Path) -> list[Attempt]:
         try:
             plan = json.loads(files.read_text(staging.path_of(_PLAN)))
             newest = max(path.stat().st_mtime for path in staging.folder.iterdir())
-        except (VersionError, ValueError, OSError):  # of a training run, or removed just now
-            continue
+            int(plan["num_vectors"]), int(plan["pieces"]), int(plan["shards"]), plan["kind"]
+        except (VersionError, ValueError, OSError, KeyError, TypeError):
+            continue  # of a training run, removed just now, or damaged: the build that resumes writes it again
         finished = staging.list_finished()
         attempts.append(
             Attempt(

@@ -129,14 +129,14 @@ class MergedVectors:
 def _switch(folder: Path, number: int, out: Path, version: int) -> None:
     """Carry batches after `number` of the version in `folder` over to the new version, and make that current."""
     new, carried = out / versions.VERSIONS / versions.version_name(version), 0
-    dim = versions.read_manifest(folder).dim
+    manifest = versions.read_manifest(folder)
     while True:
         number += 1
         try:
-            write_batch(folder, number, mark(version, dim))
+            write_batch(folder, number, mark(version, manifest.dim))
             break
         except FileExistsError:
-            batch = read_batch(batch_path(folder, number), dim)
+            batch = read_batch(folder, number, manifest)
         if batch.successor == version:
             break  # of a merge that was killed before its last step
         if batch.successor > 0:

@@ -1,6 +1,7 @@
 """Vectors, labels and ids in .npy or Parquet files, for building and searching."""
 
 import mmap
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,14 +24,12 @@ _INPUT = "input.npy"
 
 def read_array(path: Path) -> np.ndarray:
     """Map the one array of a .npy file; never unpickles. Raises RequestError for anything else."""
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise RequestError(f"{path} is not a .npy array of numbers: {' '.join(str(error).split())}") from None
-    if not isinstance(array, np.ndarray):
-        array.close()
+    if zipfile.is_zipfile(path):
         raise RequestError(f"{path} holds several arrays (.npz); save the one that is meant with numpy.save")
-    return array
+    try:
+        return files.map_array(path)
+    except (ValueError, OSError) as error:
+        raise RequestError(f"{path} is not a .npy array of numbers: {' '.join(str(error).split())}") from None
 
 
 def read_integers(path: Path) -> np.ndarray:

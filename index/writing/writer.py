@@ -95,7 +95,10 @@ class IndexWriter:
 
     def _open(self) -> Contents:
         folder = versions.find_version(self.path)
-        return Contents(folder, versions.read_manifest(folder), vectors=False)
+        manifest = versions.read_manifest(folder)
+        # Which ids there are decides what a change may do.
+        versions.check_files(folder, manifest, verify=True, only=(versions.LABELS, versions.IDS))
+        return Contents(folder, manifest, vectors=False)
 
     def _write(self, make: Callable[[Contents], Batch]) -> Change:
         """Write what `make` makes of the index as it is, and again of what it is by then where others were first."""

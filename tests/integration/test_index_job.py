@@ -59,7 +59,8 @@ def contents(out: Path) -> dict[str, object]:
     """Every file of the current version by its bytes; the manifest but for its time."""
     version = versions.find_version(out)
     files: dict[str, object] = {path.name: path.read_bytes() for path in sorted(version.iterdir())}
-    files["manifest.json"] = json.loads((version / "manifest.json").read_text()) | {"created": ""}
+    files["manifest.json"] = json.loads((version / "manifest.json").read_text())
+    files["manifest.json"] |= {"created": "", "checksum": ""}
     return files
 
 

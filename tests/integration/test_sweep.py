@@ -186,7 +186,8 @@ def test_a_failing_trial_is_recorded_and_stops_the_sweep_only_when_asked(
     assert "training diverged " in failed.result.error
     assert (failed.folder / "error.txt").read_text().startswith("Traceback")
     stored = tmp_path / "sweep" / SWEEP_FILE
-    stored.write_text(stored.read_text().replace("max_failures: -1", "max_failures: 0"))
+    _, settings = stored.read_text().split("\n", 1)  # below the checksum
+    stored.write_text(settings.replace("max_failures: -1", "max_failures: 0"))
     refused = fsl_dist("sweep", "resume", tmp_path / "sweep")
     assert refused.returncode == 1
     assert "1 trials failed, more than max_failures=0; trial 0002" in refused.stderr

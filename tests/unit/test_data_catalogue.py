@@ -37,7 +37,8 @@ METADATA = CatalogueMetadata(
 
 def write(folder, columns, version=1):
     (folder / "catalogue").mkdir(parents=True, exist_ok=True)
-    return write_catalogue(folder / "catalogue" / f"{version:06d}.arrow", columns, METADATA)
+    path = folder / "catalogue" / f"{version:06d}.arrow"
+    return write_catalogue(path, columns, METADATA, version=version)
 
 
 @pytest.fixture
@@ -150,7 +151,9 @@ def test_a_foreign_arrow_file_is_refused(tmp_path):
     table = pa.table({"x": [1]})
     with pa.ipc.new_file(str(tmp_path / "catalogue" / "000001.arrow"), table.schema) as writer:
         writer.write_table(table)
-    with pytest.raises(VersionError, match="has format 'unknown'; this version reads 'fsl-dist catalogue 3'"):
+    with pytest.raises(
+        VersionError, match="'fsl-dist catalogue 3', the format that this version reads, is not"
+    ):
         Catalogue.open(tmp_path)
 
 
@@ -163,5 +166,47 @@ def test_a_changed_cell_breaks_the_fingerprint(tmp_path, columns):
     place = data.index(offsets.tobytes())
     data[place] ^= 1
     file.write_bytes(data)
+    with pytest.raises(VersionError, match="its bytes do not match its checksum"):
+        Catalogue.open(tmp_path)
+
+
+def test_a_catalogue_at_the_place_of_another_version_is_refused(tmp_path, columns):
+    write(tmp_path, columns)
+    write(tmp_path, {**columns, "label": columns["label"][::-1]}, version=2)
+    first, second = (tmp_path / "catalogue" / f"{version:06d}.arrow" for version in (1, 2))
+    second.write_bytes(first.read_bytes())
+    with pytest.raises(VersionError, match="is that of version 1: it was swapped"):
+        Catalogue.open(tmp_path)
+    assert Catalogue.open(tmp_path, 1).num_samples == 200
+
+
+def without_checksum(file):
+    """The catalogue as versions without checksums wrote it."""
+    table = pa.ipc.open_file(file).read_all()
+    metadata = {k: v for k, v in table.schema.metadata.items() if k not in (b"checksum", b"version")}
+    table = table.replace_schema_metadata(metadata)
+    earlier = file.with_suffix(".earlier")
+    with pa.ipc.new_file(str(earlier), table.schema) as writer:
+        writer.write_table(table)
+    earlier.replace(file)
+
+
+def test_a_catalogue_without_a_checksum_opens_with_a_line_and_damage_to_its_content_is_found(
+    tmp_path, columns, caplog
+):
+    write(tmp_path, columns)
+    expected = Catalogue.open(tmp_path)
+    file = tmp_path / "catalogue" / "000001.arrow"
+    without_checksum(file)
+    for _ in range(2):
+        opened = Catalogue.open(tmp_path)
+        assert opened.fingerprint == expected.fingerprint
+        np.testing.assert_array_equal(opened.labels, expected.labels)
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "has no checksum" in said
+    assert f"doctor({tmp_path}, write_checksums=True) adds one" in said
+    data = bytearray(file.read_bytes())
+    data[data.index(opened.locate(np.arange(200)).offset.tobytes())] ^= 1
+    file.write_bytes(data)
     with pytest.raises(VersionError, match="its content does not match its fingerprint"):
-        Catalogue.open(tmp_path).check_fingerprint()
+        Catalogue.open(tmp_path)

@@ -178,13 +178,13 @@ def test_scores_equal_a_forward_pass_and_plain_loops(run: Path, features: Path, 
 def test_a_killed_evaluation_goes_on_to_the_same_scores(run: Path, tmp_path: Path) -> None:
     whole = evaluate_run(run, protocol="fine_tune").metrics
     (kept,) = (folder for folder in (run / "evaluation" / "fine_tune").iterdir() if folder.is_dir())
-    assert sorted(path.name for path in kept.iterdir()) == ["draw-000.npy", "draw-001.npy"]
-    finished = (kept / "draw-000.npy").stat()
+    assert sorted(path.name for path in kept.iterdir()) == ["draw-000.npz", "draw-001.npz"]
+    finished = (kept / "draw-000.npz").stat()
     # As a kill in the second draw leaves it: one epoch of its training, and no result.
-    (kept / "draw-001.npy").unlink()
+    (kept / "draw-001.npz").unlink()
     train_draw(run, kept / "draw-001", 1, epochs=1)
     assert evaluate_run(run, protocol="fine_tune").metrics == whole
-    assert (kept / "draw-000.npy").stat().st_mtime_ns == finished.st_mtime_ns
+    assert (kept / "draw-000.npz").stat().st_mtime_ns == finished.st_mtime_ns
     # More draws add to those that are there; another number of shots is another result.
     more = dataclasses.replace(open_trained(run).config.evaluation, draws=1)
     (one,) = (

@@ -51,7 +51,8 @@ def plan_at(out: Path, **config: object) -> job.Plan:
 def contents(version: Path) -> dict[str, object]:
     """Every file of a version by its bytes; the manifest but for its time."""
     files: dict[str, object] = {path.name: path.read_bytes() for path in sorted(version.iterdir())}
-    files["manifest.json"] = json.loads((version / "manifest.json").read_text()) | {"created": ""}
+    files["manifest.json"] = json.loads((version / "manifest.json").read_text())
+    files["manifest.json"] |= {"created": "", "checksum": ""}
     return files
 
 

@@ -33,6 +33,66 @@ def test_a_write_that_fails_keeps_the_old_file(tmp_path: Path, monkeypatch: pyte
     assert (tmp_path / "a").read_bytes() == b"old"
 
 
+def header_of(text: str) -> bytes:
+    """A .npy file with this header and 64 bytes of data."""
+    head = text.encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head + bytes(64)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x93NUMPY",
+        bytes(200),
+        header_of(""),
+        header_of("{"),
+        header_of("(" * 100),
+        header_of("{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999,), }"),
+        header_of("{'descr': '<f4', 'fortran_order': False, 'shape': (-1,), }"),
+        header_of("{'descr': '<f4', 'fortran_order': False, 'shape': ('a',), }"),
+        header_of("{'descr': '<f4', 'fortran_order': False, 'shape': 4, }"),
+        header_of("{'descr': '<q9', 'fortran_order': False, 'shape': (4,), }"),
+        header_of("{'descr': '|O', 'fortran_order': False, 'shape': (4,), }"),
+        header_of("{'descr': [('a', '|O')], 'fortran_order': False, 'shape': (4,), }"),
+        header_of("{'descr': '<f4', 'fortran_order': 7, 'shape': (4,), }"),
+        header_of("{'descr': '<f4', 'shape': (4,), }"),
+        header_of("__import__('os').abort()"),
+        b"\x93NUMPY\x07\x00" + bytes(100),
+    ],
+    ids=range(17),
+)
+def test_a_damaged_header_of_an_array_is_one_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.npy").write_bytes(content)
+    with pytest.raises(VersionError, match=r"a\.npy is not a readable \.npy array: ") as caught:
+        files.open_array(tmp_path / "a.npy")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "array", [np.zeros((0, 3)), np.ones((2, 0), "<f4"), np.asfortranarray(np.eye(3)), np.array(5)]
+)
+def test_every_shape_opens_as_numpy_opens_it(tmp_path: Path, array: np.ndarray) -> None:
+    np.save(tmp_path / "a.npy", array)
+    found = files.open_array(tmp_path / "a.npy")
+    assert (found.shape, found.dtype, found.flags.f_contiguous) == (
+        array.shape,
+        array.dtype,
+        array.flags.f_contiguous,
+    )
+    np.testing.assert_array_equal(found, array)
+
+
+def test_a_member_of_an_npz_is_compared_whole(tmp_path: Path) -> None:
+    """NumPy reads as many rows as the header says, and would not get to the checksum behind the last of them."""
+    path = tmp_path / "a.npz"
+    path.write_bytes(files.pack_arrays(rows=np.arange(30), name="x"))
+    assert files.unpack_arrays(path)["rows"].tolist() == list(range(30))
+    path.write_bytes(path.read_bytes().replace(b"(30,)", b"(20,)"))
+    with pytest.raises(VersionError, match=r"the checksum of rows\.npy is wrong"):
+        files.unpack_arrays(path)
+
+
 def test_arrays_without_rows_and_damaged_ones(tmp_path: Path) -> None:
     files.write_array(tmp_path / "a.npy", np.empty((0, 3), np.float32))
     assert files.open_array(tmp_path / "a.npy").shape == (0, 3)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from index import versions
-from index.base import files
+from index.base import checksums, files
 from index.base.errors import ConfigError, RequestError, StaleOwnerError, VersionError
 from index.base.files import Owner
 from index.changes import roll_back
@@ -188,7 +188,7 @@ def test_damaged_manifests_are_refused(tmp_path: Path) -> None:
         ({"shard_starts": [1]}, "not ascending"),
         ({"files": {"../x": {"size_bytes": 1, "crc32": 1}}}, "files lists"),
     ]:
-        path.write_text(json.dumps(good | change))
+        path.write_bytes(checksums.encode_json(good | change, "manifest.json"))
         with pytest.raises(VersionError, match=message):
             open_index(tmp_path)
     path.write_text("{")

@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from index.base.errors import ConfigError
+from index.base.errors import ConfigError, RequestError
+from index.base.object_cache import working_folder
 from index.base.setting_types import hints_of, range_of
 from index.base.settings import (
     known_keys,
@@ -103,6 +104,31 @@ def refusal(text: str, *overrides: str) -> str:
         load(text, *overrides)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: &x [*x]", "line 1: an alias .* inside the value that it stands for"),
+        ("a: 1\nb: &x {c: {d: *x}}", "line 2: an alias"),
+        ("a: &a [1, 1, 1, 1]\n" + "".join(f"b{n}: &b{n} [{', '.join(['*a' if n == 0 else f'*b{n - 1}'] * 9)}]\n" for n in range(8)), "unfold to more than"),
+        ("a: " + "[" * 5000, "nested too deeply|expected"),
+        ("a: \0", "not YAML"),
+    ],
+)  # fmt: skip
+def test_yaml_that_holds_itself_or_unfolds_is_one_line(text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        parse_yaml(text, "f.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_yaml_may_say_a_value_once_and_use_it_twice() -> None:
+    assert parse_yaml("a: &x {b: 1}\nc: *x", "f.yaml") == {"a": {"b": 1}, "c": {"b": 1}}
+
+
+def test_a_path_with_a_nul_character_is_refused() -> None:
+    with pytest.raises(RequestError, match=r"'a\\x00b' is no path"):
+        working_folder("a\0b")
 
 
 def test_values_arrive_with_their_types() -> None:

@@ -26,6 +26,7 @@ from fsl_dist.training.loop import Trainer
 from fsl_dist.training.resume import check_folder
 from fsl_dist.training.trained import open_start, open_trained
 from index import IndexConfig
+from index.base.checksums import encode_json
 from index.base.files import Owner
 
 EPISODES = ["episode.n_way=3", "episode.k_shot=2", "episode.n_query=2", "episode.per_epoch=3"]
@@ -260,7 +261,7 @@ def spoil(run: Path, copy: Path, change) -> Path:
         torch.save(state, folder / TENSORS)
         facts = json.loads((folder / FACTS).read_text())
         facts["crc32"] = zlib.crc32((folder / TENSORS).read_bytes())
-        (folder / FACTS).write_text(json.dumps(facts))
+        (folder / FACTS).write_bytes(encode_json(facts, folder.name))
     return copy
 
 

@@ -102,7 +102,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"state\.pt is missing"):
         read_checkpoint(folder, torch.device("cpu"))
     (folder / "checkpoint.json").write_text("{")
-    with pytest.raises(TrainingError, match=r"checkpoint\.json cannot be read"):
+    with pytest.raises(TrainingError, match=r"checkpoint\.json is damaged"):
         read_checkpoint(folder, torch.device("cpu"))
 
 

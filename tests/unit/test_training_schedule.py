@@ -19,6 +19,7 @@ from fsl_dist.training.launch import train_run
 from fsl_dist.training.resume import check_resumable, settle
 from fsl_dist.training.runlog import read_metrics
 from fsl_dist.training.schedule import rate_factor, share_done
+from index.base.checksums import encode_json
 from index.base.files import crc32_of_file
 
 STEPS_PER_EPOCH = 8
@@ -183,6 +184,8 @@ def test_a_checkpoint_of_other_groups_is_refused(digits: Path, tmp_path: Path) -
     tensors["optimizer"]["param_groups"] = tensors["optimizer"]["param_groups"][:1]
     torch.save(tensors, newest / TENSORS)
     facts = json.loads((newest / FACTS).read_text())
-    (newest / FACTS).write_text(json.dumps({**facts, "crc32": crc32_of_file(newest / TENSORS)}))
+    (newest / FACTS).write_bytes(
+        encode_json({**facts, "crc32": crc32_of_file(newest / TENSORS)}, newest.name)
+    )
     with pytest.raises(TrainingError, match=r"has the state of another optimizer.*backbone\.weights="):
         train_run(settings_of(digits, run, "training.epochs=2"), resume=True)

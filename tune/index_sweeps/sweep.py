@@ -8,6 +8,7 @@ import os
 import time
 from pathlib import Path
 
+from index.base.checksums import encode_yaml
 from index.base.files import Owner, write_atomic
 from index.runtime import faiss
 from tune.index_sweeps.config import IndexSweepConfig
@@ -49,7 +50,7 @@ def drive_index_sweep(
     """
     owner = Owner.claim(Path(config.dir))
     if not (owner.folder / SWEEP_FILE).is_file():
-        write_atomic(owner.folder / SWEEP_FILE, render_sweep(config).encode())
+        write_atomic(owner.folder / SWEEP_FILE, encode_yaml(render_sweep(config)))
     shape_of(config.index)  # a file that is gone since is an error, and no reason to prune all points
     read_truth(config, owner.folder)
     write_labels(config, owner.folder)

@@ -3,7 +3,6 @@
 The true neighbours are the same for all builds of a sweep: the first one finds them, and they lie in its folder.
 """
 
-import io
 import time
 import traceback
 from collections.abc import Sequence
@@ -13,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from index import kinds, versions
-from index.base.errors import ConfigError, FslDistError, RequestError, StaleOwnerError
-from index.base.files import Owner, remove_folder, write_array, write_atomic
+from index.base.errors import ConfigError, FslDistError, RequestError, StaleOwnerError, VersionError
+from index.base.files import Owner, pack_arrays, remove_folder, unpack_arrays, write_array, write_atomic
+from index.base.settings import validate
 from index.config import IndexConfig
 from index.search import LocalIndex, open_index
 from index.tune import Measurer, Truth, find_truth
@@ -148,10 +148,13 @@ def best_cell(config: IndexSweepConfig, cells: Sequence[SearchCell]) -> SearchCe
 
 def read_cells(folder: Path) -> list[SearchCell]:
     """What was measured of a trial; nothing where it was not."""
-    return [
-        SearchCell({name: int(str(value)) for name, value in cell.settings.items()}, **cell.metrics)  # type: ignore[arg-type]
-        for cell in read_evaluation(folder)
-    ]
+    try:
+        return [
+            validate(SearchCell, {"parameters": cell.settings, **cell.metrics}, str(folder))
+            for cell in read_evaluation(folder)
+        ]
+    except ConfigError as error:
+        raise VersionError(f"the scores of {folder} are damaged: {error}") from None
 
 
 def write_cells(folder: Path, cells: list[SearchCell]) -> None:
@@ -178,21 +181,21 @@ def read_truth(config: IndexSweepConfig, folder: Path) -> Truth | None:
     path, identity = folder / TRUTH_FILE, _identity_of(config)
     if not path.is_file():
         return None
-    with np.load(path, allow_pickle=False) as held:
-        if str(held["identity"]) != identity:
-            raise RequestError(
-                f"index.vectors={config.index.vectors} or its labels were changed since the sweep started: now {identity}, "
-                f"then {held['identity']} (a sweep in a new dir measures the new vectors)"
-            )
-        return Truth(held["positions"], int(held["k"]), held["last"], int(held["num_true"]))
+    held = unpack_arrays(path)
+    if set(held) != {"identity", "positions", "k", "last", "num_true"}:
+        raise VersionError(f"{path} is damaged: it holds {sorted(held)} (remove it to search for them again)")
+    if str(held["identity"]) != identity:
+        raise RequestError(
+            f"index.vectors={config.index.vectors} or its labels were changed since the sweep started: now {identity}, "
+            f"then {held['identity']} (a sweep in a new dir measures the new vectors)"
+        )
+    return Truth(held["positions"], int(held["k"]), held["last"], int(held["num_true"]))
 
 
 def _search_truth(config: IndexSweepConfig, index: LocalIndex, owner: Owner) -> Truth:
     """Search for the true neighbours, for all trials to come."""
     truth = find_truth(index, config.k, config.sample, config.seed)
-    packed = io.BytesIO()
-    np.savez(
-        packed,
+    packed = pack_arrays(
         identity=np.array(_identity_of(config)),
         positions=truth.positions,
         k=np.array(truth.k),
@@ -200,7 +203,7 @@ def _search_truth(config: IndexSweepConfig, index: LocalIndex, owner: Owner) -> 
         num_true=np.array(truth.num_true),
     )
     owner.check()
-    write_atomic(owner.folder / TRUTH_FILE, packed.getvalue())
+    write_atomic(owner.folder / TRUTH_FILE, packed)
     return truth
 
 

@@ -4,12 +4,12 @@ The scheduler's state is what it was told and in which order, so the file is all
 reports make the same state. A trial that goes on from a checkpoint reports some epochs again and hears what was decided.
 """
 
-import json
 import math
 import os
 from dataclasses import dataclass
 from typing import Any
 
+from index.base.checksums import encode_line
 from index.base.files import Owner, write_atomic
 from index.base.object_cache import put_appended
 from tune.records import REPORTS_FILE, Report, SweepFolder
@@ -146,4 +146,4 @@ def build_scheduler(config: SweepConfig) -> _GoOn | _TuneAsha | _TuneMedian:
 
 def _line(report: Report) -> str:
     facts = {"trial": report.trial, "epoch": report.epoch, "value": report.value, "stops": report.stops}
-    return json.dumps(facts | ({"change": report.change} if report.change else {})) + "\n"
+    return encode_line(facts | ({"change": report.change} if report.change else {}))

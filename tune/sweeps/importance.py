@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tune.records import Trial
+from index.base.errors import VersionError
+from tune.records import TRIAL_FILE, Trial
 from tune.space import Knob, Value
 
 LEAST_TRIALS = 8
@@ -17,16 +18,24 @@ def position_of(knob: Knob, value: Value) -> float:
     """Where a value stands on its knob's axis: the number, its logarithm for loguniform, else its place among the options."""
     if knob.options and not all(_is_number(option) for option in knob.options):
         return float(knob.options.index(value))
-    assert isinstance(value, int | float)
+    if isinstance(value, str | tuple) or (knob.loguniform and value <= 0):
+        raise ValueError(f"{value} is no value of a knob of numbers")
     return math.log10(value) if knob.loguniform else float(value)
+
+
+def _positions(trial: Trial, space: Mapping[str, Knob]) -> list[float]:
+    try:
+        return [position_of(knob, trial.point[key]) for key, knob in space.items()]
+    except (KeyError, ValueError) as error:
+        raise VersionError(
+            f"{trial.folder / TRIAL_FILE} is damaged: its point is none of the sweep's space ({error})"
+        ) from None
 
 
 def scored_points(trials: Sequence[Trial], space: Mapping[str, Knob]) -> tuple[NDArray, NDArray]:
     """(float64 [n, knobs], float64 [n]): positions and values of the trials that have a value, the base left out."""
     rows = [trial for trial in trials if trial.is_scored and trial.point]
-    points = np.array(
-        [[position_of(knob, trial.point[key]) for key, knob in space.items()] for trial in rows]
-    )
+    points = np.array([_positions(trial, space) for trial in rows])
     return points.reshape(len(rows), len(space)), np.array(
         [trial.result.value for trial in rows if trial.result]
     )

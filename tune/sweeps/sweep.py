@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from fsl_dist.data.loader import describe_samples
 from fsl_dist.training.launch import check_run
 from fsl_dist.training.splits import split_run
+from index.base.checksums import encode_yaml
 from index.base.errors import ConfigError, FslDistError
 from index.base.extras import require
 from index.base.files import Owner, write_atomic
@@ -122,7 +123,7 @@ def run_tuner(
     propose = open_proposer(config)
     owner = Owner.claim(Path(config.dir))
     if not (owner.folder / SWEEP_FILE).is_file():
-        write_atomic(owner.folder / SWEEP_FILE, render_sweep(config).encode())
+        write_atomic(owner.folder / SWEEP_FILE, encode_yaml(render_sweep(config)))
     folder = SweepFolder(owner.folder)
     plan = Plan(config, folder, check_point, propose)
     if retry_failed:

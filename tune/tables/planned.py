@@ -1,9 +1,8 @@
 """A table's runs and scores before and while they are computed: where each is kept, and the command that a person would type."""
 
 import dataclasses
-import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ from fsl_dist.config import (
     resolve_paths,
 )
 from fsl_dist.training.resume import check_resumable
-from index.base.errors import RequestError
+from index.base.checksums import encode_json, read_json
+from index.base.errors import RequestError, VersionError
 from index.base.files import write_atomic
 from index.base.settings import parse_overrides
 from tune.tables.tables import Row, Table, config_of
@@ -142,9 +142,17 @@ def plan_run(
     return PlannedRun(out / family / name / f"seed-{seed}", family, system, overrides, start)
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write `value` as one JSON object, whole or not at all."""
-    write_atomic(path, json.dumps(value, allow_nan=False).encode())
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write `value` as one JSON object with its checksum, whole or not at all."""
+    write_atomic(path, encode_json(value, path.name))
+
+
+def read_metrics(path: Path, run: Path) -> dict[str, Any]:
+    """The scores in a file that `write_json` wrote into the folder `run`. Raises VersionError where it is damaged."""
+    metrics = read_json(path, root=run, name=path.name).get("metrics")
+    if not isinstance(metrics, dict):
+        raise VersionError(f"{path} is damaged: it has no metrics (remove it to score the run again)")
+    return metrics
 
 
 def _changes(config: Path, settings: Iterable[str]) -> tuple[str, ...]:

@@ -5,7 +5,6 @@ again, so that an interrupted table resumes. The commands that a table names do 
 """
 
 import dataclasses
-import json
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,7 @@ from typing import Any
 
 from fsl_dist.config import load_config
 from index.base.errors import FslDistError, RequestError
-from tune.tables.planned import Cell, PlannedRun, RowResult, cells_of, plan_run, write_json
+from tune.tables.planned import Cell, PlannedRun, RowResult, cells_of, plan_run, read_metrics, write_json
 from tune.tables.processes import run_alone
 from tune.tables.tables import Family, Row, Table, has_row, on_family, read_family, read_table
 
@@ -186,7 +185,7 @@ def _score_baseline(
             show(f"baseline {row.baseline} done")
     except FslDistError as error:
         return _unmeasured(table, row, (), str(error))
-    metrics = json.loads(path.read_text("utf-8"))["metrics"]
+    metrics = read_metrics(path, folder)
     cells = cells_of(table, row)
     scores = tuple([metrics[cell.metric]] if cell else [] for cell in cells)
     return RowResult(row, (), cells, scores, commands=(" ".join(words),))
@@ -214,7 +213,7 @@ def _collect(table: Table, row: Row, runs: tuple[PlannedRun, ...], problems: dic
         found = []
         for run in runs if cell else ():
             assert cell is not None
-            metrics = json.loads(cell.scores_file(run.folder).read_text("utf-8"))["metrics"]
+            metrics = read_metrics(cell.scores_file(run.folder), run.folder)
             if cell.metric not in metrics and column.optional:
                 continue
             if cell.metric not in metrics:

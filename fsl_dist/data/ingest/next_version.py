@@ -142,7 +142,7 @@ def add_version(dataset: Path, version: int, columns: Columns, metadata: Catalog
     """Write the rows as catalogue `version` and make it current; returns the fingerprint. Hold the data set."""
     folder = dataset / "catalogue"
     partial = folder / _PARTIAL
-    fingerprint = write_catalogue(partial, columns, metadata)
+    fingerprint = write_catalogue(partial, columns, metadata, version=version)
     _publish_catalogue(partial, folder / f"{version:06d}.arrow")
     remove_folder(dataset / _STAGING)  # pieces are of one version
     return fingerprint

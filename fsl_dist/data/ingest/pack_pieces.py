@@ -14,7 +14,8 @@ import numpy as np
 import PIL
 from numpy.typing import NDArray
 
-from fsl_dist.data.catalogue import FORMAT, Catalogue, ShardFile
+from fsl_dist.data.catalogue import Catalogue, ShardFile
+from fsl_dist.data.catalogue_file import FORMAT
 from fsl_dist.data.images import CheckedImage
 from fsl_dist.data.ingest.listing import Candidate, Listing
 from fsl_dist.data.ingest.shard_writer import (

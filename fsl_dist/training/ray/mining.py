@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fsl_dist.config import RunConfig, parse_config, render_config
-from fsl_dist.errors import FslDistError, VersionError
+from fsl_dist.errors import FslDistError, TrainingError, VersionError
 from index.base.files import Owner
 
 # A restarted actor does its call again; every call may be done twice.
@@ -112,7 +112,16 @@ class _Miner:
         from index.base.object_cache import bring_file
 
         bring_file(Path(folder) / WEIGHTS)
-        weights = torch.load(Path(folder) / WEIGHTS, map_location=self.device, weights_only=True)
+        try:
+            weights = torch.load(Path(folder) / WEIGHTS, map_location=self.device, weights_only=True)
+        except (
+            RuntimeError,
+            ValueError,
+            OSError,
+            EOFError,
+        ) as error:  # torch compares its archive's checksums
+            reason = " ".join(str(error).split())[:200]
+            raise TrainingError(f"{Path(folder) / WEIGHTS} is damaged: {reason}") from None
         self.network.load_state_dict(weights)
         vectors = self.embedder.embed(self.selection.ids[self.share])
         staging = Staging.open(self.out, Path(folder).name, self.owner)

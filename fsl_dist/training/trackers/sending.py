@@ -20,6 +20,7 @@ from fsl_dist.config import RunConfig
 from fsl_dist.errors import RequestError, StaleOwnerError
 from fsl_dist.training.runlog import METRICS_FILE, LineReader
 from fsl_dist.training.trackers.tracker import Ending, Fact, Kind, TrackedRun, Tracker
+from index.base.checksums import decode_line
 from index.base.extras import require
 from index.base.files import exists, write_atomic
 from index.base.object_cache import bring
@@ -220,7 +221,7 @@ class Sender:
             return
         new = []
         for text in self._reader.read():
-            line = json.loads(text)
+            line = decode_line(text.decode(), str(self._metrics))
             place = (line["step"], int(any(name.startswith("eval/") for name in line)))
             # A resumed run writes lines again that it had written after its checkpoint: they are the same.
             if place > self._sent:

@@ -1,14 +1,14 @@
 """Going on with another trial's network: what population based training does to a trial that fell behind."""
 
-import json
 import shutil
 from pathlib import Path
 
-from fsl_dist.config import CONFIG_FILE, RunConfig, load_run, render_config
-from fsl_dist.errors import TrainingError
+from fsl_dist.config import CONFIG_FILE, RunConfig, encode_config, load_run
+from fsl_dist.errors import TrainingError, VersionError
 from fsl_dist.training.checkpoint import CheckpointFolder, tables_of
-from index.base.files import Owner, publish_folder, remove_folder, write_atomic
-from index.base.object_cache import bring, bring_file
+from index.base.checksums import encode_json, read_json
+from index.base.files import Owner, exists, publish_folder, remove_folder, write_atomic
+from index.base.object_cache import bring
 from index.base.settings import dump, merge, validate
 from tune.records import Trial
 from tune.space import nested
@@ -51,14 +51,20 @@ def take_over(run: RunConfig, trial: Trial) -> None:
     stored = dump(load_run(trial.folder))
     changed = validate(RunConfig, merge(stored, nested(trial.point)), f"the point of {trial.folder}")
     owner.check()
-    write_atomic(trial.folder / CONFIG_FILE, render_config(changed).encode())
-    write_atomic(trial.folder / CHANGE_FILE, json.dumps({"changes": len(trial.changes)}).encode())
+    write_atomic(trial.folder / CONFIG_FILE, encode_config(changed))
+    write_atomic(trial.folder / CHANGE_FILE, encode_json({"changes": len(trial.changes)}, trial.folder.name))
 
 
 def _done(folder: Path) -> int:
     path = folder / CHANGE_FILE
-    bring_file(path)
-    return json.loads(path.read_text("utf-8"))["changes"] if path.is_file() else 0
+    if not exists(path):
+        return 0
+    done = read_json(path, root=folder.parent.parent, name=folder.name).get("changes")
+    if not isinstance(done, int):
+        raise VersionError(
+            f"{path} is damaged: changes={done} is no whole number (remove it to copy the donor's run again)"
+        )
+    return done
 
 
 def _copy(donor: Path, own: CheckpointFolder) -> None:
