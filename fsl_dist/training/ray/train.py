@@ -1,8 +1,11 @@
 """The Ray side of training: one Trainer in each Ray Train worker. Everything else is plain PyTorch."""
 
 import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fsl_dist.config import RunConfig, parse_config, render_config
 from fsl_dist.errors import FslDistError, RequestError, TrainingError
@@ -10,6 +13,7 @@ from fsl_dist.training.ray.mining import Miners, beside_training
 from index.base.extras import require
 from index.base.files import Owner
 from index.base.object_cache import place_of
+from index.base.stopping import StopRequest
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
@@ -20,8 +24,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def train_on_ray(config: RunConfig, owner: Owner, watch: "Watch | None" = None) -> None:
-    """Train `config` with Ray Train on the Ray cluster this process is connected to.
+def train_on_ray(
+    config: RunConfig, owner: Owner, watch: "Watch | None" = None, stop: StopRequest | None = None
+) -> bool:
+    """Train `config` with Ray Train on the Ray cluster this process is connected to; returns whether `stop` ended it.
 
     When a worker dies, all start again from the last checkpoint, up to `workers.max_failures` times, each time
     under a new claim, so that a worker that only seemed dead writes nothing. watch: may end the run after a validation;
@@ -29,13 +35,20 @@ def train_on_ray(config: RunConfig, owner: Owner, watch: "Watch | None" = None) 
     cannot hold the workers, and at once what a worker itself found wrong: trying again would not mend that.
     """
     require("ray")
+    use_gpu = _check_resources(config)
+    with _passing_on(stop or StopRequest()) as bell:
+        return _train_again(config, owner, use_gpu, watch, bell)
+
+
+def _train_again(config: RunConfig, owner: Owner, use_gpu: bool, watch: "Watch | None", bell: Any) -> bool:
+    """Train, again after a worker died; returns whether the workers were asked to stop and did."""
+    import ray
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    use_gpu = _check_resources(config)
     for failures_left in range(config.workers.max_failures, -1, -1):
         try:
             with beside_training(config, owner) as miners:
-                _build_trainer(config, owner, use_gpu, miners, watch).fit()
+                _build_trainer(config, owner, use_gpu, miners, watch, bell).fit()
         except TrainingFailedError as error:
             if found := _own_error(error):
                 raise found from error
@@ -44,7 +57,58 @@ def train_on_ray(config: RunConfig, owner: Owner, watch: "Watch | None" = None) 
             log.warning("a worker failed (%s); going on from the last checkpoint", _last_line(error))
             owner = Owner.claim(owner.folder)
         else:
-            return
+            break
+    return bool(ray.get(bell.has_stopped.remote()))
+
+
+class _Bell:
+    """An actor by which the driver asks the workers to stop; each of them waits at it in a thread."""
+
+    def __init__(self) -> None:
+        import asyncio
+
+        self._asked = asyncio.Event()
+        self._has_stopped = False
+
+    async def ask(self) -> None:
+        """Ask the workers to stop."""
+        self._asked.set()
+
+    async def wait(self) -> None:
+        """Return once they are asked to."""
+        await self._asked.wait()
+
+    async def note_stopped(self) -> None:
+        """Note that they have stopped, with a checkpoint."""
+        self._has_stopped = True
+
+    async def has_stopped(self) -> bool:
+        """Whether they have."""
+        return self._has_stopped
+
+
+@contextmanager
+def _passing_on(stop: StopRequest) -> Iterator[Any]:
+    """The bell that rings when `stop` is asked for, while the block runs."""
+    import ray
+
+    bell = ray.remote(num_cpus=0, max_concurrency=1000)(_Bell).remote()
+    is_over = threading.Event()
+
+    def ring() -> None:
+        while not is_over.is_set():
+            if stop.wait(0.2):
+                bell.ask.remote()
+                return
+
+    thread = threading.Thread(target=ring, name="bell", daemon=True)
+    thread.start()
+    try:
+        yield bell
+    finally:
+        is_over.set()
+        thread.join()
+        ray.kill(bell)
 
 
 def _check_resources(config: RunConfig) -> bool:
@@ -76,7 +140,7 @@ def _check_resources(config: RunConfig) -> bool:
 
 
 def _build_trainer(
-    config: RunConfig, owner: Owner, use_gpu: bool, miners: Miners | None, watch: "Watch | None"
+    config: RunConfig, owner: Owner, use_gpu: bool, miners: Miners | None, watch: "Watch | None", bell: Any
 ) -> "TorchTrainer":
     from ray.train import RunConfig as RayRunConfig
     from ray.train import ScalingConfig
@@ -84,14 +148,19 @@ def _build_trainer(
 
     from fsl_dist.training.ray.network import InterfaceTorchConfig
 
+    class _Trainer(TorchTrainer):
+        def _register_sigint_handler(self, controller: Any) -> None:
+            """Nothing: Ray's handler aborts the workers where ours has them finish their step."""
+
     workers = config.workers
-    return TorchTrainer(
+    return _Trainer(
         _train_worker,
         train_loop_config={
             "config": render_config(config),
             "owner": (str(owner.folder), owner.epoch),
             "miners": miners,
             "watch": watch,
+            "bell": bell,
         },
         torch_config=InterfaceTorchConfig(
             backend="nccl" if use_gpu else "gloo", timeout_s=int(workers.timeout_s)
@@ -131,6 +200,7 @@ def _train_worker(settings: dict) -> None:
     """What each Ray Train worker runs."""
     import dataclasses
 
+    import ray
     import ray.train.torch
     import torch
 
@@ -143,6 +213,8 @@ def _train_worker(settings: dict) -> None:
     # The configuration passes the gate again: a worker's installation may differ from the driver's.
     config = parse_config(settings["config"], [], "the driver's configuration")
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=folder))
+    bell, stop = settings["bell"], StopRequest()
+    threading.Thread(target=_hear, args=(bell, stop), name="bell", daemon=True).start()
     with flushing_denormals(torch.set_flush_denormal):
         trainer = Trainer(
             config,
@@ -151,5 +223,17 @@ def _train_worker(settings: dict) -> None:
             owner=Owner(Path(folder), epoch),
             miners=settings["miners"],
             watch=settings["watch"],
+            stop=stop,
         )
         trainer.train()
+    if trainer.has_stopped and trainer.group.is_first:
+        ray.get(bell.note_stopped.remote())
+
+
+def _hear(bell: Any, stop: StopRequest) -> None:
+    """Ask this worker to stop when the bell rings."""
+    import ray
+
+    with suppress(ray.exceptions.RayError):  # the run has ended without
+        ray.get(bell.wait.remote())
+        stop.ask()

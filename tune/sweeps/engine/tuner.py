@@ -2,13 +2,13 @@
 
 import logging
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ray import tune as raytune
 
 from index.base.errors import FslDistError
+from index.base.scratch import scratch_folder
 from tune.sweep_file import render_sweep
 from tune.sweeps.engine.driver import Driver
 from tune.sweeps.engine.records import BudgetStopper, FolderRecords
@@ -41,7 +41,7 @@ def fit(driver: Driver) -> raytune.ResultGrid:
         resources = raytune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
     else:
         resources = raytune.PlacementGroupFactory([{"CPU": base.num_cpus, "GPU": config.resources.gpus}])
-    with tempfile.TemporaryDirectory(prefix="fsl-tune-") as scratch, _environment(), _quiet():
+    with scratch_folder("fsl-tune-") as scratch, _environment(), _quiet():
         tuner = raytune.Tuner(
             raytune.with_resources(trainable, resources),
             tune_config=raytune.TuneConfig(
@@ -54,7 +54,7 @@ def fit(driver: Driver) -> raytune.ResultGrid:
             ),
             run_config=raytune.RunConfig(
                 name="sweep",
-                storage_path=scratch,
+                storage_path=str(scratch),
                 verbose=0,
                 stop=BudgetStopper(driver),
                 callbacks=[FolderRecords(driver)],
