@@ -1,15 +1,13 @@
 """The Ray side of training: one Trainer in each Ray Train worker. Everything else is plain PyTorch."""
 
 import logging
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fsl_dist.config import RunConfig, parse_config, render_config
 from fsl_dist.errors import FslDistError, RequestError, TrainingError
 from fsl_dist.training.ray.mining import Miners, beside_training
+from fsl_dist.training.ray.stopping import hear, passing_on
 from index.base.extras import require
 from index.base.files import Owner
 from index.base.object_cache import place_of
@@ -36,7 +34,7 @@ def train_on_ray(
     """
     require("ray")
     use_gpu = _check_resources(config)
-    with _passing_on(stop or StopRequest()) as bell:
+    with passing_on(stop or StopRequest()) as bell:
         return _train_again(config, owner, use_gpu, watch, bell)
 
 
@@ -59,56 +57,6 @@ def _train_again(config: RunConfig, owner: Owner, use_gpu: bool, watch: "Watch |
         else:
             break
     return bool(ray.get(bell.has_stopped.remote()))
-
-
-class _Bell:
-    """An actor by which the driver asks the workers to stop; each of them waits at it in a thread."""
-
-    def __init__(self) -> None:
-        import asyncio
-
-        self._asked = asyncio.Event()
-        self._has_stopped = False
-
-    async def ask(self) -> None:
-        """Ask the workers to stop."""
-        self._asked.set()
-
-    async def wait(self) -> None:
-        """Return once they are asked to."""
-        await self._asked.wait()
-
-    async def note_stopped(self) -> None:
-        """Note that they have stopped, with a checkpoint."""
-        self._has_stopped = True
-
-    async def has_stopped(self) -> bool:
-        """Whether they have."""
-        return self._has_stopped
-
-
-@contextmanager
-def _passing_on(stop: StopRequest) -> Iterator[Any]:
-    """The bell that rings when `stop` is asked for, while the block runs."""
-    import ray
-
-    bell = ray.remote(num_cpus=0, max_concurrency=1000)(_Bell).remote()
-    is_over = threading.Event()
-
-    def ring() -> None:
-        while not is_over.is_set():
-            if stop.wait(0.2):
-                bell.ask.remote()
-                return
-
-    thread = threading.Thread(target=ring, name="bell", daemon=True)
-    thread.start()
-    try:
-        yield bell
-    finally:
-        is_over.set()
-        thread.join()
-        ray.kill(bell)
 
 
 def _check_resources(config: RunConfig) -> bool:
@@ -213,8 +161,7 @@ def _train_worker(settings: dict) -> None:
     # The configuration passes the gate again: a worker's installation may differ from the driver's.
     config = parse_config(settings["config"], [], "the driver's configuration")
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=folder))
-    bell, stop = settings["bell"], StopRequest()
-    threading.Thread(target=_hear, args=(bell, stop), name="bell", daemon=True).start()
+    stop = hear(settings["bell"])
     with flushing_denormals(torch.set_flush_denormal):
         trainer = Trainer(
             config,
@@ -227,13 +174,4 @@ def _train_worker(settings: dict) -> None:
         )
         trainer.train()
     if trainer.has_stopped and trainer.group.is_first:
-        ray.get(bell.note_stopped.remote())
-
-
-def _hear(bell: Any, stop: StopRequest) -> None:
-    """Ask this worker to stop when the bell rings."""
-    import ray
-
-    with suppress(ray.exceptions.RayError):  # the run has ended without
-        ray.get(bell.wait.remote())
-        stop.ask()
+        ray.get(settings["bell"].note_stopped.remote())
