@@ -24,6 +24,7 @@ from fsl_dist.models.embedding import Network, without_heads
 from fsl_dist.samplers.scan import scan_batches, share_of_rank
 from index import IndexConfig, LocalIndex, Owner, Staging, open_index
 from index.base.files import new_token, remove_folder, write_atomic
+from index.base.scratch import is_writable, unkept_folder
 from index.base.stopping import StopRequest
 from index.runtime import keep_freed_memory
 from index.vectors import find_bad_row
@@ -169,7 +170,8 @@ class SelectionIndex:
 
     It is made when first opened after `move_to` and shared by all who ask at that step: a validation at the end
     of an epoch and the k-means or mining refresh at the start of the next one embed once. With `reuse`, a version
-    on disk that was made from the same parameters and the same catalogue is taken as it is.
+    on disk that was made from the same parameters and the same catalogue is taken as it is; where `folder` cannot be written to,
+    the index is made in a folder that ends with the process.
     """
 
     def __init__(
@@ -216,6 +218,9 @@ class SelectionIndex:
         if self._opened is None:
             source = {"catalogue": self.catalogue.fingerprint, "parameters": self.parameters}
             finished = self.group.share_text(str(self._find(source) or "") if self.group.is_first else "")
+            if not finished and self.reuse and not is_writable(self.folder):
+                self.folder = unkept_folder(self.folder)
+                finished = str(self._find(source) or "")
             path = Path(finished or self._build(source))
             gpu = self.embedder.device.index or 0
             self._opened = open_index(path, verify=bool(finished), device=self.config.device, gpu=gpu)

@@ -39,6 +39,7 @@ from fsl_dist.training.loop import Trainer
 from fsl_dist.training.splits import RunSplits
 from fsl_dist.training.trained import TrainedRun
 from index.base.files import hold_lock, open_array, remove_folder, write_array
+from index.base.scratch import is_writable, unkept_folder
 from index.base.settings import dump
 
 log = logging.getLogger(__name__)
@@ -90,6 +91,8 @@ def tune_draw(
     base_ids = np.empty(0, dtype=np.int64) if splits.query is None else splits.query.ids
     ids = np.concatenate([base_ids, novel.ids[draw.test]])
     folder = Path(config.run.dir) / "evaluation" / "fine_tune" / name_of_settings(trained, config, splits)
+    if not is_writable(folder):
+        folder = unkept_folder(folder)
     finished = folder / f"draw-{number:03d}.npy"
     with hold_lock(folder.with_suffix(".lock")):
         if not finished.is_file():

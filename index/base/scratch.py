@@ -4,14 +4,19 @@ TMPDIR/fsl-ray-x8k2/lock      locked by the process that made the folder, for as
 TMPDIR/fsl-ray-x8k2/…         what it keeps there
 """
 
+import atexit
 import contextlib
 import fcntl
+import functools
+import logging
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 _LOCK = "lock"
 _UNLOCKED_S = 60.0
@@ -76,3 +81,27 @@ def _is_abandoned(folder: Path) -> bool:
         return False
     finally:
         os.close(descriptor)
+
+
+def is_writable(folder: Path) -> bool:
+    """Whether files may be made in `folder`, or in the nearest folder above it that there is."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return os.access(folder, os.W_OK)
+
+
+def unkept_folder(folder: Path) -> Path:
+    """Where to keep, as long as this process lives, what cannot be written to `folder`; the first call says so."""
+    if not _of_process.cache_info().currsize:
+        logger.warning("%s cannot be written to: nothing that is computed here is kept", folder)
+    path = _of_process() / folder.absolute().relative_to(folder.absolute().anchor)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@functools.cache
+def _of_process() -> Path:
+    stack = contextlib.ExitStack()
+    folder = stack.enter_context(scratch_folder("fsl-unkept-"))
+    atexit.register(stack.close)
+    return folder

@@ -130,6 +130,7 @@ def test_a_stopped_run_keeps_its_last_step_and_resumes_to_the_same_bytes(
     assert_same_checkpoints(run, tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_ray_workers_stop_after_the_same_step_and_leave_nothing(
     digits: Path, tmp_path: Path, environment: dict[str, str]
 ) -> None:
@@ -148,3 +149,84 @@ def test_ray_workers_stop_after_the_same_step_and_leave_nothing(
     assert are_gone(children)
     finish(start(run, environment, *data, "--resume", "--json"))
     assert_same_checkpoints(run, tmp_path / "whole")
+
+
+SLOW_STEPS = """
+import sys, time
+from fsl_dist.training import loop
+from cluster.cli import main
+taken, number = loop.Trainer.take_step, 0
+
+def slow(self, planned, images):
+    global number
+    number += 1
+    if number == 3:
+        print("waiting", file=sys.stderr, flush=True)
+        {wait}
+    return taken(self, planned, images)
+
+loop.Trainer.take_step = slow
+main()
+"""
+SLEEPS = "time.sleep(60)"
+
+
+def start_slow(wait: str, run: Path, environment: dict[str, str], *settings: str) -> subprocess.Popen[str]:
+    """A run whose third step takes a minute; returns once it is under way."""
+    command = [PROGRAM.with_name("python"), "-c", SLOW_STEPS.format(wait=wait)]
+    process = subprocess.Popen(
+        [*command, "train", *SETTINGS, f"run.dir={run}", "training.checkpoint_steps=1", *settings],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    assert process.stderr is not None
+    while "waiting" not in process.stderr.readline():
+        assert process.poll() is None
+    time.sleep(0.3)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_step_that_takes_longer_than_the_grace_is_left_for_the_last_checkpoint(
+    digits: Path, tmp_path: Path, environment: dict[str, str], number: int
+) -> None:
+    run = tmp_path / "run"
+    more = [f"data.dataset={digits}", *(["training.grace_s=1"] if number == signal.SIGTERM else [])]
+    process = start_slow(SLEEPS, run, environment, *more)
+    began = time.monotonic()
+    process.send_signal(number)
+    if number == signal.SIGINT:  # a second Ctrl-C ends it at once
+        time.sleep(0.8)
+        process.send_signal(number)
+    said = finish(process, 128 + number)
+    assert time.monotonic() - began < 20
+    assert said.startswith(f"stopped: {run}/checkpoints/step-00000002 is kept, after step 2 (")
+
+
+def test_sigterm_twice_is_one_request(digits: Path, tmp_path: Path, environment: dict[str, str]) -> None:
+    """A process group and its leader both pass it on."""
+    run = tmp_path / "run"
+    process = start_slow("time.sleep(2)", run, environment, f"data.dataset={digits}")
+    for _ in range(3):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+    said = finish(process, 143)
+    assert said.startswith(f"stopped: {run}/checkpoints/step-00000003 is kept, after step 3 (")
+
+
+def test_resume_from_an_earlier_checkpoint_by_its_name(
+    digits: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    run = tmp_path / "run"
+    data = [f"data.dataset={digits}", "training.checkpoint_steps=2", "training.keep_checkpoints=99"]
+    finish(start(run, environment, *data, "--json"))
+    wanted = tensors_of(CheckpointFolder(run, keep=1, owner=None).finished()[-1])
+    said = finish(start(run, environment, *data, "--resume", "--from", "step-5"), 2)
+    assert said.startswith(f"error: --from 5 is no checkpoint of {run}; there are: 0, 2, 4, 6")
+    assert "names no checkpoint" in finish(start(run, environment, "--resume", "--from", "best"), 2)
+    assert finish(start(run, environment, *data, "--from", "step-4"), 2).endswith("it needs --resume")
+    finish(start(run, environment, *data, "--resume", "--from", "step-4", "--json"))
+    found = tensors_of(CheckpointFolder(run, keep=1, owner=None).finished()[-1])
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())

@@ -85,7 +85,7 @@ class RunTrial(Trainable):
             self._answers.put(self._stops)
         message = self._messages.get()
         if message is None:  # asked to stop
-            return {"state": LEFT, "done": True}
+            return {"state": LEFT, "value": None, "done": True}
         if isinstance(message, BaseException):
             raise message
         self._waits = not isinstance(message, Result)
