@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import torch
 from torch import Tensor, nn
@@ -252,7 +252,7 @@ def save_tensors(tensors: dict, path: Path) -> None:
     with path.open("wb", buffering=0) as file:
         writing = _Writing(file)
         try:
-            torch.save(tensors, writing)
+            torch.save(tensors, cast("IO[bytes]", writing))
         except (RuntimeError, OSError) as error:
             if writing.error is None:
                 raise

@@ -132,6 +132,7 @@ def test_a_pack_that_finds_no_room_says_so(tmp_path: Path, disk: Disk) -> None:
     assert err.splitlines()[-1].startswith("error: ")
 
 
+@pytest.mark.slow
 def test_a_read_only_run_is_evaluated_and_used_without_its_cache(
     digits: Path, tmp_path: Path, disk: Disk
 ) -> None:

@@ -188,7 +188,7 @@ def start_slow(wait: str, run: Path, environment: dict[str, str], *settings: str
     return process
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_step_that_takes_longer_than_the_grace_is_left_for_the_last_checkpoint(
     digits: Path, tmp_path: Path, environment: dict[str, str], number: int
 ) -> None:
@@ -205,6 +205,7 @@ def test_a_step_that_takes_longer_than_the_grace_is_left_for_the_last_checkpoint
     assert said.startswith(f"stopped: {run}/checkpoints/step-00000002 is kept, after step 2 (")
 
 
+@pytest.mark.slow
 def test_sigterm_twice_is_one_request(digits: Path, tmp_path: Path, environment: dict[str, str]) -> None:
     """A process group and its leader both pass it on."""
     run = tmp_path / "run"
@@ -216,6 +217,7 @@ def test_sigterm_twice_is_one_request(digits: Path, tmp_path: Path, environment:
     assert said.startswith(f"stopped: {run}/checkpoints/step-00000003 is kept, after step 3 (")
 
 
+@pytest.mark.slow
 def test_resume_from_an_earlier_checkpoint_by_its_name(
     digits: Path, tmp_path: Path, environment: dict[str, str]
 ) -> None:

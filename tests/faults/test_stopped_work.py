@@ -81,7 +81,8 @@ def are_gone(processes: list[int]) -> bool:
     return False
 
 
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
 def test_a_sweep_stops_its_trials_with_checkpoints(
     digits: Path, tmp_path: Path, environment: dict[str, str], workers: int
 ) -> None:
@@ -106,7 +107,7 @@ def test_a_sweep_stops_its_trials_with_checkpoints(
     assert all(trial.result is None for trial in SweepFolder(sweep).trials())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_an_index_build_says_what_it_keeps_and_resumes(
     tmp_path: Path, environment: dict[str, str], number: int
 ) -> None:
@@ -139,6 +140,7 @@ def test_an_index_build_says_what_it_keeps_and_resumes(
     np.testing.assert_array_equal(index.vectors(0, 60_000)[np.argsort(index.ids)], vectors)
 
 
+@pytest.mark.slow
 def test_a_pack_says_what_it_keeps_and_resumes(tmp_path: Path, environment: dict[str, str]) -> None:
     source = write_images(tmp_path / "images", {"a": 1500, "b": 1500}, size=(64, 64))
     out = tmp_path / "data"
