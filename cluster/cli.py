@@ -27,6 +27,7 @@ from cluster.commands.submit import submit
 from cluster.commands.sweep import sweep
 from index.base.errors import FslDistError
 from index.base.object_cache import with_addresses
+from index.base.stopping import Stopped, raising_on_sigterm
 
 
 @click.group(
@@ -76,12 +77,16 @@ def _in_options(message: str) -> str:
 
 
 def main() -> None:
-    """Run a command: exit 0 done, 1 failed, 2 bad request; a user's mistake is one line, never a traceback."""
+    """Run a command: exit 0 done, 1 failed, 2 bad request, 130 and 143 stopped by Ctrl-C and SIGTERM.
+
+    A user's mistake is one line, never a traceback.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A name that the terminal's encoding lacks, or that is not UTF-8, is shown with escapes, as on stderr.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        fsl_dist(standalone_mode=False)
+        with raising_on_sigterm():
+            fsl_dist(standalone_mode=False)
     except FslDistError as error:
         click.echo(on_one_line(with_addresses(f"error: {_in_options(str(error))}")), err=True)
         sys.exit(error.exit_code)
@@ -90,9 +95,13 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(2)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped", err=True)
-        sys.exit(130)
+    except (click.Abort, KeyboardInterrupt) as error:
+        stop = (
+            error.__cause__ if isinstance(error, click.Abort) else error
+        )  # click's own answer to the latter
+        stopped = stop if isinstance(stop, Stopped) else Stopped()
+        click.echo(with_addresses(_in_options(str(stopped))), err=True)
+        sys.exit(stopped.exit_code)
     except BrokenPipeError:
         sys.exit(1)
     except OSError as error:

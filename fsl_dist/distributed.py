@@ -41,6 +41,10 @@ class WorkerGroup:
         for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
+    def any(self, is_so: bool, device: torch.device) -> bool:
+        """Whether it is so on any worker; the same on all of them."""
+        return self.sum_(torch.tensor(float(is_so), device=device)).item() > 0
+
     def barrier(self) -> None:
         """Wait until every worker has come here."""
         if self.world_size > 1:

@@ -24,12 +24,21 @@ from fsl_dist.methods.mining.neighbour_table import WEIGHTS, mine_part
 from fsl_dist.models.embedding import Network, without_heads
 from fsl_dist.samplers.scan import scan_batches, share_of_rank
 from index import IndexConfig, LocalIndex, Owner, Staging, open_index
-from index.base.files import new_token, write_atomic
+from index.base.files import new_token, remove_folder, write_atomic
+from index.base.scratch import is_writable, unkept_folder
+from index.base.stopping import StopRequest
 from index.runtime import keep_freed_memory
 from index.vectors import find_bad_row
 from index.versions import CURRENT, check_files, find_version, read_manifest
 
 log = logging.getLogger(__name__)
+
+
+class EmbeddingStopped(Exception):
+    """Embedding was left between two batches, on every worker, because one of them was asked to stop."""
+
+
+_STOPPED = "asked to stop"
 
 
 @contextmanager
@@ -69,6 +78,8 @@ class Embedder:
         self.prefetch = prefetch
         self.use_bf16 = use_bf16
         self.num_embedded = 0
+        self.stop: StopRequest | None = None
+        """`embed` looks at it between two batches; None: it embeds to the end"""
 
     @property
     def dim(self) -> int:
@@ -78,13 +89,15 @@ class Embedder:
     def embed(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """float32 [len(ids), dim]: embeddings of `ids`, in eval mode.
 
-        Raises TrainingError, which names the sample, where one is not finite.
+        Raises TrainingError, which names the sample, where one is not finite, and EmbeddingStopped where `stop` asks for it.
         """
         vectors = np.empty((len(ids), self.dim), dtype=np.float32)
         batches = list(scan_batches(0, len(ids), self.batch_size))
         requests = (Request(ids[rows]) for rows in batches)
         with evaluation_mode(self.network), Loader(self.source, requests, self.prefetch) as loader:
             for rows, (_, images) in zip(batches, loader, strict=True):
+                if self.stop is not None and self.stop.is_set:
+                    raise EmbeddingStopped
                 vectors[rows] = self._forward(images, partial(self._name_sample, ids[rows]))
         self.num_embedded += len(ids)
         return vectors
@@ -160,7 +173,8 @@ class SelectionIndex:
 
     It is made when first opened after `move_to` and shared by all who ask at that step: a validation at the end
     of an epoch and the k-means or mining refresh at the start of the next one embed once. With `reuse`, a version
-    on disk that was made from the same parameters and the same catalogue is taken as it is.
+    on disk that was made from the same parameters and the same catalogue is taken as it is; where `folder` cannot be written to,
+    the index is made in a folder that ends with the process.
     """
 
     def __init__(
@@ -207,6 +221,9 @@ class SelectionIndex:
         if self._opened is None:
             source = {"catalogue": self.catalogue.fingerprint, "parameters": self.parameters}
             finished = self.group.share_text(str(self._find(source) or "") if self.group.is_first else "")
+            if not finished and self.reuse and not is_writable(self.folder):
+                self.folder = unkept_folder(self.folder)
+                finished = str(self._find(source) or "")
             path = Path(finished or self._build(source))
             gpu = self.embedder.device.index or 0
             self._opened = open_index(path, verify=bool(finished), device=self.config.device, gpu=gpu)
@@ -288,7 +305,13 @@ class SelectionIndex:
             vectors = self.embedder.embed(ids)
         except TrainingError as error:
             problem = str(error)
+        except EmbeddingStopped:
+            problem = _STOPPED
         problem = self.group.first_text(problem)
+        if problem and self.group.is_first:
+            remove_folder(staging.folder)
+        if problem == _STOPPED:
+            raise EmbeddingStopped
         if problem:  # on all workers: the others would wait for this one's shard
             raise TrainingError(f"the network of {self.parameters} has diverged: {problem}")
         staging.write_shard(self.group.rank, vectors, self.config.metric)

@@ -65,6 +65,10 @@ class EmbedSamples:
     def __call__(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         return self.trained.embedder.embed(ids) if self.known is None else self.known(ids)
 
+    def are_missing(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """bool [n]: which of `ids` turned out damaged, so that another image of their class was embedded in their place."""
+        return np.isin(ids, list(self.trained.embedder.source.bad_samples))
+
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.run, self.dataset, self.source, self.batch_size)
 
@@ -86,8 +90,10 @@ def build_from_run(
 ) -> Path:
     """Embed the train split of `dataset` with a run's network and publish it as a version of the index `out`.
 
+    Returns the version's folder. Answers of the index are sample ids of `dataset`. A build that was killed resumes. Images
+    that are damaged are left out, which a warning says.
+
     known: gives embeddings of this network that were made before, in place of those made here.
-    Returns the version's folder. Answers of the index are sample ids of `dataset`. A build that was killed resumes.
     """
     if is_dataset(out):
         raise RequestError(f"out={out} is a data set; name another folder for the index")

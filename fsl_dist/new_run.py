@@ -25,6 +25,7 @@ def train(
     dir: PathLike | None = None,
     settings: Settings = (),
     resume: bool = False,
+    from_step: int | None = None,
     progress: bool | Progress = True,
 ) -> "Run":
     """Train one run. Ray is joined or started where the configuration asks for it.
@@ -36,6 +37,7 @@ def train(
         dir: folder for the run, or its address at s3:// or gs://, in place of `run.dir`.
         settings: take precedence over those of `config`.
         resume: continue from the last checkpoint in `dir`.
+        from_step: with `resume`, continue from the checkpoint after so many steps, and remove those after it.
         progress: show a line on a terminal or in a notebook, and elsewhere write a line to stderr at most once a minute; or a
             function that is called with each line.
 
@@ -47,6 +49,8 @@ def train(
         ConfigError: a setting is unknown or breaks a rule.
         RequestError: `dir` holds a run already (without `resume`), or the data cannot serve the configuration.
         TrainingError: the run cannot go on, for example because the loss is not finite.
+        Stopped: Ctrl-C or SIGTERM, answered by the main thread: the step under way was finished and a checkpoint written
+            within `training.grace_s`; the text says what is kept. It is a KeyboardInterrupt.
     """
     overrides = to_overrides(settings)
     if dir is not None:
@@ -57,7 +61,8 @@ def train(
         overrides += to_overrides({"data.dataset": os.fspath(data)})
     chosen = _configure(config, overrides, resume)
     show = progress if callable(progress) else progress_printer() if progress else None
-    summary = _train_on_ray(chosen, resume, show) if chosen.uses_ray else _train(chosen, resume, show)
+    begin = _train_on_ray if chosen.uses_ray else _train
+    summary = begin(chosen, resume, from_step, show)
     run = open_run(chosen.run.dir)
     run.summary = summary
     if summary.warning and not callable(
@@ -78,13 +83,17 @@ def _configure(config: Any, overrides: list[str], resume: bool) -> RunConfig:
     return load_config(Path(config), overrides)
 
 
-def _train(config: RunConfig, resume: bool, show: Progress | None) -> "TrainingSummary":
+def _train(
+    config: RunConfig, resume: bool, from_step: int | None, show: Progress | None
+) -> "TrainingSummary":
     from fsl_dist.training.launch import train_run
 
-    return train_run(config, resume=resume, show=show)
+    return train_run(config, resume=resume, from_step=from_step, show=show)
 
 
-def _train_on_ray(config: RunConfig, resume: bool, show: Progress | None) -> "TrainingSummary":
+def _train_on_ray(
+    config: RunConfig, resume: bool, from_step: int | None, show: Progress | None
+) -> "TrainingSummary":
     """Find what can be found wrong without torch, then import torch while Ray starts."""
     from fsl_dist.training.ray.session import ray_session
     from fsl_dist.training.resume import check_folder
@@ -95,4 +104,4 @@ def _train_on_ray(config: RunConfig, resume: bool, show: Progress | None) -> "Tr
     if config.data.dataset:
         Catalogue.open(config.data.dataset, config.data.version or None)
     with ray_session(config.num_cpus, importing="fsl_dist.training.ray.train"):
-        return _train(config, resume, show)
+        return _train(config, resume, from_step, show)

@@ -251,7 +251,7 @@ def _describe(index: Path, *, verify: bool = False) -> dict[str, object]:
 
     from index import versions
     from index.changes import Contents
-    from index.writing.job import list_attempts
+    from index.writing.attempts import list_attempts
 
     folder = versions.find_version(index)
     manifest = versions.read_manifest(folder)

@@ -18,6 +18,20 @@ if TYPE_CHECKING:
     from fsl_dist.training.launch import TrainingSummary
     from index import ShardedIndex
 
+
+class StepName(click.ParamType):
+    """A checkpoint by its name or its number: step-56, step-00000056 or 56."""
+
+    name = "step"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number of steps."""
+        digits = str(value).removeprefix("step-")
+        if not digits.isdecimal():
+            self.fail(f"'{value}' names no checkpoint (step-56 is the one after 56 steps)", param, ctx)
+        return int(digits)
+
+
 JSON = click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON object on stdout.")
 
 
@@ -75,13 +89,27 @@ def demo(folder: Path | None, workers: int, as_json: bool) -> None:
     is_flag=True,
     help="Continue from the last checkpoint in run.dir; without --config, as it was started.",
 )
+@click.option(
+    "--from",
+    "from_step",
+    type=StepName(),
+    metavar="step-N",
+    help="With --resume: the checkpoint to continue from, in place of the last; those after it are removed.",
+)
 @JSON
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]…")
-def train(config: str | None, resume: bool, as_json: bool, overrides: tuple[str, ...]) -> None:
-    """Train one run: the folder run.dir gets checkpoints, metrics and TensorBoard files."""
+def train(
+    config: str | None, resume: bool, from_step: int | None, as_json: bool, overrides: tuple[str, ...]
+) -> None:
+    """Train one run: the folder run.dir gets checkpoints, metrics and TensorBoard files.
+
+    Ctrl-C and SIGTERM finish the step under way and write a checkpoint, from which --resume continues.
+    """
     import fsl_dist
 
-    run = fsl_dist.train(config, settings=overrides, resume=resume, progress=progress_printer())
+    run = fsl_dist.train(
+        config, settings=overrides, resume=resume, from_step=from_step, progress=progress_printer()
+    )
     summary = run.summary
     assert summary is not None
     emit(dataclasses.asdict(summary), as_json, _describe_training(summary))

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from cluster.jobs.command import read_command
 from cluster.jobs.job import RESULT_MARK
 from index.base.errors import RequestError
 from index.base.extras import require
+from index.base.scratch import scratch_folder
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +36,9 @@ def run_job(root: click.Group, arguments: Sequence[str], *, config: Path | None,
     if ray_version:
         _check_ray(ray_version)
     command = read_command(root, arguments)
-    with tempfile.TemporaryDirectory(prefix="fsl-job-") as scratch:
+    with scratch_folder("fsl-job-") as scratch:
         if config is None and (text := os.environ.get(CONFIG_VARIABLE)):
-            config = Path(scratch) / "config.yaml"
+            config = scratch / "config.yaml"
             config.write_text(text, encoding="utf-8")
         first = ("--config", str(config)) if config is not None else ()
         line = command.with_options(*first, flags=("--resume", "--json"))

@@ -20,8 +20,8 @@ from index.base.files import write_atomic
 FOLDER_VARIABLE = "FSL_DIST_JOBS"
 """environment variable that names the folder of jobs"""
 
-# How long a job has after SIGTERM before SIGKILL, and a submitter to start its process.
-_GRACE_S = 10.0
+# How long a job has after SIGTERM before SIGKILL (more than training.grace_s), and a submitter to start its process.
+_GRACE_S = 30.0
 _START_S = 10.0
 _POLL_S = 0.2
 
@@ -107,7 +107,7 @@ class LocalPlace:
                     time.sleep(_POLL_S)
 
     def stop(self, name: str) -> None:
-        """SIGTERM to the job's processes, SIGKILL after ten seconds."""
+        """SIGTERM to the job's processes, SIGKILL after 30 seconds."""
         folder = self._find(name)
         state = self.status(name).state
         if state == "pending":

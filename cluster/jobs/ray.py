@@ -7,7 +7,6 @@ import os
 import shlex
 import shutil
 import socket
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from cluster.jobs.entrypoint import CONFIG_VARIABLE, PROGRAM
 from cluster.jobs.job import Job, JobState, JobStatus, read_error, read_result
 from index.base.errors import FslDistError, RequestError
 from index.base.extras import require
+from index.base.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -68,11 +68,11 @@ class RayPlace:
             ["python", *PROGRAM, "job", "enter", "--ray-version", ray.__version__, "--", *job.arguments]
         )
         environment = {CONFIG_VARIABLE: job.config} if job.config else {}
-        with tempfile.TemporaryDirectory(prefix="fsl-ship-") as scratch, self._told():
+        with scratch_folder("fsl-ship-") as scratch, self._told():
             runtime: dict[str, Any] = {"env_vars": environment}
             if self._ships:
                 # Named .zip, so that Ray unpacks it: a .whl it would install by pip, dependencies and all.
-                package = Path(scratch) / "fsl_dist.zip"
+                package = scratch / "fsl_dist.zip"
                 if self._wheel is None:
                     write_archive(package)
                 else:

@@ -6,7 +6,6 @@ import importlib.metadata
 import logging
 import os
 import platform
-import tempfile
 import time
 from pathlib import Path
 
@@ -31,6 +30,7 @@ from fsl_dist.training.loop import Trainer
 from fsl_dist.training.splits import split_run
 from fsl_dist.training.step import PlannedStep, planned_steps, step_requests
 from fsl_dist.training.trained import resolve_weights
+from index.base.scratch import scratch_folder
 from index.runtime import flushing_denormals
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def measure_rates(config: RunConfig) -> Rates:
     """
     config = resolve_weights(config)
     check_run(config)
-    with tempfile.TemporaryDirectory(prefix="fsl-rates-") as folder:
+    with scratch_folder("fsl-rates-") as folder:
         log.info("building the network")
         trainer = _build_trainer(config, Path(folder) / "run")
         kmeans = _prepare(trainer)

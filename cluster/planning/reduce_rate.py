@@ -3,7 +3,6 @@
 import json
 import logging
 import multiprocessing
-import tempfile
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import torch
 
 from cluster.planning.rates import Rate
+from index.base.scratch import scratch_folder
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def measure_reduce(gradient_bytes: int, device: str) -> Rate | None:
             "averaging gradients is not measured: it needs two GPUs (`plan --network-gbit` replaces it)"
         )
         return None
-    with tempfile.TemporaryDirectory(prefix="fsl-reduce-") as folder:
+    with scratch_folder("fsl-reduce-") as folder:
         result = Path(folder) / "result.json"
         spawn = multiprocessing.get_context("spawn")
         size = max(4, min(gradient_bytes, _MOST_BYTES))

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,10 @@ class Source(Protocol):
     reads_at_once: int
     """batches that are worth reading at the same time"""
 
+    @property
+    def bad_samples(self) -> Mapping[int, str]:
+        """Sample id → reason, of those met so far whose place another one takes."""
+
     def read(self, ids: NDArray[np.int64]) -> Any:
         """What `prepare` needs, off the disk."""
 
@@ -68,6 +72,10 @@ class ImageSource:
         self._decoder = decoder
         self._config = config
         self._seed = seed
+
+    @property
+    def bad_samples(self) -> Mapping[int, str]:
+        return self._reader.bad_samples
 
     def read(self, ids: NDArray[np.int64]) -> EncodedBatch:
         return self._reader.read(ids)
@@ -112,6 +120,11 @@ class FeatureSource:
         self.path = path
         self.sample_shape: tuple[int, ...] = (shape[1],)
         self.reads_at_once = 1
+
+    @property
+    def bad_samples(self) -> Mapping[int, str]:
+        """None: a bad row ends the run."""
+        return {}
 
     def check(self) -> None:
         """Read all rows; raise RequestError for the first that is not finite. `prepare` does so for the rows it is given."""

@@ -40,6 +40,7 @@ from fsl_dist.training.splits import RunSplits
 from fsl_dist.training.trained import TrainedRun
 from index.base.errors import VersionError
 from index.base.files import hold_lock, open_array, pack_arrays, remove_folder, unpack_arrays, write_atomic
+from index.base.scratch import is_writable, unkept_folder
 from index.base.settings import dump
 
 log = logging.getLogger(__name__)
@@ -91,6 +92,8 @@ def tune_draw(
     base_ids = np.empty(0, dtype=np.int64) if splits.query is None else splits.query.ids
     ids = np.concatenate([base_ids, novel.ids[draw.test]])
     folder = Path(config.run.dir) / "evaluation" / "fine_tune" / name_of_settings(trained, config, splits)
+    if not is_writable(folder):
+        folder = unkept_folder(folder)
     finished = folder / f"draw-{number:03d}.npz"
     with hold_lock(folder.with_suffix(".lock")):
         if not finished.is_file() and finished.with_suffix(".npy").is_file():  # of an earlier version

@@ -1,22 +1,25 @@
 """Checkpoints: one folder a step, published whole, read back without unpickling anything but tensors."""
 
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import IO, cast
 
 import torch
 from torch import Tensor, nn
 
-from fsl_dist.errors import ConfigError, TrainingError, VersionError
+from fsl_dist.errors import ConfigError, RequestError, TrainingError, VersionError
 from fsl_dist.finite import NOT_FINITE, find_non_finite
 from index.base.checksums import encode_json, read_json
-from index.base.files import Owner, crc32_of_file, publish_folder, remove_folder
+from index.base.files import Owner, crc32_of_file, publish_folder, remove_folder, write_atomic
 from index.base.object_cache import bring, put_appended
 from index.base.settings import validate
 
 TENSORS = "state.pt"
 FACTS = "checkpoint.json"
+_STAGING = ".staging-"
 _WAY_OUT = "remove the folder to resume from the checkpoint before it"
 
 
@@ -42,6 +45,12 @@ class Progress:
     """validations without a better value"""
     start_value: float | None = None
     """validation value before the first step; None = the run did not validate then"""
+    owes_validation: bool = False
+    """whether the run was stopped between its last step and the validation that follows it"""
+    skipped_steps: int = 0
+    """steps whose outputs, loss or gradient were not finite, which changed nothing"""
+    bad_in_a_row: int = 0
+    """of them, those since the last sound step"""
 
     def validated(self, value: float) -> "Progress":
         """The same place after a validation whose value is `value`."""
@@ -66,6 +75,17 @@ class Checkpoint:
     """fingerprint of the catalogue it was trained on"""
     crc32: int
     """of the tensors' file"""
+    statistics: Tensor
+    """float [world_size, n]: batch norm's running statistics of each worker of a run that was stopped in the middle of an
+    epoch; [0] where one was not, or had one worker"""
+
+    def check_catalogue(self, fingerprint: str, dataset: str) -> None:
+        """Raise TrainingError where it was trained on another catalogue than that of `dataset`."""
+        if self.catalogue != fingerprint:
+            raise TrainingError(
+                f"{self.folder} was trained on catalogue {self.catalogue[:12]}, data.dataset={dataset} is {fingerprint[:12]} "
+                "(train into a new run.dir, or point data.dataset at the data set of the run)"
+            )
 
     @property
     def trained(self) -> dict[str, Tensor]:
@@ -91,27 +111,57 @@ class CheckpointFolder:
         method: dict[str, Tensor | str | int],
         catalogue: str,
         average: dict[str, Tensor] | None = None,
+        statistics: Tensor | None = None,
     ) -> Path:
-        """Publish a checkpoint; raises StaleOwnerError when another process has taken over the run."""
+        """Publish a checkpoint.
+
+        Raises StaleOwnerError when another process has taken over the run, TrainingError where it cannot be written, such as
+        on a full disk; then nothing is left of it, and the checkpoints before it stay.
+        """
         final = self.folder / step_name(progress.global_step)
         # The owner's epoch keeps a stale process and its successor out of each other's staging folder.
-        staging = self.folder / f".staging-{final.name}-{self.owner.epoch if self.owner else 0}"
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
+        staging = self.folder / f"{_STAGING}{final.name}-{self.owner.epoch if self.owner else 0}"
         tensors = {
             "network": network,
             "average": average or {},
             "optimizer": optimizer,
             "method": {name: value for name, value in method.items() if isinstance(value, Tensor)},
+            **({} if statistics is None else {"statistics": statistics}),
         }
-        torch.save(tensors, staging / TENSORS)
+        try:
+            self._publish(staging, final, tensors, progress, method, catalogue)
+        except OSError as error:
+            raise TrainingError(
+                f"the checkpoint {final} cannot be written: {error.strerror or error}; {self._describe_kept()} (make room, "
+                "then resume=True continues)"
+            ) from error
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        return final
+
+    def _describe_kept(self) -> str:
+        latest = self.latest()
+        return "there is none before it" if latest is None else f"{latest} is kept"
+
+    def _publish(
+        self,
+        staging: Path,
+        final: Path,
+        tensors: dict,
+        progress: Progress,
+        method: dict[str, Tensor | str | int],
+        catalogue: str,
+    ) -> None:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        save_tensors(tensors, staging / TENSORS)
         facts = {
             "progress": {key: value for key, value in asdict(progress).items() if value != float("-inf")},
             "method": {name: value for name, value in method.items() if not isinstance(value, Tensor)},
             "catalogue": catalogue,
             "crc32": crc32_of_file(staging / TENSORS),
         }
-        (staging / FACTS).write_bytes(encode_json(facts, final.name))
+        write_atomic(staging / FACTS, encode_json(facts, final.name))
         if self.owner:
             self.owner.check()
         for name in ("metrics.jsonl", "tensorboard"):  # what leads up to it, before it
@@ -120,7 +170,26 @@ class CheckpointFolder:
         # the restart; the newer one takes its place.
         remove_folder(final)
         publish_folder(staging, final)
-        return final
+
+    def sweep(self) -> None:
+        """Remove what killed processes left half written. Only the owner may: whoever wrote it is fenced off."""
+        for staging in self.folder.glob(f"{_STAGING}*"):
+            shutil.rmtree(staging, ignore_errors=True)
+
+    def go_back(self, step: int) -> Path:
+        """Remove the checkpoints after `step`, the newest first, so that the run resumes from it; returns its folder.
+
+        RequestError, which names those that there are, where there is none of this step.
+        """
+        finished = self.finished()
+        folder = self.folder / step_name(step)
+        if folder not in finished:
+            names = ", ".join(str(read_progress(one).global_step) for one in finished) or "none"
+            raise RequestError(f"from_step={step} is no checkpoint of {self.run}; there are: {names}")
+        read_checkpoint(folder, torch.device("cpu"))  # sound, before any other is removed
+        for newer in reversed(finished[finished.index(folder) + 1 :]):
+            remove_folder(newer)
+        return folder
 
     def prune(self) -> list[Path]:
         """Remove all but the newest `keep` checkpoints, the best one and the start; returns those that stay."""
@@ -161,6 +230,37 @@ class CheckpointFolder:
             return None
         folder = self.folder / step_name(read_progress(latest).best_step)
         return folder if (folder / FACTS).is_file() else None
+
+
+class _Writing:
+    """A file that remembers why it could not be written: torch raises a RuntimeError without the reason."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def save_tensors(tensors: dict, path: Path) -> None:
+    """`torch.save`, forced to the disk; OSError, with the system's reason, where it cannot be written."""
+    with path.open("wb", buffering=0) as file:
+        writing = _Writing(file)
+        try:
+            torch.save(tensors, cast("IO[bytes]", writing))
+        except (RuntimeError, OSError) as error:
+            if writing.error is None:
+                raise
+            raise OSError(writing.error.errno, writing.error.strerror, str(path)) from error
+        os.fsync(file.fileno())
 
 
 def step_name(global_step: int) -> str:
@@ -233,6 +333,7 @@ def read_checkpoint(folder: Path, device: torch.device) -> Checkpoint:
         tensors["method"] | facts.method,
         facts.catalogue,
         facts.crc32,
+        tensors.get("statistics", torch.zeros(0)),
     )
 
 

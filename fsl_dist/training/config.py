@@ -98,6 +98,12 @@ class TrainingConfig:
     """steps between two checkpoints; 0 = at the end of every epoch. A better validation always writes one"""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
     """newest checkpoints kept in addition to the best one"""
+    grace_s: Annotated[float, Field(gt=0)] = 25.0
+    """seconds after SIGTERM or Ctrl-C within which the step under way is finished and a checkpoint is written; what takes
+    longer is ended, and the last checkpoint counts. Kubernetes gives 30 s before it kills"""
+    max_bad_steps: Annotated[int, Field(ge=1)] = 3
+    """steps in a row with outputs, a loss or a gradient that are not finite which end the run; fewer are skipped: the weights
+    stay as they were. Weights that are not finite end it at once"""
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """forward pass; auto: bf16 on a GPU, float32 on a CPU. Losses and distances are float32 always"""
     compile: bool = False

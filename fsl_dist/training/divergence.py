@@ -1,4 +1,4 @@
-"""When training has come to what is not finite: the error that stops it, and what that error says.
+"""When training has come to what is not finite: which steps are skipped, the error that ends the run, and what it says.
 
 The outputs of the network are looked at in every step, whatever the method: a loss proves nothing, since a hinge over distances
 of NaN is 0. What is read of a step anyway carries the answer, so a GPU does not wait once more for it.
@@ -6,9 +6,9 @@ of NaN is 0. What is read of a step anyway carries the answer, so a GPU does not
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,9 +21,16 @@ from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.distributed import WorkerGroup
 from fsl_dist.errors import TrainingError
 from fsl_dist.finite import NOT_FINITE, describe_bad, find_non_finite, first_bad_row
+from fsl_dist.training.checkpoint import CheckpointFolder, Progress, read_progress
+from index.vectors import MAX_NORM
 
 if TYPE_CHECKING:
     from fsl_dist.training.step import PlannedStep
+
+log = logging.getLogger(__name__)
+
+_NUM_NAMED = 5
+"""samples of a step that an error names"""
 
 _NOWHERE = [2**62, 2**62]
 """a batch and a row behind all others"""
@@ -54,10 +61,11 @@ class OutputRows:
 class DivergedError(TrainingError):
     """A step came to what is not finite: a row of the network's outputs, or the loss or gradient, in words."""
 
-    def __init__(self, planned: PlannedStep, what: BadRow | str) -> None:
-        super().__init__(planned, what)
+    def __init__(self, planned: PlannedStep, what: BadRow | str, is_asked_to_stop: bool = False) -> None:
+        super().__init__(planned, what, is_asked_to_stop)
         self.planned = planned
         self.what = what
+        self.is_asked_to_stop = is_asked_to_stop
 
     def __str__(self) -> str:
         is_text = isinstance(self.what, str)
@@ -76,23 +84,82 @@ def find_bad_row(forwarded: list[OutputRows], group: WorkerGroup, device: torch.
     return BadRow(*min(everyones))
 
 
-@contextmanager
-def explaining_divergence(
-    config: RunConfig, catalogue: Catalogue, network: nn.Module, epoch: int
-) -> Iterator[None]:
-    """Raise a DivergedError of a step of `epoch` as a TrainingError that names step, sample, file, row and the way out."""
-    try:
-        yield
-    except DivergedError as error:
+def check_gradient(norm: Tensor, planned: PlannedStep, is_asked_to_stop: bool = False) -> float:
+    """The norm of a step's gradient as a number; DivergedError where it is not finite, or its square would soon not be."""
+    value = float(norm)
+    if not value <= MAX_NORM:
+        raise DivergedError(planned, f"the norm of the gradient is {value:g}", is_asked_to_stop)
+    return value
+
+
+class BadSteps:
+    """What becomes of steps that are not finite: skipped, until too many come in a row or the weights are not finite either."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        catalogue: Catalogue,
+        network: nn.Module,
+        checkpoints: CheckpointFolder,
+        group: WorkerGroup,
+    ) -> None:
+        self._config = config
+        self._catalogue = catalogue
+        self._network = network
+        self._checkpoints = checkpoints
+        self._group = group
+        self._seen: list[str] = []
+
+    def skip(self, error: DivergedError, progress: Progress) -> Progress:
+        """`progress` with one more skipped step. Collective.
+
+        Raises TrainingError, the same on every worker, which names step, samples, the checkpoint to go back to and the way
+        out: where the weights, which the step has not changed, are not finite, and at `training.max_bad_steps` in a row.
+        """
+        what = self._describe(error)
+        if progress.bad_in_a_row == 0:
+            self._seen = []
+        self._seen.append(what)
+        in_a_row, most = progress.bad_in_a_row + 1, self._config.training.max_bad_steps
+        place = f"step {error.planned.step + 1} of epoch {progress.epoch + 1}"
+        # Statistics of batch norm are a worker's own.
+        are_weights_bad = self._group.first_text(find_non_finite(self._network)) != ""
+        if are_weights_bad or in_a_row >= most:
+            repeated = f", the last of {in_a_row} in a row which are not finite" if in_a_row > 1 else ""
+            earlier = (
+                "".join(f"; before it, {seen}" for seen in self._seen[:-1]) if not are_weights_bad else ""
+            )
+            raise TrainingError(
+                f"training diverged at {place} with method.kind={self._config.method.kind}{repeated}: {what}{earlier} "
+                f"({_remedies(self._config, self._network)}{describe_way_back(self._checkpoints)})"
+            ) from error
+        if self._group.is_first:
+            log.warning(
+                "%s is skipped: %s (training.max_bad_steps=%d of them in a row end the run)",
+                place,
+                what,
+                most,
+            )
+        return replace(progress, skipped_steps=progress.skipped_steps + 1, bad_in_a_row=in_a_row)
+
+    def _describe(self, error: DivergedError) -> str:
         planned, what = error.planned, error.what
         if isinstance(what, BadRow):
             ids = planned.batches[what.batch].ids
-            sample = catalogue.describe_sample(int(ids[what.row]))
-            what = f"the output for {sample}, row {what.row} of the {len(ids)} of its batch, {describe_bad(network)}"
-        raise TrainingError(
-            f"training diverged at step {planned.step + 1} of epoch {epoch + 1} with method.kind={config.method.kind}: {what} "
-            f"({_remedies(config, network)})"
-        ) from error
+            sample = self._catalogue.describe_sample(int(ids[what.row]))
+            return f"the output for {sample}, row {what.row} of the {len(ids)} of its batch, {describe_bad(self._network)}"
+        ids = np.concatenate([batch.ids for batch in planned.batches])
+        keys = ", ".join(f"'{key}'" for key in self._catalogue.keys(ids[:_NUM_NAMED]))
+        return f"{what}, of {len(ids)} images: {keys}{', …' if len(ids) > _NUM_NAMED else ''}"
+
+
+def describe_way_back(checkpoints: CheckpointFolder) -> str:
+    """The checkpoint to go back to, the best or else the newest before the bad steps, as the end of a way out; empty where
+    there is none."""
+    for folder in (checkpoints.best(), *reversed(checkpoints.finished())):
+        if folder is not None and (progress := read_progress(folder)).bad_in_a_row == 0:
+            return f"; resume=True with from_step={progress.global_step} goes back to {folder}"
+    return ""
 
 
 def check_trained(

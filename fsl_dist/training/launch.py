@@ -2,10 +2,11 @@
 
 import dataclasses
 import logging
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,9 +27,11 @@ from fsl_dist.training.runlog import RunFollower, describe_progress, last_step, 
 from fsl_dist.training.splits import NO_VALIDATION, check_classes, check_stop, describe_gaps, split_run
 from fsl_dist.training.trackers.sending import IDS_FILE, check_trackers, tracking
 from fsl_dist.training.trained import resolve_weights
-from index.base.files import Owner, remove_file, remove_folder, write_atomic
+from index.base.files import Owner, remove_file, remove_folder, remove_unfinished, write_atomic
 from index.base.object_cache import bring
+from index.base.stopping import Stopped, StopRequest, answering_signals, number_of
 from index.runtime import flushing_denormals
+from index.versions import STAGING
 
 log = logging.getLogger(__name__)
 
@@ -67,19 +70,26 @@ def train_run(
     config: RunConfig,
     *,
     resume: bool = False,
+    from_step: int | None = None,
     show: Callable[[str], None] | None = None,
     watch: Watch | None = None,
     sweep: Path | None = None,
+    stop: StopRequest | None = None,
 ) -> TrainingSummary:
     """Train `config`, from the last checkpoint with `resume`, and return how it ended.
 
     Where `workers` ask for Ray, the cluster that this process is connected to is used, else the one of RAY_ADDRESS, else
-    one is started. show: prints a progress line. watch: may end the run after a validation. sweep: folder of the sweep
-    that the run is a trial of; `run.trackers` group its trials. Whoever trained this run before and still lives can no longer write once this call
+    one is started. from_step: the checkpoint to resume from, in place of the last; those after it are removed. show: prints a
+    progress line. watch: may end the run after a validation. sweep: folder of the sweep
+    that the run is a trial of; `run.trackers` group its trials. stop: asks the run to stop, in addition to Ctrl-C and SIGTERM,
+    which only the main thread gets. Whoever trained this run before and still lives can no longer write once this call
     has begun.
 
-    Raises RequestError for a folder that holds a run (without `resume`) and whatever the data cannot serve.
+    Raises RequestError for a folder that holds a run (without `resume`) and whatever the data cannot serve, and Stopped where
+    the run was asked to stop: its text names the checkpoint that is kept.
     """
+    if from_step is not None and not resume:
+        raise RequestError(f"from_step={from_step} is where a run is resumed from; it needs resume=True")
     run = check_folder(config, resumes=resume)
     checkpoints = CheckpointFolder(run, keep=config.training.keep_checkpoints, owner=None)
     check_trackers(config)
@@ -95,11 +105,15 @@ def train_run(
     owner = Owner.claim(run)
     # At an object store, what is there counts, and nothing that a killed process did not get there.
     bring(run, wanted=lambda name: not name.startswith(("owner/", "ray/", "index/")), removes_others=True)
+    sweep_litter(run)
+    if from_step is not None:
+        checkpoints.refresh()
+        checkpoints.go_back(from_step)
     write_atomic(run / CONFIG_FILE, encode_config(config))
     try:
         with tracking(config, sweep) as facts:
             with _progress_lines(config, num_steps, show):
-                _train(config, owner, watch)
+                _train(config, owner, watch, stop)
             summary = _summarise(config, checkpoints, time.perf_counter() - started)
             facts.update(summary.facts())
     except RequestError:
@@ -112,17 +126,63 @@ def train_run(
     return summary
 
 
-def _train(config: RunConfig, owner: Owner, watch: Watch | None) -> None:
+def _train(config: RunConfig, owner: Owner, watch: Watch | None, stop: StopRequest | None) -> None:
+    """Train to the end; Stopped, which says what is kept, where the run was asked to stop before."""
+    with ExitStack() as stack:
+        if config.uses_ray:
+            from fsl_dist.training.ray.session import ray_session
+
+            stack.enter_context(ray_session(config.num_cpus))
+        if stop is None:
+            stop = stack.enter_context(
+                answering_signals(
+                    config.training.grace_s,
+                    "this step and a checkpoint",
+                    describe=lambda: describe_stopped(config),
+                )
+            )
+        try:
+            if _train_until(config, owner, watch, stop):
+                raise Stopped(number=stop.number)
+        except KeyboardInterrupt as error:
+            raise Stopped(describe_stopped(config), number_of(error)) from None
+
+
+def _train_until(config: RunConfig, owner: Owner, watch: Watch | None, stop: StopRequest) -> bool:
+    """Train to the end, or until asked to stop; returns whether the latter."""
     if config.uses_ray:
-        from fsl_dist.training.ray.session import ray_session
         from fsl_dist.training.ray.train import train_on_ray
 
-        with ray_session(config.num_cpus):
-            train_on_ray(config, owner, watch)
-        return
+        return train_on_ray(config, owner, watch, stop)
     has_gpu = torch.cuda.is_available() and config.workers.gpu == "auto"
     device = torch.device("cuda:0" if has_gpu else "cpu")
-    Trainer(config, group=WorkerGroup(), device=device, owner=owner, watch=watch).train()
+    trainer = Trainer(config, group=WorkerGroup(), device=device, owner=owner, watch=watch, stop=stop)
+    trainer.train()
+    return trainer.has_stopped
+
+
+def describe_stopped(config: RunConfig) -> str:
+    """What is kept of a run that was stopped, and how it continues: one line."""
+    run = Path(config.run.dir)
+    checkpoints = CheckpointFolder(run, keep=1, owner=None)
+    latest = checkpoints.latest()
+    if latest is None:
+        return f"stopped: {run} has no checkpoint yet (training it with resume=True and run.dir={run} begins again)"
+    progress, line = read_progress(latest), last_step(run)
+    lost = max(0, line["step"] - progress.global_step) if line else 0
+    late = f"; {lost} steps after it are repeated" if lost else ""
+    return (
+        f"stopped: {latest} is kept, after step {progress.global_step}{late} "
+        f"(training with resume=True and run.dir={run} continues)"
+    )
+
+
+def sweep_litter(run: Path) -> None:
+    """Remove what killed processes left half written in a run's folder. Call it as its owner: those before are fenced off."""
+    CheckpointFolder(run, keep=1, owner=None).sweep()
+    remove_unfinished(run)
+    for staging in run.glob(f"index/*/{STAGING}"):
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def check_run(

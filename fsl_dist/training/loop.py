@@ -5,10 +5,9 @@ It starts from whatever checkpoint the run's folder holds, so starting and resum
 
 import dataclasses
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -18,25 +17,21 @@ from torch.nn.parallel import DistributedDataParallel
 from fsl_dist.config import RunConfig
 from fsl_dist.data.loader import Loader, Source, open_source
 from fsl_dist.distributed import WorkerGroup
-from fsl_dist.embedder import Embedder, SelectionIndex, TableMiners
-from fsl_dist.errors import TrainingError
+from fsl_dist.embedder import Embedder, EmbeddingStopped, SelectionIndex, TableMiners
 from fsl_dist.methods.method import Method
 from fsl_dist.methods.mining.neighbour_table import NeighbourTable
-from fsl_dist.models.backbones import build_network
-from fsl_dist.models.batch_norm import apply_batch_norm, resolve_batch_norm, running_statistics
-from fsl_dist.models.embedding import Network
-from fsl_dist.seeding import generator
 from fsl_dist.training.checkpoint import (
     CheckpointFolder,
     Progress,
+    check_weights,
     load_weights,
     read_checkpoint,
     step_name,
     tables_in,
     tables_of,
 )
-from fsl_dist.training.compiler import check_compiler
-from fsl_dist.training.divergence import DivergedError, check_trained, explaining_divergence
+from fsl_dist.training.divergence import BadSteps, DivergedError, check_gradient, check_trained
+from fsl_dist.training.network import RunningStatistics, build_trained, check_compiler, seed_dropout
 from fsl_dist.training.optimizer import build_optimizer, clip_gradient, restore_optimizer, set_learning_rate
 from fsl_dist.training.runlog import RunLog
 from fsl_dist.training.schedule import is_used_up, learning_rate
@@ -45,6 +40,7 @@ from fsl_dist.training.step import PlannedStep, planned_steps, run_step, step_re
 from fsl_dist.training.validation import Validation
 from fsl_dist.training.weight_average import WeightAverage
 from index.base.files import Owner
+from index.base.stopping import StopRequest
 
 log = logging.getLogger(__name__)
 
@@ -69,10 +65,12 @@ class Trainer:
         splits: RunSplits | None = None,
         watch: Watch | None = None,
         start_competes: bool = True,
+        stop: StopRequest | None = None,
     ) -> None:
         """`splits`: in place of the data set's own, for training on a selection of one's own. `watch`: may end the run.
 
         `start_competes`: the network is validated before its first step too, and stays the best where nothing is better.
+        `stop`: asks this worker, and so all of them, to stop with a checkpoint between two steps.
         """
         if config.training.compile:
             check_compiler()
@@ -82,6 +80,9 @@ class Trainer:
         self.watch = watch
         self.start_competes = start_competes and config.training.validate_start
         self.is_ended = False
+        self.stop = stop or StopRequest()
+        self.has_stopped = False
+        """whether the run was asked to stop and did, on all workers"""
         self.run = Path(config.run.dir)
         self.use_bf16 = config.training.uses_bf16(device.type)
         self.source: Source = open_source(
@@ -91,7 +92,8 @@ class Trainer:
         self.splits: RunSplits = splits or split_run(self.catalogue, config)
         self.decides = decides(self.splits, config)
         self.method: Method = config.build_method(self.catalogue, self.splits.train, device)
-        self.network = self._build_network()
+        network, self.is_ghost = build_trained(config, self.source, self.method, group)
+        self.network = network.to(device)
         self.optimizer = build_optimizer(
             self.network,
             config.training,
@@ -101,12 +103,14 @@ class Trainer:
             layer_decay=config.backbone.layer_decay,
         )
         self.average = WeightAverage(config.training.ema)
+        self.statistics = RunningStatistics(self.network, self.average, group)
         self.progress = Progress()
         self._saved: Progress | None = None
         self._said_s = float("-inf")
         self.checkpoints = CheckpointFolder(self.run, keep=config.training.keep_checkpoints, owner=owner)
         self.checkpoints.refresh()
         self._restore()
+        self.bad_steps = BadSteps(config, self.catalogue, self.network, self.checkpoints, group)
         self.forward: torch.nn.Module = self._wrap()
         self.embedder = Embedder(
             self.network,
@@ -130,39 +134,10 @@ class Trainer:
             config, self.catalogue, self.splits, self.method, self.embedder, self.train_index, owner
         )
 
-    def _build_network(self) -> Network:
-        torch.manual_seed(int(generator(self.config.run.seed, "network").integers(2**63)))
-        network = build_network(
-            self.config.backbone,
-            sample_shape=self.source.sample_shape,
-            num_classes=self.method.num_outputs,
-            normalise=self.method.normalise,
-            outputs_embeddings=self.method.outputs_embeddings,
-        )
-        mode = resolve_batch_norm(
-            self.config.backbone.batch_norm,
-            is_global=self.method.is_global,
-            is_chunked=self.config.training.chunk_size > 0,
-            has_weights=self.config.backbone.starts_from_weights,
-        )
-        apply_batch_norm(network, mode)
-        self.is_ghost = mode == "ghost"
-        if (
-            mode == "batch"
-            and self.group.world_size > 1
-            and self.group.is_first
-            and running_statistics(network)
-        ):
-            log.info(
-                "backbone.batch_norm=batch: statistics are each worker's own, so results depend on workers.num=%d",
-                self.group.world_size,
-            )
-        return network.to(self.device)
-
     def _wrap(self) -> torch.nn.Module:
         forward: torch.nn.Module = self.network
         if self.group.world_size > 1:
-            # Buffers are batch norm's statistics: averaged by average_statistics, never overwritten by rank 0's.
+            # Buffers are batch norm's statistics: averaged by `statistics`, never overwritten by rank 0's.
             forward = DistributedDataParallel(
                 self.network, forward_sync_buffers=False, gradient_as_bucket_view=True
             )
@@ -175,26 +150,19 @@ class Trainer:
         if folder is None:
             return
         checkpoint = read_checkpoint(folder, self.device)
-        if checkpoint.catalogue != self.catalogue.fingerprint:
-            raise TrainingError(
-                f"{folder} was trained on catalogue {checkpoint.catalogue[:12]}, data.dataset="
-                f"{self.config.data.dataset} is {self.catalogue.fingerprint[:12]} "
-                "(train into a new run.dir, or point data.dataset at the data set of the run)"
-            )
+        checkpoint.check_catalogue(self.catalogue.fingerprint, self.config.data.dataset)
         load_weights(self.network, checkpoint.network, folder)
+        check_weights(self.network, folder)
         restore_optimizer(self.optimizer, checkpoint.optimizer, folder)
         self.average.state = checkpoint.average
+        self.statistics.restore(checkpoint.statistics)
         self.method.load_state(checkpoint.method)
         self.progress = self._saved = checkpoint.progress
         if self.group.is_first:
             log.info("resuming %s from step %d", self.run, self.progress.global_step)
 
-    def average_statistics(self) -> None:
-        """Average batch norm's running statistics over the workers: before scores, k-means, mining, checkpoints."""
-        self.group.average_([*running_statistics(self.network), *self.average.running_statistics()])
-
     def train(self) -> Progress:
-        """Train until the epochs, the images or the patience are used up; returns where the run ended."""
+        """Train until the epochs, the images or the patience are used up, or a stop; returns where the run ended."""
         with ExitStack() as stack:
             runlog = None
             if self.group.is_first:
@@ -204,12 +172,13 @@ class Trainer:
                 stack.enter_context(runlog)
             is_unscored = self.progress.global_step == 0 and self.progress.start_value is None
             if self.decides and self.start_competes and is_unscored:
-                self._validate_start(runlog)
+                with self._stopping_embeddings():
+                    self._validate_start(runlog)
             self._started_s = time.monotonic() - self.progress.seconds
-            while not self._is_over():
+            while not self.has_stopped and (not self._is_over() or self.progress.owes_validation):
                 self._train_epoch(runlog)
-            if self.progress != self._saved:
-                self._write_checkpoint()
+            if self.progress != self._saved and (self.progress.global_step or not self.has_stopped):
+                self._write_checkpoint(is_stop=self.has_stopped)
         self.source.close()
         return self.progress
 
@@ -219,7 +188,10 @@ class Trainer:
     def _train_epoch(self, runlog: RunLog | None) -> None:
         epoch, num_steps = self.progress.epoch, self.method.num_steps()
         step = self.progress.step
-        while step < num_steps and not self._is_over():
+        self.has_stopped = self.group.any(self.stop.is_set, self.device)
+        if self.has_stopped:
+            return
+        while step < num_steps and not self._is_over() and not self.has_stopped:
             extra: dict[str, float] = {}
             if self.method.prepares_at(epoch, step):
                 extra = self._prepare(epoch)
@@ -228,15 +200,23 @@ class Trainer:
             )
             self._train_steps(epoch, range(step, until), runlog, extra)
             step = until
+        if self.has_stopped and self.progress.step < num_steps and not self._is_over():
+            return
+        before = dataclasses.replace(self.progress, owes_validation=True)
+        self.progress = dataclasses.replace(self.progress, owes_validation=False)
         if self.progress.step >= num_steps:
             self.progress = dataclasses.replace(self.progress, epoch=epoch + 1, step=0)
-        is_better = self._validate(epoch, runlog)
+        with self._stopping_embeddings():
+            is_better = not self.has_stopped and self._validate(epoch, runlog)
+        if self.has_stopped:  # resumed, it begins with this validation
+            self.progress = before
+            return
         if is_better or self.config.training.checkpoint_steps == 0 or self._is_checkpoint_due():
             self._write_checkpoint()
 
     def _prepare(self, epoch: int) -> dict[str, float]:
         started = time.perf_counter()
-        self.average_statistics()
+        self.statistics.average()
         self.train_index.move_to(step_name(self.progress.global_step))
         metrics = self.method.prepare(epoch, self.progress.global_step, self.train_index, self.group)
         return {**metrics, "time/prepare_s": time.perf_counter() - started}
@@ -252,11 +232,10 @@ class Trainer:
             chunk_size=self.config.training.chunk_size,
         )
         self.network.train()
-        explained = explaining_divergence(self.config, self.catalogue, self.network, epoch)
-        with explained, Loader(self.source, requests, self.config.data.prefetch) as loader:
+        with Loader(self.source, requests, self.config.data.prefetch) as loader:
             waited_s, started = 0.0, time.perf_counter()
             for planned, images in planned_steps(loader):
-                found = self.take_step(planned, images)
+                found = self._take_or_skip(planned, images)
                 num_images = planned.num_images
                 self._advance(planned.step, num_images)
                 step_s = time.perf_counter() - started
@@ -274,12 +253,30 @@ class Trainer:
                 # The end of an epoch decides for itself, after its validation.
                 if planned.step + 1 < self.method.num_steps() and self._is_checkpoint_due():
                     self._write_checkpoint()
-                if self._is_over():
+                if self._is_over() or self.has_stopped:
                     break
 
+    def _take_or_skip(self, planned: PlannedStep, images: Iterator[Tensor]) -> dict[str, float]:
+        """The metrics of a step; of one that is not finite only how many were skipped."""
+        kept = self.statistics.copy()
+        try:
+            found = self.take_step(planned, images)
+            self.progress = dataclasses.replace(self.progress, bad_in_a_row=0)
+        except DivergedError as error:
+            self.statistics.put_back(kept)
+            self.has_stopped = error.is_asked_to_stop
+            self.progress = self.bad_steps.skip(error, self.progress)
+            found = {}
+        if self.progress.skipped_steps:
+            found["train/skipped_steps"] = float(self.progress.skipped_steps)
+        return found
+
     def take_step(self, planned: PlannedStep, images: Iterator[Tensor]) -> dict[str, float]:
-        """One optimizer step on a planned step's images (see `run_step`): its metrics, reduced. Collective."""
-        self._seed_step()
+        """One optimizer step on a planned step's images (see `run_step`): its metrics, reduced. Collective.
+
+        Raises DivergedError, the same on every worker, before anything but batch norm's statistics has changed.
+        """
+        seed_dropout(self.config.run.seed, self.progress.global_step, self.group.rank, self.device)
         self.optimizer.zero_grad(set_to_none=True)
         result = run_step(
             self.forward,
@@ -289,8 +286,10 @@ class Trainer:
             group=self.group,
             device=self.device,
             use_bf16=self.use_bf16,
+            is_asked_to_stop=self.stop.is_set,
         )
         norm = clip_gradient(self.network, self.config.training.clip_norm)
+        grad_norm = check_gradient(norm, planned, result.is_asked_to_stop)
         lr = learning_rate(
             self.config.training,
             self.progress,
@@ -303,19 +302,19 @@ class Trainer:
         merged = self.method.finish_step(
             self.progress.global_step, planned.batches, result.updates, self.group
         )
-        grad_norm = float(norm)
-        if not math.isfinite(grad_norm):
-            raise DivergedError(planned, f"the norm of the gradient is {grad_norm}")
+        self.has_stopped = result.is_asked_to_stop
         return {**result.metrics, **merged, "train/lr": lr, "train/grad_norm": grad_norm}
 
-    def _seed_step(self) -> None:
-        """Dropout and stochastic depth draw from (seed, step, rank): a resumed step draws what it drew before."""
-        draw = generator(self.config.run.seed, "dropout", self.progress.global_step, self.group.rank)
-        seed = int(draw.integers(2**63))
-        # torch.manual_seed also tells the devices that are not there, and notes the stack for each: 0.4 ms.
-        torch.default_generator.manual_seed(seed)
-        if self.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+    @contextmanager
+    def _stopping_embeddings(self) -> Iterator[None]:
+        """Leave the block between two batches that are embedded, on all workers, where one is asked to stop."""
+        self.embedder.stop = self.stop
+        try:
+            yield
+        except EmbeddingStopped:
+            self.has_stopped = True
+        finally:
+            self.embedder.stop = None
 
     def _advance(self, step: int, num_images: int) -> None:
         self.progress = dataclasses.replace(
@@ -352,7 +351,7 @@ class Trainer:
         is_due = (epoch + 1) % settings.validate_every == 0 or (self.decides and self._is_over())
         if not is_due or not (self.decides or settings.log_train_knn):
             return False
-        self.average_statistics()
+        self.statistics.average()
         with self.average.in_place_of(self.network):
             weights = "average" if self.average.state else "step"
             self.train_index.move_to(f"{weights}-{self.progress.global_step:08d}")
@@ -377,8 +376,10 @@ class Trainer:
             log.info("epoch %d: validation %s %.4f%s", epoch + 1, self.config.stop_metric, value, best)
         return is_better
 
-    def _write_checkpoint(self) -> None:
-        self.average_statistics()
+    def _write_checkpoint(self, *, is_stop: bool = False) -> None:
+        # Averaged, a run that is stopped in the middle of an epoch would resume with other roundings than its own.
+        of_workers = self.statistics.of_workers() if is_stop else None
+        self.statistics.average()
         check_trained(self.network, self.average.state, self.config, self.progress.global_step)
         self._saved = self.progress
         state = self.method.state()
@@ -390,6 +391,7 @@ class Trainer:
                 optimizer=self.optimizer.state_dict(),
                 method=state,
                 catalogue=self.catalogue.fingerprint,
+                statistics=of_workers,
             )
             tables = tables_of(self.checkpoints.prune()) | tables_in(state)
             NeighbourTable.prune(self.run / "mining", keep=tables)

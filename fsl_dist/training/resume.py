@@ -34,6 +34,7 @@ _SURROUNDINGS = (
     "data.max_read_gap_bytes",
     "data.check_reads",
     "data.max_bad_fraction",
+    "training.grace_s",
     "training.keep_checkpoints",
     "training.checkpoint_steps",
     "training.compile",
@@ -44,6 +45,7 @@ _WAY_ON = (
     "training.epochs",
     "training.images",
     "training.minutes",
+    "training.max_bad_steps",
     "training.patience",
     "training.validate_every",
     "training.lr",  # lr, lr_milestones, lr_gamma

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from fsl_dist.errors import TrainingError
 from index.base.checksums import decode_line, encode_line, read_lines
 from index.base.errors import RequestError, VersionError
 from index.base.extras import require
@@ -43,20 +44,23 @@ class RunLog:
             owner.check()
         kept = [line for line in read_metrics(run) if line["step"] <= from_step]
         write_atomic(path, "".join(map(encode_line, kept)).encode())
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("ab", buffering=0)
         self._board = None
         if "tensorboard" in config.run.trackers:
             self._board = _open_board(run, purge_step=from_step + 1, flush_secs=10)
         self._last_check = 0.0
 
     def write(self, global_step: int, epoch: int, metrics: dict[str, float]) -> None:
-        """Append one line; raises StaleOwnerError when another process has taken over the run."""
+        """Append one line.
+
+        Raises StaleOwnerError when another process has taken over the run, TrainingError where the line cannot be written,
+        such as on a full disk; then nothing of it is left.
+        """
         # Fencing costs a directory listing: twice a second is soon enough beside the check at each checkpoint.
         if self.owner and time.monotonic() - self._last_check > 0.5:
             self.owner.check()
             self._last_check = time.monotonic()
-        self._file.write(encode_line({"step": global_step, "epoch": epoch, **metrics}))
-        self._file.flush()
+        self._append(encode_line({"step": global_step, "epoch": epoch, **metrics}).encode())
         if self._board is None:
             return
         from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
@@ -70,6 +74,19 @@ class RunLog:
                 "run.trackers=tensorboard: nothing more is written, %s", " ".join(str(error).split())
             )
             self._board = None
+
+    def _append(self, line: bytes) -> None:
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            # Unbuffered: a full disk takes a part of it, and the next call says why.
+            while line:
+                line = line[self._file.write(line) :]
+        except OSError as error:
+            os.ftruncate(self._file.fileno(), size)
+            raise TrainingError(
+                f"{self._run / METRICS_FILE} cannot be written: {error.strerror or error}; what is in it and the checkpoints of "
+                f"{self._run} are kept (make room, then resume=True continues)"
+            ) from error
 
     def __enter__(self) -> "RunLog":
         return self

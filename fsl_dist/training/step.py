@@ -5,6 +5,7 @@ batch is cut into rows and the outputs are gathered (global batches). The gradie
 loss Σ weight·loss / Σ weight: each worker scales by the world size, which DDP's averaging takes away again.
 """
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +24,9 @@ from fsl_dist.methods.method import Batch, Method
 from fsl_dist.models.batch_norm import as_one_call, deal_to_groups, group_sizes
 from fsl_dist.samplers.scan import split_evenly
 from fsl_dist.training.chunked import Chunk, PieceForward, cut_chunks, cut_units
-from fsl_dist.training.divergence import BadRow, DivergedError, OutputRows, find_bad_row
+from fsl_dist.training.divergence import DivergedError, OutputRows, find_bad_row
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,9 +229,12 @@ class StepResult:
     metrics: dict[str, float]
     updates: list[tuple[int, tuple[Tensor, ...]]]
     """this worker's (batch number, contribution) to the method's memory"""
+    is_asked_to_stop: bool = False
+    """whether any worker was asked to stop; the same on all"""
 
 
 _BAD_OUTPUTS = "pieces with outputs that are not finite"
+_STOPS = "workers that were asked to stop"
 
 
 def run_step(
@@ -240,17 +246,19 @@ def run_step(
     group: WorkerGroup,
     device: torch.device,
     use_bf16: bool = False,
+    is_asked_to_stop: bool = False,
 ) -> StepResult:
     """Forward and backward of one step; leaves the step's gradient in the parameters.
 
-    network: DDP, or the bare network for one worker. images: of the step's requests, in their order. Raises DivergedError, the
-    same on every worker, where an output of the network or the loss is not finite. That is read together with the metrics: a
-    finite loss alone proves nothing, since a hinge over NaN distances is 0.
+    network: DDP, or the bare network for one worker. images: of the step's requests, in their order. is_asked_to_stop: whether
+    this worker was. Raises DivergedError, the same on every worker, where an output of the network or the loss is not finite.
+    That is read together with the metrics: a finite loss alone proves nothing, since a hinge over NaN distances is 0.
     """
     bare = network.module if isinstance(network, DistributedDataParallel) else network
     total_weight = sum(batch.weight for batch in planned.batches)
     calls = _statistics_calls(bare, planned, is_global=method.is_global, group=group)
     sums: dict[str, Tensor] = {_BAD_OUTPUTS: torch.zeros((), device=device)}
+    sums[_STOPS] = torch.full((), float(is_asked_to_stop), device=device)
     updates: list[tuple[int, tuple[Tensor, ...]]] = []
     forwarded: list[OutputRows] = []
     for position, piece in enumerate(planned.pieces):
@@ -287,11 +295,12 @@ def run_step(
             result = method.loss(in_order, batch)
         except (
             Exception
-        ) as error:  # a method may trip over NaN in any way; all workers have a global batch's rows
-            row = first_bad_row(in_order)
-            if row < 0:
+        ) as error:  # a method may trip over NaN in any way; the step's end looks at the outputs
+            if first_bad_row(in_order) < 0:
                 raise
-            raise DivergedError(planned, BadRow(piece.batch, row)) from error
+            log.debug("the loss of outputs that are not finite: %s", error)
+            work.backward(outputs.sum() * 0.0)  # the other workers wait for this one's gradient
+            continue
         work.backward(result.loss * (batch.weight / total_weight * group.world_size))
         if method.is_global and not group.is_first:
             continue  # the first worker speaks for a batch all workers have in common
@@ -302,12 +311,13 @@ def run_step(
         if result.update is not None:
             updates.append((piece.batch, result.update))
     next(calls, None)  # the last call's move
-    metrics = _reduce(sums, (_BAD_OUTPUTS, "train/loss", *method.metrics), group, device)
+    metrics = _reduce(sums, (_BAD_OUTPUTS, _STOPS, "train/loss", *method.metrics), group, device)
+    stops = metrics.pop(_STOPS) > 0
     if metrics.pop(_BAD_OUTPUTS):
-        raise DivergedError(planned, find_bad_row(forwarded, group, device))
+        raise DivergedError(planned, find_bad_row(forwarded, group, device), stops)
     if not np.isfinite(metrics["train/loss"]):
-        raise DivergedError(planned, f"the loss is {metrics['train/loss']}")
-    return StepResult(metrics, updates)
+        raise DivergedError(planned, f"the loss is {metrics['train/loss']}", stops)
+    return StepResult(metrics, updates, stops)
 
 
 def _statistics_calls(

@@ -5,6 +5,7 @@ What is refused for good (no such bucket, no rights) is one line at once. A stor
 """
 
 import functools
+import hashlib
 import logging
 import os
 import re
@@ -35,6 +36,7 @@ CONDITIONAL_BYTES = 8 << 20
 _FILES_AT_ONCE = 8  # whole files, some of them with 8 MiB in memory
 _PATIENCE_S = 120.0
 _FIRST_S = 4.0
+_MD5 = re.compile(r"[0-9a-f]{32}")
 _STATUS = re.compile(r"status code: (\d{3})")
 # Too busy, or gone for a moment; any other 4xx is an answer.
 _PASSING = {408, 425, 429}
@@ -73,6 +75,8 @@ class Bucket:
         self._has_answered = False
         self._lock = threading.Lock()
         self._away_since: float | None = None
+        self._tags_are_digests = True
+        self._other_digests: dict[str, str] = {}
 
     def get(self, key: str) -> tuple[bytes, Tag] | None:
         """An object's bytes, or None where there is none."""
@@ -80,7 +84,9 @@ class Bucket:
 
         def read() -> tuple[bytes, Tag]:
             result = obstore.get(self._store, key)
-            return bytes(result.bytes()), _tag(result.meta)
+            data, tag = bytes(result.bytes()), _tag(result.meta)
+            self._compare(key, tag, hashlib.md5(data, usedforsecurity=False).hexdigest())
+            return data, tag
 
         try:
             return self._ask(key, read)
@@ -92,18 +98,35 @@ class Bucket:
         import obstore
 
         def read() -> Tag:
-            result = obstore.get(self._store, key)
+            result, digest = obstore.get(self._store, key), hashlib.md5(usedforsecurity=False)
             with path.open("wb") as file:
                 for part in result.stream(min_chunk_size=4 << 20):
                     file.write(part)
+                    digest.update(part)
                 if file.tell() != result.meta["size"]:
                     raise _ShortReadError(f"{file.tell()} of {result.meta['size']} bytes came")
-            return _tag(result.meta)
+            tag = _tag(result.meta)
+            self._compare(key, tag, digest.hexdigest())
+            return tag
 
         try:
             return self._ask(key, read)
         except FileNotFoundError:
             return None
+
+    def _compare(self, key: str, tag: Tag, digest: str) -> None:
+        """Raise _ChangedError where bytes came that are not the object's, by the MD5 that most stores name as its tag.
+
+        Two reads that agree are right: of encrypted objects, and in some stores of all, the tag is something else.
+        """
+        wanted = tag.e_tag.strip('"')
+        if not self._tags_are_digests or not _MD5.fullmatch(wanted) or digest == wanted:
+            return
+        with self._lock:
+            self._tags_are_digests = self._other_digests.get(key) != digest
+            self._other_digests[key] = digest
+        if self._tags_are_digests:
+            raise _ChangedError(f"{self.url}/{key} changed on the way")
 
     def read_ranges(self, key: str, starts: Sequence[int], stops: Sequence[int]) -> list[bytes]:
         """Bytes [start, stop) of an object for each of the ranges, at once; FileNotFoundError where there is none."""
@@ -210,6 +233,11 @@ class Bucket:
                 if "NoSuchBucket" in str(error):
                     raise self._refusal(key, error) from None
                 raise
+            except _ChangedError as error:
+                self._note_answer()
+                if time.monotonic() - started > _PATIENCE_S:
+                    raise StorageError(f"{error}, again and again; is the connection sound?") from None
+                time.sleep(pause)
             except (_exceptions().BaseError, OSError, _ShortReadError) as error:
                 if not _is_passing(error):
                     raise self._refusal(key, error) from None
@@ -271,6 +299,10 @@ class Bucket:
 
 class _ShortReadError(Exception):
     """A download ended early."""
+
+
+class _ChangedError(Exception):
+    """Bytes of a download changed on the way."""
 
 
 @functools.cache

@@ -26,6 +26,7 @@ from typing import Any, Protocol, TypeVar
 from index.base import files
 from index.base.errors import VersionError
 from index.base.files import Owner
+from index.base.stopping import Stopped, number_of
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +148,8 @@ class WorkFolder:
     ) -> int:
         """Do those of `pieces` (by the name of the file each leaves) that are not finished.
 
-        size_of: what a piece counts for `progress`. Returns how many pieces an earlier try had finished.
+        size_of: what a piece counts for `progress`. Returns how many pieces an earlier try had finished. Stopped, which says
+        what is kept, at Ctrl-C and SIGTERM.
         """
         missing = [piece for name, piece in pieces.items() if not self.has(name)]
         num_there = len(pieces) - len(missing)
@@ -155,10 +157,19 @@ class WorkFolder:
             logger.info("resumed: %d of %d pieces of stage '%s' were there", num_there, len(pieces), stage)
         total = sum(map(size_of, pieces.values()))
         done = total - sum(map(size_of, missing))
-        for position, _ in spread(work, missing):
-            done += size_of(missing[position])
-            if progress is not None:
-                progress(stage, done, total)
+        finished = num_there
+        try:
+            for position, _ in spread(work, missing):
+                finished += 1
+                done += size_of(missing[position])
+                if progress is not None:
+                    progress(stage, done, total)
+        except KeyboardInterrupt as error:
+            raise Stopped(
+                f"stopped in stage '{stage}': {finished} of its {len(pieces)} pieces are finished and kept in {self.folder} "
+                "(the same command resumes with them)",
+                number_of(error),
+            ) from None
         return num_there
 
     def _note_path(self, name: str) -> Path:

@@ -154,10 +154,16 @@ class Staging(WorkFolder):
             check_directions(vectors, name, rows)
         self.write_vectors(versions.shard_name(shard), vectors.shape, [vectors])
 
-    def write_vectors(self, name: str, shape: tuple[int, ...], blocks: Iterable[np.ndarray]) -> None:
+    def write_vectors(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        blocks: Iterable[np.ndarray],
+        more: Mapping[str, object] | None = None,
+    ) -> None:
         """Write a file float32 `shape` = [rows, dim] from blocks of its rows, which are checked already.
 
-        Every block but the last has a multiple of SUM_ROWS rows.
+        Every block but the last has a multiple of SUM_ROWS rows. more: JSON values that are noted with the file.
         """
         total = np.zeros(shape[1])
 
@@ -171,7 +177,7 @@ class Staging(WorkFolder):
         num, dim = shape
         crc32 = files.write_vectors(self.path_of(name), (num, dim), summed())
         facts = Facts(crc32=crc32, num_vectors=num, dim=dim, total=tuple(total.tolist()))
-        self.finish(name, dump(facts), crc32=crc32)
+        self.finish(name, {**dump(facts), **(more or {})}, crc32=crc32)
 
     def train(self, config: IndexConfig) -> None:
         """Train what the shards share, on a sample of all of them that depends on their number alone; kinds that train."""

@@ -14,7 +14,6 @@ No process holds more than `memory_mb` of vectors, except for FAISS's index of o
 import dataclasses
 import json
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,11 +36,13 @@ logger = logging.getLogger(__name__)
 Work = Callable[[int], None]
 """Does the piece of a stage with this number."""
 
-_PLAN = "plan.json"
+PLAN_FILE = "plan.json"
 _ROWS = "rows.npy"  # int64 [n]: what the source knows the vector at each position by
 # A piece is so many batches: few enough that a kill costs little, many enough that starting each costs little.
 _BATCHES_A_PIECE = 32
 _PIECE_BYTES = 1 << 26
+_MISSING = "missing"  # in a piece's note: positions in it without a vector of their own
+_NUM_NAMED = 5  # ids that a warning names
 _FORMAT = 1  # raised when the same plan would give other bytes
 # Settings that change when and where work is done, and what is kept afterwards; not what comes out.
 _NOT_DECISIVE = ("keep_versions", "memory_mb", "device")
@@ -55,6 +56,10 @@ class Embed(Protocol):
 
     def __call__(self, ids: np.ndarray) -> np.ndarray:
         """float32 [n, dim] of ids int64 [n]; n is a multiple of batch_size, but at the end."""
+        ...
+
+    def are_missing(self, ids: np.ndarray) -> np.ndarray:
+        """bool [n]: which of ids int64 [n], computed before, have no vector of their own: they are left out of the index."""
         ...
 
 
@@ -195,6 +200,7 @@ class _Job:
         self.spread = spread
         self.progress = progress
         self.switch = switch
+        self.is_whole = True
         bounds = np.arange(plan.config.shards + 1) * len(order) // plan.config.shards
         self.bounds: tuple[int, ...] = tuple(bounds.tolist())
         self._write_plan(0)
@@ -209,7 +215,33 @@ class _Job:
         # Once every shard is written, the pieces have done their part.
         if not all(map(self.staging.has, self._shard_names())):
             self._do("embed", _EmbedPiece(self.staging, embed, rows, self.plan.dim), names)
-        return PieceVectors(self.staging, rows)
+        return self._without_missing(PieceVectors(self.staging, rows), names)
+
+    def _without_missing(self, pieces: "PieceVectors", names: Sequence[str]) -> "PieceVectors":
+        """The pieces without the rows that have no vector of their own, which the plan then leaves out too."""
+        missing = [
+            number * pieces.rows + position
+            for number, name in enumerate(names)
+            for position in (self.staging.facts_of(name) or {}).get(_MISSING, ())
+        ]
+        if not missing:
+            return pieces
+        kept = np.delete(np.arange(len(self.order)), missing)
+        if not len(kept):
+            raise FslDistError(f"none of the {len(missing)} vectors of {self.plan.out} could be computed")
+        logger.warning(
+            "%d of %d rows have no vector of their own and are left out of %s: ids %s%s",
+            len(missing),
+            len(self.order),
+            self.plan.out,
+            ", ".join(map(str, self.plan.ids[self.order[missing[:_NUM_NAMED]]])),
+            ", …" if len(missing) > _NUM_NAMED else "",
+        )
+        self.order = self.order[kept]
+        self.is_whole = False
+        bounds = np.arange(self.plan.config.shards + 1) * len(kept) // self.plan.config.shards
+        self.bounds = tuple(bounds.tolist())
+        return dataclasses.replace(pieces, kept=kept)
 
     def finish(self, vectors: Vectors) -> Path:
         """Everything after the vectors are there."""
@@ -225,7 +257,8 @@ class _Job:
             plan.ids[self.order],
             plan.config,
             plan.source,
-            fingerprint=plan.fingerprint,
+            # Without it the same command builds again: what was left out may have been restored since.
+            fingerprint=plan.fingerprint if self.is_whole else "",
             verify=True,
             switch=self.switch,
         )
@@ -248,7 +281,7 @@ class _Job:
             "source": dict(self.plan.source),
         }
         self.staging.check_owner()
-        files.write_atomic(self.staging.path_of(_PLAN), json.dumps(about).encode())
+        files.write_atomic(self.staging.path_of(PLAN_FILE), json.dumps(about).encode())
 
 
 def _piece_name(number: int) -> str:
@@ -261,14 +294,26 @@ class PieceVectors:
 
     staging: Staging
     rows: int
+    kept: np.ndarray | None = None
+    """int64 [n]: the positions that are in the index, ascending; None: all"""
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Vectors float32 [stop - start, dim] at these of the positions that are kept, and those positions."""
+        if self.kept is None:
+            return self._read_all(start, stop), np.arange(start, stop)
+        positions = self.kept[start:stop]
+        if not len(positions):
+            return self._read_all(0, 1)[:0], positions
+        first = int(positions[0])
+        return self._read_all(first, int(positions[-1]) + 1)[positions - first], positions
+
+    def _read_all(self, start: int, stop: int) -> np.ndarray:
         parts = []
         for number in range(start // self.rows, -(-stop // self.rows)):
             piece = files.open_array(self.staging.path_of(_piece_name(number)))
             first = number * self.rows
             parts.append(np.array(piece[max(start - first, 0) : stop - first]))
-        return np.concatenate(parts), np.arange(start, stop)
+        return np.concatenate(parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +328,9 @@ class _EmbedPiece:
         ids = np.array(ids[number * self.rows : (number + 1) * self.rows])
         vectors = self.compute(ids)
         check_vectors(vectors, "embeddings", self.dim, rows=ids)
-        self.staging.write_vectors(_piece_name(number), vectors.shape, [vectors])
+        missing = np.flatnonzero(self.compute.are_missing(ids)).tolist()
+        facts = {_MISSING: missing} if missing else {}
+        self.staging.write_vectors(_piece_name(number), vectors.shape, [vectors], facts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,51 +363,3 @@ class _AddShard:
 
     def __call__(self, number: int) -> None:
         self.staging.add(number, self.config)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Attempt:
-    """What a killed build left, or one that is at work."""
-
-    token: str
-    """Name of its folder."""
-
-    num_vectors: int
-    """Vectors it is to have; 0 for an index of a training run."""
-
-    pieces: str
-    """Pieces of embeddings that are finished: "7 of 12"."""
-
-    shards: str
-    """Shards that are written."""
-
-    added: str
-    """Shards whose FAISS index is made."""
-
-    written_s: float
-    """Seconds since it last finished something."""
-
-
-def list_attempts(out: Path) -> list[Attempt]:
-    """Attempts to build the index at `out` that are not published."""
-    attempts = []
-    for token in files.list_folder(out / versions.STAGING):
-        staging = Staging(out / versions.STAGING / token)
-        try:
-            plan = json.loads(files.read_text(staging.path_of(_PLAN)))
-            newest = max(path.stat().st_mtime for path in staging.folder.iterdir())
-            int(plan["num_vectors"]), int(plan["pieces"]), int(plan["shards"]), plan["kind"]
-        except (VersionError, ValueError, OSError, KeyError, TypeError):
-            continue  # of a training run, removed just now, or damaged: the build that resumes writes it again
-        finished = staging.list_finished()
-        attempts.append(
-            Attempt(
-                token=token,
-                num_vectors=plan["num_vectors"],
-                pieces=f"{sum(name.startswith('piece-') for name in finished)} of {plan['pieces']}",
-                shards=f"{sum(map(versions.is_shard_name, finished))} of {plan['shards']}",
-                added=f"{sum(name.endswith('.faiss') for name in finished)} of {plan['shards'] if plan['kind'] != 'flat' else 0}",
-                written_s=round(time.time() - newest, 1),
-            )
-        )
-    return attempts

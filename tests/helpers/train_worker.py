@@ -52,7 +52,7 @@ def take_step(trainer: Trainer, out: Path, dtype: torch.dtype) -> None:
         planned, images = next(planned_steps(loader))
         converted = (some.to(dtype) for some in images)
         result = run_step(forward, method, planned, converted, group=group, device=trainer.device)
-    trainer.average_statistics()
+    trainer.statistics.average()
     method.finish_step(0, planned.batches, result.updates, group)
     kept = method.state()  # on all workers: it may gather
     if group.is_first:

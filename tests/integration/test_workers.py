@@ -169,7 +169,10 @@ def _all_cases() -> dict[str, tuple[str, str, list[str]]]:
     """Name → (task, dtype, settings)."""
     cases = {f"step {name}": ("step", "float64", settings) for name, settings in STEPS.items()}
     cases |= {f"train {name}": ("train", "float32", settings) for name, settings in RUNS.items()}
-    cases |= {f"poison {name}": ("poison", "float32", settings) for name, settings in POISONED.items()}
+    cases |= {
+        f"poison {name}": ("poison", "float32", [*settings, "training.max_bad_steps=1"])
+        for name, settings in POISONED.items()
+    }
     for name, (chunk_size, settings) in CHUNKED.items():
         for dtype in ("float32", "float64"):
             cases[f"plain {dtype} {name}"] = ("step", dtype, settings)

@@ -19,6 +19,7 @@ from index.config import IndexConfig
 from index.search import open_index
 from index.vectors import unit_vectors
 from index.writing import job
+from index.writing.attempts import list_attempts
 from index.writing.build import build
 from index.writing.vector_files import build_from_files
 
@@ -37,6 +38,11 @@ class Sines:
     def __call__(self, ids: np.ndarray) -> np.ndarray:
         self.num_computed += len(ids)
         return np.sin(np.outer(ids, np.arange(1, DIM + 1))).astype(np.float32)
+
+    def are_missing(self, ids: np.ndarray) -> np.ndarray:
+        return np.isin(ids, self.missing)
+
+    missing: tuple[int, ...] = ()
 
 
 def plan_at(out: Path, **config: object) -> job.Plan:
@@ -146,7 +152,7 @@ def test_only_what_is_missing_is_computed(tmp_path: Path, caplog: pytest.LogCapt
 
     with pytest.raises(KeyboardInterrupt):
         job.run(plan_at(tmp_path), embed=Sines(), spread=stop_after_two)
-    (attempt,) = job.list_attempts(tmp_path)
+    (attempt,) = list_attempts(tmp_path)
     assert (attempt.num_vectors, attempt.pieces, attempt.shards) == (NUM, "2 of 3", "0 of 3")
     embed, told = Sines(), []
     with caplog.at_level("INFO", logger="index"):
@@ -154,7 +160,7 @@ def test_only_what_is_missing_is_computed(tmp_path: Path, caplog: pytest.LogCapt
     assert embed.num_computed == NUM - 2 * 64
     assert "resumed: 2 of 3 pieces of stage 'embed' were there" in caplog.text
     assert told == [("embed", 3, 3), ("write", 1, 3), ("write", 2, 3), ("write", 3, 3)]
-    assert job.list_attempts(tmp_path) == []
+    assert list_attempts(tmp_path) == []
 
 
 def test_a_piece_that_was_damaged_meanwhile_is_made_again(
@@ -298,3 +304,19 @@ def test_tables_without_vectors_are_refused(tmp_path: Path, columns, message: st
     (tmp_path / "X.parquet").write_bytes(b"no table")
     with pytest.raises(RequestError, match="is not a Parquet file"):
         build_from_files(tmp_path / "out", tmp_path / "X.parquet", "y", None, IndexConfig())
+
+
+def test_rows_without_a_vector_of_their_own_are_left_out(tmp_path: Path) -> None:
+    plan = plan_at(tmp_path / "out")
+    embed = Sines()
+    order = np.lexsort((plan.ids, plan.labels))
+    embed.missing = tuple(plan.ids[order[[0, 1, 63, 64, 65, 149]]].tolist())
+    index = open_index(job.run(plan, embed=embed))
+    assert sorted(index.ids.tolist()) == sorted(set(plan.ids.tolist()) - set(embed.missing))
+    found = dict(zip(index.ids.tolist(), index.vectors(0, index.num_vectors), strict=True))
+    for known_by, vector in found.items():
+        np.testing.assert_array_equal(vector, Sines()(np.array([known_by]))[0])
+    labels = dict(zip(plan.ids.tolist(), plan.labels.tolist(), strict=True))
+    assert index.labels.tolist() == [labels[known_by] for known_by in index.ids.tolist()]
+    embed.missing = ()  # restored
+    assert open_index(job.run(plan, embed=embed)).num_vectors == NUM

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import zlib
 from pathlib import Path
@@ -20,10 +21,11 @@ from fsl_dist.methods.batch_hard import BatchHard
 from fsl_dist.methods.method import BatchLoss
 from fsl_dist.models.backbones import build_network
 from fsl_dist.models.config import BackboneConfig
-from fsl_dist.training.checkpoint import FACTS, TENSORS, CheckpointFolder
+from fsl_dist.training.checkpoint import FACTS, TENSORS, CheckpointFolder, read_progress
 from fsl_dist.training.launch import train_run
 from fsl_dist.training.loop import Trainer
 from fsl_dist.training.resume import check_folder
+from fsl_dist.training.runlog import read_metrics
 from fsl_dist.training.trained import open_start, open_trained
 from index import IndexConfig
 from index.base.checksums import encode_json
@@ -207,17 +209,83 @@ def train_with(method: type[BatchHard], config: RunConfig, poison: bool = False)
     [
         (Trusting, True, r"the output for sample '.*'\), row 0 of the 48 of its batch, holds .* tensor backbone\.\d\.weight"),
         (Tripping, True, r"the output for sample '.*'\), row 0 of the 48 of its batch, holds .* tensor backbone\.\d\.weight"),
-        (Exploding, False, r"the norm of the gradient is nan \("),
-        (Ruined, False, r"the loss is (inf|-inf|nan) \("),
+        (Exploding, False, r"the norm of the gradient is nan, of 48 images: '\d/\d+', .*, … \("),
+        (Ruined, False, r"the loss is (inf|-inf|nan), of 48 images: '\d/\d+', .*, … \("),
     ],
 )  # fmt: skip
 def test_methods_need_no_check_of_their_own(
     digits: Path, features: Path, tmp_path: Path, method: type[BatchHard], poison: bool, words: str
 ) -> None:
-    config = settings(digits, features, tmp_path / "run", *METHODS["batch hard"], "training.patience=0")
+    once = ["training.patience=0", "training.max_bad_steps=1"]
+    config = settings(digits, features, tmp_path / "run", *METHODS["batch hard"], *once)
     with pytest.raises(TrainingError, match=words) as error:
         train_with(method, config, poison)
     assert str(error.value).startswith("training diverged at step 1 of epoch 1 with method.kind=batch_hard: ")
+
+
+class BadAt(BatchHard):
+    """A gradient that is not finite in the steps `bad`, by their number in the run."""
+
+    bad: tuple[int, ...] = ()
+    calls = 0
+
+    def loss(self, outputs, batch):
+        type(self).calls += 1
+        found = super().loss(outputs, batch)
+        return dataclasses.replace(found, loss=found.loss * torch.inf) if self.calls in self.bad else found
+
+
+def bad_at(*steps: int) -> type[BatchHard]:
+    return type("BadAtSome", (BadAt,), {"bad": steps})
+
+
+def lines_with(run: Path, name: str) -> dict[int, float]:
+    return {line["step"]: line[name] for line in read_metrics(run) if name in line}
+
+
+def test_a_bad_step_changes_nothing_and_is_counted(digits: Path, features: Path, tmp_path: Path) -> None:
+    more = [*METHODS["batch hard"], "training.patience=0", "training.epochs=4", "training.checkpoint_steps=1"]
+    more += ["training.keep_checkpoints=20", "training.ema=0.9"]
+    run = train_with(bad_at(2, 4, 5), settings(digits, features, tmp_path / "run", *more))
+    assert lines_with(run, "train/skipped_steps") == {2: 1.0, 3: 1.0, 4: 2.0, 5: 3.0, 6: 3.0, 7: 3.0, 8: 3.0}
+    assert 2 not in lines_with(run, "train/loss")
+    folders = CheckpointFolder(run, keep=1, owner=None).finished()
+    states = {f.name[-1]: torch.load(f / TENSORS, weights_only=True) for f in folders}
+    for before, after, is_same in (("1", "2", True), ("2", "3", False), ("3", "5", True), ("5", "6", False)):
+        for part in ("network", "average"):
+            same = [
+                torch.equal(value, states[after][part][name]) for name, value in states[before][part].items()
+            ]
+            assert all(same) == is_same, (before, after, part)
+    assert read_progress(folders[-1]).skipped_steps == 3
+
+
+def test_bad_steps_in_a_row_end_the_run_with_the_way_back(
+    digits: Path, features: Path, tmp_path: Path
+) -> None:
+    more = [*METHODS["batch hard"], "training.epochs=6", "training.max_bad_steps=2", "training.batch_size=48"]
+    config = settings(digits, features, tmp_path / "run", *more, "training.patience=100")
+    with pytest.raises(TrainingError, match="the last of 2 in a row") as error:
+        train_with(bad_at(7, 8), config)
+    back = int(re.search(r"resume=True with from_step=(\d+) goes back to", str(error.value))[1])
+    kept = CheckpointFolder(tmp_path / "run", keep=1, owner=None)
+    assert kept.folder / f"step-{back:08d}" in kept.finished()
+    assert back <= 6
+    with pytest.raises(RequestError, match=r"from_step=5999 is no checkpoint of .*; there are: 0, "):
+        train_run(config, resume=True, from_step=5999)
+    with pytest.raises(RequestError, match="it needs resume=True"):
+        train_run(config, from_step=back)
+    train_run(config, resume=True, from_step=back)  # the method that broke is not in the configuration
+    assert lines_with(tmp_path / "run", "train/skipped_steps") == {}
+    whole = settings(digits, features, tmp_path / "whole", *more, "training.patience=100")
+    train_run(whole)
+    last = kept.latest()
+    assert last is not None
+    found, wanted = (
+        torch.load(run / "checkpoints" / last.name / TENSORS, weights_only=True)["network"]
+        for run in (tmp_path / "run", tmp_path / "whole")
+    )
+    assert all(torch.equal(value, wanted[name]) for name, value in found.items())
 
 
 def test_a_methods_own_error_on_sound_numbers_stays(digits: Path, features: Path, tmp_path: Path) -> None:

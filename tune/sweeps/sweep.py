@@ -15,6 +15,7 @@ from index.base.checksums import encode_yaml
 from index.base.errors import ConfigError, FslDistError
 from index.base.extras import require
 from index.base.files import Owner, write_atomic
+from index.base.stopping import Stopped, answering_signals, number_of
 from tune.plan import Plan
 from tune.records import Session, State, SweepFolder
 from tune.search import check_search
@@ -111,6 +112,7 @@ def run_tuner(
     Raises:
         RequestError: the cluster cannot hold a trial, or no point of the space makes a run.
         FslDistError: more trials failed than may.
+        Stopped: Ctrl-C or SIGTERM; each trial under way was stopped with a checkpoint, within its `training.grace_s`.
     """
     require("ray")
     import ray
@@ -129,16 +131,32 @@ def run_tuner(
     if retry_failed:
         plan.retry_failed()
     clock = Clock(config, folder, owner, resources["CPU"], config.trial_base().num_cpus, started)
-    driver = Driver(config, owner, plan, Judge(config, owner), clock, show)
+    grace_s = config.trial_base().training.grace_s
     with tracking_sweep(config) as facts:
         try:
-            grid = fit(driver)
+            with answering_signals(
+                grace_s, "a checkpoint of each trial", describe=lambda: describe_stopped(config, plan)
+            ) as stop:
+                driver = Driver(config, owner, plan, Judge(config, owner), clock, show, stop)
+                grid = fit(driver)
+            if stop.is_set:
+                raise Stopped(number=stop.number)
+        except KeyboardInterrupt as error:
+            raise Stopped(describe_stopped(config, plan), number_of(error)) from None
         finally:
             clock.write()
         summary = summarise(config, plan, folder.sessions())
         facts.update({name: value for name, value in asdict(summary).items() if value is not None})
     check_failures(config, plan)
     return summary, grid
+
+
+def describe_stopped(config: SweepSettings, plan: Plan) -> str:
+    """What is kept of a sweep that was stopped, and how it continues: one line."""
+    return (
+        f"stopped: {plan.num_done} of {plan.num_wanted} trials of {config.dir} have ended, and those under way keep their last "
+        f"checkpoints (the sweep with resume=True continues)"
+    )
 
 
 def summarise(config: SweepSettings, plan: Plan, sessions: list[Session]) -> SweepSummary:

@@ -20,6 +20,7 @@ from fsl_dist.training.loop import Watch
 from fsl_dist.training.trained import open_trained
 from index.base.errors import FslDistError
 from index.base.files import Owner, write_atomic
+from index.base.stopping import Stopped, StopRequest
 from tune.records import Cell, Result, State, Trial, write_evaluation
 from tune.space import Point
 from tune.sweeps.config import SweepConfig
@@ -55,6 +56,7 @@ def run_trial(
     *,
     owner: Owner | None = None,
     is_left: Callable[[], bool] = lambda: False,
+    stop: StopRequest | None = None,
 ) -> Result | None:
     """Train a trial, from its last checkpoint where there is one, and score it; how it ended, an error of its own included.
 
@@ -66,6 +68,7 @@ def run_trial(
         asks: who decides whether it stops.
         owner: the sweep's; nothing is written next to the run once another driver has claimed the sweep.
         is_left: whether the run was ended to go on later, here or elsewhere.
+        stop: asks the run to stop with a checkpoint; the trial is then left.
 
     Returns:
         How it ended; None where it was left.
@@ -80,13 +83,15 @@ def run_trial(
         if not is_stopped:
             take_over(run, trial)
             watch = asks.watch(trial.number)
-            train_run(run, resume=True, watch=watch, sweep=Path(config.dir))
+            train_run(run, resume=True, watch=watch, sweep=Path(config.dir), stop=stop)
             is_stopped = asks.is_stopped(trial.number)
-        if is_left():
+        if is_left() or (stop is not None and stop.is_set):
             return None
         train_s = time.perf_counter() - started
         if not is_stopped and config.scores_trials:
             evaluate_trial(config, trial, run, owner)
+    except Stopped:
+        return None
     except Exception as error:
         if is_left():
             return None

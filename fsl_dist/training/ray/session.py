@@ -4,15 +4,16 @@ import importlib
 import logging
 import os
 import secrets
-import shutil
+import signal
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 
 from index.base.extras import require
 from index.base.pieces import Spread, do_here
+from index.base.scratch import scratch_folder
+from index.base.stopping import Stopped, keeping_handlers
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +34,9 @@ def prepare_import() -> bool:
 def ray_session(num_cpus: int, *, importing: str = "") -> Iterator[None]:
     """Join the Ray cluster of RAY_ADDRESS, else start one here with at least `num_cpus` CPU slots.
 
-    A Ray started here listens on loopback, asks for a token made for it alone, and ends with the block. importing: a module
-    whose import takes long (torch: 2 s), imported while Ray's processes start.
+    A Ray started here listens on loopback, asks for a token made for it alone, and ends with the block; its folder is
+    removed then, or by the next start where this process was killed. importing: a module whose import takes long (torch:
+    2 s), imported while Ray's processes start.
     """
     joins = prepare_import()
     require("ray")
@@ -43,34 +45,43 @@ def ray_session(num_cpus: int, *, importing: str = "") -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    scratch = ""
     # After Ray's own import: two threads that import one library at once may wait for each other.
     meanwhile = threading.Thread(target=_import_quietly, args=(importing,), daemon=True)
     meanwhile.start()
     # Ray prints what happens to its processes on stdout, where a command's one result belongs.
-    with redirect_stdout(sys.stderr):
-        try:
+    with redirect_stdout(sys.stderr), ExitStack() as stack:
+        with keeping_handlers(), _ending_as_elsewhere():
             if joins:
+                stack.callback(ray.shutdown)
                 ray.init(log_to_driver=False)
             else:
-                # A folder of its own: two Rays that share one find each other's ports in it. Short, for its sockets.
-                scratch = tempfile.mkdtemp(prefix="fsl-ray-")
+                # A folder of its own: two Rays that share one find each other's ports in it. Short, for its sockets; below
+                # one of this user's, since Ray lets everybody write to its own.
+                scratch = stack.enter_context(scratch_folder("fsl-ray-")) / "r"
                 num_cpus = max(num_cpus, os.cpu_count() or 1)
                 log.info("starting Ray on this machine (%d CPU slots)", num_cpus)
+                stack.callback(ray.shutdown)
                 ray.init(
                     address="local",
                     num_cpus=num_cpus,
                     include_dashboard=False,
                     log_to_driver=False,
                     logging_level=logging.WARNING,
-                    _temp_dir=scratch,
+                    _temp_dir=str(scratch),
                 )
-            meanwhile.join()
-            yield
-        finally:
-            ray.shutdown()
-            if scratch:
-                shutil.rmtree(scratch, ignore_errors=True)
+        meanwhile.join()
+        yield
+
+
+@contextmanager
+def _ending_as_elsewhere() -> Iterator[None]:
+    """Raise `Stopped` where Ray's own answer to SIGTERM, while it starts, ends the process with the signal's number."""
+    try:
+        yield
+    except SystemExit as end:
+        if end.code != signal.SIGTERM:
+            raise
+        raise Stopped(number=signal.SIGTERM) from None
 
 
 @contextmanager

@@ -2,14 +2,16 @@
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fsl_dist.config import RunConfig, parse_config, render_config
 from fsl_dist.errors import FslDistError, RequestError, TrainingError
 from fsl_dist.training.ray.mining import Miners, beside_training
+from fsl_dist.training.ray.stopping import hear, passing_on
 from index.base.extras import require
 from index.base.files import Owner
 from index.base.object_cache import place_of
+from index.base.stopping import StopRequest
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
@@ -20,8 +22,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def train_on_ray(config: RunConfig, owner: Owner, watch: "Watch | None" = None) -> None:
-    """Train `config` with Ray Train on the Ray cluster this process is connected to.
+def train_on_ray(
+    config: RunConfig, owner: Owner, watch: "Watch | None" = None, stop: StopRequest | None = None
+) -> bool:
+    """Train `config` with Ray Train on the Ray cluster this process is connected to; returns whether `stop` ended it.
 
     When a worker dies, all start again from the last checkpoint, up to `workers.max_failures` times, each time
     under a new claim, so that a worker that only seemed dead writes nothing. watch: may end the run after a validation;
@@ -29,13 +33,20 @@ def train_on_ray(config: RunConfig, owner: Owner, watch: "Watch | None" = None) 
     cannot hold the workers, and at once what a worker itself found wrong: trying again would not mend that.
     """
     require("ray")
+    use_gpu = _check_resources(config)
+    with passing_on(stop or StopRequest()) as bell:
+        return _train_again(config, owner, use_gpu, watch, bell)
+
+
+def _train_again(config: RunConfig, owner: Owner, use_gpu: bool, watch: "Watch | None", bell: Any) -> bool:
+    """Train, again after a worker died; returns whether the workers were asked to stop and did."""
+    import ray
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    use_gpu = _check_resources(config)
     for failures_left in range(config.workers.max_failures, -1, -1):
         try:
             with beside_training(config, owner) as miners:
-                _build_trainer(config, owner, use_gpu, miners, watch).fit()
+                _build_trainer(config, owner, use_gpu, miners, watch, bell).fit()
         except TrainingFailedError as error:
             if found := _own_error(error):
                 raise found from error
@@ -44,7 +55,8 @@ def train_on_ray(config: RunConfig, owner: Owner, watch: "Watch | None" = None) 
             log.warning("a worker failed (%s); going on from the last checkpoint", _last_line(error))
             owner = Owner.claim(owner.folder)
         else:
-            return
+            break
+    return bool(ray.get(bell.has_stopped.remote()))
 
 
 def _check_resources(config: RunConfig) -> bool:
@@ -76,7 +88,7 @@ def _check_resources(config: RunConfig) -> bool:
 
 
 def _build_trainer(
-    config: RunConfig, owner: Owner, use_gpu: bool, miners: Miners | None, watch: "Watch | None"
+    config: RunConfig, owner: Owner, use_gpu: bool, miners: Miners | None, watch: "Watch | None", bell: Any
 ) -> "TorchTrainer":
     from ray.train import RunConfig as RayRunConfig
     from ray.train import ScalingConfig
@@ -84,14 +96,19 @@ def _build_trainer(
 
     from fsl_dist.training.ray.network import InterfaceTorchConfig
 
+    class _Trainer(TorchTrainer):
+        def _register_sigint_handler(self, controller: Any) -> None:
+            """Nothing: Ray's handler aborts the workers where ours has them finish their step."""
+
     workers = config.workers
-    return TorchTrainer(
+    return _Trainer(
         _train_worker,
         train_loop_config={
             "config": render_config(config),
             "owner": (str(owner.folder), owner.epoch),
             "miners": miners,
             "watch": watch,
+            "bell": bell,
         },
         torch_config=InterfaceTorchConfig(
             backend="nccl" if use_gpu else "gloo", timeout_s=int(workers.timeout_s)
@@ -131,6 +148,7 @@ def _train_worker(settings: dict) -> None:
     """What each Ray Train worker runs."""
     import dataclasses
 
+    import ray
     import ray.train.torch
     import torch
 
@@ -143,6 +161,7 @@ def _train_worker(settings: dict) -> None:
     # The configuration passes the gate again: a worker's installation may differ from the driver's.
     config = parse_config(settings["config"], [], "the driver's configuration")
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=folder))
+    stop = hear(settings["bell"])
     with flushing_denormals(torch.set_flush_denormal):
         trainer = Trainer(
             config,
@@ -151,5 +170,8 @@ def _train_worker(settings: dict) -> None:
             owner=Owner(Path(folder), epoch),
             miners=settings["miners"],
             watch=settings["watch"],
+            stop=stop,
         )
         trainer.train()
+    if trainer.has_stopped and trainer.group.is_first:
+        ray.get(settings["bell"].note_stopped.remote())

@@ -10,6 +10,7 @@ import ray
 
 from fsl_dist.config import CONFIG_FILE
 from index.base.files import Owner
+from index.base.stopping import StopRequest
 from tune.plan import NotYet, Plan
 from tune.records import Result, Trial
 from tune.space import Point, show_point
@@ -55,6 +56,8 @@ class Driver:
     judge: Judge
     clock: Clock
     show: Show
+    stop: StopRequest = field(default_factory=StopRequest)
+    """asks the sweep to stop, with a checkpoint of each trial under way"""
     under_way: dict[int, _UnderWay] = field(default_factory=dict)
     """trials that were handed out and have not ended: that run, wait for an actor, or wait at a checkpoint"""
     _running: dict[int, Any] = field(default_factory=dict)
@@ -77,7 +80,7 @@ class Driver:
     @property
     def is_finished(self) -> bool:
         """Whether no trial is handed out any more; those under way go on."""
-        if self.clock.is_over or self.plan.has_failed:
+        if self.clock.is_over or self.plan.has_failed or self.stop.is_set:
             return True
         return self._has_no_more and not self.plan.has_cut_off
 
@@ -152,6 +155,10 @@ class Driver:
         self.clock.add(result)
         log.info("%s", _describe(self.plan, trial, result))
 
+    def left(self, number: int) -> None:
+        """A trial was asked to stop and has a checkpoint, from which the resumed sweep continues it."""
+        self.under_way.pop(number, None)
+
     def died(self, number: int) -> None:
         """A trial's actor is gone: the trial is tried again, or has failed, unless it was ended from here."""
         one = self.under_way.get(number)
@@ -171,13 +178,13 @@ class Driver:
 
     def stopped_waiting(self, number: int) -> None:
         """A trial that waited at a checkpoint is not gone on with."""
-        if number in self.under_way:
+        if number in self.under_way and not self.stop.is_set:
             self.ended(number, progress_of(self.under_way[number].trial, "stopped"))
 
     @property
     def must_end(self) -> bool:
-        """Whether Tune ends now: the minutes are used up, and what trains no more has been told so."""
-        return self.clock.is_overdue or (self.clock.is_due and not self._running)
+        """Whether Tune ends now: asked to stop, or the minutes are used up, and no trial runs any more."""
+        return self.clock.is_overdue or ((self.clock.is_due or self.stop.is_set) and not self._running)
 
     def look(self, running: Mapping[int, Any]) -> None:
         """Show how the sweep stands, and end what takes too long; Tune calls it several times a second.

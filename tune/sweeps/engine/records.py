@@ -9,6 +9,9 @@ from ray.tune.experiment import Trial as TuneTrial
 from tune.records import Result
 from tune.sweeps.engine.driver import Driver
 
+LEFT = "left"
+"""state of a trial that was asked to stop; it has not ended"""
+
 _FIELDS = [field.name for field in fields(Result)]
 
 
@@ -33,7 +36,9 @@ class FolderRecords(Callback):
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
     ) -> None:
         """Write down the result that ends a trial; validations are the scheduler's."""
-        if is_end(result):
+        if result.get("state") == LEFT:
+            self._driver.left(number_of(trial))
+        elif is_end(result):
             self._driver.ended(number_of(trial), Result(**{name: result[name] for name in _FIELDS}))
 
     def on_trial_complete(

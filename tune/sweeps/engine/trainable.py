@@ -18,10 +18,13 @@ import ray
 from ray.tune import Checkpoint, Trainable
 
 from fsl_dist.training.loop import Watch
+from fsl_dist.training.ray.stopping import hear
 from index.base.files import Owner
+from index.base.stopping import StopRequest
 from tune.records import Change, Result, SweepFolder, Trial
 from tune.sweep_file import parse_sweep
 from tune.sweeps.config import SweepConfig
+from tune.sweeps.engine.records import LEFT
 from tune.sweeps.trial import run_trial
 
 _HOME = Path.cwd()
@@ -46,8 +49,13 @@ class RunTrial(Trainable):
     _before_s: float
     """seconds inside training before the run was last left and continued here"""
 
-    def setup(self, config: dict[str, Any], text: str = "", folder: str = "", owner: int = 0) -> None:
-        """Start on the first trial. text, folder, owner: the sweep's YAML, its folder and the claim of its driver."""
+    def setup(
+        self, config: dict[str, Any], text: str = "", folder: str = "", owner: int = 0, bell: Any = None
+    ) -> None:
+        """Start on the first trial.
+
+        text, folder, owner: the sweep's YAML, its folder and the claim of its driver. bell: rings when it is asked to stop.
+        """
         import torch
 
         # The sweep passes the settings parser again: a worker's installation may differ from the driver's.
@@ -58,6 +66,7 @@ class RunTrial(Trainable):
         if not self._uses_ray:
             torch.set_num_threads(base.workers.cpus)
         self._thread = None
+        self._stop = StopRequest() if bell is None else hear(bell)
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -75,6 +84,8 @@ class RunTrial(Trainable):
         elif self._waits:
             self._answers.put(self._stops)
         message = self._messages.get()
+        if message is None:  # asked to stop
+            return {"state": LEFT, "value": None, "done": True}
         if isinstance(message, BaseException):
             raise message
         self._waits = not isinstance(message, Result)
@@ -144,12 +155,13 @@ class RunTrial(Trainable):
     def _work(self) -> None:
         messages, left = self._messages, self._left
         try:
-            result = run_trial(self._sweep, self._trial, self, owner=self._owner, is_left=left.is_set)
+            result = run_trial(
+                self._sweep, self._trial, self, owner=self._owner, is_left=left.is_set, stop=self._stop
+            )
         except BaseException as error:
             messages.put(error)
         else:
-            if result is not None:
-                messages.put(result)
+            messages.put(result)  # nobody reads it where the run was left
         finally:
             if self._box is not None:
                 ray.kill(self._box)

@@ -2,13 +2,14 @@
 
 import logging
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ray import tune as raytune
 
+from fsl_dist.training.ray.stopping import passing_on
 from index.base.errors import FslDistError
+from index.base.scratch import scratch_folder
 from tune.sweep_file import render_sweep
 from tune.sweeps.engine.driver import Driver
 from tune.sweeps.engine.records import BudgetStopper, FolderRecords
@@ -33,15 +34,19 @@ def fit(driver: Driver) -> raytune.ResultGrid:
     """Run what is left of a sweep; returns Tune's result of the trials that ran."""
     config = driver.config
     base = config.trial_base()
-    trainable = raytune.with_parameters(
-        RunTrial, text=render_sweep(config), folder=str(driver.owner.folder), owner=driver.owner.epoch
-    )
     if base.uses_ray:
         # Ray Train's workers have the cores; a group must ask for something, and this every cluster has.
         resources = raytune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
     else:
         resources = raytune.PlacementGroupFactory([{"CPU": base.num_cpus, "GPU": config.resources.gpus}])
-    with tempfile.TemporaryDirectory(prefix="fsl-tune-") as scratch, _environment(), _quiet():
+    with scratch_folder("fsl-tune-") as scratch, _environment(), _quiet(), passing_on(driver.stop) as bell:
+        trainable = raytune.with_parameters(
+            RunTrial,
+            text=render_sweep(config),
+            folder=str(driver.owner.folder),
+            owner=driver.owner.epoch,
+            bell=bell,
+        )
         tuner = raytune.Tuner(
             raytune.with_resources(trainable, resources),
             tune_config=raytune.TuneConfig(
@@ -54,7 +59,7 @@ def fit(driver: Driver) -> raytune.ResultGrid:
             ),
             run_config=raytune.RunConfig(
                 name="sweep",
-                storage_path=scratch,
+                storage_path=str(scratch),
                 verbose=0,
                 stop=BudgetStopper(driver),
                 callbacks=[FolderRecords(driver)],
