@@ -29,17 +29,6 @@ def calibration_error(probabilities: NDArray[np.float64], is_right: NDArray[np.b
     return float(np.abs(gaps).sum() / len(is_right))
 
 
-def negative_log_likelihood(
-    scores: NDArray[np.float64], positions: NDArray[np.int64], temperature: float = 1.0
-) -> float:
-    """Mean of −log softmax(scores / temperature) at the true class: nats.
-
-    scores: float64 [n, C], n ≥ 1. positions: int64 [n], the true class's column.
-    """
-    scaled = scores / temperature
-    return float(np.mean(logsumexp(scaled, axis=1) - scaled[np.arange(len(scaled)), positions]))
-
-
 def fit_temperature(scores: NDArray[np.float64], positions: NDArray[np.int64]) -> float:
     """The temperature of the highest likelihood (Guo et al. 2017, section 4.2), with Platt's smoothed targets.
 

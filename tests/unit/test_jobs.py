@@ -50,7 +50,7 @@ def test_a_command_is_read(line: str, words: list[str], arguments: str | None, c
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("trian", "'trian' is no command that a job could run; one of adopt, "),
+        ("trian", "'trian' is no command that a job could run; one of add-class, adopt, "),
         ("submit -- train", "'submit' is no command that a job could run"),
         ("job list", "'job' is no command that a job could run"),
         ("index bild OUT", "'index bild' is no command that a job could run; one of add, build, "),
