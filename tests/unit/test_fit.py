@@ -12,7 +12,9 @@ from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.heads import Embedded
 from index.base.errors import ConfigError, RequestError
 from tune.fit.budget.clock import Clock
+from tune.fit.budget.plan import FitPlan
 from tune.fit.budget.planning import Rates
+from tune.fit.budget.prepare import reconsider
 from tune.fit.budget.rates import find_batch
 from tune.fit.config import check_same, read_request, read_stored, write_request
 from tune.fit.data import look_at, open_parts
@@ -272,3 +274,22 @@ def test_seconds_go_on_after_a_kill(tmp_path: Path) -> None:
     assert 35 <= again.used_s < 36
     assert 64 < again.left_s <= 65
     assert 30 <= again.by_phase()["start"] < 36
+
+
+def test_training_is_decided_again_once_images_were_embedded(tmp_path: Path, digits: Path) -> None:
+    """Rates that a busy moment made ten times too low do not end a fit without training."""
+    data, config = Catalogue.open(digits), request(digits, minutes=2)
+    profile, _ = look_at(data, open_parts(data, config))
+    plan = FitPlan(
+        profile=profile, backbone={}, has_weights=False, size=16, scratch_size=16, batch_size=8, freeze=0, slots=2, cpus=1,
+        gpus=0.0, joins=False, rates=Rates(trial=0.5, final=0.5, embed=1.0, size=16), trains=False,
+    )  # fmt: skip
+    # 220 images at 10 a second: training makes 5 a second, and 60 s show 96 images three times.
+    found = reconsider(plan, config, 100.0, 22.0, 96)
+    assert found.trains
+    assert found.rates == Rates(trial=5.0, final=5.0, embed=10.0, size=16)
+    found.write(tmp_path)
+    assert FitPlan.read(tmp_path) == found
+    slow = reconsider(plan, config, 100.0, 220.0, 96)
+    assert not slow.trains
+    assert "The budget is too small to train" in slow.notes[-1]

@@ -9,15 +9,16 @@ from pathlib import Path
 
 import torch
 
+from fsl_dist.config import CONFIG_FILE
 from index.base.files import Owner
 from tune.fit.budget.clock import Clock
 from tune.fit.budget.plan import FitPlan
 from tune.fit.budget.planning import LEAST_S, RoundPlan
-from tune.fit.budget.prepare import check_backbone, make_plan
+from tune.fit.budget.prepare import check_backbone, make_plan, reconsider
 from tune.fit.budget.rates import SMALLEST_BATCH, Machine, describe_machine
 from tune.fit.config import FitConfig
 from tune.fit.data import look_at, open_parts
-from tune.fit.final import train_final
+from tune.fit.final import FINAL, train_final
 from tune.fit.finish import finish
 from tune.fit.networks import (
     RoundResult,
@@ -59,7 +60,9 @@ def run_flow(
             frozen = score_frozen(name, run, parts, [0], out)
             session.embedding_s = time.monotonic() - started
             say(_describe(top_heads(frozen, config.metric, 1)[0], "frozen"))
-        rounds = _rounds(session, recipes, stack) if plan.trains and plan.rounds else []
+        if not plan.trains and not (out / FINAL / CONFIG_FILE).is_file():
+            _reconsider(session)
+        rounds = _rounds(session, recipes, stack) if session.plan.trains and plan.rounds else []
     owner.check()
     last = rounds[-1] if rounds else None
     numbers = sorted({one.part for one in last.trained}) if last else [0]
@@ -115,6 +118,18 @@ def _open(
     )
 
 
+def _reconsider(session: Session) -> None:
+    """Decide once more whether there is time to train, now that all images were embedded; the plan keeps it for a resume."""
+    parts, notes = session.parts, session.plan.notes
+    num_train = len(parts.part(0).rest)
+    plan = reconsider(session.plan, session.config, session.clock.left_s, session.embedding_s, num_train)
+    for note in plan.notes[len(notes) :]:
+        session.note(note)
+    session.plan = plan
+    if plan.trains:
+        plan.write(session.out)
+
+
 def _find_machine(stack: ExitStack) -> Machine:
     """Where trials run: on the Ray cluster that is to be joined, else here, where Ray is started for the first round."""
     from fsl_dist.training.ray.session import cluster_size, prepare_import, ray_session
@@ -130,15 +145,16 @@ def _rounds(session: Session, recipes: Sequence[Recipe], stack: ExitStack) -> li
     from fsl_dist.training.ray.session import ray_session
 
     plan, clock, metric = session.plan, session.clock, session.config.metric
-    ends_s = clock.used_s + plan.rounds_s
     results: list[RoundResult] = []
     taking, first_part = list(recipes), 0
     for number, planned in enumerate(plan.rounds, start=1):
         taking = taking[: planned.candidates]
         if results and not (round_folder(session.out, number) / SWEEP_FILE).is_file():
-            planned = _shorten(planned, plan, ends_s - clock.used_s)
+            planned = _shorten(planned, plan, plan.rounds_end_s - clock.used_s)
             if planned.seconds < LEAST_S:
-                session.note("The first round took longer than planned, so there was no second one.")
+                session.note(
+                    "The first round took longer than planned, or was interrupted, so there was no second one."
+                )
                 break
         with clock.phase(f"round {number}"):
             stack.enter_context(ray_session(plan.slots * plan.cpus, importing="torch"))

@@ -42,4 +42,5 @@ class Session:
     def reserve_s(self) -> float:
         """Seconds that are kept for what comes after the final run, by what the same took for the frozen network."""
         assert self.plan.rates is not None
-        return max(embeddings_s(self.plan, self.plan.rates), 1.2 * self.embedding_s) + end_s(self.config)
+        seconds = 1.3 * self.embedding_s or embeddings_s(self.plan, self.plan.rates)
+        return seconds + end_s(self.config)

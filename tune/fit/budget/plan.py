@@ -40,8 +40,8 @@ class FitPlan:
     overheads: Overheads = field(default_factory=lambda: Overheads.after_start(0.0))
     trains: bool = True
     """whether the budget suffices for an epoch"""
-    rounds_s: float = 0.0
-    """seconds of all rounds, when they were planned"""
+    rounds_end_s: float = 0.0
+    """seconds of the budget that are used when the rounds end, as they were planned"""
     notes: tuple[str, ...] = field(default=())
 
     def write(self, out: Path) -> None:
