@@ -11,6 +11,7 @@ from cluster.commands.catalogue import adopt, resplit
 from cluster.commands.data import inspect, pack
 from cluster.commands.explain import explain
 from cluster.commands.export import export
+from cluster.commands.fit import fit
 from cluster.commands.head import add_class, choose_head, remove_class
 from cluster.commands.index import index_group
 from cluster.commands.job import job
@@ -47,6 +48,7 @@ for verb in (
     adopt,
     resplit,
     inspect,
+    fit,
     train,
     embed,
     evaluate,

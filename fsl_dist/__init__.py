@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from fsl_dist.run import open_run as open_run
     from fsl_dist.shipped import list_configs as list_configs
     from fsl_dist.version import __version__ as __version__
+    from tune.fit.fitting import Fit as Fit
+    from tune.fit.fitting import fit as fit
     from tune.sweeps.sweeping import Sweep as Sweep
     from tune.sweeps.sweeping import sweep as sweep
 

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,8 @@ class EmbedSamples:
     """What the network and the data set must be: a run that is trained further has another network."""
     batch_size: int
     _trained: TrainedRun | None = field(default=None, repr=False)
+    known: Callable[[NDArray[np.int64]], NDArray[np.float32]] | None = field(default=None, repr=False)
+    """ids → embeddings that were made before, in this process; None: they are made here"""
 
     @classmethod
     def open(cls, run: Path, dataset: Path) -> "EmbedSamples":
@@ -57,7 +60,7 @@ class EmbedSamples:
         return self._trained
 
     def __call__(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        return self.trained.embedder.embed(ids)
+        return self.trained.embedder.embed(ids) if self.known is None else self.known(ids)
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.run, self.dataset, self.source, self.batch_size)
@@ -76,14 +79,16 @@ def build_from_run(
     *,
     spread: Spread = do_here,
     progress: Progress | None = None,
+    known: Callable[[NDArray[np.int64]], NDArray[np.float32]] | None = None,
 ) -> Path:
     """Embed the train split of `dataset` with a run's network and publish it as a version of the index `out`.
 
+    known: gives embeddings of this network that were made before, in place of those made here.
     Returns the version's folder. Answers of the index are sample ids of `dataset`. A build that was killed resumes.
     """
     if is_dataset(out):
         raise RequestError(f"out={out} is a data set; name another folder for the index")
-    embed = EmbedSamples.open(run, dataset)
+    embed = replace(EmbedSamples.open(run, dataset), known=known)
     trained = embed.trained
     selection = trained.catalogue.select(SPLIT)
     data = trained.config.data

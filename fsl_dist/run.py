@@ -1,5 +1,6 @@
 """A training run from Python: opened, then evaluated, used on images, indexed, exported."""
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -36,7 +37,7 @@ def open_run(dir: PathLike) -> "Run":
     """Open a run that was trained here or elsewhere.
 
     Args:
-        dir: its folder, or its address at s3:// or gs://.
+        dir: its folder, or its address at s3:// or gs://; or the folder of a fit, for the run that it chose.
 
     Returns:
         The run; its network is loaded when it is first used.
@@ -44,6 +45,9 @@ def open_run(dir: PathLike) -> "Run":
     Raises:
         ConfigError: `dir` is not a run folder.
     """
+    record = Path(os.fspath(dir)) / "fit.json"
+    if record.is_file():
+        return Run(record.parent / str(json.loads(record.read_text("utf-8"))["final_run"]))
     return Run(os.fspath(dir))
 
 

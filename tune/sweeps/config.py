@@ -48,7 +48,7 @@ class SweepConfig(SweepSettings):
     """what one trial takes"""
     scores_trials: bool = True
     """score a trial that has run to its end, on test images, or on val where there is no test; false leaves that to
-    `fsl-dist evaluate`"""
+    `Run.evaluate`"""
     concurrency: Annotated[int, Field(ge=0)] = 0
     """trials at a time; 0: as many as the CPUs and GPUs hold, also while the cluster grows"""
     minutes: Annotated[float, Field(ge=0)] = 0.0

@@ -1,0 +1,99 @@
+"""The command `fsl-dist fit`."""
+
+import dataclasses
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cluster.commands.output import align_columns, emit
+
+if TYPE_CHECKING:
+    from tune.fit.fitting import Fit
+
+
+@click.command(epilog="Example: fsl-dist fit my_images --minutes 10 backbone.weights=mobilenet_v2.pth")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    "dir",
+    type=click.Path(path_type=Path),
+    help="New folder for the result.  [default: FOLDER's name and -fit]",
+)
+@click.option(
+    "--minutes",
+    type=float,
+    default=10.0,
+    show_default=True,
+    help="From the start of the command to the report.",
+)
+@click.option(
+    "--final/--no-final",
+    default=None,
+    help="Train the chosen recipe once more, with the images held out for validation, or take the best run of the last round.  "
+    "[default: --final]",
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of split and training."
+)
+@click.option("--resume", is_flag=True, help="Continue the fit in the folder, if there is one.")
+@click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON object on stdout.")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]…")
+def fit(
+    folder: Path,
+    dir: Path | None,
+    minutes: float,
+    final: bool | None,
+    seed: int,
+    resume: bool,
+    as_json: bool,
+    overrides: tuple[str, ...],
+) -> None:
+    """Turn FOLDER into the best model that the minutes buy, chosen on validation images.
+
+    FOLDER holds one folder of images for each class, or is a packed data set. KEY=VALUE are settings of a run that hold for all
+    candidates (backbone.name, backbone.weights, data.image_size); metric=balanced, acc or mcr; and pack.KEY=VALUE, options of pack.
+    """
+    from tune.fit.fitting import run_fit
+
+    result = run_fit(
+        folder,
+        started=time.monotonic() - _process_age_s(),
+        dir=dir,
+        minutes=minutes,
+        settings=overrides,
+        final="auto" if final is None else final,
+        seed=seed,
+        resume=resume,
+        progress=True,
+    )
+    emit({"dir": str(result.dir), **dataclasses.asdict(result.record)}, as_json, _describe(result))
+
+
+def _process_age_s() -> float:
+    """Seconds since this process started, whose imports are part of the budget; 0 where the system does not say."""
+    try:
+        ticks = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - int(ticks) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return 0.0
+
+
+def _describe(result: "Fit") -> str:
+    record = result.record
+    run = result.dir / record.final_run
+    lines = [
+        align_columns(result.table()),
+        "",
+        f"* the result; = equal to the best within noise on validation; compared by {record.metric}; percent (95 % interval)",
+        *(f"warning: {warning}" for warning in record.warnings),
+        f"run: {run}",
+        f"record: {result.dir / 'fit.json'}, {result.dir / 'table.csv'}",
+        *([f"report: {result.report}"] if result.report.is_file() else []),
+        f"index: {result.dir / 'index'}",
+        f"next: fsl-dist predict {run} IMAGE…",
+        f"next: fsl-dist evaluate {run}",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""`fit`: the best model that a budget of minutes buys, chosen on validation images."""

@@ -1,0 +1,73 @@
+"""OUT/plan.json: what a fit measured and decided before its first round. A resumed fit follows it."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Self
+
+from index.base.files import exists, read_text, write_atomic
+from tune.fit.budget.planning import Overheads, Rates, RoundPlan
+from tune.fit.records import ProfileRecord
+from tune.space import Point
+
+PLAN_FILE = "plan.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FitPlan:
+    """What was measured and decided."""
+
+    profile: ProfileRecord
+    backbone: Point
+    """the pretrained network: its settings"""
+    has_weights: bool
+    size: int
+    """side of the images that the pretrained network sees, pixels"""
+    scratch_size: int
+    """side of the images that a small network from scratch sees, pixels"""
+    batch_size: int
+    freeze: int
+    """leading layers that stay as they are; 0: the whole network is trained"""
+    slots: int
+    """trials at a time"""
+    cpus: int
+    """CPU cores of a trial"""
+    gpus: float
+    joins: bool
+    rates: Rates | None = None
+    """at `size`; None before they were measured"""
+    rounds: tuple[RoundPlan, ...] = ()
+    overheads: Overheads = field(default_factory=lambda: Overheads.after_start(0.0))
+    trains: bool = True
+    """whether the budget suffices for an epoch"""
+    rounds_end_s: float = 0.0
+    """seconds of the budget that are used when the rounds end, as they were planned"""
+    notes: tuple[str, ...] = field(default=())
+
+    def write(self, out: Path) -> None:
+        """Write it into the fit's folder."""
+        write_atomic(out / PLAN_FILE, (json.dumps(asdict(self), indent=2) + "\n").encode())
+
+    @classmethod
+    def read(cls, out: Path) -> Self | None:
+        """That of a fit; None where it has none yet."""
+        if not exists(out / PLAN_FILE):
+            return None
+        found = json.loads(read_text(out / PLAN_FILE))
+        profile = found["profile"]
+        profile |= {"mean": tuple(profile["mean"]), "std": tuple(profile["std"])}
+        backbone = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in found["backbone"].items()
+        }
+        return cls(
+            **{
+                **found,
+                "profile": ProfileRecord(**profile),
+                "backbone": backbone,
+                "rates": Rates(**found["rates"]) if found["rates"] else None,
+                "overheads": Overheads(**found["overheads"]),
+                "rounds": tuple(RoundPlan(**one) for one in found["rounds"]),
+                "notes": tuple(found["notes"]),
+            }
+        )
