@@ -42,15 +42,6 @@ def embed_run(run: Path, ids: NDArray[np.int64], catalogue: Catalogue, kept: Pat
     return rows_of(as_embedded(catalogue, *known), ids)
 
 
-def vectors_of(kept: Path, ids: NDArray[np.int64]) -> NDArray[np.float32] | None:
-    """float32 [n, dim]: the kept embeddings of `ids`; None where one of them is missing."""
-    known = _read(kept)
-    if known is None or not np.isin(ids, known[0]).all():
-        return None
-    order = np.argsort(known[0], kind="stable")
-    return known[1][order[np.searchsorted(known[0][order], ids)]]
-
-
 def as_embedded(
     catalogue: Catalogue,
     ids: NDArray[np.int64],
