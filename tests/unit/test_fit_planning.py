@@ -2,6 +2,7 @@
 
 import pytest
 
+from tune.fit.budget.plan import FitPlan
 from tune.fit.budget.planning import (
     FINAL_EPOCHS,
     LEAST_S,
@@ -15,6 +16,7 @@ from tune.fit.budget.planning import (
 )
 from tune.fit.recipes import PRETRAINED, SCRATCH, family_settings, list_recipes
 from tune.fit.records import ProfileRecord
+from tune.fit.runs import recipe_point
 
 OVERHEADS = Overheads(startup=8.0, trial=3.0)
 
@@ -109,6 +111,51 @@ def test_settings_given_leave_out_what_says_otherwise() -> None:
     # A network that is named is taken, with weights or without.
     named = list_recipes(profile(shorter_side=28), has_weights=False, given={"backbone.name": "resnet18"})
     assert {one.family for one in named} == {"pretrained"}
+
+
+def plan_of(**changes: object) -> FitPlan:
+    facts = {
+        "profile": profile(shorter_side=28, is_grey=True), "has_weights": True, "size": 64, "scratch_size": 28, "batch_size": 96,
+        "backbone": {"backbone.name": "mobilenet_v2", "backbone.weights": "w.pth", "backbone.pretrained": False}, "freeze": 0,
+        "slots": 2, "cpus": 1, "gpus": 0.0, "joins": False, **changes,
+    }  # fmt: skip
+    return FitPlan(**facts)  # type: ignore[arg-type]
+
+
+def test_weights_given_are_the_pretrained_networks() -> None:
+    given = {"backbone.weights": "w.pth", "data.rotation": 5.0}
+    plan = plan_of()
+    small, pretrained = plan.recipes(given)[:2]
+    assert (small.family, pretrained.family) == ("scratch", "pretrained")
+    assert recipe_point(plan, pretrained, given)["backbone.weights"] == "w.pth"
+    found = recipe_point(plan, small, given)
+    assert (found["backbone.name"], found.get("backbone.weights", ""), found["data.rotation"]) == (
+        "conv4",
+        "",
+        5.0,
+    )
+    # Without weights the settings are those of the only network.
+    narrow = recipe_point(plan_of(has_weights=False), small, {"backbone.width": 16})
+    assert narrow["backbone.width"] == 16
+
+
+@pytest.mark.parametrize(
+    ("pretrained", "trained", "frozen"),
+    [
+        ("trained", {"scratch", "pretrained"}, "pretrained"),
+        ("frozen", {"scratch"}, "pretrained"),
+        ("unused", {"scratch"}, "scratch"),
+    ],
+)
+def test_small_networks_take_the_place_of_one_that_takes_too_long(
+    pretrained: str, trained: set[str], frozen: str
+) -> None:
+    plan = plan_of(pretrained=pretrained)
+    assert {one.family for one in plan.recipes({})} == trained
+    assert plan.frozen_recipe({}).family == frozen
+    photographs = plan_of(profile=profile())
+    assert photographs.frozen_recipe({}).family == "pretrained"
+    assert plan_of(has_weights=False).frozen_recipe({}).family == "scratch"
 
 
 def test_signs_are_not_mirrored() -> None:

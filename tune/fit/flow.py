@@ -31,7 +31,7 @@ from tune.fit.networks import (
     score_frozen,
 )
 from tune.fit.packing import describe_nesting, open_or_pack
-from tune.fit.recipes import Recipe, list_recipes
+from tune.fit.recipes import Recipe
 from tune.fit.records import FitRecord
 from tune.fit.scoring import Scored, choose, of_recipe, recipes_of, top_heads
 from tune.fit.session import Session
@@ -52,8 +52,8 @@ def run_flow(
         plan, parts = session.plan, session.parts
         if plan.rates is not None:
             torch.set_num_threads(plan.rates.threads)
-        recipes = list_recipes(plan.profile, has_weights=plan.has_weights, given=config.settings)
-        name = frozen_name(plan, recipes[0])
+        recipes = plan.recipes(config.settings)
+        name = frozen_name(plan, plan.frozen_recipe(config.settings))
         with clock.phase("frozen"):
             started = time.monotonic()
             run = make_frozen(plan, config, parts, out)

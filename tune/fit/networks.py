@@ -20,7 +20,7 @@ from tune.fit.budget.rates import is_out_of_memory
 from tune.fit.config import FitConfig
 from tune.fit.data import Parts
 from tune.fit.embeddings import embed_run, rows_of
-from tune.fit.recipes import Recipe, list_recipes
+from tune.fit.recipes import Recipe
 from tune.fit.runs import build_config, recipe_point, trial_point
 from tune.fit.scoring import Scored, score_networks
 from tune.records import SweepFolder
@@ -73,7 +73,7 @@ def frozen_name(plan: FitPlan, recipe: Recipe) -> str:
 
 def make_frozen(plan: FitPlan, config: FitConfig, parts: Parts, out: Path) -> Path:
     """The frozen network as a run of no epochs: OUT/frozen."""
-    recipe = list_recipes(plan.profile, has_weights=plan.has_weights, given=config.settings)[0]
+    recipe = plan.frozen_recipe(config.settings)
     point = {
         **recipe_point(plan, recipe, config.settings),
         # Embeddings as the network gives them: heads scale them themselves.

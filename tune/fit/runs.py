@@ -32,7 +32,12 @@ def network_input(name: str) -> Point:
 
 
 def recipe_point(plan: FitPlan, recipe: Recipe, given: Point) -> Point:
-    """Everything that a recipe changes of a run's defaults; the settings given come last."""
+    """Everything that a recipe changes of a run's defaults; the settings given come last.
+
+    Where there is a pretrained network, `backbone.*` is meant for that one, not for small networks from scratch.
+    """
+    if recipe.family == "scratch" and plan.has_weights:
+        given = {key: value for key, value in given.items() if not key.startswith("backbone.")}
     family = family_settings(
         recipe.family,
         plan.profile,

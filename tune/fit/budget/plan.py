@@ -1,14 +1,16 @@
 """OUT/plan.json: what a fit measured and decided before its first round. A resumed fit follows it."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from index.base.files import exists, read_text, write_atomic
 from tune.fit.budget.planning import Overheads, Rates, RoundPlan
+from tune.fit.recipes import Recipe, list_recipes
 from tune.fit.records import ProfileRecord
-from tune.space import Point
+from tune.space import Point, Value
 
 PLAN_FILE = "plan.json"
 
@@ -21,6 +23,9 @@ class FitPlan:
     backbone: Point
     """the pretrained network: its settings"""
     has_weights: bool
+    pretrained: Literal["trained", "frozen", "unused"] = "trained"
+    """what becomes of the pretrained network where small networks from scratch are tried too: the time may not suffice to train
+    it, or to embed all images with it"""
     size: int
     """side of the images that the pretrained network sees, pixels"""
     scratch_size: int
@@ -43,6 +48,19 @@ class FitPlan:
     rounds_end_s: float = 0.0
     """seconds of the budget that are used when the rounds end, as they were planned"""
     notes: tuple[str, ...] = field(default=())
+
+    def recipes(self, given: Mapping[str, Value]) -> list[Recipe]:
+        """What is trained, best by prior first; given: settings that hold for all candidates."""
+        found = list_recipes(self.profile, has_weights=self.has_weights, given=given)
+        if self.pretrained == "trained":
+            return found
+        return [one for one in found if one.family == "scratch"]
+
+    def frozen_recipe(self, given: Mapping[str, Value]) -> Recipe:
+        """The recipe whose network is scored without training: of the pretrained one if there is one."""
+        found = list_recipes(self.profile, has_weights=self.has_weights, given=given)
+        first = "scratch" if self.pretrained == "unused" else "pretrained"
+        return next((one for one in found if one.family == first), found[0])
 
     def write(self, out: Path) -> None:
         """Write it into the fit's folder."""

@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 
 LAST_BLOCKS = 0.25
 """share of a network's layers that is trained where the whole network takes too long: the last four or five of them"""
+MOST_EMBEDDING = 0.2
+"""share of the budget for embedding all images with a pretrained network, where small networks from scratch are tried too"""
 LEAST_EMBEDDING_S = 5.0
 """seconds for embedding that are taken even where the budget is used up: less is no reason to give up"""
 MEASURED_PX = 96
@@ -129,7 +131,9 @@ def make_plan(
         gpus=machine.gpus,
         joins=machine.joins,
     )
-    leading = recipes[0]
+    # The pretrained network is the slower one.
+    leading = next((one for one in recipes if one.family == "pretrained"), recipes[0])
+    small = next((one for one in recipes if one.family == "scratch" and one is not leading), None)
     rates, batch_size = find_batch(
         lambda batch: measure_rates(
             _measured(replace(plan, batch_size=batch), leading, config, parts, machine), machine
@@ -145,11 +149,22 @@ def make_plan(
         )
         rates = max(rates, again, key=lambda one: one.final)
     plan = replace(plan, batch_size=batch_size, rates=rates)
+    if small and profile.num_images / rates.embed > MOST_EMBEDDING * config.budget_s:
+        note(
+            f"Embedding the {profile.num_images} images with {backbone['backbone.name']} would take {profile.num_images / rates.embed:.0f} s: "
+            "only small networks are trained, from scratch."
+        )
+        leading, small = small, None
+        rates = measure_rates(_measured(plan, leading, config, parts, machine), machine)
+        plan = replace(plan, pretrained="unused", rates=rates)
     _check_embedding(plan, rates, config, clock, num_train=int(num_train))
     final_s = _training_s(plan, rates, clock, config) * (1 - ROUNDS_SHARE)
     if leading.family == "pretrained":
-        plan = _settle_size(plan, config, leading, parts, machine, final_s, int(num_train), num_layers, note)
+        plan = _settle_size(
+            plan, config, leading, small, parts, machine, final_s, int(num_train), num_layers, note
+        )
         rates = plan.rates or rates
+    recipes = plan.recipes(config.settings)
     epochs = final_s * rates.final / num_train
     if epochs < 1:  # decided again once the images were embedded
         return replace(plan, trains=False, notes=tuple(notes))
@@ -166,9 +181,9 @@ def make_plan(
     )
     if not rounds:
         note(
-            f"The budget has no time to compare recipes: '{leading.name}' is trained, and validation chooses its head."
+            f"The budget has no time to compare recipes: '{recipes[0].name}' is trained, and validation chooses its head."
             if len(recipes) > 1
-            else f"The settings leave one recipe: '{leading.name}'."
+            else f"The settings leave one recipe: '{recipes[0].name}'."
         )
     return replace(
         plan, rounds=tuple(rounds), rounds_end_s=rounds_end_s, overheads=overheads, notes=tuple(notes)
@@ -260,6 +275,7 @@ def _settle_size(
     plan: FitPlan,
     config: FitConfig,
     recipe: Recipe,
+    small: Recipe | None,
     parts: Parts,
     machine: Machine,
     final_s: float,
@@ -267,7 +283,10 @@ def _settle_size(
     num_layers: int,
     note: Callable[[str], None],
 ) -> FitPlan:
-    """Choose the image size, and whether the whole network is trained; rates are those at that size."""
+    """Choose the image size, and how much of the network is trained; rates are those at that size.
+
+    small: a recipe from scratch that is trained in place of a part of the pretrained network.
+    """
     rates = plan.rates
     assert rates is not None
     is_size_given = "data.image_size" in config.settings
@@ -279,6 +298,13 @@ def _settle_size(
 
     size = best_size(rates)
     epochs = rates.at(size).final * final_s / num_train
+    if epochs < LEAST_EPOCHS and small is not None:
+        note(
+            f"The pretrained network would see each image {epochs:.1f} times: it is scored without training, and small networks are "
+            "trained from scratch."
+        )
+        found = measure_rates(_measured(plan, small, config, parts, machine), machine)
+        return replace(plan, size=size, pretrained="frozen", rates=replace(found, embed=rates.at(size).embed))
     if epochs < LEAST_EPOCHS and "backbone.freeze" not in config.settings and num_layers > 1:
         freeze = max(1, round((1 - LAST_BLOCKS) * num_layers))
         frozen = replace(plan, freeze=freeze)
