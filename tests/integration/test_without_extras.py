@@ -58,7 +58,7 @@ def run_hidden(program: str, folder: Path) -> dict:
 
 def test_extras_are_those_of_the_distribution() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert set(EXTRA_OF.values()) == set(extras) - {"all", "dev", "webdataset"}
+    assert set(EXTRA_OF.values()) == set(extras) - {"all", "bench", "dev", "webdataset"}
     everything = extras["all"][0].removeprefix("fsl-dist[").removesuffix("]").split(",")
     assert set(everything) == set(extras) - {"all", "dev"}
 
