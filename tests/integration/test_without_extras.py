@@ -60,7 +60,7 @@ def test_extras_are_those_of_the_distribution() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert set(EXTRA_OF.values()) == set(extras) - {"all", "bench", "dev", "webdataset"}
     everything = extras["all"][0].removeprefix("fsl-dist[").removesuffix("]").split(",")
-    assert set(everything) == set(extras) - {"all", "dev"}
+    assert set(everything) == set(extras) - {"all", "bench", "dev"}
 
 
 def test_every_module_imports_but_those_made_of_a_package(tmp_path: Path) -> None:
