@@ -12,6 +12,8 @@ from index.base.errors import RequestError
 from index.base.files import exists, unpack_arrays
 from index.base.object_cache import bring, with_addresses, working_folder
 from index.checking import check_index, is_index
+from tune.fit.config import FIT_FILE
+from tune.fit.records import FINAL, FROZEN, RECORD_FILE, FitRecord
 from tune.index_sweeps.trial import TRUTH_FILE
 from tune.records import (
     EVALUATION_FILE,
@@ -30,7 +32,7 @@ class Diagnosis:
 
     path: str
     kind: str
-    """run, data set, index or sweep"""
+    """run, data set, index, sweep or fit"""
     num_checked: int
     """files and groups of files that were read whole"""
     damaged: tuple[Finding, ...]
@@ -95,6 +97,9 @@ def doctor(path: str | os.PathLike[str], *, write_checksums: bool = False) -> Di
 
 
 def _check(folder: Path, checkup: Checkup) -> str:
+    if exists(folder / FIT_FILE):
+        _check_fit(folder, checkup)
+        return "fit"
     if exists(folder / SWEEP_FILE):
         _check_sweep(folder, checkup)
         return "sweep"
@@ -105,10 +110,26 @@ def _check(folder: Path, checkup: Checkup) -> str:
         check_index(folder, checkup)
         return "index"
     raise RequestError(
-        f"'{folder}' is no run (config.yaml), data set (catalogue/), index (current, versions/) or sweep ({SWEEP_FILE})"
+        f"'{folder}' is no run (config.yaml), data set (catalogue/), index (current, versions/), sweep ({SWEEP_FILE}) or fit ({FIT_FILE})"
         if folder.is_dir()
         else f"'{folder}': no such folder"
     )
+
+
+def _check_fit(folder: Path, checkup: Checkup) -> None:
+    """Everything that a fit keeps: its runs, its rounds, its index, and the data set if it packed one."""
+    if exists(folder / RECORD_FILE):
+        checkup.run(folder / RECORD_FILE, "fit again into another folder", lambda: FitRecord.read(folder))
+    for run in (folder / FINAL, folder / FROZEN):
+        if is_run(run):
+            check_run(run, checkup)
+    if is_index(folder / "index"):
+        check_index(folder / "index", checkup)
+    if is_dataset(folder / "data"):
+        check_dataset(folder / "data", checkup)
+    for sweep in sorted((folder / "rounds").glob("*")):
+        if exists(sweep / SWEEP_FILE):
+            _check_sweep(sweep, checkup)
 
 
 def _read_scores(trial: Path) -> None:

@@ -56,6 +56,7 @@ def test_a_folder_becomes_a_model(folder: Path, tmp_path: Path) -> None:
     assert [row[0] for row in fit.table()[1:] if row[0].startswith("*")] == [f"* {chosen.name}"]
     assert len(fit.dataframe()) == len(record.candidates)
     assert fit.report.is_file()
+    assert fsl_dist.doctor(out).is_sound
     assert "Fit(" in repr(fit)
     assert "<table>" in fit._repr_html_()
     with fsl_dist.open_run(out) as run:

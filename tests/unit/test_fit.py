@@ -18,9 +18,10 @@ from tune.fit.budget.prepare import reconsider
 from tune.fit.budget.rates import find_batch
 from tune.fit.config import check_same, read_request, read_stored, write_request
 from tune.fit.data import look_at, open_parts
-from tune.fit.packing import describe_nesting, open_or_pack, pack_options
+from tune.fit.finish import SHOWN_HEADS, shown_heads
+from tune.fit.packing import describe_nesting, describe_table, open_or_pack, pack_options
 from tune.fit.records import CandidateRecord, FitRecord, ScoreRecord
-from tune.fit.scoring import choose, difference, score_networks
+from tune.fit.scoring import choose, difference, score_networks, top_heads
 
 
 def request(folder: Path, *settings: str, minutes: float = 1.0, **more: object):
@@ -216,6 +217,34 @@ def test_the_better_network_is_chosen_and_equal_ones_are_named() -> None:
         assert not {one.recipe for one in choice.equal} & {"bad"}
         assert difference(choice.best, bad[0], metric).is_more_than_noise  # type: ignore[arg-type]
         assert difference(good[0], same[0], metric).value == 0  # type: ignore[arg-type]
+
+
+def test_the_chosen_head_is_listed_wherever_it_stands() -> None:
+    train, part = embedded(0, 2.0), embedded(1, 2.0)
+    scored = score_networks("frozen", [(train, part)], np.arange(3), cost=0, is_trained=False)
+    ranked = top_heads(scored, "balanced", len(scored))
+    last = ranked[-1]
+    assert last not in shown_heads(scored, "balanced", ())
+    assert shown_heads(scored, "balanced", {last.name}) == [*ranked[:SHOWN_HEADS], last]
+
+
+def test_a_table_with_other_columns_is_pointed_out(tmp_path: Path) -> None:
+    write_images(tmp_path, ["a/1.png", "b/1.png"])
+    assert describe_table(tmp_path, {}) == []
+    write_table(tmp_path / "labels.csv", [{"filename": "a/1.png", "label": "x"}])
+    (warning,) = describe_table(tmp_path, {})
+    assert "filename, label" in warning
+    assert describe_table(tmp_path, {"path_column": "filename", "label_column": "label"}) == []
+
+
+def test_of_two_fits_in_one_folder_one_is_refused(tmp_path: Path) -> None:
+    config = request(tmp_path)
+    out = tmp_path / "out"
+    write_request(out, config)
+    with pytest.raises(RequestError, match=r"dir=.*: another fit has just begun there"):
+        write_request(out, config)
+    assert read_stored(out) == config
+    assert [path.name for path in out.iterdir()] == ["fit-config.yaml"]
 
 
 def test_scores_of_several_parts_count_together() -> None:

@@ -13,7 +13,7 @@ from pydantic import Field
 from fsl_dist.config import RunConfig
 from fsl_dist.dataset import pack as pack_images
 from index.base.errors import ConfigError, RequestError
-from index.base.files import exists, read_text, write_atomic
+from index.base.files import exists, new_token, read_text, write_atomic
 from index.base.object_cache import working_folder
 from index.base.settings import (
     known_keys,
@@ -136,8 +136,18 @@ def read_stored(out: Path) -> FitConfig:
 
 
 def write_request(out: Path, config: FitConfig) -> None:
-    """Write down what is asked, for a resume."""
-    write_atomic(out / FIT_FILE, to_yaml(config).encode())
+    """Write down what is asked, for a resume. Raises RequestError where another fit has begun in the folder meanwhile."""
+    out.mkdir(parents=True, exist_ok=True)
+    unfinished = out / f".{FIT_FILE}.{new_token()}"
+    write_atomic(unfinished, to_yaml(config).encode())
+    try:
+        os.link(unfinished, out / FIT_FILE)  # of two at the same time one finds the file there
+    except FileExistsError:
+        raise RequestError(
+            f"dir={out}: another fit has just begun there (another dir starts a new one)"
+        ) from None
+    finally:
+        unfinished.unlink()
 
 
 def check_same(config: FitConfig, stored: FitConfig, out: Path) -> None:

@@ -138,7 +138,7 @@ def _warn(catalogue: Catalogue, parts: Parts, profile: ProfileRecord) -> list[st
     if profile.copies_across:
         found.append(
             f"{profile.copies_across} test or val images are byte for byte training images too, so scores on them are too high "
-            "(pack(dedupe=phash) leaves copies and near-copies out)"
+            "(pack.dedupe=phash leaves copies and near-copies out)"
         )
     missing = profile.num_classes - len(np.unique(catalogue.labels[parts.test_ids]))
     if parts.test_split and missing:

@@ -11,17 +11,18 @@ from fsl_dist.config import CONFIG_FILE, load_run
 from fsl_dist.heads import HeadConfig
 from index.base.files import remove_folder
 from tune.fit.budget.planning import LEAST_S
-from tune.fit.budget.prepare import is_final_wanted
+from tune.fit.budget.prepare import is_final_wanted, plan_final
 from tune.fit.budget.rates import SMALLEST_BATCH, is_out_of_memory
 from tune.fit.embeddings import embed_run, rows_of
 from tune.fit.networks import RoundResult, read_length
 from tune.fit.recipes import Recipe
+from tune.fit.records import FINAL
 from tune.fit.runs import build_config, trial_point
-from tune.fit.scoring import SIMPLE_HEAD, Choice, Scored, choose, plain, score_networks
+from tune.fit.scoring import SIMPLE_HEAD, Choice, Scored, choose, plain, recipes_of, score_networks
 from tune.fit.session import Session
 
-FINAL = "final"
-"""folder of the final run"""
+MEASURED_AGAIN_S = 30.0
+"""seconds of a final run for which the machine is measured again, which takes 2 to 5 s"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,9 @@ def train_final(
             "is better on them."
         )
     trains_on_all = parts.are_cut and bool(scored) and not is_frozen_ahead
-    run = _train(session, recipe, trains_on_all=trains_on_all)
+    # Each network of the last round is opened once more, for its test images.
+    reserve_s = session.reserve_s + plan.overheads.trial * len(recipes_of(scored))
+    run = _train(session, recipe, reserve_s, trains_on_all=trains_on_all)
     if run is None or trains_on_all:
         return None if run is None else Final(recipe, head, run, True)
     part = parts.part(0)
@@ -84,10 +87,10 @@ def train_final(
     return Final(recipe, chosen.head, run, False, tuple(found))
 
 
-def _train(session: Session, recipe: Recipe, *, trains_on_all: bool) -> Path | None:
+def _train(session: Session, recipe: Recipe, reserve_s: float, *, trains_on_all: bool) -> Path | None:
     """Train, or continue; batches are halved where they are too large for the memory."""
     plan, run = session.plan, session.out / FINAL
-    seconds, batch_size = session.clock.left_s - session.reserve_s, plan.batch_size
+    seconds, batch_size = session.clock.left_s - reserve_s, plan.batch_size
     if (run / CONFIG_FILE).is_file():
         _, done_s = read_length(run)
         stored = load_run(run).training
@@ -95,6 +98,15 @@ def _train(session: Session, recipe: Recipe, *, trains_on_all: bool) -> Path | N
     elif seconds < LEAST_S:
         session.note("There was no time left for a final run: the best run of the last round is the result.")
         return None
+    elif seconds > MEASURED_AGAIN_S and not plan.joins:
+        parts = session.parts
+        part = parts.part(0)
+        num_train = len(part.rest) + (len(part.held) if trains_on_all else 0)
+        size = plan.size
+        plan = plan_final(plan, session.config, recipe, parts, seconds, num_train)
+        if plan.size > size:
+            session.note(f"The final run has time for larger images: {plan.size} px.")
+        seconds = session.clock.left_s - reserve_s * (plan.size / size) ** 2
     while True:
         settings = session.config.settings
         point = trial_point(
@@ -119,7 +131,7 @@ def _train(session: Session, recipe: Recipe, *, trains_on_all: bool) -> Path | N
             return run
         remove_folder(run)
         batch_size //= 2
-        seconds = max(LEAST_S, session.clock.left_s - session.reserve_s)
+        seconds = max(LEAST_S, session.clock.left_s - reserve_s)
         session.note(
             f"The memory does not suffice for larger batches: training.batch_size={batch_size} in the final run."
         )

@@ -1,7 +1,7 @@
 """The end of a fit: test images are scored, once; head, index, record, table and report are written."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,11 +13,12 @@ from fsl_dist.indexing import build_from_run
 from index import IndexConfig
 from index.base.errors import FslDistError
 from index.base.settings import dump
+from tune.fit.config import Metric
 from tune.fit.data import Part
 from tune.fit.embeddings import embed_run, rows_of
-from tune.fit.final import FINAL, Final
-from tune.fit.networks import FROZEN, RoundResult, read_length
-from tune.fit.records import CandidateRecord, FitRecord
+from tune.fit.final import Final
+from tune.fit.networks import RoundResult, read_length
+from tune.fit.records import FINAL, FROZEN, CandidateRecord, FitRecord
 from tune.fit.reporting import write_report
 from tune.fit.scoring import (
     SIMPLE_HEAD,
@@ -63,7 +64,9 @@ def finish(
     """Settle what the result is, score test, and write everything."""
     metric, out = session.config.metric, session.out
     result = _settle(session, frozen, rounds, choice, final)
-    records = [*_frozen_records(session, frozen), *_round_records(session, rounds)]
+    # What the result is, and what it was compared with, is always listed.
+    needed = {result.name, choice.chosen.name, choice.best.name}
+    records = [*_frozen_records(session, frozen, needed), *_round_records(session, rounds, needed)]
     if final is not None:
         records.append(_final_record(session, final, choice, result))
         if final.own is not None:
@@ -71,7 +74,8 @@ def finish(
             own = final.own
             choice = choose([own, *(one for one in frozen if one.parts == own.parts)], metric)
     listed = {one.name for one in records} - {result.name}
-    equal = [one.name for one in choice.equal if one.name in listed]
+    # The best itself is among those that are equal to the best.
+    equal = [one.name for one in (choice.best, *choice.equal) if one.name in listed]
     _explain(session, choice, equal)
     session.owner.check()
     write_head(result.run, result.head)
@@ -127,20 +131,30 @@ def _settle(
     )
 
 
-def _frozen_records(session: Session, frozen: Sequence[Scored]) -> list[CandidateRecord]:
-    shown = top_heads(frozen, session.config.metric, SHOWN_HEADS)
+def _frozen_records(
+    session: Session, frozen: Sequence[Scored], needed: Collection[str]
+) -> list[CandidateRecord]:
+    shown = shown_heads(frozen, session.config.metric, needed)
     shown += [one for one in frozen if plain(one.head) == SIMPLE_HEAD and one not in shown]
     run = session.out / FROZEN
     return [_record(one, 0, {}, "", score_test(session, run, one.head, None)) for one in shown]
 
 
-def _round_records(session: Session, rounds: Sequence[RoundResult]) -> list[CandidateRecord]:
+def shown_heads(scored: Sequence[Scored], metric: Metric, needed: Collection[str]) -> list[Scored]:
+    """The best heads, and those that are needed."""
+    shown = top_heads(scored, metric, SHOWN_HEADS)
+    return shown + [one for one in scored if one.name in needed and one not in shown]
+
+
+def _round_records(
+    session: Session, rounds: Sequence[RoundResult], needed: Collection[str]
+) -> list[CandidateRecord]:
     """The best heads of each recipe in each round; those of the last round are scored on test."""
     records = []
     for result in rounds:
         for name in recipes_of(result.scored):
             runs = result.of_recipe(name)
-            for one in top_heads(of_recipe(result.scored, name), session.config.metric, SHOWN_HEADS):
+            for one in shown_heads(of_recipe(result.scored, name), session.config.metric, needed):
                 test = None
                 if result is rounds[-1]:
                     test = score_test(session, runs[0].run, one.head, session.parts.part(runs[0].part))
@@ -224,9 +238,9 @@ def _explain(session: Session, choice: Choice, equal: Sequence[str]) -> None:
             f"'{choice.chosen.name}' was chosen before '{choice.best.name}': the difference on validation is below half of its "
             "standard error, and it is the cheaper one."
         )
-    if equal:
+    if others := [name for name in equal if name != choice.best.name]:
         session.note(
-            f"{len(equal)} of the candidates listed are equal to the best one within noise on {choice.best.score.n} validation images."
+            f"{len(others)} of the candidates listed are equal to the best one within noise on {choice.best.score.n} validation images."
         )
 
 

@@ -13,6 +13,7 @@ from fsl_dist.run import PathLike, Run, Settings, open_run
 from index.base.errors import RequestError
 from index.base.files import Owner, exists, remove_folder
 from index.base.object_cache import on_disk
+from index.base.stopping import Stopped, number_of
 from tune.fit.config import FIT_FILE, check_same, read_request, read_stored, write_request
 from tune.fit.records import RECORD_FILE, CandidateRecord, FitRecord
 from tune.fit.table import HEAD, table_rows
@@ -108,9 +109,10 @@ def run_fit(
     from tune.fit.budget.plan import PLAN_FILE
     from tune.fit.flow import run_flow
 
-    is_new = not out.exists()
+    is_new = not exists(out / FIT_FILE)
+    if is_new:
+        write_request(out, config)
     owner = Owner.claim(out)
-    write_request(out, config)
     clock = Clock(out, config.budget_s, started)
 
     def say(text: str) -> None:
@@ -122,6 +124,10 @@ def run_fit(
     try:
         with clock.running():
             run_flow(config, out, owner, clock, say, show or False)
+    except KeyboardInterrupt as error:
+        raise Stopped(
+            f"stopped: what has ended is kept in {out} (resume=True continues the fit)", number_of(error)
+        ) from error
     except RequestError:
         if is_new and not exists(
             out / PLAN_FILE

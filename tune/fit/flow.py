@@ -18,7 +18,7 @@ from tune.fit.budget.prepare import check_backbone, make_plan, reconsider
 from tune.fit.budget.rates import SMALLEST_BATCH, Machine, describe_machine
 from tune.fit.config import FitConfig
 from tune.fit.data import look_at, open_parts
-from tune.fit.final import FINAL, train_final
+from tune.fit.final import train_final
 from tune.fit.finish import finish
 from tune.fit.networks import (
     RoundResult,
@@ -30,9 +30,9 @@ from tune.fit.networks import (
     run_round,
     score_frozen,
 )
-from tune.fit.packing import describe_nesting, open_or_pack
+from tune.fit.packing import describe_nesting, describe_table, open_or_pack
 from tune.fit.recipes import Recipe
-from tune.fit.records import FitRecord
+from tune.fit.records import FINAL, FitRecord
 from tune.fit.scoring import Scored, choose, of_recipe, recipes_of, top_heads
 from tune.fit.session import Session
 from tune.sweep_file import SWEEP_FILE
@@ -97,7 +97,8 @@ def _open(
         parts = open_parts(open_or_pack(config, out, progress=bool(progress)), config)
     with clock.phase("measure"):
         profile, warnings = look_at(parts.catalogue, parts)
-        warnings = [*describe_nesting(Path(config.folder)), *warnings]
+        folder = Path(config.folder)
+        warnings = [*describe_nesting(folder), *describe_table(folder, dict(config.pack)), *warnings]
         if plan is None:
             for warning in warnings:
                 say(warning)

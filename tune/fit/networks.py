@@ -21,6 +21,7 @@ from tune.fit.config import FitConfig
 from tune.fit.data import Parts
 from tune.fit.embeddings import embed_run, rows_of
 from tune.fit.recipes import Recipe
+from tune.fit.records import FROZEN
 from tune.fit.runs import build_config, recipe_point, trial_point
 from tune.fit.scoring import Scored, score_networks
 from tune.records import SweepFolder
@@ -29,8 +30,6 @@ from tune.sweep_file import SWEEP_FILE, load_stored
 
 log = logging.getLogger(__name__)
 
-FROZEN = "frozen"
-"""folder of the frozen network's run"""
 LAST_RESORT = 1.3
 """times its planned seconds after which a round is ended, whatever trains then"""
 

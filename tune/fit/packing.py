@@ -82,6 +82,17 @@ def pack_options(folder: Path, given: dict[str, object]) -> dict[str, object]:
     return options
 
 
+def describe_table(folder: Path, given: dict[str, object]) -> list[str]:
+    """A warning where a table labels.csv is there and not used, for its columns have other names."""
+    columns = _read_columns(folder / TABLE) if folder.is_dir() and not is_dataset(folder) else {}
+    if not columns or "table" in pack_options(folder, given):
+        return []
+    return [
+        f"{TABLE} is not used: its columns are {', '.join(columns)}, and none is called file or none class (pack.path_column=… "
+        "pack.label_column=… name them)"
+    ]
+
+
 def describe_nesting(folder: Path) -> list[str]:
     """A warning where the folders of `folder` have no images themselves but several folders of images: which are the classes?"""
     if is_dataset(folder) or not folder.is_dir() or (folder / TABLE).is_file():

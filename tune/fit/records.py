@@ -9,6 +9,10 @@ from index.base.errors import ConfigError
 from index.base.files import exists, read_text, write_atomic
 
 RECORD_FILE = "fit.json"
+FINAL = "final"
+"""folder of the final run"""
+FROZEN = "frozen"
+"""folder of the frozen network, as a run of no epochs"""
 
 Interval = tuple[float, float]
 

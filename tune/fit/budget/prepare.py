@@ -250,6 +250,24 @@ def _scratch_size(profile: ProfileRecord) -> int:
     return 32 if profile.shorter_side < 64 else 64
 
 
+def plan_final(
+    plan: FitPlan, config: FitConfig, recipe: Recipe, parts: Parts, seconds: float, num_train: int
+) -> FitPlan:
+    """The plan with threads and image size of the final run, measured again: the machine may do more, or less, than at the start.
+
+    The size grows where there is time for it. It does not shrink: candidates were compared at that size.
+    """
+    assert plan.rates is not None
+    machine = Machine(plan.slots, plan.cpus, plan.gpus, plan.gpus > 0, plan.joins)
+    if not machine.has_gpu:
+        torch.set_num_threads(plan.slots * plan.cpus)  # fewer may have been faster before
+    rates = measure_rates(_measured(plan, recipe, config, parts, machine), machine)
+    size = plan.size
+    if recipe.family == "pretrained" and "data.image_size" not in config.settings:
+        size = max(size, choose_size(rates.final, rates.size, seconds, num_train, plan.profile.shorter_side))
+    return replace(plan, size=size, rates=replace(plan.rates, threads=rates.threads))
+
+
 def _measured(plan: FitPlan, recipe: Recipe, config: FitConfig, parts: Parts, machine: Machine) -> RunConfig:
     """A run that is only measured: the recipe, without a pass over all images."""
     point = {
@@ -262,7 +280,7 @@ def _measured(plan: FitPlan, recipe: Recipe, config: FitConfig, parts: Parts, ma
 
 def _check_embedding(plan: FitPlan, rates: Rates, config: FitConfig, clock: Clock, *, num_train: int) -> None:
     needed_s = (plan.profile.num_images + num_train) / rates.embed
-    if needed_s > max(clock.left_s, LEAST_EMBEDDING_S):
+    if clock.left_s <= 0 or needed_s > max(clock.left_s, LEAST_EMBEDDING_S):
         minutes = math.ceil((clock.used_s + needed_s * 1.3 + 10) / 6) / 10
         raise RequestError(
             f"minutes={config.minutes:g} is too small: embedding the {plan.profile.num_images} images takes about {needed_s:.0f} s on this "
