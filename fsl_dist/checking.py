@@ -75,6 +75,7 @@ def is_run(folder: Path) -> bool:
 
 def check_run(run: Path, checkup: Checkup) -> None:
     """Check a run's files, every checkpoint, the indexes in its folder, and whether its network loads."""
+    from fsl_dist.heads.head_file import HEAD_FILE, read_head
     from fsl_dist.metrics.standard_error import VALIDATION_FILE, ScoredImages
     from fsl_dist.training.runlog import METRICS_FILE, read_metrics
 
@@ -89,6 +90,10 @@ def check_run(run: Path, checkup: Checkup) -> None:
         repair = "remove it; it says how many images a validation scores"
         if checkup.run(run / VALIDATION_FILE, repair, lambda: ScoredImages.read(run)) is not None:
             checkup.json(run / VALIDATION_FILE, "")
+    if (run / HEAD_FILE).is_file():
+        repair = "remove it, and choose the head again"
+        if checkup.run(run / HEAD_FILE, repair, lambda: read_head(run)) is not None:
+            checkup.json(run / HEAD_FILE, "")
     are_sound = _check_checkpoints(run, checkup)
     for name in ("index", "evaluation"):
         for current in sorted((run / name).rglob("current")):

@@ -4,8 +4,9 @@ import json
 import math
 from pathlib import Path
 
-from fsl_dist.errors import ConfigError
+from fsl_dist.errors import ConfigError, VersionError
 from fsl_dist.heads.config import HeadConfig
+from index.base.checksums import encode_json, read_json
 from index.base.files import exists, write_atomic
 from index.base.settings import dump, validate
 
@@ -13,11 +14,12 @@ HEAD_FILE = "head.json"
 """in a run's folder"""
 
 _MAX_BYTES = 1 << 16
+_WAY_OUT = "remove it to predict without a head, or choose the head again"
 
 
 def write_head(run: Path, config: HeadConfig) -> None:
-    """Write a run's head into its folder, in one step."""
-    write_atomic(run / HEAD_FILE, (json.dumps(dump(config), indent=2) + "\n").encode())
+    """Write a run's head into its folder, with its checksum, in one step."""
+    write_atomic(run / HEAD_FILE, encode_json(dump(config)))
 
 
 def read_head(run: Path) -> HeadConfig | None:
@@ -32,23 +34,14 @@ def read_head(run: Path) -> HeadConfig | None:
         data = path.read_bytes()
         if len(data) > _MAX_BYTES:
             raise ValueError(f"it has {len(data)} bytes")
-        found = json.loads(data, object_pairs_hook=_without_repeats, parse_constant=_refuse_constant)
+        json.loads(data, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(
-            f"{path} is damaged: {error} (remove it to predict without a head, or choose the head again)"
-        ) from None
-    if not isinstance(found, dict):
-        raise ConfigError(
-            f"{path} must hold an object with the head's settings; it holds a {type(found).__name__}"
-        )
+        raise ConfigError(f"{path} is damaged: {error} ({_WAY_OUT})") from None
+    try:
+        found = read_json(path, root=run)
+    except VersionError as error:
+        raise ConfigError(f"{error} ({_WAY_OUT})") from None
     return validate(HeadConfig, found, str(path))
-
-
-def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key is repeated")
-    return found
 
 
 def _refuse_constant(text: str) -> float:
