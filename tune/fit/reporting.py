@@ -60,7 +60,7 @@ def _candidate(one: CandidateRecord) -> Candidate:
     head = validate(HeadConfig, one.head, "fit.json", "head")
     return Candidate(
         name=one.name,
-        head=head.name,
+        head="" if one.name.endswith(head.name) else head.name,
         validation=_score(one.validation),
         test=_score(one.test),
         images_seen=one.images_seen,

@@ -41,7 +41,7 @@ class Candidate:
 
     name: str
     head: str
-    """what turns embeddings into classes, in words, such as `kNN, cosine, 5 neighbours`"""
+    """what turns embeddings into classes, in words, such as `kNN, cosine, 5 neighbours`; empty where the name says it"""
     validation: Score | None = None
     test: Score | None = None
     images_seen: int = 0
