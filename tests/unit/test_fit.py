@@ -135,6 +135,13 @@ def test_longer_names_of_splits_are_left_to_pack(tmp_path: Path) -> None:
     assert data.class_names == ["a", "b"]
 
 
+def test_what_pack_refuses_names_the_settings_of_a_fit(tmp_path: Path) -> None:
+    write_images(tmp_path / "in", ["1.png", "2.png"])
+    with pytest.raises(RequestError, match=r"no class folders .*is packed with pack\.table=") as caught:
+        open_or_pack(request(tmp_path / "in"), tmp_path / "out", progress=False)
+    assert "\n" not in str(caught.value)
+
+
 def test_folders_of_folders_of_folders_are_pointed_out(tmp_path: Path) -> None:
     write_images(tmp_path / "deep", [f"{a}/{b}/{n}.png" for a in "xw" for b in "yz" for n in range(3)])
     (warning,) = describe_nesting(tmp_path / "deep")

@@ -1,6 +1,8 @@
 """How a folder of images is packed for a fit, where the user says nothing: with its table, and with a test split."""
 
 import csv
+import inspect
+import re
 from pathlib import Path
 
 import fsl_dist
@@ -39,14 +41,27 @@ def open_or_pack(config: FitConfig, out: Path, *, progress: bool) -> Catalogue:
         )
     options = pack_options(folder, dict(config.pack))
     try:
-        return fsl_dist.pack(folder, packed, seed=config.seed, progress=progress, **options)  # type: ignore[arg-type]
+        return _pack(folder, packed, config, options, progress)
     except RequestError as error:
         # Folders of longer names that are splits too (`seg_train`): pack knows them, and they say what is in test.
         is_ours = "fractions" in options and "fractions" not in config.pack
         if not is_ours or "give its splits" not in str(error):
             raise
         del options["fractions"]
-        return fsl_dist.pack(folder, packed, seed=config.seed, progress=progress, **options)  # type: ignore[arg-type]
+        return _pack(folder, packed, config, options, progress)
+
+
+def _pack(
+    folder: Path, out: Path, config: FitConfig, options: dict[str, object], progress: bool
+) -> Catalogue:
+    """`pack`, whose arguments are `pack.…` in its errors."""
+    try:
+        return fsl_dist.pack(folder, out, seed=config.seed, progress=progress, **options)  # type: ignore[arg-type]
+    except RequestError as error:
+        names = "|".join(
+            set(inspect.signature(fsl_dist.pack).parameters) - {"source", "out", "append", "seed"}
+        )
+        raise RequestError(re.sub(rf"(?<![\w./(])({names})=", r"pack.\1=", str(error))) from error
 
 
 def pack_options(folder: Path, given: dict[str, object]) -> dict[str, object]:
