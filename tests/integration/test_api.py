@@ -347,12 +347,17 @@ def test_another_learning_rate_is_said_when_a_run_is_resumed(
     assert "training.lr=0.005 replaces the run's 0.0003 from here on" in caplog.text
 
 
-def test_type_checkers_see_the_types_in_the_readme_s_example(tmp_path: Path) -> None:
-    example = re.findall(
+def test_type_checkers_see_the_types_in_the_readme_s_examples(tmp_path: Path) -> None:
+    examples = re.findall(
         r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL
-    )[0]
+    )
+    example = "\n".join(examples)
+    assert "fsl_dist.fit" in example
     assert "fsl_dist.pack" in example
     shown = {
+        "fit": "tune.fit.fitting.Fit",
+        "fit.run": "fsl_dist.run.Run",
+        "fit.chosen": "tune.fit.records.CandidateRecord",
         "data": "fsl_dist.data.catalogue.Catalogue",
         "run": "fsl_dist.run.Run",
         'run.evaluate()["knn/acc@5"]': "float | fsl_dist.metrics.class_scores.Repeated",
