@@ -142,13 +142,14 @@ class FileVectors:
         rows = np.array(files.open_array(self.order)[start:stop])
         mapped = read_array(self.path)
         vectors = np.empty((len(rows), mapped.shape[1]), dtype=np.float32)
-        with self.path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as pages:
-            source = np.frombuffer(pages, np.float32, offset=mapped.offset).reshape(mapped.shape)  # type: ignore[attr-defined]
-            for first in range(0, len(rows), _ROWS_BETWEEN_RELEASES):
-                some = slice(first, first + _ROWS_BETWEEN_RELEASES)
-                np.take(source, rows[some], axis=0, out=vectors[some])
-                pages.madvise(mmap.MADV_DONTNEED)
-            del source
+        with self.path.open("rb") as file:
+            # Freed with its last view, not closed: at a signal or an error there still is one, and close() would hide both.
+            pages = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        source = np.frombuffer(pages, np.float32, offset=mapped.offset).reshape(mapped.shape)  # type: ignore[attr-defined]
+        for first in range(0, len(rows), _ROWS_BETWEEN_RELEASES):
+            some = slice(first, first + _ROWS_BETWEEN_RELEASES)
+            np.take(source, rows[some], axis=0, out=vectors[some])
+            pages.madvise(mmap.MADV_DONTNEED)
         check_vectors(vectors, self.name, rows=rows)
         return vectors, rows
 
