@@ -57,8 +57,8 @@ def fit(
     FOLDER holds one folder of images for each class, or is a packed data set. KEY=VALUE are settings of a run that hold for all
     candidates (backbone.name, backbone.weights, data.image_size); metric=balanced, acc or mcr; and pack.KEY=VALUE, options of pack.
     """
-    # Threads that wait for each other sleep. On two cores training is 5 to 10 % slower then, and where another program uses one of
-    # them 1.5 times as fast as with threads that spin. OpenMP reads this when torch is imported.
+    # Threads that wait for each other sleep: where another program uses a core, threads that spin make each other wait. OpenMP reads
+    # this when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from tune.fit.fitting import run_fit
 

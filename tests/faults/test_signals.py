@@ -5,12 +5,12 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from commands import GREY_16_PX, PROGRAM
+from sweep_processes import wait_for
 
 from fsl_dist.training.checkpoint import TENSORS, CheckpointFolder
 from fsl_dist.training.runlog import read_metrics
@@ -60,15 +60,6 @@ def finish(process: subprocess.Popen[str], code: int = 0) -> str:
 
 def steps_logged(run: Path) -> int:
     return max((line["step"] for line in read_metrics(run)), default=0)
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    for _ in range(12_000):
-        if condition():
-            return
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-    raise AssertionError("it did not come to that within two minutes")
 
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:

@@ -5,7 +5,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import pytest
 import yaml
 from commands import PROGRAM
 from dataset_files import write_images
-from sweep_processes import descendants
+from sweep_processes import descendants, wait_for
 
 from fsl_dist.training.checkpoint import CheckpointFolder
 from index import open_index
@@ -54,15 +54,6 @@ def start(environment: dict[str, str], *arguments: str | Path) -> subprocess.Pop
     return subprocess.Popen(
         [PROGRAM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    for _ in range(12_000):
-        if condition():
-            return
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-    raise AssertionError("it did not come to that within two minutes")
 
 
 def finish(process: subprocess.Popen[str], code: int) -> str:

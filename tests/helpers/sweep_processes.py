@@ -1,7 +1,9 @@
 """The processes of a sweep that a test started, found below its driver, so that no other sweep's are touched."""
 
 import os
+import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -54,3 +56,13 @@ def wait_until(is_so, timeout_s: float = 240, pause_s: float = 0.02) -> None:
     while not is_so():
         assert time.monotonic() < until, f"not so within {timeout_s:g} s"
         time.sleep(pause_s)
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Return once `condition()`; the process must live until then."""
+    for _ in range(12_000):
+        if condition():
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    raise AssertionError("it did not come to that within two minutes")

@@ -2,8 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from tune.fit.recipes import Recipe
 from tune.fit.records import FROZEN
 from tune.fit.runs import build_config, recipe_point, trial_point
 from tune.fit.scoring import Scored, score_networks
+from tune.quiet import logging_from
 from tune.records import SweepFolder
 from tune.space import Point
 from tune.sweep_file import SWEEP_FILE, load_stored
@@ -131,7 +131,7 @@ def run_round(
         remove_folder(folder)
     show = progress if callable(progress) else False
     if (folder / SWEEP_FILE).is_file():
-        with _quiet_sweeps():
+        with logging_from("tune.sweeps", logging.WARNING):  # its lines show all settings of each trial
             fsl_dist.sweep(dir=folder, resume=True, progress=show)
         return wanted
     waves = math.ceil(len(wanted) / plan.slots)
@@ -145,7 +145,7 @@ def run_round(
         "resources": {"cpus": plan.cpus, "gpus": plan.gpus},
         "minutes": round(LAST_RESORT * planned_s / 60, 4),
     }
-    with _quiet_sweeps():
+    with logging_from("tune.sweeps", logging.WARNING):
         fsl_dist.sweep(sweep, dir=folder, progress=show)
     return wanted
 
@@ -160,18 +160,6 @@ def _has_batch(folder: Path, plan: FitPlan) -> bool:
     sweep = load_stored(folder)
     sizes = {point.get("training.batch_size") for point in sweep.points}
     return sizes == {plan.batch_size}
-
-
-@contextmanager
-def _quiet_sweeps() -> Iterator[None]:
-    """Keep the lines that a sweep logs at each trial's end, with all of its settings, out of the fit's."""
-    logger = logging.getLogger("tune.sweeps")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _base(parts: Parts, plan: FitPlan, config: FitConfig) -> dict[str, object]:

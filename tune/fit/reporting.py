@@ -1,5 +1,6 @@
 """The report on a fit: its record and embeddings as the page takes them."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 from fsl_dist.heads import Embedded, Head, HeadConfig
@@ -73,15 +74,4 @@ def _candidate(one: CandidateRecord) -> Candidate:
 
 
 def _score(found: ScoreRecord | None) -> Score | None:
-    if found is None:
-        return None
-    return Score(
-        n=found.n,
-        acc=found.acc,
-        mcr=found.mcr,
-        acc_interval=found.acc_interval,
-        mcr_interval=found.mcr_interval,
-        parts=found.parts,
-        acc_std=found.acc_std,
-        mcr_std=found.mcr_std,
-    )
+    return None if found is None else Score(**asdict(found))

@@ -10,6 +10,7 @@ from ray import tune as raytune
 from fsl_dist.training.ray.stopping import passing_on
 from index.base.errors import FslDistError
 from index.base.scratch import scratch_folder
+from tune.quiet import logging_from
 from tune.sweep_file import render_sweep
 from tune.sweeps.engine.driver import Driver
 from tune.sweeps.engine.records import BudgetStopper, FolderRecords
@@ -39,7 +40,12 @@ def fit(driver: Driver) -> raytune.ResultGrid:
         resources = raytune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
     else:
         resources = raytune.PlacementGroupFactory([{"CPU": base.num_cpus, "GPU": config.resources.gpus}])
-    with scratch_folder("fsl-tune-") as scratch, _environment(), _quiet(), passing_on(driver.stop) as bell:
+    with (
+        scratch_folder("fsl-tune-") as scratch,
+        _environment(),
+        logging_from("ray.tune", logging.CRITICAL),
+        passing_on(driver.stop) as bell,
+    ):
         trainable = raytune.with_parameters(
             RunTrial,
             text=render_sweep(config),
@@ -98,15 +104,3 @@ def _environment() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Tune's remarks on what it does not find, its own logs among it, to itself."""
-    logger = logging.getLogger("ray.tune")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
