@@ -1,4 +1,4 @@
-"""CPU milliseconds per image of each augmentation, as the Markdown table of docs/data_format.md.
+"""CPU milliseconds per image of each augmentation, as the Markdown table of docs/reference/data_format.md.
 
     python -m benchmarks.bench_augmentation
 

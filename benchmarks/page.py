@@ -1,4 +1,4 @@
-"""Writes docs/benchmarks.md and docs/practice.md from the JSON of the benchmarks, so that the pages say what was measured.
+"""Writes docs/benchmarks/index.md and docs/benchmarks/practice.md from the JSON of the benchmarks, so that the pages say what was measured.
 
 .venv/bin/python -m benchmarks.suite stream --out benchmarks/results    measures, and writes stream.json
 .venv/bin/python -m benchmarks.page                    writes the pages
@@ -15,9 +15,9 @@ from benchmarks.suite.report import Report, from_json, to_markdown
 from benchmarks.suite.run import BENCHMARKS
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "benchmarks.md"
+PAGE = ROOT / "docs" / "benchmarks" / "index.md"
 RESULTS = ROOT / "benchmarks" / "results"
-PRACTICE_PAGE = ROOT / "docs" / "practice.md"
+PRACTICE_PAGE = ROOT / "docs" / "benchmarks" / "practice.md"
 PRACTICE_RESULTS = RESULTS / "practice"
 GPU_RESULTS = ROOT / "benchmarks" / "gpu" / "results"
 HEAD = """# Benchmarks
@@ -33,7 +33,7 @@ and fails where a ratio became worse than its recorded bound by more than 30 % i
 NO_GPU = """## On a GPU
 
 `python -m benchmarks.gpu.check` measures decoding, training, mining and parity on a machine with a GPU
-([how](../benchmarks/gpu/README.md)). It has not been run on one yet.
+([how](../../benchmarks/gpu/README.md)). It has not been run on one yet.
 """
 
 

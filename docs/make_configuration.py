@@ -1,4 +1,4 @@
-"""Writes docs/configuration.md from the configuration's dataclasses, so that the page says what the code says.
+"""Writes docs/reference/configuration.md from the configuration's dataclasses, so that the page says what the code says.
 
     .venv/bin/python docs/make_configuration.py            writes the page
     .venv/bin/python docs/make_configuration.py --check    exit 1 where the page is not what would be written
@@ -23,7 +23,7 @@ from fsl_dist.methods.registry import BUILT_IN, find_methods
 from index.base.setting_types import range_of
 from index.base.settings import dump
 
-PAGE = Path(__file__).with_name("configuration.md")
+PAGE = Path(__file__).parent / "reference" / "configuration.md"
 HEAD = """# Configuration
 
 Written by `python docs/make_configuration.py`; change the dataclasses, not this page.

@@ -1,4 +1,4 @@
-"""Writes the table of folders in docs/architecture.md from the first sentence of each folder's `__init__.py`.
+"""Writes the table of folders in docs/explanation/architecture.md from the first sentence of each folder's `__init__.py`.
 
 .venv/bin/python docs/make_folders.py            writes the table
 .venv/bin/python docs/make_folders.py --check    exit 1 where the page does not have that table
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "architecture.md"
+PAGE = ROOT / "docs" / "explanation" / "architecture.md"
 TABLE = re.compile(r"(?<=<!-- folders -->\n).*?(?=<!-- /folders -->)", re.DOTALL)
 
 

@@ -1,4 +1,4 @@
-"""Put what `fsl-dist reproduce` and `fsl-dist sweep report` wrote into docs/results.md.
+"""Put what `fsl-dist reproduce` and `fsl-dist sweep report` wrote into docs/benchmarks/results.md.
 
     python docs/make_results.py runs/reproduce sweeps
 
@@ -11,8 +11,8 @@ import re
 import shutil
 from pathlib import Path
 
-PAGE = Path(__file__).with_name("results.md")
-FIGURES = Path(__file__).with_name("figures")
+PAGE = Path(__file__).parent / "benchmarks" / "results.md"
+FIGURES = Path(__file__).parent / "benchmarks" / "figures"
 
 
 def main() -> None:

@@ -51,7 +51,7 @@ class RunFolder:
     """all random draws are functions of it"""
     trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)
     """where metrics go besides `metrics.jsonl`: TensorBoard's files in the run's folder, MLflow, Weights & Biases; the last two
-    need the extras of their names and follow their own environment variables (docs/trackers.md). Empty: nowhere"""
+    need the extras of their names and follow their own environment variables (docs/how_to/trackers.md). Empty: nowhere"""
 
     def __post_init__(self) -> None:
         for name in self.trackers:

@@ -1,1 +1,1 @@
-"""The benchmarks of docs/benchmarks.md, each against its peers: `python -m benchmarks.suite NAME`."""
+"""The benchmarks of docs/benchmarks/index.md, each against its peers: `python -m benchmarks.suite NAME`."""

@@ -173,6 +173,6 @@ def _targets(measured: Measured) -> list[Target]:
             measured.ratios(small, best, "cpu"),
             at_most=0.2,
             remark=f"{fastest}; stored with whole colours, which halved ones would undercut by a fifth at the cost of "
-            "accuracy (docs/data_format.md)",
+            "accuracy (docs/reference/data_format.md)",
         ),
     ]

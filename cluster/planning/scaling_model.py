@@ -1,6 +1,6 @@
 """The model behind `fsl-dist plan`: seconds and bytes of a step, an epoch and an index, one formula a function.
 
-It knows no start-up, no stragglers and no overlap of gradient reduction with the backward pass; docs/scaling.md holds it
+It knows no start-up, no stragglers and no overlap of gradient reduction with the backward pass; docs/explanation/scaling.md holds it
 against runs.
 """
 
@@ -63,7 +63,7 @@ def looked_at(config: IndexConfig, dim: int, num_vectors: int) -> float:
 
 
 def vector_bytes(config: IndexConfig, dim: int, num_vectors: int) -> float:
-    """Memory of one vector in an opened index, beside the mapped file (docs/index.md). RequestError for `factory`, which is FAISS's own."""
+    """Memory of one vector in an opened index, beside the mapped file (docs/explanation/neighbour_index.md). RequestError for `factory`, which is FAISS's own."""
     raw = 4.0 * dim
     match config.kind:
         case "flat":

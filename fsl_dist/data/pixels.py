@@ -1,6 +1,6 @@
 """The pixels of an image file: one definition, which both decoders, `pack` and prediction meet.
 
-docs/data_format.md has it as a table of formats. In short: the first frame, turned upright by EXIF or else XMP; colours as
+docs/reference/data_format.md has it as a table of formats. In short: the first frame, turned upright by EXIF or else XMP; colours as
 stored, without colour management, gamma and alpha; grey by the luma of ITU-R BT.601; 8 bits of each sample. Metadata that
 cannot be read turns nothing. PIL decodes by this definition (`open_upright`); files of which DALI is known to read the same
 pixels go to DALI without their metadata (`read_plain`). No torch here.

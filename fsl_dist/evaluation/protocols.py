@@ -160,7 +160,7 @@ def _score_maps(trained: TrainedRun, config: RunConfig, splits: RunSplits) -> di
 def _score_plugin(
     name: str, trained: TrainedRun, config: RunConfig, splits: RunSplits
 ) -> dict[str, float | Repeated]:
-    """`NAME/…`: the scores of a metric that another distribution brings (docs/new_metric.md)."""
+    """`NAME/…`: the scores of a metric that another distribution brings (docs/how_to/new_metric.md)."""
     gallery, _ = _open_compared(trained, config, splits)
     measure = load_plugin(find_plugins(METRICS)[name], "protocol")
     found = measure(

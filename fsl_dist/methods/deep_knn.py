@@ -49,7 +49,7 @@ class DeepKNNConfig(MethodSettings):
     m_other: Neighbours = "all"
     """other-class neighbours of an anchor (M of deep kNN Eq. 3); all: all other classes, with loss=softmax"""
     temperature: Annotated[float, Field(gt=0)] = 0.1
-    """softmax: τ, in units of squared distance, above 0; 0.2 suits heads on frozen features (docs/training.md)"""
+    """softmax: τ, in units of squared distance, above 0; 0.2 suits heads on frozen features (docs/how_to/training.md)"""
     margin: Annotated[float, Field(gt=0)] = 0.2
     """hinge: α of deep kNN Eq. 2, in units of distance, above 0; the paper is silent (1.0 suits raw embeddings)"""
     normalise: bool = True

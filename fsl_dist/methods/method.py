@@ -1,6 +1,6 @@
 """What a method is: settings, traits and the batches, loss and memory that the training loop asks for.
 
-A method is one module of this folder, or of another distribution (docs/new_method.md). It holds a settings class, whose
+A method is one module of this folder, or of another distribution (docs/how_to/new_method.md). It holds a settings class, whose
 `traits` the rest of the program reads as data, and a `Method`, which the settings build. The loop knows no method by name:
 it asks for the batches of a step, forwards them on whichever workers they were dealt to, hands back the outputs, and after
 the optimizer's step lets the method merge what the batches left in its memory.

@@ -1,7 +1,7 @@
 """Methods by name, built-in ones and those of other distributions alike.
 
 A name stands for `module:settings class`. Built-in methods are in the table below; another distribution adds its own as
-entry points of the group `fsl_dist.methods` (docs/new_method.md):
+entry points of the group `fsl_dist.methods` (docs/how_to/new_method.md):
 
     [project.entry-points."fsl_dist.methods"]
     center_loss = "center_loss:CenterLossConfig"

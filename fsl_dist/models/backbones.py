@@ -108,7 +108,7 @@ def _build_backbone(config: BackboneConfig, sample_shape: tuple[int, ...]) -> tu
 
 
 def _plugin(config: BackboneConfig, sample_shape: tuple[int, ...]) -> tuple[nn.Module, int]:
-    """A network that another distribution brings (docs/new_backbone.md)."""
+    """A network that another distribution brings (docs/how_to/new_backbone.md)."""
     build = load_plugin(find_plugins(GROUP)[config.name], "backbone.name")
     built = build(config, sample_shape)
     if not (isinstance(built, tuple) and len(built) == 2 and isinstance(built[0], nn.Module)):

@@ -35,7 +35,7 @@ class BackboneConfig:
     whose own `data.mean`, `data.std`, `data.image_size`, `data.resize_size`, `data.resize` and `data.interpolation` are used where none are given; or one
     that another distribution adds"""
     weights: str = ""
-    """checkpoint to start from, of torch or safetensors and of most tools (docs/new_backbone.md), or the folder of a run, whose
+    """checkpoint to start from, of torch or safetensors and of most tools (docs/how_to/new_backbone.md), or the folder of a run, whose
     best checkpoint's backbone is taken, and its map head where this run has one; head and classifier ignored; empty: none"""
     pretrained: bool = False
     """start from ImageNet weights, torchvision's or timm's, or the weights of `timm:NAME.TAG` (downloaded once); not with `weights`. Those of `resnet50_v2`

@@ -2,7 +2,7 @@
 
 torch's own `weights_only` reader takes placeholders for classes only where it knows what kind of class each is. This one
 gives every name of a file that is not needed for tensors a placeholder that takes whatever a pickle can do to an object
-(docs/decisions/0034).
+(docs/explanation/decisions/0034).
 """
 
 import _compat_pickle

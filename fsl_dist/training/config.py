@@ -107,7 +107,7 @@ class TrainingConfig:
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """forward pass; auto: bf16 on a GPU, float32 on a CPU. Losses and distances are float32 always"""
     compile: bool = False
-    """torch.compile the network. Needs a C++ compiler where it is trained; on a CPU it brought nothing (docs/benchmarks.md)"""
+    """torch.compile the network. Needs a C++ compiler where it is trained; on a CPU it brought nothing (docs/benchmarks/index.md)"""
 
     def __post_init__(self) -> None:
         if self.lr_milestones and self.schedule != "milestones":

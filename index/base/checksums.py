@@ -102,7 +102,7 @@ def read_lines(path: Path, *, root: Path) -> list[dict[str, Any]]:
 def encode_yaml(text: str) -> bytes:
     """A YAML document with its checksum in a comment on top."""
     body = text.encode()
-    head = f"{_YAML_START}{zlib.crc32(body):08x} of the lines below. To edit them, remove this line (docs/reliability.md).\n"
+    head = f"{_YAML_START}{zlib.crc32(body):08x} of the lines below. To edit them, remove this line (docs/explanation/reliability.md).\n"
     return head.encode() + body
 
 

@@ -1,4 +1,4 @@
-"""Evidence on real images: white blood cells with hand-drawn masks, by the commands of docs/explain.md."""
+"""Evidence on real images: white blood cells with hand-drawn masks, by the commands of docs/how_to/explain.md."""
 
 import json
 import subprocess

@@ -31,7 +31,7 @@ from index.writing.build import build
 pytestmark = pytest.mark.integration
 
 COMMAND = [sys.executable, "-c", "from cluster.cli import main; main()"]
-PAGE = Path(__file__).parents[2] / "docs" / "index_service.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how_to" / "index_service.md"
 DIM, TOKEN = 12, "a token of the tests 0123456789"
 RAW = "application/octet-stream"
 LIMITS = ("--max-k", "50", "--max-batch", "300", "--max-body-mb", "1")

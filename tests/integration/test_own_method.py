@@ -1,4 +1,4 @@
-"""docs/new_method.md, new_backbone.md and new_metric.md as they say: distributions that add a method, a backbone and a metric."""
+"""docs/how_to/new_method.md, new_backbone.md and new_metric.md as they say: distributions that add a method, a backbone and a metric."""
 
 import json
 import math
@@ -74,7 +74,7 @@ def losses(run: Path) -> list[float]:
     ],
 )
 def test_the_page_shows_the_example(page: str, module: str, num_blocks: int) -> None:
-    blocks = re.findall(r"```(python|toml)\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S)
+    blocks = re.findall(r"```(python|toml)\n(.*?)```", (ROOT / "docs" / "how_to" / page).read_text(), re.S)
     assert len(blocks) == num_blocks
     source = ROOT / "examples" / module
     sources = {"python": source.read_text(), "toml": source.with_name("pyproject.toml").read_text()}

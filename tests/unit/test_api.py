@@ -1,4 +1,4 @@
-"""What is public is what docs/api.md lists, every name imports, and the example trains."""
+"""What is public is what docs/reference/python_api.md lists, every name imports, and the example trains."""
 
 import importlib
 import inspect
@@ -15,7 +15,11 @@ ROOT = Path(__file__).parents[2]
 
 def listed(package):
     """Names in the first cells of the tables under the page's heading of `package`."""
-    sections = re.split(r"^## ", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    sections = re.split(
+        r"^## ",
+        (ROOT / "docs" / "reference" / "python_api.md").read_text(encoding="utf-8"),
+        flags=re.MULTILINE,
+    )
     (section,) = (text for text in sections if text.startswith(f"{package}\n"))
     return re.findall(r"^\| `(\w+)` \|", section, flags=re.MULTILINE)
 

@@ -339,7 +339,7 @@ def test_errors_without_a_text_are_named():
 
 
 def test_the_documented_table_of_formats_is_the_tested_one():
-    page = (Path(__file__).parents[2] / "docs" / "data_format.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "data_format.md").read_text(encoding="utf-8")
     rows = page.split("| format | read | refused by name |")[1].split("\n\n")[0].splitlines()[2:]
     documented = {name for row in rows for name in row.split("|")[1].strip().split(", ")}
     others = {"PFM", "JPEG XL", "HEIF", "DICOM", "EPS", "no image"}

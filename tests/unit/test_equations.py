@@ -1,4 +1,4 @@
-"""docs/equations.md: every function it names is documented and runs in production, every test it names exists."""
+"""docs/reference/equations.md: every function it names is documented and runs in production, every test it names exists."""
 
 import ast
 import importlib
@@ -10,12 +10,18 @@ from production import reached_in_production
 
 ROOT = Path(__file__).parents[2]
 ROWS = re.findall(
-    r"^\| (.+?) \| `([\w.]+)` \| `([\w/.]+)::(\w+)` \|$", (ROOT / "docs/equations.md").read_text(), re.M
+    r"^\| (.+?) \| `([\w.]+)` \| `([\w/.]+)::(\w+)` \|$",
+    (ROOT / "docs/reference/equations.md").read_text(),
+    re.M,
 )
 
 
 def test_the_page_has_rows() -> None:
-    lines = [line for line in (ROOT / "docs/equations.md").read_text().splitlines() if line.startswith("| ")]
+    lines = [
+        line
+        for line in (ROOT / "docs/reference/equations.md").read_text().splitlines()
+        if line.startswith("| ")
+    ]
     heads = [line for line in lines if line.startswith(("| equation", "| ---"))]
     assert len(ROWS) == len(lines) - len(heads) > 20
 
@@ -25,7 +31,7 @@ def test_the_page_has_rows() -> None:
     [("Prototypical clustering networks (PCN)", 10), ("Deep kNN", 3), ("CHAI", 3), ("Deep clustering", 4)],
 )
 def test_every_equation_of_a_paper_has_a_row(paper: str, last: int) -> None:
-    text = (ROOT / "docs/equations.md").read_text().split(f"## {paper}\n")[1].split("\n## ")[0]
+    text = (ROOT / "docs/reference/equations.md").read_text().split(f"## {paper}\n")[1].split("\n## ")[0]
     rows = re.findall(r"^\| Eq\. (\d+)(?: (?:to|and) (\d+))?", text, re.M)
     numbers = {n for first, end in rows for n in range(int(first), int(end or first) + 1)}
     assert numbers == set(range(1, last + 1))

@@ -59,7 +59,9 @@ def test_the_configuration_page_is_what_the_code_says() -> None:
         capture_output=True,
         text=True,
     )
-    assert check.returncode == 0, "docs/configuration.md is stale: run python docs/make_configuration.py"
+    assert check.returncode == 0, (
+        "docs/reference/configuration.md is stale: run python docs/make_configuration.py"
+    )
 
 
 def test_the_architecture_page_lists_every_folder() -> None:
@@ -102,4 +104,4 @@ def test_the_benchmarks_page_is_what_the_results_say() -> None:
     check = subprocess.run(
         [sys.executable, "-m", "benchmarks.page", "--check"], capture_output=True, text=True, cwd=ROOT
     )
-    assert check.returncode == 0, "docs/benchmarks.md is stale: run python -m benchmarks.page"
+    assert check.returncode == 0, "docs/benchmarks/index.md is stale: run python -m benchmarks.page"

@@ -38,7 +38,7 @@ PRETRAINED = (
     Recipe("cross entropy and neighbours in all images", "pretrained", {**_JOINT, **_MEMORY}),
     Recipe("neighbours in all images", "pretrained", {"method.kind": "deep_knn", **_MEMORY}),
 )
-"""the order is that of their scores in docs/training.md: on photographs and dermatoscopic images the joint loss gives the better
+"""the order is that of their scores in docs/how_to/training.md: on photographs and dermatoscopic images the joint loss gives the better
 of both heads, and the memory adds nothing where classes have few modes"""
 
 SCRATCH = (
@@ -52,7 +52,7 @@ SCRATCH = (
         {"method.kind": "cross_entropy", "method.balance": "sampling"},
     ),
 )
-"""from scratch and with many modes, the memory of all training embeddings is ahead (docs/training.md)"""
+"""from scratch and with many modes, the memory of all training embeddings is ahead (docs/how_to/training.md)"""
 
 
 def list_recipes(profile: ProfileRecord, *, has_weights: bool, given: Mapping[str, Value]) -> list[Recipe]:

@@ -31,7 +31,7 @@ class Bounds:
     """least correlation of their thumbnails, each channel about its own mean"""
 
 
-# How they were chosen: docs/data_format.md, "Near-duplicates".
+# How they were chosen: docs/reference/data_format.md, "Near-duplicates".
 NEAR = Bounds(distance=6, correlation=0.99)
 """what counts as near without further evidence"""
 NEAR_BY_NAME = Bounds(distance=10, correlation=0.95)

@@ -1,4 +1,4 @@
-"""The picture in every file format and variant: the tables of docs/data_format.md as files."""
+"""The picture in every file format and variant: the tables of docs/reference/data_format.md as files."""
 
 import struct
 import zlib

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 SIZES = (64, 96, 128, 160, 192, 224)
 """image sizes for pretrained networks, pixels"""
 FINAL_EPOCHS = 20
-"""epochs that the image size is chosen for: on 40 groceries 24 epochs at 96 px reached what more did not improve (docs/fit.md)"""
+"""epochs that the image size is chosen for: on 40 groceries 24 epochs at 96 px reached what more did not improve (docs/how_to/fit.md)"""
 LEAST_EPOCHS = 3
 """epochs of the whole network below which only its last blocks are trained"""
 ROUND_EPOCHS = 4
