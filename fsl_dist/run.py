@@ -1,6 +1,5 @@
 """A training run from Python: opened, then evaluated, used on images, indexed, exported."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -15,6 +14,7 @@ from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.errors import DataError, RequestError
 from fsl_dist.notebook import html_table
 from fsl_dist.progress import counter
+from index.base.checksums import read_json
 from index.base.object_cache import bring_file, with_addresses, working_folder
 from index.base.settings import to_overrides
 
@@ -44,10 +44,12 @@ def open_run(dir: PathLike) -> "Run":
 
     Raises:
         ConfigError: `dir` is not a run folder.
+        VersionError: the record of the fit is damaged.
     """
     record = Path(os.fspath(dir)) / "fit.json"
     if record.is_file():
-        return Run(record.parent / str(json.loads(record.read_text("utf-8"))["final_run"]))
+        found = read_json(record, root=record.parent, name=record.name)
+        return Run(record.parent / str(found["final_run"]))
     return Run(os.fspath(dir))
 
 

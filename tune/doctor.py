@@ -12,7 +12,9 @@ from index.base.errors import RequestError
 from index.base.files import exists, unpack_arrays
 from index.base.object_cache import bring, with_addresses, working_folder
 from index.checking import check_index, is_index
-from tune.fit.config import FIT_FILE
+from tune.fit.budget.clock import CLOCK_FILE
+from tune.fit.budget.plan import PLAN_FILE, FitPlan
+from tune.fit.config import FIT_FILE, read_stored
 from tune.fit.records import FINAL, FROZEN, RECORD_FILE, FitRecord
 from tune.index_sweeps.trial import TRUTH_FILE
 from tune.records import (
@@ -24,6 +26,8 @@ from tune.records import (
     read_evaluation,
 )
 from tune.sweep_file import SWEEP_FILE, load_stored
+
+_EDITED = "restore it from a copy; if you edited it, remove its first line, and write_checksums=True writes a new one"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +122,15 @@ def _check(folder: Path, checkup: Checkup) -> str:
 
 def _check_fit(folder: Path, checkup: Checkup) -> None:
     """Everything that a fit keeps: its runs, its rounds, its index, and the data set if it packed one."""
-    if exists(folder / RECORD_FILE):
-        checkup.run(folder / RECORD_FILE, "fit again into another folder", lambda: FitRecord.read(folder))
+    if checkup.run(folder / FIT_FILE, _EDITED, lambda: read_stored(folder)) is not None:
+        checkup.yaml(folder / FIT_FILE)
+    again = "restore it from a copy, or fit again into another folder"
+    for name, read in ((PLAN_FILE, FitPlan.read), (RECORD_FILE, FitRecord.read)):
+        if exists(folder / name) and checkup.run(folder / name, again, partial(read, folder)) is not None:
+            checkup.json(folder / name, name)
+    if exists(folder / CLOCK_FILE):
+        repair = "remove it: a resumed fit then has its whole budget again"
+        checkup.run(folder / CLOCK_FILE, repair, partial(checkup.json, folder / CLOCK_FILE, CLOCK_FILE))
     for run in (folder / FINAL, folder / FROZEN):
         if is_run(run):
             check_run(run, checkup)
@@ -137,8 +148,7 @@ def _read_scores(trial: Path) -> None:
 
 
 def _check_sweep(folder: Path, checkup: Checkup) -> None:
-    edited = "restore it from a copy; if you edited it, remove its first line, and write_checksums=True writes a new one"
-    if checkup.run(folder / SWEEP_FILE, edited, lambda: load_stored(folder)) is not None:
+    if checkup.run(folder / SWEEP_FILE, _EDITED, lambda: load_stored(folder)) is not None:
         checkup.yaml(folder / SWEEP_FILE)
     records = SweepFolder(folder)
     again = "restore it from a copy, or remove the trial's folder: resuming the sweep runs the trial again"

@@ -12,8 +12,9 @@ from pydantic import Field
 
 from fsl_dist.config import RunConfig
 from fsl_dist.dataset import pack as pack_images
+from index.base.checksums import encode_yaml, read_yaml_text
 from index.base.errors import ConfigError, RequestError
-from index.base.files import exists, new_token, read_text, write_atomic
+from index.base.files import exists, new_token, write_atomic
 from index.base.object_cache import working_folder
 from index.base.settings import (
     known_keys,
@@ -127,19 +128,18 @@ def read_request(
 
 
 def read_stored(out: Path) -> FitConfig:
-    """What was asked of the fit in `out`. Raises ConfigError where there is none."""
+    """What was asked of the fit in `out`. Raises ConfigError where there is none, VersionError where it is damaged."""
     if not exists(out / FIT_FILE):
         raise ConfigError(f"{out} is not a fit's folder: {FIT_FILE} is missing")
-    return validate(
-        FitConfig, parse_yaml(read_text(out / FIT_FILE), str(out / FIT_FILE)), str(out / FIT_FILE)
-    )
+    text = read_yaml_text(out / FIT_FILE, root=out)
+    return validate(FitConfig, parse_yaml(text, str(out / FIT_FILE)), str(out / FIT_FILE))
 
 
 def write_request(out: Path, config: FitConfig) -> None:
     """Write down what is asked, for a resume. Raises RequestError where another fit has begun in the folder meanwhile."""
     out.mkdir(parents=True, exist_ok=True)
     unfinished = out / f".{FIT_FILE}.{new_token()}"
-    write_atomic(unfinished, to_yaml(config).encode())
+    write_atomic(unfinished, encode_yaml(to_yaml(config)))
     try:
         os.link(unfinished, out / FIT_FILE)  # of two at the same time one finds the file there
     except FileExistsError:

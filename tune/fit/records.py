@@ -1,12 +1,12 @@
 """OUT/fit.json: what a fit tried, what each candidate scored, what was chosen and why."""
 
-import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
 from index.base.errors import ConfigError
-from index.base.files import exists, read_text, write_atomic
+from index.base.files import exists
+from index.base.record_files import read_record, write_record
 
 RECORD_FILE = "fit.json"
 FINAL = "final"
@@ -126,36 +126,13 @@ class FitRecord:
 
     def write(self, out: Path) -> None:
         """Write it into the fit's folder, in one step."""
-        write_atomic(
-            out / RECORD_FILE, (json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n").encode()
-        )
+        write_record(out / RECORD_FILE, self)
 
     @classmethod
     def read(cls, out: Path) -> Self:
-        """The record of a fit that has ended. Raises ConfigError where there is none."""
+        """The record of a fit that has ended. Raises ConfigError where there is none, VersionError where it is damaged."""
         if not exists(out / RECORD_FILE):
             raise ConfigError(
                 f"{out} holds no finished fit: {RECORD_FILE} is missing (fit with resume=True continues one that was interrupted)"
             )
-        found = json.loads(read_text(out / RECORD_FILE))
-        profile = found["profile"]
-        profile |= {"mean": tuple(profile["mean"]), "std": tuple(profile["std"])}
-        return cls(
-            **{
-                **found,
-                "profile": ProfileRecord(**profile),
-                "candidates": [_candidate(one) for one in found["candidates"]],
-            }
-        )
-
-
-def _candidate(found: dict) -> CandidateRecord:
-    scores = {name: _score(found[name]) for name in ("validation", "test")}
-    return CandidateRecord(**{**found, **scores})
-
-
-def _score(found: dict | None) -> ScoreRecord | None:
-    if found is None:
-        return None
-    intervals = {name: tuple(found[name]) for name in ("acc_interval", "mcr_interval")}
-    return ScoreRecord(**{**found, **intervals})
+        return read_record(cls, out / RECORD_FILE, out)

@@ -1,16 +1,27 @@
 """How much of a fit's budget is used, over all sessions."""
 
-import json
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from index.base.files import exists, read_text, replacing
+from index.base.files import exists
+from index.base.record_files import read_record, write_record
 
 CLOCK_FILE = "clock.json"
 _EVERY_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """What a fit has used of its budget."""
+
+    used_s: float
+    """since the call, all sessions together"""
+    spent_s: dict[str, float]
+    """the same by phase"""
 
 
 class Clock:
@@ -26,8 +37,8 @@ class Clock:
         self._phase = ("start", started)
         self._stop = threading.Event()
         if exists(out / CLOCK_FILE):
-            found = json.loads(read_text(out / CLOCK_FILE))
-            self._before_s, self.spent_s = found["used_s"], found["spent_s"]
+            before = read_record(Used, out / CLOCK_FILE, out)
+            self._before_s, self.spent_s = before.used_s, before.spent_s
 
     @property
     def used_s(self) -> float:
@@ -63,9 +74,7 @@ class Clock:
 
     def write(self) -> None:
         """Write the seconds down."""
-        facts = {"used_s": round(self.used_s, 2), "spent_s": self.by_phase()}
-        with replacing(self._out / CLOCK_FILE, is_forced=False) as file:
-            file.write((json.dumps(facts, indent=2) + "\n").encode())
+        write_record(self._out / CLOCK_FILE, Used(round(self.used_s, 2), self.by_phase()))
 
     def by_phase(self) -> dict[str, float]:
         """Seconds by phase, in order, that of the present phase up to now."""

@@ -1,12 +1,12 @@
 """OUT/plan.json: what a fit measured and decided before its first round. A resumed fit follows it."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Self
 
-from index.base.files import exists, read_text, write_atomic
+from index.base.files import exists
+from index.base.record_files import read_record, write_record
 from tune.fit.budget.planning import Overheads, Rates, RoundPlan
 from tune.fit.recipes import Recipe, list_recipes
 from tune.fit.records import ProfileRecord
@@ -64,28 +64,11 @@ class FitPlan:
 
     def write(self, out: Path) -> None:
         """Write it into the fit's folder."""
-        write_atomic(out / PLAN_FILE, (json.dumps(asdict(self), indent=2) + "\n").encode())
+        write_record(out / PLAN_FILE, self)
 
     @classmethod
     def read(cls, out: Path) -> Self | None:
-        """That of a fit; None where it has none yet."""
+        """That of a fit; None where it has none yet. Raises VersionError where it is damaged."""
         if not exists(out / PLAN_FILE):
             return None
-        found = json.loads(read_text(out / PLAN_FILE))
-        profile = found["profile"]
-        profile |= {"mean": tuple(profile["mean"]), "std": tuple(profile["std"])}
-        backbone = {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in found["backbone"].items()
-        }
-        return cls(
-            **{
-                **found,
-                "profile": ProfileRecord(**profile),
-                "backbone": backbone,
-                "rates": Rates(**found["rates"]) if found["rates"] else None,
-                "overheads": Overheads(**found["overheads"]),
-                "rounds": tuple(RoundPlan(**one) for one in found["rounds"]),
-                "notes": tuple(found["notes"]),
-            }
-        )
+        return read_record(cls, out / PLAN_FILE, out)
