@@ -28,8 +28,7 @@ UNIT := $(BIN)/python -m pytest tests/unit -p randomly -n auto --maxprocesses 4 
 # The unit tests first; what they leave out starts Ray clusters and services of its own, one at a time.
 test: setup
 	$(UNIT) -m "not integration and not slow and not gpu"
-	$(BIN)/python -m pytest -m "integration and not slow and not gpu"
-	$(BIN)/python -m pytest -m faults tests/faults
+	$(BIN)/python -m pytest -m "(integration or faults) and not slow and not gpu"
 
 test-unit: setup
 	$(UNIT) -m "not integration and not heavy and not slow and not gpu"
@@ -37,8 +36,9 @@ test-unit: setup
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
-# 10,000 damaged files (64 in `make test`); FSL_DIST_FAULT_SEED draws others.
+# 10,000 damaged files (64 in `make test`) and 100 kills; FSL_DIST_FAULT_SEED draws others.
 test-faults: export FSL_DIST_FAULTS ?= 10000
+test-faults: export FSL_DIST_KILLS ?= 100
 test-faults: setup
 	nice -n 10 $(BIN)/python -m pytest -s -m faults tests/faults
 
