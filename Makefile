@@ -36,9 +36,10 @@ test-unit: setup
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
-# 10,000 damaged files (64 in `make test`) and 100 kills; FSL_DIST_FAULT_SEED draws others.
+# 10,000 damaged files (64 in `make test`) 100 kills and 20 disks; FSL_DIST_FAULT_SEED draws others.
 test-faults: export FSL_DIST_FAULTS ?= 10000
 test-faults: export FSL_DIST_KILLS ?= 100
+test-faults: export FSL_DIST_DISKS ?= 20
 test-faults: setup
 	nice -n 10 $(BIN)/python -m pytest -s -m faults tests/faults
 

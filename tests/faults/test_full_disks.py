@@ -1,18 +1,24 @@
 """Disks that are full or read-only, as real small file systems: one line, and nothing lost of what was there."""
 
 import json
+import os
+import random
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from commands import GREY_16_PX, PROGRAM
 from dataset_files import write_images
 
+import fsl_dist
+from fsl_dist.errors import RequestError
 from fsl_dist.training.checkpoint import CheckpointFolder, read_checkpoint
 from fsl_dist.training.runlog import read_metrics
 from index import open_index
+from index.base.settings import parse_overrides
 
 pytestmark = [pytest.mark.integration, pytest.mark.faults]
 
@@ -29,6 +35,9 @@ SETTINGS = [
     "method.kind=cross_entropy",
     "run.trackers=[]",
 ]
+
+NUM_DISKS = int(os.environ.get("FSL_DIST_DISKS", "6"))
+SEED = int(os.environ.get("FSL_DIST_FAULT_SEED", "0"))
 
 Disk = Callable[..., tuple[int, str, str]]
 
@@ -154,3 +163,54 @@ def test_a_read_only_run_is_evaluated_and_used_without_its_cache(
     assert sorted(path for path in run.rglob("*")) == before
     done = subprocess.run([PROGRAM, "evaluate", run, "--json"], capture_output=True, text=True, timeout=200)
     assert json.loads(done.stdout)["metrics"] == scores
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(NUM_DISKS))
+def test_disks_of_any_size_end_a_command_in_one_line(
+    digits: Path, tmp_path: Path, disk: Disk, number: int
+) -> None:
+    """Six commands in turn on a disk of a random size: done, or one line, and what is there is sound."""
+    draw = random.Random(1000 * SEED + number)
+    out = tmp_path / "disk" / "out"
+    most_kb, command = on_a_small_disk(number % 6, digits, tmp_path, out)
+    size_kb = int(draw.uniform(0.02, 0.9) * most_kb)
+    code, _, err = disk(of_size(tmp_path / "disk", f"{size_kb}k"), *command)
+    print(f"{command[0]} on {size_kb} kB: exit {code}")
+    if code:
+        assert code == 1, err
+        errors = [line for line in err.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1, err
+        assert "No space left on device" in err
+    kept = tmp_path / "kept" / "out"
+    if kept.exists():
+        try:
+            found = fsl_dist.doctor(kept)
+        except RequestError:
+            assert code  # it is none of what a command finishes
+        else:
+            assert found.is_sound, str(found)
+
+
+def on_a_small_disk(kind: int, digits: Path, tmp_path: Path, out: Path) -> tuple[int, list[str | Path]]:
+    """(kB that the command needs, about, and the command)."""
+    data = f"data.dataset={digits}"
+    if kind == 0:
+        return 9000, ["train", *SETTINGS, data, f"run.dir={out}"]
+    if kind == 1:
+        source = write_images(tmp_path / "images", {"a": 300, "b": 300}, size=(64, 64))
+        return 9000, ["pack", source, out]
+    if kind in (2, 3):
+        rng = np.random.default_rng(0)
+        np.save(tmp_path / "X.npy", rng.standard_normal((30_000, 32)).astype(np.float32))
+        np.save(tmp_path / "Y.npy", rng.integers(0, 9, 30_000))
+        files = ["--vectors", tmp_path / "X.npy", "--labels", tmp_path / "Y.npy"]
+        return 5000 * (kind - 1), ["index", "build", out, *files, f"kind={('flat', 'ivf_flat')[kind - 2]}"]
+    if kind == 4:
+        small = [one for one in SETTINGS if not one.startswith(("run.", "training.patience"))]
+        small.append("data.holdout_fraction=0.25")
+        space = {"training.lr": {"loguniform": [1e-4, 1e-2]}}
+        sweep = {"base": parse_overrides([*small, data]), "space": space, "trials": 3, "dir": str(out)}
+        (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+        return 20_000, ["sweep", "run", "--config", tmp_path / "sweep.yaml"]
+    return 6000, ["fit", digits, "--minutes", "0.5", "--out", out, "backbone.pretrained=false"]
