@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 @click.option(
     "--final/--no-final",
     default=None,
-    help="Train the chosen recipe once more, with the images held out for validation, or take the best run of the last round.  "
-    "[default: --final]",
+    help="Train the chosen recipe once more on train and validation images, or take the best run of the last round.  "
+    "[default: once more, but a val split of the data set's own is not trained on]",
 )
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of split and training."

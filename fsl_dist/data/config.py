@@ -65,6 +65,9 @@ class DataConfig:
     holdout_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """share of train held out for early stopping where no val split is free for it (val serves as queries, or is not
     there), by group, or by unit for chai"""
+    train_on_val: bool = False
+    """train on the images of the val split too, once settings are chosen; needs a test split. Early stopping, if any, then
+    holds out holdout_fraction of both"""
     threads: Annotated[int, Field(ge=1)] = 2
     """threads that a worker reads and decodes with"""
     prefetch: Annotated[int, Field(ge=1)] = 2

@@ -22,7 +22,7 @@ class RunSplits:
     stop: Selection | None
     """what early stopping is decided on; None = the run cannot validate"""
     gallery: Selection
-    """all of the train split: the base classes' images that queries are compared with"""
+    """all of the train split, and of val where that is trained on: the base classes' images that queries are compared with"""
     query: Selection | None
     """test, else val; None = the data set has neither"""
     query_split: str
@@ -42,11 +42,12 @@ class RunSplits:
 
 
 def split_run(catalogue: Catalogue, config: RunConfig) -> RunSplits:
-    """Gallery = train; queries = test, else val; with val as queries, early stopping holds out part of train.
+    """Gallery = train, and val where it is trained on; queries = test, else val; without a free val, early stopping holds out
+    part of the gallery.
 
     What is held out divides no group; for a method that learns from groups, no unit (`Traits.kept_together`).
 
-    Raises RequestError when there is no train split.
+    Raises RequestError where there is no train split, or no val and test split with data.train_on_val.
     """
     present = catalogue.split_names
     if "train" not in present:
@@ -55,8 +56,10 @@ def split_run(catalogue: Catalogue, config: RunConfig) -> RunSplits:
             "pack(split=stratified) makes one, and so does pack(split_column=…) with a column that names train"
         )
     gallery = catalogue.select("train")
+    if config.data.train_on_val:
+        gallery = _join_val(catalogue, gallery, config)
     train, stop = gallery, None
-    if "test" in present and "val" in present:
+    if "test" in present and "val" in present and not config.data.train_on_val:
         stop = catalogue.select("val")
     elif config.data.holdout_fraction > 0 and config.training.patience > 0:
         undivided = catalogue.units if config.method.traits.kept_together == "unit" else catalogue.groups
@@ -69,6 +72,20 @@ def split_run(catalogue: Catalogue, config: RunConfig) -> RunSplits:
         query=catalogue.select(query_split) if query_split else None,
         query_split=query_split,
         novel=catalogue.select("novel") if "novel" in present else None,
+    )
+
+
+def _join_val(catalogue: Catalogue, train: Selection, config: RunConfig) -> Selection:
+    """The train split, and the images of its classes in the val split."""
+    if not {"val", "test"} <= set(catalogue.split_names):
+        raise RequestError(
+            f"data.train_on_val=true needs a val and a test split; data.dataset={config.data.dataset} has "
+            f"{', '.join(catalogue.split_names)} (leave it out: what is held out of train is set by data.holdout_fraction)"
+        )
+    val = catalogue.select("val")
+    val = val.keep_classes(np.isin(val.labels, train.labels))
+    return Selection.from_labels(
+        np.concatenate([train.ids, val.ids]), np.concatenate([train.sample_labels, val.sample_labels])
     )
 
 

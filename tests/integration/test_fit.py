@@ -13,6 +13,8 @@ from commands import PROGRAM
 
 import fsl_dist
 from cluster.cli import fsl_dist as program
+from fsl_dist.config import load_run
+from fsl_dist.training.splits import split_run
 from index.base.errors import RequestError
 
 pytestmark = pytest.mark.integration
@@ -71,6 +73,24 @@ def test_a_folder_becomes_a_model(folder: Path, tmp_path: Path) -> None:
     assert json.loads(result.stdout)["chosen"] == record.chosen
     with pytest.raises(RequestError, match="already holds a fit"):
         fsl_dist.fit(folder, dir=out, minutes=0.25, settings=SETTINGS)
+
+
+@pytest.mark.slow
+def test_a_final_run_takes_a_val_split_where_that_is_asked(folder: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "packed"
+    fsl_dist.pack(folder, packed, fractions=(0.6, 0.2, 0.2), progress=False)
+    data = fsl_dist.open_data(packed)
+    num_train, num_val = len(data.select("train")), len(data.select("val"))
+    for final, num in (("auto", num_train), (True, num_train + num_val)):
+        out = tmp_path / f"fit-{final}"
+        fit = fsl_dist.fit(packed, dir=out, minutes=1.5, settings=SETTINGS, final=final, progress=False)
+        assert any(one.round > 0 for one in fit.record.candidates), fit.record.notes
+        assert fit.chosen.round == -1, fit.record.notes
+        assert (fit.chosen.validation is None) == (final is True)
+        config = load_run(out / "final")
+        assert len(split_run(data, config).train) == num
+        with fsl_dist.open_run(out) as run:
+            assert run.predict(sorted((folder / "3").glob("*.png"))[:1])
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import pytest
 import fsl_dist
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.heads import Embedded
+from fsl_dist.training.splits import split_run
 from index.base.errors import ConfigError, RequestError
 from tune.fit.budget.clock import Clock
 from tune.fit.budget.plan import FitPlan
@@ -21,6 +22,7 @@ from tune.fit.data import look_at, open_parts
 from tune.fit.finish import SHOWN_HEADS, shown_heads
 from tune.fit.packing import describe_nesting, describe_table, open_or_pack, pack_options
 from tune.fit.records import CandidateRecord, FitRecord, ScoreRecord
+from tune.fit.runs import build_config
 from tune.fit.scoring import choose, difference, score_networks, top_heads
 
 
@@ -192,6 +194,14 @@ def test_parts_differ_and_leave_no_image_out(digits: Path, base_novel: Path) -> 
     assert not own.are_cut
     assert np.array_equal(own.part(0).held.ids, np.asarray(own.catalogue.split_ids("val")))
     assert np.array_equal(own.part(3).held.ids, own.part(0).held.ids)
+    # A final run on everything: as its settings say it, and no image of a class that is not trained on.
+    for one, train_on_val in ((parts, False), (own, True)):
+        point = {"data.train_on_val": train_on_val, "data.holdout_fraction": 0.0}
+        splits = split_run(one.catalogue, build_config(point, one, Path("run")))
+        assert np.array_equal(splits.train.ids, one.whole.rest.ids)
+        assert np.array_equal(splits.train.labels, one.classes)
+        assert splits.stop is None
+    assert len(own.whole.rest) == len(own.part(0).rest) + len(own.part(0).held)
 
 
 def test_grey_images_are_seen_and_their_pixels_measured(digits: Path) -> None:

@@ -55,8 +55,8 @@ class FitConfig:
     minutes: Annotated[float, Field(gt=0)] = 10.0
     """from the call to the end, the report included"""
     final: Literal["auto"] | bool = "auto"
-    """train the chosen recipe once more with most of the time. auto and true: yes, with the validation images that were
-    held out of train; false: the best run of the last round is the result"""
+    """train the chosen recipe once more with most of the time. auto: yes, with the validation images that were held out of
+    train; true: with those of a val split of the data set's own too; false: the best run of the last round is the result"""
     seed: Annotated[int, Field(ge=0)] = 0
     """of the split, of what is held out, and of all training"""
     metric: Metric = "balanced"

@@ -54,6 +54,14 @@ class Parts:
         return Part(number, rest, held)
 
     @property
+    def whole(self) -> Part:
+        """For a final run: it trains on the validation images too, of train or of the data set's own val split."""
+        part = self.part(0)
+        held = part.held.keep_classes(np.isin(part.held.labels, self.classes))
+        ids = np.concatenate([part.rest.ids, held.ids])
+        return Part(0, Selection.from_labels(ids, self.catalogue.labels[ids]), part.held)
+
+    @property
     def classes(self) -> NDArray[np.int64]:
         """int64 [C], ascending: the labels that are trained on."""
         return self.catalogue.select("train").labels

@@ -53,7 +53,8 @@ def train_final(
 ) -> Final | None:
     """Train the chosen recipe for the time that is left; None where nothing is to be trained, or no time is left.
 
-    It trains on the validation images too where they were held out of train, since its twin in the rounds says which head to use.
+    It trains on the validation images too where they were held out of train, or where that was asked, since its twin in the rounds
+    says which head to use.
     It does not where the frozen network was ahead, or where there were no rounds: then validation decides once more.
     """
     plan, parts, metric = session.plan, session.parts, session.config.metric
@@ -70,7 +71,8 @@ def train_final(
             "In the rounds the frozen network was ahead: the final run keeps the validation images out, and is taken only where it "
             "is better on them."
         )
-    trains_on_all = parts.are_cut and bool(scored) and not is_frozen_ahead
+    may_take_val = parts.are_cut or session.config.final is True
+    trains_on_all = may_take_val and bool(scored) and not is_frozen_ahead
     # Each network of the last round is opened once more, for its test images.
     reserve_s = session.reserve_s + plan.overheads.trial * len(recipes_of(scored))
     run = _train(session, recipe, reserve_s, trains_on_all=trains_on_all)
@@ -101,7 +103,7 @@ def _train(session: Session, recipe: Recipe, reserve_s: float, *, trains_on_all:
     elif seconds > MEASURED_AGAIN_S and not plan.joins:
         parts = session.parts
         part = parts.part(0)
-        num_train = len(part.rest) + (len(part.held) if trains_on_all else 0)
+        num_train = len(parts.whole.rest if trains_on_all else part.rest)
         size = plan.size
         plan = plan_final(plan, session.config, recipe, parts, seconds, num_train)
         if plan.size > size:
@@ -113,7 +115,12 @@ def _train(session: Session, recipe: Recipe, reserve_s: float, *, trains_on_all:
             replace(plan, batch_size=batch_size), recipe, settings, session.parts, 0, max(seconds, 0.1)
         )
         if trains_on_all:
-            point |= {"data.holdout_fraction": 0.0, "training.patience": 0}
+            # Of a val split of the data set's own; what was cut off train comes back by holding nothing out.
+            point |= {
+                "data.holdout_fraction": 0.0,
+                "data.train_on_val": not session.parts.are_cut,
+                "training.patience": 0,
+            }
         config = build_config(point, session.parts, run, cpus=plan.slots * plan.cpus)
         if plan.joins:
             config = replace(config, workers=replace(config.workers, launch="ray", cpus=plan.cpus))

@@ -50,7 +50,7 @@ class Result:
     run: Path
     head: HeadConfig
     part: Part | None
-    """the validation part that its run was not trained on; None: it was trained on all of train"""
+    """what its run was trained on, and what it was not; None: the frozen network, whose head is fitted to all of train"""
     note: str = ""
 
 
@@ -119,7 +119,7 @@ def _settle(
         return Result(choice.chosen.name, trained.run, choice.chosen.head, session.parts.part(trained.part))
     if final.own is None:
         note = f"head and calibration of '{choice.chosen.name}'; trained on the validation images too"
-        return Result(final.name, final.run, final.head, None, note)
+        return Result(final.name, final.run, final.head, session.parts.whole, note)
     if best_frozen.parts == final.own.parts and best_frozen.value(metric) > value_of(final.own.score, metric):
         session.note(
             "The final run is not better on validation than the frozen network, which is the result."
@@ -170,7 +170,7 @@ def _round_records(
 
 def _final_record(session: Session, final: Final, choice: Choice, result: Result) -> CandidateRecord:
     images, seconds = read_length(final.run)
-    part = None if final.trains_on_all else session.parts.part(0)
+    part = session.parts.whole if final.trains_on_all else session.parts.part(0)
     test = score_test(session, final.run, final.head, part)
     is_result = result.run == final.run
     return CandidateRecord(

@@ -48,8 +48,8 @@ def fit(
         minutes: from the call to the end.
         settings: keys of a run that hold for all candidates, such as {"backbone.weights": FILE}; `metric` (balanced, acc, mcr)
             that candidates are compared by; `holdout`; and `pack.…`, arguments of `pack`.
-        final: "auto" and True: train the chosen recipe once more, with the validation images that were held out of train.
-            False: take the best run of the last round.
+        final: "auto": train the chosen recipe once more, with the validation images that were held out of train. True: with the
+            images of a val split of the data set's own too. False: take the best run of the last round.
         seed: of the split, of what is held out, and of all training.
         resume: continue the fit in `dir` if there is one.
         progress: show lines on a terminal or in a notebook, and elsewhere write them to stderr; or a function that is called
