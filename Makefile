@@ -68,6 +68,10 @@ docs-pages: setup
 	for name in configuration folders commands errors; do $(BIN)/python docs/make_$$name.py || exit 1; done
 	$(BIN)/python -m benchmarks.page
 
+# The pictures of the documentation, from a run on digits; needs Chromium. RUNS: results of `reproduce` and `sweep`, for docs/benchmarks.
+docs-assets: setup
+	$(BIN)/python docs/make_assets.py $(RUNS)
+
 fmt: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
