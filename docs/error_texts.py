@@ -29,7 +29,7 @@ EXITS = {
     "Stopped": "130, 143",
     "ValueError": "1",
 }
-"""base class → exit code; that of a class is its nearest base's, and a service goes on after an HTTPException"""
+"""base class → exit code; that of a class is its nearest base's, and a service continues after an HTTPException"""
 GAP = "\0"
 """around a placeholder, until the template is finished: text that no message holds"""
 
@@ -144,7 +144,8 @@ def _find_messages(
 ) -> Iterator[tuple[str, ast.expr, ast.FunctionDef | None]]:
     """(class, message, function around it) of every error that `module` makes.
 
-    The classes `own` take other arguments than a message: theirs is what they pass to their base, or what `__str__` returns.
+    The classes `own` take other arguments than a message: theirs is what they pass to their base, or what
+    `__str__` returns.
     """
     for node, function, owner in module.nodes:
         if (

@@ -2,8 +2,9 @@
 
     python docs/make_assets.py [RUNS]
 
-evidence.png and report.png are photographs of what `explain` and `report` write, by Chromium. RUNS is a folder with results of `fsl-dist reproduce` and `fsl-dist sweep`, from which docs/make_results.py refreshes the
-tables and figures of docs/benchmarks; without it they stay, since making them takes hours.
+evidence.png and report.png are photographs of what `explain` and `report` write, by Chromium. RUNS is a folder
+with results of `fsl-dist reproduce` and `fsl-dist sweep`, from which docs/make_results.py refreshes the tables and
+figures of docs/benchmarks. Without it they stay, since making them takes hours.
 """
 
 import argparse

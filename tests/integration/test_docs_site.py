@@ -1,4 +1,4 @@
-"""The documentation site in a real browser: search, every page at the width of a phone, no error, no request to another host."""
+"""The documentation site in a real browser: search, and every page at the width of a phone without an error."""
 
 import functools
 import json
@@ -100,7 +100,10 @@ def test_search_finds_a_page_without_a_server(site: Path, tmp_path: Path, query:
 
 
 def tour(address: str, tmp: Path) -> tuple[dict, str]:
-    """What the page at `address` posts, and the browser's log. In real time: frames of a virtual clock would all be drawn."""
+    """What the page at `address` posts, and the browser's log.
+
+    It takes real time: all frames of a virtual clock would be drawn.
+    """
     flags = [flag for flag in FLAGS if not flag.startswith("--virtual-time")]
     with (tmp / "log").open("w+") as log:
         command = [
