@@ -61,7 +61,7 @@ layers: setup
 # Open site/index.html; the search works there too.
 docs: export NO_MKDOCS_2_WARNING = 1
 docs: setup
-	$(BIN)/mkdocs build --quiet --strict
+	$(BIN)/mkdocs build --strict
 
 # The pages that are generated from the code. The tests of `make test` fail where one is out of date.
 docs-pages: setup
