@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Threads are capped so that tests, FAISS and BLAS do not fight over the cores.
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: setup demo test test-unit test-slow test-faults check lint types layers fmt wheel bench bench-smoke bench-practice clean
+.PHONY: setup demo test test-unit test-slow test-faults check lint types layers docs docs-pages docs-assets fmt wheel bench bench-smoke bench-practice clean
 
 setup: $(STAMP)
 
@@ -15,7 +15,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=24" "setuptools>=77"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all,dev,docs]"
 	$(BIN)/python -m pip check
 	@touch $(STAMP)
 
@@ -46,7 +46,7 @@ test-faults: setup
 # Tests are small and run in several processes: one thread each (tests/conftest.py).
 test test-unit test-slow test-faults: export OMP_NUM_THREADS = 1
 
-check: lint types layers
+check: lint types layers docs
 
 lint: setup
 	$(BIN)/ruff format --check .
@@ -57,6 +57,21 @@ types: setup
 
 layers: setup
 	$(BIN)/lint-imports
+
+# The documentation site, in site/: a broken link, a missing page or a page outside the navigation of mkdocs.yml fails.
+# Open site/index.html; the search works there too.
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: setup
+	$(BIN)/mkdocs build --strict
+
+# The pages that are generated from the code. The tests of `make test` fail where one is out of date.
+docs-pages: setup
+	for name in configuration folders commands errors; do $(BIN)/python docs/make_$$name.py || exit 1; done
+	$(BIN)/python -m benchmarks.page
+
+# The pictures of the documentation, from a run on digits; needs Chromium. RUNS: results of `reproduce` and `sweep`, for docs/benchmarks.
+docs-assets: setup
+	$(BIN)/python docs/make_assets.py $(RUNS)
 
 fmt: setup
 	$(BIN)/ruff format .
@@ -76,7 +91,7 @@ bench: setup
 
 # Everything in docs/benchmarks/practice.md: hours; finished runs are kept. FSL_DIST_TEST_DATA names the folder of the archives.
 bench-practice: setup
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all,dev,bench]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all,dev,docs,bench]"
 	@mkdir -p benchmarks/results
 	$(BIN)/python -m benchmarks.suite practice --out benchmarks/results
 	$(BIN)/python -m benchmarks.page
@@ -86,4 +101,4 @@ bench-smoke: setup
 	$(BIN)/python -m benchmarks.smoke
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

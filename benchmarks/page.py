@@ -33,7 +33,7 @@ and fails where a ratio became worse than its recorded bound by more than 30 % i
 NO_GPU = """## On a GPU
 
 `python -m benchmarks.gpu.check` measures decoding, training, mining and parity on a machine with a GPU
-([how](../../benchmarks/gpu/README.md)). It has not been run on one yet.
+(`benchmarks/gpu/README.md` says how). It has not been run on one yet.
 """
 
 
