@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Threads are capped so that tests, FAISS and BLAS do not fight over the cores.
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: setup demo test test-unit test-slow test-faults check lint types layers fmt wheel bench bench-smoke bench-practice clean
+.PHONY: setup demo test test-unit test-slow test-faults check lint types layers prose fmt wheel bench bench-smoke bench-practice clean
 
 setup: $(STAMP)
 
@@ -45,7 +45,7 @@ test-faults: setup
 # Tests are small and run in several processes: one thread each (tests/conftest.py).
 test test-unit test-slow test-faults: export OMP_NUM_THREADS = 1
 
-check: lint types layers
+check: lint types layers prose
 
 lint: setup
 	$(BIN)/ruff format --check .
@@ -56,6 +56,10 @@ types: setup
 
 layers: setup
 	$(BIN)/lint-imports
+
+# Words, long lines and long sentences of pages, docstrings, comments and messages (docs/prose.toml).
+prose: setup
+	$(BIN)/python docs/lint_prose.py
 
 fmt: setup
 	$(BIN)/ruff format .
