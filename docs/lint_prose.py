@@ -25,7 +25,7 @@ RULES = tomllib.loads((ROOT / "docs" / "prose.toml").read_text(encoding="utf-8")
 WORDS = re.compile("|".join(f"(?P<w{i}>{word['pattern']})" for i, word in enumerate(RULES["words"])), re.I)
 
 _FENCE = re.compile(r"\s*(```|~~~)")
-_ITEM = re.compile(r"\s*([-*+]|\d+\.)\s+")
+_ITEM = re.compile(r"^\s*([-*+]|\d+\.)\s+")
 _OPENS_A_BLOCK = re.compile(r"\s*([-*+]\s|\d+\.\s|!!!|\?\?\?|===)")
 _INLINE_CODE = re.compile(r"(`+)(?!`).+?(?<!`)\1(?!`)", re.DOTALL)
 _LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
