@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Threads are capped so that tests, FAISS and BLAS do not fight over the cores.
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: setup demo test test-unit test-slow test-faults check lint types layers docs docs-pages docs-assets fmt wheel bench bench-smoke bench-practice clean
+.PHONY: setup demo test test-unit test-slow test-faults check lint types layers prose docs docs-pages docs-assets fmt wheel bench bench-smoke bench-practice clean
 
 setup: $(STAMP)
 
@@ -46,7 +46,7 @@ test-faults: setup
 # Tests are small and run in several processes: one thread each (tests/conftest.py).
 test test-unit test-slow test-faults: export OMP_NUM_THREADS = 1
 
-check: lint types layers docs
+check: lint types layers prose docs
 
 lint: setup
 	$(BIN)/ruff format --check .
@@ -57,6 +57,10 @@ types: setup
 
 layers: setup
 	$(BIN)/lint-imports
+
+# Words, long lines and long sentences of pages, docstrings, comments and messages (docs/prose.toml).
+prose: setup
+	$(BIN)/python docs/lint_prose.py
 
 # The documentation site, in site/: a broken link, a missing page or a page outside the navigation of mkdocs.yml fails.
 # Open site/index.html; the search works there too.

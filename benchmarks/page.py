@@ -1,8 +1,8 @@
-"""Writes docs/benchmarks/index.md and docs/benchmarks/practice.md from the JSON of the benchmarks, so that the pages say what was measured.
+"""Writes docs/benchmarks/index.md and docs/benchmarks/practice.md from the JSON results of the benchmarks.
 
 .venv/bin/python -m benchmarks.suite stream --out benchmarks/results    measures, and writes stream.json
 .venv/bin/python -m benchmarks.page                    writes the pages
-.venv/bin/python -m benchmarks.page --check            exit 1 where a page is not what would be written
+.venv/bin/python -m benchmarks.page --check            exits with 1 if a page is stale
 """
 
 import argparse
@@ -22,13 +22,16 @@ PRACTICE_RESULTS = RESULTS / "practice"
 GPU_RESULTS = ROOT / "benchmarks" / "gpu" / "results"
 HEAD = """# Benchmarks
 
-Written by `python -m benchmarks.page` from `benchmarks/results/*.json`; measure again rather than edit.
+`python -m benchmarks.page` writes this page from `benchmarks/results/*.json`. To change a figure, measure again.
 
-Each section is one run of the command in its title with `--out benchmarks/results`. What is compared does the same work on the
-same data in one process tree, in turn, round after round, every other round backwards, after one round that does not count.
-Figures are medians over the rounds; a ratio is the median of the rounds' ratios. CPU time is that of the process, its threads and
-its child processes. Times belong to the machine that is named; ratios carry over better. `make bench-smoke` runs all of them small
-and fails where a ratio became worse than its recorded bound by more than 30 % in two runs in succession.
+Each section is one run of the command in its title with `--out benchmarks/results`. All contenders do the same work
+on the same data in one process tree. They alternate in rounds, in reverse order every other round, after one round
+that does not count. Figures are medians over the rounds; a ratio is the median of the rounds' ratios. CPU time is
+that of the process, its threads and its child processes. Times depend on the machine named; ratios are easier to
+transfer.
+
+`make bench-smoke` runs small versions of all benchmarks. It fails if a ratio is worse than its recorded bound by more
+than 30 % in two runs in succession.
 """
 NO_GPU = """## On a GPU
 

@@ -1,9 +1,10 @@
-"""Writes docs/reference/configuration.md from the configuration's dataclasses, so that the page says what the code says.
+"""Writes docs/reference/configuration.md from the dataclasses of the configuration.
 
     .venv/bin/python docs/make_configuration.py            writes the page
-    .venv/bin/python docs/make_configuration.py --check    exit 1 where the page is not what would be written
+    .venv/bin/python docs/make_configuration.py --check    exits with 1 if the page is stale
 
-Names, types, ranges and defaults come from the classes; the meaning of a key is the text under its field, read by `ast`.
+Names, types, ranges and defaults come from the classes. The meaning of a key is the text under its field, which `ast`
+reads.
 """
 
 import argparse
@@ -26,19 +27,20 @@ from index.base.settings import dump
 PAGE = Path(__file__).parent / "reference" / "configuration.md"
 HEAD = """# Configuration
 
-Written by `python docs/make_configuration.py`; change the dataclasses, not this page.
+`python docs/make_configuration.py` writes this page. To change it, edit the dataclasses.
 
-A run is configured by dotted keys: the defaults below, over them a YAML file (`--config FILE`), over that
-`key=value` on the command line. An unknown key, a key of another variant, `true` where a number is meant or a key
-given twice is an error (exit 2), before anything is written. The resolved configuration lies in the run's folder as `config.yaml`.
+Dotted keys configure a run. A YAML file (`--config FILE`) overrides the defaults below, and `key=value` on the command
+line overrides the file. An unknown key, a key of another variant, `true` instead of a number, and a repeated key are
+errors (exit 2), before anything is written. The resolved configuration is `config.yaml` in the run's folder.
 
 A value on the command line is YAML: `evaluation.k_p=[1,5]`, `backbone.weights=weights.pth`, `training.lr=1e-3`.
-`method.kind` chooses the method, and with it the keys that `method` takes; without it, the kind is `deep_knn`. Where the
-command line names another kind than the file (`method.kind=pcn`, `index.kind=flat`), the file's keys that the new kind does not
-take are dropped, with a warning; keys on the command line must fit the new kind.
+`method.kind` selects the method and the keys of `method`; the default kind is `deep_knn`. If the command line names
+another kind than the file (`method.kind=pcn`, `index.kind=flat`), the file's keys that the new kind does not support
+are dropped, with a warning. Keys on the command line must be valid for the new kind.
 
-A run's YAML may name another one, whose keys it takes and changes: `base: ours.yaml`, from its own folder on, or the name of a
-shipped configuration, `base: own-images`. The base has no base itself. The stored `config.yaml` has all keys and no base.
+A run's YAML can start from another file and override its keys: `base: ours.yaml`, relative to its folder, or the name
+of a shipped configuration, `base: own-images`. The base cannot have a base itself. The stored `config.yaml` contains
+all keys and no base.
 
 `fsl-dist index build` takes the keys of `index` without their prefix; `fsl-dist evaluate` takes those of `evaluation`.
 """

@@ -1,4 +1,4 @@
-"""Writes the table of folders in docs/explanation/architecture.md from the first sentence of each folder's `__init__.py`.
+"""Writes the table of folders in docs/explanation/architecture.md from the first sentence of each `__init__.py`.
 
 .venv/bin/python docs/make_folders.py            writes the table
 .venv/bin/python docs/make_folders.py --check    exit 1 where the page does not have that table
@@ -22,7 +22,7 @@ def make_table() -> str:
         for path in sorted((ROOT / package).rglob("__init__.py"), key=lambda path: path.parent.parts):
             text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
             if not text:
-                sys.exit(f"{path.relative_to(ROOT)} does not say what belongs into its folder")
+                sys.exit(f"{path.relative_to(ROOT)} does not say what belongs in its folder")
             rows.append(
                 f"| `{path.parent.relative_to(ROOT)}/` | {' '.join(text.split(chr(10) * 2)[0].split())} |"
             )

@@ -1,6 +1,7 @@
 """The comparison as Markdown: one table for each data set, and how `fit` compares with the best other row."""
 
 import statistics
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,45 +10,53 @@ from benchmarks.practice.rows import ROWS
 from benchmarks.practice.sets import SETS
 
 FIT = "fsl_dist.fit"
-HEAD = """# fsl-dist and what else one would do with a folder of images
+HEAD = """# fsl-dist compared with common alternatives
 
-Written by `python -m benchmarks.page` from `benchmarks/results/practice/*.json`; measure again rather than edit.
+`python -m benchmarks.page` writes this page from `benchmarks/results/practice/*.json`. To change a figure, measure
+again.
 
 ```console
 FSL_DIST_TEST_DATA=FOLDER python -m benchmarks.suite practice --out benchmarks/results
 python -m benchmarks.suite practice --folder FOLDER --weights mobilenet_v2.pth --out RESULTS
 ```
 
-The first command measures all sets from the archives of real data; finished runs are kept, so it resumes. `--set NAME` and `--row NAME`
-measure some. The second compares the same rows on a folder of your own. The libraries of the peers are installed by
-`pip install "fsl-dist[bench]"`; rows whose library is missing are left out by name.
+The first command measures all sets from the archives of real data. Finished runs are reused, so it resumes.
+`--set NAME` and `--row NAME` measure some of them. The second command compares the same rows on your own folder.
+Install the other libraries with `pip install "fsl-dist[bench]"`. A row whose library is missing is left out, and the
+page says so.
 
 ## What is equal for all rows
 
-- **Data.** One packed data set with one train, validation and test split. All rows train on train, and choose everything (learning rate,
-  K_p, C, class weights, metric) on validation by the mean of accuracy and mean class recall (MCR). The chosen run of a row is scored on
-  test once. No row is trained again on train + validation.
-- **Backbone.** torchvision's MobileNetV2 with ImageNet weights, and the same image size. Embeddings have 1,280 dimensions.
-- **Images.** Every fine-tuned row sees the same number of images, in batches of 64, with AdamW, 10 % warm-up, cosine, clipped
-  gradients, random resized crops, colour, and mirror images where a mirrored image is still of its class. Classifiers use label smoothing of 0.1.
-- **Tuning.** With seed 0, each row tries the same learning rates: three for the last blocks, two for the whole network. The other seeds use the chosen one.
-- **Time.** `fit` gets the seconds of one run of plain fine-tuning of the whole network, without that row's tuning, and at least
-  120 s, since starting Ray and embedding all images take part of them. FLAML gets those of
-  plain fine-tuning of the last blocks with its tuning.
+- **Data.** One packed data set with one train, validation and test split. All rows train on train. All choices
+  (learning rate, K_p, C, class weights, metric) are made on validation by the mean of accuracy and mean class recall
+  (MCR). The chosen run of a row is scored on test once. No row is trained again on train + validation.
+- **Backbone.** torchvision's MobileNetV2 with ImageNet weights, and the same image size. Embeddings have 1,280
+  dimensions.
+- **Images.** Every fine-tuned row sees the same number of images, in batches of 64. The recipe is AdamW, 10 %
+  warm-up, cosine, clipped gradients, random resized crops, and colour changes. Images are mirrored if a mirrored
+  image keeps its class. Classifiers use label smoothing of 0.1.
+- **Tuning.** With seed 0, each row tries the same learning rates: three for the last blocks, two for the whole
+  network. The other seeds use the chosen one.
+- **Time.** `fit` gets the seconds of one run of plain fine-tuning of the whole network, without that row's tuning. It
+  gets at least 120 s, because starting Ray and embedding all images take part of them. FLAML gets the seconds of
+  plain fine-tuning of the last blocks, including its tuning.
 
-## What is not equal, and which way it leans
+## What is not equal, and which row it favours
 
-- The last blocks are fine-tuned on cached activations of a few augmented copies of each image, and the first 14 of 19 blocks stay frozen. This
-  makes a run cheap, and is the same for all losses. Compare losses among these rows; compare with the whole network to see what the cut costs.
-- The seconds of such a row contain the cache of activations once. "With tuning" adds its runs with the other learning rates. Seconds are on
-  the clock and include what other work on the machine took away; CPU seconds do not. Those of `fit` are spent by other processes and are not given.
-- `fit` chooses among many candidates on the same validation images within its seconds; the fine-tuned rows have theirs in addition to tuning.
-- Rows without randomness have one run. ± is the standard deviation over seeds (ddof 0): it contains neither the choice of the split nor that
-  of the test images, whose standard error is given with each set.
-- A folder of your own with split folders but no validation images has 15 % of train held out for the peers; `fit` holds out its own
-  share, and trains its final run on all of train.
-- AutoGluon is not among the rows: its release 1.6 needs older versions of torch and Ray than fsl-dist, so it cannot be
-  installed in the same environment.
+- The last blocks are fine-tuned on cached activations of a few augmented copies of each image; the first 14 of 19
+  blocks are frozen. This makes a run cheap, and is the same for all losses. Compare losses among these rows. Compare
+  with the whole network to see the cost of freezing.
+- The seconds of such a row include the cache of activations once. "With tuning" adds the runs with the other learning
+  rates. Seconds are wall time and depend on other work on the machine; CPU seconds do not. The CPU seconds of `fit`
+  are spent in other processes and are not given.
+- `fit` chooses among many candidates on the same validation images within its seconds. The fine-tuned rows have these
+  seconds in addition to tuning.
+- Rows without randomness have one run. ± is the standard deviation over seeds (ddof 0). It does not include the
+  choice of the split or of the test images, whose standard error is given with each set.
+- If your own folder has split folders but no validation images, 15 % of train is held out for the other rows. `fit`
+  holds out its own share, and trains its final run on all of train.
+- AutoGluon is not included: its release 1.6 needs older versions of torch and Ray than fsl-dist, so both cannot be
+  installed in one environment.
 """
 
 
@@ -70,8 +79,10 @@ def render_set(record: SetRecord) -> str:
     lines = [
         f"## {record.name}",
         "",
-        f"{config['about']}. {config['classes']} classes; {config['train']} training, {config['val']} validation and {num_test} test "
-        f"images of {config['image_size']} px. {_noise(record, num_test)}",
+        _wrap(
+            f"{config['about']}. {config['classes']} classes; {config['train']} training, {config['val']} validation and "
+            f"{num_test} test images of {config['image_size']} px. {_noise(record, num_test)}"
+        ),
         "",
         "| row | runs | rate | images seen | seconds | CPU s | with tuning, CPU s | Acc % | MCR % |",
         "| --- |" + " ---: |" * 8,
@@ -85,7 +96,7 @@ def render_set(record: SetRecord) -> str:
     machine = ", ".join(f"{key} {value}" for key, value in record.machine.items())
     versions = ", ".join(f"{key} {value}" for key, value in record.versions.items())
     threads = ", ".join(str(each) for each in sorted({run.threads for run in record.runs}))
-    lines += [f"Threads: {threads}. Machine: {machine}. {versions}.", ""]
+    lines += [_wrap(f"Threads: {threads}. Machine: {machine}. {versions}."), ""]
     return "\n".join(lines)
 
 
@@ -109,6 +120,10 @@ def _line(row: str, head: str, runs: Sequence[RunRecord], *, is_first: bool) -> 
         ]
     scores = [_spread([100 * run.heads[head].test[key] for run in runs], 1) for key in ("acc", "mcr")]
     return f"| {' | '.join([name, *cells, *scores])} |"
+
+
+def _wrap(text: str) -> str:
+    return textwrap.fill(text, 118, break_long_words=False, break_on_hyphens=False)
 
 
 def _spread(values: Sequence[float], digits: int) -> str:
@@ -158,9 +173,9 @@ def _summarise(records: Sequence[SetRecord]) -> list[str]:
     if not lines:
         return []
     head = [
-        "## fit and the best other row",
+        "## fit compared with the best other row",
         "",
-        "The best other row is picked on test, row by row and figure by figure, so it is an upper bound.",
+        "The best other row is chosen on test, separately for each figure, so it is an upper bound.",
         "",
     ]
     return [*head, "| set | fit Acc | best other Acc | fit MCR | best other MCR |", "| --- |" + " ---: |" * 4, *lines, ""]  # fmt: skip

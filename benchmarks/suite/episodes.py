@@ -1,4 +1,4 @@
-"""`python -m benchmarks.suite episodes`: episodes out of shards beside loose files with a torch sampler and one tar a class."""
+"""`python -m benchmarks.suite episodes`: episodes from shards, compared with loose files with a torch sampler and one tar per class."""
 
 import functools
 import json
@@ -19,7 +19,8 @@ _STARTS = 3  # processes of their own, each way
 _EPISODES, _SMOKE_EPISODES = 60, 6  # a round
 _EPISODES_AFTER_START = 200  # enough for nearly all classes to be drawn once
 _MAX_OPEN = 256  # files that the store of shards keeps open, and some that DALI opens
-_OURS, _OURS_SMALL, _FILES, _TARS = "shards", "shards, as many as the peers", "loose files", "one tar a class"
+_OURS, _OURS_SMALL = "shards", "shards, as many as the peers"
+_FILES, _TARS = "loose files", "one tar per class"
 
 
 def measure(options: BenchOptions) -> Report:
@@ -64,21 +65,21 @@ def measure(options: BenchOptions) -> Report:
             is_guarded=False,
         ),
         *(
-            Target(f"{clock} an image over {peer}", measured.ratios(_OURS_SMALL, peer, clock), at_most=1.0)
+            Target(f"{clock} per image over {peer}", measured.ratios(_OURS_SMALL, peer, clock), at_most=1.0)
             for peer in (_FILES, _TARS)
             for clock in ("wall", "cpu")
         ),
     ]
     return Report(
         "episodes",
-        f"Episodes of {EPISODE.n_way} classes, {EPISODE.k_shot} support and {EPISODE.n_query} query images of each, "
-        f"of grey {SIDE}×{SIDE} PNGs (340 bytes): decoded, mirrored at random, normalised.",
+        f"Episodes of {EPISODE.n_way} classes with {EPISODE.k_shot} support and {EPISODE.n_query} query images per class. "
+        f"Images are grey {SIDE}×{SIDE} PNGs (340 bytes): decoded, mirrored at random, normalised.",
         {
             "rows": full.num_images,
             "rows of the peers": small.num_images,
             "classes": full.num_classes,
             "threads or worker processes": WORKERS,
-            "episodes a round": episodes,
+            "episodes per round": episodes,
             "rounds": options.rounds,
         },
         [
@@ -87,11 +88,12 @@ def measure(options: BenchOptions) -> Report:
         ],
         targets,
         [
-            "Each start is a process of its own that has imported everything but DALI, which the decoder imports: its time and "
-            "memory are in. Memory is the peak over what the imported process had, and what worker processes share with no other; "
-            f"open files are the most of one process, over {_EPISODES_AFTER_START} episodes.",
-            "Loose files and one tar a class are measured on fewer images, so that the disk can hold them. A tar's images come in "
-            "the order they lie in, from the start again at its end; the others draw at random.",
+            "Each start is a separate process that has imported everything except DALI, which the decoder "
+            "imports; time and memory of that import are included. Memory is the peak above that of the "
+            "imported process, plus the private memory of worker processes. Open files are the maximum of one"
+            f" process over {_EPISODES_AFTER_START} episodes.",
+            "Loose files and one tar per class are measured on fewer images, to fit on the disk. A tar is "
+            "read in its own order, and from the start again at its end; the others draw at random.",
         ],
         is_smoke=options.is_smoke,
     )
@@ -122,4 +124,4 @@ def _start_table(sizes: Mapping[str, TinyImages], starts: Mapping[str, Mapping[s
     for name, figures in starts.items():
         medians = (statistics.median(figures[key]) for key in ("start_s", "memory_mb", "open_files"))
         rows.append((name, float(sizes[name].num_images), *medians))
-    return Table("Start, in a process of its own", columns, tuple(rows))
+    return Table("Start, each in a separate process", columns, tuple(rows))

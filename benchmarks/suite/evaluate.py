@@ -1,4 +1,4 @@
-"""`python -m benchmarks.suite evaluate`: kNN scores of many K_p and prototype scores of many draws beside scikit-learn and torch."""
+"""`python -m benchmarks.suite evaluate`: kNN scores of many K_p and prototype scores of many draws, compared with scikit-learn and torch."""
 
 import functools
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from index import IndexConfig, Staging, open_index
 
 _OURS = "fsl-dist"
 _CLOCKS: tuple[Clock, ...] = ("wall", "cpu")
-_REMARK = "ours orders its candidates by float64 distances: a quarter of a search among 20,000 vectors, more among fewer"
+_REMARK = "fsl-dist ranks candidates by float64 distances, which takes a quarter of a search among 20,000 vectors, more among fewer"
 _TEMPERATURES = {";dtau=-2": 1.0, "": 3.0, ";dtau=3": 6.0}
 # Peers work in float32 and settle ties by the label: one query in a thousand may go the other way.
 _MAX_DIFFERENCE = 2e-3
@@ -84,13 +84,15 @@ def measure(options: BenchOptions) -> Report:
         },
         [
             timing_table("kNN scores over all K_p", knn, base=_OURS),
-            timing_table("Prototype scores of all draws, an image in a draw", prototypes, base=_OURS),
+            timing_table("Prototype scores of all draws, per image and draw", prototypes, base=_OURS),
         ],
         targets,
         [
-            "fsl-dist decides in exact distances (kNN) and in float64 (prototypes) and gives more scores (RS; recall at 5 and 10 of "
-            "three groups); its peers work in float32. Prototypes are given to all: `bench train` times k-means.",
-            "scikit-learn and torch give equal votes to the smaller label, fsl-dist to the nearest: K_p = 1 is compared.",
+            "fsl-dist ranks by exact distances (kNN) and in float64 (prototypes) and computes more scores "
+            "(RS; recall at 5 and 10 of three groups); the others work in float32. All get the same "
+            "prototypes; `bench train` times k-means.",
+            "With equal votes, scikit-learn and torch choose the smaller label, fsl-dist the nearest; results"
+            " are therefore compared at K_p = 1.",
         ],
         is_smoke=options.is_smoke,
     )  # fmt: skip
@@ -129,7 +131,7 @@ def _knn_ways(folder: Path, sizes: Sizes) -> dict[str, Callable[[], dict[str, fl
     arguments = (gallery, labels, queries, targets, sizes.k_ps)
     return {
         _OURS: lambda: score_knn(index, queries, targets, sizes.k_ps),
-        "scikit-learn, once a K_p": functools.partial(knn_by_classifiers, *arguments),
+        "scikit-learn, once per K_p": functools.partial(knn_by_classifiers, *arguments),
         "scikit-learn, neighbours once": functools.partial(knn_by_shared_graph, *arguments),
         "torch, neighbours once": functools.partial(knn_by_torch, *arguments),
     }

@@ -1,4 +1,4 @@
-"""Three ways to episodes of small images: this project's, loose files with a torch sampler, one tar a class.
+"""Three ways to episodes of small images: this project's, loose files with a torch sampler, one tar per class.
 
 All of them decode, mirror half of the images and normalise, and give an episode as one float32 tensor. The
 project works in threads of one process, the two others in the worker processes of a DataLoader.

@@ -18,7 +18,7 @@ Labels = NDArray[np.int64]
 def knn_by_classifiers(
     gallery: Vectors, labels: Labels, queries: Vectors, targets: Labels, k_ps: Sequence[int]
 ) -> dict[str, float]:
-    """scikit-learn's KNeighborsClassifier, fitted and asked once a K_p."""
+    """scikit-learn's KNeighborsClassifier, fitted and asked once per K_p."""
     scores: dict[str, float] = {}
     for k_p in k_ps:
         classifier = KNeighborsClassifier(k_p, algorithm="brute", n_jobs=-1).fit(gallery, labels)

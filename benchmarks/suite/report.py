@@ -1,4 +1,4 @@
-"""What a benchmark found: tables, and figures held against a target; as JSON and as Markdown."""
+"""Results of a benchmark: tables, and figures compared with a target; as JSON and as Markdown."""
 
 import dataclasses
 import datetime
@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +34,7 @@ class BenchOptions:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Figures side by side."""
+    """A table of figures."""
 
     title: str
     columns: tuple[str, ...]
@@ -42,12 +43,12 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A figure and what it is to be; mostly a ratio of two ways of doing the same work."""
+    """A figure and its target; mostly a ratio of two ways of doing the same work."""
 
     name: str
     """stable: the recorded bounds of `make bench-smoke` go by it"""
     values: Sequence[float]
-    """one a round; the median counts"""
+    """one per round; the median counts"""
     at_most: float | None = None
     at_least: float | None = None
     is_guarded: bool = True
@@ -62,7 +63,7 @@ class Target:
 
     @property
     def holds(self) -> bool:
-        """Whether the median is where it is to be."""
+        """Whether the median meets the target."""
         return (self.at_most is None or self.value <= self.at_most) and (
             self.at_least is None or self.value >= self.at_least
         )
@@ -154,7 +155,7 @@ def from_json(plain: Mapping) -> Report:
 def to_markdown(report: Report) -> str:
     """The report for a reader: targets first, then the tables, the settings and the machine."""
     command = f"python -m benchmarks.suite {report.benchmark}{' --smoke' if report.is_smoke else ''}"
-    lines = [f"## `{command}`", "", report.title, ""]
+    lines = [f"## `{command}`", "", _wrap(report.title), ""]
     if report.targets:
         has_remarks = any(target.remark for target in report.targets)
         lines += [
@@ -162,7 +163,7 @@ def to_markdown(report: Report) -> str:
             "| --- | ---: | ---: | --- |" + (" --- |" if has_remarks else ""),
         ]
         for target in report.targets:
-            verdict = "—" if target.bound == "—" else "holds" if target.holds else "**falls short**"
+            verdict = "—" if target.bound == "—" else "met" if target.holds else "**missed**"
             cells = [target.name, f"{target.value:.3g}", target.bound, verdict]
             lines.append(f"| {' | '.join(cells + ([target.remark] if has_remarks else []))} |")
         lines.append("")
@@ -171,12 +172,16 @@ def to_markdown(report: Report) -> str:
         lines.append(f"| --- |{' ---: |' * (len(table.columns) - 1)}")
         lines += [f"| {' | '.join(_cell(value) for value in row)} |" for row in table.rows]
         lines.append("")
-    lines += [note + "\n" for note in report.notes]
+    lines += [_wrap(note) + "\n" for note in report.notes]
     settings = ", ".join(f"{key} {value}" for key, value in report.config.items())
     machine = ", ".join(f"{key} {value}" for key, value in report.machine.items())
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
-    lines += [f"{report.date}. {settings}. Machine: {machine}. {versions}.", ""]
+    lines += [_wrap(f"{report.date}. {settings}. Machine: {machine}. {versions}."), ""]
     return "\n".join(lines)
+
+
+def _wrap(text: str) -> str:
+    return textwrap.fill(text, 118, break_long_words=False, break_on_hyphens=False)
 
 
 def _cell(value: str | float) -> str:

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.suite start`: from the command to a run's first step on Ray, beside a TorchTrainer whose loop does nothing."""
+"""`python -m benchmarks.suite start`: from the command to a run's first step on Ray, compared with a TorchTrainer whose loop does nothing."""
 
 import os
 import subprocess
@@ -67,8 +67,9 @@ def measure(options: BenchOptions) -> Report:
         )
     return Report(
         benchmark="start",
-        title="`fsl-dist train` on a Ray of its own, from the command to its first training step done, beside a script that starts "
-        "Ray and a TorchTrainer whose train loop does nothing, to that loop's first line.",
+        title="Compares the start of `fsl-dist train` on its own Ray instance with that of a script that starts"
+        " Ray and a TorchTrainer with an empty train loop. The time runs from the command to the end of "
+        "the first training step, or to the first line of the loop.",
         config=describe_data(options),
         tables=tables,
         targets=targets,

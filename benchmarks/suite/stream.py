@@ -1,4 +1,4 @@
-"""Reading and decoding photographs: scans, random batches and episodes beside what one would otherwise use."""
+"""Reading and decoding photographs: scans, random batches and episodes, compared with common alternatives."""
 
 import statistics
 from collections.abc import Callable, Iterable, Iterator
@@ -61,8 +61,9 @@ def measure(options: BenchOptions) -> Report:
         tables=[timing_table("An image", measured, base="scan"), _parts_table(measured)],
         targets=_targets(measured),
         notes=[
-            "CPU time is that of the whole process tree. Worker processes live over the rounds, so none pays for their start. "
-            "“The limit” decodes whole images, which a scan need not: it decodes what its crop is resized from.",
+            "CPU time is that of the whole process tree. Worker processes live over all rounds, so their "
+            "start is not included. “The limit” decodes whole images; a scan only decodes the region of its "
+            "crop.",
         ],
         is_smoke=options.is_smoke,
     )
@@ -71,7 +72,7 @@ def measure(options: BenchOptions) -> Report:
 def make_contenders(
     folder: Path, *, batch: int, stack: ExitStack, is_random: bool = True
 ) -> dict[str, Reader]:
-    """Every contender, ready: peers by name, the limit, and ours. `folder`/photographs holds a folder a class; packs beside it.
+    """Every contender, ready: peers by name, the limit, and ours. `folder`/photographs contains one folder per class; packs are next to it.
 
     `is_random` False: the test transform, with which all give the same images. Ours are closed by `stack`.
     """
@@ -145,10 +146,10 @@ def _unpack(dataset: Path, folder: Path, num: int) -> None:
 
 
 def _parts_table(measured: Measured) -> Table:
-    """A scan beside the limit."""
+    """A scan compared with the limit."""
     ratios = [measured.ratios("scan", LIMIT, clock) for clock in ("wall", "cpu")]
     wall, cpu = (round(statistics.median(values), 3) for values in ratios)
-    return Table("Beside the limit", ("", "wall", "CPU"), (("scan ÷ decoding alone", wall, cpu),))
+    return Table("Compared with the limit", ("", "wall", "CPU"), (("scan ÷ decoding alone", wall, cpu),))
 
 
 def _targets(measured: Measured) -> list[Target]:
@@ -172,7 +173,6 @@ def _targets(measured: Measured) -> list[Target]:
             stored.format("fastest DataLoader"),
             measured.ratios(small, best, "cpu"),
             at_most=0.2,
-            remark=f"{fastest}; stored with whole colours, which halved ones would undercut by a fifth at the cost of "
-            "accuracy (docs/reference/data_format.md)",
+            remark=f"{fastest}; stored with 4:4:4 chroma; halved chroma would be a fifth faster, but less accurate (docs/reference/data_format.md)",
         ),
     ]

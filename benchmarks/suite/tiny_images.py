@@ -1,4 +1,4 @@
-"""Very many very small images for the episode benchmark: as a data set, as loose files, and as one tar a class."""
+"""Very many very small images for the episode benchmark: as a data set, as loose files, and as one tar per class."""
 
 import io
 import tarfile

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.suite train`: training steps beside a bare loop, waiting for images, clustering beside scikit-learn."""
+"""`python -m benchmarks.suite train`: training steps compared with a bare loop, waiting for images, clustering compared with scikit-learn."""
 
 import torch
 
@@ -47,18 +47,20 @@ def measure(options: BenchOptions) -> Report:
         found.add(measure_wait(data, folder=folder, steps=20))
     return Report(
         benchmark="train",
-        title="The training loop's step beside a step written by hand on tensors in memory, what steps wait for images, and PCN's "
-        "clustering beside scikit-learn's.",
+        title="Compares the training loop's step with a step written by hand on tensors in memory, and PCN's "
+        "clustering with scikit-learn's. Also measures how long steps wait for images.",
         config=describe_data(options),
         tables=found.tables,
         targets=found.targets,
         notes=[
-            "The bare loop is torch's defaults: contiguous images, an optimizer that is not fused, one group of batch norm. "
-            "The tuned one has the network and settings of fsl-dist: channels_last and a fused optimizer.",
-            "They keep freed memory as fsl-dist does, since they run in its process; a loop of one's own gives it back: the table “Freed "
-            "memory” tells what that takes. ResNet18 at 64 px is faster contiguous, most networks and sizes are not "
-            "(`python -m benchmarks.bench_memory_format`), so networks are in channels_last. The same step differs by "
-            "up to a tenth from process to process: which pages of memory it was given.",
+            "The bare loop uses torch's defaults: contiguous images, an optimizer that is not fused, one "
+            "group of batch norm. The tuned loop uses the network and settings of fsl-dist: channels_last and"
+            " a fused optimizer.",
+            "Both loops keep freed memory, because they run in the process of fsl-dist. A custom loop would "
+            "release it; the table “Freed memory” shows the cost. ResNet18 at 64 px is faster with contiguous"
+            " images, but most networks and sizes are not (`python -m benchmarks.bench_memory_format`), so "
+            "networks use channels_last. The same step differs by up to a tenth between processes, depending "
+            "on the memory pages they get.",
             *found.notes,
         ],
         is_smoke=is_smoke,

@@ -1,4 +1,4 @@
-"""PCN's clustering beside scikit-learn in a loop, its share of an epoch, and the embedding pass before it."""
+"""PCN's clustering compared with scikit-learn in a loop, its share of an epoch, and the embedding pass before it."""
 
 import statistics
 import time
@@ -162,7 +162,7 @@ def measure_epoch(data: BenchData, *, folder: Path, rounds: int, steps: int, siz
 
 
 def measure_pass(data: BenchData, *, folder: Path, rounds: int) -> Found:
-    """The embedding pass of a PCN epoch, with the index it leaves, beside `Embedder.embed` of the same images."""
+    """The embedding pass of a PCN epoch, with the index it leaves, compared with `Embedder.embed` of the same images."""
     trainer = make_trainer(data.config("resnet18", "pcn", folder / "pass"))
     ids, turn = trainer.splits.train.ids, iter(range(10**6))
 

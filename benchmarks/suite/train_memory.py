@@ -29,7 +29,7 @@ KEPT, GIVEN = "kept", "given back"
 
 
 def measure_kept_memory(data: BenchData, *, folder: Path, rounds: int) -> Found:
-    """Some work with freed memory kept and given back, each in a process of its own: milliseconds, and its peak memory."""
+    """Some work with freed memory kept and given back, each in a separate process: milliseconds, and its peak memory."""
     rows: list[tuple[str | float, ...]] = []
     for number, case in enumerate(CASES):
         with (
@@ -45,9 +45,9 @@ def measure_kept_memory(data: BenchData, *, folder: Path, rounds: int) -> Found:
         times = [measured.median_ms(KEPT), measured.median_ms(GIVEN)]
         ratio = statistics.median(measured.ratios(KEPT, GIVEN))
         rows.append((case[0], *(float(f"{ms:.3g}") for ms in times), round(ratio, 2), *map(round, memory)))
-    columns = ("", "kept, ms", "given back, ms", "ratio", "peak MB, kept", "peak MB, given back")
+    columns = ("", "kept, ms", "released, ms", "ratio", "peak MB, kept", "peak MB, released")
     return Found(
-        [Table("Freed memory kept for the next batch, or given back as glibc does", columns, tuple(rows))]
+        [Table("Freed memory kept for the next batch, or released as glibc does", columns, tuple(rows))]
     )
 
 

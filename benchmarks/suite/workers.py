@@ -1,4 +1,4 @@
-"""`python -m benchmarks.suite workers`: two workers beside one, on the same steps; what the second core brings, what averaging takes of it."""
+"""`python -m benchmarks.suite workers`: two workers compared with one on the same steps; the gain of the second core, the cost of averaging."""
 
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -95,7 +95,7 @@ def time_workers(
     steps: int,
     rounds: int,
 ) -> Measured:
-    """One worker, two, two without averaging gradients, and two runs apart; a unit is a step of one worker."""
+    """One worker, two, two without averaging gradients, and two independent runs; a unit is a step of one worker."""
     name = f"{network}-{method}-{abs(hash(tuple(settings)))}"
     alone, together = (
         _Job(data, network, method, settings, folder / f"{name}-{size}", size) for size in (1, 2)
@@ -127,7 +127,7 @@ def time_workers(
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """One network at so many images a worker and step."""
+    """One network at so many images per worker and step."""
 
     name: str
     network: str
@@ -137,15 +137,15 @@ class _Case:
 
 
 _CASES = (
-    _Case("Conv4, an episode of 200 images a worker", "conv4", ("episode.n_query=10", "episode.per_step=2"), 2, 1.7),
-    _Case("ResNet18, an episode of 150 images a worker", "resnet18", ("episode.per_step=2",), 1),
-    _Case("MLP, an episode of 150 vectors a worker", "mlp", ("episode.per_step=2",), 40),
-    _Case("MLP, 8 episodes a worker", "mlp", ("episode.per_step=16",), 5),
+    _Case("Conv4, an episode of 200 images per worker", "conv4", ("episode.n_query=10", "episode.per_step=2"), 2, 1.7),
+    _Case("ResNet18, an episode of 150 images per worker", "resnet18", ("episode.per_step=2",), 1),
+    _Case("MLP, an episode of 150 vectors per worker", "mlp", ("episode.per_step=2",), 40),
+    _Case("MLP, 8 episodes per worker", "mlp", ("episode.per_step=16",), 5),
 )  # fmt: skip
 
 
 def measure(options: BenchOptions) -> Report:
-    """What two workers of one thread each bring over one, with the same batches a step, beside two runs apart."""
+    """Speed of two workers of one thread each over one, with the same batches per step, and of two independent runs."""
     data = make_data(options)
     targets: list[Target] = []
     rows: list[tuple[str | float, ...]] = []
@@ -167,19 +167,19 @@ def measure(options: BenchOptions) -> Report:
         targets.append(
             Target(
                 f"speed of two workers / one: {case.name}", two, at_least=case.at_least,
-                remark=f"two runs apart: {medians[1]:.2f}; averaging gradients takes {100 * medians[2]:.0f} % of a step",
+                remark=f"two independent runs: {medians[1]:.2f}; averaging gradients takes {100 * medians[2]:.0f} % of a step",
             )
         )  # fmt: skip
     table = Table(
-        "Two workers of one thread beside one, the same episodes a step (PCN)",
-        ("", "one worker, ms/step", "two workers, ms/step", "speed of two", "speed of two runs apart",
+        "Two workers of one thread compared with one, the same episodes per step (PCN)",
+        ("", "one worker, ms/step", "two workers, ms/step", "speed of two", "speed of two independent runs",
          "share of averaging gradients"),
         tuple(rows),
     )  # fmt: skip
     return Report(
         benchmark="workers",
-        title="Two workers of one thread each beside one of one thread, and beside two runs that have nothing to do with each "
-        "other: what is the most two cores give here.",
+        title="Compares two workers of one thread each with one worker of one thread, and with two independent "
+        "runs, which show the maximum that two cores can give here.",
         config=describe_data(options),
         tables=[table],
         targets=targets,

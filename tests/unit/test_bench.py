@@ -86,8 +86,8 @@ def test_a_report_survives_json():
 
 def test_a_reader_sees_what_falls_short():
     text = to_markdown(make_report())
-    assert "| ours / theirs | 0.5 | ≤ 0.4 | **falls short** | not yet |" in text
-    assert "| theirs / ours | 2 | ≥ 1.5 | holds |  |" in text
+    assert "| ours / theirs | 0.5 | ≤ 0.4 | **missed** | not yet |" in text
+    assert "| theirs / ours | 2 | ≥ 1.5 | met |  |" in text
     assert "| ours | 100 | 200 | 10 | 0.5 | 0.5 |" in text
 
 
