@@ -1,4 +1,5 @@
-"""`python -m benchmarks.suite workers`: two workers beside one, on the same steps; what the second core brings, what averaging takes of it."""
+"""`python -m benchmarks.suite workers`: two workers compared with one, on the same steps; the gain of the second
+core, and the cost of averaging."""
 
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -127,7 +128,7 @@ def time_workers(
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """One network at so many images a worker and step."""
+    """One network at so many images per worker and step."""
 
     name: str
     network: str
@@ -145,7 +146,8 @@ _CASES = (
 
 
 def measure(options: BenchOptions) -> Report:
-    """What two workers of one thread each bring over one, with the same batches a step, beside two runs apart."""
+    """The gain of two workers of one thread each over one, with the same batches per step, compared with two separate
+    runs."""
     data = make_data(options)
     targets: list[Target] = []
     rows: list[tuple[str | float, ...]] = []
