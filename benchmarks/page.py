@@ -1,5 +1,4 @@
-"""Writes docs/benchmarks/index.md and docs/benchmarks/practice.md from the JSON of the benchmarks, so that the pages
-say what was measured.
+"""Writes docs/benchmarks/index.md and docs/benchmarks/practice.md from the JSON of the benchmarks, so that the pages say what was measured.
 
 .venv/bin/python -m benchmarks.suite stream --out benchmarks/results    measures, and writes stream.json
 .venv/bin/python -m benchmarks.page                    writes the pages

@@ -70,8 +70,8 @@ def render_set(record: SetRecord) -> str:
     lines = [
         f"## {record.name}",
         "",
-        f"{config['about']}. {config['classes']} classes; {config['train']} training, {config['val']} validation "
-        f"and {num_test} test images of {config['image_size']} px. {_noise(record, num_test)}",
+        f"{config['about']}. {config['classes']} classes; {config['train']} training, {config['val']} validation and {num_test} test "
+        f"images of {config['image_size']} px. {_noise(record, num_test)}",
         "",
         "| row | runs | rate | images seen | seconds | CPU s | with tuning, CPU s | Acc % | MCR % |",
         "| --- |" + " ---: |" * 8,

@@ -9,13 +9,13 @@ from benchmarks.practice.command import practice
 from benchmarks.suite.run import BENCHMARKS, run_benchmark
 
 _ABOUT = {
-    "stream": "Reading and decoding photographs: scans, episodes and random batches compared with DALI, webdataset and DataLoader.",
-    "episodes": "Episodes over a million catalogue rows: start, memory and speed compared with loose files and one tar per class.",
-    "train": "Training steps compared with a bare PyTorch loop, waiting for images, clustering compared with scikit-learn.",
-    "workers": "Two workers compared with one on the same steps, and with two separate runs.",
-    "start": "From the command to the first training step on Ray, compared with a TorchTrainer that does nothing.",
+    "stream": "Reading and decoding photographs: scans, episodes and random batches beside DALI, webdataset and DataLoader.",
+    "episodes": "Episodes over a million catalogue rows: start, memory and speed beside loose files and one tar a class.",
+    "train": "Training steps beside a bare PyTorch loop, waiting for images, clustering beside scikit-learn.",
+    "workers": "Two workers beside one on the same steps, and beside two runs apart.",
+    "start": "From the command to the first training step on Ray, beside a TorchTrainer that does nothing.",
     "mining": "Deep kNN's neighbours in a memory of all embeddings, and decoded, next to neighbours in the batch.",
-    "evaluate": "kNN scores over many K_p and prototype scores of many draws compared with scikit-learn and plain torch.",
+    "evaluate": "kNN scores over many K_p and prototype scores of many draws beside scikit-learn and plain torch.",
 }
 _DATASET = click.option(
     "--dataset", type=click.Path(path_type=Path), help="A packed data set in place of the made one."

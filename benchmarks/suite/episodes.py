@@ -1,5 +1,4 @@
-"""`python -m benchmarks.suite episodes`: episodes out of shards compared with loose files with a torch sampler and
-one tar a class."""
+"""`python -m benchmarks.suite episodes`: episodes out of shards beside loose files with a torch sampler and one tar a class."""
 
 import functools
 import json
@@ -88,19 +87,18 @@ def measure(options: BenchOptions) -> Report:
         ],
         targets,
         [
-            "Each start is a process of its own that has imported everything but DALI, which the decoder imports: "
-            "its time and memory are in. Memory is the peak over what the imported process had, and what worker "
-            f"processes share with no other; open files are the most of one process, over {_EPISODES_AFTER_START} "
-            "episodes.",
-            "Loose files and one tar a class are measured on fewer images, so that the disk can hold them. A "
-            "tar's images come in the order they lie in, from the start again at its end; the others draw at random.",
+            "Each start is a process of its own that has imported everything but DALI, which the decoder imports: its time and "
+            "memory are in. Memory is the peak over what the imported process had, and what worker processes share with no other; "
+            f"open files are the most of one process, over {_EPISODES_AFTER_START} episodes.",
+            "Loose files and one tar a class are measured on fewer images, so that the disk can hold them. A tar's images come in "
+            "the order they lie in, from the start again at its end; the others draw at random.",
         ],
         is_smoke=options.is_smoke,
     )
 
 
 def _measure_starts(ways: Mapping[str, tuple[str, Path]], times: int) -> dict[str, dict[str, list[float]]]:
-    """Figures of `measure_start` of each way, one per process; the processes take turns."""
+    """Figures of `measure_start` of each way, one a process; the processes take turns."""
     found: dict[str, dict[str, list[float]]] = {name: {} for name in ways}
     for _ in range(times):
         for name, (way, folder) in ways.items():

@@ -1,5 +1,4 @@
-"""`python -m benchmarks.suite evaluate`: kNN scores of many K_p and prototype scores of many draws compared with
-scikit-learn and torch."""
+"""`python -m benchmarks.suite evaluate`: kNN scores of many K_p and prototype scores of many draws beside scikit-learn and torch."""
 
 import functools
 from collections.abc import Callable
@@ -89,11 +88,9 @@ def measure(options: BenchOptions) -> Report:
         ],
         targets,
         [
-            "fsl-dist decides in exact distances (kNN) and in float64 (prototypes) and gives more scores (RS; "
-            "recall at 5 and 10 of three groups); its peers work in float32. Prototypes are given to all: `bench "
-            "train` times k-means.",
-            "scikit-learn and torch give equal votes to the smaller label, fsl-dist to the nearest: K_p = 1 is "
-            "compared.",
+            "fsl-dist decides in exact distances (kNN) and in float64 (prototypes) and gives more scores (RS; recall at 5 and 10 of "
+            "three groups); its peers work in float32. Prototypes are given to all: `bench train` times k-means.",
+            "scikit-learn and torch give equal votes to the smaller label, fsl-dist to the nearest: K_p = 1 is compared.",
         ],
         is_smoke=options.is_smoke,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a benchmark found: tables, and figures compared with a target; as JSON and as Markdown."""
+"""What a benchmark found: tables, and figures held against a target; as JSON and as Markdown."""
 
 import dataclasses
 import datetime

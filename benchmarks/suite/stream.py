@@ -1,4 +1,4 @@
-"""Reading and decoding photographs: scans, random batches and episodes compared with what one would otherwise use."""
+"""Reading and decoding photographs: scans, random batches and episodes beside what one would otherwise use."""
 
 import statistics
 from collections.abc import Callable, Iterable, Iterator
@@ -61,9 +61,8 @@ def measure(options: BenchOptions) -> Report:
         tables=[timing_table("An image", measured, base="scan"), _parts_table(measured)],
         targets=_targets(measured),
         notes=[
-            "CPU time is that of the whole process tree. Worker processes live over the rounds, so none pays for "
-            "their start. “The limit” decodes whole images, which a scan need not: it decodes what its crop is "
-            "resized from.",
+            "CPU time is that of the whole process tree. Worker processes live over the rounds, so none pays for their start. "
+            "“The limit” decodes whole images, which a scan need not: it decodes what its crop is resized from.",
         ],
         is_smoke=options.is_smoke,
     )
@@ -72,8 +71,7 @@ def measure(options: BenchOptions) -> Report:
 def make_contenders(
     folder: Path, *, batch: int, stack: ExitStack, is_random: bool = True
 ) -> dict[str, Reader]:
-    """Every contender, ready: peers by name, the limit, and ours. `folder`/photographs has a folder per class; packs
-    are next to it.
+    """Every contender, ready: peers by name, the limit, and ours. `folder`/photographs holds a folder a class; packs beside it.
 
     `is_random` False: the test transform, with which all give the same images. Ours are closed by `stack`.
     """
@@ -147,7 +145,7 @@ def _unpack(dataset: Path, folder: Path, num: int) -> None:
 
 
 def _parts_table(measured: Measured) -> Table:
-    """A scan compared with the limit."""
+    """A scan beside the limit."""
     ratios = [measured.ratios("scan", LIMIT, clock) for clock in ("wall", "cpu")]
     wall, cpu = (round(statistics.median(values), 3) for values in ratios)
     return Table("Beside the limit", ("", "wall", "CPU"), (("scan ÷ decoding alone", wall, cpu),))

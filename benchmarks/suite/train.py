@@ -1,5 +1,4 @@
-"""`python -m benchmarks.suite train`: training steps compared with a bare loop, waiting for images, clustering
-compared with scikit-learn."""
+"""`python -m benchmarks.suite train`: training steps beside a bare loop, waiting for images, clustering beside scikit-learn."""
 
 import torch
 
@@ -54,12 +53,11 @@ def measure(options: BenchOptions) -> Report:
         tables=found.tables,
         targets=found.targets,
         notes=[
-            "The bare loop is torch's defaults: contiguous images, an optimizer that is not fused, one group of "
-            "batch norm. The tuned one has the network and settings of fsl-dist: channels_last and a fused optimizer.",
-            "They keep freed memory as fsl-dist does, since they run in its process; a loop of your own gives it "
-            "back: the table “Freed memory” tells what that takes. ResNet18 at 64 px is faster contiguous, most "
-            "networks and sizes are not (`python -m benchmarks.bench_memory_format`), so networks are in "
-            "channels_last. The same step differs by "
+            "The bare loop is torch's defaults: contiguous images, an optimizer that is not fused, one group of batch norm. "
+            "The tuned one has the network and settings of fsl-dist: channels_last and a fused optimizer.",
+            "They keep freed memory as fsl-dist does, since they run in its process; a loop of one's own gives it back: the table “Freed "
+            "memory” tells what that takes. ResNet18 at 64 px is faster contiguous, most networks and sizes are not "
+            "(`python -m benchmarks.bench_memory_format`), so networks are in channels_last. The same step differs by "
             "up to a tenth from process to process: which pages of memory it was given.",
             *found.notes,
         ],

@@ -1,4 +1,4 @@
-"""The speed gained by keeping freed memory in the process, and its cost in memory: the same work in two processes."""
+"""What it brings that freed memory stays with the process, and what it costs in memory: the same work in two processes."""
 
 import statistics
 from functools import partial
@@ -29,8 +29,7 @@ KEPT, GIVEN = "kept", "given back"
 
 
 def measure_kept_memory(data: BenchData, *, folder: Path, rounds: int) -> Found:
-    """Some work with freed memory kept and given back, each in a process of its own: milliseconds, and its peak
-    memory."""
+    """Some work with freed memory kept and given back, each in a process of its own: milliseconds, and its peak memory."""
     rows: list[tuple[str | float, ...]] = []
     for number, case in enumerate(CASES):
         with (

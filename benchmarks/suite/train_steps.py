@@ -1,5 +1,4 @@
-"""One training step as the training loop takes it, compared with the same step written by hand; and what steps wait
-for data."""
+"""One training step as the training loop takes it, beside the same step written by hand; and what steps wait for data."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -127,7 +126,7 @@ def _check_losses(contenders: dict[str, Callable[[], float]]) -> None:
     """
     ours, tuned = contenders[OURS](), contenders[TUNED]()
     if abs(ours - tuned) > 0.01 * abs(ours):
-        raise AssertionError(f"the bare loop computes another loss: {tuned} compared with {ours}")
+        raise AssertionError(f"the bare loop computes another loss: {tuned} beside {ours}")
 
 
 def _repeated(step: Callable[[], float], repeats: int) -> Callable[[], float]:
@@ -140,8 +139,7 @@ def _repeated(step: Callable[[], float], repeats: int) -> Callable[[], float]:
 
 
 def measure_wait(data: BenchData, *, folder: Path, steps: int, more: Sequence[str] = ()) -> Found:
-    """A real run on packed images, decoded concurrently with the steps: the share of its steps that waited for
-    images."""
+    """A real run on packed images, decoded beside the steps: the share of its steps that waited for images."""
     config = data.config(
         "resnet18", "pcn", folder / "wait", [f"episode.per_epoch={steps}", "training.epochs=1", *more]
     )

@@ -1,5 +1,4 @@
-"""`python -m benchmarks.suite workers`: two workers compared with one, on the same steps; the gain of the second
-core, and the cost of averaging."""
+"""`python -m benchmarks.suite workers`: two workers beside one, on the same steps; what the second core brings, what averaging takes of it."""
 
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -128,7 +127,7 @@ def time_workers(
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """One network at so many images per worker and step."""
+    """One network at so many images a worker and step."""
 
     name: str
     network: str
@@ -146,8 +145,7 @@ _CASES = (
 
 
 def measure(options: BenchOptions) -> Report:
-    """The gain of two workers of one thread each over one, with the same batches per step, compared with two separate
-    runs."""
+    """What two workers of one thread each bring over one, with the same batches a step, beside two runs apart."""
     data = make_data(options)
     targets: list[Target] = []
     rows: list[tuple[str | float, ...]] = []
