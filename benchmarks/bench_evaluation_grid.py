@@ -1,9 +1,10 @@
-"""What a sweep's evaluation grid costs beside one evaluation of the same run.
+"""What a sweep's evaluation grid costs compared with one evaluation of the same run.
 
     python benchmarks/bench_evaluation_grid.py sweeps/pcn-omniglot/trials/0000 --rounds 3
 
-5 K_p, 4 shifts of the temperature and 3 numbers of novel prototypes: 60 combinations. Each evaluation starts from the checkpoint
-alone, images embedded anew; one and all are timed in turn. Prints a Markdown table, then one JSON object; `--out` writes both.
+5 K_p, 4 shifts of the temperature and 3 numbers of novel prototypes: 60 combinations. Each evaluation starts from the
+checkpoint alone, images embedded again; one and all are timed in turn. Prints a Markdown table, then one JSON object;
+`--out` writes both.
 """
 
 import argparse

@@ -1,4 +1,5 @@
-"""Shards as Ray actors against the same index in one process: queries a second, what a lone query waits, small clients.
+"""Shards as Ray actors against the same index in one process: queries per second, what a lone query waits, small
+clients.
 
     python benchmarks/bench_index_actors.py --num 200000 --dim 256
 
@@ -55,7 +56,7 @@ def measure(work: dict[str, Callable[[], object]], rounds: int, repeats: int) ->
 def ask_one_by_one(
     opened: ShardedIndex, queries: np.ndarray, k: int, clients: int, for_s: float
 ) -> dict[str, float]:
-    """`clients` threads, each with one query at a time, for so long: queries a second, and the median's seconds."""
+    """`clients` threads, each with one query at a time, for so long: queries per second, and the median's seconds."""
     end = time.perf_counter() + for_s
     seconds: list[list[float]] = [[] for _ in range(clients)]
 
@@ -78,7 +79,7 @@ def ask_one_by_one(
 def small_clients(
     joining: RayIndex, alone: RayIndex, local: ShardedIndex, queries: np.ndarray, options: argparse.Namespace
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Queries a second and median seconds, by number of clients and who searched; the median of the rounds."""
+    """Queries per second and median seconds, by number of clients and who searched; the median of the rounds."""
     searched = {"actors that join": joining, "actors that do not": alone, "one process": local}
     found: dict[str, dict[str, dict[str, float]]] = {}
     for clients in options.clients:

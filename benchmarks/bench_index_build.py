@@ -3,9 +3,10 @@
     python benchmarks/bench_index_build.py --num 200000 --dim 256 --kind flat --shards 4
     python benchmarks/bench_index_build.py --run runs/mine --dataset data/mine
 
-Every piece of work is a process of its own, so that its peak memory is its own; the works take turns, round after round,
-so that a noisy machine is noisy for all. Plain FAISS reads the same .npy file, sorts its rows by label, trains, adds and
-writes one index; its fastest case does not force it to the disk. Prints a Markdown table, then one JSON object.
+Every piece of work is a process of its own, so that its peak memory is its own; the works take turns, round after
+round, so that a noisy machine is noisy for all. Plain FAISS reads the same .npy file, sorts its rows by label,
+trains, adds and writes one index; its fastest case does not force it to the disk. Prints a Markdown table, then one
+JSON object.
 """
 
 import argparse
@@ -20,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-# Each script prints one JSON object. Its peak is of what the process holds itself (anonymous memory, sampled), beyond what it
-# held once everything was imported and opened: pages of mapped files are the system's to take back.
+# Each script prints one JSON object. Its peak is of what the process holds itself (anonymous memory, sampled), beyond
+# what it held once everything was imported and opened: pages of mapped files are the system's to take back.
 _MEASURE = """
 import json, sys, threading, time
 def held():

@@ -2,8 +2,8 @@
 
     python benchmarks/bench_index_changes.py --num 100000 --dim 128
 
-Searches of the index as built, changed by 1 % and by 10 %, and merged are timed in turn, round after round. Prints a Markdown
-table, then one JSON object; `--out` writes both.
+Searches of the index as built, changed by 1 % and by 10 %, and merged are timed in turn, round after round. Prints a
+Markdown table, then one JSON object; `--out` writes both.
 """
 
 import argparse
@@ -86,7 +86,8 @@ def main() -> None:
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     num_large = int(0.1 * options.num)
     lines = [
-        f"{options.num:,} x {options.dim}, {options.kind}, {options.batch} queries, k = {options.k}, {options.threads} thread(s)",
+        f"{options.num:,} x {options.dim}, {options.kind}, {options.batch} queries, k = {options.k}, "
+        f"{options.threads} thread(s)",
         "",
         "| search | ms | of the index as built |",
         "| --- | ---: | ---: |",

@@ -2,10 +2,10 @@
 
     python benchmarks/bench_index_ivf.py --nums 10000 20000 50000 100000 200000 --threads 2
 
-Vectors are a mixture of Gaussians, so close together that the nearest neighbour is of the own class 4 times in 5. IVF is
-tuned to a recall@k against the exact neighbours before it is timed (`fsl-dist index tune`), and its recall is measured
-again on other queries. A plain FAISS search stands beside. All are timed in turn, round after round. Prints a Markdown
-table, then one JSON object; `--out` writes both.
+Vectors are a mixture of Gaussians, so close together that the nearest neighbour is of the own class 4 times in 5. IVF
+is tuned to a recall@k against the exact neighbours before it is timed (`fsl-dist index tune`), and its recall is
+measured again on other queries. A plain FAISS search is shown for comparison. All are timed in turn, round after
+round. Prints a Markdown table, then one JSON object; `--out` writes both.
 """
 
 import argparse
@@ -28,7 +28,8 @@ from index.writing.build import build
 
 
 def draw_mixture(num: int, dim: int, classes: int, spread: float) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors float32 [num, dim] with unit noise around centres of `spread` times unit noise, and labels int64 [num]."""
+    """Vectors float32 [num, dim] with unit noise around centres of `spread` times unit noise, and labels int64
+    [num]."""
     rng = np.random.default_rng(0)
     centers = spread * rng.standard_normal((classes, dim))
     labels = rng.integers(0, classes, num)

@@ -1,10 +1,12 @@
-"""An index over HTTP against the same search in process: requests a second and median latency, by JSON and by raw bytes.
+"""An index over HTTP against the same search in process: requests a second and median latency, by JSON and by raw
+bytes.
 
     python benchmarks/bench_index_serve.py --num 100000 --dim 256 --cpus 2
 
-`fsl-dist index serve` with one replica of `--cpus` threads, asked over kept-alive connections, and `LocalIndex` with as many threads; all
-in turn, round after round, so that a noisy machine is noisy for all. A client makes its request's bytes before the clock
-runs and reads the answer into arrays while it does. Prints a Markdown table, then one JSON object.
+`fsl-dist index serve` with one replica of `--cpus` threads, asked over kept-alive connections, and `LocalIndex` with
+as many threads; all in turn, round after round, so that a noisy machine is noisy for all. A client makes its
+request's bytes before the clock runs and reads the answer into arrays while it does. Prints a Markdown table, then
+one JSON object.
 """
 
 import argparse

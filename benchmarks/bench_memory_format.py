@@ -1,4 +1,5 @@
-"""channels_last beside contiguous images, forward and backward, on this machine's CPU: why networks here are in channels_last.
+"""channels_last compared with contiguous images, forward and backward, on this machine's CPU: why networks here are
+in channels_last.
 
     python -m benchmarks.bench_memory_format
 

@@ -1,11 +1,12 @@
-"""What mining beside training saves: the same run with its refreshes inline and beside, seconds side by side.
+"""The time saved by mining concurrently with training: the same run with mining.run=inline and with
+mining.run=`beside`.
 
     python benchmarks/bench_mining_beside.py DATASET [key=value …]
 
-DATASET is a packed data set; `key=value` changes the runs' settings. Every process has one thread. The three runs are one
-worker that mines inline, the same with one actor beside it, and two workers that mine inline: the second core spent in
-another way. All take the same steps with the same tables; inline runs have the same `mining.refresh_lag`. Counted is
-what the steps and what stands between them took, without Ray's start. Prints a table and JSON.
+DATASET is a packed data set; `key=value` changes the runs' settings. Every process has one thread. The three runs are
+one worker that mines inline, the same with one actor beside it, and two workers that mine inline: the second core
+spent in another way. All take the same steps with the same tables; inline runs have the same `mining.refresh_lag`.
+Counted is what the steps and what stands between them took, without Ray's start. Prints a table and JSON.
 """
 
 import argparse

@@ -1,7 +1,8 @@
 """What filtering costs: the mining call `neighbours` against one plain unfiltered search of all against all.
 
     python benchmarks/bench_mining_search.py --num 20000 --dim 128 --classes 200 --tail 1.0
-    python benchmarks/bench_mining_search.py --classes 10 --norm 10 --spread 0.003    # tight classes far apart: collapsed
+    python benchmarks/bench_mining_search.py --classes 10 --norm 10 --spread 0.003    # tight classes far apart:
+                                                                                      collapsed
 
 The plain searches are FAISS's own, by its default choice of kernel and with the matrix product from one query
 on. All are timed in turn, round after round, so that a noisy machine is noisy for all. Prints a Markdown table,

@@ -2,11 +2,12 @@
 
     python benchmarks/bench_object_store.py packed --delay-ms 20 --image-size 64
 
-The server is a process of its own that knows ranged reads and listings, and waits before each answer. It stands in for S3,
-whose latency it has and whose bandwidth it has not: it shares this machine's cores with the reader. A scan takes ids in the
-order of their bytes; random batches are drawn over the whole data set, without blocks. `one by one` is the same random
-batches with one request at a time. Images count as read (bytes, checksums compared) or as decoded. All are timed in
-turn, round after round; the median counts. Prints a Markdown table, then one JSON object; `--out` writes both.
+The server is a separate process that supports ranged reads and listings, and waits before each answer. It stands in
+for S3, whose latency it has and whose bandwidth it has not: it shares this machine's cores with the reader. A scan
+takes ids in the order of their bytes; random batches are drawn over the whole data set, without blocks. `one by one`
+is the same random batches with one request at a time. Images count as read (bytes, checksums compared) or as decoded.
+All are timed in turn, round after round; the median counts. Prints a Markdown table, then one JSON object; `--out`
+writes both.
 """
 
 import argparse
@@ -111,7 +112,7 @@ class ReadOnly:
 
 
 def rate(source: object, batches: list[np.ndarray]) -> float:
-    """Images a second, through the loader as training uses it."""
+    """Images per second, through the loader as training uses it."""
 
     def requests() -> Iterator[Request]:
         for ids in batches:
@@ -125,7 +126,7 @@ def rate(source: object, batches: list[np.ndarray]) -> float:
 
 
 def rate_one_by_one(dataset: str, batches: list[np.ndarray]) -> float:
-    """Images a second where a batch is read one request after another, and none is merged."""
+    """Images per second where a batch is read one request after another, and none is merged."""
     store = ShardStore(Catalogue.open(dataset), max_gap=0)
     started = time.perf_counter()
     for ids in batches:
@@ -170,7 +171,7 @@ def main() -> None:
 
 
 def measure(folder: Path, remote: str, options: argparse.Namespace) -> dict[str, object]:
-    """Medians of images a second, by place, unit and order."""
+    """Medians of images per second, by place, unit and order."""
     catalogue = Catalogue.open(folder)
     num = min(catalogue.num_samples, options.batches * options.batch_size)
     where = catalogue.locate(np.arange(catalogue.num_samples))
@@ -220,8 +221,8 @@ def report(found: dict[str, object], options: argparse.Namespace) -> None:
     lines.append(f"| store, read one by one | | {rates['store read one by one']:.0f} | |")
     lines.append(
         f"\n{found['num_images']} images of {found['mean_image_bytes']:.0f} bytes in {found['num_shards']} shards, batches of "
-        f"{options.batch_size}, {options.delay_ms:g} ms before each answer, {object_store.CONCURRENCY} requests at once; requests a "
-        f"batch: {found['requests_a_batch']}"
+        f"{options.batch_size}, {options.delay_ms:g} ms before each answer, {object_store.CONCURRENCY} requests "
+        f"at once; requests a batch: {found['requests_a_batch']}"
     )
     result = {
         "benchmark": "object_store",

@@ -3,10 +3,11 @@
     python benchmarks/bench_spectral.py
     python benchmarks/bench_spectral.py --run runs/omniglot-characters-scatter
 
-By default 160 classes of 50 vectors around class centres, the size of tiered-ImageNet's test classes, at several overlaps;
-with --run the vectors that `fsl-dist evaluate RUN` has kept. Both cluster by 10 neighbours and the best of 10 k-means starts, on
-one thread; seconds are CPU seconds, which other work on the machine does not lengthen. scikit-learn makes its eigenvectors
-anew in every run, ours once for all runs. Prints a Markdown table, then one JSON object.
+By default 160 classes of 50 vectors around class centres, the size of tiered-ImageNet's test classes, at several
+overlaps; with --run the vectors that `fsl-dist evaluate RUN` has kept. Both cluster by 10 neighbours and the best of
+10 k-means starts, on one thread; seconds are CPU seconds, which other work on the machine does not lengthen.
+scikit-learn makes its eigenvectors again in every run, ours once for all runs. Prints a Markdown table, then one JSON
+object.
 """
 
 import argparse
@@ -99,7 +100,8 @@ def main() -> None:
     options = parser.parse_args()
     results = []
     print(
-        "| data | parts | ours: graph s | eigenvectors s | k-means s a run | runs | all s | ARI | scikit-learn: one run s | ARI |"
+        "| data | parts | ours: graph s | eigenvectors s | k-means s a run | runs | all s | ARI | scikit-learn: "
+        "one run s | ARI |"
     )
     print("| --- |" + " ---: |" * 9)
     with tempfile.TemporaryDirectory() as folder, threadpool_limits(limits=1):

@@ -1,10 +1,12 @@
-"""What a sweep saves: its trials by `fsl-dist sweep run` against the same trials as `fsl-dist train`, one after another.
+"""What a sweep saves: its trials by `fsl-dist sweep run` against the same trials as `fsl-dist train`, one after
+another.
 
     python benchmarks/bench_sweep.py --config sweeps/deep-knn-ham10000-features \
         scheduler.kind=none trials=11 training.patience=30
 
-The commands are the ones a user types, in processes of their own, timed from outside. Separate trials are timed twice: training
-alone, and with the `fsl-dist evaluate` that the sweep also does. Prints a Markdown table, then one JSON object; `--out` writes both.
+The commands are the ones a user types, in processes of their own, timed from outside. Separate trials are timed
+twice: training alone, and with the `fsl-dist evaluate` that the sweep also does. Prints a Markdown table, then one
+JSON object; `--out` writes both.
 """
 
 import argparse
@@ -59,8 +61,8 @@ def main() -> None:
     alone_s, both_s = scale * sum(training.values()), scale * sum((*training.values(), *evaluating.values()))
     seconds = sorted(work.values())
     lines = [
-        f"{len(trials)} trials of {seconds[0]:.1f} to {seconds[-1]:.1f} s inside training and evaluation, {os.cpu_count()} cores, "
-        f"utilisation {summary['utilisation']:.2f}; {len(training)} of them run alone",
+        f"{len(trials)} trials of {seconds[0]:.1f} to {seconds[-1]:.1f} s inside training and evaluation, "
+        f"{os.cpu_count()} cores, utilisation {summary['utilisation']:.2f}; {len(training)} of them run alone",
         "",
         "| the same trials | s | of the sweep |",
         "| --- | ---: | ---: |",

@@ -1,11 +1,13 @@
-"""Whether search is exact on given embeddings, and what that costs: against float64 brute force, and against plain FAISS.
+"""Whether search is exact on given embeddings, and what that costs: against float64 brute force, and against plain
+FAISS.
 
     python -m benchmarks.check_exact X.npy --labels Y.npy
     python -m benchmarks.check_exact runs/first/evaluation/gallery/versions/000001
 
-Takes an array float32 [n, dim] with int64 [n] labels, or a version of an index, which has both. Recall counts ids that differ from brute
-force, but for costs that differ by less than 1e-12 of their terms. Seconds are CPU time of all vectors against all, searched in turn with
-FAISS's own float32 search of the same vectors. Prints a Markdown table, then one JSON object; exits 1 where a neighbour is wrong.
+Takes an array float32 [n, dim] with int64 [n] labels, or a version of an index, which has both. Recall counts ids
+that differ from brute force, but for costs that differ by less than 1e-12 of their terms. Seconds are CPU time of all
+vectors against all, searched in turn with FAISS's own float32 search of the same vectors. Prints a Markdown table,
+then one JSON object; exits 1 where a neighbour is wrong.
 """
 
 import argparse
@@ -53,7 +55,8 @@ def true_costs(vectors: np.ndarray, query: np.ndarray, metric: str) -> tuple[np.
 def count_wrong(
     opened: LocalIndex, vectors: np.ndarray, labels: np.ndarray, asked: np.ndarray, k: int, which: str
 ) -> int:
-    """Neighbours of the vectors at `asked` that are not among the k nearest; `which`: all, same class or other class."""
+    """Neighbours of the vectors at `asked` that are not among the k nearest; `which`: all, same class or other
+    class."""
     filters = {"same class": {"same_class": labels[asked]}, "other class": {"other_class": labels[asked]}}
     found = opened.search(vectors[asked], k, query_ids=asked, **filters.get(which, {}))
     wrong = 0
@@ -113,7 +116,8 @@ def main() -> int:
     rows = []
     print(f"{len(vectors):,} vectors of {vectors.shape[1]} numbers, {len(np.unique(labels))} classes\n")
     print(
-        "| metric | wrong of all | wrong, same class | wrong, other class | looked at again | seconds | of plain FAISS |"
+        "| metric | wrong of all | wrong, same class | wrong, other class | looked at again | seconds | of plain "
+        "FAISS |"
     )
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for metric in ("l2", "inner_product", "cosine"):

@@ -2,10 +2,11 @@
 
     RAY_worker_niceness=0 python benchmarks/check_plan.py DATASET [key=value …]
 
-DATASET is a packed data set, Omniglot in docs/explanation/scaling.md; `key=value` changes the shipped omniglot/pcn. Every process has
-one thread. A round measures the rates (`fsl-dist bench rates`), then trains PCN for two epochs with one worker and with two and
-takes the second epoch, then lets deep kNN mine once, with one worker and with two. Counted is what steps and refreshes take,
-without start-up. Other work on the machine shifts rates and runs alike if it is steady: read the ratios. Prints a table and JSON.
+DATASET is a packed data set, Omniglot in docs/explanation/scaling.md; `key=value` changes the shipped omniglot/pcn.
+Every process has one thread. A round measures the rates (`fsl-dist bench rates`), then trains PCN for two epochs with
+one worker and with two and takes the second epoch, then lets deep kNN mine once, with one worker and with two.
+Counted is what steps and refreshes take, without start-up. Other work on the machine shifts rates and runs alike if
+it is steady: read the ratios. Prints a table and JSON.
 """
 
 import argparse

@@ -1,4 +1,5 @@
-"""Lines of code of the four packages at some revisions: without blank lines, comments and docstrings; benchmarks are not counted.
+"""Lines of code of the four packages at some revisions: without blank lines, comments and docstrings; benchmarks are
+not counted.
 
 python -m benchmarks.code_lines 29fc446 HEAD
 """

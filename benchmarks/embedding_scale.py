@@ -1,11 +1,11 @@
-"""How large the embeddings of trained runs are, and in how many directions their classes lie.
+"""How large the embeddings of trained runs are, and how many directions their classes span.
 
     python benchmarks/embedding_scale.py RUN …
 
-Over the training images: mean norm; mean distance between two images, 2,000 pairs that are the same for every run (a margin
-says nothing without the distances it is added to); within / between, the mean squared distance of an image to its class mean
-over that of a class mean to the mean of all; directions, (Σλ)² / Σλ² of the eigenvalues λ of the class means' covariance: 1
-where all class means lie on a line, as many as dimensions where they spread alike in all.
+Over the training images: mean norm; mean distance between two images, 2,000 pairs that are the same for every run (a
+margin says nothing without the distances it is added to); within / between, the mean squared distance of an image to
+its class mean over that of a class mean to the mean of all; directions, (Σλ)² / Σλ² of the eigenvalues λ of the class
+means' covariance: 1 where all class means lie on a line, as many as dimensions where they spread alike in all.
 """
 
 import argparse
@@ -46,7 +46,8 @@ def main() -> None:
         distance = np.linalg.norm(vectors[first] - vectors[second], axis=1).mean()
         ratio, directions = spread_of_classes(vectors, np.asarray(index.labels))
         print(
-            f"| {run} | {np.linalg.norm(vectors, axis=1).mean():.1f} | {distance:.1f} | {ratio:.3f} | {directions:.1f} |"
+            f"| {run} | {np.linalg.norm(vectors, axis=1).mean():.1f} | {distance:.1f} | {ratio:.3f} | "
+            f"{directions:.1f} |"
         )
         trained.embedder.source.close()
 

@@ -2,11 +2,11 @@
 
     python benchmarks/explain_delta_tau.py RUN …
 
-A class's score is −Σ_z q(z|x) d(x, μ_z) with q a softmax over −d/τ (PCN Eq. 1, 3). A larger τ spreads q to prototypes further
-away, so the score of every class sinks, by more where its prototypes lie further apart. For each Δτ the table shows,
-means over draws and over RUNs: the share of base and of novel test images that some novel class wins; how far the best
-score among the base and among the novel classes sank since the smallest Δτ; and over how many prototypes the best base
-and novel class spread an image (the perplexity of q).
+A class's score is −Σ_z q(z|x) d(x, μ_z) with q a softmax over −d/τ (PCN Eq. 1, 3). A larger τ spreads q to prototypes
+further away, so the score of every class sinks, by more if its prototypes are further apart. For each Δτ the table
+shows, means over draws and over RUNs: the share of base and of novel test images that some novel class wins; how far
+the best score among the base and among the novel classes sank since the smallest Δτ; and over how many prototypes the
+best base and novel class spread an image (the perplexity of q).
 """
 
 import argparse
@@ -37,7 +37,8 @@ def score(points: np.ndarray, prototypes: Prototypes, temperature: float) -> tup
 
 
 def examine(run: Path, deltas: list[float]) -> np.ndarray:
-    """float64 [deltas, 8]: MCA base, MCA novel, wins of novel classes among base and novel images, best scores, perplexities."""
+    """float64 [deltas, 8]: MCA base, MCA novel, wins of novel classes among base and novel images, best scores,
+    perplexities."""
     trained = open_trained(run)
     config, splits = trained.config, split_run(trained.catalogue, trained.config)
     assert splits.query is not None

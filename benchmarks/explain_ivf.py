@@ -2,9 +2,9 @@
 
     python benchmarks/explain_ivf.py --num 200000 --threads 2
 
-`bench_index_ivf.py`'s mixture. First, how many vectors must be looked at to find the neighbours, with k-means' clusters and with
-the true ones; then seconds of ways to look at them: FAISS's own IVF search, the same pairs by matrix products over the queries that
-share a cluster, and codes. Prints Markdown tables, then one JSON object.
+`bench_index_ivf.py`'s mixture. First, how many vectors must be looked at to find the neighbours, with k-means'
+clusters and with the true ones; then seconds of ways to look at them: FAISS's own IVF search, the same pairs by
+matrix products over the queries that share a cluster, and codes. Prints Markdown tables, then one JSON object.
 """
 
 import argparse
@@ -110,7 +110,8 @@ def main() -> None:
             opened.search(queries[:8], k)  # the first search makes what is kept in memory
             ways[name] = timed(lambda opened=opened: opened.search(queries, k).ids)
     lines = [
-        f"Recall@{options.k} {options.recall:g}, {options.num:,} vectors, {len(queries):,} queries, {options.threads} thread(s).",
+        f"Recall@{options.k} {options.recall:g}, {options.num:,} vectors, {len(queries):,} queries, "
+        f"{options.threads} thread(s).",
         "",
         "| clusters | looked into | vectors looked at |",
         "| --- | ---: | ---: |",

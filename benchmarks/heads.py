@@ -1,9 +1,11 @@
-"""Every head on the frozen features of a folder of images: validation and test scores, calibration, seconds, as a Markdown table.
+"""Every head on the frozen features of a folder of images: validation and test scores, calibration, seconds, as a
+Markdown table.
 
     python -m benchmarks.heads FOLDER WEIGHTS --image-size 96
 
-FOLDER: one folder of images for each class, which `pack` divides into train, val and test. WEIGHTS: a file of torchvision's
-MobileNetV2. Heads are fitted to train and calibrated on val. Test is shown for all heads here, and chooses nothing.
+FOLDER: one folder of images for each class, which `pack` divides into train, val and test. WEIGHTS: a file of
+torchvision's MobileNetV2. Heads are fitted to train and calibrated on val. Test is shown for all heads here, and
+chooses nothing.
 """
 
 import argparse
@@ -45,8 +47,10 @@ def main() -> None:
         score, low_high = one.score, tuple(100 * end for end in one.score.mcr_interval)
         tested = score_head(fit_head(one.config, train, classes), test)
         print(
-            f"| `{one.config.name}` | {100 * score.acc:.1f} | {100 * score.mcr:.1f} ({low_high[0]:.0f}–{low_high[1]:.0f}) | "
-            f"{100 * tested.acc:.1f} | {100 * tested.mcr:.1f} | {100 * one.ece_before:.1f}, {100 * score.ece:.1f} | {one.seconds:.2f} |"
+            f"| `{one.config.name}` | {100 * score.acc:.1f} | {100 * score.mcr:.1f} "
+            f"({low_high[0]:.0f}–{low_high[1]:.0f}) | "
+            f"{100 * tested.acc:.1f} | {100 * tested.mcr:.1f} | {100 * one.ece_before:.1f}, {100 * score.ece:.1f} "
+            f"| {one.seconds:.2f} |"
         )
     choice = choose(found)
     print(f"\nchosen by MCR: `{choice.config.name}`; equal to it within noise: {len(choice.equal)}")

@@ -2,9 +2,10 @@
 
     python benchmarks/score_resized.py IMAGES OUT --seeds 3
 
-IMAGES holds a folder a class and labels.csv with columns file, class and split (Grocery Store: 256 px). It is packed as it is
-and with `--resize-shorter` of what `data.resize_size` is; the same small Conv4 is trained on both by cross entropy and scored by
-5 neighbours. What lies in OUT already is not done again, so `--seeds 1`, then 2, then 3 is the work in pieces. Prints a table.
+IMAGES holds a folder a class and labels.csv with columns file, class and split (Grocery Store: 256 px). It is packed
+as it is and with `--resize-shorter` of what `data.resize_size` is; the same small Conv4 is trained on both by cross
+entropy and scored by 5 neighbours. Results in OUT are reused, so `--seeds 1`, then 2, then 3 is the work in pieces.
+Prints a table.
 """
 
 import argparse

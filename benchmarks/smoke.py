@@ -1,12 +1,14 @@
-"""The guard against regressions: every benchmark small, its ratios held against the recorded ones.
+"""The guard against regressions: every benchmark small, its ratios compared with the recorded ones.
 
     python -m benchmarks.smoke              all benchmarks; exit 1 where a ratio is worse than its bound
     python -m benchmarks.smoke stream       some of them
     python -m benchmarks.smoke --record     write the medians of what was run as the bounds
-    python -m benchmarks.smoke --widen      write them where they are worse than the bounds: on a processor of another kind
+    python -m benchmarks.smoke --widen      write them where they are worse than the bounds: on a processor of another
+                                            kind
 
-A ratio fails that is worse than its bound in benchmarks/smoke_bounds.json by more than 30 % in two runs in succession; so a
-benchmark is run again, once, where one of its ratios is. Only ratios of times taken in turn are watched, never a time.
+A ratio fails that is worse than its bound in benchmarks/smoke_bounds.json by more than 30 % in two runs in
+succession; so a benchmark is run again, once, where one of its ratios is. Only ratios of times taken in turn are
+watched, never a time.
 """
 
 import argparse
@@ -25,7 +27,8 @@ ROUNDS = 5
 
 
 def run_small(name: str) -> dict[str, dict]:
-    """One small run of a benchmark, in a process of its own: guarded targets by name, with `value` and the bound's side."""
+    """One small run of a benchmark, in a process of its own: guarded targets by name, with `value` and the bound's
+    side."""
     command = [
         sys.executable,
         "-m",
@@ -43,12 +46,13 @@ def run_small(name: str) -> dict[str, dict]:
 
 
 def find_worse(targets: Mapping[str, Mapping], bounds: Mapping[str, float]) -> dict[str, str]:
-    """Ratios that are worse than their bound by more than the slack, or are not measured any more: name → what is wrong."""
+    """Ratios that are worse than their bound by more than the slack, or are not measured any more: name → what is
+    wrong."""
     worse = {}
     for name, bound in bounds.items():
         target = targets.get(name)
         if target is None:
-            worse[name] = "has a bound and is not measured any more (record the bounds anew)"
+            worse[name] = "has a bound and is not measured any more (record the bounds again)"
         elif target["at_most"] is not None and target["value"] > bound * SLACK:
             worse[name] = f"is {target['value']:.3g}, more than {SLACK} × its bound {bound:.3g}"
         elif target["at_most"] is None and target["value"] < bound / SLACK:

@@ -1,4 +1,5 @@
-"""The command line `fsl-dist`: its commands and their errors. Torch, Ray and FAISS load in the commands that need them."""
+"""The command line `fsl-dist`: its commands and their errors. Torch, Ray and FAISS load in the commands that need
+them."""
 
 import io
 import sys
@@ -42,7 +43,7 @@ def fsl_dist() -> None:
     configure_logging(_in_options)
 
 
-for verb in (
+for command in (
     doctor,
     demo,
     pack,
@@ -69,7 +70,7 @@ for verb in (
     bench,
     plan,
 ):
-    fsl_dist.add_command(verb)
+    fsl_dist.add_command(command)
 
 
 def _in_options(message: str) -> str:
@@ -105,15 +106,15 @@ def main() -> None:
     except BrokenPipeError:
         sys.exit(1)
     except OSError as error:
-        # A full disk, a folder one may not write to, a file where a folder should be: the system's own words.
+        # A full disk, a folder without write permission, a file in place of a folder: the system's own message.
         click.echo(on_one_line(with_addresses(f"error: {error}")), err=True)
         sys.exit(1)
     except ValueError as error:
         if "embedded null" not in str(error):
             raise
-        click.echo("error: a path holds a NUL character, which no file's name does", err=True)
+        click.echo("error: a path contains a NUL character, which is not allowed in file names", err=True)
         sys.exit(2)
 
 
-if __name__ == "__main__":  # python -m cluster.cli: jobs run it where no script is installed
+if __name__ == "__main__":  # python -m cluster.cli: used by jobs on machines without the installed script
     main()

@@ -1,6 +1,7 @@
 """One run: data, samplers, models, methods, training and evaluation.
 
-The names below are public (docs/reference/python_api.md) and are imported on first use. Neighbour search is the package `index`.
+The names below are public (docs/reference/python_api.md) and are imported on first use. Neighbour search is the
+package `index`.
 """
 
 from typing import TYPE_CHECKING

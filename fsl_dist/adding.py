@@ -12,15 +12,15 @@ from fsl_dist.training.trained import TrainedRun
 
 
 def add_from_images(trained: TrainedRun, name: str, images: Sequence[ImageLike]) -> AddedClass:
-    """Embed the images of a class and keep the embeddings in the run's folder.
+    """Embed the images of a class and store the embeddings in the run's folder.
 
-    Raises RequestError for a name that is empty or known already, for no image, and for a run on feature vectors; DataError for an
-    image that cannot be read. Then nothing is added.
+    Raises RequestError for an empty or existing name, for an empty list of images, and for a run on feature vectors;
+    DataError for an unreadable image. After an error nothing was added.
     """
     config = trained.config
     if config.data.features:
         raise RequestError(
-            f"{trained.run} was trained on data.features={config.data.features}; add_class takes images"
+            f"{trained.run} was trained on data.features={config.data.features}; add_class needs images"
         )
     called, asked = read_text(name), name_images(images)
     if not called.strip():

@@ -48,7 +48,7 @@ def _check_samples(catalogue: Catalogue, checkup: Checkup) -> None:
     is_inside[is_inside] &= (where.offset + where.size)[is_inside] <= sizes[where.shard[is_inside]]
     if not is_inside.all():
         checkup.add(
-            catalogue.folder, f"{(~is_inside).sum()} samples lie outside of their shards", "pack again"
+            catalogue.folder, f"{(~is_inside).sum()} samples are outside of their shards", "pack again"
         )
         return
     few = "training skips it (data.max_bad_fraction); restore its shard from a copy, or pack again"
@@ -57,7 +57,7 @@ def _check_samples(catalogue: Catalogue, checkup: Checkup) -> None:
 
 
 def _add_checksum(path: Path, version: int, folder: Path) -> None:
-    """Write a catalogue once more, with a checksum; what others have mapped of the file stays."""
+    """Rewrite a catalogue with a checksum; processes that have mapped the old file are not affected."""
     table = read_table(path, version, folder)
     partial = path.with_name(f".{path.name}.{files.new_token()}.tmp")
     try:
@@ -87,7 +87,7 @@ def check_run(run: Path, checkup: Checkup) -> None:
         if checkup.run(run / METRICS_FILE, repair, lambda: read_metrics(run)) is not None:
             checkup.lines(run / METRICS_FILE)
     if (run / VALIDATION_FILE).is_file():
-        repair = "remove it; it says how many images a validation scores"
+        repair = "remove it; it contains the number of images that a validation scores"
         if checkup.run(run / VALIDATION_FILE, repair, lambda: ScoredImages.read(run)) is not None:
             checkup.json(run / VALIDATION_FILE, "")
     if (run / HEAD_FILE).is_file():
@@ -100,10 +100,10 @@ def check_run(run: Path, checkup: Checkup) -> None:
             check_index(
                 current.parent,
                 checkup,
-                repair=f"remove {current.parent}; the run makes it again when it needs it",
+                repair=f"remove {current.parent}; the run rebuilds it when needed",
             )
     for kept in sorted((run / "evaluation").rglob("*.npz")):
-        repair = "remove it; the run makes it again when it needs it"
+        repair = "remove it; the run rebuilds it when needed"
         checkup.run(kept, repair, partial(files.unpack_arrays, kept))
     if config is not None and are_sound and is_dataset(Path(config.data.dataset)):
         repair = "restore the run, or train it again"

@@ -1,6 +1,6 @@
-"""A run's configuration: the parts joined, and the rules that hold between them.
+"""The configuration of a run: its parts, and the rules between them.
 
-Each part is a frozen dataclass beside what it configures; this file owns the tree, so that a dotted key
+Each part is a frozen dataclass next to the code that it configures. This file owns the tree, so that a dotted key
 (`episode.n_way`) means the same in a YAML file, on the command line and in a sweep.
 """
 
@@ -43,15 +43,16 @@ log = logging.getLogger(__name__)
 
 @settings("run")
 class RunFolder:
-    """Where a run lives, what its draws start from, and where else its metrics go."""
+    """Location of a run, its random seed, and the trackers that receive its metrics."""
 
     dir: str = ""
     """the run's folder, or its place at s3:// or gs://; every worker must be able to write there"""
     seed: Annotated[int, Field(ge=0)] = 0
     """all random draws are functions of it"""
     trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)
-    """where metrics go besides `metrics.jsonl`: TensorBoard's files in the run's folder, MLflow, Weights & Biases; the last two
-    need the extras of their names and follow their own environment variables (docs/how_to/trackers.md). Empty: nowhere"""
+    """trackers that receive the metrics in addition to `metrics.jsonl`: TensorBoard's files in the run's folder,
+    MLflow, Weights & Biases; the last two need the extras of their names and read their own environment variables
+    (docs/how_to/trackers.md). Empty: none"""
 
     def __post_init__(self) -> None:
         for name in self.trackers:
@@ -90,7 +91,8 @@ class RunConfig:
             )
         if self.mining.is_beside and self.workers.launch == "process":
             raise ConfigError(
-                "mining.run=beside needs Ray for its actors; workers.launch=process has none (workers.launch=auto)"
+                "mining.run=beside needs Ray for its actors; workers.launch=process runs without Ray "
+                "(workers.launch=auto)"
             )
         if self.stop_metric not in self.validation_metrics:
             raise ConfigError(
@@ -99,13 +101,13 @@ class RunConfig:
             )
         if self.backbone.fc7 and not traits.has_classifier:
             raise ConfigError(
-                "backbone.fc7=true stands before the classifier of method.kind=cross_entropy; this run has method.kind="
-                f"{self.method.kind}"
+                "backbone.fc7=true adds a layer before the classifier of method.kind=cross_entropy; this run has "
+                f"method.kind={self.method.kind}"
             )
         self._check_batch_norm()
 
     def _check_batch_norm(self) -> None:
-        """A batch-norm group holds every class of an episode, and a chunk holds whole groups."""
+        """A batch-norm group contains every class of an episode, and a chunk contains whole groups."""
         mode, group, chunk = (
             self.backbone.batch_norm,
             self.backbone.batch_norm_group,
@@ -131,12 +133,12 @@ class RunConfig:
 
     @property
     def uses_ray(self) -> bool:
-        """Whether the run needs Ray: for several workers, or for actors that mine beside them."""
+        """Whether the run needs Ray: for several workers, or for mining actors that run concurrently."""
         return self.workers.uses_ray or self.mining.is_beside
 
     @property
     def num_cpus(self) -> int:
-        """CPU cores that the run asks Ray for."""
+        """Number of CPU cores that the run requests from Ray."""
         mining = self.mining.actors * self.mining.cpus if self.mining.is_beside else 0
         return self.workers.num * self.workers.cpus + mining
 
@@ -149,19 +151,20 @@ class RunConfig:
 
     @property
     def stop_metric(self) -> str:
-        """The validation metric by which the best epoch is kept."""
+        """The validation metric that selects the best epoch."""
         if self.training.stop_metric:
             return self.training.stop_metric
         return self.method.traits.stop_metric or f"knn/mcr@{self.validation_k_p}"
 
     @property
     def validation_k_p(self) -> int:
-        """Neighbours that vote where one number is wanted: 5, else the first that is scored."""
+        """k of the kNN vote where a single number is needed: 5, otherwise the first k that is scored."""
         return 5 if 5 in self.evaluation.k_p else self.evaluation.k_p[0]
 
     @property
     def validation_metrics(self) -> tuple[str, ...]:
-        """What a run can stop by; a validation measures the stop metric's own family (`knn/…`, `…/base`, `kmeans/…`) and the method's own."""
+        """The metrics that a run can select by: the stop metric's family (`knn/…`, `…/base`, `kmeans/…`) and the
+        method's own."""
         of_classes = ("mca", "recall@5", "recall@10", "balanced_recall@5", "balanced_recall@10")
         base = tuple(f"{score}/base" for score in of_classes)
         kmeans = tuple(f"kmeans/{score}" for score in CLUSTER_SCORES)
@@ -189,7 +192,7 @@ class RunConfig:
         return self.evaluation.novel_clusters or (own.novel_clusters if own else 1)
 
     def build_method(self, catalogue: "Catalogue", selection: "Selection", device: "torch.device") -> Method:
-        """The method over the training images `selection`; RequestError where the data cannot serve it."""
+        """Build the method for the training images `selection`; raises RequestError if it cannot use the data."""
         return self.method.build(
             MethodContext(
                 catalogue=catalogue,
@@ -218,13 +221,13 @@ def _check_temperatures(method: PrototypeTraits, evaluation: EvaluationConfig) -
             + (
                 f"(evaluation.delta_tau={legal} keeps the rest)"
                 if legal
-                else f"(any Δτ above {-method.temperature:g} will do)"
+                else f"(use any Δτ above {-method.temperature:g})"
             )
         )
 
 
 def parse_config(text: str, overrides: Sequence[str], place: str) -> RunConfig:
-    """Read YAML `text`, lay `key=value` overrides over it, and check every key and value.
+    """Parse YAML `text`, apply `key=value` overrides, and check every key and value.
 
     Raises ConfigError with the key, the rule, the value and `place`.
     """
@@ -232,10 +235,11 @@ def parse_config(text: str, overrides: Sequence[str], place: str) -> RunConfig:
 
 
 def read_config(named: Path) -> tuple[dict[str, Any], str]:
-    """(the keys of a run's YAML file, laid over those of its `base` where it names one; the files, for errors).
+    """Return the settings of a run's YAML file, merged over those of its `base` if it has one, and the file names for
+    errors.
 
-    `base` is the path of another such file, from this one's folder on, or the name of a shipped configuration; it has no
-    base itself. Raises ConfigError.
+    `base` is the path of another such file, relative to this one's folder, or the name of a shipped configuration; a
+    base has no base itself. Raises ConfigError.
     """
     path = find_config(named)
     tree = _read_file(path)
@@ -251,8 +255,8 @@ def read_config(named: Path) -> tuple[dict[str, Any], str]:
     shared = _read_file(below)
     if "base" in shared:
         raise ConfigError(
-            f"base={base} has base={shared['base']} itself, and bases are one level deep: name that one, and say here what "
-            f"{base} changes ({path})"
+            f"base={base} has base={shared['base']} itself, and bases are one level deep: use that one, and set "
+            f"here what {base} changes ({path})"
         )
     return lay_over(RunConfig, shared, tree, str(below)), f"{shown_name(path)} with base={base}"
 
@@ -275,7 +279,7 @@ def _build(tree: Mapping[str, Any], overrides: Sequence[str], place: str) -> Run
 
 
 def _with_own_input(tree: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`tree` with the settings `data.*` that its network of timm expects of images, where it has none of its own."""
+    """Return `tree` with the `data.*` settings that its timm network expects of images, where the tree sets none."""
     backbone, data = tree.get("backbone"), tree.get("data", {})
     name = backbone.get("name") if isinstance(backbone, Mapping) else None
     if not isinstance(name, str) or not name.startswith(TIMM) or not isinstance(data, Mapping):
@@ -300,7 +304,8 @@ def _without_mining(tree: Mapping[str, Any], place: str) -> Mapping[str, Any]:
 
 
 def _open_places(config: RunConfig) -> RunConfig:
-    """The same configuration with the working folders of what lies at s3:// or gs://; `render_config` turns them back."""
+    """The same configuration with working folders in place of s3:// and gs:// addresses; `render_config` reverses
+    it."""
 
     def local(place: str) -> str:
         return str(working_folder(place)) if is_url(place) else place
@@ -314,9 +319,9 @@ def _open_places(config: RunConfig) -> RunConfig:
 
 
 def load_config(path: Path | None, overrides: Sequence[str]) -> RunConfig:
-    """The configuration of a YAML file (None: all defaults) with `key=value` overrides.
+    """Load the configuration of a YAML file (None: all defaults) with `key=value` overrides.
 
-    An override that names another method drops the file's settings of its own, with a warning (`lay_over`).
+    If an override selects another method, the settings of the file's method are dropped, with a warning (`lay_over`).
     """
     if path is None:
         return _build(parse_overrides(overrides), (), "the settings given")
@@ -325,9 +330,9 @@ def load_config(path: Path | None, overrides: Sequence[str]) -> RunConfig:
 
 
 def load_resumed(overrides: Sequence[str]) -> RunConfig:
-    """The configuration a run was started with, found by `run.dir` among the overrides, with the others over it.
+    """Load the configuration that a run was started with, found by `run.dir` in the overrides, and apply the others.
 
-    A folder without a run gives all defaults: then there is nothing to resume yet.
+    For a folder without a run all settings are defaults: there is nothing to resume yet.
     """
     named = parse_overrides(overrides).get("run", {}).get("dir", "")
     stored = working_folder(str(named)) / CONFIG_FILE
@@ -338,7 +343,7 @@ def load_resumed(overrides: Sequence[str]) -> RunConfig:
 
 
 def resolve_paths(config: RunConfig) -> RunConfig:
-    """The same configuration with absolute paths: workers and later commands have other working folders."""
+    """The same configuration with absolute paths: workers and later commands have other working directories."""
 
     def absolute(path: str) -> str:
         return str(working_folder(path).expanduser().resolve()) if path else ""
@@ -363,7 +368,8 @@ def load_run(run: Path) -> RunConfig:
 
 
 def _parse_stored(path: Path, overrides: Sequence[str]) -> RunConfig:
-    """The configuration in a run's own file, which has all settings of its time. VersionError where it is not as it was written."""
+    """Load the configuration in a run's own file, which has all settings of its version. VersionError if it was
+    changed."""
     tree = parse_yaml(read_yaml_text(path, root=path.parent), str(path))
     if not isinstance(tree.get("training", {}), dict):
         raise ConfigError(f"training={tree['training']} must be a mapping of keys to values ({path})")
@@ -372,7 +378,7 @@ def _parse_stored(path: Path, overrides: Sequence[str]) -> RunConfig:
 
 
 _BEFORE_SCHEDULES = {"schedule": "milestones", "warmup": 0, "clip_norm": 0, "head_lr_factor": 1}
-"""how a run was trained whose file does not say it yet"""
+"""training settings that are missing in files of earlier versions, with the values that they had then"""
 
 
 def load_evaluation(run: Path, overrides: Sequence[str]) -> EvaluationConfig:
@@ -395,5 +401,5 @@ def render_config(config: RunConfig) -> str:
 
 
 def encode_config(config: RunConfig) -> bytes:
-    """The file that a run's folder keeps of its configuration."""
+    """Encode the configuration file of a run's folder."""
     return encode_yaml(render_config(config))

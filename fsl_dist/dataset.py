@@ -25,14 +25,14 @@ def open_data(dataset: PathLike, *, version: int | None = None) -> Catalogue:
 
     Args:
         dataset: its folder, or its address at s3:// or gs://.
-        version: of its catalogue; None for the current one.
+        version: version of the catalogue; None for the current one.
 
     Returns:
         The catalogue: `len(data)`, `data.class_names`, `data.select("train")`.
 
     Raises:
-        RequestError: there is no data set, or no such version.
-        VersionError: the catalogue is damaged or unfinished.
+        RequestError: the data set or the version does not exist.
+        VersionError: the catalogue is damaged or incomplete.
     """
     return Catalogue.open(os.fspath(dataset), version)
 
@@ -67,46 +67,47 @@ def pack(
 ) -> Catalogue:
     """Pack images into WebDataset shards and a catalogue.
 
-    Images that cannot be used are left out: a warning is logged, and `data.report.bad_samples` lists them with reasons.
+    Unusable images are left out: a warning is logged, and `data.report.bad_samples` lists them with reasons.
 
     Args:
-        source: folder with one folder of images for each class, or with `train/`, `val/` and `test/` that hold class folders,
-            or the folder that the table's paths start from.
+        source: folder with one folder of images per class; or with `train/`, `val/` and `test/`, which contain class
+            folders; or the folder that the table's paths are relative to.
         out: new folder for the data set, or its address at s3:// or gs://.
-        table: CSV, TSV, Parquet, JSON or JSON lines file with one row for each image, instead of class folders.
+        table: CSV, TSV, Parquet, JSON or JSON lines file with one row per image, instead of class folders.
         path_column: the table's column of image paths; `file` by default.
         label_column: its column of class names; `class` by default.
         group_column: its column of a second label (subclass, patient).
-        blind_group_column: its column of a label given without knowing the class.
+        blind_group_column: its column of a label that was assigned without knowing the class.
         mask_column: its column of mask images, which are stored with their images.
         split_column: its column with train, val, test or novel for every image.
-        keep_together: its column of units; images of one unit stay on one side of any split.
-        split_folders: whether folders of `source` named train, val (valid, validation, dev), test (eval) or novel are splits,
-            also with more words (`training_set`); by default they are where train and another one are there. False reads them as classes.
+        keep_together: its column of units; images of the same unit are in the same split.
+        split_folders: whether folders of `source` named train, val (valid, validation, dev), test (eval) or novel are
+            splits, also with more words (`training_set`). By default they are if train and another one exist. False
+            reads them as classes.
         split: `stratified` divides every class by `fractions`, `classes` divides whole classes, `base-novel` makes the
-            `num_base` largest classes base and the others novel, `column` follows `split_column`. By default stratified,
-            or column where `split_column` is given.
+            `num_base` largest classes base and the others novel, `column` follows `split_column`. The default is
+            stratified, or column if `split_column` is set.
         num_base: number of base classes.
-        fractions: shares of train, val and test, which sum to 1.
+        fractions: shares of train, val and test; their sum is 1.
         seed: of the order and the split, 0 or more.
         append: add to the existing data set `out` instead; its own split rule, seed and image size apply.
         order: of bytes in the shards: shuffled over all classes, or class by class.
-        resize_shorter: pixels of the shorter side at which larger images are stored.
-        resize: (height, width) in pixels at which larger images are stored.
-        pixel_range: (low, high): grey pixels of more than 8 bits (16 bits, signed, floating point) are stored as PNG of 8
-            bits, scaled linearly from low, black, to high, white; values outside are clipped. By default whole numbers of
-            0 … 65535 stay as they are, and images with others are left out.
-        dedupe: leave out near-duplicates: `phash` all of them, `name` those that share a file name.
+        resize_shorter: store larger images with this many pixels on the shorter side.
+        resize: (height, width) in pixels; store larger images at this size.
+        pixel_range: (low, high): store grey images of more than 8 bits (16 bits, signed, floating point) as 8-bit PNG,
+            scaled linearly from low (black) to high (white) and clipped. By default whole numbers of 0 … 65535 are
+            stored unchanged, and images with other values are left out.
+        dedupe: leave out near-duplicates: `phash` compares all images, `name` only those with the same file name.
         num_classes: pack only this many classes, those with the most images.
-        shard_size_mb: size of the largest shard, 10⁶ bytes.
-        processes: that check, resize and write; 0 for one on each core.
-        progress: show a line on a terminal or in a notebook.
+        shard_size_mb: maximum size of a shard, in 10⁶ bytes.
+        processes: number of processes that check, resize and write; 0 for one per core.
+        progress: show a progress line on a terminal or in a notebook.
 
     Returns:
-        The data set, with `report` set to what was written and what was left out.
+        The data set; its `report` lists what was written and what was left out.
 
     Raises:
-        RequestError: the request cannot be served; nothing is written.
+        RequestError: the request is invalid; nothing was written.
         DataError: a file changed while it was packed.
     """
     _check_choices(split=(split, Split), order=(order, Order), dedupe=(dedupe, Dedupe))
@@ -134,7 +135,7 @@ def pack(
     elif any(names):
         raise RequestError(
             "path_column, label_column, group_column, blind_group_column, mask_column, split_column and keep_together "
-            "name columns of a table; say which with table=FILE"
+            "select columns of a table; set the table with table=FILE"
         )
     options = PackOptions(
         columns=columns,
@@ -175,33 +176,33 @@ def adopt(
     processes: int = 0,
     progress: bool = True,
 ) -> Catalogue:
-    """Catalogue existing WebDataset shards; the shards are not moved or changed.
+    """Index existing WebDataset shards in a catalogue; the shards are not moved or changed.
 
     Args:
-        shards: folder of .tar files, or a pattern with `*` or `{000..012}`. Compressed shards cannot be used; joined ones
-            are read whole.
-        out: new folder for the catalogue, or the folder that holds the shards.
-        label_key: key of `.json` that holds the label; by default `.cls`, else label, class or cls in `.json`.
-        group_key: key of `.json` that holds a second label.
-        split_key: key of `.json` that holds train, val, test or novel.
-        keep_together: key of `.json`; images with one value stay on one side of any split.
-        image_extensions: which member of a sample is the image (jpg, left.png), the first found counts; by default the only
-            one that is named like an image.
-        mask_key: extension of the member that is the image's mask, such as mask.png; samples may lack it.
-        shard_in_key: put the shard's name before keys, where every shard counts from 0.
-        relative: name the shards relative to `out`, so that both can move together.
+        shards: folder of .tar files, or a pattern with `*` or `{000..012}`. Compressed shards are not supported;
+            concatenated ones are.
+        out: new folder for the catalogue, or the folder that contains the shards.
+        label_key: key of `.json` with the label; by default `.cls`, otherwise label, class or cls in `.json`.
+        group_key: key of `.json` with a second label.
+        split_key: key of `.json` with train, val, test or novel.
+        keep_together: key of `.json`; images with the same value are in the same split.
+        image_extensions: extensions of a sample's image (jpg, left.png), the first match counts; by default the only
+            member with an image extension.
+        mask_key: extension of the image's mask, such as mask.png; samples may lack it.
+        shard_in_key: put the shard's name before keys, if every shard counts from 0.
+        relative: name the shards relative to `out`, so that both can be moved together.
         split: as for `pack`.
         num_base: number of base classes.
-        fractions: shares of train, val and test, which sum to 1.
+        fractions: shares of train, val and test; their sum is 1.
         seed: of the split, 0 or more.
-        processes: that check images; 0 for one on each core.
-        progress: show a line on a terminal or in a notebook.
+        processes: number of processes that check images; 0 for one per core.
+        progress: show a progress line on a terminal or in a notebook.
 
     Returns:
-        The data set, with `report` set to what was written and what was left out.
+        The data set; its `report` lists what was written and what was left out.
 
     Raises:
-        RequestError: the request cannot be served; nothing is written.
+        RequestError: the request is invalid; nothing was written.
     """
     _check_choices(split=(split, Split))
     options = adopting.AdoptOptions(
@@ -241,30 +242,30 @@ def resplit(
     fractions: tuple[float, float, float] | None = None,
     seed: int = 0,
 ) -> Catalogue:
-    """Give a data set another split, label or group: the next version of its catalogue, over the same shards.
+    """Change splits, labels or groups of a data set: the next version of its catalogue, over the same shards.
 
-    Without a split option, images stay on their sides. Earlier versions and their ids stay as they are.
+    Without a split option, images keep their splits. Earlier versions and their ids do not change.
 
     Args:
         dataset: folder of the data set, or its address at s3:// or gs://.
-        table: table, as for `pack`, with one row for each sample; samples that it does not name are left out.
+        table: table, as for `pack`, with one row per sample; samples without a row are left out.
         key_column: the table's column of keys.
         path_column: its column of image paths as they were packed, instead of keys.
-        label_column: its column of class names; by default classes stay.
-        group_column: its column of a second label; by default groups stay.
-        blind_group_column: its column of a label given without knowing the class; by default they stay.
+        label_column: its column of class names; by default classes are kept.
+        group_column: its column of a second label; by default groups are kept.
+        blind_group_column: its column of a label that was assigned without knowing the class; by default kept.
         split_column: its column with train, val, test or novel for every image.
-        keep_together: its column of units; images of one unit stay on one side of any split.
+        keep_together: its column of units; images of the same unit are in the same split.
         split: as for `pack`.
         num_base: number of base classes.
-        fractions: shares of train, val and test, which sum to 1.
+        fractions: shares of train, val and test; their sum is 1.
         seed: of the split, 0 or more.
 
     Returns:
-        The new version, with `report` set to what was written and what was left out.
+        The new version; its `report` lists what was written and what was left out.
 
     Raises:
-        RequestError: the request cannot be served; nothing is written.
+        RequestError: the request is invalid; nothing was written.
     """
     _check_choices(split=(split, Split))
     options = resplitting.ResplitOptions(
@@ -287,7 +288,7 @@ def resplit(
 def _check_choices(**choices: tuple[str | None, object]) -> None:
     for name, (value, kind) in choices.items():
         if value is not None and value not in get_args(kind):
-            raise RequestError(f"{name}={value!r} is none of {', '.join(get_args(kind))}")
+            raise RequestError(f"{name}={value!r} must be one of {', '.join(get_args(kind))}")
 
 
 def _open_written(report: WriteReport) -> Catalogue:

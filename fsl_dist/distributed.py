@@ -1,4 +1,4 @@
-"""The few things workers tell each other, and the same calls for a run of one."""
+"""Communication between training workers; the same calls work for a single process."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ class WorkerGroup:
 
     @classmethod
     def current(cls) -> "WorkerGroup":
-        """The initialised process group, or a group of one."""
+        """The initialised process group, or a group of one process."""
         if dist.is_available() and dist.is_initialized():
             return cls(dist.get_rank(), dist.get_world_size())
         return cls()
@@ -67,11 +67,11 @@ class WorkerGroup:
         return next(filter(None, box), "")
 
     def gather_rows(self, local: Tensor, rows_of_rank: list[int]) -> Tensor:
-        """All workers' rows in the order of ranks: [sum(rows_of_rank), dim].
+        """Return all workers' rows in the order of ranks: [sum(rows_of_rank), dim].
 
-        local: [rows_of_rank[rank], dim]. Only the local rows carry gradient: when every worker computes the
-        same loss of the gathered rows, each one's backward pass yields its own part of the gradient, and the
-        parts add up to the gradient of the plain computation.
+        local: [rows_of_rank[rank], dim]. Only the local rows carry a gradient. If every worker computes the same loss
+        of the gathered rows, each backward pass yields the gradient of its own rows, and the sum over the workers is
+        the gradient of the single-process computation.
         """
         if self.world_size == 1:
             return local
@@ -93,7 +93,7 @@ class WorkerGroup:
         return torch.stack(buffers)
 
     def gather_to_first(self, local: Tensor, rows_of_rank: list[int]) -> Tensor | None:
-        """All workers' rows in the order of ranks on the first worker, in its CPU's memory; None on the others.
+        """Return all workers' rows in the order of ranks on the first worker, in CPU memory; None on the others.
 
         local: [rows_of_rank[rank], dim].
         """

@@ -35,15 +35,15 @@ log = logging.getLogger(__name__)
 
 
 class EmbeddingStopped(Exception):
-    """Embedding was left between two batches, on every worker, because one of them was asked to stop."""
+    """Embedding was stopped between two batches, on every worker, because one of them received a stop request."""
 
 
-_STOPPED = "asked to stop"
+_STOPPED = "stop requested"
 
 
 @contextmanager
 def evaluation_mode(network: torch.nn.Module) -> Iterator[None]:
-    """Run a block in eval mode without gradients; the mode is put back after it."""
+    """Run a block in eval mode without gradients; the previous mode is restored after it."""
     was_training = network.training
     network.eval()
     try:
@@ -54,9 +54,9 @@ def evaluation_mode(network: torch.nn.Module) -> Iterator[None]:
 
 
 class Embedder:
-    """Embeds samples with the test transform, in batches whose boundaries no number of workers moves.
+    """Embeds samples with the test transform. Batch boundaries do not depend on the number of workers.
 
-    On a CPU, the process keeps freed memory from then on (`index.runtime`).
+    On a CPU, the process keeps freed memory from now on (`index.runtime`).
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Embedder:
         self.use_bf16 = use_bf16
         self.num_embedded = 0
         self.stop: StopRequest | None = None
-        """`embed` looks at it between two batches; None: it embeds to the end"""
+        """checked by `embed` between two batches; None: embed to the end"""
 
     @property
     def dim(self) -> int:
@@ -87,9 +87,10 @@ class Embedder:
         return self.network.embedding_dim
 
     def embed(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """float32 [len(ids), dim]: embeddings of `ids`, in eval mode.
+        """Embed `ids`, in eval mode: float32 [len(ids), dim].
 
-        Raises TrainingError, which names the sample, where one is not finite, and EmbeddingStopped where `stop` asks for it.
+        Raises TrainingError, which names the sample, if an embedding is not finite, and EmbeddingStopped on a stop
+        request.
         """
         vectors = np.empty((len(ids), self.dim), dtype=np.float32)
         batches = list(scan_batches(0, len(ids), self.batch_size))
@@ -103,17 +104,17 @@ class Embedder:
         return vectors
 
     def embed_images(self, images: torch.Tensor, names: Sequence[str] | None = None) -> NDArray[np.float32]:
-        """float32 [n, dim]: embeddings of one batch of decoded images (float32 [n, *sample_shape]), in eval mode.
+        """Embed one batch of decoded images (float32 [n, *sample_shape]), in eval mode: float32 [n, dim].
 
-        names: of the images, for errors. Raises TrainingError where an embedding is not finite.
+        names: of the images, for errors. Raises TrainingError if an embedding is not finite.
         """
         with evaluation_mode(self.network):
             return self._forward(images, lambda row: names[row] if names else f"image {row} of a batch")
 
     def map_images(self, images: torch.Tensor) -> NDArray[np.float32]:
-        """float32 [n, C, h, w]: feature maps of one batch of decoded images, in eval mode.
+        """Compute feature maps of one batch of decoded images, in eval mode: float32 [n, C, h, w].
 
-        Raises ConfigError for a backbone without maps.
+        Raises ConfigError for a backbone without feature maps.
         """
         with (
             evaluation_mode(self.network),
@@ -142,7 +143,7 @@ class Embedder:
         return self.source.catalogue.describe_sample(int(ids[row]))
 
     def _forward(self, images: torch.Tensor, name: Callable[[int], str]) -> NDArray[np.float32]:
-        """`name` is asked what an image is called whose embedding is not finite."""
+        """`name` returns the name of an image whose embedding is not finite."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.use_bf16):
             embedded = self.network.embed(images.to(self.device))
         vectors = embedded.float().cpu().numpy()
@@ -150,31 +151,31 @@ class Embedder:
         if bad is not None:
             raise TrainingError(
                 f"the embedding of {name(bad[0])} {describe_bad(self.network)}: the network's weights or "
-                "this input give such numbers (training.precision=float32 reaches further; an earlier checkpoint; in training, "
-                "lower training.lr and training.weight_decay)"
+                "this input give such numbers (training.precision=float32 reaches further; an earlier checkpoint; "
+                "in training, lower training.lr and training.weight_decay)"
             )
         return vectors
 
 
 class TableMiners(Protocol):
-    """Who makes neighbour tables beside the training workers."""
+    """Builds neighbour tables concurrently with the training workers."""
 
     def start(self, folder: Path, num_same: int, num_other: int) -> None:
-        """Begin to make the table in `folder`, at the parameters in its weights file."""
+        """Start building the table in `folder`, with the parameters in its weights file."""
         ...
 
     def finish(self, folder: Path) -> None:
-        """Return once that table is whole; at once for one that was not started here."""
+        """Wait until the table is complete; returns at once for a table that was not started here."""
         ...
 
 
 class SelectionIndex:
-    """The index of one selection at the present parameters, embedded by all workers together.
+    """The index of one selection at the current parameters, embedded by all workers together.
 
-    It is made when first opened after `move_to` and shared by all who ask at that step: a validation at the end
-    of an epoch and the k-means or mining refresh at the start of the next one embed once. With `reuse`, a version
-    on disk that was made from the same parameters and the same catalogue is taken as it is; where `folder` cannot be written to,
-    the index is made in a folder that ends with the process.
+    It is built when it is first opened after `move_to`, and shared by all users at that step. A validation at the end
+    of an epoch and the k-means or mining refresh at the start of the next one embed only once. With `reuse`, a
+    version on disk that was made with the same parameters and the same catalogue is used. If `folder` is not
+    writable, the index is built in a temporary folder.
     """
 
     def __init__(
@@ -204,7 +205,7 @@ class SelectionIndex:
         self._opened: LocalIndex | None = None
 
     def move_to(self, parameters: str) -> None:
-        """Tell which parameters the network now has, by a name (letters, digits, -): "step-00000120"."""
+        """Set the name of the network's current parameters (letters, digits, -): "step-00000120"."""
         if parameters != self.parameters:
             self._opened = None
             self.parameters = parameters
@@ -230,9 +231,9 @@ class SelectionIndex:
         return self._opened
 
     def features(self) -> NDArray[np.float32]:
-        """float32 [num_images, feature_dim]: the backbone's features before any head, in the selection's order.
+        """Compute the backbone's features before any head, in the selection's order: float32 [num_images, feature_dim].
 
-        At the present parameters, kept nowhere. Collective: each worker embeds its share.
+        Uses the current parameters; nothing is cached. Collective: each worker embeds its share.
         """
         bare = self.embedder.of_network(without_heads(self.embedder.network))
         features = torch.zeros(len(self.selection), bare.dim, device=bare.device)
@@ -241,11 +242,11 @@ class SelectionIndex:
         return self.group.sum_(features).cpu().numpy()
 
     def start_table(self, folder: Path, num_same: int, num_other: int, weights: Path | None = None) -> None:
-        """Begin to fill `folder` with the neighbour table at the present parameters, or at those in `weights`.
+        """Start filling `folder` with the neighbour table at the current parameters, or at those in `weights`.
 
-        Collective. Without miners it is done on return: each worker searches for the images it embedded. With
-        miners it goes on beside training. Raises TrainingError where `weights` are given and there is nobody
-        to load them, or they are gone.
+        Collective. Without miners it is complete on return: each worker searches for the images that it embedded. With
+        miners the work continues concurrently with training. Raises TrainingError if `weights` are given but there is
+        no miner to load them, or if the file is missing.
         """
         if self.miners is None:
             if weights is not None:
@@ -264,7 +265,7 @@ class SelectionIndex:
                 shutil.copy(weights, folder / WEIGHTS)
             else:
                 raise TrainingError(
-                    f"{weights} is missing, which the checkpoint needs to go on with its refresh (remove the newest "
+                    f"{weights} is missing, which the checkpoint needs to resume its refresh (remove the newest "
                     "checkpoint to resume from the one before it)"
                 )
             self.miners.start(folder, num_same, num_other)
@@ -277,7 +278,7 @@ class SelectionIndex:
         self.group.barrier()
 
     def _find(self, source: dict[str, str]) -> Path | None:
-        """The published version made from `source`, if it may be reused, is current and holds this selection."""
+        """The published version made from `source`, if it may be reused, is current and contains this selection."""
         if not self.reuse:
             return None
         try:
@@ -285,7 +286,7 @@ class SelectionIndex:
             manifest = read_manifest(version)
             check_files(version, manifest, verify=True)
         except VersionError as error:
-            if (self.folder / CURRENT).exists():  # else there is none yet
+            if (self.folder / CURRENT).exists():  # otherwise there is no index yet
                 log.warning("%s; the images are embedded again", error)
             return None
         wanted = (source, self.config.kind, self.config.metric)
@@ -293,7 +294,7 @@ class SelectionIndex:
         return version if is_same and manifest.num_vectors == len(self.selection) else None
 
     def _build(self, source: dict[str, str]) -> Path:
-        # A token of its own: neither a killed attempt's shards nor another process's may be mixed in.
+        # A separate token: shards of a killed attempt or of another process must not be mixed in.
         token = self.group.share_text(new_token())
         if self.group.is_first:
             Staging.create(self.folder, token, self.owner)
@@ -312,7 +313,7 @@ class SelectionIndex:
             remove_folder(staging.folder)
         if problem == _STOPPED:
             raise EmbeddingStopped
-        if problem:  # on all workers: the others would wait for this one's shard
+        if problem:  # raised on all workers: the others would wait for this one's shard
             raise TrainingError(f"the network of {self.parameters} has diverged: {problem}")
         staging.write_shard(self.group.rank, vectors, self.config.metric)
         self.group.barrier()

@@ -1,9 +1,9 @@
-"""Errors of a run; the tree they belong to is drawn in `index.base.errors`.
+"""Errors of a run; the whole error tree is drawn in `index.base.errors`.
 
 FslDistError
-├── DataError                a data set's files do not hold what they promise
-│   └── UndecodableError     one image of a batch does not decode
-└── TrainingError            a run cannot go on
+├── DataError                a data set's files are damaged or missing
+│   └── UndecodableError     one image of a batch cannot be decoded
+└── TrainingError            a run cannot continue
 """
 
 from index.base.errors import ConfigError, FslDistError, RequestError, StaleOwnerError, VersionError
@@ -21,7 +21,7 @@ __all__ = [
 
 
 class DataError(FslDistError):
-    """A shard, a catalogue or a sample does not hold what it promises."""
+    """A shard, a catalogue or a sample is damaged or missing."""
 
 
 class UndecodableError(DataError):
@@ -34,4 +34,4 @@ class UndecodableError(DataError):
 
 
 class TrainingError(FslDistError):
-    """A run cannot go on: a loss is not finite, a checkpoint does not fit."""
+    """A run cannot continue: a loss is not finite, a checkpoint does not fit."""

@@ -1,4 +1,4 @@
-"""A trained embedder as a file for other programs: ONNX, safetensors, or a program of torch.export."""
+"""Export a trained embedder for other programs: ONNX, safetensors, or a program of torch.export."""
 
 import copy
 import json
@@ -55,19 +55,19 @@ class Embed(nn.Module):
 
 
 def export(trained: TrainedRun, out: Path) -> dict[str, str]:
-    """Write a run's embedder to `out` and check the file: read again, it must embed some images as the run does.
+    """Write a run's embedder to `out` and verify the file: it must embed some images as the run does.
 
-    The file takes normalised images, float32 [n, C, S, S] with n free, and gives embeddings, float32 [n, dim].
+    The exported model maps normalised images, float32 [n, C, S, S] with any n, to embeddings, float32 [n, dim].
 
     Args:
         trained: the run.
         out: a file that ends in .onnx, .safetensors or .pt2.
 
     Returns:
-        The metadata that the file holds: how an image is prepared, and what was exported. Values are JSON.
+        The metadata in the file: the preprocessing of an image, and what was exported. Values are JSON.
 
     Raises:
-        RequestError: `out` ends otherwise, or a package is missing (pip install 'fsl-dist[export]').
+        RequestError: `out` has another ending, or a package is missing (pip install 'fsl-dist[export]').
         TrainingError: the file's embeddings differ from the run's by more than 1e-4 of the largest number.
     """
     if out.suffix not in _WRITERS:
@@ -97,7 +97,7 @@ def _compare(found: NDArray[np.float32], expected: NDArray[np.float32], out: Pat
     apart = float(np.abs(found - expected).max(initial=0)) / max(1.0, float(np.abs(expected).max(initial=0)))
     if found.shape != expected.shape or not apart <= _TOLERANCE:
         raise TrainingError(
-            f"out={out}: the exported embedder gives other embeddings than the run, {apart:.1e} apart "
+            f"out={out}: the exported embedder's embeddings differ from the run's by {apart:.1e} "
             f"(at most {_TOLERANCE:.0e}); nothing was written"
         )
 

@@ -1,4 +1,4 @@
-"""What is finite and what is not: the weights of a network, and the rows that it gives."""
+"""Checks for finite numbers: in the weights of a network, and in its outputs."""
 
 from collections.abc import Mapping
 
@@ -7,16 +7,16 @@ from torch import Tensor, nn
 
 from index.vectors import MAX_NORM
 
-NOT_FINITE = "holds numbers that are NaN, infinite or near 1e18 and above"
+NOT_FINITE = "contains numbers that are NaN, infinite or near 1e18 and above"
 """of a row or a tensor, in errors"""
 _STATISTICS = ("running_mean", "running_var")
 
 
 def find_non_finite(network: nn.Module, tensors: Mapping[str, Tensor] | None = None) -> str:
-    """Name of the first parameter or batch-norm statistic of `network` that is not finite; empty where all are.
+    """Name of the first parameter or batch-norm statistic of `network` that is not finite; empty if all are finite.
 
-    A parameter above 1e18 counts too: what it is multiplied with leaves float32's range. Other buffers, such as masks of
-    −inf, are constants and are not looked at. tensors: values by name to look at in place of the network's own. Costs
+    A parameter above 1e18 counts as not finite: products with it exceed float32's range. Other buffers, such as masks
+    of −inf, are constants and are not checked. tensors: values by name to check instead of the network's own. Costs
     one pass over the weights, and one synchronisation.
     """
     values = network.state_dict() if tensors is None else tensors
@@ -35,7 +35,7 @@ def find_non_finite(network: nn.Module, tensors: Mapping[str, Tensor] | None = N
 
 
 def find_negative_variance(network: nn.Module) -> str:
-    """Name of the first running variance of a batch norm of `network` that is below 0; empty where there is none."""
+    """Name of the first running variance of a batch norm of `network` that is below 0; empty if there is none."""
     for name, value in network.state_dict().items():
         if name.endswith("running_var") and value.numel() and bool(value.min() < 0):
             return name
@@ -52,7 +52,7 @@ def are_finite(rows: Tensor) -> Tensor:
 
 
 def _largest(values: Tensor) -> Tensor:
-    """float []: the largest absolute value, NaN where any is, which fails every comparison.
+    """float []: the largest absolute value; NaN if any value is NaN, which fails every comparison.
 
     `aminmax` takes 0.1 ms for 96 by 2048 numbers on one core of a CPU, the norm of order ∞ 2 ms.
     """
@@ -61,12 +61,12 @@ def _largest(values: Tensor) -> Tensor:
 
 
 def describe_bad(network: nn.Module) -> str:
-    """What is wrong with rows that `network` gave and that are not finite, and with its weights where they are the cause."""
+    """Description of non-finite outputs of `network`, and of its weights if they are the cause."""
     bad = find_non_finite(network)
     return NOT_FINITE + (f", and so does the network's tensor {bad}" if bad else "")
 
 
 def first_bad_row(rows: Tensor) -> int:
-    """The first row of `rows` (float [n, dim], n above 0) that `are_finite` is false for; −1 where there is none."""
+    """The first row of `rows` (float [n, dim], n above 0) that is not finite by `are_finite`; −1 if there is none."""
     is_bad = ~(rows.detach().abs().amax(dim=1) <= MAX_NORM / max(1, rows.shape[1]) ** 0.5)
     return int(is_bad.int().argmax()) if bool(is_bad.any()) else -1

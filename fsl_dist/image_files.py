@@ -26,8 +26,8 @@ ImageLike: TypeAlias = Union[str, "os.PathLike[str]", Image.Image, NDArray[np.ui
 """path of an image file, PIL image, or uint8 array [H, W], [H, W, 1] or [H, W, 3] (RGB)"""
 
 _OUTSIDE_WAY_OUT = (
-    "the run's data set was packed without pixel_range, which would scale it; convert it to 8 or 16 bits as the images of "
-    "the data set are"
+    "the run's data set was packed without pixel_range, which would scale it; convert it to 8 or 16 bits as the "
+    "images of the data set are"
 )
 
 
@@ -41,7 +41,7 @@ class FailedImage:
 
 @dataclass(frozen=True, slots=True)
 class NamedImage:
-    """An image and what errors and results call it: its path, or its position in what was given."""
+    """An image with its name in errors and results: its path, or its position in the argument."""
 
     name: str
     content: Path | Image.Image
@@ -49,17 +49,17 @@ class NamedImage:
 
 
 def name_images(images: Sequence[ImageLike], called: str = "images") -> list[NamedImage]:
-    """Images with their names. Those in memory become PNG files when they are read, so that they decode as files do.
+    """Name images. Images in memory become PNG files when they are read, so that they are decoded like files.
 
     Args:
         images: paths, PIL images and arrays, in any mixture; or one uint8 array [n, H, W, C] of n images.
-        called: what the caller calls them; an image in memory is named `images[3]`.
+        called: name of the argument; an image in memory is named `images[3]`.
 
     Returns:
-        One entry for each image.
+        One entry per image.
 
     Raises:
-        RequestError: something is not an image, or an array has another shape or dtype.
+        RequestError: an item is not an image, or an array has another shape or dtype.
     """
     if isinstance(images, str | os.PathLike | Image.Image) or (
         isinstance(images, np.ndarray) and images.ndim < 4
@@ -79,7 +79,8 @@ def _name(image: ImageLike, place: str) -> NamedImage:
             or not image.size
         ):
             raise RequestError(
-                f"{place} is an array of {image.dtype} {list(image.shape)}; it must be uint8 [H, W], [H, W, 1] or [H, W, 3]"
+                f"{place} is an array of {image.dtype} {list(image.shape)}; it must be uint8 [H, W], [H, W, 1] or "
+                "[H, W, 3]"
             )
         image = Image.fromarray(image.reshape(image.shape[:2]) if is_grey else np.ascontiguousarray(image))
     if not isinstance(image, Image.Image):
@@ -94,7 +95,7 @@ class ImageFiles:
 
     def __init__(self, embedder: Embedder, config: RunConfig, catalogue: Catalogue) -> None:
         self.failed: list[FailedImage] = []
-        # What the run's images were scaled by when they were packed.
+        # The scaling that was applied to the run's images when they were packed.
         stored = catalogue.options.get("pixel_range")
         self._pixel_range: PixelRange | None = (stored[0], stored[1]) if isinstance(stored, list) else None
         self._embedder = embedder
@@ -134,7 +135,7 @@ class ImageFiles:
         return np.concatenate(vectors), np.array(usable, dtype=np.int64)
 
     def _read(self, image: NamedImage) -> bytes | None:
-        """The content of an image's file, or of a PNG file of an image in memory; None where it failed."""
+        """The content of an image's file, or of a PNG file of an image in memory; None if reading failed."""
         try:
             if isinstance(image.content, Image.Image):
                 upright = upright_in_memory(image.content, pixel_range=self._pixel_range)

@@ -35,7 +35,7 @@ class EmbedSamples:
     run: Path
     dataset: Path
     source: dict[str, str]
-    """What the network and the data set must be: a run that is trained further has another network."""
+    """The required network and data set: a run that was trained further has another network."""
     batch_size: int
     _trained: TrainedRun | None = field(default=None, repr=False)
     known: Callable[[NDArray[np.int64]], NDArray[np.float32]] | None = field(default=None, repr=False)
@@ -43,7 +43,7 @@ class EmbedSamples:
 
     @classmethod
     def open(cls, run: Path, dataset: Path) -> "EmbedSamples":
-        """Open them here, which says what is wrong with either."""
+        """Open both here; an error says what is wrong with them."""
         trained = open_trained(run, dataset=dataset)
         return cls(
             run.absolute(), dataset.absolute(), source_of(trained), trained.embedder.batch_size, trained
@@ -66,7 +66,8 @@ class EmbedSamples:
         return self.trained.embedder.embed(ids) if self.known is None else self.known(ids)
 
     def are_missing(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """bool [n]: which of `ids` turned out damaged, so that another image of their class was embedded in their place."""
+        """bool [n]: which of `ids` turned out damaged, so that another image of their class was embedded in their
+        place."""
         return np.isin(ids, list(self.trained.embedder.source.bad_samples))
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -74,7 +75,7 @@ class EmbedSamples:
 
 
 def source_of(trained: TrainedRun) -> dict[str, str]:
-    """What an index made with a run on a data set says of its source."""
+    """The `source` of an index that was made with a run on a data set."""
     return {"catalogue": trained.catalogue.fingerprint, "parameters": trained.parameters}
 
 
@@ -90,10 +91,14 @@ def build_from_run(
 ) -> Path:
     """Embed the train split of `dataset` with a run's network and publish it as a version of the index `out`.
 
-    Returns the version's folder. Answers of the index are sample ids of `dataset`. A build that was killed resumes. Images
-    that are damaged are left out, which a warning says.
+    The ids of the index are sample ids of `dataset`. A killed build resumes. Damaged images are left out, with a
+    warning.
 
-    known: gives embeddings of this network that were made before, in place of those made here.
+    Args:
+        known: provides embeddings of this network that were computed before, instead of computing them here.
+
+    Returns:
+        The version's folder.
     """
     if is_dataset(out):
         raise RequestError(f"out={out} is a data set; name another folder for the index")
@@ -127,20 +132,22 @@ def build_from_run(
 
 
 def check_gallery(index: ShardedIndex, trained: TrainedRun, selection: Selection) -> None:
-    """Refuse an index that does not hold exactly these images by this network (RequestError): one made with another, or changed since."""
+    """Raise RequestError if an index does not contain exactly these images by this network: another source, or later
+    changes."""
     check_source(index.path, index.manifest, source_of(trained))
     if index.changes.number or not np.array_equal(np.sort(index.ids), np.sort(selection.ids)):
         raise RequestError(
-            f"{index.path} does not hold the {len(selection)} training images of {trained.config.data.dataset} and nothing else: "
-            "it was changed since it was built (build it again from the run)"
+            f"{index.path} does not contain exactly the {len(selection)} training images of "
+            f"{trained.config.data.dataset}: it was changed since it was built (build it again from the run)"
         )
 
 
 def write_embeddings(trained: TrainedRun, out: Path) -> None:
-    """Write the embeddings of every sample of the data set that `trained` is opened for: .npy float32 [num_samples, dim].
+    """Write the embeddings of every sample of the data set that `trained` is opened for: .npy float32 [num_samples,
+    dim].
 
-    Row = sample id. Memory stays at one block of rows, whatever the data set's size. Raises TrainingError, which names the
-    sample, for an embedding that is not finite; then nothing is left.
+    Row = sample id. Memory use is one block of rows, for any size of the data set. Raises TrainingError, which names
+    the sample, for a non-finite embedding; then no file remains.
     """
     if out.suffix != ".npy":
         raise RequestError(f"out={out} must end in .npy")

@@ -28,29 +28,29 @@ def train(
     from_step: int | None = None,
     progress: bool | Progress = True,
 ) -> "Run":
-    """Train one run. Ray is joined or started where the configuration asks for it.
+    """Train one run. Ray is joined or started if the configuration needs it.
 
     Args:
         config: name of a shipped configuration (`list_configs()`), path of a YAML file, nested or dotted settings, or a
             RunConfig. None: the defaults, or with `resume` the configuration that the run was started with.
-        data: data set to train on, in place of `data.dataset`: opened, or its folder or address.
-        dir: folder for the run, or its address at s3:// or gs://, in place of `run.dir`.
+        data: data set to train on, instead of `data.dataset`: opened, or its folder or address.
+        dir: folder for the run, or its address at s3:// or gs://, instead of `run.dir`.
         settings: take precedence over those of `config`.
         resume: continue from the last checkpoint in `dir`.
-        from_step: with `resume`, continue from the checkpoint after so many steps, and remove those after it.
-        progress: show a line on a terminal or in a notebook, and elsewhere write a line to stderr at most once a minute; or a
-            function that is called with each line.
+        from_step: with `resume`, continue from the checkpoint after this many steps, and remove those after it.
+        progress: show a progress line on a terminal or in a notebook, and elsewhere write a line to stderr at most
+            once per minute; or a function that is called with each line.
 
     Returns:
-        The trained run, with `summary` set. Its best checkpoint may be the start, where training improved nothing; then
+        The trained run, with `summary` set. If training improved nothing, its best checkpoint is the start; then
         `summary.warning` says so, which is logged too.
 
     Raises:
         ConfigError: a setting is unknown or breaks a rule.
-        RequestError: `dir` holds a run already (without `resume`), or the data cannot serve the configuration.
-        TrainingError: the run cannot go on, for example because the loss is not finite.
-        Stopped: Ctrl-C or SIGTERM, answered by the main thread: the step under way was finished and a checkpoint written
-            within `training.grace_s`; the text says what is kept. It is a KeyboardInterrupt.
+        RequestError: `dir` already contains a run (without `resume`), or the data do not suit the configuration.
+        TrainingError: the run cannot continue, for example because the loss is not finite.
+        Stopped: Ctrl-C or SIGTERM in the main thread: the current step was finished and a checkpoint written within
+            `training.grace_s`; the text says what is kept. It is a KeyboardInterrupt.
     """
     overrides = to_overrides(settings)
     if dir is not None:
@@ -67,7 +67,7 @@ def train(
     run.summary = summary
     if summary.warning and not callable(
         progress
-    ):  # whoever shows progress by a function has the summary to show
+    ):  # a caller with a progress function shows the summary itself
         log.warning("%s: %s", chosen.run.dir, summary.warning)
     return run
 
@@ -94,7 +94,7 @@ def _train(
 def _train_on_ray(
     config: RunConfig, resume: bool, from_step: int | None, show: Progress | None
 ) -> "TrainingSummary":
-    """Find what can be found wrong without torch, then import torch while Ray starts."""
+    """Find all errors that can be found without torch, then import torch while Ray starts."""
     from fsl_dist.training.ray.session import ray_session
     from fsl_dist.training.resume import check_folder
     from fsl_dist.training.trackers.sending import check_trackers

@@ -1,4 +1,4 @@
-"""How results look in a notebook."""
+"""Display of results in a notebook."""
 
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -30,14 +30,14 @@ def html_table(head: Sequence[object], rows: Iterable[Sequence[object]], caption
 
 
 def html_frame(page: str, *, height: int = 640) -> str:
-    """A whole HTML page shown in a cell's output, apart from the notebook's own styles.
+    """A whole HTML page for a cell's output, isolated from the notebook's own styles.
 
     Args:
         page: the document.
         height: of the frame, pixels.
 
     Returns:
-        An `<iframe>` element that holds the page.
+        An `<iframe>` element that contains the page.
     """
     return (
         f'<iframe srcdoc="{escape(page)}" sandbox style="width:100%;height:{height}px;border:0" '

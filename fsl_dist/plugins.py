@@ -1,4 +1,4 @@
-"""What other distributions add to this one, by entry points: methods, backbones and metrics."""
+"""Plug-ins of other distributions, found by entry points: methods, backbones and metrics."""
 
 import functools
 import importlib.metadata
@@ -10,20 +10,20 @@ from fsl_dist.errors import ConfigError
 
 @functools.cache
 def find_plugins(group: str) -> dict[str, EntryPoint]:
-    """The entry points of `group` by name; none of them is imported."""
+    """Return the entry points of `group` by name; none of them is imported."""
     points = sorted(importlib.metadata.entry_points(group=group), key=lambda point: point.name)
     return {point.name: point for point in points}
 
 
 @functools.cache
 def load_plugin(point: EntryPoint, key: str) -> Any:
-    """Import what an entry point names. key: the setting that asked for it; ConfigError where it cannot be imported."""
+    """Import the object of an entry point. key: the setting that selects it; raises ConfigError if the import fails."""
     try:
         return point.load()
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ConfigError(
-            f"{key}={point.name}, from {origin_of(point)}, cannot be loaded: {reason} (mend it, or uninstall it)"
+            f"{key}={point.name}, from {origin_of(point)}, cannot be loaded: {reason} (fix it, or uninstall it)"
         ) from error
 
 

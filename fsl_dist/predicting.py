@@ -1,7 +1,8 @@
-"""From image files to classes: by the run's head where it has one, else by the prototypes of a PCN run or the neighbours' vote.
+"""From image files to classes: by the run's head if it has one, otherwise by a PCN run's prototypes or the
+neighbours' vote.
 
-Novel classes come from folders of support images, by one forward pass, or were added to the run. What is known of the base classes is
-made from the run's training images when first needed and kept under RUN/evaluation.
+Novel classes come from folders of support images, by one forward pass, or were added to the run. Data on the base
+classes is computed from the run's training images on first use and cached under RUN/evaluation.
 """
 
 import dataclasses
@@ -41,11 +42,11 @@ Support: TypeAlias = str | os.PathLike[str] | Mapping[str, Sequence[ImageLike]]
 
 @dataclass(frozen=True, slots=True)
 class ScoredClass:
-    """A class and how well it fits an image."""
+    """A class with its score for an image."""
 
     name: str
     score: float
-    """of a head: calibrated probability; else of pcn: probability, of others: share of the votes; 0 … 1"""
+    """with a head: calibrated probability; otherwise for pcn: probability, for others: share of the votes; 0 … 1"""
     is_novel: bool
     """known from the support folder alone, or added without training"""
 
@@ -66,9 +67,9 @@ class PredictionReport(Sequence[Prediction]):
 
     run: str
     predictions: list[Prediction]
-    """one an image that could be read, in the order asked for"""
+    """one per readable image, in the given order"""
     failed: list[FailedImage]
-    """images asked for, and support images, that could not"""
+    """the other images and support images"""
     head: str = ""
     """the head that predicted, such as `logistic c=0.1`; empty where the run has none"""
 
@@ -99,16 +100,17 @@ class PredictionReport(Sequence[Prediction]):
 def predict(
     trained: TrainedRun, images: Sequence[ImageLike], *, support: Support | None = None, k: int = 5
 ) -> PredictionReport:
-    """The `k` best classes of each image, by a run's best checkpoint.
+    """Predict the `k` best classes of each image, by a run's best checkpoint.
 
-    Images are decoded and transformed as in an evaluation. `support` holds the images of each novel class; classes that were added
-    to the run join them. A run with a head (RUN/head.json) scores by its calibrated probabilities, and novel classes join as in
-    `heads.joining`. Any other run of pcn scores by the softmax of its prototypes' class scores at the training temperature (PCN Eq. 1), novel classes with
-    `novel_clusters` prototypes; any other method by the share of votes among the K_p nearest of training and support images (K_p as
-    in the run's validation), classes without a vote following by their nearest member.
+    Images are decoded and transformed as in an evaluation. `support` contains the images of each novel class, in
+    addition to classes that were added to the run. A run with a head (RUN/head.json) is scored by the head's
+    calibrated probabilities, and novel classes are added as in `heads.joining`. Any other pcn run is scored by the
+    softmax of its prototypes' class scores at the training temperature (PCN Eq. 1), with `novel_clusters` prototypes
+    for novel classes. Any other method is scored by the share of votes among the K_p nearest training and support
+    images (K_p as in the run's validation); classes without a vote follow in the order of their nearest member.
 
-    Raises RequestError for a run on feature vectors, and for support without usable classes or with one of the run's training
-    classes. An image that cannot be read is in `failed`.
+    Raises RequestError for a run on feature vectors, and for support without usable classes or with one of the run's
+    training classes. Unreadable images are listed in `failed`.
     """
     if not isinstance(k, int | np.integer) or k < 1:
         raise RequestError(f"k={k} must be a whole number, at least 1")
@@ -116,7 +118,7 @@ def predict(
     config = trained.config
     if config.data.features:
         raise RequestError(
-            f"{trained.run} was trained on data.features={config.data.features}; predict takes images"
+            f"{trained.run} was trained on data.features={config.data.features}; predict needs images"
         )
     names = trained.catalogue.class_names
     gallery = split_run(trained.catalogue, config).gallery
@@ -129,7 +131,7 @@ def predict(
     again = [one.name for one in open_added(trained) if one.name in novel]
     if again:
         raise RequestError(
-            f"{_place(support)}: class '{again[0]}' was added to {trained.run} already (leave it out, or "
+            f"{_place(support)}: class '{again[0]}' was already added to {trained.run} (leave it out, or "
             f"remove_class('{again[0]}') first)"
         )
     with ImageFiles(trained.embedder, config, trained.catalogue) as files:
@@ -183,10 +185,10 @@ def rank(
     Args:
         trained: the run.
         vectors: float32 [n, dim], embeddings of the images.
-        novel: by name the embeddings of each novel class's images, float32 [n_c, dim].
+        novel: embeddings of each novel class's images by name, float32 [n_c, dim].
 
     Returns:
-        Scores as `predict` says.
+        Scores as described in `predict`.
     """
     trained_names = trained.catalogue.class_names
     known = {one.name: one.vectors for one in open_added(trained)} | dict(novel)
@@ -212,8 +214,8 @@ def open_added(trained: TrainedRun) -> list[AddedClass]:
     for one in added:
         if one.parameters != trained.parameters:
             raise RequestError(
-                f"class '{one.name}' was added to {trained.run} at the checkpoint {one.parameters}; its best checkpoint is now "
-                f"{trained.parameters} (remove_class('{one.name}') and add it again)"
+                f"class '{one.name}' was added to {trained.run} at the checkpoint {one.parameters}; its best "
+                f"checkpoint is now {trained.parameters} (remove_class('{one.name}') and add it again)"
             )
     return added
 
@@ -240,7 +242,7 @@ def _score_by_head(
 
 
 def _list_support(support: Support | None) -> dict[str, list[NamedImage]]:
-    """The images of each novel class by its name; RequestError where there is none, or a class without images."""
+    """The images of each novel class by its name; RequestError if there is none, or for a class without images."""
     if support is None:
         return {}
     if isinstance(support, Mapping):
@@ -256,12 +258,12 @@ def _list_support(support: Support | None) -> dict[str, list[NamedImage]]:
         named.setdefault(read_text(name), []).extend(images)
     if not named:
         raise RequestError(
-            f"{_place(support)} holds no class folders (DIR/CLASS/IMAGE, one folder a novel class)"
+            f"{_place(support)} contains no class folders (DIR/CLASS/IMAGE, one folder per novel class)"
         )
     for name, images in named.items():
         if not images:
             raise RequestError(
-                f"{_place(support)}: class '{name}' holds no image ({' '.join(sorted(IMAGE_SUFFIXES))})"
+                f"{_place(support)}: class '{name}' contains no image ({' '.join(sorted(IMAGE_SUFFIXES))})"
             )
     return named
 
@@ -309,7 +311,7 @@ def _score_by_prototypes(
 
 
 def _base_prototypes(trained: TrainedRun) -> Prototypes:
-    """Prototypes of the run's training classes, from RUN/evaluation/prototypes.npz where they are the same ones."""
+    """Prototypes of the run's training classes, from RUN/evaluation/prototypes.npz if that file is still valid."""
     config = trained.config
     facts = json.dumps(
         {
@@ -326,8 +328,8 @@ def _base_prototypes(trained: TrainedRun) -> Prototypes:
         if str(stored["facts"]) == facts:
             return Prototypes(stored["means"], stored["mask"], stored["labels"])
     except (VersionError, KeyError):
-        pass  # not there, or not what is written below: they are made again
-    log.info("prototypes of the training classes are made and kept in %s", path)
+        pass  # missing, or in another format than the one written below: compute them again
+    log.info("computing prototypes of the training classes; they are cached in %s", path)
     gallery = open_selection(trained, config, "gallery", split_run(trained.catalogue, config).gallery)
     prototypes = fit_prototypes(
         gallery.vectors(0, gallery.num_vectors),

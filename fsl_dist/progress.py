@@ -18,7 +18,8 @@ def _is_notebook() -> bool:
 
 
 def line_printer() -> Progress | None:
-    """Shows a text in place of the one before; an empty text wipes the line. None where no line can be rewritten."""
+    """Return a function that rewrites a line on the terminal; an empty text clears it. None if no line can be
+    rewritten."""
     if sys.stderr.isatty():
         start, width = "\r\x1b[2K", 0
     elif _is_notebook():
@@ -36,9 +37,10 @@ def line_printer() -> Progress | None:
 
 
 def log_printer(clock: Callable[[], float] = time.monotonic) -> Progress:
-    """Writes lines to stderr for a log file: the first, then at most one a minute, and the last, once an empty text ends it.
+    """Return a function that writes lines to stderr for a log file: the first, then at most one per minute, and the
+    last one.
 
-    clock: gives seconds.
+    An empty text ends the log. clock: returns seconds.
     """
     last_s, waiting = -math.inf, ""
 
@@ -60,12 +62,13 @@ def log_printer(clock: Callable[[], float] = time.monotonic) -> Progress:
 
 
 def progress_printer() -> Progress:
-    """Shows where a run is: one line that is rewritten where that can be, else lines for a log."""
+    """Return a function that shows progress: a rewritten line if possible, otherwise lines for a log."""
     return line_printer() or log_printer()
 
 
 def counter() -> Callable[[str, int, int], None] | None:
-    """Shows (stage, done, total), at most ten times a second, one line for each stage; None as for `line_printer`."""
+    """Return a function that shows (stage, done, total), at most ten times per second, one line per stage; None as in
+    `line_printer`."""
     line = line_printer()
     if line is None:
         return None

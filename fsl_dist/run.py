@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 PathLike: TypeAlias = str | os.PathLike[str]
 Settings: TypeAlias = Mapping[str, object] | Sequence[str]
-"""dotted keys and their values, such as {"training.epochs": 5}; or texts as on the command line, "training.epochs=5" """
+"""dotted keys and their values, such as {"training.epochs": 5}; or texts as on the command line, "training.epochs=5"
+"""
 
 
 def open_run(dir: PathLike) -> "Run":
@@ -54,7 +55,8 @@ def open_run(dir: PathLike) -> "Run":
 
 
 class Run:
-    """A training run, opened. Its best checkpoint (its last, where it did not validate) is loaded on first use and kept.
+    """An opened training run. Its best checkpoint (the last one, if it did not validate) is loaded on first use and
+    kept.
 
     Args:
         dir: the run's folder, or its address at s3:// or gs://.
@@ -65,7 +67,7 @@ class Run:
 
     def __init__(self, dir: PathLike) -> None:
         self.dir: Path = working_folder(os.fspath(dir))
-        """folder of the run; of one at an object store the folder that its files are copied to"""
+        """folder of the run; for a run at an object store, the local folder to which its files are copied"""
         self.config: RunConfig = load_run(self.dir)
         """the configuration that it was trained with"""
         self.summary: TrainingSummary | None = None
@@ -100,7 +102,7 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, float]]:
-        """What was logged while training, one mapping for each step and validation: `step`, `epoch`, `train/loss`, …"""
+        """The training log, one mapping per step and validation: `step`, `epoch`, `train/loss`, …"""
         from fsl_dist.training.runlog import METRICS_FILE, read_metrics
 
         bring_file(self.dir / METRICS_FILE)
@@ -135,13 +137,14 @@ class Run:
         return read_head(self.dir)
 
     def choose_head(self, metric: Literal["mcr", "acc"] = "mcr") -> "Choice":
-        """Score all heads on the validation images and keep the best in its folder (head.json), which `predict` then uses.
+        """Score all heads on the validation images and write the best one to the run's folder (head.json); `predict`
+        uses it.
 
         Args:
-            metric: what the best head is best in: mean class recall or accuracy.
+            metric: criterion for the best head: mean class recall or accuracy.
 
         Returns:
-            All heads with their scores, and which is best.
+            All heads with their scores, and the best one.
 
         Raises:
             RequestError: there are no validation images of classes that were trained on.
@@ -159,18 +162,20 @@ class Run:
         return [*class_names_of(self.trained), *(added.name for added in read_classes(self.dir))]
 
     def add_class(self, name: str, images: "Sequence[ImageLike]") -> "AddedClass":
-        """Add a class by a few images, without training; it is kept in the run's folder and joins every prediction.
+        """Add a class by a few images, without training; it is stored in the run's folder and included in every
+        prediction.
 
         Args:
             name: of the class.
             images: at least one: paths, PIL images and uint8 arrays [H, W], [H, W, 1] or [H, W, 3].
 
         Returns:
-            What was added, with embeddings.
+            The added class, with embeddings.
 
         Raises:
-            RequestError: the run has a class of that name, there is no image, or it was trained on feature vectors.
-            DataError: an image cannot be read; nothing is added.
+            RequestError: the run has a class of that name, there is no image, or the run was trained on feature
+                vectors.
+            DataError: an image is unreadable; nothing was added.
         """
         from fsl_dist.adding import add_from_images
 
@@ -200,20 +205,22 @@ class Run:
         index: "ShardedIndex | PathLike | None" = None,
         settings: Settings = (),
     ) -> "EvaluationReport":
-        """Score it on its data set. Embeddings are kept in its folder, so that scoring again embeds nothing.
+        """Score the run on its data set. Embeddings are cached in its folder, so that scoring again embeds nothing.
 
         Args:
-            protocol: one of knn, prototypes, softmax, retrieval, maps, kmeans, spectral, few_shot_knn, fine_tune, head; by default
-                those of the method.
-            index: of the training images, built by `build_index`, to search in place of one that is made here.
+            protocol: one of knn, prototypes, softmax, retrieval, maps, kmeans, spectral, few_shot_knn, fine_tune,
+                head; by default those of the method.
+            index: index of the training images, built by `build_index`, to search instead of one that is built here.
             settings: `evaluation.*` keys that take precedence over the run's.
 
         Returns:
-            The scores by their names, fractions in 0 … 1; a score over several draws has `mean`, `std` and `n`. `start` has
-            those of the network before its first step, where the run validated; the first call takes twice as long for them.
+            The scores by name, fractions in 0 … 1; a score over several draws has `mean`, `std` and `n`. `start` has
+            those of the network before its first step, if the run validated; the first call takes twice as long
+            because of them.
 
         Raises:
-            RequestError: there is nothing to score, the method has no such protocol, or `index` is of another network or data.
+            RequestError: there is nothing to score, the method does not support the protocol, or `index` is of
+                another network or other data.
         """
         evaluation = load_evaluation(self.dir, to_overrides(settings))
         from fsl_dist.evaluation.report import evaluate_settings, with_start
@@ -232,8 +239,8 @@ class Run:
         """Embed images, without augmentation.
 
         Args:
-            images: paths, PIL images and uint8 arrays [H, W], [H, W, 1] or [H, W, 3]; or ids of the run's data set; or a data
-                set, for all of its images.
+            images: paths, PIL images and uint8 arrays [H, W], [H, W, 1] or [H, W, 3]; or ids of the run's data set;
+                or a data set, for all of its images.
             out: for a data set, a .npy file that is written block by block; the result is then a map of it.
 
         Returns:
@@ -266,20 +273,20 @@ class Run:
     def predict(
         self, images: "Sequence[ImageLike]", *, support: "Support | None" = None, k: int = 5
     ) -> "PredictionReport":
-        """Name the best classes of each image.
+        """Predict the best classes of each image.
 
         Args:
             images: paths, PIL images and uint8 arrays [H, W], [H, W, 1] or [H, W, 3].
-            support: images of novel classes: a folder with one folder for each, or a mapping from names to images. They join
-                the classes of training without any training.
-            k: classes for each image, best first.
+            support: images of novel classes: a folder with one folder per class, or a mapping from names to images.
+                The novel classes are added to the training classes without any training.
+            k: number of classes per image, best first.
 
         Returns:
-            One prediction for each image that could be read; the others are in `failed`. Scores are calibrated probabilities of
-            `head`; without one, probabilities (pcn) or shares of the nearest training images' votes.
+            One prediction per readable image; the others are in `failed`. Scores are calibrated probabilities of
+            `head`; without a head, probabilities (pcn) or shares of the nearest training images' votes.
 
         Raises:
-            RequestError: the run was trained on feature vectors, or `support` has no usable class, or one of training.
+            RequestError: the run was trained on feature vectors, or `support` has no usable class, or a training class.
         """
         from fsl_dist.predicting import predict
 
@@ -288,18 +295,19 @@ class Run:
     def explain(
         self, images: "Sequence[ImageLike]", *, out: PathLike | None = None, k: int = 5, maps: bool = True
     ) -> "ExplainReport":
-        """Show why: the training images nearest to each image, their vote, and where each distance comes from (CHAI).
+        """Explain predictions: the training images nearest to each image, their vote, and activation maps of each
+        distance (CHAI).
 
-        With a head or added classes, an explanation also has their answer, and says where the vote differs.
+        With a head or added classes, an explanation also contains their prediction, and reports a different vote.
 
         Args:
             images: paths, PIL images and uint8 arrays [H, W], [H, W, 1] or [H, W, 3].
-            out: folder for index.html and a PNG for each image; nothing is written without it.
-            k: training images for each image.
-            maps: activation maps, for a network whose embedding is the mean of feature maps.
+            out: folder for index.html and a PNG per image; without it nothing is written.
+            k: number of training images per image.
+            maps: compute activation maps; the network's embedding must be the mean of feature maps.
 
         Returns:
-            One explanation for each image that could be read; the others are in `failed`. A notebook shows pictures.
+            One explanation per readable image; the others are in `failed`. A notebook shows pictures.
 
         Raises:
             RequestError: the network has no maps, `k` is above the number of training images, or `out` is a file.
@@ -309,11 +317,11 @@ class Run:
         return explain(self.trained, images, out=None if out is None else Path(out), k=k, maps=maps)
 
     def report(self, out: PathLike, *, seconds: float = 120.0) -> Path:
-        """Write a report for people: scores, confusion, mistakes with their evidence, likely label errors, what to do next.
+        """Write a report: scores, confusion, mistakes with their evidence, likely label errors, and next steps.
 
         Args:
-            out: folder for report.html, which contains its pictures, and label_errors.csv, which `resplit` takes.
-            seconds: time limit for what is measured once the images are embedded; parts that do not fit are named.
+            out: folder for report.html, which contains its pictures, and label_errors.csv, an input for `resplit`.
+            seconds: time limit for the measurements after embedding; parts that do not fit are listed.
 
         Returns:
             The page.
@@ -336,17 +344,18 @@ class Run:
     ) -> "LocalIndex":
         """Embed the training images and publish them as the next version of a neighbour index.
 
-        A build that was killed resumes when it is asked for again.
+        Calling it again after a kill resumes the build.
 
         Args:
-            out: folder of the index, new or of an index.
+            out: folder of the index, new or existing.
             data: data set whose train split is indexed; by default the run's own.
-            workers: Ray tasks that build; 1 needs no Ray.
-            progress: show a line on a terminal or in a notebook.
-            **settings: of the index, such as `kind="ivf_flat"` or `metric="cosine"` (the `index.*` keys of the configuration).
+            workers: number of Ray tasks; 1 needs no Ray.
+            progress: show a progress line on a terminal or in a notebook.
+            **settings: of the index, such as `kind="ivf_flat"` or `metric="cosine"` (the `index.*` keys of the
+                configuration).
 
         Returns:
-            The index, opened. Its ids are sample ids of the data set.
+            The opened index. Its ids are sample ids of the data set.
 
         Raises:
             ConfigError: a setting is unknown or breaks a rule.
@@ -365,19 +374,20 @@ class Run:
         )
 
     def export(self, out: PathLike) -> Path:
-        """Write the embedder to a file for other programs, with how its images are prepared, and check that file.
+        """Export the embedder to a file for other programs, with its image preprocessing, and verify that file.
 
-        The file takes normalised images, float32 [n, C, S, S] with n free, and gives embeddings, float32 [n, dim].
+        The exported model maps normalised images, float32 [n, C, S, S] with any n, to embeddings, float32 [n, dim].
 
         Args:
-            out: a file that ends in .onnx (needs `pip install 'fsl-dist[export]'`), .safetensors or .pt2 (`torch.export`).
+            out: a file that ends in .onnx (needs `pip install 'fsl-dist[export]'`), .safetensors or .pt2
+                (`torch.export`).
 
         Returns:
             The file.
 
         Raises:
-            RequestError: `out` ends otherwise, or a package is missing.
-            TrainingError: the file embeds images otherwise than the run.
+            RequestError: `out` has another ending, or a package is missing.
+            TrainingError: the file's embeddings differ from the run's.
         """
         from fsl_dist.export import export
 

@@ -1,10 +1,10 @@
-"""Randomness as a pure function of (seed, purpose, counters): nothing to save, nothing to restore.
+"""Randomness as a pure function of (seed, purpose, counters), without any state to save or restore.
 
-Two shapes of it:
+There are two forms:
 
-- `generator` seeds a NumPy generator, for draws that happen once a step (which classes, which images);
+- `generator` seeds a NumPy generator, for draws that happen once per step (which classes, which images);
 - `uniforms` hashes sample ids to numbers in [0, 1), for draws that belong to a sample (where to crop it),
-  so that an image looks the same whatever worker, batch or order it arrives in.
+  so that an image looks the same for any worker, batch or order.
 """
 
 import zlib
@@ -18,11 +18,11 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 
 def generator(seed: int, purpose: str, *counters: int) -> np.random.Generator:
-    """Generator for one purpose ("episode", "kmeans" …) at the given counters (epoch, step …).
+    """Return a generator for one purpose ("episode", "kmeans" …) at the given counters (epoch, step …).
 
-    The purpose keeps streams apart that share counters. Deterministic on every platform.
+    The purpose separates streams that share counters. Deterministic on every platform.
     """
-    # NumPy takes (…, 0) for (…): the number of counters keeps them apart.
+    # NumPy treats (…, 0) like (…): the number of counters distinguishes them.
     key = (seed, zlib.crc32(purpose.encode()), len(counters), *counters)
     return np.random.default_rng(np.random.SeedSequence(key))
 
@@ -35,9 +35,9 @@ def _splitmix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def uniforms(seed: int, purpose: str, epoch: int, ids: NDArray[np.int64], num: int) -> NDArray[np.float64]:
-    """`num` numbers in [0, 1) for each sample id: float64 [len(ids), num].
+    """Return `num` numbers in [0, 1) for each sample id: float64 [len(ids), num].
 
-    A row depends on (seed, purpose, epoch, id) alone, never on the other ids in the call.
+    A row depends only on (seed, purpose, epoch, id), never on the other ids in the call.
     """
     start = generator(seed, purpose, epoch).integers(0, 2**63, dtype=np.uint64)
     with np.errstate(over="ignore"):

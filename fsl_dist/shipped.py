@@ -1,4 +1,5 @@
-"""Configurations that come with the package, known by their names: `own-images`, `omniglot/pcn`, `sweeps/pcn-omniglot`."""
+"""Configurations that come with the package, known by their names: `own-images`, `omniglot/pcn`,
+`sweeps/pcn-omniglot`."""
 
 import difflib
 import os
@@ -11,9 +12,9 @@ EXPERIMENTS = Path(__file__).parent / "experiments"
 
 
 def find_config(named: str | Path, folder: Path = Path()) -> Path:
-    """The file that `named` is: a path, from `folder` on if it is relative, or else the name of a shipped configuration.
+    """Find the file of a configuration: a path, relative to `folder`, or the name of a shipped configuration.
 
-    Raises ConfigError, with the nearest names, where there is neither.
+    Raises ConfigError, with the nearest names, if there is neither.
     """
     path = folder / named
     shipped = EXPERIMENTS / f"{os.fspath(named).removesuffix('.yaml')}.yaml"
@@ -29,7 +30,7 @@ def find_config(named: str | Path, folder: Path = Path()) -> Path:
 
 
 def shown_name(path: Path) -> str:
-    """How errors call a configuration: by its name where it is shipped, else by its path."""
+    """The name of a configuration in errors: its own if it is shipped, otherwise its path."""
     return _name_of(path) if path.is_relative_to(EXPERIMENTS) else str(path)
 
 
@@ -38,10 +39,11 @@ def _name_of(path: Path) -> str:
 
 
 def list_configs() -> list[str]:
-    """Names of all shipped configurations of runs and sweeps; `_base.yaml` is what others of its folder share, and none.
+    """List the names of all shipped configurations of runs and sweeps; `_base.yaml`, the shared part of a folder, is
+    not one.
 
     Returns:
-        Sorted names, such as `own-images` or `omniglot/pcn`; `train` takes those of runs.
+        Sorted names, such as `own-images` or `omniglot/pcn`; `train` accepts those of runs.
     """
     names = map(_name_of, EXPERIMENTS.rglob("[!_]*.yaml"))
     return sorted(name for name in names if not name.startswith("tables/") and not name.endswith("/family"))

@@ -1,7 +1,7 @@
 """Neighbour search: vectors, ids and labels in; ids and distances out.
 
-Building is `index.writing.build.build` (the name `index.writing.build` is the module), in stages `index.writing.job.run`. FAISS is loaded on first use of a
-search, so that settings, errors and storage cost nothing.
+Build an index with `index.writing.build.build` from arrays in memory, or with `index.writing.job.run` in resumable
+stages. FAISS is loaded at the first search, so importing settings, errors and storage is quick.
 """
 
 from typing import TYPE_CHECKING

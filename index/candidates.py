@@ -1,7 +1,7 @@
-"""Candidates out of a shard's FAISS index: clusters, codes, graphs, and whatever else FAISS makes.
+"""Candidates from a shard's FAISS index: clusters, codes, graphs, and any other kind that FAISS can make.
 
-A filter goes along as a selector over ranges of rows where the index takes one. What comes back is checked: a row
-outside the filter is dropped, so an index that ignores selectors gives too few, never wrong ones.
+A filter is passed to FAISS as a selector over ranges of rows if the index supports one. The results are checked: a row
+outside the filter is dropped, so an index that ignores selectors returns too few rows, never wrong ones.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,8 +16,8 @@ from index.flat import heap_over
 Ranges = Sequence[tuple[int, int]]
 
 _QUERIES_FOR_BLAS = 4
-# Where so many queries look into a cluster, on average, one matrix product for all of them is faster than FAISS's scan for each
-# (200,000 x 256, a quarter of the clusters: four times, benchmarks/explain_ivf.py).
+# If this many queries probe a cluster on average, one matrix product for all of them is faster than FAISS's scan per
+# query (200,000 x 256, a quarter of the clusters: four times, benchmarks/explain_ivf.py).
 _QUERIES_A_CLUSTER = 16
 # FAISS's type hints know neither search parameters nor selectors nor graphs.
 faiss: Any = runtime.faiss
@@ -33,10 +33,10 @@ class Candidates:
         self._nlist = 0 if ivf is None else int(ivf.nlist)
         self._links = 0 if graph is None else int(graph.hnsw.nb_neighbors(0))
         self._gpu = gpu
-        # On a GPU the copy there is all that is kept: `ivf` and `graph` would point into an index that is gone.
+        # On a GPU only the copy there is kept: `ivf` and `graph` would point into a deleted index.
         self._index = index if gpu is None else gpus.upload_index(index, gpu)
         self._ivf: Any = ivf if gpu is None else None
-        # A list of a cluster is its vectors as they are, so that matrix products can take it.
+        # The list of a cluster contains its plain vectors, so that matrix products can use it.
         self._is_plain = self._ivf is not None and type(faiss.downcast_index(ivf)) is faiss.IndexIVFFlat
         # The GPU's index ignores selectors: it answers unfiltered searches, filters are left to the flat rows.
         self._takes_filter = gpu is None
@@ -47,7 +47,8 @@ class Candidates:
         return self._nlist
 
     def visits(self, parameters: Mapping[str, int]) -> int:
-        """About how many vectors a query is compared with: a filter that leaves fewer is cheaper without the index."""
+        """Approximate number of vectors that a query is compared with; below it, a filtered search is cheaper without
+        the index."""
         if self._nlist:
             return -(-self._num_rows * min(parameters["nprobe"], self._nlist) // self._nlist)
         return parameters["ef_search"] * self._links if self._links else 0
@@ -89,7 +90,7 @@ class Candidates:
         return gpus.search_on_gpu(self._index, queries, width, _settings(self._index, asked, None))[1]
 
     def _by_cluster(self, queries: np.ndarray, width: int, keeps: Any, nprobe: int) -> np.ndarray:
-        """As `propose`, cluster by cluster: those of its vectors that `keeps` lets through against all queries that look into it."""
+        """Like `propose`, cluster by cluster: its vectors that pass `keeps` against all queries that probe it."""
         index = faiss.downcast_index(self._index)
         if isinstance(index, faiss.IndexPreTransform):
             for number in range(index.chain.size()):
@@ -117,7 +118,7 @@ class Candidates:
                 numbers, vectors = numbers[kept], vectors[kept]
                 if not len(numbers):
                     continue
-            # A query's own length is in all of its costs alike, and left out.
+            # A query's own length is the same in all of its costs, and is left out.
             tile = left[own] @ vectors.T
             if is_l2:
                 tile += np.einsum("nd,nd->n", vectors, vectors)
@@ -129,7 +130,8 @@ class Candidates:
 
 
 def _select(allowed: Ranges | np.ndarray, num_rows: int) -> tuple[Any, Any]:
-    """FAISS's selector of these rows (None for all), and a function that says which of an array of rows are among them."""
+    """FAISS's selector of these rows (None for all), and a function that returns which of an array of rows it
+    allows."""
     if isinstance(allowed, np.ndarray):
         is_allowed = np.zeros(num_rows, dtype=bool)
         is_allowed[allowed] = True

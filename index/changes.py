@@ -1,12 +1,12 @@
 """Changes of a published version: vectors added, removed and replaced, until they are merged into the next version.
 
-VERSION/changes/00000001.npz …   one batch each, written once and never changed; they count in the order of their numbers
-    removed     int64 [r]        ids that are gone from here on, also those whose vectors this batch replaces
+VERSION/changes/00000001.npz …   one batch each, written once and never changed; they apply in numerical order
+    removed     int64 [r]        ids that are removed, including those whose vectors this batch replaces
     ids, labels int64 [a]        rows that are added
-    vectors     float32 [a, dim] theirs
-    successor   int64 []         -1: a batch. A version's number: all before is merged into that version, and nothing
-                                 follows. 0: the version was made current again, and batches follow
-    place       int64 [2]        version and number of the batch: a file that was moved there from elsewhere is refused
+    vectors     float32 [a, dim] their vectors
+    successor   int64 []         -1: a batch. A version's number: all batches before are merged into that version, and
+                                 no batch follows. 0: the version was made current again, and batches follow
+    place       int64 [2]        version and number of the batch: a file that was moved here from elsewhere is refused
 """
 
 import copy
@@ -31,7 +31,7 @@ _NO_IDS = np.empty(0, dtype=np.int64)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """One file of changes; what it takes away goes before what it brings."""
+    """One file of changes; its removals apply before its additions."""
 
     removed: np.ndarray = dataclasses.field(default_factory=lambda: _NO_IDS)
     """int64 [r], ids."""
@@ -43,21 +43,21 @@ class Batch:
     """int64 [a]."""
 
     vectors: np.ndarray
-    """float32 [a, dim]; [a, 0] where they were not read."""
+    """float32 [a, dim]; [a, 0] if they were not read."""
 
     successor: int = -1
-    """-1 for changes, else a mark without any, as the module says."""
+    """-1 for changes, otherwise a mark without changes (see the module's docstring)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Changes:
-    """What all batches up to a number come to."""
+    """The combined result of all batches up to a number."""
 
     number: int
-    """Number of the last batch; 0 for none."""
+    """Number of the last batch; 0 if there is none."""
 
     hidden: np.ndarray
-    """int64 [h], ascending: positions of the version whose vectors are gone."""
+    """int64 [h], ascending: positions of the version whose vectors were removed."""
 
     ids: np.ndarray
     """int64 [a] of the rows added that are still there, sorted by (label, id)."""
@@ -66,17 +66,17 @@ class Changes:
     """int64 [a]."""
 
     vectors: np.ndarray
-    """float32 [a, dim]; [a, 0] where they were not read."""
+    """float32 [a, dim]; [a, 0] if they were not read."""
 
     largest_id: int
-    """Largest id that any batch ever brought, -1 for none."""
+    """Largest id that any batch added; -1 if there is none."""
 
     successor: int
     """Version that all of this is merged into; 0 where batches may follow."""
 
     @classmethod
     def none(cls, width: int) -> "Changes":
-        """No changes; `width` numbers of a vector are held."""
+        """No changes; vectors have `width` columns."""
         nothing = np.empty((0, width), dtype=np.float32)
         return cls(
             number=0,
@@ -91,7 +91,7 @@ class Changes:
     def followed_by(
         self, batches: Sequence[Batch], positions_of: Callable[[np.ndarray], np.ndarray]
     ) -> "Changes":
-        """These changes and then `batches`; positions_of gives ids' positions in the version, -1 for others."""
+        """These changes followed by `batches`; positions_of maps ids to positions in the version, -1 for others."""
         lengths = [len(self.ids), *(len(batch.ids) for batch in batches)]
         ids = np.concatenate([self.ids, *(batch.ids for batch in batches)])
         labels = np.concatenate([self.labels, *(batch.labels for batch in batches)])
@@ -99,7 +99,7 @@ class Changes:
         came = np.repeat(np.arange(len(lengths)), lengths)
         removed = np.concatenate([_NO_IDS, *(batch.removed for batch in batches)])
         went = np.repeat(np.arange(1, len(lengths)), [len(batch.removed) for batch in batches])
-        # A row is still there unless a later batch took its id away.
+        # A row still exists unless a later batch removed its id.
         order = np.lexsort((went, removed))
         last = np.searchsorted(removed, ids, side="right", sorter=order) - 1
         is_gone = np.zeros(len(ids), dtype=bool)
@@ -122,9 +122,9 @@ class Changes:
 
 
 class Contents:
-    """Which ids and labels a version has with the changes made to it so far; opened, it stays as it is.
+    """The ids and labels of a version with the changes made so far; an opened object never changes.
 
-    Raises VersionError for a batch that is missing or damaged.
+    Raises VersionError if a batch is missing or damaged.
     """
 
     def __init__(
@@ -136,7 +136,8 @@ class Contents:
         vectors: bool = True,
         up_to: int | None = None,
     ) -> None:
-        """changes: whether to look for any, or only `up_to` a number; vectors: whether to hold those that were added."""
+        """changes: whether to read them, or only `up_to` a number; vectors: whether to keep the added vectors in
+        memory."""
         self.folder = folder
         self.manifest = manifest
         self.labels = versions.read_labels(folder, manifest)
@@ -160,12 +161,12 @@ class Contents:
 
     @property
     def num_vectors(self) -> int:
-        """Vectors that a search can find."""
+        """Number of vectors that a search can find."""
         return self.manifest.num_vectors - len(self.changes.hidden) + len(self.changes.ids)
 
     @property
     def has_more(self) -> bool:
-        """Whether changes were made that are not here; costs one look for a file."""
+        """Whether there are newer changes; costs one check for a file."""
         return self._follows and files.exists(batch_path(self.folder, self.changes.number + 1))
 
     def caught_up(self) -> "Contents":
@@ -184,7 +185,7 @@ class Contents:
         return positions, rows
 
     def labels_of(self, ids: np.ndarray) -> np.ndarray:
-        """Labels of ids of any shape, int64; -1 stays -1. Raises RequestError for an id that is not there."""
+        """Return the labels of ids of any shape, int64; -1 stays -1. Raises RequestError for an unknown id."""
         positions, rows = self.find(ids)
         unknown = (positions < 0) & (rows < 0) & (ids != -1)
         if unknown.any():
@@ -212,7 +213,7 @@ class Contents:
         return self.changes.followed_by(batches, self.planner.positions_of) if batches else self.changes
 
     def _check_numbers(self) -> None:
-        # What is being written ends in .tmp.
+        # Files that are still being written end in .tmp.
         names = files.list_folder(self.folder / versions.CHANGES)
         for number, name in enumerate((name for name in names if name.endswith(".npz")), start=1):
             if name != batch_path(self.folder, number).name:
@@ -237,11 +238,11 @@ def read_batch(folder: Path, number: int, manifest: Manifest, *, vectors: bool =
         raise VersionError(f"{error}; {way_out}") from None
     known = {"removed", "ids", "labels", "vectors", "successor"}
     if set(arrays) - {"place"} != known:
-        raise VersionError(f"{path} is damaged: it holds {sorted(arrays)}, not {sorted(known)}; {way_out}")
+        raise VersionError(f"{path} is damaged: it contains {sorted(arrays)}, not {sorted(known)}; {way_out}")
     place = arrays.get("place")  # earlier versions did not write it
     if place is not None and place.tolist() != [manifest.version, number]:
         raise VersionError(
-            f"{path} is the batch of another place ({place.tolist()}): it was swapped; {way_out}"
+            f"{path} is a batch of another version ({place.tolist()}): it was swapped; {way_out}"
         )
     added, integers = arrays["vectors"], [arrays[name] for name in ("removed", "ids", "labels", "successor")]
     shapes = [column.shape for column in integers]
@@ -275,14 +276,14 @@ def write_batch(folder: Path, number: int, batch: Batch) -> None:
 
 
 def mark(successor: int, dim: int) -> Batch:
-    """A batch without changes, in an index of `dim`, that says what became of those before it."""
+    """A batch without changes, in an index of `dim`, that records what became of the batches before it."""
     return Batch(vectors=np.empty((0, dim), dtype=np.float32), successor=successor)
 
 
 def make_current(out: Path, version: int) -> None:
-    """Let readers open this version, with its changes, from now on, and let changes of it go on.
+    """Make this version current, with its changes, and allow further changes of it.
 
-    Those of the version before stay with it, and are found where that is made current again.
+    The changes of the previous version are kept with it, and apply again if it is made current again.
     """
     folder = out / versions.VERSIONS / versions.version_name(version)
     while True:
@@ -297,10 +298,10 @@ def make_current(out: Path, version: int) -> None:
 
 
 def roll_back(out: Path, to: int | None = None) -> Manifest:
-    """Make an older version current, the newest before the current one unless `to` names one; returns its manifest.
+    """Make an older version current: version `to`, by default the newest before the current one; return its manifest.
 
-    All its bytes are checked first, its changes count again. The version that was current stays until versions beyond
-    `keep_versions` are removed. Raises RequestError where there is no such version, VersionError where it is damaged.
+    All its bytes are checked first, and its changes apply again. The version that was current is kept until it is
+    beyond `keep_versions`. Raises RequestError if the version does not exist, VersionError if it is damaged.
     """
     manifest = publishing.check_older(out, to)
     make_current(out, manifest.version)

@@ -17,7 +17,8 @@ def is_index(folder: Path) -> bool:
 
 
 def check_index(out: Path, checkup: Checkup, *, repair: str = "") -> None:
-    """Read all bytes of the index `out` and search each of its versions. repair: what to do, where it is made of something else."""
+    """Read all bytes of the index `out` and search each of its versions. repair: advice for an index that is built
+    from other data."""
     checks = {number: _check_version(out, number) for number in versions.list_versions(out)}
     sound = [number for number, check in checks.items() if not check.findings]
     go_back = f"roll_back({out}, to={sound[-1]}) makes version {sound[-1]} current" if sound else ""

@@ -36,14 +36,15 @@ class IndexConfig:
     """For `lay_over`."""
 
     kind: Kind = "flat"
-    """Kind of index. flat is exact; ivf_flat is, where it probes every cluster; ivf_pq, hnsw and factory are not."""
+    """Kind of index. flat is exact; ivf_flat is exact if it probes every cluster; ivf_pq, hnsw and factory are
+    approximate."""
 
     factory: str = ""
     """FAISS's own description of the index, such as OPQ16,IVF256,PQ16; kind=factory alone, which needs it."""
 
     metric: Metric = "l2"
-    """l2 answers squared Euclidean distances, the smallest first; inner_product products, the largest first; cosine products of vectors
-    divided by their lengths."""
+    """l2 answers squared Euclidean distances, the smallest first; inner_product products, the largest first; cosine
+    products of vectors divided by their lengths."""
 
     device: Device = "auto"
     """Where vectors are searched: gpu needs a GPU that FAISS sees; auto is cpu. Training and adding run on the CPU."""
@@ -52,37 +53,38 @@ class IndexConfig:
     """Clusters of ivf_flat and ivf_pq; 0 is 4 times the square root of the number of vectors, at most a 39th of it."""
 
     nprobe: Annotated[int, Field(ge=0)] = 0
-    """Clusters that a query looks into, of nlist; 0 is a 16th of them. `index.tune` finds a better number."""
+    """Clusters that are searched per query, of nlist; 0 is a 16th of them. `index.tune` finds a better number."""
 
     pq_m: Annotated[int, Field(ge=0)] = 0
-    """Bytes of code a vector, if pq_bits is 8; it must divide the dimension. 0 is the largest that leaves 4 numbers or more a byte."""
+    """Bytes of code a vector, if pq_bits is 8; it must divide the dimension. 0 is the largest that leaves 4 numbers
+    or more a byte."""
 
     pq_bits: Annotated[int, Field(ge=0, le=12)] = 0
-    """Bits a code; 0 is 8, or fewer where there are fewer than 10,000 vectors to train on."""
+    """Bits per code; 0 is 8, or fewer if there are fewer than 10,000 vectors to train on."""
 
     hnsw_m: Literal[0] | Annotated[int, Field(ge=2, le=512)] = 0
     """Links a vector in the graph; 0 is 32."""
 
     ef_construction: Annotated[int, Field(ge=0)] = 0
-    """Candidates held while a vector is linked; 0 is 200."""
+    """Candidates that are kept while a vector is linked; 0 is 200."""
 
     ef_search: Annotated[int, Field(ge=0)] = 0
-    """Candidates held while a query walks the graph; 0 is 64."""
+    """Candidates that are kept while a query walks the graph; 0 is 64."""
 
     k_factor: Annotated[int, Field(ge=0, le=1000)] = 0
-    """k_factor · k + 10 candidates are judged by their true distances; 0 is 4 for ivf_pq and factory, else 1."""
+    """k_factor · k + 10 candidates are ranked by their true distances; 0 is 4 for ivf_pq and factory, otherwise 1."""
 
     train_size: Annotated[int, Field(ge=0)] = 0
     """Vectors drawn to train on; 0 is 64 a cluster."""
 
     shards: Annotated[int, Field(ge=1)] = 1
-    """Number of shard files; each can be served by an actor of its own."""
+    """Number of shard files; each can be served by a separate actor."""
 
     keep_versions: Annotated[int, Field(ge=1)] = 3
-    """Published versions that are kept, the new one included."""
+    """Published versions that are kept, including the new one."""
 
     memory_mb: Annotated[int, Field(ge=1)] = 256
-    """Vectors that a building process holds at once, in 10⁶ bytes. FAISS's index of one shard comes on top."""
+    """Memory for vectors per building process, in 10⁶ bytes. The FAISS index of one shard needs additional memory."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -98,6 +100,6 @@ class IndexConfig:
             )
         if self.nlist and self.nprobe > self.nlist:
             raise ConfigError(
-                f"index.nprobe={self.nprobe} is above index.nlist={self.nlist}; a query cannot look into more "
-                "clusters than there are"
+                f"index.nprobe={self.nprobe} is above index.nlist={self.nlist}; a query cannot search more "
+                "clusters than exist"
             )

@@ -1,7 +1,7 @@
-"""What a FAISS file must hold to be searched: FAISS reads the ids of its clusters without a look at them.
+"""Validation of a FAISS file before it is searched: FAISS uses the ids in its clusters without checking them.
 
-A file whose checksum is right can still be another index's, or come from a faulty writer. Its parts are compared with those of the
-index that FAISS makes from the manifest's description, and every id with the number of rows.
+A file with a correct checksum can still belong to another index, or come from a faulty writer. Its parts are compared
+with those of an index that FAISS creates from the manifest's description, and every id with the number of rows.
 """
 
 from typing import Any
@@ -19,7 +19,8 @@ _READ_AS = {"IndexFlatL2": "IndexFlat", "IndexFlatIP": "IndexFlat", "IndexRefine
 
 
 def check_contents(index: Any, expected: Any, rows: int, place: str) -> None:
-    """Refuse a shard's index that has other parts than `expected`, an empty one, or ids that are none of its `rows` (VersionError)."""
+    """Raise VersionError if a shard's index has other parts than the empty index `expected`, or ids outside its
+    `rows`."""
     found, wanted = _parts_of(index), _parts_of(expected)
     if not index.is_trained:
         raise _damaged(place, "it is not trained")
@@ -58,9 +59,9 @@ def _parts_of(index: Any) -> list[str]:
 def _check_lists(ivf: Any, rows: int, place: str) -> None:
     """Every row in one cluster."""
     lists = ivf.invlists
-    # Lists that are packed in blocks have no size of a vector, which FAISS says by 2⁶⁴ − 1.
+    # Lists that are packed in blocks report 2⁶⁴ − 1 as the size of a vector.
     if lists.nlist != ivf.nlist or lists.code_size not in (ivf.code_size, 2**64 - 1):
-        raise _damaged(place, f"its clusters are {lists.nlist} of {lists.code_size} bytes a vector")
+        raise _damaged(place, f"its clusters are {lists.nlist} of {lists.code_size} bytes per vector")
     seen = np.zeros(rows, dtype=bool)
     total = 0
     for cluster in range(ivf.nlist):
@@ -73,7 +74,7 @@ def _check_lists(ivf: Any, rows: int, place: str) -> None:
             raise _damaged(place, f"cluster {cluster} has a row outside 0 … {rows - 1}")
         seen[ids] = True
     if total != rows or not seen.all():
-        raise _damaged(place, f"its clusters do not hold each of {rows} rows once")
+        raise _damaged(place, f"its clusters do not contain each of {rows} rows once")
 
 
 def _damaged(place: str, why: str) -> VersionError:

@@ -1,7 +1,7 @@
-"""The vectors of a shard, searched one against all: FAISS on slices, in float32, with a bound on what the rounding may hide.
+"""Brute-force search of a shard's vectors: FAISS on slices, in float32, with a bound on the rounding error.
 
-Rows of two labels that must not meet are kept apart by slices where that goes, else by a masked matrix product.
-Squared distances and products are both held as a *cost*, the smaller the better.
+Pairs of the same label are excluded by searching slices if possible, otherwise by a masked matrix product.
+Squared distances and products are both represented as a *cost*; smaller is better.
 """
 
 import dataclasses
@@ -23,9 +23,9 @@ from index.vectors import unit_vectors
 # 1 query 1.4 against 4.5 ms, 4 queries 4.3 against 4.2, 64 queries 58 against 11).
 _QUERIES_FOR_BLAS = 4
 _TILE_QUERIES = 512
-_TILE_ROWS = 4096  # with the above 8 MiB of float32, which stays in the cache
-# Rows copied at once where no copy of all is kept, and rows of one index on a GPU. There, larger ones make fewer searches, and
-# more to upload for a range that ends inside one: 64 MiB at dim 256.
+_TILE_ROWS = 4096  # with the above 8 MiB of float32, which fit in the cache
+# Rows per temporary copy if no copy of all rows is kept, and rows per index on a GPU. On a GPU, larger ones need fewer
+# searches, but a range that ends inside one has more to upload: 64 MiB at dim 256.
 _ROWS_AT_ONCE = 1 << 16
 # Products of numbers below which a CPU has the answer before a GPU has the rows; an estimate, not measured.
 _PRODUCTS_FOR_GPU = 1 << 26
@@ -38,7 +38,7 @@ _LEAST_EXPONENT = -120  # the power of two must be a float32 itself
 
 @dataclass(frozen=True, slots=True)
 class Queries:
-    """Queries as the rows are held."""
+    """Queries in the same representation as the rows."""
 
     vectors: np.ndarray
     """float32 [n, dim]"""
@@ -52,7 +52,7 @@ class Proposal:
     """Candidates for n queries."""
 
     costs: np.ndarray
-    """float32 [n, c]: of the vectors as they are held, rounded"""
+    """float32 [n, c]: costs in the stored representation, rounded"""
 
     rows: np.ndarray
     """int64 [n, c], −1 for none"""
@@ -64,9 +64,9 @@ class Proposal:
 class FlatRows:
     """Rows of a shard, searched exactly up to float32's rounding.
 
-    They are held without their mean (float32 [dim], or None), for cosine with length 1, and where numbers are very large or very small
-    multiplied by a power of two. With `keep_copy`, what differs from the vectors given stays in memory, and on a GPU as well if one
-    is named (by its number); otherwise rows are made, and uploaded, piece by piece. labels: int64 [rows].
+    Rows are stored without their mean (float32 [dim], or None), with length 1 for cosine, and multiplied by a power
+    of two if numbers are very large or very small. With `keep_copy`, the transformed rows stay in memory, and on the
+    GPU of the given number as well; otherwise they are computed, and uploaded, piece by piece. labels: int64 [rows].
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class FlatRows:
         self._is_on_gpu = keep_copy and gpu is not None
 
     def prepare(self) -> None:
-        """Make what stays, which the first search makes otherwise."""
+        """Create the permanent copies, which otherwise the first search creates."""
         _ = self._longest
         if self._keeps_copy:
             _ = self._copy
@@ -98,12 +98,12 @@ class FlatRows:
             _ = self._on_gpu
 
     def hold(self, queries: np.ndarray) -> Queries:
-        """Queries float32 [n, dim] as the rows are held; the other methods take these."""
+        """Transform queries float32 [n, dim] like the rows; the other methods expect the result."""
         held = self._held(queries)
         lengths = _lengths(held)
         is_far = ~(lengths < LARGEST_LENGTH)
         if is_far.any():
-            # Their float32 costs are no numbers; nothing is promised of them, and they are looked at again.
+            # Their float32 costs are not finite and have no error bound, so they get a second pass.
             held = np.where(is_far[:, None], np.float32(0), held)
             lengths[is_far] = np.inf
         return Queries(held, lengths)
@@ -117,7 +117,7 @@ class FlatRows:
         unit = FLOAT32 if self._gpu is None else gpus.ROUNDING
         kth = linear(kth, self._vectors.metric) * self._scale**2
         if self._is_l2:
-            # Who is longer is further away, by the triangle inequality, so the bound need not count it.
+            # By the triangle inequality a longer row is further away, so the bound need not include it.
             longest = (lengths + np.sqrt(kth)) * (1 + 1e-9)
             error = squared_distance_error(dim, lengths, longest, unit)
         else:
@@ -126,7 +126,7 @@ class FlatRows:
 
     @functools.cached_property
     def _scale(self) -> float:
-        """A power of two that brings the largest number of all rows near 1, or 1 where that is not needed."""
+        """A power of two that scales the largest number of all rows to about 1, or 1 if that is not needed."""
         if self._is_cosine:
             return 1.0
         largest = max(float(np.abs(part).max(initial=0)) for part in self._parts())
@@ -135,7 +135,7 @@ class FlatRows:
 
     @functools.cached_property
     def _longest(self) -> float:
-        """Length of the longest row as it is held; read for products alone."""
+        """Length of the longest transformed row; needed for products only."""
         if self._is_l2:
             return np.inf
         if self._is_cosine:
@@ -143,7 +143,7 @@ class FlatRows:
         return max(float(_lengths(part).max(initial=0)) for part in self._parts()) * self._scale
 
     def _parts(self) -> Iterator[np.ndarray]:
-        """All rows as they are held but for the scale, piece by piece."""
+        """All transformed rows except for the scale, piece by piece."""
         for start in range(0, max(len(self._raw), 1), _ROWS_AT_ONCE):
             part = self._raw[start : start + _ROWS_AT_ONCE]
             yield part if self._mean is None else part - self._mean
@@ -165,9 +165,9 @@ class FlatRows:
     def nearest(
         self, queries: Queries, start: int, stop: int, count: int, *, is_class: bool = False
     ) -> Proposal:
-        """The nearest of rows [start, stop), which are at least `count`.
+        """The nearest of rows [start, stop), at least `count`.
 
-        `is_class` takes the mean of these rows off first, which keeps tight classes far from the origin exact.
+        `is_class` subtracts the mean of these rows first, which keeps tight classes far from the origin exact.
         """
         if is_class or (self._gpu is None and self._has_rows):
             return self._nearest_of(queries, self._rows(start, stop), count, start, is_class=is_class)
@@ -199,7 +199,7 @@ class FlatRows:
     ) -> Proposal:
         """The nearest of rows [start, stop) with another label than the query's; labels int64 [n] ascend.
 
-        Row −1 where there are fewer than `count`.
+        The row is −1 where there are fewer than `count`.
         """
         num = len(queries.vectors)
         costs = np.empty((num, count), dtype=np.float32)
@@ -212,14 +212,14 @@ class FlatRows:
                 end = min(row + _TILE_ROWS, stop)
                 tile = left @ self._augment_rows(row, end).T
                 _mask_same_labels(tile, labels[part], self._labels[row:end])
-                # The heap takes only costs below float32's largest number, so masked pairs never enter.
+                # The heap accepts only costs below float32's largest number, so masked pairs never enter.
                 heap.addn(end - row, faiss.swig_ptr(tile), row, 0, len(tile))
             heap.reorder()
         return Proposal(costs, rows, queries.lengths)
 
     @functools.cached_property
     def _copy(self) -> np.ndarray:
-        """All rows as they are held, made at the first search: who only reads vectors pays for no copy."""
+        """All transformed rows, created at the first search, so that reading vectors needs no copy."""
         return self._held(self._raw)
 
     @functools.cached_property
@@ -234,8 +234,9 @@ class FlatRows:
             ]
         except RuntimeError as error:
             raise RequestError(
-                f"index.device=gpu: {num} vectors of {dim} numbers, {num * dim * 4 / 1e9:.2g} GB, are more than the GPU has room for: "
-                f"{' '.join(str(error).split())[-120:]} (index.device=cpu, or more GPUs with a part of index.shards each)"
+                f"index.device=gpu: {num} vectors of {dim} numbers, {num * dim * 4 / 1e9:.2g} GB, do not fit into "
+                f"the GPU's memory: {' '.join(str(error).split())[-120:]} (index.device=cpu, or more GPUs with a "
+                "part of index.shards each)"
             ) from None
 
     def _rows(self, start: int, stop: int) -> np.ndarray:
@@ -243,7 +244,7 @@ class FlatRows:
 
     @property
     def _has_rows(self) -> bool:
-        """Whether rows as they are held are there, and need not be made."""
+        """Whether the transformed rows are in memory."""
         return self._keeps_copy or (self._mean is None and not self._is_cosine and self._scale == 1)
 
     def _nearest_of(
@@ -264,7 +265,7 @@ class FlatRows:
         return Proposal(values if self._is_l2 else -values, np.where(found < 0, -1, found + start), lengths)
 
     def _augment_queries(self, queries: np.ndarray) -> np.ndarray:
-        """Columns that make one matrix product the whole cost: (-2x, |x|², 1)·(y, 1, |y|²), or (-x)·y."""
+        """Columns that make one matrix product the complete cost: (-2x, |x|², 1)·(y, 1, |y|²), or (-x)·y."""
         if not self._is_l2:
             return -queries
         norms = np.einsum("nd,nd->n", queries, queries)[:, None]
@@ -279,7 +280,8 @@ class FlatRows:
 
 
 def keep_best(parts: list[Proposal], count: int) -> Proposal:
-    """The `count` least costs of several proposals for the same queries, in no order; all of them where there are fewer."""
+    """The `count` smallest costs of several proposals for the same queries, unordered; all of them if there are
+    fewer."""
     if len(parts) == 1 and parts[0].costs.shape[1] <= count:
         return parts[0]
     costs = np.concatenate([part.costs for part in parts], axis=1)
@@ -297,7 +299,7 @@ def _lengths(vectors: np.ndarray) -> np.ndarray:
 
 
 def heap_over(costs: np.ndarray, rows: np.ndarray) -> Any:
-    """FAISS's heaps of the smallest costs, one a query, that live in the two arrays [queries, count]."""
+    """FAISS's heaps of the smallest costs, one per query, which use the two arrays [queries, count] as storage."""
     heap = faiss.float_maxheap_array_t()
     heap.nh, heap.k = costs.shape
     heap.val = faiss.swig_ptr(costs)
@@ -307,7 +309,7 @@ def heap_over(costs: np.ndarray, rows: np.ndarray) -> Any:
 
 
 def _mask_same_labels(tile: np.ndarray, query_labels: np.ndarray, row_labels: np.ndarray) -> None:
-    """Put +inf where a query (row of `tile`) and a vector (column) have one label; both labels ascend."""
+    """Set +inf where a query (row of `tile`) and a vector (column) have the same label; both labels ascend."""
     for label in np.unique(query_labels):
         tile[_places_of(label, query_labels), _places_of(label, row_labels)] = np.inf
 

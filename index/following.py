@@ -1,4 +1,5 @@
-"""A reader that goes along when the version is changed, another one is published, or an older one is made current again."""
+"""A reader that follows an index when it is changed, a new version is published, or an older one is made current
+again."""
 
 import logging
 import threading
@@ -16,11 +17,12 @@ _Opened = TypeVar("_Opened", bound=ShardedIndex)
 
 
 class FollowingIndex(Generic[_Opened]):
-    """Opens the current version of the index at `path` with its changes, and the next one once that is current.
+    """Opens the current version of the index at `path` with its changes, and switches to the next one once it is
+    current.
 
-    Threads may share it. Each asks `latest()` and takes what it gets for everything that belongs together: it never
-    changes under a search. `open_version` opens a version's folder, by default in this process with its
-    checksums compared. Raises VersionError where nothing is published yet.
+    Thread-safe. Call `latest()` once per request and use its result for the whole request: a returned index never
+    changes. `open_version` opens a version's folder; by default it opens it in this process and compares checksums.
+    Raises VersionError if nothing is published yet.
     """
 
     def __init__(
@@ -35,10 +37,10 @@ class FollowingIndex(Generic[_Opened]):
         self._index = versions.open_current(self.path, self._open_version)
 
     def latest(self) -> _Opened:
-        """The current version. It costs reading a file of 7 bytes, and looking for another, where nothing has changed.
+        """Return the current version. If nothing has changed, this reads a file of 7 bytes and checks for another one.
 
-        One thread opens a new version; others get the one before until that is done. A version that cannot be opened
-        is said in the log once, and the one before stays.
+        One thread opens a new version; other threads get the previous one meanwhile. If a version cannot be opened, one
+        warning is logged and the previous version stays in use.
         """
         if self._is_behind() and self._changing.acquire(blocking=False):
             try:
@@ -71,6 +73,6 @@ class FollowingIndex(Generic[_Opened]):
         own = self._index.manifest.version
         try:
             current = versions.current_version(self.path)
-        except VersionError:  # gone or damaged: who has a version open keeps it
+        except VersionError:  # removed or damaged: readers that have a version open keep it
             current = own
         return current, self._index.changes.number if current == own else 0

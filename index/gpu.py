@@ -1,6 +1,7 @@
-"""Searching on a GPU through FAISS: which one, what it can hold, and one search at a time.
+"""Searching on a GPU through FAISS: selection of the GPU, its limits, and one search at a time.
 
-FAISS's flat index on a GPU silently ignores selectors, so a filter never goes there: a range of rows is made of whole indexes.
+FAISS's flat index on a GPU silently ignores selectors, so filters are not passed to it: a range of rows consists of
+whole indexes.
 """
 
 import functools
@@ -17,12 +18,13 @@ from index.config import Device
 faiss: Any = runtime.faiss
 
 MOST_NEIGHBOURS = 2048
-"""FAISS selects no more from a row of distances on a GPU: neighbours of a query, and clusters it looks into"""
+"""Limit of FAISS on a GPU for the neighbours per query and for the clusters probed per query."""
 
 ROUNDING = 2.0**-22
-"""unit roundoff that is assumed of float32 on a GPU: tensor cores may make a product of three shorter ones and cut off sums"""
+"""Unit roundoff assumed for float32 on a GPU: tensor cores may split a product into three shorter ones and truncate
+sums."""
 
-# FAISS's scratch memory on a GPU belongs to one search at a time; threads of one process take turns.
+# FAISS's scratch memory on a GPU serves one search at a time; threads of one process take turns.
 _turn = threading.Lock()
 
 
@@ -38,7 +40,7 @@ def choose_gpu(device: Device, number: int) -> int | None:
 
 
 def upload_flat(vectors: np.ndarray, metric: int, gpu: int) -> Any:
-    """A flat index of `vectors`, float32 [rows, dim], on a GPU; FAISS's RuntimeError where they do not fit there."""
+    """Create a flat index of `vectors`, float32 [rows, dim], on a GPU; FAISS raises RuntimeError if they do not fit."""
     config = faiss.GpuIndexFlatConfig()
     config.device = gpu
     with _turn:
@@ -48,9 +50,9 @@ def upload_flat(vectors: np.ndarray, metric: int, gpu: int) -> Any:
 
 
 def upload_index(index: Any, gpu: int) -> Any:
-    """A copy of a FAISS index on a GPU. Raises RequestError for a kind that FAISS has none of there.
+    """Copy a FAISS index to a GPU. Raises RequestError for a kind that FAISS does not support there.
 
-    Transforms before it stay on the CPU: FAISS clones none that centres.
+    Preceding transforms stay on the CPU: FAISS cannot clone one that centres.
     """
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexPreTransform):
@@ -63,7 +65,7 @@ def upload_index(index: Any, gpu: int) -> Any:
             return faiss.index_cpu_to_gpu(_resources(), gpu, index)
     except RuntimeError as error:
         raise RequestError(
-            f"index.device=gpu: FAISS has no such index on a GPU: {' '.join(str(error).split())[-120:]} "
+            f"index.device=gpu: FAISS does not support this index on a GPU: {' '.join(str(error).split())[-120:]} "
             "(index.device=cpu)"
         ) from None
 
@@ -71,7 +73,7 @@ def upload_index(index: Any, gpu: int) -> Any:
 def search_on_gpu(
     index: Any, queries: np.ndarray, count: int, parameters: Any = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """FAISS's search of an index on a GPU, in turn: values float32 and rows int64 [n, count], −1 for none."""
+    """FAISS's search of an index on a GPU, one at a time: values float32 and rows int64 [n, count], −1 for none."""
     with _turn:
         values, rows = index.search(queries, count, params=parameters)
     return values, rows

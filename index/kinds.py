@@ -1,7 +1,9 @@
-"""Kinds of index: their rules, and training and filling a FAISS index. Everything FAISS is told when one is built is here.
+"""Kinds of index: their rules, and training and filling a FAISS index. All parameters that FAISS gets at build time
+are here.
 
-For l2 and cosine, ivf_flat and ivf_pq take the sample's mean off all vectors first: FAISS assigns vectors to clusters by
-‖x‖² + ‖c‖² − 2x·c, which loses its digits far from the origin. Same input, same bytes, for any number of threads.
+For l2 and cosine, ivf_flat and ivf_pq subtract the sample's mean from all vectors first: FAISS assigns vectors to
+clusters by ‖x‖² + ‖c‖² − 2x·c, which loses digits far from the origin. The same input gives the same bytes for any
+number of threads.
 """
 
 import math
@@ -20,11 +22,11 @@ _faiss_limits: Any = faiss  # which its type hints lack
 _PQ_NUMBERS = 4  # numbers of a vector behind each byte of code, at least
 _POINTS_PER_CLUSTER = 39  # fewer vectors a cluster, and FAISS calls the clustering badly founded
 _SAMPLE_PER_CLUSTER = 64
-_ROWS_AT_ONCE = 1 << 16  # rows centred and added at once, which bounds memory
+_ROWS_AT_ONCE = 1 << 16  # rows that are centred and added per call, which limits memory
 
 
 def needs_files(config: IndexConfig) -> bool:
-    """Whether every shard has a FAISS index beside its vectors."""
+    """Whether every shard has a FAISS index in addition to its vectors."""
     return config.kind != "flat"
 
 
@@ -52,13 +54,14 @@ def factory_of(config: IndexConfig, dim: int, num_vectors: int) -> str:
 
 
 def check(config: IndexConfig, dim: int, num_vectors: int) -> None:
-    """Refuse settings that `num_vectors` vectors of `dim` numbers cannot have (ConfigError); cheap, so ask before embedding."""
+    """Raise ConfigError if the settings do not suit `num_vectors` vectors of `dim` numbers; cheap, so call it before
+    embedding."""
     empty = _make(config, dim, num_vectors)
     ivf, graph = ivf_of(empty), graph_of(empty)
     if ivf is not None and ivf.nlist > num_vectors:
         raise ConfigError(
-            f"{_setting(config, 'nlist')} makes {ivf.nlist} clusters of {num_vectors} vectors; there must be a vector for each "
-            "(index.nlist=0 chooses a number)"
+            f"{_setting(config, 'nlist')} makes {ivf.nlist} clusters of {num_vectors} vectors; each cluster needs "
+            "at least one vector (index.nlist=0 chooses a number)"
         )
     if config.nprobe and (ivf is None or config.nprobe > ivf.nlist):
         has = "no clusters" if ivf is None else f"{ivf.nlist} clusters"
@@ -72,7 +75,7 @@ def check(config: IndexConfig, dim: int, num_vectors: int) -> None:
 
 
 def parameters_of(config: IndexConfig, dim: int, num_vectors: int) -> dict[str, int]:
-    """What a search takes where it is told nothing else: nprobe, ef_search, k_factor, those that the kind has."""
+    """The default search parameters of the kind: nprobe, ef_search, k_factor, as far as it has them."""
     if not needs_files(config):
         return {}
     empty = _make(config, dim, num_vectors)
@@ -87,7 +90,7 @@ def parameters_of(config: IndexConfig, dim: int, num_vectors: int) -> dict[str, 
 
 
 def sample_size(config: IndexConfig, dim: int, num_vectors: int) -> int:
-    """How many vectors to draw for `train`."""
+    """Number of vectors to sample for `train`."""
     if config.train_size:
         return min(config.train_size, num_vectors)
     empty = _make(config, dim, num_vectors)
@@ -113,10 +116,10 @@ def train(sample: np.ndarray, num_vectors: int, config: IndexConfig) -> bytes:
     if ivf is not None:
         if ivf.nlist > len(sample):
             raise ConfigError(
-                f"index.train_size={config.train_size or len(sample)} is too few vectors to find {ivf.nlist} clusters; take "
-                f"{_POINTS_PER_CLUSTER * ivf.nlist} or more, or index.train_size=0"
+                f"index.train_size={config.train_size or len(sample)} is too few vectors to find {ivf.nlist} "
+                f"clusters; take {_POINTS_PER_CLUSTER * ivf.nlist} or more, or index.train_size=0"
             )
-        ivf.cp.min_points_per_centroid = 1  # a small sample is no error, and FAISS would print about it
+        ivf.cp.min_points_per_centroid = 1  # a small sample is fine, but FAISS would print a warning
         if isinstance(ivf, faiss.IndexIVFPQ):
             ivf.pq.cp.min_points_per_centroid = 1
     if is_centred(config.kind, config.metric):
@@ -133,7 +136,8 @@ def train(sample: np.ndarray, num_vectors: int, config: IndexConfig) -> bytes:
 
 
 def fill(trained: bytes, vectors: np.ndarray, config: IndexConfig) -> "faiss.Index":
-    """A shard's FAISS index: what `train` gave, filled with float32 [rows, dim] (for cosine: divided by their lengths); an id is a row of the shard."""
+    """A shard's FAISS index: what `train` gave, filled with float32 [rows, dim] (for cosine: divided by their
+    lengths); an id is a row of the shard."""
     dim = vectors.shape[1]
     index = from_bytes(trained, "the trained index") if trained else _make(config, dim, max(1, len(vectors)))
     threads = faiss.omp_get_max_threads()
@@ -141,7 +145,7 @@ def fill(trained: bytes, vectors: np.ndarray, config: IndexConfig) -> "faiss.Ind
     if graph is not None:
         if config.ef_construction or config.kind == "hnsw":
             graph.hnsw.efConstruction = config.ef_construction or 200
-        # Threads would link vectors in an order of their own, each time another.
+        # Threads would link the vectors in an order that changes from run to run.
         faiss.omp_set_num_threads(1)
     try:
         with matrix_product_from(1, len(vectors)):
@@ -150,7 +154,7 @@ def fill(trained: bytes, vectors: np.ndarray, config: IndexConfig) -> "faiss.Ind
                 index.add(unit_vectors(part) if config.metric == "cosine" else part)
     except RuntimeError as error:
         raise ConfigError(
-            f"index.factory={config.factory} takes no vectors in order: {_reason(error)}"
+            f"index.factory={config.factory} cannot add vectors in order: {_reason(error)}"
         ) from None
     finally:
         faiss.omp_set_num_threads(threads)
@@ -158,12 +162,13 @@ def fill(trained: bytes, vectors: np.ndarray, config: IndexConfig) -> "faiss.Ind
 
 
 def from_bytes(data: bytes | np.ndarray, place: str) -> "faiss.Index":
-    """Read what `train` gave, or a shard's index off its file; raises VersionError, which names `place`, for anything else."""
+    """Read the result of `train`, or a shard's index file; raises VersionError, which names `place`, for anything
+    else."""
     numbers = np.frombuffer(data, dtype=np.uint8) if isinstance(data, bytes) else data
     try:
         with _read_lock:
-            # Nothing in a file is longer than the file; a length that says so would fill the memory first. FAISS asks for
-            # room for a square matrix where a transform keeps less: 2²⁸ bytes are one of dim 8192.
+            # No part of a file is longer than the file; a damaged length would otherwise fill the memory. FAISS
+            # allocates a square matrix for a transform that stores less: 2²⁸ bytes are one of dim 8192.
             _faiss_limits.set_deserialization_vector_byte_limit(max(numbers.size, 1 << 28))
             _faiss_limits.set_deserialization_loop_limit(max(numbers.size, 1 << 20))
             return faiss.deserialize_index(numbers)
@@ -177,7 +182,7 @@ def ivf_of(index: "faiss.Index") -> "faiss.IndexIVF | None":
 
 
 def graph_of(index: "faiss.Index") -> "faiss.IndexHNSW | None":
-    """The graph that is an index, through any transforms; a graph that only finds clusters does not count."""
+    """The HNSW graph of an index, behind any transforms; a graph that only finds clusters does not count."""
     index = faiss.downcast_index(index)
     while isinstance(index, faiss.IndexPreTransform | faiss.IndexRefine):
         inner = index.index if isinstance(index, faiss.IndexPreTransform) else index.base_index
@@ -186,14 +191,14 @@ def graph_of(index: "faiss.Index") -> "faiss.IndexHNSW | None":
 
 
 def parameter_names(index: "faiss.Index") -> set[str]:
-    """What a search of a kind with a FAISS index takes."""
+    """The names of the search parameters of a kind with a FAISS index."""
     names = {"k_factor"}
     names |= set() if ivf_of(index) is None else {"nprobe"}
     return names if graph_of(index) is None else names | {"ef_search"}
 
 
 def empty_of(described: str, kind: Kind, metric: Metric, dim: int) -> "faiss.Index":
-    """The empty index of a version whose manifest says `described` as its factory. Raises RuntimeError as FAISS does."""
+    """The empty index of a version whose manifest has the factory `described`. Raises RuntimeError like FAISS."""
     index = faiss.index_factory(dim, described, _metric_of(metric))
     if is_centred(kind, metric):
         index = faiss.IndexPreTransform(faiss.CenteringTransform(dim), index)
@@ -206,29 +211,29 @@ def is_centred(kind: Kind, metric: Metric) -> bool:
 
 
 def _metric_of(metric: Metric) -> int:
-    # Vectors of length 1 are in the same order by distance as by product, and distances may be centred: on vectors that
-    # point nearly one way, ivf_pq found 46% of the neighbours by products.
+    # For vectors of length 1, distances and products give the same order, and distances can be centred: on vectors that
+    # point almost in one direction, ivf_pq found 46% of the neighbours by products.
     return faiss.METRIC_INNER_PRODUCT if metric == "inner_product" else faiss.METRIC_L2
 
 
 def _make(config: IndexConfig, dim: int, num_vectors: int) -> "faiss.Index":
-    """The empty index; raises ConfigError where FAISS cannot make it."""
+    """The empty index; raises ConfigError if FAISS cannot create it."""
     described = factory_of(config, dim, num_vectors)
     if config.kind == "ivf_pq" and config.pq_m and dim % config.pq_m:
         raise ConfigError(
-            f"index.pq_m={config.pq_m} does not divide the vectors' dim={dim}; take one of "
+            f"index.pq_m={config.pq_m} does not divide the vectors' dim={dim}; use one of "
             f"{', '.join(str(m) for m in range(1, dim + 1) if dim % m == 0)}"
         )
     try:
         return faiss.index_factory(dim, described, _metric_of(config.metric))
     except RuntimeError as error:
         raise ConfigError(
-            f"index.factory={described} is nothing FAISS can make for dim={dim}: {_reason(error)}"
+            f"index.factory={described} is not a valid FAISS factory for dim={dim}: {_reason(error)}"
         ) from None
 
 
 def _setting(config: IndexConfig, name: str) -> str:
-    """The setting to change, by name and value."""
+    """The setting to change, with its value."""
     name = "factory" if config.kind == "factory" and name != "train_size" else name
     return f"index.{name}={getattr(config, name)}"
 

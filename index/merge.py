@@ -1,4 +1,4 @@
-"""Joining the answers of several shards into one: pure NumPy, the same for squared distances and products."""
+"""Merge the answers of several shards into one: pure NumPy, the same for squared distances and products."""
 
 from collections.abc import Sequence
 
@@ -10,12 +10,15 @@ from index.config import Metric
 def merge_top_k(
     ids: Sequence[np.ndarray], distances: Sequence[np.ndarray], k: int, metric: Metric
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k best of all answers to each query.
+    """Return the k best of all answers to each query.
 
-    ids: int64 [n, k_i] an answer, -1 where there is none; distances: float [n, k_i], as the metric means them.
-    Returns (ids int64 [n, k], distances float64 [n, k]), the best first: the smallest of l2, the largest of
-    inner_product; the smaller id at a tie; -1 with +inf (l2) or -inf (inner_product) where there are fewer
-    than k. An answer may be empty (k_i = 0).
+    Args:
+        ids: int64 [n, k_i] per answer, -1 where there is none; k_i may be 0.
+        distances: float [n, k_i] per answer, in the convention of the metric.
+
+    Returns:
+        (ids int64 [n, k], distances float64 [n, k]), best first: the smallest for l2, the largest for inner_product;
+        ties are ordered by id. Missing entries are -1 with +inf (l2) or -inf (inner_product).
     """
     sign = 1.0 if metric == "l2" else -1.0
     all_ids = np.concatenate(ids, axis=1)

@@ -1,7 +1,7 @@
-"""What to search for which queries: filters become tasks over ranges of positions, never masks over vectors.
+"""Search plans: filters become tasks over ranges of positions, never masks over vectors.
 
-Rows are sorted by (label, id), so a class is one range of positions, and all other classes are two. A range of ids is
-a range of positions where ids are, a range inside a class always, and otherwise a list of positions.
+Rows are sorted by (label, id), so a class is one range of positions, and all other classes are two. A range of ids is a
+range of positions if the ids are contiguous; inside one class it always is; otherwise it becomes a list of positions.
 """
 
 import functools
@@ -14,15 +14,15 @@ from index.base.errors import RequestError
 
 Filter = Literal["same_class", "other_class"]
 
-# Searching "all other classes": consecutive classes form blocks of about this many rows. One block's queries
-# search the two ranges outside it as they are, and the block itself masked. Fewer rows make more calls, more
-# rows make a larger masked part, which costs about 1.4 times as much a pair.
+# For a search of "all other classes", consecutive classes form blocks of about this many rows. The queries of a block
+# search the two ranges outside the block without a mask, and the block itself with one. Fewer rows make more calls;
+# more rows make a larger masked part, which costs about 1.4 times as much per pair.
 _BLOCK_ROWS = 2048
 # A block waits for this many queries, too: a handful would read the whole gallery for little.
 _BLOCK_QUERIES = 256
 # A table from ids to positions may have this many entries a vector, 8 bytes each.
 _TABLE_ENTRIES = 4
-# Positions in more runs than this are searched as a list, copied together, in place of one search a run.
+# Positions in more runs than this are copied together and searched as one list, instead of one search per run.
 _MAX_RUNS = 32
 
 
@@ -34,26 +34,26 @@ class Task:
     """First query of the request."""
 
     query_stop: int
-    """One beyond the last query."""
+    """One past the last query."""
 
     start: int
     """First position."""
 
     stop: int
-    """One beyond the last position."""
+    """One past the last position."""
 
     is_masked: bool = False
-    """Leave out pairs of one label. The request's labels must ascend over these queries."""
+    """Exclude pairs of the same label. The request's labels must ascend over these queries."""
 
     is_class: bool = False
-    """All positions are of one class, which is searched exactly on every kind of index."""
+    """All positions belong to one class, which is searched exactly by every kind of index."""
 
     positions: np.ndarray | None = None
-    """int64 [m], ascending: these positions alone; None takes the whole range."""
+    """int64 [m], ascending: only these positions; None means the whole range."""
 
 
 class Planner:
-    """Positions of a version: where its classes and ids are, and which tasks a filter makes of queries."""
+    """The positions of a version's classes and ids, and the tasks that a filter creates."""
 
     def __init__(self, labels: np.ndarray, ids: np.ndarray, ids_offset: int | None) -> None:
         """labels, ids: int64 [n] by position; ids_offset: ids are ids_offset + position, or None."""
@@ -99,8 +99,8 @@ class Planner:
     ) -> tuple[Task, ...]:
         """Tasks for queries with these labels, int64 [n], and allowed ids, int64 [n, 4] (`id_spans`) or None for all.
 
-        Queries are in the order of `order_queries`. A query that nothing is left for has no task. Masked tasks are
-        for comparing with all vectors; without `is_flat` there are none.
+        Queries are in the order of `order_queries`. A query without any allowed vector has no task. Masked tasks
+        require a comparison with all vectors; without `is_flat` there are none.
         """
         num_queries = len(labels)
         if filter is None and spans is None:
@@ -160,7 +160,7 @@ class Planner:
         return [Task(first, last, int(run[0]), int(run[-1]) + 1) for run in runs]
 
     def _plan_blocks(self, labels: np.ndarray) -> tuple[Task, ...]:
-        """Tasks of "all other classes" for queries of these labels, ascending."""
+        """Tasks of "all other classes" for queries with these ascending labels."""
         # queries of gallery class c: [firsts[c], lasts[c])
         firsts = np.searchsorted(labels, self.classes, side="left")
         lasts = np.searchsorted(labels, self.classes, side="right")
@@ -179,11 +179,11 @@ class Planner:
         return tuple(tasks)
 
     def _blocks(self, queries_of_class: np.ndarray) -> list[tuple[int, int]]:
-        """Cut the gallery's classes into blocks [first, last) of enough rows and queries each."""
+        """Divide the gallery's classes into blocks [first, last) with enough rows and queries each."""
         blocks, first, rows, queries = [], 0, 0, 0
         sizes = self.class_sizes
         for c, size in enumerate(sizes):
-            # A large class stands alone, without a masked part, unless the block before it is too small.
+            # A large class forms a block alone, without a masked part, unless the block before it is too small.
             if queries >= _BLOCK_QUERIES and rows + size > 2 * _BLOCK_ROWS:
                 blocks.append((first, c))
                 first, rows, queries = c, 0, 0
@@ -204,7 +204,7 @@ def is_among(numbers: np.ndarray, ascending: np.ndarray) -> np.ndarray:
 
 
 def id_spans(include: np.ndarray | None, exclude: np.ndarray | None, num_queries: int) -> np.ndarray | None:
-    """The ids allowed to each query as two half-open ranges [a, b) and [c, d): int64 [n, 4]; None allows all.
+    """The ids that each query may return, as two half-open ranges [a, b) and [c, d): int64 [n, 4]; None allows all.
 
     include, exclude: int64 [n, 2], half-open. Raises RequestError for anything else.
     """
@@ -229,12 +229,12 @@ def id_spans(include: np.ndarray | None, exclude: np.ndarray | None, num_queries
         low, high = np.maximum(include[:, 0], 0), np.maximum(include[:, 1], 0)
     if exclude is None:
         return np.column_stack([low, high, high, high])
-    # An empty range excludes nothing, wherever it lies: clipped, it would only cut the span in two.
+    # An empty range excludes nothing, wherever it is: clipped, it would only split the span.
     return np.column_stack([low, np.clip(exclude[:, 0], low, high), np.clip(exclude[:, 1], low, high), high])
 
 
 def order_queries(filter: Filter | None, labels: np.ndarray, spans: np.ndarray | None) -> np.ndarray:
-    """An order of the queries in which those that search the same positions stand side by side: int64 [n]."""
+    """An order of the queries in which those that search the same positions are adjacent: int64 [n]."""
     if spans is not None:
         return np.lexsort((*spans.T[::-1], labels))
     return np.argsort(labels, kind="stable") if filter else np.arange(len(labels))

@@ -1,4 +1,4 @@
-"""Publishing a version of an index: one atomic step makes it current, older versions are kept or removed."""
+"""Publish a version of an index: one atomic step makes it current; older versions are kept or removed."""
 
 import contextlib
 import dataclasses
@@ -30,9 +30,10 @@ logger = logging.getLogger(__name__)
 
 
 def make_current(out: Path, version: int, *, has_changes: bool = False) -> None:
-    """Let readers open this version from now on; one step. For one that was current before: `changes.make_current`.
+    """Make this version current in one step. For a version that was current before, use `changes.make_current`.
 
-    `has_changes`: it has those of the version before; otherwise they stay with that one, and the log says so.
+    has_changes: the version includes the changes of the previous one; otherwise those stay with the previous version,
+    and the log reports it.
     """
     before = current_version(out) if files.exists(out / CURRENT) else version
     is_left = before != version and not has_changes
@@ -52,10 +53,11 @@ def publish_version(
     keep_versions: int,
     switch: Callable[[Path, int], None] = make_current,
 ) -> Path:
-    """Give the staged folder the next number, make it current (by `switch`), remove versions beyond `keep_versions`.
+    """Give the staged folder the next number, make it current (by `switch`), and remove versions beyond
+    `keep_versions`.
 
-    A process killed before the last step leaves the old version current. `manifest.version` is set here. Versions that
-    a reader of this machine has open stay until a later publication.
+    If the process is killed before the last step, the old version stays current. `manifest.version` is set here.
+    Versions that a reader on this machine has open are kept until a later publication.
     """
     version = max(list_versions(out), default=0) + 1
     final = out / VERSIONS / version_name(version)
@@ -71,9 +73,9 @@ def publish_version(
 
 
 def check_older(out: Path, to: int | None = None) -> Manifest:
-    """The version to go back to, all its bytes checked: the newest before the current one unless `to` names one.
+    """The version to roll back to, with all bytes checked: `to`, by default the newest before the current one.
 
-    Raises RequestError where there is no such version, VersionError where it is damaged.
+    Raises RequestError if the version does not exist, VersionError if it is damaged.
     """
     if files.exists(out / MANIFEST):
         raise RequestError(f"{out} is one version; name the folder of its index")
@@ -93,18 +95,21 @@ def check_older(out: Path, to: int | None = None) -> Manifest:
 
 
 def _remove_version(out: Path, version: int) -> None:
-    """Remove a version's folder, unless a reader of this machine has it open; nobody sees it half removed."""
+    """Remove a version's folder, unless a reader on this machine has it open; a half-removed folder is never
+    visible."""
     folder = out / VERSIONS / version_name(version)
     if object_cache.place_of(folder) is not None:
         files.remove_folder(folder)  # who has it open maps files of a working folder
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # a file system without locks: who has mapped its files keeps them
+        with contextlib.suppress(
+            OSError
+        ):  # a file system without locks: readers keep the files that they have mapped
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                logger.info("%s is open elsewhere and stays", folder)
+                logger.info("%s is in use by a reader and is kept", folder)
                 return
         removed = out / STAGING / f"removed-{files.new_token()}"
         removed.parent.mkdir(parents=True, exist_ok=True)

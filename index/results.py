@@ -10,7 +10,7 @@ class SearchResult:
     """Neighbours of n queries."""
 
     ids: np.ndarray
-    """int64 [n, k], best first; -1 where there are fewer than k."""
+    """int64 [n, k], best first; -1 where fewer than k were found."""
 
     distances: np.ndarray
     """float32 [n, k]: squared distances (l2), products (inner_product) or cosines; +inf or -inf where the id is -1.
@@ -18,7 +18,7 @@ class SearchResult:
     Rounded: below 1.4e-45 a distance is 0 here."""
 
     num_missing: int
-    """How many ids are -1, over all queries."""
+    """Number of ids that are -1, over all queries."""
 
     missing_shards: tuple[int, ...] = ()
     """Shards that did not answer, where partial answers were allowed: their vectors are not among the ids."""
@@ -37,7 +37,8 @@ class SearchResult:
 
 @dataclass(frozen=True, slots=True)
 class Neighbours:
-    """What mining asks for: neighbours of the query's own class and of all others; -1 where there are fewer."""
+    """The result of `neighbours`, used for mining: neighbours of the query's own class and of all others; -1 if too
+    few."""
 
     same_ids: np.ndarray
     """int64 [n, num_same], best first."""

@@ -1,7 +1,7 @@
-"""Switches that hold for a whole process: what FAISS, the C library and the processor do faster if they are asked to.
+"""Process-wide performance options of FAISS, the C library and the processor.
 
-Importing this, or any package, switches nothing. `faiss` names the processor to OpenBLAS when it is first used; the other
-switches are called by what does the work: searches, embedders, training workers.
+Importing this package changes nothing. `faiss` selects the processor for OpenBLAS at its first use; the code that
+does the work sets the other options: searches, embedders, training workers.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 _CORETYPE = "OPENBLAS_CORETYPE"
-# Processors that OpenBLAS knows, the best first, and what a processor must be able to do for their products.
+# Processors that OpenBLAS knows, best first, and the CPU features that their kernels need.
 _CORES = (
     ("SKYLAKEX", {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}),
     ("HASWELL", {"avx2", "fma"}),
@@ -28,14 +28,14 @@ _OWN_MALLOC = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABL
 
 
 def name_processor(description: Path = Path("/proc/cpuinfo")) -> None:
-    """Name an Intel processor to OpenBLAS by what it can do, before a process loads it; OPENBLAS_CORETYPE in the environment counts.
+    """Tell OpenBLAS the Intel processor by its features, before it is loaded; an existing OPENBLAS_CORETYPE is kept.
 
-    FAISS's wheel brings OpenBLAS 0.3.15, which knows no Intel processor since Sapphire Rapids and computes for one of 2004
-    there, by four numbers at a time: kNN scores of 5,000 queries among 20,000 × 256 took 2.4 times as long
-    (`python -m benchmarks.suite evaluate`). Child processes have the name too.
+    FAISS's wheel contains OpenBLAS 0.3.15, which predates Intel's processors from Sapphire Rapids on. There it uses
+    kernels for one of 2004, with four numbers at a time: kNN scores of 5,000 queries among 20,000 × 256 took 2.4
+    times as long (`python -m benchmarks.suite evaluate`). Child processes inherit the setting.
 
     Args:
-        description: Linux's; without it nothing is named.
+        description: Linux's CPU information; if the file is missing, nothing is set.
     """
     if _CORETYPE in os.environ:
         return
@@ -81,9 +81,9 @@ _default = 0
 
 @contextlib.contextmanager
 def matrix_product_from(least: int, num_queries: int) -> Iterator[None]:
-    """Let FAISS use the matrix product where there are `least` queries, and nothing else; its own rule is 8 times slower between.
+    """Let FAISS use the matrix product from `least` queries on; between the limits its own rule is 8 times slower.
 
-    The choice is one global of FAISS, so threads that want the other one wait; those that want the same work
+    The choice is one global variable of FAISS, so threads that need another value wait; threads with the same value run
     concurrently.
     """
     global _users, _default
@@ -107,14 +107,15 @@ def matrix_product_from(least: int, num_queries: int) -> Iterator[None]:
 
 @functools.cache
 def keep_freed_memory() -> bool:
-    """Have this process keep freed memory for its next allocations, pieces of up to 1 GiB, until it ends.
+    """Let this process keep freed memory for its next allocations, in pieces of up to 1 GiB, until it ends.
 
-    By itself the C library gives large pieces, such as a network's outputs, back to the system at once; they are mapped
-    again with the next step, and the system clears each of their pages: a third of Conv4's step, half of MobileNetV2's
-    embedding (`python -m benchmarks.suite train`). The process stays as large as it once was.
+    By default the C library returns large pieces, such as a network's outputs, to the system at once. They are mapped
+    again at the next step, and the system clears every page: a third of Conv4's step, half of MobileNetV2's embedding
+    (`python -m benchmarks.suite train`). The process keeps its largest size.
 
-    Returns whether memory is kept: not without glibc, and not where the environment says how malloc is to be
-    (MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_THRESHOLD_, GLIBC_TUNABLES). Memory of a GPU is torch's own.
+    Returns:
+        Whether memory is kept: not without glibc, and not if the environment configures malloc
+        (MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_THRESHOLD_, GLIBC_TUNABLES). GPU memory is managed by torch.
     """
     if any(name in os.environ for name in _OWN_MALLOC):
         return False
@@ -126,14 +127,14 @@ def keep_freed_memory() -> bool:
 
 @contextlib.contextmanager
 def flushing_denormals(set_flush: Callable[[bool], object]) -> Iterator[None]:
-    """Take float32 results below 1.2e-38 for 0 in here, on the CPU; threads that begin in here do so for good.
+    """Treat float32 results below 1.2e-38 as 0 in this block, on the CPU; threads that start in it keep the setting.
 
-    A processor computes with such numbers up to a hundred times slower, and gradients and momenta that die out end there:
-    a step can take a multiple of the time. To be entered before the process's first computation, since torch keeps the
-    threads that its first one starts.
+    A processor is up to a hundred times slower with such numbers, and vanishing gradients and momenta become such
+    numbers: a step can take several times as long. Enter the block before the first computation of the process, since
+    torch keeps the threads that its first computation starts.
 
     Args:
-        set_flush: `torch.set_flush_denormal`; this package does not know torch.
+        set_flush: `torch.set_flush_denormal`; passed in, because this package does not import torch.
     """
     set_flush(True)
     try:

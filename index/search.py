@@ -1,6 +1,6 @@
-"""Searching an index: what is asked, checked and planned, and one answer out of those of all shards.
+"""Search of an index: check the request, plan it, and merge the answers of all shards.
 
-Where the shards are is the subclass's business (`_answers`); which positions a filter leaves is `plan`'s.
+The subclass knows where the shards are (`_answers`); `plan` computes which positions a filter allows.
 """
 
 import abc
@@ -26,7 +26,7 @@ from index.shard import NONE_HIDDEN, Request, Shard
 from index.vectors import check_column, check_directions, check_vectors, unit_vectors
 from index.versions import Manifest
 
-# More neighbours a query than this are refused: answers of 16,384 already take 256 KiB a query.
+# A higher number of neighbours per query is refused: answers of 16,384 already need 256 KiB per query.
 MAX_K = 16384
 _QUERIES_AT_ONCE = 32768
 _ANSWERS_AT_ONCE = 1 << 26  # times 16 bytes for each shard: ids and costs
@@ -37,7 +37,8 @@ Labels = np.ndarray | Sequence[int] | Sequence[str] | int | str
 
 
 class ShardedIndex(abc.ABC):
-    """A published version with the changes made to it until it was opened; where its shards live is the subclass's business."""
+    """A published version with the changes made to it until it was opened; where its shards live is the subclass's
+    business."""
 
     labels: np.ndarray
     """int64 [manifest.num_vectors], by position, ascending: of the version, without its changes."""
@@ -57,12 +58,12 @@ class ShardedIndex(abc.ABC):
 
     def __repr__(self) -> str:
         return (
-            f"{type(self).__name__}('{with_addresses(str(self.path))}', {self.num_vectors} vectors of {self.dim} numbers, "
-            f"kind={self.manifest.kind}, metric={self.metric})"
+            f"{type(self).__name__}('{with_addresses(str(self.path))}', {self.num_vectors} vectors of {self.dim} "
+            f"numbers, kind={self.manifest.kind}, metric={self.metric})"
         )
 
     def _set_contents(self, contents: Contents) -> None:
-        """Take the version's contents, and make a shard of the vectors that were added."""
+        """Set the version's contents, and create a shard of the vectors that were added."""
         self._contents = contents
         manifest, changes = self.manifest, contents.changes
         mean = None if manifest.mean is None else np.array(manifest.mean)
@@ -70,11 +71,11 @@ class ShardedIndex(abc.ABC):
 
     @property
     def has_more(self) -> bool:
-        """Whether the version was changed since; costs one look for a file."""
+        """Whether the version was changed since it was opened; costs one check for a file."""
         return self._contents.has_more
 
     def caught_up(self) -> Self:
-        """This index with all changes made to its version until now; itself where there are none. Shards stay open."""
+        """Return this index with all changes made so far; `self` if there are none. Shards stay open."""
         if not self.has_more:
             return self
         newer = copy.copy(self)
@@ -88,7 +89,7 @@ class ShardedIndex(abc.ABC):
 
     @property
     def changes(self) -> Changes:
-        """What was added to the version and removed from it."""
+        """The vectors that were added to and removed from the version."""
         return self._contents.changes
 
     @property
@@ -103,14 +104,14 @@ class ShardedIndex(abc.ABC):
 
     @property
     def parameters(self) -> dict[str, int]:
-        """What a search takes where it is told nothing else: nprobe, ef_search, k_factor, as built or tuned."""
+        """The default search parameters, as built or tuned: nprobe, ef_search, k_factor."""
         return dict(self.manifest.parameters)
 
     @abc.abstractmethod
     def _answers(self, request: Request) -> Sequence[tuple[np.ndarray, np.ndarray] | None]:
-        """Every shard's (ids [n, k], costs [n, k]); None for one that did not answer, where that is allowed.
+        """Return every shard's (ids [n, k], costs [n, k]); None for a shard that did not answer, if that is allowed.
 
-        Raises PartialSearchError where it is not, or where none answered.
+        Raises PartialSearchError if it is not allowed, or if no shard answered.
         """
 
     def search(
@@ -126,30 +127,31 @@ class ShardedIndex(abc.ABC):
         parameters: Mapping[str, int] | None = None,
         exact: bool = False,
     ) -> SearchResult:
-        """The k nearest vectors of each query by `exact.costs`; ties go to the smaller id, and distances are exact on every kind.
+        """Return the k nearest vectors of each query by `exact.costs`; ties are ordered by id, and distances are exact.
 
-        A flat index finds the true neighbours, and so does every kind with `exact`, with `same_class`, and ivf_flat with
-        nprobe of all clusters; elsewhere some may be missed, never a filter broken, never fewer answered than there are.
-        Queries that search the same ids are searched together; each different range of ids costs a pass of its own.
+        The result is exact for a flat index, with `exact`, with `same_class`, and for ivf_flat with nprobe of all
+        clusters. Otherwise some neighbours may be missed, but filters always apply, and k vectors are returned if
+        that many exist. Queries with the same range of ids are searched together; each different range costs a
+        separate pass.
 
         Args:
             queries: float32 [n, dim].
-            k: neighbours of each query, at most 16,384.
-            same_class: search only vectors of this class: int64 [n] labels of the queries, class names where the index has
+            k: neighbours per query, at most 16,384.
+            same_class: search only vectors of this class: int64 [n] labels of the queries, class names if the index has
                 `class_names`, or one label or name for all queries.
-            other_class: search only vectors of other classes than this, given alike. Not together with `same_class`.
-            query_ids: int64 [n], an id that is left out of each query's answer (itself, where the queries are in the index);
-                -1 or an id that the index lacks leaves nothing out.
-            include_ids: int64 [n, 2], half-open ranges of ids [from, to) that alone are searched.
-            exclude_ids: int64 [n, 2], ranges of ids that are not searched.
+            other_class: search only vectors of other classes than this; same form. Not together with `same_class`.
+            query_ids: int64 [n], an id to exclude from each query's answer (its own id if the queries are in the
+                index); -1 or an unknown id excludes nothing.
+            include_ids: int64 [n, 2], half-open ranges of ids [from, to); only these are searched.
+            exclude_ids: int64 [n, 2], half-open ranges of ids that are not searched.
             parameters: nprobe, ef_search, k_factor for this search.
-            exact: compare with every vector, whatever the kind.
+            exact: compare with every vector, for any kind of index.
 
         Returns:
             ids and distances, [n, k].
 
         Raises:
-            RequestError: queries or filters do not fit, or a class of `same_class` has no vector.
+            RequestError: queries or filters are invalid, or a class of `same_class` has no vector.
         """
         queries = np.asarray(queries)
         check_vectors(queries, "queries", self.dim)
@@ -210,7 +212,7 @@ class ShardedIndex(abc.ABC):
     def _choose_filter(
         self, same_class: Labels | None, other_class: Labels | None, num_queries: int
     ) -> tuple[Filter | None, np.ndarray]:
-        """(the filter that is asked for, int64 [num_queries]: the queries' labels, zeros without one)."""
+        """(the requested filter, int64 [num_queries]: the queries' labels, zeros if there are none)."""
         if same_class is not None and other_class is not None:
             raise RequestError(
                 "same_class and other_class exclude each other; search twice, or use neighbours()"
@@ -233,7 +235,7 @@ class ShardedIndex(abc.ABC):
                     else "; this index knows labels, no names"
                 )
                 raise RequestError(
-                    f"{name} has '{unknown[0]}', which is no class of the index {self.path}{hint}"
+                    f"{name} has '{unknown[0]}', which is not a class of the index {self.path}{hint}"
                 )
             labels = np.array([known[text] for text in labels.ravel().tolist()], np.int64).reshape(
                 labels.shape
@@ -251,9 +253,10 @@ class ShardedIndex(abc.ABC):
         num_same: int,
         num_other: int,
     ) -> Neighbours:
-        """The num_same nearest of the query's class without itself, and the num_other nearest of all others.
+        """Return the num_same nearest of the query's class, excluding the query, and the num_other nearest of all
+        others.
 
-        Arguments and errors as for `search`; a count of 0 gives arrays [n, 0].
+        Arguments and errors are those of `search`; a count of 0 gives arrays [n, 0].
         """
         wanted: tuple[tuple[int, Filter], ...] = ((num_same, "same_class"), (num_other, "other_class"))
         found: list[np.ndarray] = []
@@ -270,14 +273,15 @@ class ShardedIndex(abc.ABC):
         return Neighbours(found[0], found[1], found[2], found[3], tuple(sorted(missing)))
 
     def labels_of(self, ids: np.ndarray) -> np.ndarray:
-        """Labels of ids of any shape, int64; -1 stays -1. Raises RequestError for an id the index lacks."""
+        """Return the labels of ids of any shape, int64; -1 stays -1. Raises RequestError for an unknown id."""
         return self._contents.labels_of(ids)
 
     def vectors(self, start: int, stop: int, *, as_given: bool = False) -> np.ndarray:
-        """The vectors (of length 1 for cosine) at positions [start, stop), float32 [stop - start, dim]; off the disk where it can be.
+        """Return the vectors at positions [start, stop), float32 [stop - start, dim]; memory-mapped if possible.
 
-        `as_given` gives them for cosine too as they were given; they alone are their own neighbours to the last digit.
-        Positions are the version's: RequestError where it was changed since.
+        For cosine they have length 1; with `as_given` they are the original vectors, which alone have exactly
+        themselves as nearest neighbours. Positions are those of the version: RequestError if it was changed since it
+        was opened.
         """
         if self.changes.number:
             raise RequestError(
@@ -299,9 +303,9 @@ class ShardedIndex(abc.ABC):
         own = self.parameters
         for name, value in wanted.items():
             if name not in own:
-                takes = f"takes {', '.join(own)}" if own else "takes none"
+                takes = f"has {', '.join(own)}" if own else "has none"
                 raise RequestError(
-                    f"parameters has {name}; the index {self.path} (kind={self.manifest.kind}) {takes}"
+                    f"parameters has the unknown {name}; the index {self.path} (kind={self.manifest.kind}) {takes}"
                 )
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
                 raise RequestError(f"parameters has {name}={value}; it must be a whole number of at least 1")
@@ -327,7 +331,8 @@ class LocalIndex(ShardedIndex):
         return max(shard.num_clusters for shard in self._shards)
 
     def compares_all(self, parameters: Mapping[str, int]) -> bool:
-        """Whether a search without a filter compares every vector of some shard: where its FAISS index would look at as many."""
+        """Whether a search without a filter compares every vector of some shard, because its FAISS index would visit
+        as many."""
         return any(shard.compares_all(parameters) for shard in self._shards)
 
 
@@ -338,17 +343,17 @@ def open_index(
 
     Args:
         path: folder of the index or of a version, or its address at s3:// or gs://.
-        verify: compare checksums, once in a process; file sizes are always checked.
+        verify: compare checksums, once per process; file sizes are always checked.
         device: where vectors are searched.
-        gpu: with device=gpu, the number of the GPU among those that this process sees.
-        changes: with what was added and removed since it was published.
+        gpu: with device=gpu, the number of the GPU among those visible to this process.
+        changes: include the vectors added and removed since the version was published.
 
     Returns:
-        The index, to be searched.
+        The opened index.
 
     Raises:
         VersionError: something is missing or damaged.
-        RequestError: device=gpu where FAISS sees no such GPU.
+        RequestError: device=gpu, but FAISS sees no such GPU.
     """
 
     def open_version(folder: Path) -> LocalIndex:

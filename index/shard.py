@@ -1,9 +1,9 @@
-"""One shard: the nearest of a contiguous range of positions.
+"""One shard: the nearest vectors of a contiguous range of positions.
 
-Float32 arithmetic, or the shard's FAISS index, only proposes: at least k + 10 candidates. Their costs in float64 (`exact.costs`)
-decide. Where all rows were compared, a bound on float32's rounding (`exact.rounding`) proves that no other row may be nearer; queries without
-that proof are asked wider, then looked at again (`exact.second_look`). A *cost* is the smaller the better, so that one path serves
-every metric.
+Float32 arithmetic, or the shard's FAISS index, only proposes candidates, at least k + 10. Their costs in float64
+(`exact.costs`) decide. If all rows were compared, a bound on float32's rounding (`exact.rounding`) proves that no
+other row can be nearer; queries without that proof get more candidates, then a second pass (`exact.second_look`). A
+*cost* is smaller for nearer vectors, so that one code path serves every metric.
 """
 
 import itertools
@@ -29,16 +29,17 @@ from index.runtime import faiss
 from index.vectors import unit_vectors
 from index.versions import Manifest
 
-# Candidates beyond k that float64 decides about. Mostly the last of them is further than the k-th by more than float32's rounding, which is the proof.
+# Candidates beyond k that are ranked in float64. Usually the last of them is further away than the k-th by more than
+# float32's rounding, which is the proof.
 MARGIN = 10
 # Candidates more where positions are hidden.
 _SPARE = 10
-# Queries without proof first ask for this many candidates more, if at most one in _FEW lacks it: a second look reads all vectors in
-# float64, which is much for a few queries.
+# If at most one in _FEW queries lacks the proof, these queries first get this many more candidates: a second pass
+# reads all vectors in float64, which is expensive for a few queries.
 _WIDER_MARGIN = 120
 _FEW = 8
 _QUERIES_AT_ONCE = 4096
-_RERANK_QUERIES = 512  # for fewer queries a thread, threads cost more than they bring
+_RERANK_QUERIES = 512  # with fewer queries per thread, threads cost more than they save
 
 
 NONE_HIDDEN = np.empty(0, dtype=np.int64)
@@ -46,7 +47,7 @@ NONE_HIDDEN = np.empty(0, dtype=np.int64)
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What every shard is asked; plain arrays, so that it travels to actors without copies."""
+    """The request that every shard gets; plain arrays, so that it is sent to actors without copies."""
 
     queries: np.ndarray
     """float32 [n, dim]"""
@@ -61,13 +62,13 @@ class Request:
     """Answers a query."""
 
     tasks: tuple[Task, ...]
-    """Tasks of the same queries stand side by side; their ranges are disjoint and ascend, masked ones apart."""
+    """Tasks of the same queries are adjacent; their ranges are disjoint and ascend, masked ones separately."""
 
     parameters: Mapping[str, int] = field(default_factory=dict)
-    """nprobe, ef_search, k_factor in place of the version's own. More clusters than there are is all of them."""
+    """nprobe, ef_search, k_factor instead of the version's own. A value above the number of clusters means all."""
 
     is_exact: bool = False
-    """Leave the FAISS index aside, whatever the kind."""
+    """Ignore the FAISS index, for any kind."""
 
     hidden: np.ndarray = field(default_factory=lambda: NONE_HIDDEN)
     """int64 [h], ascending: positions whose vectors were removed since the version was published."""
@@ -77,11 +78,11 @@ class Request:
 
 
 class Shard:
-    """The vectors of positions [start, start + rows), raw on disk, and what proposes candidates among them.
+    """The vectors of positions [start, start + rows), raw on disk, and the index that proposes candidates among them.
 
-    vectors: float32 [rows, dim]; ids, labels: int64 [rows]; mean: float [dim], l2 alone; candidates: the shard's
-    FAISS index, None for flat; parameters: what it is asked with. Memory: flat holds one float32 copy of the shard for l2 and cosine, none for
-    inner products; other kinds hold what FAISS holds.
+    vectors: float32 [rows, dim]; ids, labels: int64 [rows]; mean: float [dim], for l2 only; candidates: the shard's
+    FAISS index, None for flat; parameters: its search parameters. Memory: flat keeps one float32 copy of the shard
+    for l2 and cosine, none for inner products; other kinds keep what FAISS keeps.
     """
 
     def __init__(
@@ -131,7 +132,7 @@ class Shard:
             check_contents(index, expected, stop - start, str(path))
             if set(manifest.parameters) != kinds.parameter_names(index):
                 raise VersionError(
-                    f"{folder} is damaged: its manifest has parameters={manifest.parameters}, its index takes "
+                    f"{folder} is damaged: its manifest has parameters={manifest.parameters}, its index needs "
                     f"{sorted(kinds.parameter_names(index))}"
                 )
             candidates = Candidates(index, chosen)
@@ -148,21 +149,21 @@ class Shard:
         )
 
     def prepare(self) -> None:
-        """Make what the first search would make: the centred copy, and the rows on a GPU."""
+        """Create the centred copy, and the rows on a GPU, which otherwise the first search creates."""
         self._flat.prepare()
 
     @property
     def num_looked_at_again(self) -> int:
-        """Queries so far that had no proof and were compared a second time; for reports."""
+        """Number of queries so far that needed a second pass; for reports."""
         return self._second_look.num_queries
 
     @property
     def num_clusters(self) -> int:
-        """Clusters of the FAISS index, 0 where it has none."""
+        """Number of clusters of the FAISS index; 0 if it has none."""
         return 0 if self._candidates is None else self._candidates.num_clusters
 
     def compares_all(self, parameters: Mapping[str, int]) -> bool:
-        """Whether a search for neighbours among all rows compares each of them, since the FAISS index would look at as many."""
+        """Whether a search among all rows compares each of them, because the FAISS index would visit as many."""
         chosen = {**self._parameters, **parameters}
         return self._candidates is None or self.stop - self.start <= self._candidates.visits(chosen)
 
@@ -208,7 +209,7 @@ class Shard:
             return self._propose_all(request, part, tasks, MARGIN)
         hidden = self._hidden_among(request, tasks)
         width = parameters["k_factor"] * request.k + MARGIN + 1
-        # As many again, and queries that hidden rows crowd still get k of the others.
+        # As many again, so that queries with hidden rows among the nearest still get k others.
         width = min(width + min(len(hidden), width), num_rows)
         allowed = [(t.start, t.stop) for t in tasks] if tasks[0].positions is None else tasks[0].positions
         queries = request.queries[part]
@@ -217,7 +218,7 @@ class Shard:
         rows = index.propose(queries, width, allowed, parameters)
         _leave_out(rows, hidden)
         found = _Found(rows, np.full(len(part), np.inf), np.zeros(len(part)))
-        # One more than k for the position that is left out. Who got fewer is answered from the vectors.
+        # One more than k for the excluded position. Queries with too few candidates are searched in the vectors.
         wanted = min(request.k + 1, num_rows - len(hidden))
         short = np.flatnonzero((rows >= 0).sum(axis=1) < wanted)
         if len(short):
@@ -225,12 +226,11 @@ class Shard:
         return found
 
     def _propose_all(self, request: Request, part: np.ndarray, tasks: list[Task], margin: int) -> "_Found":
-        """As `_propose`, by comparing these queries with every row of the tasks: k + `margin` candidates and some for hidden rows."""
+        """As `_propose`, by comparing these queries with every row of the tasks: k + `margin` candidates and some for
+        hidden rows."""
         queries = self._flat.hold(request.queries[part])
         hidden = self._hidden_among(request, tasks)
-        asked = (
-            request.k + margin + 1 + min(_SPARE, len(hidden))
-        )  # one more for the position that is left out
+        asked = request.k + margin + 1 + min(_SPARE, len(hidden))  # one more for the excluded position
         found = []
         for task in tasks:
             count = min(asked, _num_rows(task))
@@ -264,13 +264,14 @@ class Shard:
             first, last = np.searchsorted(hidden, (task.start, task.stop))
             part = hidden[first:last]
             parts.append(part if task.positions is None else np.intersect1d(part, task.positions))
-        # Masked tasks stand after others, with ranges apart from theirs.
+        # Masked tasks follow the others, with separate ranges.
         return np.sort(np.concatenate(parts))
 
     def _decide(
         self, request: Request, part: np.ndarray, found: "_Found"
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Order candidates by their exact costs: ids [queries, k], costs [queries, k], and the queries without proof, int64 of the request."""
+        """Order candidates by their exact costs: ids [queries, k], costs [queries, k], and the queries without proof,
+        int64 of the request."""
         queries, rows = request.queries[part], found.rows
         costs = np.empty(rows.shape)
         num_threads = max(1, min(faiss.omp_get_max_threads(), len(rows) // _RERANK_QUERIES))
@@ -297,7 +298,7 @@ class Shard:
             request.queries[part],
             request.labels[part],
             limits,
-            request.k + 1,  # one more for the position that is left out
+            request.k + 1,  # one more for the excluded position
             is_allowed,
             is_masked=any(task.is_masked for task in tasks),
         )
@@ -306,7 +307,8 @@ class Shard:
     def _order(
         self, request: Request, part: np.ndarray, rows: np.ndarray, costs: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The k best of judged candidates [queries, any] without the position left out: ids and costs [queries, k]."""
+        """The k best of the ranked candidates [queries, any] without the excluded position: ids and costs [queries,
+        k]."""
         ids = self._ids[rows]
         left_out = (rows < 0) | (rows + self.start == request.skip[part][:, None])
         ids[left_out] = -1
@@ -322,14 +324,14 @@ class _Found:
     """int64 [n, any], −1 for none"""
 
     worst: np.ndarray
-    """float64 [n]: no row that was compared and is not among them costs less, up to rounding; +inf where none was left out, or the FAISS
-    index answered, which promises nothing"""
+    """float64 [n]: no row that was compared and is not among them costs less, up to rounding; +inf where none was
+    left out, or the FAISS index answered, which promises nothing"""
 
     lengths: np.ndarray
     """float64 [n]: as in `flat.Proposal`"""
 
     def with_answers(self, places: np.ndarray, found: "_Found") -> "_Found":
-        """These candidates with others for the queries at `places`, int64 [m]."""
+        """These candidates with those of `found` for the queries at `places`, int64 [m]."""
         width = max(self.rows.shape[1], found.rows.shape[1])
         rows = np.full((len(self.rows), width), -1, dtype=np.int64)
         rows[:, : self.rows.shape[1]] = self.rows
@@ -341,7 +343,7 @@ class _Found:
 
 
 def _leave_out(rows: np.ndarray, hidden: np.ndarray) -> None:
-    """Put -1 where `rows` has one of `hidden`, ascending."""
+    """Set -1 where `rows` contains one of `hidden`, ascending."""
     if len(hidden):
         rows[is_among(rows, hidden)] = -1
 

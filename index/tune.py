@@ -1,7 +1,7 @@
-"""Tuning a built index: the cheapest search parameters that find a wanted share of the true neighbours.
+"""Tune a built index: find the cheapest search parameters that reach a required recall.
 
-Recall rises with every parameter, so the smallest value that suffices is found by bisection; among pairs that suffice
-(clusters or graph walked, candidates judged) the one measured to be fastest is taken.
+Recall rises with every parameter, so bisection finds the smallest sufficient value. Among sufficient pairs (clusters or
+graph candidates visited, candidates re-ranked) the fastest one by measurement is chosen.
 """
 
 import time
@@ -26,7 +26,8 @@ class Trial:
     """nprobe, ef_search, k_factor: those that the kind has."""
 
     recall: float
-    """Share of the k true neighbours that are found, 0 to 1; one at the same distance as the last counts."""
+    """Share of the k true neighbours that are found, 0 to 1; a neighbour at the same distance as the last one
+    counts."""
 
     seconds: float
     """Time a query."""
@@ -34,23 +35,24 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """What was measured, in that order, and what was chosen."""
+    """All measurements, in order, and the choice."""
 
     trials: list[Trial]
     """Every setting that was tried."""
 
     chosen: Trial
-    """The fastest that reaches the recall asked for, or the best where none does."""
+    """The fastest setting that reaches the required recall, or the best one if none does."""
 
     is_reached: bool
-    """Whether `chosen` has the recall asked for."""
+    """Whether `chosen` reaches the required recall."""
 
 
 def tune(index: LocalIndex, recall: float, k: int, sample: int = 1000, seed: int = 0) -> Tuning:
-    """Measure settings of `index` on `sample` of its own vectors, each left out of its own answer; changes nothing.
+    """Measure search parameters of `index` on `sample` of its own vectors, each excluded from its own answer.
 
-    The true neighbours are searched exactly, so this costs `sample` passes over all vectors, and then a search a trial.
-    Raises RequestError for a flat index, which has nothing to tune, and for numbers that make no sense.
+    The index is not changed. The true neighbours are searched exactly, which costs `sample` passes over all vectors;
+    each trial then costs a search. Raises RequestError for a flat index, which has no parameters, and for invalid
+    numbers.
     """
     if not index.parameters:
         raise RequestError(
@@ -68,7 +70,7 @@ def tune(index: LocalIndex, recall: float, k: int, sample: int = 1000, seed: int
             best = _bisect(measure, effort, measure.largest(effort), k_factor, recall)
         if best.recall >= recall:
             fitting.append(best)
-            # More candidates let fewer clusters do; where that no longer pays, still more will not.
+            # With more candidates, fewer clusters suffice; once that no longer pays, still more candidates will not.
             if len(fitting) > 1 and fitting[-1].seconds > fitting[-2].seconds:
                 break
     if fitting:
@@ -79,31 +81,32 @@ def tune(index: LocalIndex, recall: float, k: int, sample: int = 1000, seed: int
 
 
 def store(index: LocalIndex, parameters: dict[str, int]) -> None:
-    """Write the parameters into the version's manifest; whoever opens it from now on searches with them."""
+    """Write the parameters into the version's manifest; indexes opened afterwards search with them."""
     versions.write_parameters(index.path, versions.read_manifest(index.path), parameters)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Truth:
-    """Some vectors of an index and how far their true neighbours are: the same for every index of these vectors and labels."""
+    """Some vectors of an index and the distances of their true neighbours: equal for every index of these vectors and
+    labels."""
 
     positions: np.ndarray
-    """int64 [n], ascending: the vectors asked for, each left out of its own answer."""
+    """int64 [n], ascending: the query vectors, each excluded from its own answer."""
 
     k: int
     """Neighbours a query."""
 
     last: np.ndarray
-    """float64 [n]: cost of the last true neighbour, a squared distance or a negative product; −inf where there is none."""
+    """float64 [n]: cost of the last true neighbour, a squared distance or a negative product; −inf if there is none."""
 
     num_true: int
     """True neighbours of all queries together."""
 
 
 def find_truth(index: LocalIndex, k: int, sample: int = 1000, seed: int = 0) -> Truth:
-    """Draw `sample` vectors of `index` by `seed` and search their k true neighbours: so many passes over all vectors.
+    """Draw `sample` vectors of `index` by `seed` and find their k true neighbours: `sample` passes over all vectors.
 
-    Raises RequestError where there is nothing to draw or to find.
+    Raises RequestError if there is no vector to draw or no neighbour to find.
     """
     if sample < 1 or index.num_vectors < 2:
         raise RequestError(
@@ -113,16 +116,16 @@ def find_truth(index: LocalIndex, k: int, sample: int = 1000, seed: int = 0) -> 
         np.random.default_rng(seed).choice(index.num_vectors, min(sample, index.num_vectors), replace=False)
     )
     true = index.search(_vectors_at(index, positions), k, query_ids=index.ids[positions], exact=True)
-    # Where there are fewer than k, the last there is.
+    # If there are fewer than k neighbours, the last existing one.
     costs = np.where(true.ids >= 0, _sign_of(index) * true.exact_distances, -np.inf)
     return Truth(positions, k, costs.max(axis=1), int((true.ids >= 0).sum()))
 
 
 class Measurer:
-    """Measures settings of one index against the truth; the same setting once.
+    """Measures search parameters of one index against the truth; each setting only once.
 
-    at_once: queries of one search; 0: all. least_s: what took less is done again for so long, and the fastest of those
-    counts, since the first may find files and caches cold.
+    at_once: queries per search; 0: all. least_s: a faster search is repeated for this many seconds, and the fastest run
+    counts, since the first one may read cold files and caches.
     """
 
     def __init__(self, index: LocalIndex, truth: Truth, *, at_once: int = 0, least_s: float = 0.0) -> None:
@@ -132,7 +135,7 @@ class Measurer:
         self.trials: list[Trial] = []
 
     def largest(self, name: str) -> int:
-        """The largest value worth trying: every cluster; 4096 candidates of a graph."""
+        """The largest useful value: every cluster; 4096 candidates of a graph."""
         return _LARGEST.get(name) or self._index.num_clusters
 
     def __call__(self, parameters: dict[str, int]) -> Trial:
@@ -150,7 +153,7 @@ class Measurer:
         return self.trials[-1]
 
     def _search(self, parameters: dict[str, int]) -> tuple[int, float]:
-        """True neighbours found by all queries, and seconds of the searches."""
+        """The number of true neighbours found by all queries, and the seconds of the searches."""
         num_hits, seconds, last = 0, 0.0, self._truth.last[:, None]
         for start in range(0, len(self._ids), self._at_once):
             some = slice(start, start + self._at_once)
@@ -199,5 +202,5 @@ def _vectors_at(index: LocalIndex, positions: np.ndarray) -> np.ndarray:
 
 
 def has_codes(kind: Kind) -> bool:
-    """Whether FAISS ranks by something coarser than the vectors, so that more candidates find more."""
+    """Whether FAISS ranks by compressed vectors, so that more candidates raise the recall."""
     return kind in ("ivf_pq", "factory")

@@ -1,4 +1,4 @@
-"""Checks of vectors and of the columns beside them, and the order of rows in an index."""
+"""Checks of vectors and their columns, and the order of rows in an index."""
 
 import numpy as np
 
@@ -11,14 +11,14 @@ MAX_NORM = 1e18
 def check_vectors(
     vectors: np.ndarray, name: str, dim: int | None = None, rows: np.ndarray | None = None
 ) -> None:
-    """Refuse what is not a finite float32 [n, dim] array; `name` is named in errors (RequestError).
+    """Raise RequestError if `vectors` is not a finite float32 [n, dim] array; errors contain `name`.
 
-    rows: int64 [n], what the user knows the vectors by; their places here if it is left out.
+    rows: int64 [n], the numbers by which the user knows the vectors; by default their positions.
     """
     if vectors.ndim != 2 or vectors.shape[1] < 1:
         raise RequestError(f"{name} has shape {list(vectors.shape)}; it must be [n, dim]")
     if dim is not None and vectors.shape[1] != dim:
-        raise RequestError(f"{name} has dim={vectors.shape[1]}; the index holds vectors of dim={dim}")
+        raise RequestError(f"{name} has dim={vectors.shape[1]}; the index contains vectors of dim={dim}")
     if vectors.dtype != np.float32:
         raise RequestError(
             f"{name} has dtype {vectors.dtype}; it must be float32 (convert it with .astype('float32'))"
@@ -27,11 +27,11 @@ def check_vectors(
     if bad is not None:
         row, what = bad
         known_by = row if rows is None else rows[row]
-        raise RequestError(f"{name} row {known_by} holds {what}; every vector must be finite")
+        raise RequestError(f"{name} row {known_by} contains {what}; every vector must be finite")
 
 
 def find_bad_row(vectors: np.ndarray) -> tuple[int, str] | None:
-    """The first row of `vectors` (float32 [n, dim]) that cannot be searched, and what it holds; None where all can."""
+    """The first row of `vectors` (float32 [n, dim]) that cannot be searched, and the reason; None if all are valid."""
     rows_at_once = max(1, (1 << 22) // vectors.shape[1])
     limit = MAX_NORM / np.sqrt(vectors.shape[1])
     for start in range(0, len(vectors), rows_at_once):
@@ -70,7 +70,7 @@ def unit_vectors(vectors: np.ndarray, name: str = "vectors", rows: np.ndarray | 
 
 
 def check_column(column: np.ndarray, name: str, length: int) -> None:
-    """Refuse what is not an int64 [length] array (RequestError)."""
+    """Raise RequestError if `column` is not an int64 [length] array."""
     if column.shape != (length,):
         raise RequestError(
             f"{name} has shape {list(column.shape)}; it must be [{length}], one for each vector"

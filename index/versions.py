@@ -1,13 +1,13 @@
 """Published versions of an index: folder layout, manifest, opening, pruning.
 
-OUT/current                     name of the version that readers open and the name's CRC-32, replaced atomically
+OUT/current                     name of the version that readers open and its CRC-32, replaced atomically
 OUT/versions/000001/manifest.json
                     shard-00000.npy …   float32 [rows, dim], rows sorted by (label, id)
                     labels.npy          int64 [num_vectors], by position
-                    ids.npy             int64 [num_vectors], left out when ids are ids_offset + position
-                    changes/            vectors added and removed since (index.changes); there is none at first
+                    ids.npy             int64 [num_vectors], missing if ids are ids_offset + position
+                    changes/            vectors added and removed later (index.changes); missing at first
                     shard-00000.faiss … every kind but flat: the shard's FAISS index, ids = its rows
-                    quantizer.faiss     what they share: trained, empty; no such file for flat and hnsw
+                    quantizer.faiss     the trained empty index that the shards share; missing for flat and hnsw
 OUT/staging/TOKEN/              versions being written (build.Staging)
 OUT/owner/                      claims (files.Owner)
 """
@@ -50,13 +50,13 @@ _SHARD_NAME = re.compile(r"^shard-[0-9]{5}\.npy$")
 _WAY_OUT = "build the index again, or go back to a version that is whole with roll_back(INDEX)"
 _FILE_NAME = re.compile(r"^(?:(?:shard-[0-9]{5}|labels|ids)\.npy|(?:shard-[0-9]{5}|quantizer)\.faiss)$")
 _SETTLED_NS = 1_000_000_000
-# What was found whole in this process, by path, size and times: opening a version again reads it no second time.
+# Files that were verified in this process, by path, size and times: they are not read again when a version is reopened.
 _verified: set[tuple[str, int, int, int, int]] = set()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FileRecord:
-    """What a file of a version must be."""
+    """The expected size and checksum of a file of a version."""
 
     size_bytes: int
     """Size in bytes."""
@@ -67,7 +67,7 @@ class FileRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """What a version holds; `manifest.json` is this with a checksum (`index.base.checksums`), and nothing else."""
+    """Description of a version; `manifest.json` contains exactly this, with a checksum (`index.base.checksums`)."""
 
     format: int
     """Number of the folder format; this code writes and reads 1."""
@@ -82,7 +82,7 @@ class Manifest:
     """FAISS's description of it; Flat where FAISS has no file."""
 
     parameters: dict[str, int]
-    """What a search takes where it is told nothing else: nprobe, ef_search, k_factor, as built or tuned."""
+    """The default search parameters, as built or tuned: nprobe, ef_search, k_factor."""
 
     metric: Metric
     """l2, inner_product or cosine."""
@@ -100,19 +100,19 @@ class Manifest:
     """First position of each shard; the next start, or num_vectors, ends it. A shard may be empty."""
 
     ids_offset: int | None
-    """ids are ids_offset + position, and there is no ids.npy; null where ids.npy says them."""
+    """ids are ids_offset + position, and there is no ids.npy; null if ids.npy contains them."""
 
     files: dict[str, FileRecord]
-    """Every data file of the version by name."""
+    """All data files of the version by name."""
 
     source: dict[str, str]
-    """Where the vectors came from: fingerprints of checkpoint and catalogue, by name."""
+    """Origin of the vectors: fingerprints of checkpoint and catalogue, by name."""
 
     fingerprint: str
-    """Of everything that decided these files (index.writing.job); empty where that is not known."""
+    """Fingerprint of everything that decides these files (index.writing.job); empty if unknown."""
 
     settings: dict[str, int | str]
-    """What IndexConfig said when it was built: a merge builds the next version the same way."""
+    """The IndexConfig of the build: a merge builds the next version with the same settings."""
 
     created: str
     """Time of publishing, ISO 8601, UTC."""
@@ -134,7 +134,7 @@ def faiss_name(shard: int) -> str:
 
 
 def is_shard_name(name: str) -> bool:
-    """Whether a file of this name holds a shard's vectors."""
+    """Whether this is the name of a file of a shard's vectors."""
     return _SHARD_NAME.match(name) is not None
 
 
@@ -201,11 +201,13 @@ def find_version(path: Path) -> Path:
 def current_version(out: Path) -> int:
     """Number of the version that readers open. Raises VersionError where nothing is published."""
     if not files.exists(out / CURRENT):
-        raise VersionError(f"{out} holds no published index (no file '{CURRENT}'); build one first")
+        raise VersionError(f"{out} contains no published index (no file '{CURRENT}'); build one first")
     words = files.read_text(out / CURRENT).split()
     name = words[0] if words else ""
     if not (name.isascii() and name.isdecimal() and len(words) <= 2):
-        raise VersionError(f"{out / CURRENT} is damaged: '{name[:40]}' is no version's name; {_WAY_OUT}")
+        raise VersionError(
+            f"{out / CURRENT} is damaged: '{name[:40]}' is not the name of a version; {_WAY_OUT}"
+        )
     if words != encode_current(int(name)).decode().split():
         if len(words) == 2:
             raise VersionError(f"{out / CURRENT} is damaged: its checksum is wrong; {_WAY_OUT}")
@@ -220,13 +222,14 @@ def encode_current(version: int) -> bytes:
 
 
 def open_current(path: Path, open_version: Callable[[Path], _Opened]) -> _Opened:
-    """`open_version` of the version folder to open at `path`; once more where that went out of use meanwhile."""
+    """Call `open_version` on the current version folder at `path`; repeat once if that version was replaced
+    meanwhile."""
     while True:
         folder = find_version(path)
         try:
             return open_version(folder)
         except VersionError:
-            # A version that was replaced and removed while it was opened is no damage.
+            # A version that was replaced and removed while it was opened is not damaged.
             if find_version(path) == folder:
                 raise
 
@@ -234,10 +237,10 @@ def open_current(path: Path, open_version: Callable[[Path], _Opened]) -> _Opened
 def check_files(
     folder: Path, manifest: Manifest, *, verify: bool = False, only: Collection[str] | None = None
 ) -> None:
-    """Compare every file (or those in `only`) with the manifest: its size always, its checksum with `verify`.
+    """Compare every file (or those in `only`) with the manifest: always its size, its checksum with `verify`.
 
-    Verifying reads all bytes, once in a process as long as a file stays as it is. Raises
-    VersionError naming the first file that is missing or damaged.
+    Verifying reads all bytes, once per process as long as a file does not change. Raises VersionError, which names the
+    first missing or damaged file.
     """
     records = {name: r for name, r in manifest.files.items() if only is None or name in only}
     object_cache.bring(folder, wanted=lambda name: name in records)
@@ -249,7 +252,7 @@ def check_files(
             raise VersionError(f"{path} is missing; {_WAY_OUT}") from None
         if found.st_size != record.size_bytes:
             raise VersionError(
-                f"{path} is damaged: {found.st_size} bytes, its manifest says {record.size_bytes}; {_WAY_OUT}"
+                f"{path} is damaged: {found.st_size} bytes, but its manifest expects {record.size_bytes}; {_WAY_OUT}"
             )
         if not verify:
             continue
@@ -262,15 +265,15 @@ def check_files(
             raise VersionError(f"{path} is missing; {_WAY_OUT}") from None
         if crc32 != record.crc32:
             raise VersionError(f"{path} is damaged: its checksum is not the manifest's; {_WAY_OUT}")
-        # A file changed this moment may change once more without another time of change.
+        # A file that changed just now may change again without a different modification time.
         if time.time_ns() - found.st_mtime_ns > _SETTLED_NS:
             _verified.add(state)
 
 
 def check_source(folder: Path, manifest: Manifest, wanted: Mapping[str, str]) -> None:
-    """Refuse an index that was made from something else (RequestError): `wanted` is what its source must say, by name.
+    """Raise RequestError if an index was made from another source; `wanted` maps names to the required fingerprints.
 
-    A run asks for {"catalogue": fingerprint of its data set, "parameters": name of its checkpoint}.
+    A run requires {"catalogue": fingerprint of its data set, "parameters": name of its checkpoint}.
     """
     for name, value in wanted.items():
         found = manifest.source.get(name)
@@ -280,10 +283,10 @@ def check_source(folder: Path, manifest: Manifest, wanted: Mapping[str, str]) ->
 
 
 class Hold:
-    """Keeps publishers on this machine from removing a version for as long as this object lives.
+    """Keeps publishers on this machine from removing a version while this object exists.
 
-    Raises VersionError where it is just being removed. Where the file system has no locks, nothing is held: files that
-    are mapped stay readable all the same.
+    Raises VersionError if the version is just being removed. On a file system without locks, no lock is held: mapped
+    files stay readable anyway.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -320,7 +323,7 @@ def read_shard(folder: Path, manifest: Manifest, shard: int) -> np.ndarray:
     array = files.open_array(folder / shard_name(shard))
     if array.dtype != np.float32 or array.shape != (stop - start, manifest.dim):
         raise VersionError(
-            f"{folder / shard_name(shard)} is damaged: {array.dtype} {list(array.shape)}, its manifest says "
+            f"{folder / shard_name(shard)} is damaged: {array.dtype} {list(array.shape)}, but its manifest expects "
             f"float32 {[stop - start, manifest.dim]}"
         )
     return array
@@ -335,16 +338,16 @@ def read_faiss(path: Path) -> np.ndarray:
 
 
 def check_faiss(path: Path, num_vectors: int, dim: int, rows: int, manifest_dim: int) -> None:
-    """Refuse a shard's FAISS index that does not hold the shard's rows (VersionError)."""
+    """Raise VersionError if a shard's FAISS index does not match the shard's rows."""
     if (num_vectors, dim) != (rows, manifest_dim):
         raise VersionError(
-            f"{path} is damaged: it holds {num_vectors} vectors of dim {dim}, its manifest says {rows} of dim "
+            f"{path} is damaged: it has {num_vectors} vectors of dim {dim}, but its manifest expects {rows} of dim "
             f"{manifest_dim}; build the index again"
         )
 
 
 def write_parameters(folder: Path, manifest: Manifest, parameters: dict[str, int]) -> Manifest:
-    """Store other search parameters in a published version, in one step; returns its manifest. No data file changes."""
+    """Store other search parameters in a published version, in one step; return its manifest. No data file changes."""
     changed = dataclasses.replace(manifest, parameters=dict(parameters))
     files.write_atomic(folder / MANIFEST, encode_manifest(changed))
     return changed
@@ -368,6 +371,7 @@ def _open_column(path: Path, manifest: Manifest) -> np.ndarray:
     array = files.open_array(path)
     if array.dtype != np.int64 or array.shape != (manifest.num_vectors,):
         raise VersionError(
-            f"{path} is damaged: {array.dtype} {list(array.shape)}, its manifest says int64 {[manifest.num_vectors]}"
+            f"{path} is damaged: {array.dtype} {list(array.shape)}, but its manifest expects int64 "
+            f"{[manifest.num_vectors]}"
         )
     return array

@@ -256,7 +256,7 @@ def s3(s3_server: "ObjectStore", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Go on as another machine does: with working folders of its own."""
+    """Continue like another machine, with separate working folders."""
     return lambda name: monkeypatch.setenv("FSL_DIST_CACHE", str(tmp_path / f"cache-{name}"))
 
 

@@ -1,4 +1,4 @@
-"""`doctor`: a run, data set, index or sweep checked as a whole, with what is damaged and what can be done."""
+"""`doctor`: a complete check of a run, data set, index or sweep, with the damage found and possible repairs."""
 
 import os
 from dataclasses import asdict, dataclass
@@ -32,7 +32,7 @@ _EDITED = "restore it from a copy; if you edited it, remove its first line, and 
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What `doctor` found."""
+    """The findings of `doctor`."""
 
     path: str
     kind: str
@@ -72,15 +72,15 @@ class Diagnosis:
 
 
 def doctor(path: str | os.PathLike[str], *, write_checksums: bool = False) -> Diagnosis:
-    """Check a run, data set, index or sweep as a whole: every checksum, a data set's images, checkpoints, answers.
+    """Check a run, data set, index or sweep completely: every checksum, a data set's images, checkpoints, searches.
 
     Args:
-        path: its folder, or its address at s3:// or gs://. Reads everything in it.
-        write_checksums: give sound files that have no checksum one: those of an earlier version, and those that were edited
-            after their checksum was removed. Nothing may write to the folder meanwhile.
+        path: its folder, or its address at s3:// or gs://. All files in it are read.
+        write_checksums: add checksums to intact files that have none: those of an earlier version, and those that
+            were edited after their checksum was removed. No other process may write to the folder meanwhile.
 
     Returns:
-        What is damaged, with what can be done, and which files have no checksum.
+        The damaged files with possible repairs, and the files without a checksum.
 
     Raises:
         RequestError: `path` is none of these.
@@ -114,14 +114,15 @@ def _check(folder: Path, checkup: Checkup) -> str:
         check_index(folder, checkup)
         return "index"
     raise RequestError(
-        f"'{folder}' is no run (config.yaml), data set (catalogue/), index (current, versions/), sweep ({SWEEP_FILE}) or fit ({FIT_FILE})"
+        f"'{folder}' is not a run (config.yaml), data set (catalogue/), index (current, versions/), sweep "
+        f"({SWEEP_FILE}) or fit ({FIT_FILE})"
         if folder.is_dir()
         else f"'{folder}': no such folder"
     )
 
 
 def _check_fit(folder: Path, checkup: Checkup) -> None:
-    """Everything that a fit keeps: its runs, its rounds, its index, and the data set if it packed one."""
+    """Check all parts of a fit: its runs, its rounds, its index, and the data set if the fit packed one."""
     if checkup.run(folder / FIT_FILE, _EDITED, lambda: read_stored(folder)) is not None:
         checkup.yaml(folder / FIT_FILE)
     again = "restore it from a copy, or fit again into another folder"
@@ -157,7 +158,9 @@ def _check_sweep(folder: Path, checkup: Checkup) -> None:
         repair = "remove the lines that it names; resuming the sweep reports those validations again"
         if checkup.run(folder / REPORTS_FILE, repair, records.reports) is not None:
             checkup.lines(folder / REPORTS_FILE)
-    if checkup.run(folder / "sessions", "remove the file: it says how long a start ran", records.sessions):
+    if checkup.run(
+        folder / "sessions", "remove the file: it contains the duration of a session", records.sessions
+    ):
         for path in sorted((folder / "sessions").glob("*.json")):
             checkup.json(path, path.name)
     if (folder / TRUTH_FILE).is_file():

@@ -21,7 +21,7 @@ class Text:
 
     text: str
     is_warning: bool = False
-    """whether it stands out"""
+    """whether it is highlighted"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +30,9 @@ class Table:
 
     rows: Sequence[Sequence[str]]
     marked: int = -1
-    """row (the first below the head is 0) that stands out"""
+    """number of the highlighted row (the first below the header is 0)"""
     near: tuple[int, ...] = ()
-    """rows that stand out less"""
+    """rows with a weaker highlight"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +40,10 @@ class Picture:
     """A PNG."""
 
     name: str
-    """of its file beside the Markdown, without the ending"""
+    """of its file next to the Markdown, without the extension"""
     png: bytes
     words: str
-    """what it shows"""
+    """description of its content"""
 
 
 @dataclass(frozen=True, slots=True)

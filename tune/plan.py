@@ -1,4 +1,4 @@
-"""Which trial is next: those that were cut off, the base itself, then new points, without those that make no run."""
+"""The next trial: interrupted ones, the base itself, then new points, except for invalid ones."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
@@ -11,8 +11,8 @@ from tune.space import Point
 from tune.sweep_settings import SweepSettings
 
 Proposer = Callable[[SweepSettings, Sequence[Trial]], tuple[int, Point] | None]
-"""(sweep, its trials so far) → (number of the draw, the point) that is tried next; None where there is none.
-Raises NotYet where one depends on a trial under way."""
+"""(sweep, its trials so far) → (number of the draw, the next point to try); None if there is none.
+Raises NotYet if the point depends on a running trial."""
 
 
 class NotYet(Exception):
@@ -20,7 +20,7 @@ class NotYet(Exception):
 
 
 class Plan:
-    """The trials of a sweep, as its folder holds them, and those that it has yet to start."""
+    """The trials in a sweep's folder, and those that it has yet to start."""
 
     def __init__(
         self,
@@ -29,7 +29,7 @@ class Plan:
         check: Callable[..., object],
         propose: Proposer = next_point,
     ) -> None:
-        """`check(config, point, folder)` raises RequestError for a point that makes no trial; `propose` finds the next point."""
+        """`check(config, point, folder)` raises RequestError for an invalid point; `propose` returns the next point."""
         self.config = config
         self.folder = folder
         self.trials = {trial.number: trial for trial in folder.trials()}
@@ -38,7 +38,7 @@ class Plan:
         self._cut_off = [trial for trial in self.trials.values() if trial.result is None]
 
     def next(self) -> Trial | None:
-        """The trial to run now; None where there is none left to start. What is pruned on the way is written down."""
+        """The trial to run now; None if there is none left to start. Pruned points are recorded."""
         refusal, most_pruned = "", self.config.most_pruned
         for _ in range(most_pruned):
             trial = self._cut_off.pop(0) if self._cut_off else self._new_trial()
@@ -52,14 +52,14 @@ class Plan:
                 self.finish(trial, Result(state="pruned", error=refusal))
             else:
                 return trial
-        raise RequestError(f"{most_pruned} points in a row make no trial; the last one: {refusal}")
+        raise RequestError(f"{most_pruned} consecutive points make no trial; the last one: {refusal}")
 
     def finish(self, trial: Trial, result: Result) -> None:
         """Write down how a trial ended."""
         self.trials[trial.number] = self.folder.finish(trial, result)
 
     def forget(self, trial: Trial) -> None:
-        """Take back the newest trial, which has not started; another time the same point comes again."""
+        """Remove the newest trial, which has not started; the same point will be proposed again."""
         if trial.number == max(self.trials):
             remove_folder(trial.folder)
             del self.trials[trial.number]
@@ -74,7 +74,7 @@ class Plan:
         return bool(self._cut_off)
 
     def change(self, trial: Trial, donor: int, epoch: int, point: Point) -> Trial:
-        """Write down that a trial goes on with the network of trial `donor` at another point (`SweepFolder.change`)."""
+        """Record that a trial continues with the network of trial `donor` at another point (`SweepFolder.change`)."""
         self.trials[trial.number] = self.folder.change(trial, donor, epoch, point)
         return self.trials[trial.number]
 
@@ -96,7 +96,7 @@ class Plan:
 
     @property
     def num_wanted(self) -> int:
-        """Trials that the sweep comes to where none of its points is pruned and its time suffices."""
+        """Number of trials of the sweep if none of its points is pruned and its time suffices."""
         return self.config.num_points + self.config.include_base
 
     @property

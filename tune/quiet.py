@@ -1,4 +1,4 @@
-"""Other packages' log lines, while a block runs."""
+"""Suppress other packages' log lines during a block."""
 
 import logging
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def logging_from(name: str, level: int) -> Iterator[None]:
-    """Let the logger `name` pass only what is of this level or above, while the block runs."""
+    """Let the logger `name` pass only records of this level or above during the block."""
     logger = logging.getLogger(name)
     before = logger.level
     logger.setLevel(level)

@@ -1,17 +1,17 @@
-"""What lies in a sweep's folder: the sweep, one folder a trial, what the trials reported, how long it all took.
+"""The files of a sweep's folder: the sweep, one folder per trial, the reports of the trials, and the durations.
 
-    SWEEP/sweep-config.yaml            the sweep as it was started, its base whole
-    SWEEP/trials/NNNN/                 a run's folder, as training makes it, and next to the run:
+    SWEEP/sweep-config.yaml            the sweep as it was started, including its whole base
+    SWEEP/trials/NNNN/                 the folder of a run, as training creates it, with additional files:
                       trial.json       the point, written before the trial starts
-                      evaluation.json  its scores, one entry a combination of the evaluation grid
-                      validation.json  how many images of each class its validations score, written by the run
-                      result.json      how it ended, written last: without it the trial is not done
-                      index/           of a sweep of indexes, in place of the run, until it is measured
-    SWEEP/reports.jsonl                each validation of each trial, in the order they came
-    SWEEP/sessions/NNNNNNNN.json       how long each start of the sweep ran, and how much of that trials worked
+                      evaluation.json  its scores, one entry per combination of the evaluation grid
+                      validation.json  number of images per class that its validations score, written by the run
+                      result.json      how it ended, written last: without it the trial is not finished
+                      index/           in a sweep of indexes, instead of the run, until it is measured
+    SWEEP/reports.jsonl                each validation of each trial, in chronological order
+    SWEEP/sessions/NNNNNNNN.json       duration of each session of the sweep, and the working time of its trials
 
-Every file is replaced in one step or appended to by lines, and has a checksum (`index.base.checksums`), which binds it to its
-trial; nothing is pickled.
+Every file is replaced in one step or appended to by lines, and has a checksum (`index.base.checksums`), which binds
+it to its trial; nothing is pickled.
 """
 
 from collections.abc import Iterator
@@ -50,7 +50,7 @@ class Result:
     """How a trial ended."""
 
     state: State
-    """finished: to its end; stopped: by the scheduler; pruned: its point makes no run; failed: by an error"""
+    """finished: to its end; stopped: by the scheduler; pruned: its point is invalid; failed: by an error"""
     value: float | None = None
     """best validation value of the sweep's metric; of an index, the metric at its best search parameters"""
     epochs: int = 0
@@ -65,25 +65,25 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Change:
-    """One time that a trial went on with another trial's network, under other settings (population based training)."""
+    """One time that a trial continued with another trial's network, with other settings (population based training)."""
 
     donor: int
     """number of the trial whose network it was"""
     epoch: int
     """epochs that the donor had done"""
     before: Point
-    """what the trial changed of the base until then"""
+    """the trial's changes to the base until then"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trial:
-    """One trial as its folder says."""
+    """One trial as recorded in its folder."""
 
     number: int
     """of its folder, from 0"""
     folder: Path
     point: Point
-    """what it changes of the base; nothing: it is the base"""
+    """its changes to the base; empty: it is the base"""
     draw: int = -1
     """number of the point among those of the search; −1 for the base"""
     result: Result | None = None
@@ -104,11 +104,11 @@ class Session:
     started: str
     """date and time"""
     wall_s: float = 0.0
-    """seconds since, when last written"""
+    """seconds since then, at the last writing"""
     busy_core_s: float = 0.0
     """seconds of trials inside training and evaluation, times the cores of a trial"""
     cores: float = 0.0
-    """cores that the trials could take"""
+    """number of cores available to the trials"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,13 +156,14 @@ class SweepFolder:
         return found
 
     def start(self, number: int, draw: int, point: Point) -> Trial:
-        """Write down a trial's point; whatever happens from now on, the trial keeps it."""
+        """Record a trial's point; the trial keeps it from now on."""
         folder = self.trial_folder(number)
         _write(folder / TRIAL_FILE, {"number": number, "draw": draw, "point": point})
         return Trial(number=number, folder=folder, point=point, draw=draw)
 
     def change(self, trial: Trial, donor: int, epoch: int, point: Point) -> Trial:
-        """Write down that a trial goes on with the network that trial `donor` had after `epoch` epochs, at another point."""
+        """Record that a trial continues with the network that trial `donor` had after `epoch` epochs, at another
+        point."""
         changes = (*trial.changes, Change(donor=donor, epoch=epoch, before=trial.point))
         about = {"number": trial.number, "draw": trial.draw, "point": point}
         _write(trial.folder / TRIAL_FILE, {**about, "changes": list(map(asdict, changes))})
@@ -174,7 +175,7 @@ class SweepFolder:
         return replace(trial, result=result)
 
     def reports(self) -> list[Report]:
-        """All reports in the order they came; a last line that was cut off is left out."""
+        """All reports in chronological order; an incomplete last line is left out."""
         path = self.folder / REPORTS_FILE
         if not exists(path):
             return []
@@ -187,7 +188,7 @@ class SweepFolder:
         return [_as(Session, read_json(p, root=self.folder, name=p.name), str(p)) for p in paths]
 
     def write_session(self, number: int, session: Session) -> None:
-        """Replace what is known of one start."""
+        """Replace the record of one session."""
         path = self.folder / "sessions" / f"{number:08d}.json"
         write_atomic(path, encode_json(asdict(session), path.name))
 
@@ -197,14 +198,14 @@ class Cell:
     """A trial's scores under one combination of the evaluation grid."""
 
     settings: Point
-    """evaluation settings that distinguish it; `k_p`, `delta_tau` and `k` stand in the scores' names"""
+    """evaluation settings that distinguish it; `k_p`, `delta_tau` and `k` are part of the scores' names"""
     metrics: dict[str, Any] = field(default_factory=dict)
     """as `EvaluationReport` has them"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _About:
-    """What `trial.json` says."""
+    """The content of `trial.json`."""
 
     number: int
     draw: int
@@ -214,7 +215,7 @@ class _About:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Evaluation:
-    """What `evaluation.json` says."""
+    """The content of `evaluation.json`."""
 
     split: str
     cells: tuple[Cell, ...]
@@ -226,7 +227,7 @@ def write_evaluation(folder: Path, split: str, cells: list[Cell]) -> None:
 
 
 def read_evaluation(folder: Path) -> Iterator[Cell]:
-    """A trial's scores; none where it was not evaluated."""
+    """A trial's scores; empty if it was not evaluated."""
     if (folder / EVALUATION_FILE).is_file():
         for cell in _read(_Evaluation, folder / EVALUATION_FILE).cells:
             for name, value in cell.metrics.items():
@@ -234,12 +235,13 @@ def read_evaluation(folder: Path) -> Iterator[Cell]:
                     value.values() if isinstance(value, dict) and {"mean", "std"} <= set(value) else [value]
                 )
                 if not all(isinstance(number, int | float) for number in numbers):
-                    raise VersionError(f"{folder / EVALUATION_FILE} is damaged: {name} is no score")
+                    raise VersionError(f"{folder / EVALUATION_FILE} is damaged: {name} is not a score")
             yield cell
 
 
 def read_split(folder: Path) -> str:
-    """Where the base classes' queries of a trial's scores came from: test, else val; empty where it was not evaluated."""
+    """The split of the base classes' queries of a trial's scores: test, otherwise val; empty if it was not
+    evaluated."""
     path = folder / EVALUATION_FILE
     return _read(_Evaluation, path).split if path.is_file() else ""
 
@@ -254,7 +256,7 @@ def _read_result(folder: Path) -> Result | None:
 
 
 def _read(cls: type[_Record], path: Path) -> _Record:
-    """What the file `path` of a trial says. Raises VersionError where it is damaged, or another trial's."""
+    """The content of a trial's file `path`. Raises VersionError if it is damaged, or another trial's."""
     trial = path.parent
     return _as(cls, read_json(path, root=trial.parent.parent, name=trial.name), str(path))
 

@@ -1,4 +1,4 @@
-"""The next point of a sweep: drawn, counted through, or proposed by Optuna from the trials so far."""
+"""The next point of a sweep: drawn at random, enumerated, or proposed by Optuna from the trials so far."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 
 def check_search(config: SweepSettings) -> None:
-    """Raise RequestError where the search needs what is not installed."""
+    """Raise RequestError if the search needs a package that is not installed."""
     if config.search == "optuna":
         _import_optuna()
 
 
 def next_point(config: SweepSettings, trials: Sequence[Trial]) -> tuple[int, Point] | None:
-    """(number of the draw, the point) that follows those of `trials`; None where a grid or a list has no more.
+    """Return (number of the draw, the point) after those of `trials`; None if a grid or a list is exhausted.
 
-    A drawn or counted point is a function of (seed, number of the draw); Optuna's of that and of the trials' values.
+    A drawn or enumerated point is a function of (seed, number of the draw); Optuna's also of the trials' values.
     """
     draw = max((trial.draw for trial in trials), default=-1) + 1
     if config.search == "optuna":
@@ -33,11 +33,11 @@ def next_point(config: SweepSettings, trials: Sequence[Trial]) -> tuple[int, Poi
 
 
 def _propose(config: SweepSettings, trials: Sequence[Trial], draw: int) -> Point:
-    """Optuna's TPE, told anew of all trials and seeded by the draw: it has no state to lose."""
+    """Optuna's TPE, rebuilt from all trials and seeded by the draw: it keeps no state."""
     optuna = _import_optuna()
     distributions = {key: _distribution_of(knob) for key, knob in config.space.items()}
     seed = int(generator(config.seed, "sweep optuna", draw).integers(2**32))
-    # A trial under way counts as a bad one, so that trials side by side do not all try the same place.
+    # A running trial counts as a bad one, so that concurrent trials do not all try the same region.
     sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
     study = optuna.create_study(direction=f"{config.mode}imize", sampler=sampler)
     for trial in trials:
@@ -59,8 +59,8 @@ def _told(
     result = trial.result
     if result is not None and result.state == "finished" and result.value is not None:
         return optuna.trial.create_trial(value=result.value, params=params, distributions=distributions)
-    # Among trials that Optuna calls pruned, those without a value are the worst: a failed one's place is left alone, where a
-    # trial that it calls failed would be forgotten, and asked for again and again.
+    # Optuna ranks pruned trials without a value last, so it avoids the region of a failed trial. A trial that is
+    # marked as failed would be ignored, and its point proposed again and again.
     reached = {result.epochs: result.value} if result and result.state == "stopped" else {}
     return optuna.trial.create_trial(
         state=states.PRUNED if result else states.RUNNING,

@@ -1,7 +1,7 @@
-"""The space of a sweep: dotted keys of a run, each with the values it may take, and points drawn from it.
+"""The space of a sweep: dotted keys of a run, each with its possible values, and points drawn from it.
 
-A point is a function of (seed, number) or of the trials before it, never of hidden state: a resumed sweep goes on with the
-points that an uninterrupted one would have had.
+A point is a function of (seed, number) or of the trials before it, never of hidden state: a resumed sweep continues
+with the points of an uninterrupted one.
 """
 
 import math
@@ -23,12 +23,12 @@ Point = dict[str, Value]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Knob:
-    """The values one key may take: exactly one of the fields (`check` says so)."""
+    """The possible values of one key: exactly one of the fields is set (see `check`)."""
 
     choice: tuple[Value, ...] = ()
     """one of these, drawn evenly"""
     grid: tuple[Value, ...] = ()
-    """each of these as often as the others, in all combinations with other grids"""
+    """each value as often as the others, in all combinations with other grids"""
     uniform: tuple[float, ...] = ()
     """[low, high]: any number between the two"""
     loguniform: tuple[float, ...] = ()
@@ -37,12 +37,12 @@ class Knob:
     """[low, high]: a whole number, both ends among them"""
 
     def check(self, key: str) -> None:
-        """Raise ConfigError, with the knob's key, for values that make no sense."""
+        """Raise ConfigError, with the knob's key, for invalid values."""
         named = [field.name for field in fields(self) if getattr(self, field.name)]
         if len(named) != 1:
             raise ConfigError(
-                f"space.{key} needs exactly one of {', '.join(field.name for field in fields(self))}, with values; it has "
-                f"{' and '.join(named) or 'none'}"
+                f"space.{key} needs exactly one of {', '.join(field.name for field in fields(self))}, with "
+                f"values; it has {' and '.join(named) or 'none'}"
             )
         kind, values = named[0], getattr(self, named[0])
         if kind in ("choice", "grid"):
@@ -53,7 +53,7 @@ class Knob:
             raise ConfigError(f"space.{key}: {kind}={list(values)} must be [low, high], low below high")
         if kind == "loguniform" and values[0] <= 0:
             raise ConfigError(
-                f"space.{key}: loguniform={list(values)} must lie above 0 (uniform takes other numbers)"
+                f"space.{key}: loguniform={list(values)} must be above 0 (uniform accepts other numbers)"
             )
 
     @property
@@ -76,9 +76,9 @@ class Knob:
 
 
 def draw_point(space: Mapping[str, Knob], seed: int, number: int) -> Point:
-    """Point `number` (0, 1, …) of a random search: grids take their next combination, other knobs draw.
+    """Point `number` (0, 1, …) of a random search: grids use their next combination, other knobs are drawn.
 
-    What a knob draws is a function of (seed, number, key): another knob in the space moves it not.
+    The value of a knob is a function of (seed, number, key): additional knobs in the space do not change it.
     """
     point = grid_point({key: knob for key, knob in space.items() if knob.grid}, number)
     for key, knob in space.items():
@@ -88,12 +88,12 @@ def draw_point(space: Mapping[str, Knob], seed: int, number: int) -> Point:
 
 
 def grid_size(space: Mapping[str, Knob]) -> int:
-    """How many combinations the options of all knobs make."""
+    """Number of combinations of the options of all knobs."""
     return math.prod(len(knob.options) for knob in space.values())
 
 
 def grid_point(space: Mapping[str, Knob], number: int) -> Point:
-    """Combination `number` of the knobs' options, the last key changing fastest; after the last comes the first again."""
+    """Combination `number` of the knobs' options, with the last key changing fastest; cyclic."""
     if not space:
         return {}
     shape = [len(knob.options) for knob in space.values()]
@@ -114,7 +114,7 @@ def nested(point: Mapping[str, Value]) -> dict:
 
 
 def show_value(value: object) -> str:
-    """A value as a command line would say it: numbers with four digits."""
+    """Format a value as on a command line: numbers with four digits."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
@@ -125,5 +125,5 @@ def show_value(value: object) -> str:
 
 
 def show_point(point: Mapping[str, Value]) -> str:
-    """A point in one line, or what the base's own is called."""
+    """Format a point in one line, or return the name of the base's own point."""
     return " ".join(f"{key}={show_value(value)}" for key, value in point.items()) or "the base itself"

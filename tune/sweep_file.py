@@ -1,4 +1,4 @@
-"""Reading and writing a sweep's YAML: the file that people write, and the one that lies in a sweep's folder."""
+"""Read and write a sweep's YAML: the user's file, and the file in a sweep's folder."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
@@ -25,11 +25,11 @@ SWEEP_FILE = "sweep-config.yaml"
 
 # Keys that sweeps of runs have and those of indexes have not, with the reason.
 _OF_RUNS = {
-    "base": "index says what these trials vary (leave one of the two out)",
-    "settings": "index itself says what its trials share",
+    "base": "index selects what these trials vary (leave one of the two out)",
+    "settings": "index itself contains what its trials share",
     "scheduler": "a build is measured once and at its end, so there is nothing to stop early",
-    "resources": "builds and searches take the threads of OMP_NUM_THREADS, or all cores",
-    "minutes": "a build that is cut short measures nothing; hours says when no more of them starts",
+    "resources": "builds and searches use the threads of OMP_NUM_THREADS, or all cores",
+    "minutes": "a build that is cut short measures nothing; hours limits when another one starts",
     "trial_timeout_s": "builds run in the sweep's own process, which cannot end itself",
     "concurrency": "indexes are built and measured one at a time, since two would disturb each other's ms",
 }
@@ -38,15 +38,15 @@ _OF_RUNS = {
 def load_sweep(path: Path, overrides: Sequence[str] = ()) -> AnySweep:
     """The sweep of a YAML file with `key=value` over it: keys of a sweep, or of the run that it varies.
 
-    A file with `index` in place of `base` is a sweep of indexes. Under `settings` the file itself lays run keys over its base.
-    Raises ConfigError with the key, the rule, the value and the place.
+    A file with `index` in place of `base` is a sweep of indexes. Under `settings` the file itself lays run keys over
+    its base. Raises ConfigError with the key, the rule, the value and the file.
     """
     said = f"{path} and the command line" if overrides else str(path)
     return read_sweep(_read_sweep(path), overrides, str(path), said)
 
 
 def read_sweep(raw: dict[str, Any], overrides: Sequence[str], place: str, said: str = "") -> AnySweep:
-    """`load_sweep` for what a file holds. place: where it came from; said: where that and the overrides came from."""
+    """`load_sweep` for the content of a file. place: its origin; said: the origin of the content and the overrides."""
     over = parse_overrides(overrides)
     gate = _gate_indexes if "index" in raw else _gate_runs
     config: AnySweep = gate(raw, over, place, said or place)
@@ -111,13 +111,13 @@ def _flatten(raw: dict[str, Any], place: str, prefix: str = "") -> None:
 
 
 def inline_sweep(path: Path) -> str:
-    """The YAML of a sweep with its base inside, for a job that does not see the base's file; paths stay as they are."""
+    """The YAML of a sweep including its base, for a job that cannot read the base's file; paths are not changed."""
     raw = _read_sweep(path)
     return to_yaml(raw if "index" in raw else {**raw, "base": _read_base(raw.get("base"), str(path))})
 
 
 def find_stored(config: AnySweep) -> AnySweep | None:
-    """The sweep that lies in `config.dir`, if it was started as `config`; None where none lies there.
+    """The sweep in `config.dir`, if it was started as `config`; None if there is none.
 
     Raises RequestError naming the first key that would make it another sweep.
     """
@@ -131,14 +131,14 @@ def find_stored(config: AnySweep) -> AnySweep | None:
     for key in now | before:
         if now.get(key) != before.get(key):
             raise RequestError(
-                f"{key} differs from that of the sweep in dir={config.dir}; a sweep goes on as it was started (another dir starts a "
-                "new one)"
+                f"{key} differs from that of the sweep in dir={config.dir}; a sweep resumes with the settings of "
+                "its start (another dir starts a new one)"
             )
     return stored
 
 
 def _by_key(tree: dict[str, Any]) -> dict[str, Any]:
-    """The sweep's keys, and those of what it varies with its name before them."""
+    """The sweep's keys, and those of its varied object prefixed by its name."""
     inner = {
         f"{part}.{key}": value for part in ("base", "index") for key, value in tree.get(part, {}).items()
     }
@@ -146,7 +146,7 @@ def _by_key(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_stored(folder: Path) -> AnySweep:
-    """The sweep that lies in a folder; ConfigError where there is none."""
+    """The sweep in a folder; raises ConfigError if there is none."""
     path = folder / SWEEP_FILE
     bring(folder, wanted=is_record)
     if not exists(path):
@@ -159,16 +159,16 @@ def load_stored(folder: Path) -> AnySweep:
 
 
 def check_new(config: SweepSettings) -> Path:
-    """The folder of a new sweep; RequestError where it is not named, or holds a sweep or a run."""
+    """The folder of a new sweep; RequestError if it is not set, or contains a sweep or a run."""
     if not config.dir:
         raise RequestError("dir is empty; name a folder for the sweep: dir=sweeps/first")
     folder = Path(config.dir)
     if exists(folder / SWEEP_FILE):
         raise RequestError(
-            f"dir={config.dir} already holds a sweep (resume=True continues it; another dir starts a new one)"
+            f"dir={config.dir} already contains a sweep (resume=True continues it; another dir starts a new one)"
         )
     if exists(folder / "config.yaml"):
-        raise RequestError(f"dir={config.dir} holds a run (another dir starts a sweep)")
+        raise RequestError(f"dir={config.dir} contains a run (another dir starts a sweep)")
     return folder
 
 
@@ -203,7 +203,7 @@ def _read_base(base: object, place: str) -> dict[str, Any]:
 
 
 def _nest(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """{"training.epochs": 2} and {"training": {"epochs": 2}} alike."""
+    """Convert {"training.epochs": 2} to {"training": {"epochs": 2}}; nested mappings are kept."""
     tree: dict[str, Any] = {}
     for key, value in settings.items():
         inner = _nest(value) if isinstance(value, Mapping) else value

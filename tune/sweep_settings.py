@@ -1,4 +1,4 @@
-"""What every sweep says, whatever it varies: which points are tried, in which order, how many, and which of two is better."""
+"""The settings that all sweeps share: the points and their order, their number, and the criterion."""
 
 import abc
 from dataclasses import field
@@ -11,14 +11,14 @@ from index.base.settings import settings
 from tune.space import Knob, Point, Scalar, Value, draw_point, grid_point, grid_size
 
 _MOST_PRUNED = 200
-"""points drawn in a row that may be refused before the sweep gives up on its space"""
+"""number of consecutive points that may be refused before the sweep gives up on its space"""
 _PROBES_OF_GRID = 10_000
-"""combinations of a grid that are held against the rules of what is varied before a sweep starts"""
+"""number of combinations of a grid that are checked against the rules of the varied object before a sweep starts"""
 
 
 @settings("search")
 class ImportedSearch:
-    """A `ray.tune.search.Searcher` that proposes the points, found by its import path."""
+    """A `ray.tune.search.Searcher` that proposes the points, imported by its path."""
 
     kind: Literal["import"] = "import"
     class_: Annotated[str, Field(pattern=r"^\w+(\.\w+)*:\w+$")]
@@ -32,10 +32,10 @@ class SweepSettings(abc.ABC):
     """The part of a sweep's settings that is the same for runs and for indexes."""
 
     subject: ClassVar[str]
-    """what a point makes"""
+    """what a point creates"""
 
     dir: str = ""
-    """the sweep's folder; trials lie in it"""
+    """the sweep's folder, which contains its trials"""
     space: dict[str, Knob] = field(default_factory=dict)
     """what trials differ by: dotted key → knob"""
     evaluation: dict[str, tuple[Scalar, ...]] = field(default_factory=dict)
@@ -43,18 +43,19 @@ class SweepSettings(abc.ABC):
     mode: Literal["max", "min"] = "max"
     """max: larger is better"""
     search: Literal["random", "grid", "optuna", "points"] | ImportedSearch = "random"
-    """points drawn by seed, all combinations, proposed by Optuna's TPE from the trials so far (needs `optuna`), those of
-    `points`, or by a Searcher of Ray Tune: `{kind: import, class: "package.module:Class", settings: {…}}`"""
+    """random: points drawn by seed; grid: all combinations; optuna: proposed by Optuna's TPE from the trials so far
+    (needs `optuna`); points: those of `points`; or a Searcher of Ray Tune:
+    `{kind: import, class: "package.module:Class", settings: {…}}`"""
     points: tuple[dict[str, Value], ...] = ()
     """search=points: what each trial changes of the base, dotted key → value, in the order in which they are tried"""
     trials: Annotated[int, Field(ge=1)] = 20
     """points that are tried; a grid has no more than its combinations, and of `points` all are tried"""
     include_base: bool = True
-    """trial 0000 is the base as it is, beside the others: never stopped early, and not counted"""
+    """trial 0000 is the unchanged base, in addition to the others: it is never stopped early, and not counted"""
     hours: Annotated[float, Field(ge=0)] = 0.0
     """no trial starts after so many hours of running, resumed ones together; 0: no limit"""
     max_failures: Annotated[int, Field(ge=-1)] = -1
-    """failed trials that the sweep goes on with; −1: any number"""
+    """maximum number of failed trials before the sweep ends; −1: any number"""
     seed: Annotated[int, Field(ge=0)] = 0
     """points are functions of it; a run's own draws start from base.run.seed"""
 
@@ -73,7 +74,7 @@ class SweepSettings(abc.ABC):
         return self.search if isinstance(self.search, str) else self.search.class_
 
     def check_points(self) -> None:
-        """Raise the first point's error where not one of many points makes a trial."""
+        """Raise the first point's error if none of many points is valid."""
         first: ConfigError | None = None
         size = self.most_pruned if self.search_size is None else self.search_size
         for number in range(min(size, _PROBES_OF_GRID)):
@@ -83,10 +84,10 @@ class SweepSettings(abc.ABC):
                 first = first or error
             else:
                 return
-        raise ConfigError(f"no point of the space makes {self.subject}; the first one: {first}")
+        raise ConfigError(f"no point of the space makes {self.subject}; the first error: {first}")
 
     def point(self, number: int) -> Point:
-        """Point `number` (0, 1, …) of a search that looks at no trial: of a grid, or drawn."""
+        """Point `number` (0, 1, …) of a search that does not depend on trials: of a grid, or drawn."""
         if self.search == "grid":
             return grid_point(self.space, number)
         if self.search == "points":
@@ -102,7 +103,7 @@ class SweepSettings(abc.ABC):
 
     @property
     def search_size(self) -> int | None:
-        """Points that the search has at all: combinations of a grid, points of a list; None where it has no end."""
+        """Total number of points of the search: combinations of a grid, points of a list; None if it is unlimited."""
         if self.search == "points":
             return len(self.points)
         return grid_size(self.space) if self.search == "grid" else None
@@ -114,5 +115,5 @@ class SweepSettings(abc.ABC):
 
     @property
     def most_pruned(self) -> int:
-        """Points in a row that may make no trial before the sweep gives up; a grid or a list comes to its end."""
+        """Number of consecutive invalid points before the sweep gives up; a grid or a list is exhausted instead."""
         return _MOST_PRUNED if self.search_size is None else self.search_size + 1

@@ -4,7 +4,8 @@
     python -m benchmarks.gpu.check --small           # seconds; without a GPU the CPU stands in and times mean nothing
     python -m benchmarks.gpu.check --only training mining --out FOLDER
 
-Prints Markdown. A section that lacks a library or a GPU says so and the others go on; the exit code is 1 where a check falls short.
+Prints Markdown. A section that lacks a library or a GPU says so and the others continue; the exit code is 1 where a
+check falls short.
 """
 
 import argparse
@@ -59,7 +60,7 @@ def main() -> int:
     found = [run_section(name, setting) for name in arguments.only]
     report = Report(
         "gpu",
-        "What runs on a GPU, checked against the CPU and timed beside its limits"
+        "Check everything that runs on a GPU against the CPU, and compare its times with the limits"
         if setting.is_gpu
         else "The GPU's checks on a CPU at small sizes: what is right, not how fast",
         {"sections": " ".join(arguments.only), "rounds": setting.rounds, "device": str(setting.device)},

@@ -1,4 +1,5 @@
-"""Decoding: images a second by DALI on the GPU and its JPEG engines beside the CPU; the same pixels; no batch overwritten."""
+"""Decoding: images per second by DALI on the GPU and its JPEG engines compared with the CPU; the same pixels; no
+batch overwritten."""
 
 import dataclasses
 import io
@@ -13,8 +14,8 @@ from PIL import Image
 from benchmarks.gpu.outcome import NotHereError, Outcome, Setting, median_s, round_to
 from benchmarks.suite.report import Table
 
-# Levels of 256 that the mean pixel of a batch may differ by. Two JPEG decoders of one image differ by 0.1 to 0.5, two resampling
-# filters by about as much; DALI on the CPU against torchvision: 0.05 to 0.6 here.
+# Levels of 256 that the mean pixel of a batch may differ by. Two JPEG decoders of one image differ by 0.1 to 0.5, two
+# resampling filters by about as much; DALI on the CPU against torchvision: 0.05 to 0.6 here.
 _MOST_LEVELS = 1.5
 
 
@@ -103,7 +104,8 @@ def _compare(found: Outcome, decoders: dict[str, Any], photos: Sequence[bytes]) 
 
 
 def _check_streams(found: Outcome, name: str, decoder: Any, photos: list[bytes], setting: Setting) -> None:
-    """Batches used late, while the next ones are decoded, hold the pixels they hold when everything waits for everything."""
+    """Batches used late, while the next ones are decoded, hold the pixels they hold when everything waits for
+    everything."""
     batches = [photos[shift:] + photos[:shift] for shift in range(len(photos))][:8]
     wanted = []
     for batch in batches:
@@ -132,7 +134,8 @@ def _check_streams(found: Outcome, name: str, decoder: Any, photos: list[bytes],
 
 
 def _add_bare_dali(found: Outcome, add: Any, photos: Sequence[bytes], threads: int, setting: Setting) -> None:
-    """DALI's decoder alone, nothing after it: on the CPU, and on the GPU with a share of the images for the JPEG engines."""
+    """DALI's decoder alone, nothing after it: on the CPU, and on the GPU with a share of the images for the JPEG
+    engines."""
     import nvidia.dali.fn as fn
     from nvidia.dali import pipeline_def, types
 
@@ -167,7 +170,7 @@ def _add_bare_dali(found: Outcome, add: Any, photos: Sequence[bytes], threads: i
         if watch is not None:
             watch.terminate()
             used = [int(line) for line in (watch.communicate()[0] or "").split() if line.isdigit()]
-            busiest = f"{max(used)} %" if used else "not told by nvidia-smi"
+            busiest = f"{max(used)} %" if used else "not reported by nvidia-smi"
             found.notes.append(f"decode: {name}: busiest moment of the JPEG engines: {busiest}")
 
 

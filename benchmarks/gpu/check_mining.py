@@ -1,4 +1,5 @@
-"""Exact mining: neighbours of each vector in its class and in all others, beside the matrix product that they cost at least."""
+"""Exact mining: neighbours of each vector in its class and in all others, compared with the matrix product that they
+cost at least."""
 
 import tempfile
 import time
@@ -24,7 +25,8 @@ def draw_long_tail(num: int, dim: int, classes: int) -> tuple[np.ndarray, np.nda
 
 
 def multiply_and_keep(queries: torch.Tensor, gallery: torch.Tensor, *, keeps: bool) -> None:
-    """All products of queries and gallery in tiles, and of each row the best 16 (`keeps`): what any exact search does."""
+    """All products of queries and gallery in tiles, and of each row the best 16 (`keeps`): what any exact search
+    does."""
     for part in queries.split(max(1, _NUMBERS // len(gallery))):
         products = part @ gallery.T
         if keeps:

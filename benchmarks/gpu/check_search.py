@@ -24,7 +24,7 @@ def measure(setting: Setting) -> Outcome:
     has_gpu = faiss.get_num_gpus() > 0
     device = "gpu" if has_gpu else "cpu"
     if not has_gpu:
-        found.notes.append("search: FAISS sees no GPU; exact search on the CPU stands in for it")
+        found.notes.append("search: FAISS sees no GPU; exact search on the CPU is used instead")
     draw = np.random.default_rng(1)
     num, dim, classes = (1_200, 16, 6) if setting.is_small else (200_000, 128, 200)
     labels = np.sort(draw.integers(0, classes, num)).astype(np.int64)

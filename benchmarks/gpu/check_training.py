@@ -1,4 +1,5 @@
-"""Training steps: precisions, memory format, compilation and optimizers; this project's step beside a bare loop; who waits."""
+"""Training steps: precisions, memory format, compilation and optimizers; this project's step compared with a bare
+loop; who waits."""
 
 import warnings
 from collections import Counter
@@ -172,7 +173,8 @@ def _make_own(
 def _own_step(
     found: Outcome, name: str, side: int, num: int, setting: Setting
 ) -> list[tuple[str | float, ...]]:
-    """The project's step beside the bare loop, in bf16 with a fused optimizer, and where it waits for the device."""
+    """The project's step compared with the bare loop, in bf16 with a fused optimizer, and where it waits for the
+    device."""
     images, targets = make_batch(side, num, setting)
     steps = {}
     for which in ("bare", "own"):

@@ -9,7 +9,8 @@ from benchmarks.practice.spent import stopwatch
 
 
 def run_automl(job: Job) -> Outcome:
-    """FLAML with its default estimators, accuracy on our validation part, within the job's seconds; it trains on train alone."""
+    """FLAML with its default estimators, accuracy on our validation part, within the job's seconds; it trains on
+    train alone."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its libraries warn of each other's versions
         from flaml.automl import AutoML

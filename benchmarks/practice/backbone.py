@@ -17,13 +17,15 @@ from fsl_dist.errors import RequestError
 DIM = 1280
 """of an embedding: the last feature map's mean"""
 FIRST_TRAINED = 14
-"""of the 19 blocks: those before it are frozen where the last blocks are fine-tuned. The rest has 1.8 of 2.2 million weights"""
+"""of the 19 blocks: those before it are frozen where the last blocks are fine-tuned. The rest has 1.8 of 2.2 million
+weights"""
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _AT_A_TIME = 64
 
 
 def load_blocks(weights: Path) -> nn.Sequential:
-    """MobileNetV2's 19 blocks with the weights of a file; batch norm is torch's default, so its statistics keep up with short runs.
+    """MobileNetV2's 19 blocks with the weights of a file; batch norm is torch's default, so its statistics keep up
+    with short runs.
 
     Raises:
         RequestError: the file is not there, or is not torchvision's MobileNetV2.
@@ -108,10 +110,12 @@ class PixelViews:
 
 
 class ActivationViews:
-    """What the last blocks are trained on: cached activations of the frozen blocks, some augmented copies of each image."""
+    """What the last blocks are trained on: cached activations of the frozen blocks, some augmented copies of each
+    image."""
 
     def __init__(self, plain: Tensor, augmented: Tensor, positions: NDArray[np.int64]) -> None:
-        """plain: float16 [n, c, h, w]; augmented: float16 [copies, num_train, c, h, w]; positions: of row i in `augmented`."""
+        """plain: float16 [n, c, h, w]; augmented: float16 [copies, num_train, c, h, w]; positions: of row i in
+        `augmented`."""
         self._plain, self._augmented, self._positions = plain, augmented, positions
 
     def draw(self, rows: NDArray[np.int64], draw: np.random.Generator) -> Tensor:

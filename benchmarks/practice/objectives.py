@@ -23,7 +23,8 @@ class CrossEntropy(nn.Module):
 
 
 class Episodes(nn.Module):
-    """Prototypical episodes (Snell et al. 2017, as easyfsl trains them): the first half of each class's images are its support.
+    """Prototypical episodes (Snell et al. 2017, as easyfsl trains them): the first half of each class's images are
+    its support.
 
     Batches come class by class, equally many images of each. Logits are negative Euclidean distances to class means.
     """
@@ -41,8 +42,9 @@ class Episodes(nn.Module):
 def triplets() -> nn.Module:
     """Triplet loss with all semi-hard triplets of the batch and a cross-batch memory.
 
-    Its memory is shorter than the other's: the number of triplets grows with its square where there are few classes. One
-    triplet for each image, the easiest positive and a semi-hard negative, was worse than the frozen network on digits.
+    Its memory is shorter than the other's: the number of triplets grows with its square where there are few classes.
+    One triplet for each image, the easiest positive and a semi-hard negative, was worse than the frozen network on
+    digits.
     """
     from pytorch_metric_learning import losses, miners
 

@@ -48,7 +48,8 @@ class Part:
 
 
 class Prepared:
-    """One data set for all rows. What is computed from images is kept in files below `work`, by what it follows from."""
+    """One data set for all rows. What is computed from images is kept in files below `work`, by what it follows
+    from."""
 
     def __init__(self, chosen: PracticeSet, data: Catalogue, weights: Path, work: Path) -> None:
         """Raises RequestError where there is no train or test split, no image to validate on, or no file of weights."""

@@ -1,4 +1,5 @@
-"""Heads on embeddings, and their scores: cosine kNN, class means, logistic regression; settings are chosen on validation."""
+"""Heads on embeddings, and their scores: cosine kNN, class means, logistic regression; settings are chosen on
+validation."""
 
 import warnings
 from collections.abc import Callable, Iterable
@@ -106,7 +107,8 @@ def fit_means(gallery: Vectors, own: Labels, val: Vectors, labels: Labels) -> He
 
 
 def fit_logistic(gallery: Vectors, own: Labels, val: Vectors, labels: Labels) -> Head:
-    """scikit-learn's logistic regression on standardised features; C, and whether classes are balanced, by validation."""
+    """scikit-learn's logistic regression on standardised features; C, and whether classes are balanced, by
+    validation."""
     counts = np.bincount(own)
     is_even = counts.min() == counts.max()
     is_large = gallery.size * len(counts) > _MANY

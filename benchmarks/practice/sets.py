@@ -69,7 +69,7 @@ def open_set(chosen: PracticeSet, archives: Path | None, work: Path) -> Catalogu
 
 
 def own_set(folder: Path, image_size: int, images: int) -> PracticeSet:
-    """The set of a folder of one's own: class folders, or whatever else `pack` reads without options."""
+    """The set of a folder of your own: class folders, or whatever else `pack` reads without options."""
     return PracticeSet(
         name=folder.name,
         about=f"images of {folder.name}, divided by class with seed 0 unless it has split folders",
@@ -93,7 +93,8 @@ def _unpack(chosen: PracticeSet, archives: Path | None, work: Path) -> Path:
         return work
     if archives is None:
         raise RequestError(
-            f"set {chosen.name} needs {chosen.archive}; FSL_DIST_TEST_DATA must name the folder with the archives of real data"
+            f"set {chosen.name} needs {chosen.archive}; FSL_DIST_TEST_DATA must name the folder with the archives "
+            "of real data"
         )
     archive = archives / chosen.archive
     if not archive.is_file():
@@ -121,7 +122,8 @@ def _write_digits(_: Path, work: Path) -> Path:
 
 
 def _write_tail_table(unpacked: Path, work: Path) -> Path:
-    """A long tail of the largest classes, 90 … 6 images by a geometric rule, drawn by a fixed seed; as a table of files."""
+    """A long tail of the largest classes, 90 … 6 images by a geometric rule, drawn by a fixed seed; as a table of
+    files."""
     classes = {
         folder.name: sorted(path for path in folder.rglob("*") if path.suffix.lower() in _IMAGES)
         for folder in sorted(unpacked.iterdir())

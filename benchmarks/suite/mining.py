@@ -1,8 +1,9 @@
 """`python -m benchmarks.suite mining`: deep kNN with neighbours in the whole data set, next to neighbours in the batch.
 
-First a step with neighbours in the memory, of up to a million synthetic rows (`mining_steps`). Then runs of the real `Trainer`,
-each from the same weights over as many images as there are to train on, taken in turn: neighbours in the batch, in the
-memory, and decoded. The last two embed all images before their first step. Making the trainers is not timed.
+First a step with neighbours in the memory, of up to a million synthetic rows (`mining_steps`). Then runs of the real
+`Trainer`, each from the same weights over as many images as there are to train on, taken in turn: neighbours in the
+batch, in the memory, and decoded. The last two embed all images before their first step. Making the trainers is not
+timed.
 """
 
 import time
@@ -142,7 +143,8 @@ def _train_each(trainers: list[Trainer]) -> Callable[[], float]:
 
 
 def _take_apart(settings: tuple[str, ...], folder: Path) -> tuple[Table, float, list[float]]:
-    """What a pass is made of; a training step's time over its decode's, and an embedding's over the step's, an image."""
+    """What a pass is made of; a training step's time over its decode's, and an embedding's over the step's, an
+    image."""
     seconds: dict[str, list[float]] = {}
 
     def clock(name: str, work: Callable[[], object]) -> None:
@@ -192,7 +194,7 @@ def _take_apart(settings: tuple[str, ...], folder: Path) -> tuple[Table, float, 
 
 
 def _beside(settings: tuple[str, ...], num_images: int, options: BenchOptions) -> list[Target]:
-    """With two GPUs: a refresh by an actor with a GPU of its own while training goes on; else nothing.
+    """With two GPUs: a refresh by an actor with a GPU of its own while training continues; else nothing.
 
     Both runs train on Ray over twice the images; the second pass counts, in which the one made the table of the third
     meanwhile. Ray's start and the first table, which training has to wait for, are left out.
@@ -229,7 +231,8 @@ def _beside(settings: tuple[str, ...], num_images: int, options: BenchOptions) -
 
 
 def _pack_patterns(folder: Path, num: int, size: int) -> Path:
-    """A packed data set of `num` JPEGs of `size` px, all for training, in a long tail of classes of one to three looks."""
+    """A packed data set of `num` JPEGs of `size` px, all for training, in a long tail of classes of one to three
+    looks."""
     from PIL import Image
 
     from fsl_dist.data.ingest.listing import TableColumns

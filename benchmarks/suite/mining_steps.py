@@ -1,7 +1,8 @@
-"""A training step of deep kNN with neighbours in the memory of all embeddings, next to one with neighbours in the batch.
+"""A training step of deep kNN with neighbours in the memory of all embeddings, next to one with neighbours in the
+batch.
 
-The memory is filled with synthetic rows, so that a million images need not be embedded; everything else is what the training
-loop runs: network, loss, backward pass, optimizer, and the overwriting of the step's rows.
+The memory is filled with synthetic rows, so that a million images need not be embedded; everything else is what the
+training loop runs: network, loss, backward pass, optimizer, and the overwriting of the step's rows.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """What one would otherwise read and decode photographs with, each tuned as its documentation says.
 
-All do the work of `PhotoWork`: decode, shorter side to `resize`, crop `size`, mirror half, normalise, float32 batches in
-storage order. A reader is called once a round and gives its batches; what it needs to live over rounds it keeps.
+All do the work of `PhotoWork`: decode, shorter side to `resize`, crop `size`, mirror half, normalise, float32 batches
+in storage order. A reader is called once a round and gives its batches; what it needs to live over rounds it keeps.
 """
 
 import io
@@ -156,7 +156,7 @@ def _dali_reader(work: PhotoWork, transform: Callable[[Any], Any]) -> Reader:
             pipeline.schedule_run()
         for number in range(batches):
             (images,) = pipeline.share_outputs()
-            # The reader goes on with the first images where the last batch of a pass is not full.
+            # The reader continues with the first images where the last batch of a pass is not full.
             yield _first(images, min(left, work.batch))
             left -= work.batch
             pipeline.release_outputs()

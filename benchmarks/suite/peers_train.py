@@ -45,12 +45,13 @@ class BarePCN:
         shots: int,
         temperature: float,
     ) -> None:
-        """memory: prototypes float32 [classes, M, D], none of them padding; shots: support images a class."""
+        """memory: prototypes float32 [classes, M, D], none of them padding; shots: support images per class."""
         self.network, self.optimizer = network, optimizer
         self.memory, self.shots, self.temperature = memory.clone(), shots, temperature
 
     def step(self, images: Tensor, classes: Tensor) -> Tensor:
-        """One step; images class by class, support first; classes: int64 [n_way], rows of the memory. Returns the loss."""
+        """One step; images class by class, support first; classes: int64 [n_way], rows of the memory. Returns the
+        loss."""
         self.optimizer.zero_grad()
         embeddings = self.network(images).view(len(classes), len(images) // len(classes), -1)
         support, query = embeddings[:, : self.shots], embeddings[:, self.shots :].flatten(0, 1)
@@ -69,7 +70,7 @@ class BarePCN:
 
 
 class BareDeepKNN:
-    """Deep kNN mined in the batch: 5 nearest of the class (6 images a class or more), 5 nearest others, margin 1."""
+    """Deep kNN mined in the batch: 5 nearest of the class (6 images per class or more), 5 nearest others, margin 1."""
 
     def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.network, self.optimizer = network, optimizer

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 HEIGHT, WIDTH, QUALITY = 450, 600, 90
-# Grain that brings the mean file to about 85 KB.
+# Grain that increases the mean file size to about 85 KB.
 _GRAIN = 5.8
 _OCTAVES = (8, 16, 32, 64, 128)
 

@@ -26,8 +26,8 @@ NETWORKS = {
     "resnet18 at 224 px": ("backbone.name=resnet18", "data.resize_size=256", "data.image_size=224"),
     "mlp": ("backbone.name=mlp",),
 }  # fmt: skip
-# A learning rate that moves nothing: steps repeat one batch, and a network that knows it by heart has gradients so small
-# (denormal) that a step takes 9 times as long.
+# A learning rate that moves nothing: steps repeat one batch, and a network that knows it by heart has gradients so
+# small (denormal) that a step takes 9 times as long.
 METHODS = {
     "pcn": ("method.kind=pcn", "method.clusters=4", "training.optimizer=adam", "evaluation.delta_tau=[0]", "training.lr=1e-6",
             "episode.n_way=10", "episode.k_shot=10", "episode.n_query=5"),

@@ -1,4 +1,4 @@
-"""Verbs on frozen features: baseline."""
+"""Commands on frozen features: baseline."""
 
 import dataclasses
 from pathlib import Path
@@ -22,7 +22,7 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print exactly one J
 @click.option(
     "--pca",
     type=int,
-    help="Principal components to work in, 0: the features as they are.  [default: 0 for knn, else 64]",
+    help="Number of principal components, 0: the features as they are.  [default: 0 for knn, else 64]",
 )
 @JSON
 @click.argument("overrides", nargs=-1, metavar="[evaluation.k_p=[…]]")

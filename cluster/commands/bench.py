@@ -28,7 +28,7 @@ def bench() -> None:
     "--config",
     "config_path",
     type=click.Path(path_type=Path),
-    help="The run's YAML file; key=value goes over it.",
+    help="The run's YAML file; key=value overrides it.",
 )
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="RATES.yaml, or RATES.json; is replaced."
@@ -36,9 +36,11 @@ def bench() -> None:
 @JSON
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]…")
 def rates(config_path: Path | None, out: Path, as_json: bool, overrides: tuple[str, ...]) -> None:
-    """How fast this machine loads, trains, embeds, indexes and searches for one run's configuration; `plan` reads it.
+    """Measure how fast this machine loads, trains, embeds, indexes and searches for a run's configuration; `plan`
+    reads it.
 
-    One process, for about a minute; only temporary files next to OUT. Do not use the machine for anything else meanwhile.
+    One process, for about a minute; only temporary files next to OUT. Do not use the machine for anything else
+    meanwhile.
     """
     from fsl_dist.config import load_config
 

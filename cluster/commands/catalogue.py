@@ -1,4 +1,4 @@
-"""The commands `adopt` and `resplit`: catalogues over shards that are there."""
+"""The commands `adopt` and `resplit`: new catalogues over existing shards."""
 
 from typing import Any
 
@@ -15,20 +15,20 @@ from cluster.commands.dataset_options import emit_written, split_options
 @click.argument("out")
 @click.option(
     "--label-key",
-    help="Key of .json that holds the label.  [default: .cls, else label, class or cls in .json]",
+    help="Key of .json with the label.  [default: .cls, else label, class or cls in .json]",
 )
-@click.option("--group-key", help="Key of .json that holds a second label.")
-@click.option("--split-key", help="Key of .json that holds train, val, test or novel.")
+@click.option("--group-key", help="Key of .json with a second label.")
+@click.option("--split-key", help="Key of .json with train, val, test or novel.")
 @click.option(
     "--keep-together",
     metavar="KEY",
-    help="Key of .json; images with one value stay on one side of any split.",
+    help="Key of .json; images with the same value are in the same split.",
 )
 @click.option(
     "--image-extension",
     "image_extensions",
     multiple=True,
-    help="Which member of a sample is the image (jpg, left.png …); repeat it to name others, the first found counts.  "
+    help="Extension of a sample's image (jpg, left.png …); repeat it for alternatives, the first match counts.  "
     "[default: the only one called like an image]",
 )
 @click.option(
@@ -37,7 +37,7 @@ from cluster.commands.dataset_options import emit_written, split_options
     help="Member that is the image's mask, such as mask.png; samples may lack it.",
 )
 @click.option(
-    "--shard-in-key", is_flag=True, help="Put the shard's name before keys, where every shard counts from 0."
+    "--shard-in-key", is_flag=True, help="Put the shard's name before keys, if every shard counts from 0."
 )
 @click.option(
     "--relative",
@@ -49,15 +49,15 @@ from cluster.commands.dataset_options import emit_written, split_options
     "--processes", type=click.IntRange(min=0), default=0, help="Processes that check; 0: one a core."
 )
 @click.option(
-    "--allow-bad", is_flag=True, help="Exit 0 although some samples had to be left out, unless none is left."
+    "--allow-bad", is_flag=True, help="Exit 0 although some samples had to be left out, unless none remains."
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def adopt(shards: str, out: str, allow_bad: bool, as_json: bool, **options: Any) -> None:
-    """Catalogue existing WebDataset shards in the folder OUT; the shards stay where and as they are.
+    """Index existing WebDataset shards in a catalogue in the folder OUT; the shards are not moved or changed.
 
-    SHARDS is a folder of .tar files, or a quoted pattern with * or {000..012}. OUT is new, or the folder that holds
-    the shards. Samples that cannot be used, and shards that are cut, empty or compressed, are named and left out: exit 1,
-    or 0 with --allow-bad.
+    SHARDS is a folder of .tar files, or a quoted pattern with * or {000..012}. OUT is new, or the folder that
+    contains the shards. Unusable samples, and shards that are truncated, empty or compressed, are listed and left
+    out: exit 1, or 0 with --allow-bad.
     """
     import fsl_dist
 
@@ -74,25 +74,26 @@ def adopt(shards: str, out: str, allow_bad: bool, as_json: bool, **options: Any)
 )
 @click.option("--key-column", help="Column of keys (`DATASET`'s own names of its samples).")
 @click.option("--path-column", help="Column of image paths as they were packed, instead of keys.")
-@click.option("--label-column", help="Column of class names.  [default: classes stay]")
-@click.option("--group-column", help="Column of a second label.  [default: groups stay]")
+@click.option("--label-column", help="Column of class names.  [default: classes are kept]")
+@click.option("--group-column", help="Column of a second label.  [default: groups are kept]")
 @click.option(
     "--blind-group-column",
-    help="Column of a label given without a look at the class (chai's joint).  [default: they stay]",
+    help="Column of a label that was assigned without knowing the class (chai's joint).  [default: kept]",
 )
 @click.option("--split-column", help="Column with train, val, test or novel for every image.")
 @click.option(
     "--keep-together",
     metavar="COLUMN",
-    help="Images with one value stay on one side of any split.  [default: those that were packed so]",
+    help="Images with the same value are in the same split.  [default: the column of the pack]",
 )
 @split_options
 @click.option("--allow-bad", is_flag=True, help="Exit 0 although some samples had to be left out.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def resplit(dataset: str, allow_bad: bool, as_json: bool, **options: Any) -> None:
-    """Give the data set in folder DATASET another split, label or group: its next catalogue version, over the same shards.
+    """Change splits, labels or groups of the data set in folder DATASET: its next catalogue version, over the same
+    shards.
 
-    Without a split option, images stay on their sides. Earlier versions and their ids stay as they are.
+    Without a split option, images keep their splits. Earlier versions and their ids do not change.
     """
     import fsl_dist
 

@@ -1,4 +1,4 @@
-"""The commands `pack` and `inspect`. Data code loads when a command runs, so that `--help` stays quick."""
+"""The commands `pack` and `inspect`. Data code is imported when a command runs, so that `--help` is quick."""
 
 from typing import Any
 
@@ -41,17 +41,16 @@ def _parse_range(_context: object, _option: object, text: str | None) -> tuple[f
 @click.option("--label-column", help="Column of class names.  [default: class]")
 @click.option("--group-column", help="Column of a second label (subclass, patient …).")
 @click.option(
-    "--blind-group-column", help="Column of a label given without a look at the class (chai's joint)."
+    "--blind-group-column",
+    help="Column of a label that was assigned without knowing the class (chai's joint).",
 )
 @click.option("--mask-column", help="Column of mask images, stored next to their images.")
 @click.option("--split-column", help="Column with train, val, test or novel for every image.")
-@click.option(
-    "--keep-together", metavar="COLUMN", help="Images with one value stay on one side of any split."
-)
+@click.option("--keep-together", metavar="COLUMN", help="Images with the same value are in the same split.")
 @click.option(
     "--split-folders/--no-split-folders",
     default=None,
-    help="Whether the folders train, val and test of SRC are splits that hold class folders.  [default: yes, where SRC has "
+    help="Whether the folders train, val and test of SRC are splits with class folders.  [default: yes, if SRC has "
     "train and another of them]",
 )
 @split_options
@@ -78,7 +77,7 @@ def _parse_range(_context: object, _option: object, text: str | None) -> tuple[f
 @click.option(
     "--dedupe",
     type=click.Choice(["name", "phash"]),
-    help="Leave out near-duplicates of an image kept: phash: all of them; name: only under the same file name.",
+    help="Leave out near-duplicates of kept images: phash: compare all; name: only those with the same file name.",
 )
 @click.option("--num-classes", type=int, metavar="N", help="Pack only the N classes with the most images.")
 @click.option("--shard-size-mb", type=int, default=256, show_default=True, help="Largest shard, 10⁶ bytes.")
@@ -93,9 +92,9 @@ def _parse_range(_context: object, _option: object, text: str | None) -> tuple[f
 def pack(source: str, out: str, allow_bad: bool, as_json: bool, **options: Any) -> None:
     """Pack images into WebDataset shards and a catalogue, in the new folder OUT, or --append them to the data set OUT.
 
-    SRC holds one folder a class, or train, val and test with class folders in them, or the images that --table names. Images are stored as they are, or
-    with --resize-shorter or --resize at the size training needs; none is enlarged. Those that cannot be used are
-    named and left out: exit 1, or 0 with --allow-bad.
+    SRC contains one folder per class, or train, val and test with class folders in them, or the images that --table
+    lists. Images are stored unchanged, or with --resize-shorter or --resize at the size for training; none is
+    enlarged. Unusable ones are listed and left out: exit 1, or 0 with --allow-bad.
     """
     import fsl_dist
 
@@ -119,7 +118,8 @@ def pack(source: str, out: str, allow_bad: bool, as_json: bool, **options: Any) 
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def inspect(dataset: str, verify: bool, has_near_duplicates: bool, plots: str | None, as_json: bool) -> None:
-    """Tell what the data set in folder DATASET holds: classes, counts, tail, sizes, splits, what was left out."""
+    """Describe the data set in folder DATASET: classes, counts, tail, sizes, splits, and the samples that were left
+    out."""
     from dataclasses import asdict, replace
 
     from cluster.commands.output import emit

@@ -1,4 +1,4 @@
-"""What the commands that write data sets share: the split options and the report."""
+"""The shared parts of the commands that write data sets: the split options and the report."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -34,14 +34,14 @@ def split_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--fractions", metavar="TRAIN,VAL,TEST", callback=_parse_fractions, help="Shares that sum to 1."
         ),
-        click.option("--num-base", type=int, help="How many classes are base (--split base-novel)."),
+        click.option("--num-base", type=int, help="Number of base classes (--split base-novel)."),
         click.option(
             "--split",
             type=click.Choice(_SPLITS),
             help="stratified: every class by --fractions (default 0.7,0.1,0.2). classes: whole classes by --fractions "
             "(default 0.6,0.2,0.2). base-novel: the --num-base largest classes, each with max(5, 20%) of its images "
-            "for val and for test; the others are novel. column: as --split-column says.  [default: stratified, or "
-            "column where --split-column is given]",
+            "for val and for test; the others are novel. column: by --split-column.  [default: stratified, or "
+            "column if --split-column is given]",
         ),
     ):
         command = option(command)
@@ -49,7 +49,7 @@ def split_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def emit_written(done: str, data: "Catalogue", allow_bad: bool, as_json: bool) -> None:
-    """Print what was written; exit 1 where samples were left out, unless `allow_bad`."""
+    """Print the report; exit 1 if samples were left out, unless `allow_bad`."""
     from dataclasses import asdict
 
     from cluster.commands.output import emit

@@ -1,8 +1,9 @@
-"""The main job end to end on real images: what is the sum of two handwritten digits?
+"""The main workflow end to end on real images: what is the sum of two handwritten digits?
 
-Pack images into shards, train the same network with neighbours in the batch, with neighbours in the whole data set and by cross
-entropy, at the same number of images seen; build the neighbour index over the training images, score by kNN. A class, the sum, is
-made of up to ten pairs of digits that look nothing alike: a batch shows few images of each, the whole data set has them all.
+Pack images into shards. Train the same network with neighbours in the batch, with neighbours in the whole data set
+and by cross entropy, at the same number of images seen; build the neighbour index over the training images; score by
+kNN. A class, the sum, consists of up to ten pairs of digits that look completely different: a batch contains few
+images of each, the whole data set contains all.
 """
 
 import csv
@@ -23,7 +24,7 @@ from fsl_dist.training.ray.session import ray_session
 SEED = 0
 TRAIN_PAIRS, TEST_PAIRS = 2000, 1500
 DIGITS_FOR_TRAINING = 90
-"""scans of each digit that training pairs are made of; test pairs are made of the others"""
+"""number of scans of each digit for training pairs; test pairs are made of the others"""
 IMAGES_SEEN = 12_000
 
 # 16 px, so that Conv4's four poolings end at one position; a mirrored digit is another sign.
@@ -150,7 +151,7 @@ def _write_pairs(folder: Path) -> None:
                 scan = digits.images[rng.choice(scans[digit][part])]
                 picture[4:12, 8 * place : 8 * place + 8] = scan
             path = folder / f"{split}-{number:04d}.png"
-            # The scans hold ink in 17 steps, 0 to 16.
+            # The scans have 17 grey levels, 0 to 16.
             Image.fromarray((picture * (255 / 16)).astype(np.uint8)).save(path)
             rows.append([path.name, f"{pair.sum():02d}", split])
     with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as file:
@@ -170,7 +171,7 @@ def _describe(rows: dict[str, dict], workers: int, images_seen: int, seconds: fl
     return (
         f"\n{align_columns(table)}\n\n"
         f"Same network, same {images_seen} images seen, {workers} workers, {seconds:.0f} s. Accuracy: the 5 nearest\n"
-        "training images vote on each of 1,500 others, made of digits that training never saw.\n\n"
+        "training images vote on each of 1,500 others, made of digits that were not used in training.\n\n"
         "Next, on your own folder of class folders:\n"
         "    fsl-dist pack MY_IMAGES data/mine\n"
         "    fsl-dist train --config own-images data.dataset=data/mine run.dir=runs/mine\n"

@@ -1,4 +1,4 @@
-"""What this machine can do, found out by asking each library rather than by its version alone."""
+"""The capabilities of this machine, found by testing each library and not only by its version."""
 
 import importlib
 import importlib.metadata
@@ -7,7 +7,7 @@ import platform
 
 
 def examine() -> dict[str, str | int | bool]:
-    """Versions, processors, GPUs, the decoder that `data.decoder=auto` takes, and the Ray that would be used."""
+    """Return versions, processors, GPUs, the decoder of `data.decoder=auto`, and the Ray that would be used."""
     findings: dict[str, str | int | bool] = {
         "fsl-dist": importlib.metadata.version("fsl-dist"),
         "python": platform.python_version(),
@@ -30,7 +30,7 @@ def examine() -> dict[str, str | int | bool]:
     findings["bf16"] = bool(gpus) and torch.cuda.is_bf16_supported()
     findings["training_backend"] = "nccl" if gpus else "gloo"
     findings["faiss_gpus"] = _faiss_gpus()
-    findings["ray_address"] = os.environ.get("RAY_ADDRESS", "none: a Ray of its own on this machine")
+    findings["ray_address"] = os.environ.get("RAY_ADDRESS", "none: a separate Ray on this machine")
     return findings
 
 

@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     help="Folder for index.html and a PNG an image.",
 )
 @click.option(
-    "--k", type=click.IntRange(min=1), default=5, show_default=True, help="Training images an image."
+    "--k", type=click.IntRange(min=1), default=5, show_default=True, help="Training images per image."
 )
 @click.option("--maps/--no-maps", default=True, show_default=True, help="Activation maps over each pair.")
 @click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON object on stdout.")
 def explain(run: Path, images: tuple[Path, ...], out: Path, k: int, maps: bool, as_json: bool) -> None:
-    """Show why: the training images nearest to each IMAGE, their vote, and where each distance comes from.
+    """Explain predictions: the training images nearest to each IMAGE, their vote, and activation maps of each distance.
 
-    DIR/index.html holds its images and loads nothing. An activation map colours the places of an image that its
-    distance to the other one of the pair comes from; that needs a network whose embedding is the mean of feature maps.
-    An image that cannot be read is named and left out: exit 1.
+    DIR/index.html is self-contained. An activation map colours the regions of an image that cause its distance to the
+    other image of the pair; it needs a network whose embedding is the mean of feature maps. An unreadable image is
+    listed and left out: exit 1.
 
     \b
     Example:

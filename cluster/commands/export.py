@@ -14,8 +14,8 @@ from cluster.commands.output import emit
 def export(run: Path, out: Path, as_json: bool) -> None:
     """Write the embedder of RUN to the file OUT: .onnx, .safetensors or .pt2 (torch.export).
 
-    OUT takes normalised images and gives embeddings. Its metadata say how images are prepared. The file is read again and
-    must embed some images as RUN does, within 1e-4. ONNX needs: pip install 'fsl-dist[export]'.
+    OUT maps normalised images to embeddings. Its metadata contain the preprocessing of images. The file is verified:
+    it must embed some images as RUN does, within 1e-4. ONNX needs: pip install 'fsl-dist[export]'.
     """
     import fsl_dist
 

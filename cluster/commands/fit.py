@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 @click.option(
     "--final/--no-final",
     default=None,
-    help="Train the chosen recipe once more on train and validation images, or take the best run of the last round.  "
-    "[default: once more, but a val split of the data set's own is not trained on]",
+    help="Train the chosen recipe once more, including the images held out for validation, or use the best run of the last round. "
+    "--final includes a val split of the data set too.  [default: train once more, without such a val split]",
 )
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of split and training."
@@ -52,13 +52,14 @@ def fit(
     as_json: bool,
     overrides: tuple[str, ...],
 ) -> None:
-    """Turn FOLDER into the best model that the minutes buy, chosen on validation images.
+    """Train the best model for the images in FOLDER within a number of minutes, chosen on validation images.
 
-    FOLDER holds one folder of images for each class, or is a packed data set. KEY=VALUE are settings of a run that hold for all
-    candidates (backbone.name, backbone.weights, data.image_size); metric=balanced, acc or mcr; and pack.KEY=VALUE, options of pack.
+    FOLDER contains one folder of images per class, or is a packed data set. KEY=VALUE are settings of a run for all
+    candidates (backbone.name, backbone.weights, data.image_size); metric=balanced, acc or mcr; and pack.KEY=VALUE,
+    options of pack.
     """
-    # Threads that wait for each other sleep: where another program uses a core, threads that spin make each other wait. OpenMP reads
-    # this when torch is imported.
+    # Let threads that wait for each other sleep: if another program uses a core, spinning threads slow each other
+    # down. OpenMP reads this when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from tune.fit.fitting import run_fit
 
@@ -77,7 +78,7 @@ def fit(
 
 
 def _process_age_s() -> float:
-    """Seconds since this process started, whose imports are part of the budget; 0 where the system does not say."""
+    """Seconds since this process started, whose imports are part of the budget; 0 if the system does not report it."""
     try:
         ticks = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
         return time.clock_gettime(time.CLOCK_BOOTTIME) - int(ticks) / os.sysconf("SC_CLK_TCK")
@@ -91,7 +92,8 @@ def _describe(result: "Fit") -> str:
     lines = [
         align_columns(result.table()),
         "",
-        f"* the result; = equal to the best within noise on validation; compared by {record.metric}; percent (95 % interval)",
+        f"* the result; = equal to the best within noise on validation; compared by {record.metric}; percent (95 "
+        "% interval)",
         *(f"warning: {warning}" for warning in record.warnings),
         f"run: {run}",
         f"record: {result.dir / 'fit.json'}, {result.dir / 'table.csv'}",

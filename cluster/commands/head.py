@@ -1,4 +1,5 @@
-"""The commands `fsl-dist choose-head`, `add-class` and `remove-class`: what a trained run predicts with."""
+"""The commands `fsl-dist choose-head`, `add-class` and `remove-class`, which change the predictions of a trained
+run."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,15 +22,15 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print exactly one J
     type=click.Choice(["mcr", "acc"]),
     default="mcr",
     show_default=True,
-    help="What the best head is best in: mean class recall or accuracy.",
+    help="Criterion for the best head: mean class recall or accuracy.",
 )
 @JSON
 def choose_head(run: Path, metric: str, as_json: bool) -> None:
-    """Score every classifier head on the validation images of RUN and keep the best in RUN/head.json.
+    """Score every classifier head on the validation images of RUN and write the best one to RUN/head.json.
 
-    A head turns embeddings into classes: the network's softmax, a vote of the nearest training images, class means,
-    logistic regression, or LMNN. `predict` and `explain` use the head that is kept; `evaluate --protocol head` scores it on
-    the test images.
+    A head maps embeddings to classes: the network's softmax, a vote of the nearest training images, class means,
+    logistic regression, or LMNN. `predict` and `explain` use this head; `evaluate --protocol head` scores it on the
+    test images.
 
     \b
     Example:
@@ -74,8 +75,8 @@ def _describe(run: Path, choice: "Choice") -> str:
 def add_class(run: Path, name: str, images: tuple[Path, ...], as_json: bool) -> None:
     """Add the class NAME to RUN by a few images, without training.
 
-    Its embeddings are kept in RUN, and `predict` and `explain` know the class from then on. An image that cannot be read is
-    an error, and nothing is added.
+    Its embeddings are stored in RUN, and `predict` and `explain` include the class from then on. An unreadable image
+    is an error, and nothing is added.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""The commands `fsl-dist index build`, `search`, `status` and `rollback`; others have files of their own."""
+"""The commands `fsl-dist index build`, `search`, `status` and `rollback`; the others have their own files."""
 
 import re
 from pathlib import Path
@@ -23,7 +23,7 @@ _VERIFY = click.option(
 
 @click.group(name="index")
 def index_group() -> None:
-    """Build, search and look at neighbour indexes.
+    """Build, search and inspect neighbour indexes.
 
     \b
     Example:
@@ -32,8 +32,8 @@ def index_group() -> None:
     """
 
 
-for _verb in (add, remove, update, merge, serve, tune):
-    index_group.add_command(_verb)
+for _command in (add, remove, update, merge, serve, tune):
+    index_group.add_command(_command)
 
 
 @index_group.command()
@@ -59,9 +59,10 @@ def build(
 ) -> None:
     """Build an index at OUT and publish it as its next version.
 
-    Either from arrays, or by embedding DATASET with the network of RUN. Keys: those of `index.` in a run's configuration
-    without the prefix (kind and its settings, metric, device, shards, keep_versions, memory_mb). Killed at any moment, the
-    same command resumes with the finished pieces; once it has succeeded, it finds its version and builds nothing.
+    Either from arrays, or by embedding DATASET with the network of RUN. Keys: those of `index.` in a run's
+    configuration without the prefix (kind and its settings, metric, device, shards, keep_versions, memory_mb). If it
+    is killed, the same command resumes with the finished pieces; after a success, it finds its version and builds
+    nothing.
 
     \b
     Example:
@@ -83,7 +84,7 @@ def build(
         raise RequestError("--ids goes with --vectors; ids of a data set are its sample ids")
     if len(paths) != (1 if is_from_arrays else 3):
         raise RequestError(
-            f"index build takes --vectors X.npy --labels Y.npy OUT, or RUN DATASET OUT; it was given "
+            f"index build needs --vectors X.npy --labels Y.npy OUT, or RUN DATASET OUT; it was given "
             f"{', '.join(map(str, paths)) or 'no folder'}{' and --vectors' if is_from_arrays else ''}"
         )
     out = paths[-1]
@@ -96,7 +97,7 @@ def build(
 
         config = validate(IndexConfig, keys, "the arguments")
         with spread_over(workers, embeds=False) as spread:
-            # Workers have working folders of their own.
+            # Workers may have other working directories.
             build_from_files(
                 out.absolute(), vectors.absolute(), labels, ids, config, spread=spread, progress=counter()
             )
@@ -122,7 +123,7 @@ def build(
     "--include-ids", type=_FILE, help="integer .npy [n, 2]: ids [from, to) that alone are searched."
 )
 @click.option("--exclude-ids", type=_FILE, help="integer .npy [n, 2]: ids [from, to) that are not.")
-@click.option("--exact", is_flag=True, help="Compare with every vector, whatever the kind.")
+@click.option("--exact", is_flag=True, help="Compare with every vector, for any kind of index.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="R.npz.")
 @_VERIFY
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -143,9 +144,9 @@ def search(
 ) -> None:
     """Find the K nearest vectors of INDEX for each query.
 
-    R.npz holds `ids` int64 [n, k], -1 where there are fewer, and `distances` float32 [n, k]: squared Euclidean
-    distances, inner products or cosines, as the index was built. KEY=VALUE is nprobe, ef_search or k_factor, this
-    once.
+    R.npz contains `ids` int64 [n, k], -1 if there are fewer, and `distances` float32 [n, k]: squared Euclidean
+    distances, inner products or cosines, depending on the index. KEY=VALUE is nprobe, ef_search or k_factor, for this
+    search only.
 
     \b
     Example:
@@ -201,7 +202,7 @@ def search(
 @_VERIFY
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def status(index: Path, verify: bool, as_json: bool) -> None:
-    """Say what INDEX holds: its current version and the others, and builds that are not finished.
+    """Describe INDEX: its current version and the others, and unfinished builds.
 
     \b
     Example:
@@ -215,12 +216,13 @@ def status(index: Path, verify: bool, as_json: bool) -> None:
     ]
     if described["changes"]["batches"]:  # type: ignore[index]
         lines.append(
-            "changed since by {batches} batches: {added} vectors added, {removed} removed or replaced (make the next version: "
+            "changed since by {batches} batches: {added} vectors added, {removed} removed or replaced (build the "
+            "next version: "
             "fsl-dist index merge)".format(**described["changes"])  # type: ignore[arg-type]
         )
     lines += [
-        f"unfinished: {attempt['token']}, {attempt['num_vectors']} vectors, embedded pieces {attempt['pieces']}, shards "
-        f"{attempt['shards']}, last written {attempt['written_s']:g} s ago"
+        f"unfinished: {attempt['token']}, {attempt['num_vectors']} vectors, embedded pieces {attempt['pieces']}, "
+        f"shards {attempt['shards']}, last written {attempt['written_s']:g} s ago"
         for attempt in described["unfinished"]  # type: ignore[attr-defined]
     ]
     emit(described, as_json, "\n".join(lines))
@@ -233,7 +235,7 @@ def status(index: Path, verify: bool, as_json: bool) -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def rollback(index: Path, to: int | None, as_json: bool) -> None:
-    """Make an older version of INDEX current, once its checksums are compared. Readers go along; nothing is removed.
+    """Make an older version of INDEX current, after its checksums were verified. Readers follow; nothing is removed.
 
     \b
     Example:

@@ -27,9 +27,9 @@ _VECTORS = click.option("--vectors", type=_FILE, required=True, help="float32 .n
 )
 @_JSON
 def add(index: Path, vectors: Path, labels: Path, ids: Path | None, as_json: bool) -> None:
-    """Add vectors to the current version of INDEX: all of them are on the disk when this ends, or none.
+    """Add vectors to the current version of INDEX: all of them are on disk when the command ends, or none.
 
-    Searches that are opened from then on find them; `index merge` makes the next version.
+    Later searches find them; `index merge` builds the next version.
 
     \b
     Example:
@@ -65,7 +65,7 @@ def remove(index: Path, ids: Path, as_json: bool) -> None:
 @click.argument("index", type=_FOLDER)
 @click.option("--ids", type=_FILE, required=True, help="integer .npy [n], in the index.")
 @_VECTORS
-@click.option("--labels", type=_FILE, help="integer .npy [n]; they stay as they are by default.")
+@click.option("--labels", type=_FILE, help="integer .npy [n]; by default labels are kept.")
 @_JSON
 def update(index: Path, ids: Path, vectors: Path, labels: Path | None, as_json: bool) -> None:
     """Replace vectors of the current version of INDEX, all of them or none.
@@ -88,10 +88,11 @@ def update(index: Path, ids: Path, vectors: Path, labels: Path | None, as_json: 
 @click.argument("settings", nargs=-1, metavar="[KEY=VALUE]...")
 @_JSON
 def merge(index: Path, settings: tuple[str, ...], as_json: bool) -> None:
-    """Make the next version of INDEX from the current one and what was added to it and removed from it.
+    """Build the next version of INDEX from the current one and its added and removed vectors.
 
-    It is built as the current one was, with its kind, its shards and what `tune` found; KEY=VALUE, as for `build`, changes that.
-    Changes made concurrently are in the new version. A killed merge resumes with the same command.
+    It has the settings of the current version, including its kind, its shards and the parameters that `tune` found;
+    KEY=VALUE, as for `build`, overrides them. Changes made concurrently are in the new version. A killed merge
+    resumes with the same command.
 
     \b
     Example:
@@ -131,5 +132,6 @@ def _emit(index: Path, change: "Change", done: str, as_json: bool) -> None:
             "last_id": last,
         },
         as_json,
-        f"{index}: {done} {len(change.ids)} vectors (ids {first} … {last}), change {change.number} of version {change.version}",
+        f"{index}: {done} {len(change.ids)} vectors (ids {first} … {last}), change {change.number} of version "
+        f"{change.version}",
     )

@@ -29,7 +29,9 @@ _READY_WITHIN_S = 60
 @click.argument("index", type=click.Path(path_type=Path))
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
-@click.option("--token-env", metavar="NAME", help="Environment variable with the token that requests bring.")
+@click.option(
+    "--token-env", metavar="NAME", help="Environment variable with the token that requests must contain."
+)
 @click.option(
     "--replicas", type=_POSITIVE, default=1, show_default=True, help="Processes that answer requests."
 )
@@ -69,10 +71,10 @@ def serve(
     verify: bool,
     as_json: bool,
 ) -> None:
-    """Answer searches of INDEX by HTTP, until Ctrl-C or SIGTERM.
+    """Serve searches of INDEX over HTTP, until Ctrl-C or SIGTERM.
 
-    Vectors in, ids, labels, keys and distances out, as JSON or as raw bytes; its page /docs says how. It goes along with
-    publications and rollbacks; each answer comes from one version and names it.
+    Requests contain vectors; answers contain ids, labels, keys and distances, as JSON or as raw bytes; its page /docs
+    describes them. It follows publications and rollbacks; each answer comes from one version and names it.
 
     \b
     Example:
@@ -110,11 +112,11 @@ def serve(
         with redirect_stdout(stdout):  # which is stderr while Ray runs, for what Ray prints
             emit(facts, as_json, text)
 
-    # Ray Serve gives up a process that listens after 5 s, which a busy machine takes to start one.
+    # Ray Serve gives up on a server that does not listen within 5 s, which is too short on a busy machine.
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", str(_READY_WITHIN_S))
     try:
         with ray_session(replicas * (1 + actors * cpus if actors else cpus)):
-            # Ray has put its own handler in the place: exit 15, nothing unwound.
+            # Ray has replaced the handler: it would exit with 15, without any cleanup.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
             _run(settings, host, port, say)
     except KeyboardInterrupt:
@@ -124,7 +126,7 @@ def serve(
 def _run(
     settings: "ServiceSettings", host: str, port: int, say: Callable[[dict[str, object], str], None]
 ) -> None:
-    """Start the service, say so, and wait for a signal; what was started here ends."""
+    """Start the service, report it, and wait for a signal; everything started here ends."""
     import logging
 
     import ray
@@ -138,8 +140,8 @@ def _run(
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if names := ", ".join(serve.status().applications):
         raise RequestError(
-            f"the Ray cluster of RAY_ADDRESS already serves {names}, at an address of its own; end that "
-            "(serve shutdown), or start this one on a cluster of its own"
+            f"the Ray cluster of RAY_ADDRESS already serves {names}, at another address; end that "
+            "(serve shutdown), or start this one on another cluster"
         )
     remote: RayIndex | None = None
 
@@ -160,7 +162,7 @@ def _run(
             started.callback(close_actors)
         logs = {"log_level": "WARNING", "enable_access_log": False}
         try:
-            with suppress(TimeoutError):  # after 60 s, though it goes on starting; /health tells
+            with suppress(TimeoutError):  # after 60 s, although it continues to start; /health reports it
                 serve.start(http_options={"host": host, "port": port}, logging_config=logs)
             started.callback(_end)
             serve.run(make_application(settings), name=APP_NAME, logging_config=logs)
@@ -175,34 +177,34 @@ def _run(
         while True:
             time.sleep(1)
             if remote is not None:
-                # Who has a version open keeps it from being removed.
+                # A reader that has a version open keeps it from being removed.
                 with suppress(FslDistError):
                     remote = remote.refresh()
 
 
 def _end() -> None:
-    """Let requests that are under way be answered, then take no more."""
+    """Answer the running requests, then accept no more."""
     from ray import serve
 
     from cluster.service.replica import APP_NAME
 
     serve.delete(APP_NAME)
-    if os.environ.get("RAY_ADDRESS"):  # a Ray of this command's own ends with it, Ray Serve and all
+    if os.environ.get("RAY_ADDRESS"):  # a Ray that this command started ends with it, including Ray Serve
         serve.shutdown()
 
 
 def _check_address(host: str, port: int, *, has_token: bool) -> None:
-    """Refuse an address that is taken, and one that others reach without a token (RequestError)."""
+    """Raise RequestError for an address in use, and for one that others can reach without a token."""
     from index.base.errors import RequestError
 
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except socket.gaierror as error:
-        raise RequestError(f"host={host} is no address of this machine: {error}") from None
+        raise RequestError(f"host={host} is not an address of this machine: {error}") from None
     if not ipaddress.ip_address(address[0]).is_loopback and not has_token:
         raise RequestError(
-            f"host={host} lets others reach the index, and there is no token; name the environment variable that "
-            "holds one: --token-env NAME"
+            f"host={host} lets others reach the index, and there is no token; set the environment variable that "
+            "contains one: --token-env NAME"
         )
     if os.environ.get("RAY_ADDRESS"):
         return  # the cluster's machines listen, not this one

@@ -19,14 +19,14 @@ from cluster.commands.output import align_columns, emit
     type=click.IntRange(min=1),
     default=1000,
     show_default=True,
-    help="Vectors of the index asked for.",
+    help="Number of the index's vectors that are used as queries.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def tune(index: Path, recall: float, k: int, sample: int, as_json: bool) -> None:
     """Find the cheapest search parameters of INDEX that reach a recall, and store them in it.
 
-    The recall is measured against the exact neighbours of some of its own vectors. Where even the largest
-    parameters do not reach it, the best are stored and the exit code is 1. A flat index has nothing to tune.
+    The recall is measured against the exact neighbours of some of its own vectors. If even the largest parameters do
+    not reach it, the best ones are stored and the exit code is 1. A flat index has nothing to tune.
 
     \b
     Example:
@@ -36,7 +36,7 @@ def tune(index: Path, recall: float, k: int, sample: int, as_json: bool) -> None
     from index.tune import store
     from index.tune import tune as tune_index
 
-    # Vectors added since are compared with one by one, whatever the parameters.
+    # Vectors that were added later are all compared, for any parameters.
     opened = open_index(index, changes=False)
     if not opened.parameters:
         emit(
@@ -57,8 +57,8 @@ def tune(index: Path, recall: float, k: int, sample: int, as_json: bool) -> None
     lines = [align_columns(rows)]
     if not tuning.is_reached:
         lines.append(
-            f"recall@{k} {recall:g} is not reached; the best is {chosen.recall:.4f} (build it with larger pq_m, hnsw_m or "
-            "ef_construction, or kind=flat)"
+            f"recall@{k} {recall:g} is not reached; the best is {chosen.recall:.4f} (build it with larger pq_m, "
+            "hnsw_m or ef_construction, or kind=flat)"
         )
     emit(
         {

@@ -18,7 +18,7 @@ _NAME = click.argument("name")
 
 @click.group()
 def job() -> None:
-    """Jobs that were submitted: how they stand, what they wrote, their end.
+    """Submitted jobs: their state, their log, their end.
 
     \b
     Example:
@@ -48,12 +48,13 @@ def status(name: str, to: str, address: str | None, namespace: str | None, as_js
 @job.command(epilog="Example: fsl-dist job logs first --follow --to ray")
 @_NAME
 @click.option(
-    "--follow", is_flag=True, help="Go on until it ends, as submit does: log on stderr, result on stdout."
+    "--follow", is_flag=True, help="Follow it until it ends, as submit does: log on stderr, result on stdout."
 )
 @on_place
 @JSON
 def logs(name: str, follow: bool, to: str, address: str | None, namespace: str | None, as_json: bool) -> None:
-    """What a job wrote so far, on stdout; with --follow, come back to it: log on stderr, result on stdout, its exit code."""
+    """Print a job's log so far on stdout; with --follow, follow it again: log on stderr, result on stdout, its exit
+    code."""
     place = open_place(to, address=address, kube=kube_of(to, namespace, address))
     if follow:
         follow_job(place, name, way_back(name, to, address, namespace))
@@ -69,7 +70,7 @@ def logs(name: str, follow: bool, to: str, address: str | None, namespace: str |
 @on_place
 @JSON
 def stop(name: str, to: str, address: str | None, namespace: str | None, as_json: bool) -> None:
-    """End a job; what it has stored stays, and the same command resumes it."""
+    """End a job; its stored results are kept, and the same command resumes it."""
     place = open_place(to, address=address, kube=kube_of(to, namespace, address))
     before = place.status(name)
     place.stop(name)
@@ -82,7 +83,7 @@ def stop(name: str, to: str, address: str | None, namespace: str | None, as_json
 @on_place
 @JSON
 def list_jobs(to: str, address: str | None, namespace: str | None, as_json: bool) -> None:
-    """All jobs that the place knows of, the newest first."""
+    """List all jobs, the newest first."""
     found = open_place(to, address=address, kube=kube_of(to, namespace, address)).list()
     rows = [["name", "state", "started (UTC)", "ended", "command"]]
     rows += [[s.name, s.state, s.started, s.ended, _shorten(s.command)] for s in found]
@@ -109,7 +110,8 @@ def enter(
     exit_code_file: Path | None,
     arguments: tuple[str, ...],
 ) -> None:
-    """What a job itself runs, on the machine it was sent to: the command, resuming, with its result in the log's last line."""
+    """The command inside a job, on its machine: run the given command, with resuming, and put its result in the log's
+    last line."""
     from cluster.jobs.entrypoint import run_job
     from index.base.errors import FslDistError
     from index.base.files import write_atomic
@@ -140,7 +142,7 @@ def follow_job(place: JobPlace, name: str, back: str) -> NoReturn:
             click.echo(line, err=True)
         status = place.status(name)
     except KeyboardInterrupt:
-        click.echo(f"{name} runs on; come back to it: {back}", err=True)
+        click.echo(f"{name} keeps running; follow it again: {back}", err=True)
         sys.exit(130)
     _tell_end(status)
     sys.exit(status.follower_exit_code)

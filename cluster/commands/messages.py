@@ -1,12 +1,12 @@
-"""The library's messages, which speak of Python's arguments, in the words of the command line.
+"""Translate the library's messages, which use Python's arguments, to the options of the command line.
 
     resume=True continues it              →  --resume continues it
     protocol=knn scores the others        →  --protocol knn scores the others
-    say which with split_column           →  say which with --split-column
-    pack(split=classes) makes one         →  `fsl-dist pack --split classes` makes one
+    set it with split_column              →  set it with --split-column
+    pack(split=classes) creates one       →  `fsl-dist pack --split classes` creates one
 
-Dotted settings (`run.dir=…`) are the same in both and stay. Options of the command that runs are known by any name; those of
-others only by names with an underscore, which are no English words.
+Dotted settings (`run.dir=…`) are the same in both and are kept. Options of the running command are recognised by any
+name; those of other commands only by names with an underscore, which are not English words.
 """
 
 import re
@@ -16,12 +16,12 @@ import click
 
 
 def on_one_line(message: str) -> str:
-    """`message` with escapes in place of control characters, which names of files and classes may hold."""
+    """`message` with escapes instead of control characters, which names of files and classes may contain."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
 
 
 def innermost(root: click.Command, arguments: Sequence[str]) -> click.Command:
-    """The command below `root` that `arguments` name; the group itself where they name none of its commands."""
+    """The command below `root` that `arguments` select; the group itself if they select none of its commands."""
     command = root
     for word in arguments:
         if not isinstance(command, click.Group):
@@ -31,7 +31,8 @@ def innermost(root: click.Command, arguments: Sequence[str]) -> click.Command:
 
 
 def in_options(message: str, root: click.Command, command: click.Command) -> str:
-    """`message` with arguments and functions in place of which `command`, one of those below `root`, has options and commands."""
+    """`message` with arguments and functions in place of which `command`, one of those below `root`, has options and
+    commands."""
     commands = dict(_walk(root, ""))
     options = {
         option.name: option

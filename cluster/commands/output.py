@@ -1,4 +1,4 @@
-"""What a command says: results on stdout, everything else on stderr."""
+"""The output of commands: results on stdout, everything else on stderr."""
 
 import json
 import logging
@@ -11,12 +11,12 @@ from index.base.object_cache import with_addresses
 
 
 def emit(result: dict, as_json: bool, text: str) -> None:
-    """Print a command's result: exactly one JSON object with `--json`, else `text`."""
+    """Print a command's result: exactly one JSON object with `--json`, otherwise `text`."""
     click.echo(with_addresses(json.dumps(result, allow_nan=False) if as_json else text))
 
 
 class _InOurWords(logging.Formatter):
-    """Log lines of the library in the command line's words, with the addresses of what is at an object store."""
+    """Formats the library's log lines in terms of the command line, with the addresses of objects."""
 
     def __init__(self, in_options: Callable[[str], str]) -> None:
         super().__init__("%(message)s")
@@ -40,7 +40,7 @@ def configure_logging(in_options: Callable[[str], str]) -> None:
 
 
 def align_columns(rows: list[list[str]]) -> str:
-    """Rows of cells as a table: the first row is the head, numbers stand to the right."""
+    """Format rows of cells as a table: the first row is the header, numbers are right-aligned."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
 
     def line(row: list[str]) -> str:

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 JSON = click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON object on stdout.")
 
 _ROWS = (
-    ("steps", "steps an epoch"),
-    ("step_images", "images a step"),
+    ("steps", "steps per epoch"),
+    ("step_images", "images per step"),
     ("busy_processes", "training processes with images"),
-    ("load_s", "  loading, a step"),
-    ("compute_s", "  computing, a step"),
-    ("network_s", "  gradients over the network, a step"),
-    ("storage_s", "  storage, a step"),
-    ("cores_s", "  CPU cores, a step"),
+    ("load_s", "  loading, per step"),
+    ("compute_s", "  computing, per step"),
+    ("network_s", "  gradients over the network, per step"),
+    ("storage_s", "  storage, per step"),
+    ("cores_s", "  CPU cores, per step"),
     ("step_s", "step"),
     ("refresh_embed_s", "  embedding, a refresh"),
     ("refresh_write_s", "  writing the index, a refresh"),
@@ -32,10 +32,10 @@ _ROWS = (
     ("refresh_search_s", "  searching, a refresh"),
     ("refresh_kmeans_s", "  k-means, a refresh"),
     ("refresh_s", "refresh"),
-    ("refreshes", "refreshes an epoch"),
+    ("refreshes", "refreshes per epoch"),
     ("epoch_s", "epoch"),
-    ("images_per_second", "images a second"),
-    ("network_gbit_needed", "network a machine, Gbit/s, for a tenth of a step"),
+    ("images_per_second", "images per second"),
+    ("network_gbit_needed", "network per machine, Gbit/s, for a tenth of a step"),
     ("storage_mb_s_needed", "storage, MB/s, for all machines together"),
     ("index_disk_gb", "index on disk, GB"),
     ("index_shard_memory_gb", "index in memory, GB a shard"),
@@ -50,29 +50,31 @@ _ROWS = (
     "--config",
     "config_path",
     type=click.Path(path_type=Path),
-    help="The run's YAML file; key=value goes over it.",
+    help="The run's YAML file; key=value overrides it.",
 )
 @click.option(
     "--rates",
     "rates_path",
     type=click.Path(path_type=Path),
     required=True,
-    help="What one machine does, by `fsl-dist bench rates`.",
+    help="Rates of one machine, measured by `fsl-dist bench rates`.",
 )
 @click.option("--workers", default=1, show_default=True, help="Machines, each like the one of the rates.")
 @click.option("--gpus-per-worker", default=0, show_default=True, help="GPUs of each; 0 trains on the CPU.")
 @click.option(
-    "--processes-per-worker", default=0, help="Training processes of each; one a GPU, or one, unless given."
+    "--processes-per-worker",
+    default=0,
+    help="Training processes per worker.  [default: one per GPU, else one]",
 )
-@click.option("--images", type=int, help="Training images; those of data.dataset unless given.")
-@click.option("--classes", type=int, help="Their classes; goes with --images.")
+@click.option("--images", type=int, help="Training images.  [default: those of data.dataset]")
+@click.option("--classes", type=int, help="Number of their classes; with --images.")
 @click.option(
-    "--network-gbit", type=float, help="Link of a machine; unless given, as measured between two processes."
+    "--network-gbit", type=float, help="Network link per machine.  [default: measured between two processes]"
 )
 @click.option(
     "--storage-mb-s",
     type=float,
-    help="Storage for all machines together; unless given, each as fast as the measured.",
+    help="Storage bandwidth of all machines together.  [default: each as fast as the measured one]",
 )
 @JSON
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]…")
@@ -89,7 +91,7 @@ def plan(
     as_json: bool,
     overrides: tuple[str, ...],
 ) -> None:
-    """What a run would take on many machines: time, network, storage, memory, and what to mend first.
+    """Estimate a run on many machines: time, network, storage, memory, and the bottleneck.
 
     An epoch is without validation, checkpoints and start-up.
     """
@@ -129,10 +131,11 @@ def plan(
 
 
 def count_images(config: "RunConfig", images: int | None, classes: int | None) -> tuple[int, int]:
-    """Training images and classes: as asked for, else the data set's."""
+    """Training images and classes: the given numbers, otherwise those of the data set."""
     if (images is None) != (classes is None):
         raise RequestError(
-            f"--images={images} and --classes={classes} go together; one was left out (without both, data.dataset is counted)"
+            f"--images={images} and --classes={classes} go together; one was left out (without both, data.dataset "
+            "is counted)"
         )
     if images is None or classes is None:
         from fsl_dist.data.catalogue import Catalogue
@@ -171,7 +174,8 @@ def _describe(
     shares = sorted(planned.parts.items(), key=lambda part: -part[1])
     spent = ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in shares if seconds / total >= 0.005)
     return (
-        f"{machines}, {fleet.processes} training process{'es' if fleet.processes > 1 else ''}; {num_images:,} images of "
+        f"{machines}, {fleet.processes} training process{'es' if fleet.processes > 1 else ''}; {num_images:,} "
+        "images of "
         f"{classes:,} classes; rates of {date} from {rates_path}\n{align_columns(rows)}\n"
         f"the epoch goes to: {spent}\n"
         f"first bottleneck: {planned.bottleneck} ({WAYS_OUT[planned.bottleneck]})"
@@ -184,7 +188,7 @@ def _number(value: float) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """Seconds in the unit that a person would take."""
+    """Format seconds in a suitable unit."""
     for unit, size, least in (("years", 31_557_600, 2), ("days", 86_400, 2), ("h", 3_600, 2), ("min", 60, 2)):
         if seconds >= least * size:
             return f"{_number(seconds / size)} {unit}"

@@ -15,7 +15,7 @@ OUT = click.option("--out", type=click.Path(path_type=Path), required=True, help
 PROTOCOLS = click.option(
     "--protocols",
     default="",
-    help="knn, prototypes or fine_tune, one a run, with commas between them.  [default: prototypes for pcn, else knn]",
+    help="knn, prototypes or fine_tune, one per run, separated by commas.  [default: prototypes for pcn, else knn]",
 )
 EVALUATION = click.argument("overrides", nargs=-1, metavar="[evaluation.KEY=VALUE]…")
 
@@ -36,7 +36,7 @@ def plot() -> None:
 @click.option(
     "--split",
     type=click.Choice(["train", "val", "test", "novel"]),
-    help="Whose images.  [default: the queries of evaluate: test, else val]",
+    help="Split of the images.  [default: the queries of evaluate: test, else val]",
 )
 @click.option(
     "--images",
@@ -47,7 +47,7 @@ def plot() -> None:
 )
 @JSON
 def tsne(runs: tuple[Path, ...], out: Path, split: str | None, images: int, as_json: bool) -> None:
-    """Lay out runs' embeddings in the plane by t-SNE, a panel a run, one dot an image, one colour a class."""
+    """Plot runs' embeddings in two dimensions by t-SNE: a panel per run, a dot per image, a colour per class."""
     from fsl_dist.plots.tsne import plot_runs
 
     drawn = plot_runs(runs, out, split=split, max_images=images)
@@ -74,11 +74,11 @@ def tsne(runs: tuple[Path, ...], out: Path, split: str | None, images: int, as_j
 def prototypes(
     run: Path, out: Path, classes: str, draw: int, as_json: bool, overrides: tuple[str, ...]
 ) -> None:
-    """Show what the prototypes of a pcn run are, and how test images use them.
+    """Show the prototypes of a pcn run, and how test images are assigned to them.
 
-    A panel a class: the nearest training image of each prototype (nearest support image, for a novel class), then test
-    images, taken for the right class (green) or another (red). The bars under a test image are its responsibilities
-    over the prototypes of the class it was taken for, in percent, with their images below.
+    A panel per class: the nearest training image of each prototype (nearest support image, for a novel class), then
+    test images, predicted correctly (green) or as another class (red). The bars under a test image are its
+    responsibilities over the prototypes of the predicted class, in percent, with their images below.
     """
     from fsl_dist.config import load_evaluation
 
@@ -100,9 +100,9 @@ def prototypes(
 def queries(
     arguments: tuple[str, ...], out: Path, protocols: str, classes: str, draw: int, as_json: bool
 ) -> None:
-    """Show test images with what each of several runs takes them for, green where right.
+    """Show test images with their predictions by several runs, green if correct.
 
-    One column for each image, one row for each run. Below each answer is an image that represents it: that of the prototype which answers
+    One column per image, one row per run. Below each prediction is an image that represents it: that of the prototype
     (pcn), or the nearest neighbour of the class (knn). Images on which the runs differ come first.
     """
     from fsl_dist.config import load_evaluation
@@ -135,10 +135,10 @@ def queries(
 def comparison(
     run_a: Path, run_b: Path, out: Path, protocols: str, as_json: bool, overrides: tuple[str, ...]
 ) -> None:
-    """Compare two runs class by class: a dot a class, the accuracy of RUN_A to the right, that of RUN_B upwards.
+    """Compare two runs class by class: a dot per class, the accuracy of RUN_A to the right, that of RUN_B upwards.
 
-    Each run is scored by its own protocol: prototypes for pcn, over all draws; the vote of the nearest training images
-    for others; --protocols names others. The area of a dot is the number of training images of the class.
+    Each run is scored by its own protocol: prototypes for pcn, over all draws; the vote of the nearest training
+    images for others; --protocols selects others. The area of a dot is the number of training images of the class.
     """
     from fsl_dist.config import load_evaluation
 
@@ -174,7 +174,7 @@ def comparison(
 def curves(
     runs: tuple[Path, ...], out: Path, metric: str, x: Literal["epoch", "images"], as_json: bool
 ) -> None:
-    """Draw a logged metric of one or more runs over epochs or images seen, a curve a run."""
+    """Plot a logged metric of one or more runs over epochs or images seen, a curve per run."""
     from fsl_dist.plots.curves import plot_curves
 
     drawn = plot_curves(runs, out, metric=metric, x=x)
@@ -193,12 +193,14 @@ def curves(
     metavar="KEY",
     help="An image of the data set: its key or sample id.  [default: the middle one of evaluate's queries]",
 )
-@click.option("--k", type=click.IntRange(min=1), default=5, show_default=True, help="Training images a run.")
+@click.option(
+    "--k", type=click.IntRange(min=1), default=5, show_default=True, help="Training images per run."
+)
 @JSON
 def retrieval(runs: tuple[Path, ...], out: Path, query: str, k: int, as_json: bool) -> None:
-    """Show the training images nearest to one image by several runs, a row a run.
+    """Show the training images nearest to one image by several runs, a row per run.
 
-    Results are framed in blue where they are of the query's class, else in orange; below each its class and group.
+    Results of the query's class have a blue frame, others an orange one; below each is its class and group.
     """
     from fsl_dist.plots.retrieval_picture import plot_retrieval
 
@@ -227,8 +229,8 @@ def retrieval(runs: tuple[Path, ...], out: Path, query: str, k: int, as_json: bo
 def maps(run: Path, out: Path, queries: tuple[str, ...], pairs: int, as_json: bool) -> None:
     """Show queries with their nearest training images and both activation maps, in blocks of four.
 
-    Above the query and its map, below the result and its map. Colour marks the places that the distance between the
-    two comes from.
+    Above the query and its map, below the result and its map. Colour marks the regions that cause the distance
+    between the two.
     """
     from fsl_dist.plots.retrieval_picture import plot_maps
 

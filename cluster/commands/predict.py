@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 @click.option("--k", type=click.IntRange(min=1), default=5, show_default=True, help="Classes an image.")
 @click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON object on stdout.")
 def predict(run: Path, images: tuple[Path, ...], support: Path | None, k: int, as_json: bool) -> None:
-    """Name the best classes of each IMAGE with their scores, by the best checkpoint of RUN.
+    """Predict the best classes of each IMAGE with their scores, by the best checkpoint of RUN.
 
-    Scores are calibrated probabilities of the run's head (`choose-head`); without one, probabilities (pcn) or shares of
-    the nearest training images' votes (other methods). Class folders in DIR become novel classes in addition to those of
-    training, without any training; so are those of `add-class`. An image that cannot be read is named and left out: exit 1.
+    Scores are calibrated probabilities of the run's head (`choose-head`); without one, probabilities (pcn) or shares
+    of the nearest training images' votes (other methods). Class folders in DIR become novel classes in addition to
+    those of training, without any training; so do those of `add-class`. An unreadable image is listed and left out:
+    exit 1.
 
     \b
     Example:

@@ -13,7 +13,7 @@ from cluster.commands.output import emit
 @click.option(
     "--family",
     default="",
-    help="Family (data set) whose configurations the rows are trained with; the table's own small one, unless named.",
+    help="Family (data set) whose configurations the rows are trained with.  [default: the table's own small one]",
 )
 @click.option(
     "--data", type=click.Path(path_type=Path), help="A packed data set, or the images the family packs."
@@ -23,10 +23,12 @@ from cluster.commands.output import emit
     type=click.Path(path_type=Path),
     default=Path("runs/reproduce"),
     show_default=True,
-    help="Runs, scores and the table's files; what is finished there is not done again.",
+    help="Folder of runs, scores and the table's files; finished parts are reused.",
 )
 @click.option("--seeds", default=1, show_default=True, help="Runs of each row, with run.seed 0, 1, …")
-@click.option("--jobs", default=0, help="Runs at a time; 0: one, and on a machine without a GPU one a core.")
+@click.option(
+    "--jobs", default=0, help="Concurrent runs; 0: one, and on a machine without a GPU one per core."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON object on stdout.")
 @click.argument("settings", nargs=-1, metavar="[KEY=VALUE]…")
 def reproduce(

@@ -28,7 +28,7 @@ class StepName(click.ParamType):
         """The number of steps."""
         digits = str(value).removeprefix("step-")
         if not digits.isdecimal():
-            self.fail(f"'{value}' names no checkpoint (step-56 is the one after 56 steps)", param, ctx)
+            self.fail(f"'{value}' is not a checkpoint (step-56 is the one after 56 steps)", param, ctx)
         return int(digits)
 
 
@@ -71,7 +71,9 @@ def doctor(path: str | None, write_checksums: bool, as_json: bool) -> None:
 
 
 @click.command(epilog="Example: fsl-dist demo --dir /tmp/digits --workers 2")
-@click.option("--dir", "folder", type=click.Path(path_type=Path), default=None, help="Keep everything here.")
+@click.option(
+    "--dir", "folder", type=click.Path(path_type=Path), default=None, help="Folder for all results."
+)
 @click.option("--workers", default=2, show_default=True, help="Ray Train workers.")
 @JSON
 def demo(folder: Path | None, workers: int, as_json: bool) -> None:
@@ -83,18 +85,18 @@ def demo(folder: Path | None, workers: int, as_json: bool) -> None:
 
 
 @click.command(epilog="Example: fsl-dist train --config omniglot/pcn workers.num=2")
-@click.option("--config", help="Name of a shipped configuration, or a YAML file; key=value goes over it.")
+@click.option("--config", help="Name of a shipped configuration, or a YAML file; key=value overrides it.")
 @click.option(
     "--resume",
     is_flag=True,
-    help="Continue from the last checkpoint in run.dir; without --config, as it was started.",
+    help="Continue from the last checkpoint in run.dir; without --config, with the settings of its start.",
 )
 @click.option(
     "--from",
     "from_step",
     type=StepName(),
     metavar="step-N",
-    help="With --resume: the checkpoint to continue from, in place of the last; those after it are removed.",
+    help="With --resume: the checkpoint to continue from, instead of the last; later ones are removed.",
 )
 @JSON
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]…")
@@ -116,7 +118,7 @@ def train(
 
 
 def _describe_training(summary: "TrainingSummary") -> str:
-    """How a run ended, where its best network is, and the next command; a warning last."""
+    """The end of a run, its best checkpoint, and the next command; a warning last."""
     loss = "" if summary.loss is None else f", loss {summary.loss:.4f}"
     best, kept = "", "last"
     if summary.best_value is not None:
@@ -187,12 +189,13 @@ def evaluate(
     as_json: bool,
     overrides: tuple[str, ...],
 ) -> None:
-    """Score a run's best checkpoint: kNN, and novel classes where there are any, with the scores it started from.
+    """Score a run's best checkpoint: kNN, and novel classes if there are any, compared with the scores of its start.
 
-    Novel classes are scored over draws of a few images: by prototypes (pcn), by the vote of neighbours (few_shot_knn), or
-    by a classifier trained again for each draw (fine_tune, of cross_entropy). As evidence for a decision, retrieved images
-    are scored by AUC, by how many of them are of the query's group, and by whether activation maps fall on the query's mask
-    (retrieval; the last alone: maps). Test images of classes that were not trained on are clustered (kmeans, spectral), in several runs.
+    Novel classes are scored over draws of a few images: by prototypes (pcn), by the vote of neighbours
+    (few_shot_knn), or by a classifier that is retrained for each draw (fine_tune, of cross_entropy). As evidence for
+    a decision, retrieved images are scored by AUC, by the share of the query's group, and by the overlap of
+    activation maps with the query's mask (retrieval; only the last: maps). Test images of classes that were not
+    trained on are clustered (kmeans, spectral), in several runs.
     """
     import fsl_dist
 
@@ -204,11 +207,11 @@ def evaluate(
 
 @contextmanager
 def _as_actors(index: Path | None, actors: int | None) -> Iterator["ShardedIndex | Path | None"]:
-    """The index as Ray actors, where so many are asked for."""
+    """The index as Ray actors, if a number of actors is set."""
     if actors is None:
         yield index
     elif index is None:
-        raise RequestError("--index-actors goes with --index, which names the index that they serve")
+        raise RequestError("--index-actors needs --index, the index to serve")
     else:
         from fsl_dist.training.ray.session import ray_session
         from index import open_ray_index

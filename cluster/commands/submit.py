@@ -52,7 +52,7 @@ class Duration(click.ParamType):
 @click.option("--queue", help="kuberay: a queue of Kueue.")
 @click.option("--priority", help="kuberay: a priority class.")
 @click.option("--retries", type=click.IntRange(min=0), help="kuberay: new clusters after failures.")
-@click.option("--deadline", type=Duration(), help="kuberay: the longest a job may take, such as 24h.")
+@click.option("--deadline", type=Duration(), help="kuberay: maximum duration of a job, such as 24h.")
 @click.option("--dry-run", is_flag=True, help="kuberay: print the manifests, and touch no cluster.")
 @JSON
 @click.argument("arguments", nargs=-1, required=True, metavar="-- COMMAND…", type=click.UNPROCESSED)
@@ -71,10 +71,11 @@ def submit(
     arguments: tuple[str, ...],
     **kube: Any,
 ) -> None:
-    """Run a command of fsl-dist as a job that outlives this one.
+    """Run a command of fsl-dist as a job that outlives this command.
 
-    With --follow its log goes to stderr and its result to stdout, and the exit code is the job's own; Ctrl-C leaves it running. The
-    command and its --config are checked before anything is sent; the file's content travels with the job.
+    With --follow its log goes to stderr and its result to stdout, and the exit code is the job's own; Ctrl-C leaves
+    it running. The command and its --config are checked before anything is sent; the file's content is sent with the
+    job.
     """
     refuse_foreign_options(to, address=address, wheel=wheel, no_ship=no_ship, dry_run=dry_run, **kube)
     from cluster.jobs.command import find_local_paths, name_job, read_command, resolve_command
@@ -85,8 +86,8 @@ def submit(
     job = Job(name=name or name_job(command), arguments=command.arguments, config=config)
     if is_elsewhere and (paths := find_local_paths(command, config)):
         click.echo(
-            f"warning: {', '.join(paths)}: relative paths are looked up where the job runs, and nothing there is sent from here (name "
-            "storage that all nodes see, by absolute paths or URLs)",
+            f"warning: {', '.join(paths)}: relative paths are resolved where the job runs, and no local files are "
+            "sent there (use storage that all nodes see, by absolute paths or URLs)",
             err=True,
         )
     options = kube_options(kube) if to == "kuberay" else None

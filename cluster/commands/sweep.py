@@ -34,9 +34,9 @@ def sweep() -> None:
     "path",
     type=click.Path(path_type=Path),
     required=True,
-    help="SWEEP.yaml; key=value goes over it, or over the run or the index that it varies.",
+    help="SWEEP.yaml; key=value overrides it, or the run or the index that it varies.",
 )
-@click.option("--resume", is_flag=True, help="Go on where the folder holds this very sweep already.")
+@click.option("--resume", is_flag=True, help="Resume if the folder already contains this sweep.")
 @JSON
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]…")
 def run(path: Path, resume: bool, as_json: bool, overrides: tuple[str, ...]) -> None:
@@ -64,7 +64,7 @@ def run(path: Path, resume: bool, as_json: bool, overrides: tuple[str, ...]) -> 
 @click.option("--retry-failed", is_flag=True, help="Run failed trials again, from their last checkpoints.")
 @JSON
 def resume(folder: Path, retry_failed: bool, as_json: bool) -> None:
-    """Resume a sweep that was interrupted: finished trials stay, others continue from their checkpoints."""
+    """Resume an interrupted sweep: finished trials are kept, others continue from their checkpoints."""
     started = time.monotonic()
     from tune.sweep_file import load_stored
     from tune.sweeps.sweep import check_resumable
@@ -107,7 +107,7 @@ def _drive(config: "AnySweep", as_json: bool, started: float, *, retry_failed: b
 
 
 def _summary_of(config: "AnySweep", started: float, *, retry_failed: bool) -> "SweepSummary":
-    """Run what is left: runs on Ray, indexes in this process."""
+    """Run the rest of a sweep: runs on Ray, indexes in this process."""
     from cluster.commands.sweep_table import live_table
     from fsl_dist.training.ray.session import ray_session
     from fsl_dist.training.trackers.sending import check_trackers

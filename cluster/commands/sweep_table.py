@@ -1,4 +1,4 @@
-"""A sweep's live table on a terminal; nothing where stderr is none, there each trial's end is a line."""
+"""A sweep's live table on a terminal; elsewhere each trial's end is printed as a line."""
 
 import contextlib
 import logging

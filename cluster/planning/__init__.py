@@ -1,1 +1,1 @@
-"""How long a run takes on other machines: measured rates, and the model that scales them."""
+"""Estimates of a run's duration on other machines: measured rates, and the model that scales them."""

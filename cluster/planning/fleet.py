@@ -23,13 +23,13 @@ class Fleet:
     network_gbit: Annotated[float, Field(gt=0)] | None = None
     """of each machine's link, 10⁹ bits/s; None = as two processes of the measured machine reach"""
     storage_mb_s: Annotated[float, Field(gt=0)] | None = None
-    """that the storage gives all machines together, 10⁶ bytes/s; None = what was measured, for each machine"""
+    """storage bandwidth of all machines together, 10⁶ bytes/s; None: the measured one, for each machine"""
 
     def __post_init__(self) -> None:
         if self.gpus_per_worker and self.processes_per_worker > self.gpus_per_worker:
             raise RequestError(
-                f"processes_per_worker={self.processes_per_worker} with gpus_per_worker={self.gpus_per_worker}: a training "
-                "process has a GPU of its own (fewer processes, or more GPUs)"
+                f"processes_per_worker={self.processes_per_worker} with gpus_per_worker={self.gpus_per_worker}: a "
+                "training process needs a GPU (fewer processes, or more GPUs)"
             )
 
     @property
@@ -49,7 +49,8 @@ def check_rates(config: RunConfig, rates: Rates, fleet: Fleet, place: str) -> No
     if rates.machine.device != device:
         raise RequestError(
             f"--gpus-per-worker={fleet.gpus_per_worker} plans for {device}, {place} has rates of machine.device="
-            f"{rates.machine.device}; no factor leads from one to the other (`fsl-dist bench rates` on such a machine)"
+            f"{rates.machine.device}; rates cannot be converted between devices (`fsl-dist bench rates` on such a "
+            "machine)"
         )
     wanted = {
         "backbone.name": (config.backbone.name, rates.work.backbone),

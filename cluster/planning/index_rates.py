@@ -14,13 +14,13 @@ from index import IndexConfig, RequestError, Staging, open_index
 
 log = logging.getLogger(__name__)
 
-ROUNDS = 3  # the best counts: other work on the machine only ever takes time away
+ROUNDS = 3  # the best one counts: other programs can only slow a round down
 _VECTORS, _QUERIES, _CLASSES = 20_000, 2_048, 100
 _NUMBERS = 1 << 25  # in the vectors at most: 128 MiB
 
 
 def time_rate(do: Callable[[int], float], rounds: int = ROUNDS, source: str = "measured") -> Rate:
-    """The best of some rounds of `do(number of the round)`, which returns how many units it did."""
+    """The best of several rounds of `do(number of the round)`, which returns the number of units that it did."""
     walls, cores = [], []
     for number in range(rounds):
         cpu, wall = time.process_time(), time.perf_counter()
@@ -33,7 +33,7 @@ def time_rate(do: Callable[[int], float], rounds: int = ROUNDS, source: str = "m
 
 
 def index_rates(config: IndexConfig, dim: int, out: Path) -> dict:
-    """Rates of writing, publishing and searching an index of random vectors, and how many vectors it had."""
+    """Rates of writing, publishing and searching an index of random vectors, and its number of vectors."""
     num = max(_QUERIES, min(_VECTORS, _NUMBERS // dim))
     vectors = np.random.default_rng(0).normal(size=(num, dim)).astype(np.float32)
     labels, ids = np.sort(np.arange(num) % _CLASSES), np.arange(num)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def processor_name() -> str:
-    """The processor's name, where the system tells."""
+    """The processor's name, if the system reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

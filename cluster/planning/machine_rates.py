@@ -1,4 +1,4 @@
-"""Measuring a machine's rates for one configuration: the parts of a run as training runs them, each on its own."""
+"""Measure a machine's rates for one configuration: each part of a run separately, as training runs it."""
 
 import dataclasses
 import datetime
@@ -36,7 +36,7 @@ from index.runtime import flushing_denormals
 log = logging.getLogger(__name__)
 
 _IMAGES = 1000  # loaded a round
-_READ, _READ_BATCH = 4_096, 256  # images read, and at once
+_READ, _READ_BATCH = 4_096, 256  # number of images read, and per batch
 _PREPARED = 2_000  # images whose embeddings a method is prepared with
 
 
@@ -44,8 +44,8 @@ _PREPARED = 2_000  # images whose embeddings a method is prepared with
 def measure_rates(config: RunConfig) -> Rates:
     """Measure this machine, for `config` and its data set, in one process; takes about a minute with a small network.
 
-    Images, network, loss and optimizer are the run's; the index holds random vectors of its dimension. Writes nothing but
-    temporary files. Raises what `fsl-dist train` raises for this configuration.
+    Images, network, loss and optimizer are the run's; the index contains random vectors of its dimension. Writes only
+    temporary files. Raises the errors of `fsl-dist train` for this configuration.
     """
     config = resolve_weights(config)
     check_run(config)
@@ -97,7 +97,8 @@ def measure_rates(config: RunConfig) -> Rates:
 
 
 def _build_trainer(config: RunConfig, run: Path) -> Trainer:
-    """One process's trainer. Neighbours mined in the batch stand for mined ones: as many images, the same loss."""
+    """One process's trainer. Neighbours in the batch replace those of mining: the same number of images, the same
+    loss."""
     config = dataclasses.replace(
         config,
         run=dataclasses.replace(config.run, dir=str(run)),
@@ -108,10 +109,10 @@ def _build_trainer(config: RunConfig, run: Path) -> Trainer:
     splits = None
     traits = config.method.traits
     if traits.prepares_from_all_images:
-        # What they prepare takes all training images; some are enough here.
+        # Their preparation uses all training images; some are enough here.
         splits = split_run(Catalogue.open(config.data.dataset, config.data.version or None), config)
         needed = config.episode.n_way if traits.is_episodic else 2
-        # Where images of a small class repeat, it serves as it is.
+        # If images of a small class repeat, the selection can be used unchanged.
         of_episode = 1 if config.episode.small_classes == "replace" else config.episode.images_per_class
         least = of_episode if traits.is_episodic else 2
         splits = dataclasses.replace(splits, train=take_classes(splits.train, needed, least))
@@ -120,7 +121,8 @@ def _build_trainer(config: RunConfig, run: Path) -> Trainer:
 
 
 def take_classes(selection: Selection, needed: int, least: int) -> Selection:
-    """Whole classes from all over the selection: `needed` or more, until they hold enough images; huge ones are cut to `least` or more."""
+    """Whole classes from all over the selection: `needed` or more, until they have enough images; huge ones are cut
+    to `least` or more."""
     order = np.random.default_rng(0).permutation(np.flatnonzero(selection.counts >= least))
     if not len(order):
         raise RequestError(
@@ -136,7 +138,7 @@ def take_classes(selection: Selection, needed: int, least: int) -> Selection:
 
 
 def _prepare(trainer: Trainer) -> Rate | None:
-    """Prepare the method where it has to be; returns the rate of PCN's k-means."""
+    """Prepare the method if necessary; return the rate of PCN's k-means."""
     method, index = trainer.method, trainer.train_index
     if not method.prepares_at(0, 0):
         return None
@@ -146,7 +148,7 @@ def _prepare(trainer: Trainer) -> Rate | None:
     if traits.prototypes is None or not traits.prepares_from_all_images:
         method.prepare(0, 0, index, trainer.group)
         return None
-    index.open()  # embeds; what is timed is k-means alone
+    index.open()  # embeds; only k-means is timed
 
     def fit(number: int) -> int:
         method.prepare(0, 0, index, trainer.group)
@@ -158,7 +160,7 @@ def _prepare(trainer: Trainer) -> Rate | None:
 def load_steps(
     trainer: Trainer, epoch: int, num_images: int
 ) -> tuple[list[tuple[PlannedStep, list[torch.Tensor]]], NDArray[np.int64]]:
-    """Steps of an epoch with their images, of about `num_images`, and the ids that were loaded for them."""
+    """Steps of an epoch with their images, about `num_images`, and the ids that were loaded for them."""
     size = sum(len(batch.ids) for batch in trainer.method.batches(epoch, 0))
     steps = range(min(trainer.method.num_steps(), max(1, round(num_images / size))))
     requests = list(
@@ -178,7 +180,7 @@ def load_steps(
 
 
 def _train_rate(trainer: Trainer) -> tuple[Rate, int]:
-    """Images a second through whole steps whose images are there already, and images of a step."""
+    """Images per second through whole steps with loaded images, and images per step."""
     planned, images = load_steps(trainer, 0, 1)[0][0]
     num_images = sum(len(batch.ids) for batch in planned.batches)
     trainer.network.train()
@@ -192,7 +194,7 @@ def _train_rate(trainer: Trainer) -> tuple[Rate, int]:
     started = time.perf_counter()
     step(0)  # compiles, chooses algorithms, fills caches
     takes_s = time.perf_counter() - started
-    # About a second a round, so that a step of milliseconds is not one of a bad moment.
+    # About a second per round, so that a step of milliseconds is not affected by a short disturbance.
     repeats = max(1, min(50, round(1 / takes_s)))
     rate = time_rate(
         lambda number: sum(step(number) for _ in range(repeats)), rounds=ROUNDS if takes_s < 10 else 1
@@ -201,7 +203,8 @@ def _train_rate(trainer: Trainer) -> tuple[Rate, int]:
 
 
 def _read_rate(trainer: Trainer) -> tuple[float, Rate]:
-    """Mean bytes of an image, and 10⁶ bytes a second read in batches of random images, without the page cache where it yields."""
+    """Mean bytes of an image, and 10⁶ bytes/s read in batches of random images, without the page cache if it can be
+    dropped."""
     catalogue, ids = trainer.catalogue, trainer.splits.train.ids
     if trainer.config.data.features:
         size = 4.0 * trainer.source.sample_shape[0]
@@ -221,7 +224,9 @@ def _read_rate(trainer: Trainer) -> tuple[float, Rate]:
             if hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     return size, time_rate(
-        read, rounds=1, source="measured, after the system was asked to forget the files; CPU time included"
+        read,
+        rounds=1,
+        source="measured, after a request to drop the files from the page cache; CPU time included",
     )
 
 

@@ -1,4 +1,4 @@
-"""What a run would take on many machines, from one machine's rates: the figures of `fsl-dist plan` and its first bottleneck."""
+"""Estimate a run on many machines from one machine's rates: the figures of `fsl-dist plan` and its main bottleneck."""
 
 from dataclasses import dataclass, field
 
@@ -18,16 +18,16 @@ from cluster.planning.scaling_model import (
 from cluster.planning.workload import SELECTION_BYTES, Workload, count_workload
 from fsl_dist.config import RunConfig
 
-_NETWORK_SHARE = 0.1  # of a step that the network may take before it counts as too slow
+_NETWORK_SHARE = 0.1  # share of a step above which the network counts as too slow
 
 WAYS_OUT = {
     "memory": "more memory a machine, fewer processes a machine, index.kind=ivf_pq, or a smaller embedding (backbone.embedding_dim)",
-    "idle processes": "more episodes or images a step (episode.per_step=0, episode.scope=global, training.batch_size), or fewer workers",
-    "computing": "more workers, or a smaller network; nothing else holds it up",
+    "idle processes": "more episodes or images per step (episode.per_step=0, episode.scope=global, training.batch_size), or fewer workers",
+    "computing": "more workers, or a smaller network; there is no other bottleneck",
     "loading": "more data.threads where cores are idle, images stored at the size of training (`pack --resize-shorter`), decoding on the GPU",
     "cores": "more cores a process; images stored at the size of training (`pack --resize-shorter`) cost fewer",
     "storage": "faster storage, or images stored at the size of training (`pack --resize-shorter`)",
-    "network": "a faster network, or more images a step and process, so that gradients are averaged less often",
+    "network": "a faster network, or more images per step and process, so that gradients are averaged less often",
     "refresh: embedding": "fewer refreshes (mining.refresh_steps), or more workers",
     "refresh: writing the index": "a smaller embedding (backbone.embedding_dim), or fewer refreshes (mining.refresh_steps)",
     "refresh: publishing the index": "one process does it for all: a smaller embedding (backbone.embedding_dim), index.kind=flat, fewer refreshes",
@@ -39,21 +39,21 @@ WAYS_OUT = {
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run would take."""
+    """The estimate for a run."""
 
     figures: dict[str, float]
     """by name, units in the names"""
     basis: dict[str, str]
     """of each figure: counted, measured, extrapolated or assumed"""
     bottleneck: str
-    """what to mend first, a key of `WAYS_OUT`"""
+    """the main bottleneck, a key of `WAYS_OUT`"""
     parts: dict[str, float]
-    """seconds of an epoch by what they go to"""
+    """seconds of an epoch by activity"""
 
 
 @dataclass(slots=True)
 class _Ledger:
-    """Figures as they are computed; a figure's basis is the weakest of what it was made from."""
+    """Figures as they are computed; a figure's basis is the weakest of its inputs."""
 
     figures: dict[str, float] = field(default_factory=dict)
     basis: dict[str, str] = field(default_factory=dict)
@@ -68,9 +68,10 @@ class _Ledger:
 def plan_run(
     config: RunConfig, rates: Rates, fleet: Fleet, *, num_images: int, classes: int, place: str
 ) -> Plan:
-    """Plan `config` on `fleet` over `num_images` training images of `classes`, by `rates`, which `place` names in errors.
+    """Plan `config` on `fleet` over `num_images` training images of `classes`, by `rates`, whose file is `place` in
+    errors.
 
-    RequestError where a rate is missing or belongs to another device.
+    Raises RequestError if a rate is missing or belongs to another device.
     """
     check_rates(config, rates, fleet, place)
     work = count_workload(config, num_images, fleet.processes)
@@ -108,16 +109,16 @@ def _plan_steps(
     classes: int,
     place: str,
 ) -> dict[str, float]:
-    """Note a step's figures; returns the seconds that an epoch's steps take, by what holds them up."""
+    """Record a step's figures; return the seconds of an epoch's steps, by limiting part."""
     load, train = rates.needed("load", place), rates.needed("train", place)
     cores = rates.machine.cores / fleet.per_worker
-    # The model was held against two processes on one machine; a step twice as large or small was not timed.
+    # The model was compared with two processes on one machine; steps of twice or half the size were not timed.
     is_far = work.processes > 2 or not 0.5 <= work.share / rates.work.step_images <= 2
     basis = _basis(load, train, extrapolates=is_far)
     loaded = work.share * work.loads
     load_s = ledger.note("load_s", loaded / load.per_s, _basis(load, extrapolates=is_far))
     compute_s = ledger.note("compute_s", work.share / train.per_s, _basis(train, extrapolates=is_far))
-    # Networks end in a classifier over the training classes; the measured one may have had others.
+    # Networks end in a classifier over the training classes; their number may differ from that of the measured network.
     gradient = rates.work.gradient_bytes
     if config.method.traits.has_classifier:
         gradient += 4 * (rates.work.embedding_dim + 1) * (classes - rates.work.classes)
@@ -153,7 +154,7 @@ def _plan_steps(
 
 
 def _network(rates: Rates, fleet: Fleet, sent: float, place: str) -> tuple[float, float, str]:
-    """Seconds that a link takes for `sent` bytes, the CPU time that goes into it, and on what that rests."""
+    """Seconds of a link for `sent` bytes, the CPU time for it, and the basis of both."""
     if fleet.processes == 1:
         return 0.0, 0.0, "counted"
     if fleet.network_gbit is not None:
@@ -164,7 +165,7 @@ def _network(rates: Rates, fleet: Fleet, sent: float, place: str) -> tuple[float
 
 
 def _storage(rates: Rates, fleet: Fleet, place: str) -> tuple[float, str]:
-    """Bytes a second that all machines together get from the storage, and on what that rests."""
+    """Bytes per second that all machines together get from the storage, and the basis."""
     if fleet.storage_mb_s is not None:
         return fleet.storage_mb_s * 1e6, "given"
     read = rates.needed("read", place, instead="--storage-mb-s")
@@ -181,7 +182,7 @@ def _plan_refresh(
     classes: int,
     place: str,
 ) -> dict[str, float]:
-    """Note what a refresh takes; returns the seconds an epoch waits for it, by its parts."""
+    """Record the cost of a refresh; return the seconds that an epoch waits for it, by its parts."""
     is_beside = config.mining.is_beside
     processes = config.mining.actors if is_beside else fleet.processes
     cores = float(config.mining.cpus) if is_beside else rates.machine.cores / fleet.per_worker
@@ -212,7 +213,7 @@ def _plan_refresh(
     parts["refresh: writing the index"] = note("write", share, "index_write")
     parts["refresh: publishing the index"] = note("publish", num_images, "index_publish")
     if work.refresh == "mining":
-        # What was just written is in the page cache of one machine; others read all of it.
+        # Data that was just written is in the page cache of one machine; others read all of it.
         opened = file_bytes(dim, num_images) * fleet.workers if fleet.workers > 1 else 0.0
         parts["refresh: opening the index"] = ledger.note("refresh_open_s", opened / storage, storage_basis)
         compared = search_work(num_images, processes, looked_at(config.index, dim, num_images))
@@ -232,7 +233,7 @@ def _plan_refresh(
 def _plan_memory(
     ledger: _Ledger, config: RunConfig, rates: Rates, fleet: Fleet, work: Workload, num_images: int
 ) -> None:
-    """Note what an index of the training images takes, served in shards and opened by processes that mine."""
+    """Record the cost of an index of the training images, served in shards and opened by processes that mine."""
     dim = rates.work.embedding_dim
     opened = vector_bytes(config.index, dim, num_images) * num_images
     ledger.note("index_disk_gb", file_bytes(dim, num_images) / 1e9, "counted")

@@ -1,4 +1,4 @@
-"""How fast two processes of this machine average gradients: gloo on the CPU, NCCL where there are two GPUs."""
+"""Measure how fast two processes of this machine average gradients: gloo on the CPU, NCCL with two GPUs."""
 
 import json
 import logging
@@ -19,9 +19,9 @@ _WAIT_S = 120.0
 
 
 def measure_reduce(gradient_bytes: int, device: str) -> Rate | None:
-    """10⁶ bytes of gradient a second that two processes average, in one call of that size (64 MB at most).
+    """10⁶ bytes of gradient per second that two processes average, in one call of that size (64 MB at most).
 
-    None, with a line in the log, where there are not two GPUs or the processes do not find each other.
+    None, with a log line, if there are not two GPUs or if the processes cannot connect.
     """
     if device == "cuda" and torch.cuda.device_count() < 2:
         log.warning(
@@ -44,14 +44,14 @@ def measure_reduce(gradient_bytes: int, device: str) -> Rate | None:
                 process.kill()
                 process.join()
         if not result.is_file():
-            log.warning("averaging gradients is not measured: two processes did not find each other")
+            log.warning("averaging gradients is not measured: two processes could not connect")
             return None
         found = json.loads(result.read_text())
     return Rate(per_s=float(f"{found['per_s']:.4g}"), core_ms=float(f"{found['core_ms']:.4g}"))
 
 
 def _reduce(rank: int, meet: str, size_bytes: int, device: str, result: str) -> None:
-    """One of the two; the first writes what it took."""
+    """One of the two processes; the first one writes the measurement."""
     import torch.distributed as dist
 
     torch.set_num_threads(1)

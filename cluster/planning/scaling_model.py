@@ -1,7 +1,7 @@
-"""The model behind `fsl-dist plan`: seconds and bytes of a step, an epoch and an index, one formula a function.
+"""The model behind `fsl-dist plan`: seconds and bytes of a step, an epoch and an index, one formula per function.
 
-It knows no start-up, no stragglers and no overlap of gradient reduction with the backward pass; docs/explanation/scaling.md holds it
-against runs.
+It ignores start-up, stragglers and the overlap of gradient reduction with the backward pass;
+docs/explanation/scaling.md compares it with runs.
 """
 
 import re
@@ -12,7 +12,8 @@ from index.config import IndexConfig
 
 
 def seconds_of(work: float, rate: Rate, cores: float) -> float:
-    """Seconds that one process takes for `work` units with `cores` cores: as measured, or as its CPU time needs where these are few."""
+    """Seconds of one process for `work` units with `cores` cores: as measured, or limited by its CPU time if there
+    are few cores."""
     return max(work / rate.per_s, core_seconds(work, rate) / cores)
 
 
@@ -27,19 +28,20 @@ def ring_bytes(gradient_bytes: float, processes: int) -> float:
 
 
 def gather_bytes(images: float, dim: int, processes: int) -> float:
-    """Bytes over each link when every process gets all float32 embeddings of a step: (n − 1) / n of them."""
+    """Bytes over each link if every process gets all float32 embeddings of a step: (n − 1) / n of them."""
     return (processes - 1) / processes * images * dim * 4
 
 
 def step_seconds(
     *, load_s: float, storage_s: float, compute_s: float, network_s: float, cores_s: float
 ) -> float:
-    """A step: reading ahead runs beside computing, the network after it, and all of them share the cores."""
+    """A step: prefetching runs concurrently with computing, the network after it, and all of them share the cores."""
     return max(load_s, storage_s, compute_s + network_s, cores_s)
 
 
 def search_work(num_vectors: float, processes: int, looked_at: float) -> float:
-    """Distances that one of `processes` computes when all vectors look for their neighbours among all: N² / n, or a share of it."""
+    """Distances that one of `processes` computes if all vectors search their neighbours among all: N² / n, or a share
+    of it."""
     return num_vectors**2 * looked_at / processes
 
 
@@ -52,8 +54,8 @@ def looked_at(config: IndexConfig, dim: int, num_vectors: int) -> float:
         return 1.0
     if config.kind not in ("ivf_flat", "ivf_pq"):
         raise RequestError(
-            f"index.kind={config.kind}: how long a search takes does not follow from its settings; plan knows flat, ivf_flat "
-            "and ivf_pq (`fsl-dist index tune` measures the others)"
+            f"index.kind={config.kind}: the duration of a search does not follow from its settings; plan supports "
+            "flat, ivf_flat and ivf_pq (`fsl-dist index tune` measures the others)"
         )
     from index.kinds import factory_of, parameters_of
 
@@ -63,7 +65,8 @@ def looked_at(config: IndexConfig, dim: int, num_vectors: int) -> float:
 
 
 def vector_bytes(config: IndexConfig, dim: int, num_vectors: int) -> float:
-    """Memory of one vector in an opened index, beside the mapped file (docs/explanation/neighbour_index.md). RequestError for `factory`, which is FAISS's own."""
+    """Memory of one vector in an opened index, in addition to the mapped file (docs/explanation/neighbour_index.md).
+    RequestError for `factory`, which is unknown."""
     raw = 4.0 * dim
     match config.kind:
         case "flat":
@@ -80,11 +83,11 @@ def vector_bytes(config: IndexConfig, dim: int, num_vectors: int) -> float:
             return -(-int(codes[1]) * int(codes[2]) // 8) + 8.0
         case _:
             raise RequestError(
-                f"index.factory={config.factory}: its memory is FAISS's own affair; plan knows the other kinds "
+                f"index.factory={config.factory}: its memory is not known; plan supports the other kinds "
                 "(index.kind=flat, ivf_flat, ivf_pq or hnsw)"
             )
 
 
 def file_bytes(dim: int, num_vectors: int) -> float:
-    """Bytes of an index's raw vectors on the disk, which every kind keeps."""
+    """Bytes of an index's raw vectors on disk, which every kind has."""
     return 4.0 * dim * num_vectors

@@ -1,4 +1,4 @@
-"""What a configuration asks of its training processes, counted without a data set: steps, images, refreshes."""
+"""The work of a configuration for its training processes, computed without a data set: steps, images, refreshes."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,7 +9,8 @@ from fsl_dist.config import RunConfig
 from fsl_dist.methods.method import EpochPlan
 
 SELECTION_BYTES = 34
-"""memory an image while a process selects its training images, class by class: ids, labels, and what finds the classes"""
+"""bytes per image while a process selects its training images, class by class: ids, labels, and an index of the
+classes"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,23 +21,23 @@ class Workload:
     steps: int
     """optimizer steps"""
     step_images: int
-    """images of a step, over all processes; the most there can be where images may be in it twice"""
+    """images per step, over all processes; an upper bound if images may repeat"""
     share: int
-    """images of a step that the busiest process forwards"""
+    """images per step of the busiest process"""
     busy: int
-    """processes that have any image of a step"""
+    """number of processes with at least one image of a step"""
     loads: int
-    """times an image is read and decoded in a step: 2 where the gradient is cached in chunks"""
+    """number of times that an image is read and decoded per step: 2 if the gradient is cached in chunks"""
     is_global: bool
-    """embeddings of a step are gathered on every process"""
+    """whether the embeddings of a step are gathered on every process"""
     refresh: Literal["none", "prototypes", "mining"]
-    """what is done again between steps, on all training images"""
+    """work that is repeated between steps, on all training images"""
     refreshes: float
-    """times an epoch"""
+    """per epoch"""
 
 
 def count_workload(config: RunConfig, num_images: int, processes: int) -> Workload:
-    """The work of one epoch over `num_images` training images."""
+    """Compute the work of one epoch over `num_images` training images."""
     epoch = config.method.count_epoch(
         EpochPlan(
             num_images=num_images,
@@ -61,7 +62,7 @@ def count_workload(config: RunConfig, num_images: int, processes: int) -> Worklo
         step_images=whole,
         share=share,
         busy=busy,
-        # Each batch, or part of one, is forwarded on its own; it is cached where it is larger than a chunk.
+        # Each batch, or part of one, is forwarded separately; it is cached if it is larger than a chunk.
         loads=2 if 0 < chunk < (share // units if is_global else size) else 1,
         is_global=is_global,
         refresh=refresh,
@@ -70,7 +71,8 @@ def count_workload(config: RunConfig, num_images: int, processes: int) -> Worklo
 
 
 def _cut(config: RunConfig, size: int, processes: int) -> tuple[int, int]:
-    """The largest part of a batch of `size` images, and how many processes get one: ghost batch norm cuts between groups.
+    """The largest part of a batch of `size` images, and the number of processes with a part: ghost batch norm divides
+    between groups.
 
     The same division as `training.step.deal_pieces`, whose module needs torch.
     """
@@ -89,7 +91,7 @@ def _refreshes(config: RunConfig, steps: int) -> tuple[Literal["none", "prototyp
         every = config.mining.refresh_steps
         if every == "auto":
             every = 0 if config.mining.neighbours == "memory" else steps
-        # Without further ones, the first pass's share of an epoch.
+        # Without further passes, the first pass's share of an epoch.
         return "mining", steps / every if every else 1 / max(config.training.epochs, 1)
     traits = config.method.traits
     if traits.prototypes and traits.prepares_from_all_images:

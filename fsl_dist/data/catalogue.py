@@ -4,8 +4,8 @@
       shards/shard-000000.tar …      plain WebDataset
       catalogue/000001.arrow …       the highest number is current
 
-A sample's id is its row number in one catalogue version, so a class inside a split is a contiguous range of
-ids; the key is the identity that lasts across versions.
+A sample's id is its row number in one catalogue version, so a class inside a split is a contiguous range of ids. The
+key identifies a sample across versions.
 """
 
 import json
@@ -40,25 +40,25 @@ class ShardFile:
     """One tar file of a data set."""
 
     name: str
-    """relative to the data set's folder, or absolute where `adopt` found it elsewhere"""
+    """relative to the data set's folder, or absolute if `adopt` indexed a shard outside of it"""
     size_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class CatalogueMetadata:
-    """What a catalogue knows besides its rows."""
+    """The information of a catalogue apart from its rows."""
 
     class_names: Sequence[str]
     """name of each label, label = position"""
     group_names: Sequence[str] = ()
     """name of each group"""
     blind_group_names: Sequence[str] = ()
-    """name of each blind group: a second label given without a look at the class"""
+    """names of the blind groups: second labels that were assigned without using the class"""
     unit_names: Sequence[str] = ()
     """name of each unit that no split divides (a patient, a lesion)"""
     shards: Sequence[ShardFile] = ()
     bad_samples: Sequence[BadSample] = ()
-    """what was left out and why"""
+    """samples that were left out, with the reasons"""
     duplicates: Sequence[Duplicate] = ()
     """near-duplicates that were left out"""
     options: dict[str, object]
@@ -93,7 +93,7 @@ class Catalogue:
         self.splits: NDArray[np.int8] = self._column("split")
         self._split_starts = np.searchsorted(self.splits, np.arange(len(SPLITS) + 1))
         self.report: WriteReport | None = None
-        """what was written and what was left out, where this process wrote it"""
+        """numbers of written and skipped samples, if this process wrote the catalogue"""
 
     def __len__(self) -> int:
         return self.num_samples
@@ -101,8 +101,8 @@ class Catalogue:
     def __repr__(self) -> str:
         splits = ", ".join(f"{name} {len(self.split_ids(name))}" for name in self.split_names)
         return (
-            f"Catalogue('{object_cache.with_addresses(str(self.folder))}', version {self.version}, {self.num_samples} images of "
-            f"{self.num_classes} classes: {splits})"
+            f"Catalogue('{object_cache.with_addresses(str(self.folder))}', version {self.version}, "
+            f"{self.num_samples} images of {self.num_classes} classes: {splits})"
         )
 
     def _repr_html_(self) -> str:
@@ -115,20 +115,21 @@ class Catalogue:
 
     @classmethod
     def open(cls, folder: str | Path, version: int | None = None) -> "Catalogue":
-        """Open a data set's catalogue; `version` None takes the current one. Its checksum is compared first.
+        """Open a data set's catalogue, by default the current version. Its checksum is verified first.
 
-        Raises RequestError where the folder is no data set or lacks the version, VersionError where the
-        file is damaged.
+        Raises RequestError if the folder is not a data set or has no such version, VersionError if the file is damaged.
         """
         folder = object_cache.working_folder(folder)
         rows = folder / "catalogue"
         there = files.list_folder(rows)
         if not there and not folder.is_dir():
-            raise RequestError(f"data set '{folder}': no such folder; `pack` makes one")
+            raise RequestError(f"data set '{folder}': no such folder; `pack` creates one")
         paths = [rows / name for name in there if name.endswith(".arrow")]
         found = {int(path.stem): path for path in paths if path.stem.isdigit()}
         if not found:
-            raise RequestError(f"'{folder}' is not a data set: it has no catalogue/*.arrow; `pack` makes one")
+            raise RequestError(
+                f"'{folder}' is not a data set: it has no catalogue/*.arrow; `pack` creates one"
+            )
         version = max(found) if version is None else version
         if version not in found:
             raise RequestError(
@@ -203,7 +204,7 @@ class Catalogue:
         return self._table.schema.metadata[b"fingerprint"].decode()
 
     def check_fingerprint(self) -> None:
-        """Hash the content again; VersionError where it is not what was written. One pass over the file."""
+        """Recompute the fingerprint; raises VersionError if it differs. One pass over the file."""
         if fingerprint_of(self._table) != self.fingerprint:
             raise VersionError(
                 f"catalogue {self.version} of '{self.folder}' is damaged: its content does not match its "
@@ -275,7 +276,7 @@ class Catalogue:
         return [name for name in SPLITS if len(self.split_ids(name))]
 
     def split_ids(self, split: str) -> range:
-        """Sample ids of a split; empty where it has no samples. RequestError for an unknown name."""
+        """Sample ids of a split; empty if it has no samples. Raises RequestError for an unknown name."""
         if split not in SPLITS:
             raise RequestError(f"split '{split}' is unknown; the splits are {', '.join(SPLITS)}")
         code = SPLITS.index(split)
@@ -287,7 +288,7 @@ class Catalogue:
         if not ids:
             raise RequestError(
                 f"data set '{self.folder}' has no split '{split}'; it has {', '.join(self.split_names)} "
-                "(`resplit` makes others)"
+                "(`resplit` creates others)"
             )
         return Selection.from_sorted(np.arange(ids.start, ids.stop), self.labels[ids.start : ids.stop])
 
@@ -299,10 +300,10 @@ def write_catalogue(
     *,
     version: int = 1,
 ) -> str:
-    """Sort rows by (split, label, group, key), write them to `path` as catalogue `version`; returns the fingerprint.
+    """Sort rows by (split, label, group, key), write them to `path` as catalogue `version`, and return the fingerprint.
 
-    `columns` holds one sequence a field of `SCHEMA` (`unit` and the mask's may be left out: none), all of one length,
-    in any row order. The file's bytes depend on the other arguments alone; the fingerprint on rows and metadata.
+    `columns` has one sequence per field of `SCHEMA`, all of the same length, in any row order (`unit` and the mask's
+    fields may be missing). The file's bytes depend only on the arguments; the fingerprint only on rows and metadata.
     """
     num_samples = len(columns["key"])
     no_masks = {name: np.zeros(num_samples) for name in SCHEMA.names if name.startswith("mask_")}

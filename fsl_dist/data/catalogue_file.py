@@ -1,9 +1,9 @@
-"""The file of a catalogue: Arrow IPC with a checksum over all of its bytes, which is compared before Arrow sees them.
+"""The file of a catalogue: Arrow IPC with a checksum over all of its bytes, which is verified before Arrow reads them.
 
-The checksum is a text in the schema's metadata, "\\x01crc32=" and eight hexadecimal digits. Arrow writes the schema twice, at
-the beginning and at the end, so the text is there twice, and is the CRC-32 of the file with zeros for its digits. Other programs
-read the file as any Arrow file. A JSON text has no raw \\x01, and the keys of samples lie between the two schemas, so the first and
-the last such text are always these.
+The checksum is a text in the schema's metadata, "\\x01crc32=" and eight hexadecimal digits. Arrow writes the schema
+twice, at the beginning and at the end, so the text occurs twice. It is the CRC-32 of the file with zeros for its
+digits. Other programs read the file like any Arrow file. A JSON text contains no raw \\x01, and the keys of samples
+are between the two schemas, so the first and the last such text are always the checksums.
 """
 
 import hashlib
@@ -51,7 +51,8 @@ _UNHASHED = (b"fingerprint", b"checksum", b"version")
 
 
 def read_table(path: Path, version: int, root: Path) -> pa.Table:
-    """Read catalogue `version` of the data set `root` after comparing its checksum. The table's buffers are the mapped file.
+    """Read catalogue `version` of the data set `root` after comparing its checksum. The table's buffers are the
+    mapped file.
 
     Raises VersionError, one line, where the file is damaged, of another format, or that of another version. One pass
     over the file's bytes (benchmarks/bench_catalogue_open.py).
@@ -103,7 +104,7 @@ def write_table(path: Path, table: pa.Table, metadata: Mapping[bytes, bytes], ve
             b"checksum": _MARK + _DIGITS,
         }
     )
-    # One record batch: every column stays one buffer of the mapped file, so views of it cost nothing.
+    # One record batch: every column is one buffer of the mapped file, so views of it are free.
     with pa.OSFile(os.fsencode(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         for batch in table.to_batches():
             writer.write_batch(batch)
@@ -133,17 +134,17 @@ def fingerprint_of(table: pa.Table) -> str:
 
 
 def encode_metadata(values: Mapping[str, Any]) -> dict[bytes, bytes]:
-    """Values as the JSON texts that `write_table` takes, and the format's name."""
+    """Encode values as the JSON texts that `write_table` expects, with the name of the format."""
     encoded = {b"format": FORMAT.encode()}
     for name, value in values.items():
         text = json.dumps(value, ensure_ascii=False, sort_keys=True)
-        # A shard's path may hold bytes that are not UTF-8; what Python writes for them is JSON's own escape.
+        # A shard's path may contain bytes that are not UTF-8; Python's representation of them is a JSON escape.
         encoded[name.encode()] = text.encode(errors="backslashreplace")
     return encoded
 
 
 def _compare_checksum(content: mmap.mmap) -> bool:
-    """Whether there is a checksum, which is right; ValueError where it is wrong."""
+    """Whether there is a correct checksum; raises ValueError if it is wrong."""
     places = _find_marks(content)
     written = {content[place : place + len(_DIGITS)] for place in places}
     if places and (len(places) < 2 or written != {_checksum(content, places)}):
@@ -162,7 +163,7 @@ def _write_checksum(path: Path) -> None:
 
 
 def _find_marks(content: mmap.mmap) -> list[int]:
-    """Where the digits of the first and the last checksum begin."""
+    """Positions of the digits of the first and the last checksum."""
     found = []
     for start, stop in _blocks(content):
         place = content.find(_MARK, start, stop + len(_MARK) - 1)
@@ -186,7 +187,7 @@ def _checksum(content: mmap.mmap, places: list[int]) -> bytes:
 
 
 def _blocks(content: mmap.mmap) -> Iterator[tuple[int, int]]:
-    """Ranges of 4 MiB, given back to the system behind it: a look at all bytes keeps none of them in memory."""
+    """Ranges of 4 MiB, released to the system after use: reading all bytes keeps none of them in memory."""
     for start in range(0, len(content), _BLOCK_BYTES):
         stop = min(start + _BLOCK_BYTES, len(content))
         yield start, stop

@@ -1,4 +1,4 @@
-"""Settings of the data path: which data set, how an image becomes a tensor, how far to read ahead."""
+"""Settings of the data path: the data set, the image transform and the prefetching."""
 
 from typing import Annotated, Literal
 
@@ -11,22 +11,24 @@ from index.base.settings import settings
 
 @settings("data")
 class DataConfig:
-    """Data set, image transform and read-ahead of a run (the `data.*` keys)."""
+    """Data set, image transform and prefetching of a run (the `data.*` keys)."""
 
     dataset: str = ""
     """folder of a packed or adopted data set, or its location at s3:// or gs://"""
     version: Annotated[int, Field(ge=0)] = 0
-    """version of its catalogue; 0: the current one, which a run writes down when it starts and keeps"""
+    """version of the catalogue; 0: the current one, which a run records when it starts and keeps using"""
     features: str = ""
-    """a .npy file, float32 [num_samples, dim], row = sample id: frozen features used instead of images; empty: images"""
+    """a .npy file, float32 [num_samples, dim], row = sample id: frozen features used instead of images; empty:
+    images"""
     decoder: Literal["auto", "dali", "torchvision"] = "auto"
-    """what decodes images; auto takes DALI where it can be imported, else torchvision"""
+    """decoder of images; auto uses DALI if it can be imported, otherwise torchvision"""
     image_size: Annotated[int, Field(ge=1)] = 224
     """side of the square crop that the network sees, pixels, at most resize_size"""
     resize: Literal["shorter", "exact"] = "shorter"
-    """shorter: the shorter side becomes resize_size; exact: both sides do, whatever the aspect"""
+    """shorter: resize the shorter side to resize_size; exact: resize both sides, ignoring the aspect ratio"""
     resize_size: Annotated[int, Field(ge=0)] = 256
-    """size before the crop, pixels, at least image_size; 0: image_size, so that the test transform crops nothing of a square"""
+    """size before the crop, pixels, at least image_size; 0: image_size, so that the test transform crops nothing of a
+    square"""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """filter that images are resized with, with antialiasing; most networks of timm were trained with bicubic"""
     channels: Literal[1, 3] = 3
@@ -34,7 +36,7 @@ class DataConfig:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     """subtracted from pixels scaled to 0…1, one number per channel; channels=1 uses the first"""
     std: tuple[Annotated[float, Field(gt=0)], ...] = (0.229, 0.224, 0.225)
-    """divides afterwards, one number per channel; channels=1 uses the first"""
+    """divisor after subtracting the mean, one number per channel; channels=1 uses the first"""
     random_crop: bool = True
     """crop anywhere while training; false: the centre. Evaluation always crops the centre"""
     crop_scale: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()
@@ -63,22 +65,22 @@ class DataConfig:
     saturation: Annotated[float, Field(ge=0, le=1)] = 0.0
     """half-width of the training saturation factor about each pixel's luma (no effect on grey)"""
     holdout_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """share of train held out for early stopping where no val split is free for it (val serves as queries, or is not
-    there), by group, or by unit for chai"""
+    """share of train held out for early stopping if no val split is available for it (val is used for queries, or is
+    missing), by group, or by unit for chai"""
     train_on_val: bool = False
-    """train on the images of the val split too, once settings are chosen; needs a test split. Early stopping, if any, then
+    """also train on the val split, once all settings are chosen; requires a test split. Early stopping, if used, then
     holds out holdout_fraction of both"""
     threads: Annotated[int, Field(ge=1)] = 2
     """threads that a worker reads and decodes with"""
     prefetch: Annotated[int, Field(ge=1)] = 2
-    """batches prepared ahead of the step"""
+    """batches prepared in advance of the step"""
     max_read_gap_bytes: Annotated[int, Field(ge=0)] = 65536
-    """byte ranges of one shard at most this far apart are read as one"""
+    """largest gap between byte ranges of one shard that are read in one request, in bytes"""
     check_reads: bool = True
     """compare every sample's checksum when it is read (tens of µs per image)"""
     max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
-    """share of the catalogue's samples that may turn out bad while a worker reads, each replaced by another of its class,
-    before the run ends"""
+    """share of the catalogue's samples that may turn out bad while a worker reads, each replaced by another of its
+    class, before the run ends"""
     max_pixels: Annotated[int, Field(ge=1, le=MAX_PIXELS)] = MAX_PIXELS
     """an image that declares more pixels is not decoded and counts as bad; the largest value is PIL's own limit"""
 
@@ -124,7 +126,8 @@ class DataConfig:
 
     @property
     def has_pixel_stage(self) -> bool:
-        """Whether training changes decoded crops beyond mirroring and colours (`fsl_dist.data.augmentation.pixel_stage`)."""
+        """Whether training changes decoded crops beyond mirroring and colours
+        (`fsl_dist.data.augmentation.pixel_stage`)."""
         return bool(
             self.vertical_flip or self.rotation or self.erasing or self.randaugment or self.trivialaugment
         )

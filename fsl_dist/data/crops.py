@@ -1,4 +1,4 @@
-"""Where a crop lies: in the resized image, and in the image that is resized. Pure arithmetic."""
+"""Positions of crops in the resized image and in the original image. Pure arithmetic."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from fsl_dist.data.augmentation.parameters import AugmentParameters
 from fsl_dist.data.config import DataConfig
 from fsl_dist.data.resize import extents_of_shorter
 
-# Source pixels on each side of a pixel that a filter weighs, where sizes stay.
+# Number of source pixels on each side of a pixel that a filter uses at scale 1.
 _RADIUS = {"bilinear": 1, "bicubic": 2}
 
 
@@ -29,17 +29,17 @@ def crop_offset(position: np.float32, extent: int, crop: int) -> int:
 def resized_crop_boxes(
     sizes: NDArray[np.int64], augment: AugmentParameters, config: DataConfig
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """First and last edges of random resized crops (Szegedy et al. 2015, as torchvision's RandomResizedCrop).
+    """Compute the edges of random resized crops (Szegedy et al. 2015, like torchvision's RandomResizedCrop).
 
-    A long image in which no allowed aspect fits at this share gets the largest crop of the nearest allowed aspect.
+    A long image in which no allowed aspect ratio fits at this share gets the largest crop of the nearest allowed ratio.
 
     Args:
-        sizes: int64 [n, 2], heights and widths.
-        augment: of n images, with `crop_share` above 0.
-        config: `crop_ratio` is used.
+        sizes: int64 [n, 2], heights and widths in pixels.
+        augment: parameters of n images, with `crop_share` above 0.
+        config: only `crop_ratio` is used.
 
     Returns:
-        float64 [n, 2] (y, x) each, in pixels, inside the image.
+        First and last edges, float64 [n, 2] (y, x) each, in pixels, inside the image.
     """
     places = np.stack([augment.crop_y, augment.crop_x], axis=1)
     return boxes_in(sizes, augment.crop_share, augment.crop_shape, places, config.crop_ratio)
@@ -52,22 +52,23 @@ class CropRegions:
     start: NDArray[np.int32]
     """int32 [n, 2]: first row and column to decode"""
     shape: NDArray[np.int32]
-    """int32 [n, 2]: how many rows and columns to decode"""
+    """int32 [n, 2]: number of rows and columns to decode"""
     near: NDArray[np.float32]
-    """float32 [n, 2]: where the crop's first edges lie in what is decoded, pixels"""
+    """float32 [n, 2]: position of the crop's first edges in the decoded region, in pixels"""
     far: NDArray[np.float32]
-    """float32 [n, 2]: where its last edges lie; a mirrored image has `near` and `far` of x exchanged"""
+    """float32 [n, 2]: position of its last edges; for a mirrored image, `near` and `far` of x are swapped"""
     is_copy: NDArray[np.bool_]
-    """bool [n]: the image has its size already, so that the crop's pixels are its own"""
+    """bool [n]: the image already has the right size, so the crop's pixels are copied"""
 
 
 def crop_regions(
     sizes: NDArray[np.int64], augment: AugmentParameters, config: DataConfig, *, is_cut: bool
 ) -> CropRegions:
-    """Regions of images of `sizes` (int64 [n, 2]: height, width).
+    """Compute the regions of images of `sizes` (int64 [n, 2]: height, width).
 
-    Resizing from `near` to `far` gives the pixels that resizing the whole image and then cropping gives: the decoded part
-    holds all that antialiasing looks at. With `crop_share` it gives those of `resized_crop_boxes`. `is_cut` False: the whole image is decoded.
+    Resizing from `near` to `far` gives the same pixels as resizing the whole image and then cropping: the decoded
+    region contains all pixels that antialiasing uses. With `crop_share` they are those of `resized_crop_boxes`. With
+    `is_cut` False, the whole image is decoded.
     """
     crop = config.image_size
     extents = np.array([resized_extents(height, width, config) for height, width in sizes.tolist()])
@@ -81,7 +82,7 @@ def crop_regions(
         scale = (far - near) / crop
     start, stop = np.zeros_like(sizes), sizes
     if is_cut:
-        # What the filter that is scaled down with sees beyond the outermost pixels' centres, and a pixel for rounding.
+        # The support of the downscaling filter beyond the outermost pixels' centres, and one pixel for rounding.
         radius = _RADIUS[config.interpolation]
         reach = np.maximum(radius, (radius - 0.5) * scale) + 1
         start = np.maximum(0, np.floor(near - reach)).astype(np.int64)

@@ -1,8 +1,8 @@
-"""Samples that turn out bad while a run reads: named once, and replaced by the next sound one of their class.
+"""Damaged samples that are found during a run: each is logged once and replaced by the next intact one of its class.
 
-The ids of a batch stay as they are; only the bytes in a bad sample's place come from another sample. So no shape,
-label or neighbour changes, and which sample stands in follows from the files alone: the same on every worker, in
-every epoch, whatever was read before.
+The ids of a batch do not change; only the bytes of a damaged sample come from another sample. So no shape, label or
+neighbour changes. The replacement depends only on the files: it is the same on every worker and in every epoch,
+whatever was read before.
 """
 
 import logging
@@ -27,23 +27,23 @@ _NUM_NAMED = 5
 
 @dataclass(frozen=True, slots=True)
 class EncodedBatch:
-    """Encoded images of a batch, in the order asked for."""
+    """Encoded images of a batch, in the requested order."""
 
     samples: list[memoryview]
     """file content of each image"""
     ids: NDArray[np.int64]
-    """int64 [n]: whose content it is: the id asked for, or that of its stand-in"""
+    """int64 [n]: id of each content: the requested id, or that of its replacement"""
 
 
 class SoundReader:
-    """Reads samples by id, with a sound sample of the same class and split in the place of each bad one.
+    """Reads samples by id; a damaged sample is replaced by an intact one of the same class and split.
 
-    Bad is a sample whose bytes differ from its checksum, which declares more than `max_pixels` pixels, or which
-    the decoder refuses (`replace`). Its stand-in is the next id of its class and split that is sound, after the
-    last one the first. Safe to use from several threads.
+    A sample is damaged if its bytes differ from its checksum, if it declares more than `max_pixels` pixels, or if the
+    decoder refuses it (`replace`). The replacement is the next intact id of its class and split, cyclically.
+    Thread-safe.
 
-    Errors: DataError where more than `max_bad_fraction` of the catalogue's samples turned out bad in this
-    process, where a class has no sound sample left in a split, and where a shard is missing, cut or another file.
+    Raises DataError if more than `max_bad_fraction` of the catalogue's samples were found damaged in this process, if a
+    class has no intact sample left in a split, and if a shard is missing, truncated or another file.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class SoundReader:
 
     @property
     def bad_samples(self) -> dict[int, str]:
-        """Sample id → reason, of those met so far."""
+        """Sample id → reason, for all damaged samples found so far."""
         return dict(self._bad)
 
     def read(self, ids: NDArray[np.int64]) -> EncodedBatch:
@@ -89,7 +89,7 @@ class SoundReader:
         return samples, reasons
 
     def replace(self, batch: EncodedBatch, position: int, reason: str) -> EncodedBatch:
-        """The batch with a stand-in for the image at `position`, which does not decode."""
+        """Return the batch with a replacement for the image at `position`, which cannot be decoded."""
         self._record(int(batch.ids[position]), reason)
         stand_in = self.read(batch.ids[position : position + 1])
         samples, ids = list(batch.samples), batch.ids.copy()
@@ -110,7 +110,7 @@ class SoundReader:
                 label = int(self._catalogue.labels[ids[position]])
                 raise DataError(
                     f"class '{self._catalogue.label_name(label)}': all {len(members)} samples of one split are bad, "
-                    f"so none can stand in; {self._name_some()}; restore the shards or pack again"
+                    f"so none can replace it; {self._name_some()}; restore the shards or pack again"
                 )
             taken[position] = found
         return taken
@@ -121,14 +121,15 @@ class SoundReader:
                 return
             self._bad[sample_id] = reason
         logger.warning(
-            "%s %s; the next sound sample of its class takes its place", self._name(sample_id), reason
+            "%s %s; the next intact sample of its class is used instead", self._name(sample_id), reason
         )
         limit = self._max_bad_fraction * self._catalogue.num_samples + 1e-9
         if len(self._bad) > limit:
             raise DataError(
                 f"{len(self._bad)} of {self._catalogue.num_samples} samples of '{self._catalogue.folder}' turned out "
                 f"bad so far, more than data.max_bad_fraction={self._max_bad_fraction:g} allows ({int(limit)}): "
-                f"{self._name_some()}; restore the shards or pack again (inspecting the data set with verify=True lists all), or raise the fraction"
+                f"{self._name_some()}; restore the shards or pack again (inspecting the data set with verify=True "
+                "lists all), or raise the fraction"
             )
 
     def _name(self, sample_id: int) -> str:
@@ -142,7 +143,7 @@ class SoundReader:
         return ", ".join(f"{self._name(sample_id)} {reason}" for sample_id, reason in named) + rest
 
     def _check_shard(self, sample_id: int) -> None:
-        """DataError where no other sample of the bad one's shard matches either: the file is another one."""
+        """Raise DataError if no other sample of the damaged one's shard matches either: the file is another one."""
         shard = int(self._catalogue.locate([sample_id]).shard[0])
         with self._lock:
             if shard in self._probed:

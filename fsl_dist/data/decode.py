@@ -1,8 +1,8 @@
-"""Encoded images → normalised tensors: what both decoders share, and the choice between them.
+"""Encoded images → normalised tensors: the part that both decoders share, and the choice between them.
 
-Both take the same parameters (`AugmentParameters`) and do the same steps on bytes per pixel: decode upright,
-resize with antialiasing, crop, mirror, colours, the pixel stage (`fsl_dist.data.augmentation.pixel_stage`, one code for both), then
-normalise. Neither holds a random number.
+Both decoders take the same parameters (`AugmentParameters`) and run the same steps on 8-bit pixels: decode upright,
+resize with antialiasing, crop, mirror, adjust colours, apply the pixel stage
+(`fsl_dist.data.augmentation.pixel_stage`, shared code), normalise. Neither draws random numbers.
 """
 
 import logging
@@ -22,14 +22,15 @@ logger = logging.getLogger(__name__)
 
 
 class Decoder(Protocol):
-    """Decodes batches of encoded images. Not to be entered by two threads at once."""
+    """Decodes batches of encoded images. Not thread-safe."""
 
     name: str
 
     def decode(self, encoded: Sequence[Encoded], augment: AugmentParameters | None) -> torch.Tensor:
-        """float32 [n, C, S, S] in channels_last memory, normalised, the caller's to keep; `augment` None: test transform.
+        """Decode to a new tensor, float32 [n, C, S, S] in channels_last memory, normalised; `augment` None: test
+        transform.
 
-        UndecodableError names an image that cannot be decoded.
+        Raises UndecodableError, which names an image that cannot be decoded.
         """
 
     def close(self) -> None:
@@ -37,10 +38,10 @@ class Decoder(Protocol):
 
 
 def make_decoder(config: DataConfig, *, device: str = "cpu", max_batch: int = 256) -> Decoder:
-    """The decoder that `config.decoder` asks for, with tensors on `device` ("cpu", "cuda:0").
+    """Create the decoder that `config.decoder` selects, with tensors on `device` ("cpu", "cuda:0").
 
-    `max_batch` is the most images decoded in one go; larger batches are cut. The log says which one runs.
-    ConfigError where DALI is asked for and cannot be imported.
+    `max_batch` is the largest number of images per call of the decoder; larger batches are split. The choice is logged.
+    Raises ConfigError if DALI is requested but cannot be imported.
     """
     note = ""
     if config.decoder != "torchvision":
@@ -65,5 +66,5 @@ def make_decoder(config: DataConfig, *, device: str = "cpu", max_batch: int = 25
 
 @lru_cache
 def _tell(line: str) -> None:
-    """Log `line` once a process, however many decoders are made."""
+    """Log `line` once per process, for any number of decoders."""
     logger.info(line)

@@ -1,4 +1,4 @@
-"""Decoding by NVIDIA DALI: one pipeline, on the GPU where there is one, else on the CPU."""
+"""Decoding with NVIDIA DALI: one pipeline, on the GPU if there is one, otherwise on the CPU."""
 
 import io
 from collections.abc import Sequence
@@ -25,13 +25,13 @@ _Input = tuple[NDArray[np.uint8], tuple[int, int]]
 """What DALI decodes, and the (height, width) it will have."""
 
 
-# An image of the right size already is copied, in a tenth of the time.
+# An image that already has the right size is copied, which takes a tenth of the time.
 _COPY = np.int32(types.INTERP_NN)
 _FILTERS = {"bilinear": np.int32(types.INTERP_LINEAR), "bicubic": np.int32(types.INTERP_CUBIC)}
 
 
 def _colours_in_use(config: DataConfig) -> tuple[str, ...]:
-    """Fields of `AugmentParameters` that the pipeline takes."""
+    """The fields of `AugmentParameters` that the pipeline uses."""
     if not config.has_jitter:
         return ()
     return ("brightness", "contrast") + (("saturation",) if config.channels == 3 else ())
@@ -39,13 +39,13 @@ def _colours_in_use(config: DataConfig) -> tuple[str, ...]:
 
 @pipeline_def
 def _image_pipeline(config: DataConfig, device: str) -> Any:
-    """Encoded bytes and `CropRegions` → normalised float32 [S, S, C] an image, or uint8 before the pixel stage.
+    """Encoded bytes and `CropRegions` → normalised float32 [S, S, C] per image, or uint8 before the pixel stage.
 
-    On the CPU only a crop's region is decoded; the GPU's decoders ("gpu") take images whole.
+    On the CPU only a crop's region is decoded; the GPU's decoders ("gpu") decode whole images.
     """
 
     def parameter(name: str, dtype: Any, ndim: int) -> Any:
-        # What is fed lives until its run has ended, so it is not copied.
+        # The inputs stay alive until the run has ended, so they are not copied.
         return fn.external_source(name=name, dtype=dtype, ndim=ndim, no_copy=True)
 
     encoded = parameter("encoded", types.UINT8, 1)
@@ -94,7 +94,7 @@ class DaliDecoder:
         self._pipeline: Pipeline | None = None
         self._normalise = Normaliser(config, device)
         self._pool = ThreadPoolExecutor(config.threads, thread_name_prefix="fsl-dist-image")
-        # A stream of its own: waiting for DALI's memory to be copied out must not wait for the training step.
+        # A separate stream: copying DALI's output must not wait for the training step.
         self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
 
     def _build(self) -> Pipeline:
@@ -105,7 +105,7 @@ class DaliDecoder:
             batch_size=self._max_batch,
             num_threads=self._config.threads,
             device_id=(self._device.index or 0) if is_gpu else None,
-            prefetch_queue_depth=1,  # on demand: deeper queues ask for inputs nobody has fed yet
+            prefetch_queue_depth=1,  # on demand: deeper queues would request inputs before they are fed
         )
         pipeline.build()
         return pipeline
@@ -132,8 +132,8 @@ class DaliDecoder:
             except UndecodableError:
                 raise
             except Exception:
-                # DALI cannot be used again after an error, which may be of any type (the codec's, or no memory).
-                # PIL decodes what DALI refuses, or says which is bad.
+                # DALI cannot be used after an error, which may be of any type (the codec's, or out of memory).
+                # PIL decodes the images that DALI refuses, or finds the damaged one.
                 self._pipeline = None
                 inputs = [
                     _decode_by_pil(image, start + i, self._config.channels) for i, image in enumerate(some)

@@ -53,7 +53,7 @@ class TorchvisionDecoder:
         )
 
     def _transform(self, encoded: Encoded, position: int, augment: AugmentParameters) -> torch.Tensor:
-        """uint8 [S, S, C] of one image."""
+        """Transform one image to uint8 [S, S, C]."""
         config = self._config
         decoded = open_upright(encoded, config.channels)
         if augment.crop_share[position] > 0:
@@ -93,7 +93,7 @@ def _crop_of_resized(
 
 
 def _resized_crop(decoded: Image.Image, augment: AugmentParameters, config: DataConfig) -> torch.Tensor:
-    """uint8 [C, S, S]: the random resized crop of one image, whose parameters `augment` has."""
+    """uint8 [C, S, S]: the random resized crop of one image, by the parameters in `augment`."""
     near, far = resized_crop_boxes(np.array([decoded.size[::-1]]), augment, config)
     box = (near[0, 1], near[0, 0], far[0, 1], far[0, 0])
     size = (config.image_size, config.image_size)

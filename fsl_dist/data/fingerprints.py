@@ -1,4 +1,4 @@
-"""What makes two images near-duplicates: a perceptual hash proposes, a thumbnail decides."""
+"""Detection of near-duplicate images: a perceptual hash proposes pairs, the correlation of thumbnails decides."""
 
 from collections.abc import Sequence
 
@@ -11,9 +11,9 @@ _THUMB_SIDE = 16
 _NUM_PIXELS = _THUMB_SIDE**2
 _HASHED_SIDE = 256
 
-# A picture is of one colour where its thumbnail's three variances sum to less than this (values of 0 … 255).
+# An image counts as plain-coloured if its thumbnail's three variances sum to less than this (values of 0 … 255).
 _FLAT_VARIANCE = 1.0
-# Thumbnails held as float64 at once: 25 MB.
+# Thumbnails per block as float64: 25 MB.
 _ROWS_AT_ONCE = 4096
 
 
@@ -23,7 +23,7 @@ def fingerprint(image: Image.Image) -> bytes:
     `image`: upright, mode RGB or L. Large ones are averaged down to a shorter side of 256 to 511 pixels first: 8 ms
     instead of 220 for 12 million pixels.
     """
-    import imagehash  # 0.2 s with the SciPy it wants
+    import imagehash  # takes 0.2 s, because it imports SciPy
 
     small = image.reduce(max(1, min(image.size) // _HASHED_SIDE)).convert("RGB")
     thumb = small.resize((_THUMB_SIDE, _THUMB_SIDE), Image.Resampling.BILINEAR)
@@ -33,7 +33,7 @@ def fingerprint(image: Image.Image) -> bytes:
 class Fingerprints:
     """Fingerprints of a list of images, one row each.
 
-    `encoded`: what `fingerprint` gave for each; `contents`: CRC-32 and bytes of each one's file, as stored.
+    `encoded`: the results of `fingerprint`; `contents`: CRC-32 and size in bytes of each stored file.
     """
 
     def __init__(self, encoded: Sequence[bytes], contents: Sequence[tuple[int, int]]) -> None:
@@ -50,7 +50,7 @@ class Fingerprints:
             self._sums[part] = thumbs.reshape(-1, _NUM_PIXELS, 3).sum(1)
             self._spreads[part] = _NUM_PIXELS * _multiply(thumbs, thumbs) - (self._sums[part] ** 2).sum(1)
         self.is_flat: NDArray[np.bool_] = self._spreads < _NUM_PIXELS**2 * _FLAT_VARIANCE
-        """bool [n]: of one colour, so that hash and correlation mean nothing"""
+        """bool [n]: plain-coloured, so that hash and correlation are meaningless"""
 
     def __len__(self) -> int:
         return len(self.hashes)
@@ -69,9 +69,10 @@ class Fingerprints:
         )
 
     def correlate(self, rows: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.float64]:
-        """float64 [n]: correlation of each pair's thumbnails, each channel about its own mean; none may be flat.
+        """float64 [n]: correlation of each pair's thumbnails, each channel about its own mean; none may be
+        plain-coloured.
 
-        From sums of whole numbers, exact in float64: the same on every machine.
+        Computed from sums of integers, which are exact in float64: the same on every machine.
         """
         covariances = -(self._sums[rows] * self._sums[others]).sum(1)
         for part in _cut(len(rows)):

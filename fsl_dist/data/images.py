@@ -1,4 +1,4 @@
-"""Image files as `pack` stores them: what is known of each, and finding those that do not decode. No torch here."""
+"""Image files as `pack` stores them: their properties, and the detection of undecodable files. No torch here."""
 
 import io
 import os
@@ -18,7 +18,7 @@ from fsl_dist.data.resize import StoredSize
 
 @dataclass(frozen=True, slots=True)
 class CheckedImage:
-    """An image file that decodes, or what is stored in its place."""
+    """An image file that decodes, or the reason why it cannot be used."""
 
     width: int
     """pixels, upright"""
@@ -31,20 +31,20 @@ class CheckedImage:
     """(chunk, first byte in its file of re-encoded images); None: stored as the source has it"""
     mask: Optional["CheckedImage"] = None
     fingerprint: bytes = b""
-    """what near-duplicates are found by; empty where none are looked for"""
+    """fingerprint for the search for near-duplicates; empty if there is no such search"""
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedImage:
-    """What is stored of an image."""
+    """An image as it is stored."""
 
     image: CheckedImage
     data: bytes
-    """the very object that was given where the image stays as it is"""
+    """the given bytes object itself if the image is stored unchanged"""
     upright: tuple[int, int]
     """(height, width) in pixels, as the source's image decodes"""
     resized: tuple[int, int] | None
-    """(height, width) it was brought to; None: not resized"""
+    """(height, width) after resizing; None: not resized"""
 
 
 JPEG_QUALITY = 92
@@ -59,11 +59,12 @@ def prepare_encoded(
     pixel_range: PixelRange | None = None,
     has_fingerprint: bool = False,
 ) -> PreparedImage | str:
-    """What is stored of the content of a file called `file`, or why it cannot be used. Decodes all of it.
+    """Prepare the content of a file called `file` for storage, or return the reason why it cannot be used. Decodes
+    all of it.
 
-    An image that is larger than `size` is turned upright, resized with antialiasing (PIL's bilinear, as when
-    training) and encoded again, without its metadata: JPEG as JPEG, every other format as PNG. One whose pixels have more
-    than 8 bits and are scaled by `pixel_range` is encoded again as grey PNG of 8 bits. Others stay as they are.
+    An image that is larger than `size` is turned upright, resized with antialiasing (PIL's bilinear filter, as in
+    training) and encoded again, without its metadata: JPEG as JPEG, every other format as PNG. An image of more than
+    8 bits that `pixel_range` scales is encoded as 8-bit grey PNG. Other images are stored unchanged.
     """
     if not data:
         return "has zero bytes"
@@ -102,9 +103,9 @@ def prepare_encoded(
 
 
 def scale_encoded(data: bytes, pixel_range: PixelRange) -> bytes:
-    """An image file as `pack` stores it with `pixel_range`: grey of more than 8 bits as PNG, others as they are.
+    """Encode an image file as `pack` stores it with `pixel_range`: grey of more than 8 bits as PNG, others unchanged.
 
-    Raises whatever `decode_turned` and `to_eight_bits` do.
+    Raises the errors of `decode_turned` and `to_eight_bits`.
     """
     image = decode_turned(data).image
     eight_bits = to_eight_bits(image, pixel_range)
@@ -121,11 +122,11 @@ def encode_png(image: Image.Image, compress_level: int = 6) -> bytes:
 def explain(error: Exception) -> str:
     """PIL's reason in one line, without the address of a buffer."""
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return "its format is not known" if text.startswith("cannot identify image file") else text
+    return "its format is unknown" if text.startswith("cannot identify image file") else text
 
 
 def _choose_extension(file: str, image_format: str) -> str:
-    """The file's own extension in lower case where it is one of its format's, else the format's usual one."""
+    """The file's own extension in lower case if it fits the format, otherwise the usual one of the format."""
     suffix = os.path.splitext(file)[1].lower()
     if Image.registered_extensions().get(suffix) == image_format:
         return suffix[1:]

@@ -1,4 +1,4 @@
-"""From sample ids to tensors: sources that fetch a batch, and a loader that prepares batches ahead."""
+"""From sample ids to tensors: sources that fetch a batch, and a loader that prepares batches in advance."""
 
 import time
 from collections import deque
@@ -34,11 +34,11 @@ class Source(Protocol):
     catalogue: Catalogue
     sample_shape: tuple[int, ...]
     reads_at_once: int
-    """batches that are worth reading at the same time"""
+    """number of batches that are worth reading concurrently"""
 
     @property
     def bad_samples(self) -> Mapping[int, str]:
-        """Sample id → reason, of those met so far whose place another one takes."""
+        """Sample id → reason, for the damaged samples found so far that are replaced by others."""
 
     def read(self, ids: NDArray[np.int64]) -> Any:
         """What `prepare` needs, off the disk."""
@@ -127,7 +127,8 @@ class FeatureSource:
         return {}
 
     def check(self) -> None:
-        """Read all rows; raise RequestError for the first that is not finite. `prepare` does so for the rows it is given."""
+        """Read all rows; raise RequestError for the first that is not finite. `prepare` does so for the rows it is
+        given."""
         at_once = max(1, _NUMBERS_AT_A_TIME // self.sample_shape[0])
         for start in range(0, len(self._features), at_once):
             ids = np.arange(start, min(start + at_once, len(self._features)))
@@ -140,8 +141,9 @@ class FeatureSource:
         bad = find_bad_row(raw)
         if bad is not None:
             raise RequestError(
-                f"data.features='{self.path}' row {ids[bad[0]]} holds {bad[1]}; it belongs to "
-                f"{self.catalogue.describe_sample(int(ids[bad[0]]))}, and every feature must be finite (write the file again)"
+                f"data.features='{self.path}' row {ids[bad[0]]} contains {bad[1]}; it belongs to "
+                f"{self.catalogue.describe_sample(int(ids[bad[0]]))}, and every feature must be finite (write the "
+                "file again)"
             )
         return torch.from_numpy(np.ascontiguousarray(raw))
 
@@ -149,7 +151,7 @@ class FeatureSource:
         return self.prepare(self.read(ids), ids, epoch)
 
     def close(self) -> None:
-        """Nothing to let go: the map goes with the array."""
+        """Nothing to close: the memory map is released with the array."""
 
 
 def describe_samples(config: DataConfig) -> tuple[Catalogue, tuple[int, ...]]:
@@ -165,21 +167,21 @@ def describe_samples(config: DataConfig) -> tuple[Catalogue, tuple[int, ...]]:
 def open_source(
     config: DataConfig, seed: int, device: str = "cpu", max_batch: int = 256
 ) -> ImageSource | FeatureSource:
-    """Open what `config` names: images, or features where `config.features` is set.
+    """Open the images that `config` selects, or the features if `config.features` is set.
 
     Args:
         config: the `data.*` settings.
         seed: of the augmentation.
         device: where images are decoded to ("cpu", "cuda:0").
-        max_batch: largest batch that is decoded in one go; larger ones are cut.
+        max_batch: largest batch per call of the decoder; larger ones are split.
 
     Returns:
-        A source whose `fetch(ids, epoch)` gives float32 tensors [n, *sample_shape].
+        A source whose `fetch(ids, epoch)` returns float32 tensors [n, *sample_shape].
 
     Raises:
-        ConfigError: a setting names something that cannot be used.
-        RequestError: the data set or the features do not exist or do not fit.
-        DataError: a shard is missing or has another size than the catalogue says.
+        ConfigError: a setting has an unusable value.
+        RequestError: the data set or the features do not exist or are invalid.
+        DataError: a shard is missing or has another size than in the catalogue.
     """
     catalogue, _ = describe_samples(config)
     if config.features:
@@ -195,24 +197,24 @@ def open_source(
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One batch that someone wants."""
+    """One batch to load."""
 
     ids: NDArray[np.int64]
     """int64 [n]: sample ids, any order, repeats allowed"""
     epoch: int | None = None
     """draws the augmentation; None: the test transform"""
     tag: object = None
-    """handed back untouched with the batch"""
+    """returned unchanged with the batch"""
     mix: Callable[[torch.Tensor], torch.Tensor] | None = None
-    """what is done with the tensor before it is handed back, in the loader's thread; None: nothing"""
+    """function applied to the tensor in the loader's thread; None: none"""
 
 
 class Loader:
-    """Prepares batches ahead: while batch i is used, batch i + 1 is decoded and batch i + 2 is read.
+    """Prepares batches in advance: while batch i is used, batch i + 1 is decoded and batch i + 2 is read.
 
-    Iterating yields (request, tensor) in the order of `requests`, which are drawn by the consumer's thread,
-    `prefetch` ahead of what it gets. An error while reading or decoding is raised at the batch it belongs to.
-    Iterate once; leave early by `break`, `close()` or the context manager.
+    Iterating yields (request, tensor) in the order of `requests`, which the consumer's thread draws `prefetch`
+    batches in advance. An error while reading or decoding is raised at its batch. Iterate once; leave early by
+    `break`, `close()` or the context manager.
     """
 
     def __init__(self, source: Source, requests: Iterable[Request], prefetch: int = 2) -> None:
@@ -222,7 +224,7 @@ class Loader:
         self._requests = iter(requests)
         self._prefetch = prefetch
         self._ahead: deque[tuple[Request, Future[torch.Tensor]]] = deque()
-        # One thread: batches stay in order, and a decoder is never entered twice at once.
+        # One thread: batches stay in order, and the decoder is never used concurrently.
         self._preparer = ThreadPoolExecutor(1, thread_name_prefix="fsl-dist-decode")
         self._reader = ThreadPoolExecutor(
             min(source.reads_at_once, prefetch + 1), thread_name_prefix="fsl-dist-read"
@@ -238,7 +240,8 @@ class Loader:
                 request, batch = self._ahead.popleft()
                 tensor = batch.result()
                 if tensor.is_cuda:
-                    # It was made on the decoder's stream: its memory is not to be given out before this one is done with it.
+                    # It was made on the decoder's stream: its memory is not to be given out before this one is done
+                    # with it.
                     tensor.record_stream(torch.cuda.current_stream(tensor.device))
                 self.wait_s += time.perf_counter() - started
                 yield request, tensor
@@ -258,7 +261,7 @@ class Loader:
         return tensor if request.mix is None else request.mix(tensor)
 
     def close(self) -> None:
-        """Drop what is not needed any more and wait for what runs."""
+        """Drop unused batches and wait for running work."""
         self._ahead.clear()
         self._preparer.shutdown(wait=False, cancel_futures=True)
         self._reader.shutdown(wait=True, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""From bytes to numbers a network takes, for decoders that leave it to torch."""
+"""Normalise bytes to network inputs, for decoders that leave this step to torch."""
 
 import torch
 
@@ -6,12 +6,12 @@ from fsl_dist.data.config import DataConfig
 
 
 class Normaliser:
-    """Bytes per pixel → (pixel / 255 − mean) / std in float32, in the order they lie in."""
+    """Bytes per pixel → (pixel / 255 − mean) / std in float32; the memory order is kept."""
 
     def __init__(self, config: DataConfig, device: str) -> None:
         mean = torch.tensor(config.mean[: config.channels], dtype=torch.float64)
         std = torch.tensor(config.std[: config.channels], dtype=torch.float64)
-        # A row of pixels long: sums over channels of 3 take 5 × the time.
+        # One row of pixels: sums over the 3 channels alone take 5 times as long.
         self._scale = (1 / (255 * std)).float().repeat(config.image_size).to(device)
         self._shift = (-mean / std).float().repeat(config.image_size).to(device)
 

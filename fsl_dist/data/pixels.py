@@ -1,9 +1,9 @@
-"""The pixels of an image file: one definition, which both decoders, `pack` and prediction meet.
+"""The pixels of an image file: one definition for both decoders, `pack` and prediction.
 
-docs/reference/data_format.md has it as a table of formats. In short: the first frame, turned upright by EXIF or else XMP; colours as
-stored, without colour management, gamma and alpha; grey by the luma of ITU-R BT.601; 8 bits of each sample. Metadata that
-cannot be read turns nothing. PIL decodes by this definition (`open_upright`); files of which DALI is known to read the same
-pixels go to DALI without their metadata (`read_plain`). No torch here.
+docs/reference/data_format.md has it as a table of formats. In short: the first frame, turned upright by EXIF or
+otherwise XMP; colours as stored, without colour management, gamma and alpha; grey by the luma of ITU-R BT.601; 8 bits
+per sample. Unreadable metadata is ignored. PIL decodes by this definition (`open_upright`). Files for which DALI is
+known to read the same pixels go to DALI without their metadata (`read_plain`). No torch here.
 """
 
 import io
@@ -29,8 +29,8 @@ MAX_PIXELS = 178_956_970
 """most pixels an image may declare by default: half a GiB as RGB, and what PIL itself decodes at most"""
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF", "JPEG2000")
-"""PIL's names of the formats that are read, those first that it always loads; its others run other programs (EPS) or have no
-tests here"""
+"""PIL's names of the supported formats, those first that it always loads; its other formats run other programs (EPS)
+or are not tested here"""
 
 # First bytes, or bytes at an offset, of formats that people have and that are not read.
 _FOREIGN = (
@@ -51,13 +51,14 @@ _LAYOUT = {
     "BitsPerSample": _BITS, "SampleFormat": 339, "PhotometricInterpretation": _PHOTOMETRIC,
     "PlanarConfiguration": _PLANAR, "YCbCrSubSampling": _SUBSAMPLING,
 }  # fmt: skip
-# PIL's names of PNG pixels of 16 bits of which it gives the upper 8.
+# PIL's names of 16-bit PNG pixels, of which it returns the upper 8 bits.
 _DEEP_PNG = ("LA;16B", "RGB;16B", "RGBA;16B")
 # An entry of the table of items (ISO/IEC 14496-12, infe of version 2 or 3) for EXIF.
 _EXIF_ITEM = re.compile(rb"(infe(?:\x02...|\x03.....)....)Exif", re.DOTALL)
 _SUB_DIRECTORIES = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo, ExifTags.IFD.Interop)
 
-# PIL warns from half of MAX_PIXELS on, where the limit here is the rule, and of metadata, which decides nothing but a turn.
+# PIL warns from half of MAX_PIXELS on, where the limit here is the rule, and of metadata, which decides nothing but a
+# turn.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")
 
@@ -75,12 +76,12 @@ class DecodedImage:
 
 
 def decode_turned(encoded: Encoded, *, is_grey: bool = False, may_be_dark: bool = False) -> DecodedImage:
-    """Decode the first frame with PIL and turn it upright; colours and depth as the file has them.
+    """Decode the first frame with PIL and turn it upright; colours and depth are those of the file.
 
-    `is_grey` leaves out the chroma of a JPEG: its grey is the luma that is stored. `may_be_dark` allows colours of 16 bits
-    that are all below 256, of which nothing is left here.
+    `is_grey` skips the chroma of a JPEG: its grey is the stored luma. `may_be_dark` allows 16-bit colours that are
+    all below 256, of which nothing remains here.
 
-    Raises ValueError for a file that is not read, with the reason, and whatever PIL raises for damaged pixels.
+    Raises ValueError with the reason for an unsupported file, and PIL's errors for damaged pixels.
     """
     found = _read_header(encoded)
     if isinstance(found, JpegFile) and found.refusal:
@@ -113,7 +114,7 @@ def decode_turned(encoded: Encoded, *, is_grey: bool = False, may_be_dark: bool 
 
 
 def _check_is_not_dark(image: Image.Image) -> None:
-    """Raises ValueError where nothing is left of colours of 16 bits, of which PIL gives the upper 8."""
+    """Raise ValueError if nothing remains of 16-bit colours, of which PIL returns the upper 8 bits."""
     if all(high == 0 for _, high in [band.getextrema() for band in image.split()[:3]]):
         raise ValueError(
             "its colours of 16 bits are all below 256, so that their upper 8 bits are black; convert it to 8 bits"
@@ -121,7 +122,7 @@ def _check_is_not_dark(image: Image.Image) -> None:
 
 
 def _read_header(encoded: Encoded) -> JpegFile | PngFile | None:
-    """What the bytes of a JPEG or PNG file say; None for other files, and where they end too early."""
+    """Parse the header of a JPEG or PNG file; None for other files, and if it is truncated."""
     head = bytes(encoded[:8])
     if head.startswith(JPEG_MAGIC):
         return read_jpeg(encoded)
@@ -129,7 +130,8 @@ def _read_header(encoded: Encoded) -> JpegFile | PngFile | None:
 
 
 def _strip(encoded: Encoded) -> tuple[Encoded, int | None]:
-    """A file without metadata that could keep PIL from decoding it, and its orientation; None: PIL has to find it."""
+    """A file without metadata that could prevent PIL from decoding it, and its orientation; None: PIL has to find
+    it."""
     head = bytes(encoded[:8])
     if head[:4] in BYTE_ORDERS:
         return strip_tiff(bytes(encoded)) or (encoded, None)
@@ -139,16 +141,16 @@ def _strip(encoded: Encoded) -> tuple[Encoded, int | None]:
 
 
 def open_upright(encoded: Encoded, channels: int = 3, pixel_range: PixelRange | None = None) -> Image.Image:
-    """The pixels of an image file, mode RGB (channels 3) or L (1).
+    """Read the pixels of an image file, mode RGB (channels 3) or L (1).
 
     Args:
         encoded: the file's content.
         channels: 3 or 1.
-        pixel_range: what grey pixels of more than 8 bits are scaled by (`to_eight_bits`).
+        pixel_range: scaling of grey pixels of more than 8 bits (`to_eight_bits`).
 
     Raises:
-        ValueError: the file's format, depth or colours are not read; the message says which.
-        Exception: whatever PIL raises for damaged pixels.
+        ValueError: the file's format, depth or colours are not supported; the message says which.
+        Exception: PIL's errors for damaged pixels.
     """
     return to_colours(
         to_eight_bits(decode_turned(encoded, is_grey=channels == 1).image, pixel_range), channels
@@ -159,16 +161,16 @@ def to_colours(image: Image.Image, channels: int) -> Image.Image:
     """An image of 8-bit samples as mode RGB (channels 3) or L (1): alpha dropped, colours under it as stored."""
     if image.mode in ("La", "RGBa"):  # multiplied by alpha
         image = image.convert(image.mode.replace("a", "A"))
-    if image.mode == "LAB":  # PIL knows no other way out of it
+    if image.mode == "LAB":  # PIL's only conversion from this mode
         image = image.convert("RGB")
-    if "transparency" in image.info:  # PIL warns, or makes colours of it, where it is dropped in one step
+    if "transparency" in image.info:  # PIL warns, or applies it, if it is converted in one step
         image = image.copy()
         del image.info["transparency"]
     return image.convert("RGB" if channels == 3 else "L")
 
 
 def turn(image: Image.Image, orientation: int) -> Image.Image:
-    """A loaded image, turned as this orientation says."""
+    """A loaded image, turned upright by this orientation."""
     method = TURNS.get(orientation)
     return image if method is None else image.transpose(method)
 
@@ -176,9 +178,9 @@ def turn(image: Image.Image, orientation: int) -> Image.Image:
 def upright_in_memory(
     image: Image.Image, channels: int = 3, pixel_range: PixelRange | None = None
 ) -> Image.Image:
-    """The pixels of an image that PIL opened or made, as `open_upright` gives those of a file. Errors likewise.
+    """The pixels of an image that PIL opened or created, as `open_upright` returns them for a file. Same errors.
 
-    Of grey with alpha and colours of 16 bits that PIL has loaded, it has kept the upper 8 bits only.
+    If PIL has loaded grey with alpha or 16-bit colours, only the upper 8 bits are available.
     """
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         _load_tiff(image)
@@ -200,7 +202,8 @@ def upright_in_memory(
 
 
 def _orientation_of(opened: Image.Image) -> int:
-    """By the blocks that PIL found in the file. An image made in memory may have EXIF that it was not opened with."""
+    """The orientation by the blocks that PIL found in the file. An image made in memory may have EXIF that it was not
+    opened with."""
     exif, xmp = opened.info.get("exif"), opened.info.get("XML:com.adobe.xmp") or opened.info.get("xmp")
     if opened.format == "AVIF":  # `irot` and `imir` turn it, which PIL states as EXIF
         return find_orientation(exif if isinstance(exif, bytes) else b"", b"")
@@ -215,9 +218,9 @@ def _orientation_of(opened: Image.Image) -> int:
 def _load_tiff(
     opened: TiffImagePlugin.TiffImageFile, orientation: int | None = None, may_be_dark: bool = False
 ) -> bool:
-    """Decode a TIFF and turn it in place, as PIL does while loading; whether it is turned.
+    """Decode a TIFF and turn it in place, as PIL does while loading; return whether it was turned.
 
-    `orientation` None: what PIL finds in it. Directories that it cannot read are passed over.
+    `orientation` None: the one that PIL finds in the file. Unreadable directories are skipped.
     """
     if _is_misread(opened):
         raise ValueError(_describe_tiff(opened.tag_v2))
@@ -242,7 +245,7 @@ def _load_tiff(
 
 
 def _is_misread(opened: TiffImagePlugin.TiffImageFile) -> bool:
-    """Whether PIL decodes a TIFF to other pixels than it holds: planes of 16 bits, and raw YCbCr with fewer chroma samples."""
+    """Whether PIL decodes a TIFF to wrong pixels: planes of 16 bits, and raw YCbCr with fewer chroma samples."""
     tags = opened.tag_v2
     if tags.get(_PLANAR) == 2 and max(tags.get(_BITS, (1,))) > 8:
         return True
@@ -254,7 +257,7 @@ def _describe_tiff(tags: TiffImagePlugin.ImageFileDirectory_v2) -> str:
     found = ", ".join(f"{name} {tags[tag]}" for name, tag in _LAYOUT.items() if tag in tags)
     if tags.prefix == b"MM":
         found += ", big-endian"
-    return f"it is a TIFF of a pixel layout that is not read ({found}); convert it to grey or RGB of 8 or 16 bits, stored pixel by pixel"
+    return f"it is a TIFF with an unsupported pixel layout ({found}); convert it to grey or RGB of 8 or 16 bits, stored pixel by pixel"
 
 
 def _name_unknown(encoded: Encoded) -> str:
@@ -275,24 +278,24 @@ def _name_unknown(encoded: Encoded) -> str:
         if tags is None or not {_WIDTH, _HEIGHT, _PHOTOMETRIC} <= set(tags):
             return "it is a TIFF that is cut or damaged: its directory of pixels is not there, or not whole"
         return _describe_tiff(tags)
-    return "its format is not known"
+    return "its format is unknown"
 
 
 @dataclass(frozen=True, slots=True)
 class PlainFile:
-    """A file of which DALI reads the pixels that `open_upright` gives."""
+    """A file for which DALI reads the same pixels as `open_upright`."""
 
     content: Encoded
-    """the file, without metadata that could make it read others"""
+    """the file, without metadata that could change the pixels"""
     size: tuple[int, int]
     """(height, width) in pixels, upright"""
 
 
 def read_plain(encoded: Encoded) -> PlainFile | None:
-    """What DALI may be given of a file; None where PIL has to decode it.
+    """Return the content that DALI may decode; None if PIL has to decode the file.
 
-    A list of what is known to agree (8-bit Huffman JPEG, grey or YCbCr; PNG of up to 8 bits), not of what is known to differ.
-    Costs about 6 µs, and a copy of the file where it has metadata.
+    This is a list of formats that are known to agree (8-bit Huffman JPEG, grey or YCbCr; PNG of up to 8 bits), not of
+    those that are known to differ. Takes about 6 µs, and a copy of the file if it has metadata.
     """
     found = _read_header(encoded)
     if found is None or not found.is_plain:
@@ -303,9 +306,9 @@ def read_plain(encoded: Encoded) -> PlainFile | None:
 
 
 def declared_size(encoded: Encoded) -> tuple[int, int] | None:
-    """(width, height) in pixels that an image file declares, before decoding and turning; None where it declares none.
+    """(width, height) in pixels that an image file declares, before decoding and turning; None if it declares none.
 
-    PNG and JPEG by their headers (about 1 and 3 µs), others by PIL's.
+    PNG and JPEG are read by their headers (about 1 and 3 µs), other formats by PIL.
     """
     head = bytes(encoded[:24])
     if head.startswith(PNG_MAGIC):
@@ -317,12 +320,12 @@ def declared_size(encoded: Encoded) -> tuple[int, int] | None:
             return opened.size
     except Image.DecompressionBombError:
         return 2**31, 2**31
-    except Exception:  # PIL raises a dozen types for what is no image; decoding it says which
+    except Exception:  # PIL raises a dozen types for other files; decoding gives the reason
         return None
 
 
 def find_excess_pixels(encoded: Encoded, max_pixels: int) -> str | None:
-    """Why an image is too large to be decoded: it declares more than `max_pixels`; None where it is not."""
+    """Why an image is too large to be decoded: it declares more than `max_pixels`; None if it is not too large."""
     size = declared_size(encoded)
     if size is None or size[0] * size[1] <= max_pixels:
         return None

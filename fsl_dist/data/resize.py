@@ -1,4 +1,4 @@
-"""Sizes that images are brought to: by the decoders on every read, or once and for all by `pack`. Pure arithmetic."""
+"""Sizes that images are resized to: by the decoders on every read, or once by `pack`. Pure arithmetic."""
 
 from dataclasses import dataclass
 
@@ -16,9 +16,9 @@ class StoredSize:
     """The size at which `pack` stores images; both None: as they are. RequestError where both are given."""
 
     shorter: int | None = None
-    """pixels of the shorter side, ≥ 1; the longer one keeps the proportion"""
+    """pixels of the shorter side, ≥ 1; the aspect ratio is kept"""
     exact: tuple[int, int] | None = None
-    """(height, width) in pixels, ≥ 1, whatever the proportion was"""
+    """(height, width) in pixels, ≥ 1, ignoring the aspect ratio"""
 
     def __post_init__(self) -> None:
         if self.shorter is not None and self.exact is not None:
@@ -28,7 +28,7 @@ class StoredSize:
             )
 
     def extents(self, height: int, width: int) -> tuple[int, int] | None:
-        """(height, width) to store an image at; None where it stays as it is. Neither side ever grows."""
+        """(height, width) to store an image at; None if it is stored unchanged. Images are never enlarged."""
         if self.shorter is not None and min(height, width) > self.shorter:
             return extents_of_shorter(height, width, self.shorter)
         if self.exact is not None and (height > self.exact[0] or width > self.exact[1]):

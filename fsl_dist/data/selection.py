@@ -30,7 +30,8 @@ class Selection:
 
     @classmethod
     def from_sorted(cls, ids: NDArray[np.int64], sample_labels: NDArray[np.int64]) -> "Selection":
-        """`from_labels` where labels ascend, and ids inside a class: no sort, 4 ms where a million take 30."""
+        """`from_labels` for ascending labels, with ascending ids in each class: no sort, 4 ms instead of 30 per
+        million."""
         is_first = np.ones(len(ids), dtype=np.bool_)
         is_first[1:] = sample_labels[1:] != sample_labels[:-1]
         first = np.flatnonzero(is_first)
@@ -58,6 +59,6 @@ class Selection:
         return self.ids[self.starts[position] : self.starts[position + 1]]
 
     def keep_classes(self, keep: NDArray[np.bool_]) -> "Selection":
-        """The same selection with only the classes where `keep` (bool [num_classes]) holds."""
+        """The same selection with only the classes for which `keep` (bool [num_classes]) is true."""
         samples = np.repeat(keep, self.counts)
         return Selection.from_sorted(self.ids[samples], self.sample_labels[samples])

@@ -1,7 +1,7 @@
-"""Who goes to train, val, test, novel: pure functions of labels, units and a seed.
+"""Division into train, val, test, novel: pure functions of labels, units and a seed.
 
-A *unit* is what must not be divided (a patient, a lesion): all of its samples go to one side. Sides are
-numbered as in `fsl_dist.data.catalogue.SPLITS`.
+A *unit* must not be divided (a patient, a lesion): all of its samples are in one split. Splits are numbered as in
+`fsl_dist.data.catalogue.SPLITS`.
 """
 
 from collections.abc import Sequence
@@ -39,12 +39,11 @@ def split_stratified(
     fractions: Sequence[float],
     seed: int,
 ) -> SplitAssignment:
-    """Divide every class by `fractions` (train, val, test; they sum to 1).
+    """Divide every class by `fractions` (train, val, test; their sum is 1).
 
-    labels: int64 [n]; units: int64 [n] or None, a negative number is a unit of its own. A class gives
-    val and test their shares rounded to the nearest count and at least one image each (none for a
-    fraction of 0); a class with nothing left for train goes to train whole. With units, counts are as
-    near as undivided units allow.
+    labels: int64 [n]; units: int64 [n] or None, where each negative number is a separate unit. A class gives val and
+    test their shares, rounded to the nearest count, at least one image each (none for a fraction of 0). A class
+    without images left for train goes to train completely. With units, counts are as close as undivided units allow.
     """
     _check_fractions(fractions)
     counts = np.bincount(labels)
@@ -63,15 +62,15 @@ def split_base_novel(
 ) -> SplitAssignment:
     """PCN's split: the `num_base` largest classes are base, the others novel (PCN, experimental set-up).
 
-    A base class gives max(5, 20% rounded down) images to val and as many to test; one that has none left
-    for train then goes to train whole. Ties in size: the smaller label is base (labels are in the order of
-    their names). RequestError where num_base leaves no novel class, or a unit has both kinds of class.
+    A base class gives max(5, 20% rounded down) images to val and as many to test; if none is left for train, the
+    class goes to train completely. Ties in size: the smaller label is base (labels are in the order of their names).
+    Raises RequestError if num_base leaves no novel class, or if a unit has both kinds of class.
     """
     counts = np.bincount(labels)
     num_classes = np.count_nonzero(counts)
     if not 1 <= num_base < num_classes:
         raise RequestError(
-            f"num_base={num_base} must lie in 1 … {num_classes - 1}: there are {num_classes} classes and at least "
+            f"num_base={num_base} must be in 1 … {num_classes - 1}: there are {num_classes} classes and at least "
             "one must stay novel"
         )
     is_base = np.zeros(len(counts), dtype=bool)
@@ -85,7 +84,7 @@ def split_given_base(
     is_base: NDArray[np.bool_],
     seed: int,
 ) -> SplitAssignment:
-    """`split_base_novel` where it is known which classes are base: is_base, bool [number of labels]."""
+    """`split_base_novel` for known base classes: is_base, bool [number of labels]."""
     counts = np.bincount(labels, minlength=len(is_base))
     sample_is_base = is_base[labels]
     _check_undivided(units, sample_is_base.astype(np.int64), "base and novel classes")
@@ -106,10 +105,10 @@ def split_classes(
     fractions: Sequence[float],
     seed: int,
 ) -> SplitAssignment:
-    """Disjoint classes: whole classes go to train, val and test by `fractions` of the number of classes.
+    """Class-disjoint split: whole classes go to train, val and test by `fractions` of the number of classes.
 
-    Counts are rounded to the nearest, at least one class for every fraction above 0. RequestError where
-    there are too few classes, or a unit has classes of two sides.
+    Counts are rounded to the nearest, with at least one class for every fraction above 0. Raises RequestError if
+    there are too few classes, or if a unit has classes of two splits.
     """
     _check_fractions(fractions)
     present = np.unique(labels)
@@ -134,11 +133,11 @@ def holdout(
 ) -> tuple[Selection, Selection]:
     """Divide a selection in two, class by class, without dividing a group.
 
-    Every class keeps an image in `rest`; a class that cannot spare one is not in `held_out`.
+    Every class keeps at least one image in `rest`; a class that cannot spare one is not in `held_out`.
 
     Args:
         selection: the samples to divide.
-        groups: int64 [num_samples of the catalogue], −1 for a sample without a group (it counts alone).
+        groups: int64 [num_samples of the catalogue], −1 for a sample without a group (it counts as a separate group).
         fraction: share of each class to hold out, 0 to below 1; 0 holds nothing out.
         seed: of the draw, 0 or more.
 
@@ -155,7 +154,7 @@ def holdout(
 
 
 def find_divided_unit(units: NDArray[np.int64] | None, sides: NDArray[np.integer]) -> int | None:
-    """A unit (≥ 0) whose samples are on more than one of `sides` (int [n]), the smallest; None: there is none."""
+    """The smallest unit (≥ 0) whose samples are on more than one of `sides` (int [n]); None if there is none."""
     if units is None:
         return None
     pairs = np.unique(np.stack([units, sides.astype(np.int64)])[:, units >= 0], axis=1)
@@ -164,7 +163,7 @@ def find_divided_unit(units: NDArray[np.int64] | None, sides: NDArray[np.integer
 
 
 class DividedUnitError(RequestError):
-    """A unit that must stay together cannot; `unit` is its number, for the caller who knows its name."""
+    """A unit that must stay together is divided; `unit` is its number, so that the caller can report its name."""
 
     def __init__(self, unit: int, what: str) -> None:
         super().__init__(

@@ -19,7 +19,7 @@ from fsl_dist.errors import DataError
 from index.base import object_cache
 from index.base.object_store import request_pool
 
-# Below this many ranges a thread's share is not worth handing over (a warm pread costs about 20 µs).
+# Below this many ranges, threads are not worth their overhead (a warm pread takes about 20 µs).
 _MIN_RANGES_PER_THREAD = 8
 _RANGES_A_CALL = 8
 # Of bytes that changed on the way: with one read in four changed, one sample in 300,000 is still wrong after these.
@@ -38,22 +38,22 @@ class ByteRanges:
     stop: NDArray[np.int64]
     """int64 [num_ranges]: one past the last byte"""
     range_of_sample: NDArray[np.int64]
-    """int64 [n]: the range that holds each sample, in the order asked for"""
+    """int64 [n]: the range that contains each sample, in the requested order"""
 
 
 def coalesce(
     shard: NDArray[np.integer], offset: NDArray[np.int64], size: NDArray[np.int64], max_gap: int
 ) -> ByteRanges:
-    """Merge samples of one shard whose bytes overlap, touch, or are at most `max_gap` bytes apart.
+    """Merge samples of one shard whose bytes overlap, are adjacent, or are at most `max_gap` bytes apart.
 
-    All arrays [n], any order, repeats allowed. Ranges come out sorted by (shard, start).
+    All arrays are [n], in any order; repeats are allowed. The ranges are sorted by (shard, start).
     """
     order = np.lexsort((offset, shard))
     shards, starts, sizes = shard[order].astype(np.int64), offset[order], size[order]
     # All shards on one axis, further apart than any gap that is merged.
     stride = int((starts + sizes).max(initial=0)) + max_gap + 1
     begins = shards * stride + starts
-    # A long sample may reach beyond its successors, so a gap counts from the furthest end so far.
+    # A long sample may extend beyond its successors, so a gap is measured from the furthest end so far.
     ends = np.maximum.accumulate(begins + sizes)
     is_new = np.ones(len(order), dtype=bool)
     is_new[1:] = begins[1:] - ends[:-1] > max_gap
@@ -83,7 +83,7 @@ def _resized(path: Path, found: int, expected: int) -> DataError:
 
 
 class _ShardHandle:
-    """An open shard; its descriptor closes when the last thread that uses it lets go."""
+    """An open shard; its descriptor is closed when the last thread has finished with it."""
 
     def __init__(self, path: Path, size_bytes: int) -> None:
         self.path = path
@@ -99,7 +99,7 @@ class _ShardHandle:
         parts, position = [], start
         while (
             position < stop
-        ):  # one pread gives 2 GiB at most, and fewer bytes than asked on some file systems
+        ):  # one pread returns at most 2 GiB, and fewer bytes than requested on some file systems
             part = os.pread(self._descriptor, stop - position, position)
             if not part:
                 raise DataError(
@@ -118,7 +118,7 @@ class _ShardHandle:
 
 
 class _ObjectHandle:
-    """A shard in an object store, read by ranges; opening it asks nothing."""
+    """A shard in an object store, read by ranges; opening it sends no request."""
 
     def __init__(self, path: Path, place: object_cache.Place) -> None:
         self._path, self._key, self._bucket = path, place.key, place.bucket
@@ -137,17 +137,17 @@ class _ObjectHandle:
 
 
 def _most_open() -> int:
-    # A batch goes through its shards in order: with one shard too many, each is closed before it is needed again.
+    # A batch reads its shards in order: with one shard too many, each is closed before it is needed again.
     # 200 images out of 100 shards took 7 ms with 64 open and 3 ms with all of them.
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return 256 if limit == resource.RLIM_INFINITY else max(1, min(256, limit // 4))
 
 
 class ShardStore:
-    """Reads samples of one catalogue by id. Safe to use from several threads.
+    """Reads samples of one catalogue by id. Thread-safe.
 
-    Keeps at most `max_open` shards open (least recently used ones are closed first; None: a quarter of the files
-    that this process may open, 256 at most); `threads` read at once where a batch needs many ranges.
+    Keeps at most `max_open` shards open and closes the least recently used ones first (None: a quarter of the files
+    that this process may open, at most 256). `threads` threads read concurrently if a batch needs many ranges.
     """
 
     def __init__(
@@ -171,14 +171,14 @@ class ShardStore:
 
     @property
     def reads_at_once(self) -> int:
-        """Batches that are worth reading at the same time: from an object store it is mostly waiting."""
+        """Number of batches that are worth reading concurrently: reading from an object store is mostly waiting."""
         return 4 if self._is_remote else 1
 
     def read(self, ids: NDArray[np.int64]) -> list[memoryview]:
-        """Encoded bytes of each of `ids` (int64 [n], any order, repeats allowed), in that order.
+        """Read the encoded bytes of each of `ids` (int64 [n], any order, repeats allowed), in that order.
 
-        Views into the buffers that were read: samples of one range share theirs. DataError where a shard
-        is missing or cut, or a sample's checksum is wrong.
+        The results are views into the buffers that were read: samples of one range share a buffer. Raises DataError
+        if a shard is missing or truncated, or if a sample's checksum is wrong.
         """
         samples, mismatched = self.read_compared(ids)
         if mismatched:
@@ -244,7 +244,7 @@ class ShardStore:
         return found
 
     def check_files(self) -> None:
-        """DataError where a shard is missing or has another size than the catalogue says; reads none of them."""
+        """Raise DataError if a shard is missing or has another size than in the catalogue; reads no shard."""
         sizes = object_cache.sizes_below(self._catalogue.folder)
         for shard in self._catalogue.shards:
             path = self._catalogue.folder / shard.name
@@ -284,7 +284,8 @@ class ShardStore:
         ]
 
     def _group(self, shard: NDArray[np.int64]) -> list[slice]:
-        """Ranges of one shard, some of them together: a call costs more than a range (0.22 ms alone, 0.14 ms in eights)."""
+        """Group ranges of one shard: a call costs more than a range (0.22 ms for one, 0.14 ms per range in groups of
+        eight)."""
         edges = np.append(np.flatnonzero(np.diff(shard, prepend=-1)), len(shard)).tolist()
         return [
             slice(start, min(start + _RANGES_A_CALL, last))

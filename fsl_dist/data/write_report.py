@@ -1,4 +1,4 @@
-"""What was written to a data set, and what was left out."""
+"""The report on a written data set: counts, and the samples that were left out."""
 
 from dataclasses import dataclass
 
@@ -52,7 +52,7 @@ class WriteReport:
     warnings: tuple[str, ...]
     fingerprint: str
     notes: tuple[str, ...] = ()
-    """how the source was read: as splits or classes, which files were passed over, which shards are joined"""
+    """how the source was read: as splits or classes, which files were skipped, which shards are concatenated"""
     duplicates: tuple[Duplicate, ...] = ()
     """near-duplicates that were left out"""
     num_reused: int = 0

@@ -1,4 +1,5 @@
-"""Where in two images their distance comes from (CHAI Eq. 2), and how such a map compares with a mask. Pure arithmetic."""
+"""Activation maps: the image regions that cause the distance of two images (CHAI Eq. 2), and their comparison with a
+mask."""
 
 import numpy as np
 import torch
@@ -11,11 +12,15 @@ _ROUNDING = 16 * float(np.finfo(np.float32).eps)
 
 
 def activation_maps(maps: Floats, own: Floats, other: Floats) -> NDArray[np.float64]:
-    """Σ_z g_z(i,j) · (f_z(own) − f_z(other))²: float64 [n, h, w] (CHAI Eq. 2).
+    """Compute Σ_z g_z(i,j) · (f_z(own) − f_z(other))²: float64 [n, h, w] (CHAI Eq. 2).
 
-    maps: [n, D, h, w], the feature maps g of `own`. own, other: [n, D], the embeddings f of the two images of each pair.
-    The maps of the query give the query activation map (QAM), those of the result the result activation map (RAM).
-    Where f is the mean of g over the map, the mean of the result is Σ_z f_z(own) · (f_z(own) − f_z(other))².
+    With the maps of the query this is the query activation map (QAM), with those of the result the result activation
+    map (RAM). If f is the mean of g over the map, the mean of the result is Σ_z f_z(own) · (f_z(own) − f_z(other))².
+
+    Args:
+        maps: [n, D, h, w], the feature maps g of `own`.
+        own: [n, D], the embeddings f of the first image of each pair.
+        other: [n, D], those of the second image.
     """
     weights = np.square(own.astype(np.float64) - other.astype(np.float64))
     return np.einsum("ndhw,nd->nhw", maps, weights, dtype=np.float64, casting="same_kind")
@@ -30,22 +35,23 @@ def upsample(maps: Floats, side: int) -> NDArray[np.float64]:
 
 
 def is_constant(plane: Floats) -> bool:
-    """Whether the values of a map (any shape) differ by no more than the rounding of float32, which feature maps are made in.
+    """Whether the values of a map (any shape) differ by no more than the rounding of float32, in which maps are
+    computed.
 
-    The bound is 16 units in the last place of the largest absolute value, a relative difference of 1.9e-6: the sums that make two
-    pixels of one colour may be rounded differently. A map of one pixel is constant.
+    The bound is 16 units in the last place of the largest absolute value, a relative difference of 1.9e-6: the sums
+    of two equal pixels may be rounded differently. A map of one pixel is constant.
     """
     low, high = float(plane.min()), float(plane.max())
     return not high - low > _ROUNDING * max(abs(low), abs(high))
 
 
 def scale_to_unit(plane: Floats, side: int = 0) -> NDArray[np.float64]:
-    """A map moved and stretched to 0 … 1; zeros where it is constant.
+    """Scale a map linearly to 0 … 1; a constant map becomes zeros.
 
     Args:
         plane: float, any shape; [h, w] with `side`.
-        side: upsample to `side` pixels square first; 0: leave the size. What is constant is judged before that, because
-            interpolation rounds the values of a constant map differently, and stretching would make a pattern of it.
+        side: upsample to `side` × `side` pixels first; 0: keep the size. Whether the map is constant is decided before
+            that, because interpolation rounds the values of a constant map, and scaling would turn them into a pattern.
 
     Returns:
         float64, the shape of `plane` or [side, side].
@@ -72,7 +78,7 @@ def otsu_threshold(plane: Floats) -> float:
 
 
 def foreground(plane: Floats, side: int = 0) -> NDArray[np.bool_]:
-    """Where a map is high, by Otsu's threshold; nowhere, where it is constant. plane, side: as for `scale_to_unit`."""
+    """Threshold a map by Otsu's method; all False if it is constant. plane, side: as for `scale_to_unit`."""
     scaled = scale_to_unit(plane, side)
     return scaled > otsu_threshold(scaled) if scaled.any() else np.zeros(scaled.shape, dtype=np.bool_)
 

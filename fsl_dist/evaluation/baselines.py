@@ -22,7 +22,7 @@ from index.writing.build import build
 Baseline = Literal["knn", "nca", "lmnn"]
 
 DEFAULT_PCA = 64
-"""dimensions that NCA and LMNN are fitted in, unless told otherwise"""
+"""default number of dimensions for fitting NCA and LMNN"""
 _MAX_ITERATIONS = 100
 
 
@@ -36,7 +36,7 @@ class BaselineReport:
     """dimensions after PCA, or the features' own"""
     dataset: str
     split: str
-    """where the queries came from: test, else val"""
+    """split of the queries: test, otherwise val"""
     metrics: dict[str, float]
     """fractions in 0 … 1, named as in `EvaluationReport`"""
     fit_s: float
@@ -44,14 +44,20 @@ class BaselineReport:
 
 
 def evaluate_baseline(baseline: Baseline, config: RunConfig, *, pca: int | None = None) -> BaselineReport:
-    """Fit `baseline` on the train split of the features that `config.data` names, and score the queries by kNN.
+    """Fit `baseline` on the train split of the features in `config.data`, and score the queries by kNN.
 
-    pca: dimensions the features are projected on first, by principal components of the train split; 0: none;
-    None: none for knn, else 64 or as many as there are. NCA and LMNN are linear maps of these to as many dimensions,
-    fitted by at most 100 iterations of L-BFGS from the identity; nothing is drawn. Costs of both grow with the
-    square of the training images, NCA's memory too (8 bytes a pair).
+    NCA and LMNN are linear maps to the same number of dimensions, fitted by at most 100 iterations of L-BFGS from the
+    identity; nothing is random. The cost of both grows with the square of the training images, and so does NCA's memory
+    (8 bytes per pair).
 
-    Raises RequestError for what the features or the data set cannot serve.
+    Args:
+        baseline: the method.
+        config: configuration of the data and the evaluation.
+        pca: number of principal components of the train split on which the features are projected first; 0: no
+            projection; None: none for knn, otherwise 64 or the largest possible number.
+
+    Raises:
+        RequestError: the features or the data set are not suitable.
     """
     catalogue, _ = describe_samples(config.data)
     splits = split_run(catalogue, config)
@@ -87,8 +93,8 @@ def _choose_pca(baseline: Baseline, pca: int | None, shape: tuple[int, ...]) -> 
         return 0 if baseline == "knn" else min(DEFAULT_PCA, most)
     if not 0 <= pca <= most:
         raise RequestError(
-            f"pca={pca} must lie in 0 … {most}, the least of {shape[0]} training images and {shape[1]} numbers a "
-            "feature (0 takes the features as they are)"
+            f"pca={pca} must be in 0 … {most}, the smaller of {shape[0]} training images and {shape[1]} "
+            "dimensions of a feature (0 uses the features as they are)"
         )
     return pca
 
@@ -110,8 +116,8 @@ def _map(
     if pca > 0:
         components = PCA(pca, svd_solver="covariance_eigh").fit(vectors)
         vectors, wanted = components.transform(vectors), components.transform(wanted)
-    # One number for all: it changes no neighbour, but both fits start from the identity, LMNN with a margin of 1 and NCA
-    # with exponentials of squared distances.
+    # One number for all: it changes no neighbour, but both fits start from the identity, LMNN with a margin of 1 and
+    # NCA with exponentials of squared distances.
     scale = target_scale(vectors, labels)
     vectors, wanted = vectors / scale, wanted / scale
     match baseline:

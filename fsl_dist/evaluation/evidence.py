@@ -1,4 +1,5 @@
-"""What speaks for an answer: an image's nearest training images, their vote, and where each distance comes from (CHAI)."""
+"""What speaks for an answer: an image's nearest training images, their vote, and where each distance comes from
+(CHAI)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,12 +17,12 @@ from fsl_dist.metrics.retrieval import NO_GROUP
 from fsl_dist.training.trained import TrainedRun
 from index import ShardedIndex
 
-# Of an embedding's length. Batches of different sizes may round an image differently, and bfloat16 keeps 8 bits; a map of
-# that would show noise at full colour.
+# Relative to an embedding's length. Batches of different sizes may round an image differently, and bfloat16 has 8
+# bits; a map of such differences would be noise in full colour.
 _SAME = 1e-3
 
 Pair = tuple[NDArray[np.float64] | None, NDArray[np.float64] | None]
-"""float64 [h, w] twice: QAM and RAM; None where maps were not asked for"""
+"""float64 [h, w] twice: QAM and RAM; None if maps were not requested"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,30 +34,30 @@ class Result:
     label: str
     """name of its class"""
     group: str
-    """name of its group, empty where it has none"""
+    """name of its group, empty if it has none"""
     distance: float
-    """Euclidean for index.metric=l2; else what the index answers, the cosine or the product, which is largest for the nearest"""
+    """Euclidean for index.metric=l2; otherwise the cosine or the product, which is largest for the nearest image"""
     measure: str
     """what `distance` is: distance, cosine or product"""
     is_same: bool
     """the network sees no difference: the embeddings differ by rounding alone, and the maps are zero"""
     pixels: NDArray[np.uint8]
-    """uint8 [S, S, 3]: what the network sees of it"""
+    """uint8 [S, S, 3]: the part of the image that the network sees"""
     query_map: NDArray[np.float64] | None
-    """float64 [h, w]: activation map of the query against this result (QAM); None where maps were not asked for"""
+    """float64 [h, w]: activation map of the query against this result (QAM); None if maps were not requested"""
     result_map: NDArray[np.float64] | None
     """float64 [h, w]: of this result against the query (RAM)"""
 
     @property
     def distance_text(self) -> str:
-        """What it is and the value as people read it, to four digits: `distance 3.142`, `cosine 0.9871`."""
+        """The kind of distance and its value with four digits: `distance 3.142`, `cosine 0.9871`."""
         is_zero = self.is_same and self.measure == "distance"
         return f"{self.measure} {'0' if is_zero else f'{self.distance:#.4g}'}"
 
 
 @dataclass(frozen=True, slots=True)
 class Vote:
-    """What the results say for one class."""
+    """The vote of the results for one class."""
 
     name: str
     count: int
@@ -69,7 +70,7 @@ class Evidence:
     """An image and the training images nearest to it."""
 
     pixels: NDArray[np.uint8]
-    """uint8 [S, S, 3]: what the network sees of the image"""
+    """uint8 [S, S, 3]: the part of the image that the network sees"""
     results: list[Result]
     """nearest first"""
 
@@ -83,7 +84,8 @@ class Evidence:
 
 
 def pixels_of(images: torch.Tensor, config: DataConfig) -> NDArray[np.uint8]:
-    """uint8 [n, S, S, 3] of normalised images (float32 [n, C, S, S]): the pixels that the decoder had, to half a level."""
+    """uint8 [n, S, S, 3] of normalised images (float32 [n, C, S, S]): the pixels that the decoder had, to half a
+    level."""
     mean, std = (
         torch.tensor(values[: config.channels]).view(-1, 1, 1) for values in (config.mean, config.std)
     )
@@ -101,15 +103,17 @@ def gather_evidence(
     has_maps: bool = True,
     query_ids: Sequence[int] | None = None,
 ) -> list[Evidence]:
-    """The `k` nearest training images of each of a batch of images (float32 [n, *sample_shape]), with activation maps.
+    """Find the `k` nearest training images of each image in a batch (float32 [n, *sample_shape]), with activation maps.
 
-    query_ids: sample ids of the images, where they are the data set's own: a training image is not its own neighbour.
+    query_ids: sample ids of the images, if they belong to the data set: a training image is excluded from its own
+    neighbours.
 
-    Raises RequestError for a `k` above the number of training images, and where maps are asked of a network without.
+    Raises RequestError if `k` exceeds the number of training images, or if maps are requested of a network without
+    them.
     """
     left = gallery.num_vectors - (query_ids is not None)
     if k > left:
-        raise RequestError(f"k={k} asks for more neighbours than there are training images: {left}")
+        raise RequestError(f"k={k} is more than the number of training images: {left}")
     embedder = trained.embedder
     if has_maps:
         queries = map_images(embedder, images, config)

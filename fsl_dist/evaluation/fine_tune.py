@@ -1,10 +1,11 @@
-"""Fine-tuning on novel classes (PCN's FT-CE): the classifier is trained again for each draw, with its support.
+"""Fine-tuning on novel classes (PCN's FT-CE): for each draw, the classifier is retrained with the draw's support
+images.
 
-A draw starts from the run's best network. Its classifier keeps the base classes' rows and gets a new row for each novel
-class; then the whole network trains on base training images and the draw's support, classes drawn with equal chances,
-by the run's own optimizer and learning rate, for `evaluation.fine_tune_epochs` epochs at most. The best epoch by mean
-class accuracy over the base classes' validation images counts, since novel classes have none; without validation
-(training.patience=0) the last one. The paper is silent on where FT-CE starts and how long it trains.
+A draw starts from the run's best network. Its classifier keeps the rows of the base classes and gets a new row for
+each novel class. Then the whole network trains on base training images and the draw's support, with classes drawn
+uniformly, by the run's own optimizer and learning rate, for at most `evaluation.fine_tune_epochs` epochs. The best
+epoch by mean class accuracy over the base classes' validation images is used, since novel classes have none; without
+validation (training.patience=0) the last one. The paper does not say where FT-CE starts and how long it trains.
 """
 
 import hashlib
@@ -48,7 +49,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TunedDraw:
-    """What a classifier trained again for a draw made of its test images."""
+    """The predictions for the test images by a classifier that was retrained for one draw."""
 
     ids: NDArray[np.int64]
     """int64 [n]: sample ids of the base classes' test images, then of the draw's novel ones"""
@@ -61,13 +62,13 @@ class TunedDraw:
 def evaluate_fine_tune(
     trained: TrainedRun, config: RunConfig, splits: RunSplits, novel: Selection
 ) -> dict[str, float | Repeated]:
-    """Scores of base and novel classes in one label space by a classifier trained again for each draw.
+    """Score base and novel classes in one label space, by a classifier that is retrained for each draw.
 
-    Draws, groups and names as in `evaluate_prototypes`. `trained` must have a classifier; `novel`: all novel images.
-    Trains in this process. RUN/evaluation/fine_tune keeps what became of every finished draw and the checkpoints of the
-    one under way, so that a killed evaluation goes on where it was; other settings make other folders.
+    Draws, groups and names are those of `evaluate_prototypes`. `trained` must have a classifier; `novel`: all novel
+    images. Trains in this process. RUN/evaluation/fine_tune keeps the result of every finished draw and the
+    checkpoints of the current one, so that a killed evaluation resumes; other settings use other folders.
 
-    Raises RequestError where the novel classes cannot serve, or another process does the same.
+    Raises RequestError if the novel classes are not suitable, or if another process runs the same evaluation.
     """
     labels = trained.catalogue.labels
     base_labels = labels[:0] if splits.query is None else splits.query.sample_labels
@@ -84,7 +85,7 @@ def evaluate_fine_tune(
 def tune_draw(
     trained: TrainedRun, config: RunConfig, splits: RunSplits, novel: Selection, number: int
 ) -> TunedDraw:
-    """Draw `number`, trained and tested, or read where that was done before. Arguments as in `evaluate_fine_tune`."""
+    """Train and test draw `number`, or read its stored result. Arguments as in `evaluate_fine_tune`."""
     kept = largest_classes(novel.sample_labels, config.evaluation)
     novel = novel.keep_classes(np.isin(novel.labels, kept))
     check_novel(novel.sample_labels, splits.train.labels, config.evaluation, trained.catalogue.class_names)
@@ -120,7 +121,8 @@ def _train_and_classify(
     ids: NDArray[np.int64],
     folder: Path,
 ) -> NDArray[np.int64]:
-    """Ranks of the true classes of `ids` (int64 [n]) and labels of the best, int64 [2, n], by a network trained for this draw."""
+    """Ranks of the true classes of `ids` (int64 [n]) and labels of the best, int64 [2, n], by a network trained for
+    this draw."""
     train = selection_of_draw(splits, novel, draw)
     embedder = trained.embedder
     trainer = Trainer(
@@ -129,7 +131,7 @@ def _train_and_classify(
         device=embedder.device,
         owner=None,
         splits=replace(splits, train=train, gallery=train),
-        # Validation images are of base classes alone: a start that knows no novel class would win.
+        # Validation images are of base classes only: a start without novel classes would win.
         start_competes=False,
     )
     if trainer.progress == Progress():
@@ -145,7 +147,7 @@ def _train_and_classify(
 
 
 def selection_of_draw(splits: RunSplits, novel: Selection, draw: Draw) -> Selection:
-    """What a draw trains on: the run's own training images and the draw's support."""
+    """The training images of a draw: the run's own training images and the draw's support."""
     return Selection.from_labels(
         np.concatenate([splits.train.ids, novel.ids[draw.support]]),
         np.concatenate([splits.train.sample_labels, novel.sample_labels[draw.support]]),
@@ -153,7 +155,7 @@ def selection_of_draw(splits: RunSplits, novel: Selection, draw: Draw) -> Select
 
 
 def config_of_draw(config: RunConfig, folder: Path, draw: Draw) -> RunConfig:
-    """The run's configuration, for training in `folder` with random draws of its own."""
+    """The run's configuration, for training in `folder` with separate random draws."""
     seed = int(generator(config.run.seed, "fine_tune", draw.number).integers(2**31))
     return replace(
         config,
@@ -174,7 +176,8 @@ def config_of_draw(config: RunConfig, folder: Path, draw: Draw) -> RunConfig:
 
 
 def start_from(start: Network, network: Network, rows: NDArray[np.int64]) -> None:
-    """Copy the run's network into `network`, its classifier's rows to `rows` (int64 [base classes]) of the larger one."""
+    """Copy the run's network into `network`, its classifier's rows to `rows` (int64 [base classes]) of the larger
+    one."""
     state = network.state_dict()
     for name, value in start.state_dict().items():
         if name.startswith("classifier."):
@@ -184,7 +187,7 @@ def start_from(start: Network, network: Network, rows: NDArray[np.int64]) -> Non
 
 
 def name_of_settings(trained: TrainedRun, config: RunConfig, splits: RunSplits) -> str:
-    """12 hexadecimal digits: what a draw's result follows from, beside its number."""
+    """12 hexadecimal digits that identify everything that determines a draw's result, apart from its number."""
     training = dump(config.training)
     facts = {
         "holds": ["rank", "label"],
@@ -204,7 +207,7 @@ def name_of_settings(trained: TrainedRun, config: RunConfig, splits: RunSplits) 
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 
-# Settings of training that a draw has of its own, or that change nothing in its result.
+# Training settings that are separate for each draw, or that do not change its result.
 _NO_MATTER = (
     "epochs",
     "images",

@@ -1,8 +1,8 @@
-"""Likely label errors: labels that a classifier which has not seen the image contradicts.
+"""Likely label errors: labels that disagree with a classifier that has not seen the image.
 
-Out-of-sample probabilities come from k folds on *frozen* features, since a network trained on the labels has memorised them. An
-image is listed where another class is many times as probable as its label (`least_odds`); confident learning (`metrics.confident_learning`)
-tells which of them it counts too.
+Out-of-sample probabilities come from k folds on *frozen* features, since a network trained on the labels has
+memorised them. An image is listed if another class is many times as probable as its label (`least_odds`); confident
+learning (`metrics.confident_learning`) marks which of them it counts as well.
 """
 
 import csv
@@ -29,7 +29,7 @@ COLUMNS = ("key", "label", "suggested", "probability")
 
 _LOGISTIC = HeadConfig(kind="logistic", c=0.1)
 _KNN_VOTES = 10
-# Logistic regression takes about 40 passes of 4 · n · dim · C operations; 2 · 10^10 a second on one core of 2023.
+# Logistic regression takes about 40 passes of 4 · n · dim · C operations; one core of 2023 does 2 · 10^10 per second.
 _OPERATIONS, _PER_S = 160, 2e10
 
 
@@ -40,16 +40,18 @@ class OutOfSample:
     probabilities: NDArray[np.float64]
     """float64 [n, C]"""
     is_judged: NDArray[np.bool_]
-    """bool [n]: False where the class has no images in other folds, so that its probability means nothing"""
+    """bool [n]: False if the class has no images in other folds, so that its probability is meaningless"""
     head: HeadConfig
-    """what was fitted"""
+    """settings of the fitted head"""
 
 
 def deal_folds(labels: NDArray[np.int64], units: NDArray[np.int64], seed: int = 0) -> NDArray[np.int64]:
-    """A fold, 0 … `FOLDS` − 1, for each image: int64 [n]. A unit is never divided, a class is spread over the folds.
+    """Assign a fold, 0 … `FOLDS` − 1, to each image: int64 [n]. A unit is never divided; a class is spread over the
+    folds.
 
-    labels, units: int64 [n]; −1 is a unit of its own. Units are dealt in turn, class by class, in an order drawn from `seed`. A class
-    that is in one unit alone is divided all the same: otherwise none of its images could be judged.
+    labels, units: int64 [n]; each −1 is a separate unit. Units are distributed round-robin, class by class, in an
+    order drawn from `seed`. A class that has only one unit is divided anyway: otherwise none of its images could be
+    checked.
     """
     pairs = np.unique(np.stack([labels, units], axis=1)[units >= 0], axis=0)
     of_label = np.bincount(pairs[:, 0], minlength=int(labels.max(initial=0)) + 1)
@@ -67,19 +69,19 @@ def deal_folds(labels: NDArray[np.int64], units: NDArray[np.int64], seed: int = 
 def predict_out_of_sample(
     images: Embedded, classes: NDArray[np.int64], *, seconds: float | None = None, seed: int = 0
 ) -> OutOfSample | None:
-    """Probabilities of each image by a head fitted on the other folds.
+    """Compute probabilities of each image by a head that is fitted on the other folds.
 
-    Logistic regression, or where it would take longer than `seconds` a vote of the nearest neighbours. Images of one group
-    (`images.groups`) are in one fold.
+    The head is logistic regression, or a vote of the nearest neighbours if that would take longer than `seconds`.
+    Images of one group (`images.groups`) are in the same fold.
 
     Args:
         images: frozen embeddings, at least two images.
-        classes: int64 [C], ascending: columns of the result, all labels among them.
-        seconds: time limit, roughly kept; None: none.
+        classes: int64 [C], ascending: columns of the result; contains all labels.
+        seconds: approximate time limit; None: none.
         seed: of the folds.
 
     Returns:
-        The probabilities; None where even the vote would take longer than `seconds`.
+        The probabilities; None if even the vote would take longer than `seconds`.
     """
     groups = np.full(len(images.labels), -1) if images.groups is None else images.groups
     folds = deal_folds(images.labels, groups, seed)
@@ -99,7 +101,7 @@ def predict_out_of_sample(
 def _fit_folds(
     config: HeadConfig, images: Embedded, classes: NDArray[np.int64], folds: NDArray[np.int64], until: float
 ) -> OutOfSample | None:
-    """Probabilities by one kind of head; None where it cannot be fitted, or would end far after `until` (monotonic, s)."""
+    """Probabilities by one kind of head; None if it cannot be fitted, or would end far after `until` (monotonic, s)."""
     probabilities = np.zeros((len(folds), len(classes)))
     is_judged = np.zeros(len(folds), dtype=np.bool_)
     started = time.monotonic()
@@ -137,8 +139,9 @@ class Suspects:
 def least_odds(num_classes: int) -> float:
     """How many times as probable as its label another class must be for an image to be listed: 4 + C, at most 20.
 
-    Wrong labels that spread over many classes leave each of them a small probability; with few classes the same share of wrong labels
-    keeps the odds of a classifier that learnt from them low. The figures: benchmarks/label_errors.py.
+    With many classes, wrong labels spread over them and leave each a small probability. With few classes, the same
+    share of wrong labels lowers the odds of a classifier that was trained on them. Measured in
+    benchmarks/label_errors.py.
     """
     return min(20.0, 4.0 + num_classes)
 
@@ -174,18 +177,18 @@ def write_label_errors(
     suggested: NDArray[np.int64],
     probability: NDArray[np.float64],
 ) -> None:
-    """Write a table of *all* samples: `key`, `label`, `suggested`, `probability`; the suspects come first, in their order.
+    """Write a table of *all* samples: `key`, `label`, `suggested`, `probability`; the suspects first, in their order.
 
-    A sample that is no suspect has its own label as `suggested`. So `resplit(table=…, key_column="key", label_column="suggested")`
-    corrects the labels and leaves no sample out. Put a label back where you disagree before you do that.
+    For other samples `suggested` is their label. So `resplit(table=…, key_column="key", label_column="suggested")`
+    corrects the labels and leaves no sample out. Before that, restore the label of every sample where you disagree.
 
     Args:
         path: a .csv file.
         catalogue: the data set.
         ids: int64 [m]: sample ids of the suspects.
         suggested: int64 [m]: their suggested labels.
-        probability: float64 [samples], row = sample id: out-of-sample probability of what `suggested` says; NaN (an empty
-            cell) where a sample was not judged.
+        probability: float64 [samples], row = sample id: out-of-sample probability of the `suggested` class; NaN (an
+            empty cell) if a sample was not checked.
     """
     names, keys = catalogue.class_names, catalogue.keys(np.arange(catalogue.num_samples))
     wanted = catalogue.labels.copy()

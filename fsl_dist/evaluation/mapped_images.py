@@ -25,16 +25,16 @@ class MappedImages:
 
 
 def map_images(embedder: Embedder, images: torch.Tensor, config: RunConfig) -> MappedImages:
-    """Embeddings and feature maps of a batch (float32 [n, *sample_shape]); two forward passes.
+    """Compute embeddings and feature maps of a batch (float32 [n, *sample_shape]); two forward passes.
 
-    Raises RequestError for a run whose embedding is no mean of feature maps: CHAI Eq. 2 says where in an image a distance
-    comes from by that mean, and has no meaning elsewhere.
+    Raises RequestError if the run's embedding is not a mean of feature maps: CHAI Eq. 2 attributes a distance to
+    image regions by that mean, and is not defined otherwise.
     """
     vectors = embedder.embed_images(images)
     try:
         maps = embedder.map_images(images)
     except ConfigError as error:
-        raise _refuse(config, "makes no feature maps") from error
+        raise _refuse(config, "has no feature maps") from error
     if not _is_mean_of(vectors, maps, getattr(config.method, "normalise", False)):
         raise _refuse(config, f"embeds by layers after its {maps.shape[1]} feature maps, not by their mean")
     return MappedImages(vectors, maps)

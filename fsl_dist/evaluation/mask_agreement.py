@@ -1,4 +1,4 @@
-"""JA: whether activation maps fall on what a mask says is the object (CHAI, Table 1)."""
+"""JA: the agreement of activation maps with the object masks (CHAI, Table 1)."""
 
 import io
 import logging
@@ -24,7 +24,7 @@ from index import ShardedIndex
 
 log = logging.getLogger(__name__)
 
-# Feature maps and weights of as many images are in memory at a time: 64 of 1,280 × 7 × 7 are 16 MB.
+# Number of images whose feature maps and weights are in memory: 64 of 1,280 × 7 × 7 are 16 MB.
 _IMAGES_AT_A_TIME = 64
 
 
@@ -61,10 +61,10 @@ def measure_agreement(
 ) -> dict[str, float]:
     """`ja`: mean Jaccard index of a query's activation map (against its nearest training image) and its mask.
 
-    The map is upsampled to the network's view, scaled to 0 … 1 and cut by Otsu's threshold (the paper is silent on all
-    three); the mask is brought to the same view. Over all queries that have a mask.
+    The map is upsampled to the network's view, scaled to 0 … 1 and thresholded by Otsu's method (the paper specifies
+    none of the three); the mask is transformed to the same view. The mean is over all queries that have a mask.
 
-    Raises RequestError where no query has one, or the network has no activation maps.
+    Raises RequestError if no query has a mask, or if the network has no activation maps.
     """
     if config.data.features:
         raise RequestError(
@@ -75,9 +75,10 @@ def measure_agreement(
     ids = masked_ids(catalogue, query)
     if len(ids) == 0:
         raise RequestError(
-            f"ja compares activation maps of {config.run.dir} (method.kind={config.method.kind}) with masks; none of the "
-            f"{len(query)} queries of data.dataset={config.data.dataset} has one, of all its {catalogue.num_samples} images "
-            f"{len(masked_ids(catalogue, _everything(catalogue)))} (pack(mask_column=…) stores masks)"
+            f"ja compares activation maps of {config.run.dir} (method.kind={config.method.kind}) with masks; none "
+            f"of the {len(query)} queries of data.dataset={config.data.dataset} has one, of all its "
+            f"{catalogue.num_samples} images {len(masked_ids(catalogue, _everything(catalogue)))} "
+            "(pack(mask_column=…) stores masks)"
         )
     store = ShardStore(catalogue)
     batches = list(scan_batches(0, len(ids), min(_IMAGES_AT_A_TIME, trained.embedder.batch_size)))
@@ -102,9 +103,9 @@ def measure_agreement(
 def read_masks(
     catalogue: Catalogue, store: ShardStore, ids: NDArray[np.int64], config: RunConfig
 ) -> list[NDArray[np.bool_]]:
-    """The masks of `ids` (int64 [n], each with a mask) as `crop_mask` gives them.
+    """Read the masks of `ids` (int64 [n], each with a mask), transformed by `crop_mask`.
 
-    Raises DataError for a mask that does not decode, or has another size than its image.
+    Raises DataError if a mask cannot be decoded, or has another size than its image.
     """
     masks = []
     sizes = catalogue.image_sizes(ids).tolist()

@@ -1,4 +1,4 @@
-"""The evaluation protocols: each scores an opened run on its own data set."""
+"""The evaluation protocols: each scores an opened run on its data set."""
 
 import dataclasses
 import logging
@@ -44,7 +44,7 @@ METRICS = "fsl_dist.metrics"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Done:
-    """What settings of one evaluation share."""
+    """Shared results of several settings of one evaluation."""
 
     scores: dict[tuple, dict[str, float | Repeated]] = dataclasses.field(default_factory=dict)
     """by protocol and the settings that it reads"""
@@ -79,9 +79,10 @@ def score(
 
 
 def open_selection(trained: TrainedRun, config: RunConfig, name: str, selection: Selection) -> ShardedIndex:
-    """The embeddings of a selection as the index RUN/evaluation/NAME, made where it is not there or not of this network.
+    """Open the embeddings of a selection as the index RUN/evaluation/NAME; build it if it is missing or of another
+    network.
 
-    Those of the gallery may be an index that was built elsewhere (`TrainedRun.gallery`).
+    For the gallery, an index that was built elsewhere may be used (`TrainedRun.gallery`).
     """
     if name == "gallery" and trained.gallery is not None:
         return trained.gallery
@@ -107,7 +108,7 @@ def _score_knn(trained: TrainedRun, config: RunConfig, splits: RunSplits) -> dic
 def _open_compared(
     trained: TrainedRun, config: RunConfig, splits: RunSplits
 ) -> tuple[ShardedIndex, Selection]:
-    """(index of the training images, the test images compared with them); RequestError where there are none."""
+    """(index of the training images, the test images to compare with them); RequestError if there are none."""
     if splits.query is None:
         raise RequestError(f"data.dataset={config.data.dataset} has no test and no val split to query with")
     return open_selection(trained, config, "gallery", splits.gallery), splits.query
@@ -116,9 +117,9 @@ def _open_compared(
 def _score_retrieval(
     trained: TrainedRun, config: RunConfig, splits: RunSplits
 ) -> dict[str, float | Repeated]:
-    """`auc@k`; `rel@k` where the data set has groups; `ja` where it has masks and the network activation maps.
+    """`auc@k`; `rel@k` if the data set has groups; `ja` if it has masks and the network has activation maps.
 
-    The log says what is left out and why.
+    Omitted scores are logged with the reason.
     """
     gallery, query = _open_compared(trained, config, splits)
     catalogue, settings = trained.catalogue, config.evaluation
@@ -152,7 +153,7 @@ def _score_retrieval(
 
 
 def _score_maps(trained: TrainedRun, config: RunConfig, splits: RunSplits) -> dict[str, float | Repeated]:
-    """`ja` alone, and an error where it cannot be measured."""
+    """Only `ja`; raises an error if it cannot be measured."""
     gallery, query = _open_compared(trained, config, splits)
     return dict(measure_agreement(trained, config, gallery, query))
 
@@ -160,7 +161,7 @@ def _score_maps(trained: TrainedRun, config: RunConfig, splits: RunSplits) -> di
 def _score_plugin(
     name: str, trained: TrainedRun, config: RunConfig, splits: RunSplits
 ) -> dict[str, float | Repeated]:
-    """`NAME/…`: the scores of a metric that another distribution brings (docs/how_to/new_metric.md)."""
+    """`NAME/…`: the scores of a metric from another distribution (docs/how_to/new_metric.md)."""
     gallery, _ = _open_compared(trained, config, splits)
     measure = load_plugin(find_plugins(METRICS)[name], "protocol")
     found = measure(
@@ -174,16 +175,17 @@ def _score_plugin(
 
 
 def _score_softmax(trained: TrainedRun, config: RunConfig, splits: RunSplits) -> dict[str, float | Repeated]:
-    """`softmax/acc`, `softmax/mcr`, `softmax/rs`, `softmax/auc`: the network's own classifier instead of neighbours.
+    """`softmax/acc`, `softmax/mcr`, `softmax/rs`, `softmax/auc`: scores of the network's own classifier.
 
-    An AUC needs queries of two classes, and is left out where there are none.
+    An AUC needs queries of two classes, and is omitted otherwise.
     """
     if not config.method.traits.has_classifier:
         raise other_method("softmax", "cross_entropy", config)
     if splits.query is None:
         raise RequestError(f"data.dataset={config.data.dataset} has no test and no val split to classify")
     index = open_selection(trained, config, splits.query_split, splits.query)
-    # As the network gives them: index.metric=cosine takes those of an index to length 1, which the classifier was not trained on.
+    # Raw embeddings: with index.metric=cosine those of an index have length 1, but the classifier was trained on raw
+    # ones.
     vectors, labels = index.vectors(0, index.num_vectors, as_given=True), index.labels
     logits = trained.embedder.classify(vectors).astype(np.float64)
     predictions = splits.train.labels[logits.argmax(axis=1)]
@@ -269,15 +271,15 @@ def _score_clusters(
 ) -> dict[str, float | Repeated]:
     if splits.query is None:
         raise RequestError(
-            f"protocol={protocol} clusters the test images; data.dataset={config.data.dataset} has no test and no val split "
-            "(pack(split=classes) makes one)"
+            f"protocol={protocol} clusters the test images; data.dataset={config.data.dataset} has no test and no "
+            "val split (pack(split=classes) creates one)"
         )
     index = open_selection(trained, config, splits.query_split, splits.query)
     return dict(score_clusters(protocol, index, config.evaluation, seed=config.run.seed))
 
 
 def other_method(protocol: str, kind: str, config: RunConfig) -> RequestError:
-    """The error for a run whose method has no such protocol."""
+    """The error for a run whose method does not support the protocol."""
     return RequestError(
         f"protocol={protocol} belongs to method.kind={kind}; {config.run.dir} has {config.method.kind}"
     )
@@ -288,7 +290,7 @@ def require_novel(protocol: str, config: RunConfig, splits: RunSplits) -> Select
     if splits.novel is None:
         raise RequestError(
             f"protocol={protocol} scores novel classes; data.dataset={config.data.dataset} has none "
-            "(pack(split=base-novel) makes them; protocol=knn scores the others)"
+            "(pack(split=base-novel) creates them; protocol=knn scores the others)"
         )
     return splits.novel
 
@@ -297,14 +299,14 @@ Vectors = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 
 def _queries(trained: TrainedRun, config: RunConfig, splits: RunSplits) -> Vectors:
-    """Embeddings and labels of the base classes' test images, in the order of ids; none where there are none."""
+    """Embeddings and labels of the base classes' test images, in the order of ids; empty if there are none."""
     if splits.query is None:
         return np.empty((0, trained.embedder.dim), dtype=np.float32), np.empty(0, dtype=np.int64)
     return _vectors(trained, config, splits.query_split, splits.query)
 
 
 def _novel(trained: TrainedRun, config: RunConfig, selection: Selection) -> Vectors:
-    """Embeddings and labels of the images of the novel classes that `evaluation.novel_classes` asks for."""
+    """Embeddings and labels of the images of the novel classes that `evaluation.novel_classes` selects."""
     vectors, labels = _vectors(trained, config, "novel", selection)
     kept = np.isin(labels, largest_classes(labels, config.evaluation))
     return vectors[kept], labels[kept]

@@ -24,11 +24,11 @@ class EvaluationReport(Mapping[str, float | Repeated]):
     run: str
     dataset: str
     split: str
-    """where the base classes' queries came from: test, else val"""
+    """split of the base classes' queries: test, otherwise val"""
     metrics: dict[str, float | Repeated]
     """fractions in 0 … 1; `rel@k` is a number of images, 0 … k"""
     start: dict[str, float | Repeated] = dataclasses.field(default_factory=dict)
-    """the same scores of the network before its first step, those of `SCORED_AT_START`; empty where the run kept no start"""
+    """scores of `SCORED_AT_START` for the network before its first step; empty if the run has no start checkpoint"""
 
     def __getitem__(self, name: str) -> float | Repeated:
         return self.metrics[name]
@@ -63,15 +63,19 @@ def evaluate_run(
     settings: EvaluationConfig | None = None,
     gallery: ShardedIndex | None = None,
 ) -> EvaluationReport:
-    """Score a run's best checkpoint on its own data set.
+    """Score a run's best checkpoint on its data set.
 
-    protocol: one of `PROTOCOLS`, or None for the method's own (`Traits.protocols`); but `kmeans` and `spectral` where no query
-    is of a class that was trained on. The others run by name only. settings: in place of the run's `evaluation.*`. gallery: the
-    index that `index build RUN DATASET` made of the training images, opened here or as Ray actors.
     Embeddings are kept under RUN/evaluation, so that scoring again with other settings embeds nothing.
 
-    Raises RequestError when the data set has nothing to score, the method has no such protocol, or `gallery` was made with
-    another network, of other data, or was changed since.
+    Args:
+        protocol: one of `PROTOCOLS`, or None for the method's default (`Traits.protocols`), which is replaced by
+            `kmeans` and `spectral` if no query is of a class that was trained on. All others must be selected by name.
+        settings: override the run's `evaluation.*`.
+        gallery: the index that `index build RUN DATASET` made of the training images, opened here or as Ray actors.
+
+    Raises:
+        RequestError: the data set has nothing to score, the method does not support the protocol, or `gallery` was
+            made with another network or other data, or was changed since.
     """
     trained = open_trained(run)
     try:
@@ -88,11 +92,11 @@ def evaluate_settings(
     protocol: str | None = None,
     gallery: ShardedIndex | None = None,
 ) -> list[EvaluationReport]:
-    """`evaluate_run` under each of `settings`, with the same scores: the run is opened once, and what does not depend on what
-    differs between two settings is computed once."""
+    """`evaluate_run` under each of `settings`, with the same scores: the run is opened once, and what does not depend
+    on what differs between two settings is computed once."""
     known = (*PROTOCOLS, *find_plugins(METRICS))
     if protocol not in (None, *known):
-        raise RequestError(f"protocol={protocol} is none of {', '.join(known)}")
+        raise RequestError(f"protocol={protocol} must be one of {', '.join(known)}")
     splits = split_run(trained.catalogue, trained.config)
     if gallery is not None:
         check_gallery(gallery, trained, splits.gallery)
@@ -118,17 +122,17 @@ def evaluate_settings(
 
 
 SCORED_AT_START = ("knn", "prototypes", "few_shot_knn", "kmeans", "spectral")
-"""protocols that score embeddings alone: what a classifier of random weights gives says nothing of the start"""
+"""protocols that use only embeddings: the classifier of an untrained network has random weights"""
 
 
 def with_start(
     report: EvaluationReport, trained: TrainedRun, *, protocol: str | None, settings: EvaluationConfig
 ) -> EvaluationReport:
-    """`report` with the scores of the network that `trained` started from in `start`.
+    """Return `report` with the scores of the network that `trained` started from in `start`.
 
-    protocol, settings: those that `report` was made with. The first call embeds the images by the start too, which takes as
-    long again; the embeddings are kept under RUN/evaluation/start. A run that kept no start, because it did not validate or
-    an earlier version trained it, gives `report` as it is.
+    protocol, settings: those of `report`. The first call embeds the images with the start network too, which takes
+    the same time again; the embeddings are kept under RUN/evaluation/start. If the run has no start checkpoint,
+    because it did not validate or was trained by an earlier version, `report` is returned unchanged.
     """
     config = dataclasses.replace(trained.config, evaluation=settings)
     splits = split_run(trained.catalogue, config)

@@ -1,4 +1,5 @@
-"""The head of a run: chosen on its validation images, written to RUN/head.json, and fitted to its training images when used."""
+"""The head of a run: chosen on its validation images, written to RUN/head.json, and fitted to its training images
+when used."""
 
 import dataclasses
 import io
@@ -30,9 +31,9 @@ _HELD_OUT = 0.1
 
 
 def embed_part(trained: TrainedRun, name: str, selection: Selection) -> Embedded:
-    """A selection as heads see it; its embeddings are kept under RUN/evaluation/NAME, with which they are found again.
+    """Embed a selection in the form that heads use; the embeddings are cached under RUN/evaluation/NAME.
 
-    Embeddings are as the network gives them, also where `index.metric=cosine` would take them to length 1.
+    The embeddings are the network's raw output, not normalised to length 1 even if `index.metric=cosine`.
     """
     index = open_selection(trained, trained.config, name, selection)
     vectors = np.asarray(index.vectors(0, index.num_vectors, as_given=True))
@@ -48,17 +49,18 @@ def embed_part(trained: TrainedRun, name: str, selection: Selection) -> Embedded
 
 
 def choose_run_head(trained: TrainedRun, metric: Metric = "mcr") -> Choice:
-    """Score all heads that a run's training images can serve on its validation images, and write the best to RUN/head.json.
+    """Score all applicable heads on the run's validation images, and write the best one to RUN/head.json.
 
-    The heads are fitted to the training images without those kept for validation. The validation images are those that early stopping
-    used. A network that was not trained has seen no image, so a tenth of its training images is held out where it has none.
+    The heads are fitted to the training images without those held out for validation. The validation images are those
+    of early stopping. An untrained network has seen no image, so a tenth of its training images is held out if it has
+    none.
 
     Args:
         trained: the run.
-        metric: what the best head is best in: mean class recall or accuracy.
+        metric: criterion for the best head: mean class recall or accuracy.
 
     Returns:
-        All heads and their scores, the best first chosen.
+        All heads and their scores, the best one first.
 
     Raises:
         RequestError: there are no validation images, or none of a class that was trained on.
@@ -82,7 +84,7 @@ def _validation_parts(trained: TrainedRun, splits: RunSplits) -> tuple[Embedded,
     if stop is None or len(stop) == 0:
         if not trained.is_start and trained.config.training.epochs > 0:
             raise RequestError(
-                f"{trained.run} kept no images for validation, on which a head is chosen (train with training.patience and "
+                f"{trained.run} has no validation images, on which a head is chosen (train with training.patience and "
                 "data.holdout_fraction above 0, or on a data set with a val and a test split)"
             )
         groups = np.asarray(trained.catalogue.groups)
@@ -99,9 +101,10 @@ def _validation_parts(trained: TrainedRun, splits: RunSplits) -> tuple[Embedded,
 
 
 def open_head(trained: TrainedRun) -> tuple[Head, Embedded] | None:
-    """The head of RUN/head.json, fitted to all training images, and these; None where the run has no such file.
+    """Return the head of RUN/head.json, fitted to all training images, and these images; None if there is no such file.
 
-    What takes long to fit is kept in RUN/evaluation/head.npz. Raises ConfigError where the file is damaged or does not fit the run.
+    An expensive fit is cached in RUN/evaluation/head.npz. Raises ConfigError if the file is damaged or does not fit
+    the run.
     """
     run = Path(trained.run)
     config = read_head(run)
@@ -115,14 +118,15 @@ def open_head(trained: TrainedRun) -> tuple[Head, Embedded] | None:
     gallery = split_run(trained.catalogue, trained.config).gallery
     if config.k_p > len(gallery):
         raise ConfigError(
-            f"{run / HEAD_FILE} has k_p={config.k_p}; {run} has {len(gallery)} training images (choose_head() writes another head)"
+            f"{run / HEAD_FILE} has k_p={config.k_p}; {run} has {len(gallery)} training images (choose_head() "
+            "writes another head)"
         )
     train = embed_part(trained, "gallery", gallery)
     return _fit_kept(trained, config, train, gallery.labels), train
 
 
 def _fit_kept(trained: TrainedRun, config: HeadConfig, train: Embedded, classes: NDArray[np.int64]) -> Head:
-    """`fit_head`, from RUN/evaluation/head.npz where a logistic regression or LMNN was fitted to the same images before."""
+    """`fit_head`, or the cached fit in RUN/evaluation/head.npz for logistic regression or LMNN on the same images."""
     if config.kind not in ("logistic", "lmnn"):
         return fit_head(config, train, classes)
     facts = json.dumps(
@@ -145,7 +149,7 @@ def _fit_kept(trained: TrainedRun, config: HeadConfig, train: Embedded, classes:
                     Neighbours(arrays.pop("vectors"), train.labels, classes, "l2", config.k_p, **arrays),
                 )
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
-        pass  # not there, or not what is written below: fitted again
+        pass  # missing, or in another format than the one written below: fit again
     head = fit_head(config, train, classes)
     kept = (
         ("weights", "biases", "centre", "scale")
@@ -166,6 +170,7 @@ def score_run_head(trained: TrainedRun, query_split: str, query: Selection) -> H
     opened = open_head(trained)
     if opened is None:
         raise RequestError(
-            f"protocol=head scores the head of {Path(trained.run) / HEAD_FILE}, which is not there (choose_head() writes it)"
+            f"protocol=head scores the head of {Path(trained.run) / HEAD_FILE}, which is not there (choose_head() "
+            "writes it)"
         )
     return score_head(opened[0], embed_part(trained, query_split, query))

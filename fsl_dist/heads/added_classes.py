@@ -1,8 +1,9 @@
-"""Classes that were added to a run without training: records under RUN/classes, which are only ever appended.
+"""Classes that were added to a run without training: append-only records under RUN/classes.
 
-A record is one file, `00000001.record` and so on: a line with the CRC-32 of all that follows, a line of JSON, and for a class that was
-added its embeddings as little-endian float32. A file is written whole or not at all, and a number is taken by one writer only: of two
-that add at the same time, the second one takes the next number. A class is removed by another record.
+Each record is one file, `00000001.record` and so on: a line with the CRC-32 of the rest, a line of JSON, and for an
+added class its embeddings as little-endian float32. A file is written completely or not at all, and a number is used
+by one writer only: of two concurrent writers, the second one uses the next number. A class is removed by another
+record.
 """
 
 import json
@@ -47,9 +48,9 @@ def read_classes(run: Path) -> list[AddedClass]:
 
 
 def add_class(run: Path, added: AddedClass) -> None:
-    """Append a class to a run's.
+    """Append a class to a run.
 
-    Raises RequestError where a class of that name was added already, DataError for a damaged record.
+    Raises RequestError if a class of that name was already added, DataError for a damaged record.
     """
     head = {
         "event": "add",
@@ -63,16 +64,17 @@ def add_class(run: Path, added: AddedClass) -> None:
         known, last = _read(run)
         if added.name in known:
             raise RequestError(
-                f"class '{added.name}' was added to {run} already (remove_class('{added.name}') first, or another name)"
+                f"class '{added.name}' was already added to {run} (remove_class('{added.name}') first, or use "
+                "another name)"
             )
         if _append(run, last + 1, head, payload):
             return
 
 
 def remove_class(run: Path, name: str) -> None:
-    """Remove a class that was added; its record stays, and the class may be added again.
+    """Remove an added class; its record is kept, and the class can be added again.
 
-    Raises RequestError where no class of that name was added.
+    Raises RequestError if no class of that name was added.
     """
     while True:
         known, last = _read(run)
@@ -98,7 +100,7 @@ def _path(run: Path, number: int) -> Path:
 
 
 def _read(run: Path) -> tuple[dict[str, AddedClass], int]:
-    """(the classes by name, number of the last record)."""
+    """(the added classes by name, number of the last record)."""
     numbers = [
         int(stem)
         for name in list_folder(run / FOLDER)
@@ -120,7 +122,7 @@ def _read_record(path: Path) -> tuple[dict[str, Any], bytes]:
         bring_file(path)
         crc, _, body = path.read_bytes().partition(b"\n")
     except FileNotFoundError:
-        raise DataError(f"{path} is missing: later records of added classes are there ({_WAY_OUT})") from None
+        raise DataError(f"{path} is missing, but later records of added classes exist ({_WAY_OUT})") from None
     if crc != f"{zlib.crc32(body):08x}".encode():
         raise DataError(f"{path} is damaged: its checksum is another ({_WAY_OUT})")
     head, _, payload = body.partition(b"\n")

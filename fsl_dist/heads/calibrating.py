@@ -11,17 +11,17 @@ from fsl_dist.metrics.few_shot import positions_among
 
 
 def calibrate(config: HeadConfig, head: Head, validation: Embedded) -> HeadConfig:
-    """Find the temperature at which a head's probabilities are most likely on validation images.
+    """Find the temperature that maximises the likelihood of a head's probabilities on validation images.
 
-    It changes no prediction. `score_head` gives the expected calibration error before and after (`HeadScore.ece`).
+    It changes no prediction. `score_head` returns the expected calibration error before and after (`HeadScore.ece`).
 
     Args:
         config: of the head.
         head: fitted to images other than `validation`.
-        validation: images; those of classes that the head lacks are left out.
+        validation: images; those of classes that the head lacks are ignored.
 
     Returns:
-        `config` with that temperature; as it is where no image is left.
+        `config` with that temperature; unchanged if no image is left.
     """
     return dataclasses.replace(
         config,

@@ -1,4 +1,4 @@
-"""Which heads the data can serve, and which of them is best on validation images."""
+"""Choose a head: the heads that suit the data, and the best of them on validation images."""
 
 import dataclasses
 import logging
@@ -25,17 +25,18 @@ K_PS = (1, 5, 10, 20)
 TAUS = (0.0, 0.5, 1.0)
 CS = (0.001, 0.01, 0.1, 1.0)
 
-# n · dim · classes of one logistic regression, and training images of LMNN: what a core does in seconds.
+# Limits of n · dim · classes for a logistic regression, and of training images for LMNN: a few seconds on one core.
 LOGISTIC_LIMIT = 5 * 10**8
 LMNN_LIMIT = 1000
 
-# Embeddings that are normalised have equal lengths up to float32's rounding; then both metrics have the same neighbours.
+# Embeddings that are normalised have equal lengths up to float32's rounding; then both metrics have the same
+# neighbours.
 _SAME_LENGTH = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A head and what it scores on validation images."""
+    """A head and its scores on validation images."""
 
     config: HeadConfig
     """with the calibrated temperature"""
@@ -102,14 +103,15 @@ class Choice:
 
 
 def candidate_heads(train: Embedded) -> list[HeadConfig]:
-    """The heads that training images can serve, cheapest first.
+    """Return the heads that suit the training images, cheapest first.
 
-    - softmax where there are logits, τ above 0 where the classes differ in size;
+    - softmax if there are logits, with τ above 0 if class sizes differ;
     - prototypes, plain and centred;
-    - kNN by l2, and by cosine where embeddings differ in length and none is zero, with K_p of 1, 5, 10 and 20 up to the size of the
-      largest class: above it no class could win all votes;
-    - logistic regression where n · dim · C is at most 5 · 10⁸, which a core fits in seconds; balanced where the classes differ in size;
-    - LMNN for at most 1,000 training images, since its cost grows with their square, where some class has two.
+    - kNN by l2, and by cosine if embeddings differ in length and none is zero, with K_p of 1, 5, 10 and 20 up to the
+      size of the largest class: above it no class could win all votes;
+    - logistic regression if n · dim · C is at most 5 · 10⁸, which one core fits in seconds; balanced if class sizes
+      differ;
+    - LMNN for at most 1,000 training images, since its cost grows with their square, if some class has two.
     """
     labels, counts = np.unique(train.labels, return_counts=True)
     num, dim = train.vectors.shape
@@ -139,17 +141,17 @@ def score_heads(
     *,
     seed: int = 0,
 ) -> list[Candidate]:
-    """Fit heads to `train`, calibrate them on `part` and score them there; kNN heads of one metric share a search.
+    """Fit heads to `train`, calibrate and score them on `part`; kNN heads with the same metric share a search.
 
     Args:
         configs: heads; their two temperatures are replaced.
         train: training images, without those of `part`.
         part: validation images, at least one.
-        classes: int64 [C], ascending, of all labels of `train`.
-        seed: of the intervals' draws.
+        classes: int64 [C], ascending, all labels of `train`.
+        seed: of the bootstrap draws for the intervals.
 
     Returns:
-        One candidate for each head that the images can serve; the log names the others and why.
+        One candidate per applicable head; the others are logged with the reason.
     """
     searches: dict[tuple[str, str, int], tuple[Neighbours, Nearest]] = {}
     found: list[Candidate] = []
@@ -185,12 +187,12 @@ def score_heads(
 
 
 def choose(candidates: Sequence[Candidate], metric: Metric = "mcr", *, seed: int = 0) -> Choice:
-    """The best of heads that were scored on the same images: by `metric`, then the other score, then the cheaper one.
+    """Return the best of heads that were scored on the same images: by `metric`, then the other score, then the cost.
 
-    Raises RequestError where there is none.
+    Raises RequestError if there is none.
     """
     if not candidates:
-        raise RequestError("no head can be scored: the training images serve none of them")
+        raise RequestError("no head can be scored: the training images suit none of them")
     other: Metric = "acc" if metric == "mcr" else "mcr"
     values = [(one.score.value(metric), one.score.value(other)) for one in candidates]
     best = values.index(max(values))

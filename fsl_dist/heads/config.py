@@ -25,14 +25,15 @@ class HeadConfig:
     """What turns embeddings into class probabilities."""
 
     kind: Kind = "knn"
-    """softmax: the network's own classifier; knn: a vote of the nearest training images; prototypes: the nearest class mean;
-    logistic: logistic regression on embeddings; lmnn: a vote in a space that LMNN learns"""
+    """softmax: the network's own classifier; knn: a vote of the nearest training images; prototypes: the nearest
+    class mean; logistic: logistic regression on embeddings; lmnn: a vote in a space that LMNN learns"""
     metric: Literal["cosine", "l2"] = "cosine"
     """knn: how embeddings are compared"""
     k_p: Annotated[int, Field(ge=1)] = 5
     """knn, lmnn: nearest training images that vote"""
     tau: Annotated[float, Field(ge=0.0, le=4.0)] = 0.0
-    """softmax: share of the log prior that is subtracted from the logits (Menon et al. 2021, Eq. 9); 0 leaves them as they are"""
+    """softmax: share of the log prior that is subtracted from the logits (Menon et al. 2021, Eq. 9); 0 leaves them as
+    they are"""
     is_centred: bool = False
     """prototypes: subtract the mean of the training embeddings first (SimpleShot's CL2N)"""
     c: Annotated[float, Field(gt=0.0)] = 1.0
@@ -40,7 +41,7 @@ class HeadConfig:
     is_balanced: bool = False
     """logistic: weigh images by N / (C · n_c), so that all classes weigh the same"""
     pca: Annotated[int, Field(ge=1)] = 64
-    """lmnn: principal components that the map is fitted in, at most as many as there are"""
+    """lmnn: number of principal components in which the map is fitted, at most as many as exist"""
     temperature: Annotated[float, Field(gt=0.0)] = 1.0
     """divides the head's class scores before the softmax; calibrated on validation images"""
     novel_temperature: Annotated[float, Field(gt=0.0)] = 1.0
@@ -53,8 +54,8 @@ class HeadConfig:
             if field.name not in used and value != field.default:
                 owners = [kind for kind, names in _READ_BY.items() if field.name in names]
                 raise ConfigError(
-                    f"head.{field.name}={value} is a setting of head.kind={' or '.join(owners)}; head.kind is {self.kind} "
-                    "(leave it out, or choose that kind)"
+                    f"head.{field.name}={value} is a setting of head.kind={' or '.join(owners)}; head.kind is "
+                    f"{self.kind} (leave it out, or choose that kind)"
                 )
 
     @property

@@ -35,9 +35,9 @@ class Embedded:
     labels: NDArray[np.int64]
     """int64 [n]"""
     logits: NDArray[np.float32] | None = None
-    """float32 [n, C]: of the network's own classifier, columns in the order of the classes; None where it has none"""
+    """float32 [n, C]: of the network's own classifier, columns in the order of the classes; None if it has none"""
     groups: NDArray[np.int64] | None = None
-    """int64 [n]: images of one group are alike, −1: of none; None where there are no groups"""
+    """int64 [n]: similar images have the same group, −1: none; None if there are no groups"""
 
     def rows(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Self:
         """Some of the images: positions or a mask."""
@@ -55,7 +55,7 @@ class Model(Protocol):
     """A head without its temperature."""
 
     def scores(self, vectors: Floats, logits: Floats | None) -> NDArray[np.float64]:
-        """Class scores, float64 [n, C], growing with likeness; −inf for a class without training images."""
+        """Class scores, float64 [n, C], larger is more similar; −inf for a class without training images."""
         ...
 
 
@@ -67,7 +67,7 @@ class Head:
     classes: NDArray[np.int64]
     """int64 [C], ascending: label of each column of the probabilities"""
     model: Model = dataclasses.field(repr=False)
-    """what was fitted"""
+    """the fitted model"""
 
     def scores(self, vectors: Floats, logits: Floats | None = None) -> NDArray[np.float64]:
         """Class scores before the temperature: float64 [n, C]; arguments as for `probabilities`."""
@@ -102,21 +102,19 @@ def fit_head(config: HeadConfig, train: Embedded, classes: NDArray[np.int64]) ->
     """Fit a head to training images.
 
     Args:
-        config: which head.
+        config: settings of the head.
         train: at least one image.
-        classes: int64 [C], ascending, all labels of `train` among them.
+        classes: int64 [C], ascending; contains all labels of `train`.
 
     Returns:
         The head; a class of `classes` without training images gets probability 0.
 
     Raises:
-        RequestError: there are fewer training images than `config.k_p`, or the training images cannot serve the kind.
+        RequestError: there are fewer training images than `config.k_p`, or they do not suit this kind of head.
     """
     positions = positions_among(train.labels, classes)
     if len(positions) == 0 or (positions < 0).any():
-        raise RequestError(
-            f"head.kind={config.kind} needs training images, all of the classes that are asked for"
-        )
+        raise RequestError(f"head.kind={config.kind} needs training images, all of the given classes")
     counts = np.bincount(positions, minlength=len(classes))
     match config.kind:
         case "softmax":
@@ -178,7 +176,7 @@ class Neighbours:
         """See `fit_head`."""
         if config.k_p > len(train.labels):
             raise RequestError(
-                f"head.k_p={config.k_p} asks for more neighbours than there are training images: {len(train.labels)} "
+                f"head.k_p={config.k_p} is more than the number of training images: {len(train.labels)} "
                 "(a smaller head.k_p)"
             )
         if config.kind == "knn":
@@ -201,9 +199,9 @@ class Neighbours:
 def vote_scores(nearest: Nearest, k_p: int, classes: NDArray[np.int64]) -> NDArray[np.float64]:
     """log(votes + 1 / (2 + r)) of each class: float64 [n, C].
 
-    r is a class's place, from 0, in the order of the classes' nearest members. The addition smooths the votes, so that every
-    class has a probability. Being at most ½, it only orders classes of equal votes: the first class is the vote's
-    (`metrics.knn.vote`), and all are in the order of `metrics.few_shot_knn.rank_classes`.
+    r is a class's place, from 0, in the order of the classes' nearest members. The addition smooths the votes, so
+    that every class has a probability. Being at most ½, it only orders classes of equal votes: the first class is the
+    vote's (`metrics.knn.vote`), and all are in the order of `metrics.few_shot_knn.rank_classes`.
 
     nearest: of n images, with `k_p` neighbours or more. classes: int64 [C]; those that `nearest` lacks get −inf.
     """
@@ -223,7 +221,7 @@ def fit_map(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """LMNN on principal components: (L float64 [D, dim], centre float64 [dim]), D ≤ `pca`.
 
-    RequestError where no class has two images.
+    Raises RequestError if no class has two images.
     """
     from sklearn.decomposition import PCA
 
@@ -266,7 +264,7 @@ class ClassMeans:
 
 
 def to_unit(vectors: Floats, centre: Floats | float = 0.0) -> NDArray[np.float64]:
-    """`vectors` [n, dim] less `centre`, at length 1: float64 [n, dim]; zeros stay zeros."""
+    """`vectors` [n, dim] minus `centre`, normalised to length 1: float64 [n, dim]; zeros remain zeros."""
     points = vectors.astype(np.float64) - centre
     lengths = np.sqrt(np.square(points).sum(axis=1, keepdims=True))
     return np.divide(points, lengths, out=np.zeros_like(points), where=lengths > 0)

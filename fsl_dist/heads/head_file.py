@@ -46,5 +46,7 @@ def read_head(run: Path) -> HeadConfig | None:
 
 def _refuse_constant(text: str) -> float:
     raise ValueError(
-        f"{text} is no number ({math.nan} has no place in it)" if text == "NaN" else f"{text} is no number"
+        f"{text} is not a number ({math.nan} is not allowed in it)"
+        if text == "NaN"
+        else f"{text} is not a number"
     )

@@ -1,16 +1,18 @@
-"""Novel classes beside a head, without training: class means decide between old and new, the head decides among the old.
+"""Add novel classes to a head without training: class means decide between old and new classes, the head among the
+old ones.
 
     q    softmax of the scores of all class means, base and novel
     p(novel class) = q(novel class)
     p(base class)  = (1 − Σ q(novel classes)) · p_head(base class)
 
-So every head keeps its own answers among the classes of training, and needs no weights for the new ones (Qi, Brown & Lowe 2018
-imprint such weights into a cosine classifier).
+So every head keeps its own predictions among the training classes, and needs no weights for the new ones (Qi, Brown &
+Lowe 2018 imprint such weights into a cosine classifier).
 
-The score of a class is x·m / √ρ, with x and the mean m in the space of centred unit vectors. ρ is the squared length that the mean
-would have over infinitely many images. A mean over n images has E‖m‖² = ρ + (1 − ρ) / n: that of one image has length 1 and points past
-its class. Taken to length 1, means of few images score lower than those of many, and novel classes are hardly ever found. Each class's ρ
-is estimated without bias, together with that of all training classes, which counts as one more image.
+The score of a class is x·m / √ρ, with x and the mean m in the space of centred unit vectors. ρ is the squared length
+that the mean would have for infinitely many images. A mean over n images has E‖m‖² = ρ + (1 − ρ) / n: the mean of one
+image has length 1 and overfits to that image. If means are normalised to length 1, means of few images score lower
+than those of many, and novel classes are hardly ever predicted. Each class's ρ is estimated without bias, and shrunk
+towards that of all training classes, which counts as one more image.
 """
 
 import dataclasses
@@ -27,7 +29,7 @@ from fsl_dist.metrics.calibration import fit_temperature
 from fsl_dist.metrics.class_scores import Floats
 from fsl_dist.metrics.few_shot import positions_among
 
-# A class's own ρ counts as n − 1 images, that of all classes as one more. Of 1, 2 and 5, one did best on groceries.
+# A class's own ρ has weight n − 1, that of all classes weight 1. Of 1, 2 and 5, weight 1 was best on groceries.
 _SHARED_IMAGES = 1.0
 _LEAST_SQUARE = 1e-2
 

@@ -1,9 +1,9 @@
-"""Large margin nearest neighbour (LMNN): a linear map that brings vectors near their neighbours of the same class.
+"""Large margin nearest neighbour (LMNN): a linear map that moves vectors closer to their neighbours of the same class.
 
 Weinberger & Saul, "Distance Metric Learning for Large Margin Nearest Neighbor Classification" (2009). Each vector has
-fixed target neighbours, its nearest of its class before the map. The objective pulls them near and pushes away
-vectors of other classes that come within a margin of 1 of them, all in squared distances. It is computed whole, over
-all such impostors, at every evaluation.
+fixed target neighbours: its nearest vectors of the same class before the map. The objective pulls them closer and
+pushes away vectors of other classes that are within a margin of 1 of them, all in squared distances. Every evaluation
+computes it exactly, over all such impostors.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ _PAIRS_AT_A_TIME = 2**21
 
 @dataclass(frozen=True, slots=True)
 class LMNNFit:
-    """A fitted map and how the fit went."""
+    """A fitted map and statistics of the fit."""
 
     transform: Matrix
     """float64 [dim, dim], L: vectors are mapped by x → L x"""
@@ -41,9 +41,9 @@ def fit_lmnn(
 ) -> LMNNFit:
     """Minimise `lmnn_objective` over L by L-BFGS from the identity.
 
-    vectors: float64 [n, dim], scaled so that a margin of 1 means something (`target_scale`); labels: int64 [n].
-    Deterministic. An evaluation costs 2n² distances' worth of matrix products; there is about one an iteration.
-    RequestError where no class has two vectors.
+    vectors: float64 [n, dim], scaled so that a margin of 1 is meaningful (`target_scale`); labels: int64 [n].
+    Deterministic. An evaluation costs matrix products for 2n² distances; there is about one evaluation per iteration.
+    Raises RequestError if no class has two vectors.
     """
     from scipy.optimize import minimize
 
@@ -64,9 +64,9 @@ def fit_lmnn(
 
 
 def target_neighbours(vectors: Matrix, labels: NDArray[np.int64], num: int) -> NDArray[np.int64]:
-    """Each vector's `num` nearest others of its class: rows int64 [n, num], nearest first, −1 where there are fewer.
+    """Find each vector's `num` nearest others of its class: rows int64 [n, num], nearest first, −1 if there are fewer.
 
-    vectors: float64 [n, dim]. Equal distances go to the smaller row.
+    vectors: float64 [n, dim]. Equal distances are ordered by row.
     """
     targets = np.full((len(vectors), num), -1, dtype=np.int64)
     held = Vectors(vectors, "l2")
@@ -95,7 +95,7 @@ def target_neighbours(vectors: Matrix, labels: NDArray[np.int64], num: int) -> N
 
 
 def target_scale(vectors: Matrix, labels: NDArray[np.int64], num: int = 5) -> float:
-    """Root mean square distance of the vectors to their `num` target neighbours; 1 where that is 0 or there are none."""
+    """Root mean square distance of the vectors to their `num` target neighbours; 1 if that is 0 or there are none."""
     targets = target_neighbours(vectors, labels, num)
     anchors, columns = np.nonzero(targets >= 0)
     if len(anchors) == 0:

@@ -17,7 +17,7 @@ Metric = Literal["acc", "mcr"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeadScore:
-    """What a head scores on some images."""
+    """The scores of a head on some images."""
 
     acc: float
     """share of right predictions, 0 … 1"""
@@ -38,7 +38,7 @@ class HeadScore:
     probabilities: NDArray[np.float64] = field(repr=False)
     """float64 [n, C]"""
     groups: NDArray[np.int64] | None = field(repr=False, default=None)
-    """int64 [n]; None where there are none"""
+    """int64 [n]; None if there are no groups"""
 
     @property
     def n(self) -> int:
@@ -57,7 +57,7 @@ class HeadScore:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """How much better one head is than another on the same images."""
+    """The difference between two heads on the same images."""
 
     metric: Metric
     difference: float
@@ -75,8 +75,8 @@ class Comparison:
 def score_head(head: Head, part: Embedded, *, seed: int = 0) -> HeadScore:
     """Score a head on images that it was not fitted to.
 
-    The intervals are those of a smoothed bootstrap of 1,000 draws of images stratified by class, or of groups where `part` has them
-    (`metrics.bootstrap`).
+    The intervals are those of a smoothed bootstrap of 1,000 draws of images stratified by class, or of groups where
+    `part` has them (`metrics.bootstrap`).
 
     Args:
         head: the head.
@@ -90,14 +90,14 @@ def score_head(head: Head, part: Embedded, *, seed: int = 0) -> HeadScore:
         DataError: `part` is empty.
     """
     if len(part.labels) == 0:
-        raise DataError("there is no image to score a head on")
+        raise DataError("there are no images to score a head on")
     return score_probabilities(head.probabilities(part.vectors, part.logits), head.classes, part, seed=seed)
 
 
 def score_probabilities(
     probabilities: NDArray[np.float64], classes: NDArray[np.int64], part: Embedded, *, seed: int = 0
 ) -> HeadScore:
-    """`score_head` of probabilities float64 [n, C] that are there already; classes: int64 [C], the columns' labels."""
+    """`score_head` for computed probabilities float64 [n, C]; classes: int64 [C], the columns' labels."""
     predictions = classes[probabilities.argmax(axis=1)]
     is_right = predictions == part.labels
     acc, mcr = resample(is_right.astype(np.int64), part.labels, part.groups, seed=seed)
@@ -126,8 +126,8 @@ def compare(first: HeadScore, second: HeadScore, metric: Metric = "mcr", *, seed
     Args:
         first: scores of one head.
         second: of the other, on the same images in the same order.
-        metric: what is compared.
-        seed: of the bootstrap's draws.
+        metric: the score to compare.
+        seed: of the bootstrap draws.
 
     Returns:
         The difference and its interval.

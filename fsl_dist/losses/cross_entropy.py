@@ -26,16 +26,15 @@ def class_weights(counts: Tensor) -> Tensor:
 def cross_entropy_loss(
     logits: Tensor, targets: Tensor, weights: Tensor | None = None, *, label_smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Mean of −log softmax at the target, Σ w·l / Σ w over the images' class weights w.
+    """Weighted cross entropy: mean of −log softmax at the target, Σ w·l / Σ w over the images' class weights w.
 
-    A mean over workers is therefore weighed by Σ w, not by n. With smoothing s (Szegedy et al. 2016, section 7) an image's
-    w·l becomes (1 − s)·w_y·l_y + s/C · Σ_c w_c·l_c, as torch has it; Σ w stays.
+    A mean over workers must therefore be weighted by Σ w, not by n. With smoothing s (Szegedy et al. 2016, section 7)
+    an image's w·l becomes (1 − s)·w_y·l_y + s/C · Σ_c w_c·l_c, as in torch; Σ w does not change.
 
     Args:
-        logits: float [n, C], taken to float32 at least.
+        logits: float [n, C], converted to float32 at least.
         targets: int64 [n].
-        weights: [C] of `class_weights`; None for equal ones.
-
+        weights: [C] of `class_weights`; None for equal weights.
         label_smoothing: s, at least 0 and below 1.
 
     Returns:
@@ -59,16 +58,16 @@ def mixed_cross_entropy_loss(
 ) -> tuple[Tensor, Tensor]:
     """Cross entropy of images that were mixed with others (Mixup, Zhang et al. 2018; CutMix, Yun et al. 2019).
 
-    Σ (1 − s)·w_y·l_y + s·w_p·l_p over Σ (1 − s)·w_y + s·w_p, with the target y and the partner's target p; with s = 0 it is
-    `cross_entropy_loss`.
+    Σ (1 − s)·w_y·l_y + s·w_p·l_p over Σ (1 − s)·w_y + s·w_p, with the target y and the partner's target p; with s = 0
+    it is `cross_entropy_loss`.
 
     Args:
-        logits: float [n, C], taken to float32 at least.
+        logits: float [n, C], converted to float32 at least.
         targets: int64 [n], of the images.
-        partners: int64 [n], targets of what was mixed into them.
+        partners: int64 [n], targets of the images that were mixed in.
         shares: s, float [n], share of the partner in each image, 0 … 1.
-        weights: [C] of `class_weights`; None for equal ones.
-        label_smoothing: of each of the two terms, as torch has it.
+        weights: [C] of `class_weights`; None for equal weights.
+        label_smoothing: of each of the two terms, as in torch.
 
     Returns:
         The loss [], and, without gradient, the accuracy against the target of the larger share [], 0 … 1.

@@ -1,7 +1,8 @@
-"""Deep kNN: pull an anchor's nearest images of its class closer than its nearest images of other classes.
+"""Deep kNN loss: pull an anchor's nearest images of its class closer than its nearest images of other classes.
 
-Equation numbers are those of Zhuang et al., "Deep kNN for Medical Image Classification". The softmax over neighbours is that
-of Wu, Efros & Yu 2018, "Improving Generalization via Scalable Neighborhood Component Analysis", cut to K and M neighbours.
+Equation numbers are those of Zhuang et al., "Deep kNN for Medical Image Classification". The softmax over neighbours
+is that of Wu, Efros & Yu 2018, "Improving Generalization via Scalable Neighborhood Component Analysis", limited to K
+and M neighbours.
 """
 
 import torch
@@ -19,20 +20,20 @@ NO_TERMS = -1e9
 def batch_neighbours(
     embeddings: Tensor, labels: Tensor, ids: Tensor, num_same: int, num_other: int
 ) -> tuple[Tensor, Tensor]:
-    """Each image's nearest images of its class and of all other classes, within the batch.
+    """Find each image's nearest images of its class and of all other classes, within the batch.
 
-    Exact by distances in float64; equal distances go to the smaller id. No gradient. Costs n² product distances and n·(K + M) direct
-    ones.
+    Exact by distances in float64; equal distances are ordered by id. No gradient. Costs n² distances by matrix
+    product, and n·(K + M) direct ones.
 
     Args:
         embeddings: float [n, D].
         labels: int64 [n].
-        ids: int64 [n], sample ids; an image is left out of its own neighbours by its id.
+        ids: int64 [n], sample ids; an image is excluded from its own neighbours by its id.
         num_same: K, neighbours of the same class.
         num_other: M, neighbours of other classes.
 
     Returns:
-        Positions in the batch, nearest first: int64 [n, K] and int64 [n, M], −1 where there are fewer.
+        Positions in the batch, nearest first: int64 [n, K] and int64 [n, M], −1 if there are fewer.
     """
     is_same_class = labels[:, None] == labels[None, :]
     is_itself = ids[:, None] == ids[None, :]
@@ -44,20 +45,21 @@ def batch_neighbours(
 def deep_knn_loss(
     embeddings: Tensor, anchor: Tensor, same: Tensor, other: Tensor, margin: float
 ) -> tuple[Tensor, Tensor]:
-    """Triplets of anchors and their neighbours (deep kNN Eq. 2, 3).
+    """Compute the triplet loss of anchors and their neighbours (deep kNN Eq. 2, 3).
 
-    Mean over the triplets that exist of [‖f(x) − f(y)‖ − ‖f(x) − f(z)‖ + margin]₊, y a neighbour of the same class, z of another. The
-    gradient flows through all three images. Satisfied triplets count as zeros.
+    Mean over the existing triplets of [‖f(x) − f(y)‖ − ‖f(x) − f(z)‖ + margin]₊, y a neighbour of the same class, z
+    of another. The gradient flows through all three images. Satisfied triplets count as zeros.
 
     Args:
         embeddings: float [B, D].
         anchor: int64 [A], positions in `embeddings`.
-        same: int64 [A, K], positions of neighbours of the anchor's class, −1 where there is none.
-        other: int64 [A, M], of other classes, alike.
+        same: int64 [A, K], positions of neighbours of the anchor's class, −1 if there are fewer.
+        other: int64 [A, M], positions of neighbours of other classes, −1 if there are fewer.
         margin: of the hinge, 0 or more.
 
     Returns:
-        The loss [], 0 with zero gradient where there is no triplet; and, without gradient, the share of triplets above zero [], 0 … 1.
+        The loss [], 0 with zero gradient if there is no triplet; and, without gradient, the share of triplets above
+        zero [], 0 … 1.
     """
     # Rows by `embedding`: its gradient adds them up in half the time of an index's. Position −1 reads the first image,
     # whose triplets are masked in the hinge.
@@ -71,7 +73,7 @@ def deep_knn_loss(
 def triplet_hinge(
     to_same: Tensor, to_other: Tensor, is_same: Tensor, is_other: Tensor, margin: float
 ) -> tuple[Tensor, Tensor]:
-    """Deep kNN Eq. 2, 3 from distances.
+    """Compute the deep kNN loss (Eq. 2, 3) from distances.
 
     Args:
         to_same: float [A, K], Euclidean distances of anchors to neighbours of their class.
@@ -95,15 +97,15 @@ def triplet_hinge(
 def neighbour_softmax(log_same: Tensor, log_other: Tensor) -> tuple[Tensor, Tensor]:
     """Mean of −log S / (S + O) over the anchors that have neighbours of both kinds (Wu, Efros & Yu 2018, Eq. 5).
 
-    It is the negative log-probability that an anchor's neighbour, drawn by exp(−‖·‖² / τ), is of the anchor's class.
+    It is the negative log-probability that an anchor's neighbour, drawn by exp(−‖·‖² / τ), has the anchor's class.
 
     Args:
-        log_same: float [A], log S, S the sum of exp(−‖f(x) − f(y)‖² / τ) over neighbours y of the anchor's class; `NO_TERMS` or
-            less where there is none.
+        log_same: float [A], log S, S the sum of exp(−‖f(x) − f(y)‖² / τ) over neighbours y of the anchor's class;
+            `NO_TERMS` or less if there are none.
         log_other: float [A], log O, the same over neighbours of other classes.
 
     Returns:
-        The loss [], 0 with zero gradient where no anchor has both; and, without gradient, the mean of that probability [].
+        The loss [], 0 with zero gradient if no anchor has both; and, without gradient, the mean of that probability [].
     """
     has_both = (log_same > NO_TERMS / 2) & (log_other > NO_TERMS / 2)
     num = has_both.sum().clamp_min(1)
@@ -120,14 +122,14 @@ def batch_log_sums(
     num_same: int | None,
     num_other: int | None,
 ) -> tuple[Tensor, Tensor]:
-    """What `neighbour_softmax` takes, with each image's neighbours in the batch.
+    """Compute the arguments of `neighbour_softmax` with each image's neighbours in the batch.
 
-    An image that is in the batch twice is a neighbour once.
+    An image that occurs twice in the batch is a neighbour only once.
 
     Args:
         embeddings: float [n, D].
         labels: int64 [n].
-        ids: int64 [n], sample ids; an image is left out of its own neighbours by its id.
+        ids: int64 [n], sample ids; an image is excluded from its own neighbours by its id.
         temperature: τ, above 0, in units of squared distance.
         num_same: K nearest of the same class; None: all.
         num_other: M nearest of other classes; None: all.
@@ -149,7 +151,8 @@ def batch_log_sums(
 
 
 def log_sum(scores: Tensor, counts: Tensor) -> Tensor:
-    """log Σ exp(scores) along the last axis over the entries that count (bool), `NO_TERMS` or so where none does."""
+    """log Σ exp(scores) along the last axis over the entries where `counts` is true; about `NO_TERMS` if there are
+    none."""
     (scores,) = at_least_float32(scores)
     return scores.masked_fill(~counts, NO_TERMS).logsumexp(-1)
 

@@ -1,4 +1,4 @@
-"""Euclidean distances that keep their digits: in float32 at least, never by a plain product on offset data."""
+"""Numerically stable Euclidean distances: in float32 at least, never by a plain product on uncentred data."""
 
 import numpy as np
 import torch
@@ -17,18 +17,18 @@ def at_least_float32(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def without_autocast(tensor: Tensor) -> torch.autocast:
-    """Context in which matrix products on the tensor's device keep their operands' precision."""
+    """Context in which matrix products on the tensor's device keep the precision of their operands."""
     return torch.autocast(tensor.device.type, enabled=False)
 
 
 def squared_distances(a: Tensor, b: Tensor, counts: Tensor | None = None) -> Tensor:
     """‖aᵢ − bⱼ‖² for all pairs: [..., n, dim] and [..., m, dim] give [..., n, m], float32 or wider, ≥ 0.
 
-    Few pairs by direct differences, in one kernel. Many by matrix product after subtracting the (detached) mean of all the
-    points of a and of those of b that count (bool [..., m]; all without it): without the mean embeddings of norm 16 and spread
-    0.01 lose their distances to cancellation. Near-duplicates still lose relative precision against the spread; where it
-    matters use `euclidean_rows`. Leading axes are batches, each with a mean of its own. The gradient of a distance that
-    rounds to 0 is 0.
+    Few pairs are computed by direct differences, in one kernel; many by a matrix product after subtracting the
+    (detached) mean of all points of a and of the points of b that count (bool [..., m]; all by default). Without the
+    mean, embeddings of norm 16 and spread 0.01 would lose their distances to cancellation. Near-duplicates still lose
+    relative precision against the spread; use `euclidean_rows` if that matters. Leading axes are batches with
+    separate means. The gradient of a distance that rounds to 0 is 0.
     """
     a, b = at_least_float32(a, b)
     if a.shape[-2] * b.shape[-2] * a.shape[-1] <= _DIRECT_TERMS:
@@ -47,24 +47,25 @@ def squared_distances(a: Tensor, b: Tensor, counts: Tensor | None = None) -> Ten
 def euclidean_rows(a: Tensor, b: Tensor) -> Tensor:
     """‖a − b‖ along the last axis: [..., dim] and [..., dim], broadcast, give [...], float32 or wider.
 
-    From direct differences, exact for near-duplicates; the gradient of a distance of 0 is 0, not NaN.
+    Computed from direct differences, exact for near-duplicates; the gradient of a distance of 0 is 0, not NaN.
     """
     a, b = at_least_float32(a, b)
     return torch.linalg.vector_norm(a - b, dim=-1)
 
 
 def smallest(values: Tensor, num: int, *, is_sorted: bool = True) -> tuple[Tensor, Tensor]:
-    """The `num` smallest of each row, or all, and their columns: as `Tensor.topk`, without gradient.
+    """The `num` smallest values of each row, or all, and their columns: like `Tensor.topk`, without gradient.
 
-    A large share of the columns is found by numpy on a CPU: of 1,100 columns torch takes 4 times as long for the nearest 1,000.
+    On a CPU, numpy is used for a large share of the columns: of 1,100 columns torch takes 4 times as long for the
+    nearest 1,000.
 
     Args:
         values: float32 [n, columns], no NaN.
         num: at least 1.
-        is_sorted: whether they ascend; in any order takes half the time.
+        is_sorted: sort the values in ascending order; unsorted takes half the time.
 
     Returns:
-        Values [n, min(num, columns)] and int64 columns alike.
+        Values [n, min(num, columns)], and their columns as int64 of the same shape.
     """
     values, num = values.detach(), min(num, values.shape[1])
     if values.device.type != "cpu" or 8 * num < values.shape[1]:

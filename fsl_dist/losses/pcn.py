@@ -1,12 +1,12 @@
-"""Prototypical clustering networks: several prototypes a class, a soft assignment, an episode's loss.
+"""Prototypical clustering networks: several prototypes per class, soft assignments, and the loss of an episode.
 
 Equation numbers are those of Prabhu et al., "Few-Shot Learning for Dermatological Disease Diagnosis". Prototypical
-networks (PN) are the case of one cluster and memory 0. Shapes: C classes, M prototype slots a class (classes with
-fewer are padded, `mask` tells), k support and q query images a class, D the embedding's size. A mask of None says
-that no slot is padding, which saves a dozen small operations.
+networks (PN) are the case of one cluster and memory 0. Shapes: C classes, M prototype slots per class (classes with
+fewer are padded, see `mask`), k support and q query images per class, D the size of the embedding. A mask of None
+means that no slot is padding, which saves a dozen small operations.
 
-Several episodes a step, or several workers, all start from the step's μ_old. Their numerators and denominators add
-up, and one `update_prototypes` on the sums merges the supports exactly as if they had been one episode's.
+All episodes and workers of a step start from the same μ_old. Their numerators and denominators are summed, and one
+call of `update_prototypes` on the sums merges the supports exactly as if they were one episode's.
 """
 
 from dataclasses import dataclass
@@ -18,16 +18,16 @@ from torch.nn import functional
 from fsl_dist.losses.distances import at_least_float32, squared_distances, without_autocast
 
 MIN_RESPONSIBILITY = 1e-6
-"""a cluster that gets less than this from a support keeps its prototype"""
+"""a cluster whose total responsibility is below this keeps its prototype"""
 LOW_RESPONSIBILITY = 1e-2
 """a cluster that gets less than this, though more than the minimum, moves on little evidence"""
-# 2^24 distances of float32 are 64 MiB; scoring all test images against all prototypes goes in such pieces.
+# 2^24 distances in float32 are 64 MiB; scoring all test images against all prototypes is done in such blocks.
 _DISTANCES_PER_CHUNK = 2**24
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PCNEpisode:
-    """Loss of one episode, what it adds to the memory, and what to log. Only `loss` carries a gradient."""
+    """Loss of one episode, its contribution to the memory, and its metrics. Only `loss` has a gradient."""
 
     loss: Tensor
     """[]: mean over the C·q query images of −log p(own class)"""
@@ -50,19 +50,19 @@ def responsibilities(distances: Tensor, mask: Tensor | None, temperature: float)
     Returns [..., M], 0 at padded slots; a class that is all padding gets zeros.
     """
     logits = _fill_padding(distances / -temperature, mask, float("-inf"))
-    # A row of padding alone is 0/0; the masks keep its NaN from both the result and the gradient.
+    # A row of only padding is 0/0; the masks keep its NaN out of the result and the gradient.
     return _fill_padding(torch.softmax(logits, dim=-1), mask, 0.0)
 
 
 def class_scores(x: Tensor, prototypes: Tensor, mask: Tensor | None, temperature: float) -> Tensor:
-    """s_k(x) = −Σ_z q(z|k,x) d(f(x), μ_zk), to be fed to a softmax over classes (PCN Eq. 1).
+    """Compute s_k(x) = −Σ_z q(z|k,x) d(f(x), μ_zk), the input of a softmax over classes (PCN Eq. 1).
 
-    Memory: n·C·M distances, in pieces of 64 MiB where no gradient is kept.
+    Memory: n·C·M distances, in blocks of 64 MiB without gradient.
 
     Args:
         x: float [n, D], embeddings.
-        prototypes: float [C, M, D], anything finite at padded slots.
-        mask: bool [C, M], which slots hold a prototype; None for all.
+        prototypes: float [C, M, D], any finite values at padded slots.
+        mask: bool [C, M], which slots contain a prototype; None for all.
         temperature: τ > 0 of the responsibilities q.
 
     Returns:
@@ -89,7 +89,7 @@ def _score_rows(
 def support_responsibilities(
     support: Tensor, prototypes: Tensor, mask: Tensor | None, temperature: float
 ) -> Tensor:
-    """q(z|k,x) of each support image over its own class's old prototypes (PCN Eq. 3): [C, k, M].
+    """Compute q(z|k,x) of each support image over its own class's old prototypes (PCN Eq. 3): [C, k, M].
 
     support: [C, k, D]; prototypes: [C, M, D], a constant; mask: bool [C, M] or None.
     """
@@ -115,9 +115,9 @@ def update_prototypes(
     memory: float,
     min_responsibility: float = MIN_RESPONSIBILITY,
 ) -> Tensor:
-    """μ_new = memory·μ_old + (1 − memory)·Σ q f(x) / Σ q (PCN Eq. 4).
+    """Compute μ_new = memory·μ_old + (1 − memory)·Σ q f(x) / Σ q (PCN Eq. 4).
 
-    A cluster with Σq < min_responsibility keeps μ_old and passes no gradient; so does padding, whose Σq is 0.
+    A cluster with Σq < min_responsibility keeps μ_old and gets no gradient; so do padded slots, whose Σq is 0.
 
     Args:
         prototypes: μ_old [C, M, D], a constant.
@@ -147,22 +147,23 @@ def pcn_episode_loss(
     detach_responsibilities: bool = False,
     min_responsibility: float = MIN_RESPONSIBILITY,
 ) -> PCNEpisode:
-    """One episode: move the prototypes by the support, score the query against the moved ones (PCN Algorithm 1).
+    """Compute one episode: update the prototypes by the support, score the query against them (PCN Algorithm 1).
 
-    Distances, softmaxes and the loss are in float32 at least, whatever the embeddings are in and whether autocast is on.
+    Distances, softmaxes and the loss are in float32 at least, for any dtype of the embeddings, with and without
+    autocast.
 
     Args:
         support: float [C, k, D].
         query: float [C, q, D].
         prototypes: μ_old of the episode's classes, [C, M, D], a constant.
-        mask: bool [C, M], which slots hold a prototype; None for all.
+        mask: bool [C, M], which slots contain a prototype; None for all.
         temperature: τ > 0 (Eq. 3).
         memory: of the prototypes, 0 … 1 (Eq. 4).
-        detach_responsibilities: pass no gradient through q.
+        detach_responsibilities: block the gradient through q.
         min_responsibility: a cluster with a smaller Σq keeps its prototype.
 
     Returns:
-        The loss, the accuracy, and the sums that move the prototypes' memory.
+        The loss, the accuracy, and the sums that update the prototype memory.
     """
     num_classes, num_queries = query.shape[:2]
     shares = support_responsibilities(support, prototypes, mask, temperature)
@@ -184,7 +185,7 @@ def pcn_episode_loss(
 
 
 def _clear_padding(prototypes: Tensor, mask: Tensor | None) -> Tensor:
-    """Prototypes [C, M, D] with zeros at padded slots, where anything may lie, NaN too."""
+    """Prototypes [C, M, D] with zeros at padded slots, which may contain any value, even NaN."""
     return _fill_padding(prototypes, None if mask is None else mask.unsqueeze(-1), 0.0)
 
 

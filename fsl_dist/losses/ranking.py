@@ -14,13 +14,19 @@ _NUMBERS_PER_CHUNK = 2**23
 def rank_pairs(
     embeddings: Tensor, allowed: Tensor, ids: Tensor, num: int, *, furthest: bool = False
 ) -> Tensor:
-    """Each image's `num` nearest images among those it is `allowed`, or its furthest ones, by Euclidean distance.
+    """Find each image's `num` nearest images among those it is `allowed`, or its furthest ones, by Euclidean distance.
 
-    embeddings: [n, D]; allowed: bool [..., n, n], row by row; ids: int64 [n] sample ids. Returns positions int64
-    [..., n, num], nearest (or furthest) first, −1 where there are fewer. No gradient.
+    Distances are ranked by a float64 matrix product, and by direct differences in float64 if two of them are closer
+    than the rounding of the product; equal distances are ordered by id. Costs n² distances by product, and n·num
+    direct ones if needed.
 
-    A float64 product ranks them, and direct differences in float64 wherever two are nearer to each other than its
-    rounding; equal distances go to the smaller id. Costs n² product distances, and n·num direct ones where there are such.
+    Args:
+        embeddings: [n, D].
+        allowed: bool [..., n, n], row by row.
+        ids: int64 [n] sample ids.
+
+    Returns:
+        Positions int64 [..., n, num], nearest (or furthest) first, −1 if there are fewer. No gradient.
     """
     points, rows = embeddings.double(), len(embeddings)
     found = torch.full((*allowed.shape[:-1], num), -1, dtype=torch.int64, device=points.device)
@@ -28,10 +34,10 @@ def rank_pairs(
         return found
     sign = -1.0 if furthest else 1.0
     distances = squared_distances(points, points)
-    # Two distances may be in either order where they differ by less than the errors of both, and of the direct ones that decide.
+    # The order of two distances is uncertain if they differ by less than the errors of both and of the direct ones.
     rounding = 4 * _largest_error(points, distances)
     distances = (sign * distances).masked_fill(~allowed, float("inf"))
-    # One more than asked for: the last place may tie with the one after it.
+    # One more than requested: the last one may tie with its successor.
     nearest, candidates = distances.topk(min(num + 1, rows), dim=-1, largest=False)
     first = candidates.masked_fill(nearest.isinf(), -1)[..., :num]
     if bool((nearest.diff(dim=-1) <= rounding).any()):
@@ -42,7 +48,8 @@ def rank_pairs(
 
 
 def _largest_error(points: Tensor, distances: Tensor) -> float:
-    """Most that a product distance, about the mean of `points`, is off by: the bound of searches in an index, for float64."""
+    """Most that a product distance, about the mean of `points`, is off by: the bound of searches in an index, for
+    float64."""
     rows, dim = points.shape
     # No point is further from the mean than from the furthest point; the mean is rounded too.
     radius = float(distances.max().sqrt()) + gamma(rows, FLOAT64) * float(
@@ -54,9 +61,10 @@ def _largest_error(points: Tensor, distances: Tensor) -> float:
 def _rank_exactly(
     points: Tensor, distances: Tensor, allowed: Tensor, ids: Tensor, width: int, sign: float
 ) -> Tensor:
-    """The `width` least of `distances` [..., n, n] in each row, by direct differences: positions, −1 where not allowed.
+    """The `width` smallest of `distances` [..., n, n] in each row, by direct differences: positions, −1 where not
+    allowed.
 
-    sign: −1 where distances are negative and the furthest comes first, else 1.
+    sign: −1 if distances are negated and the furthest comes first, otherwise 1.
     """
     candidates = distances.topk(width, dim=-1, largest=False).indices.sort(-1).values
     candidates = candidates.gather(-1, ids[candidates].argsort(dim=-1, stable=True))

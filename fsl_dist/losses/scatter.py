@@ -1,7 +1,7 @@
-"""Deep clustering: the multivariate scatter loss beside a prototypical episode's cross entropy.
+"""Deep clustering: the multivariate scatter loss in combination with the cross entropy of a prototypical episode.
 
 Equation numbers are those of Bjerge, Bodesheim & Karstoft, "Deep Image Clustering with Model-Agnostic Meta-Learning".
-Shapes: C classes, k support and q query images a class, D the embedding's size.
+Shapes: C classes, k support and q query images per class, D the size of the embedding.
 """
 
 from dataclasses import dataclass
@@ -21,14 +21,14 @@ _LEAST_SEPARATION = 1e-6
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScatterEpisode:
-    """Loss of one episode and its terms; a term of weight 0 is None. Only `loss` carries a gradient."""
+    """Loss of one episode and its terms; a term of weight 0 is None. Only `loss` has a gradient."""
 
     loss: Tensor
     """[]: scatter_weight · scatter + (1 − scatter_weight) · cross_entropy"""
     scatter: Tensor | None
     """[]: scatter inside the classes over scatter between their means"""
     is_clamped: Tensor | None
-    """[]: 1 where the denominator of `scatter` was raised to its least value, else 0"""
+    """[]: 1 if the denominator of `scatter` was clamped to its minimum, otherwise 0"""
     cross_entropy: Tensor | None
     """[]: mean over the C·q query images of −log p(own class)"""
     accuracy: Tensor | None
@@ -38,8 +38,9 @@ class ScatterEpisode:
 def scatter_loss(support: Tensor) -> tuple[Tensor, Tensor]:
     """Σ_k Σ_n ‖x_kn − x̄_k‖² / Σ_{i<j} ‖x̄_i − x̄_j‖² (deep clustering Eq. 1).
 
-    The denominator is C · Σ_k ‖x̄_k − x̄‖², the same sum without its pairs; it is raised to 1e-6 of the (detached) numerator plus 1e-12,
-    and then passes no gradient. With one image in each class the loss is 0, and so is its gradient.
+    The denominator is C · Σ_k ‖x̄_k − x̄‖², the same sum without its pairs; it is raised to 1e-6 of the (detached)
+    numerator plus 1e-12, and then passes no gradient. With one image in each class the loss is 0, and so is its
+    gradient.
 
     Args:
         support: float [C, k, D], C ≥ 2, taken to float32 at least.
@@ -61,8 +62,13 @@ def prototype_cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     """Mean over queries of −log softmax of −d to the class means (Eq. 2), and accuracy: [] and [] (0 … 1, no gradient).
 
-    support: [C, k, D]; query: [C, q, D]; both taken to float32 at least. d is the Euclidean distance, or with `squared` its
-    square, which makes this the loss of prototypical networks. Euclidean distances are direct differences: C²·q·D numbers.
+    d is the Euclidean distance, or with distance="squared" its square, which gives the loss of prototypical networks.
+    Euclidean distances are direct differences: C²·q·D numbers.
+
+    Args:
+        support: [C, k, D], converted to float32 at least.
+        query: [C, q, D], converted to float32 at least.
+        distance: between query and prototypes.
     """
     support, query = at_least_float32(support, query)
     means, queries = support.mean(dim=1), query.flatten(0, 1)
@@ -78,9 +84,11 @@ def prototype_cross_entropy(
 def scatter_episode_loss(
     support: Tensor, query: Tensor, *, scatter_weight: float, distance: Distance = "euclidean"
 ) -> ScatterEpisode:
-    """scatter_weight · `scatter_loss` + (1 − scatter_weight) · `prototype_cross_entropy` of one episode (deep clustering Eq. 3).
+    """scatter_weight · `scatter_loss` + (1 − scatter_weight) · `prototype_cross_entropy` of one episode (deep
+    clustering Eq. 3).
 
-    A term of weight 0 is not computed: 0 times what is not finite would be NaN. With weight 1 the query takes no part.
+    A term of weight 0 is not computed, because 0 times a non-finite value would be NaN. With weight 1 the query is
+    not used.
 
     Args:
         support: float [C, k, D].

@@ -1,4 +1,4 @@
-"""CHAI's triplet loss: two images alike closer to each other than both are to a third.
+"""CHAI's triplet loss: two similar images should be closer to each other than both are to a third.
 
 Equation numbers are those of Codella et al., "Collaborative Human-AI (CHAI)".
 """
@@ -12,8 +12,12 @@ from fsl_dist.losses.distances import at_least_float32
 def triplet_gaps(embeddings: Tensor, triplets: Tensor) -> Tensor:
     """D(a,b) − ½(D(a,c) + D(b,c)) of each triplet, D the squared Euclidean distance: float32 or wider [T].
 
-    embeddings: [n, D]; triplets: int64 [T, 3] positions (a, b, c) in them, a and b alike, c unlike. Below 0, a and b
-    are nearer to each other than to c on average. From direct differences, exact for near-duplicates.
+    Below 0, a and b are closer to each other than to c on average. Computed from direct differences, exact for
+    near-duplicates.
+
+    Args:
+        embeddings: [n, D].
+        triplets: int64 [T, 3], positions (a, b, c) in the embeddings; a and b are similar, c is not.
     """
     (embeddings,) = at_least_float32(embeddings)
     a, b, c = (embeddings[column] for column in triplets.unbind(1))
@@ -41,9 +45,9 @@ def triplet_loss(embeddings: Tensor, triplets: Tensor, margin: float) -> tuple[T
 def score_triplets(
     embeddings: Tensor, triplets: Tensor, margin: float, *, at_a_time: int = 4096
 ) -> tuple[float, float]:
-    """`triplet_loss` of many triplets, and the share of them whose a and b are nearer to each other than to c.
+    """`triplet_loss` of many triplets, and the share of triplets whose a and b are closer to each other than to c.
 
-    embeddings: [n, D]; triplets: int64 [T, 3], T ≥ 1. Memory for `at_a_time` triplets. Sums in float64.
+    embeddings: [n, D]; triplets: int64 [T, 3], T ≥ 1. `at_a_time` triplets are in memory. Sums are in float64.
     """
     loss, right = 0.0, 0
     for part in triplets.split(at_a_time):

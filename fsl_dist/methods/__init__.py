@@ -1,4 +1,4 @@
-"""Training methods, one file each: settings, traits, batches, loss and what the method keeps."""
+"""Training methods, one file each: settings, traits, batches, loss and state."""
 
 from typing import TYPE_CHECKING
 

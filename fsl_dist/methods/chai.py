@@ -1,7 +1,7 @@
 """CHAI: an embedding by random triplets from two levels of labels, or from labels and label-blind groups.
 
 The classes are the diseases, the data set's groups the similarity groups inside them. The triplets are drawn once, by
-the seed; an epoch goes through all of them.
+the seed; an epoch is one pass over all of them.
 """
 
 from __future__ import annotations
@@ -52,16 +52,18 @@ Ints = NDArray[np.int64]
 
 @settings("method")
 class CHAIConfig(MethodSettings):
-    """CHAI: random triplets by class (disease) and by similarity group; its embedding is that of backbone.map_head=1024."""
+    """CHAI: random triplets by class (disease) and by similarity group; its embedding is that of
+    backbone.map_head=1024."""
 
     kind: Literal["chai"] = "chai"
     sampling: Sampling = "disease"
-    """who is alike, who unlike (CHAI section 2.2). disease: same class, other class; hierarchical: same group, other class;
-    non_hierarchical: same group, other group; joint: half by class, half by label-blind group"""
+    """which images are similar and which are not (CHAI section 2.2). disease: same class, other class; hierarchical:
+    same group, other class; non_hierarchical: same group, other group; joint: half by class, half by label-blind
+    group"""
     margin: Annotated[float, Field(gt=0)] = 1.0
     """l of CHAI Eq. 1, in units of squared distance"""
     triplets: Annotated[int, Field(ge=1)] = 150_000
-    """triplets drawn once for the run; an epoch is all of them, `training.batch_size` a step. At least 1"""
+    """triplets drawn once per run; an epoch uses all of them, `training.batch_size` per step. At least 1"""
     validation_triplets: Annotated[int, Field(ge=0)] = 50_000
     """triplets drawn once from the images that a validation is made on; 0 = none"""
     image_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -72,7 +74,8 @@ class CHAIConfig(MethodSettings):
 
     @property
     def traits(self) -> Traits:
-        """Scored by retrieval, and validated by triplets where they are drawn; learns from groups, so units stay whole."""
+        """Scored by retrieval, and validated by triplets if possible; learns from groups, so units are kept
+        together."""
         return Traits(
             prepares_from_all_images=True,
             protocols=("retrieval", "knn"),
@@ -81,7 +84,7 @@ class CHAIConfig(MethodSettings):
         )
 
     def count_epoch(self, plan: EpochPlan) -> EpochSize:
-        """An epoch is `triplets` triplets, `training.batch_size` of them a step."""
+        """An epoch is `triplets` triplets, `training.batch_size` per step."""
         steps = triplet_steps(self.triplets, plan.batch_size)
         return EpochSize(steps, 1, 3 * min(plan.batch_size, self.triplets), is_global=True)
 
@@ -91,7 +94,8 @@ class CHAIConfig(MethodSettings):
 
 
 class CHAI(Method):
-    """Triplets over the training images, CHAI's loss; `joint` may keep k-means groups it made at the start."""
+    """Triplets of the training images with CHAI's loss; `joint` may use k-means groups that it computes at the
+    start."""
 
     metrics = ("train/active_triplets",)
 
@@ -124,11 +128,11 @@ class CHAI(Method):
         self.triplets = self.ids[drawn]
 
     def num_steps(self) -> int:
-        """An epoch is ⌈triplets / batch⌉ steps."""
+        """An epoch has ⌈triplets / batch⌉ steps."""
         return triplet_steps(self.method.triplets, self.per_step)
 
     def prepares_at(self, epoch: int, step: int) -> bool:
-        """Where `joint` has to make its groups first, at the run's start."""
+        """Where `joint` has to compute its groups first: at the start of the run."""
         return self.triplets is None
 
     def prepare(
@@ -143,7 +147,7 @@ class CHAI(Method):
             made = torch.from_numpy(
                 group_by_kmeans(features, self.method.kmeans_groups, seed=self.seed, starts=self.kmeans_runs)
             )
-        if group.world_size > 1:  # one worker's assignment: another machine's last bits may tip an image
+        if group.world_size > 1:  # use one worker's assignment: rounding on another machine may move an image
             made = torch.tensor(
                 [int(word) for word in group.share_text(" ".join(map(str, made.tolist()))).split()]
             )
@@ -172,7 +176,7 @@ class CHAI(Method):
         return BatchLoss(loss, {"train/active_triplets": active})
 
     def state(self) -> dict[str, Tensor | str | int]:
-        """The groups that k-means made: the network that they were made with is gone."""
+        """The groups that k-means computed: the network at that step no longer exists."""
         if self.made_groups is None:
             return {}
         import torch
@@ -180,7 +184,7 @@ class CHAI(Method):
         return {"blind_groups": torch.from_numpy(self.made_groups)}
 
     def load_state(self, state: dict[str, Tensor | str | int]) -> None:
-        """Take up the groups of a checkpoint and draw the same triplets from them."""
+        """Restore the groups of a checkpoint and draw the same triplets from them."""
         if "blind_groups" in state:
             import torch
 
@@ -209,7 +213,7 @@ class CHAI(Method):
 
 
 def makes_groups(method: CHAIConfig, catalogue: Catalogue) -> bool:
-    """Whether label-blind groups are wanted and the data set has none of its own."""
+    """Whether label-blind groups are needed and the data set has none."""
     return method.sampling == "joint" and not catalogue.blind_group_names
 
 
@@ -229,10 +233,10 @@ def keys_of(method: CHAIConfig, catalogue: Catalogue, ids: Ints, blind_groups: I
 def draw_parts(
     keys: list[TripletKeys], method: CHAIConfig, num: int, seed: int, purpose: str, place: str
 ) -> Ints:
-    """`num` triplets in equal parts, one for each of `keys`: int64 [num, 3] positions in the keys' images.
+    """Draw `num` triplets in equal parts, one for each of `keys`: int64 [num, 3] positions in the keys' images.
 
-    Deterministic in (keys, seed, purpose). Raises RequestError where a part finds none; place: what its error calls the
-    images.
+    Deterministic in (keys, seed, purpose). Raises RequestError if a part has no possible triplet; place: the name of
+    the images in the error.
     """
     parts = []
     for number, part in enumerate(keys):
@@ -241,8 +245,8 @@ def draw_parts(
             alike = part.alike[part.alike >= 0]
             raise RequestError(
                 f"method.kind=chai with method.sampling={method.sampling} finds no triplet among {place}: it needs two "
-                f"images alike and one unlike, and {len(alike)} images are labelled for that, in {len(np.unique(alike))} "
-                "sets (more images a class or group, or another method.sampling)"
+                f"similar images and a dissimilar one, and {len(alike)} images are labelled for that, in "
+                f"{len(np.unique(alike))} sets (more images per class or group, or another method.sampling)"
             )
         if share:
             parts.append(draw_triplets(part, share, generator(seed, purpose, number)))
@@ -250,23 +254,26 @@ def draw_parts(
 
 
 def check_groups(method: CHAIConfig, catalogue: Catalogue, ids: Ints, dataset: str) -> None:
-    """Raise RequestError where the training images `ids` lack the groups that the sampling needs, or these do not nest."""
+    """Raise RequestError where the training images `ids` lack the groups that the sampling needs, or these do not
+    nest."""
     if method.sampling not in ("hierarchical", "non_hierarchical"):
         return
     who = f"method.kind=chai with method.sampling={method.sampling} needs similarity groups"
     labels, groups = catalogue.labels[ids], catalogue.groups[ids]
     if not (groups >= 0).any():
         raise RequestError(
-            f"{who}; the {len(ids)} training images of data.dataset={dataset} have {len(np.unique(labels))} classes and no "
-            "groups (resplit with group_column=COLUMN adds them; method.sampling=disease needs none)"
+            f"{who}; the {len(ids)} training images of data.dataset={dataset} have {len(np.unique(labels))} "
+            "classes and no groups (resplit with group_column=COLUMN adds them; method.sampling=disease needs none)"
         )
     divided = find_divided_group(labels, groups) if method.sampling == "hierarchical" else None
     if divided is not None:
         group, first, second = divided
         names = catalogue.class_names
         raise RequestError(
-            f"{who} that lie inside one class each; in data.dataset={dataset} group '{catalogue.group_names[group]}' has "
-            f"images of class '{names[first]}' and of '{names[second]}' (method.sampling=non_hierarchical takes any groups)"
+            f"{who} that are inside one class each; in data.dataset={dataset} group "
+            f"'{catalogue.group_names[group]}' has images of class '{names[first]}' and of '{names[second]}' "
+            "(method.sampling=non_hierarchical accepts "
+            "any groups)"
         )
 
 
@@ -284,10 +291,10 @@ def group_by_kmeans(features: NDArray[np.float32], num_groups: int, *, seed: int
 def draw_validation(
     method: CHAIConfig, catalogue: Catalogue, stop: Selection, *, dataset: str, seed: int
 ) -> Ints:
-    """The validation triplets: int64 [validation_triplets, 3] positions in `stop.ids`, by the seed.
+    """Draw the validation triplets: int64 [validation_triplets, 3] positions in `stop.ids`, by the seed.
 
-    By the run's sampling; `joint` with groups of its own making has them for training images only, and is validated
-    by classes. Raises RequestError where the images of `stop` give none.
+    They follow the run's sampling. `joint` with its own groups has them for training images only, and is validated by
+    classes. Raises RequestError if the images of `stop` have no possible triplet.
     """
     blind_groups = catalogue.blind_groups[stop.ids]
     keys = keys_of(method, catalogue, stop.ids, blind_groups)

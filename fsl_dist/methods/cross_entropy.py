@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 
 @settings("method")
 class CrossEntropyConfig(MethodSettings):
-    """Softmax classifier over the training classes; its embedding is scored like any other."""
+    """Softmax classifier over the training classes; its embedding is evaluated like any other."""
 
     kind: Literal["cross_entropy"] = "cross_entropy"
     mixup: Annotated[float, Field(ge=0)] = 0.0
     """α of the Beta distribution by which pairs of images are blended (Mixup); 0: not; 0.2 is usual"""
     cutmix: Annotated[float, Field(ge=0)] = 0.0
-    """α by which a box of one image of a pair is pasted into the other (CutMix); 0: not; 1 is usual; with mixup, either"""
+    """α of pasting a box of one image of a pair into the other (CutMix); 0: off; 1 is usual; with mixup, one of the
+    two per pair"""
     balance: Literal["none", "weights", "sampling"] = "none"
     """none; loss weights N/(C·n_c); or batches that draw the class first, then the image"""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -67,11 +68,11 @@ class CrossEntropy(Method):
             self.weights = class_weights(*on_device(context.device, context.selection.counts))
 
     def num_steps(self) -> int:
-        """An epoch is ⌈images / batch⌉ steps."""
+        """An epoch has ⌈images / batch⌉ steps."""
         return -(-len(self.selection) // self.batch_size)
 
     def batches(self, epoch: int, step: int) -> list[Batch]:
-        """One batch a step."""
+        """One batch per step."""
         draw = class_balanced_batch if self.balance == "sampling" else shuffled_batch
         ids = draw(self.selection, batch_size=self.batch_size, seed=self.seed, epoch=epoch, step=step)
         labels = self.labels[ids]

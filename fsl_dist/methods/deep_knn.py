@@ -1,8 +1,8 @@
 """Deep kNN: an anchor's nearest images of its class against its nearest images of the others.
 
-`mining.source=batch` finds the neighbours inside the global mini-batch, as the paper does. `dataset` finds them among all
-training images, which the paper could not afford (its section 2.2): among their embeddings (`mining.in_memory`), or decoded
-with the anchors (`mining.decoded`).
+`mining.source=batch` finds the neighbours inside the global mini-batch, like the paper. `dataset` finds them among all
+training images, which was too expensive for the paper (its section 2.2): among their embeddings (`mining.in_memory`),
+or decoded with the anchors (`mining.decoded`).
 """
 
 from __future__ import annotations
@@ -38,25 +38,26 @@ Neighbours = Annotated[int, Field(ge=1)] | Literal["all"]
 
 @settings("method")
 class DeepKNNConfig(MethodSettings):
-    """Deep kNN: every image nearer to its same-class neighbours than to its other-class ones."""
+    """Deep kNN: every image closer to its same-class neighbours than to its other-class ones."""
 
     kind: Literal["deep_knn"] = "deep_knn"
     loss: Literal["softmax", "hinge"] = "softmax"
-    """softmax: the negative log-probability that a neighbour, drawn by exp(−d²/τ), has the anchor's class (Wu, Efros & Yu
-    2018); hinge: triplets of an anchor and two neighbours (deep kNN Eq. 2, 3)"""
+    """softmax: the negative log-probability that a neighbour, drawn by exp(−d²/τ), has the anchor's class (Wu, Efros
+    & Yu 2018); hinge: triplets of an anchor and two neighbours (deep kNN Eq. 2, 3)"""
     k_same: Neighbours = "all"
     """same-class neighbours of an anchor (K of deep kNN Eq. 3); all: its whole class, with loss=softmax"""
     m_other: Neighbours = "all"
     """other-class neighbours of an anchor (M of deep kNN Eq. 3); all: all other classes, with loss=softmax"""
     temperature: Annotated[float, Field(gt=0)] = 0.1
-    """softmax: τ, in units of squared distance, above 0; 0.2 suits heads on frozen features (docs/how_to/training.md)"""
+    """softmax: τ, in units of squared distance, above 0; 0.2 suits heads on frozen features
+    (docs/how_to/training.md)"""
     margin: Annotated[float, Field(gt=0)] = 0.2
     """hinge: α of deep kNN Eq. 2, in units of distance, above 0; the paper is silent (1.0 suits raw embeddings)"""
     normalise: bool = True
     """embeddings on the unit sphere"""
     classes_per_batch: Literal[0] | Annotated[int, Field(ge=2)] = 0
-    """mining.source=batch: classes of a stratified batch, as in the paper; 0: images are drawn by mining.anchor_power, as
-    those of mining.source=dataset always are"""
+    """mining.source=batch: classes of a stratified batch, as in the paper; 0: images are drawn by
+    mining.anchor_power, as those of mining.source=dataset always are"""
     cross_entropy_weight: Annotated[float, Field(ge=0)] = 0.0
     """weight of the cross entropy of a classifier that is added to the loss; 0: no classifier"""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -66,8 +67,8 @@ class DeepKNNConfig(MethodSettings):
         for name in ("k_same", "m_other"):
             if self.loss == "hinge" and getattr(self, name) == "all":
                 raise ConfigError(
-                    f"method.{name}=all belongs to method.loss=softmax; method.loss=hinge compares pairs and needs a number "
-                    f"(method.{name}=5)"
+                    f"method.{name}=all belongs to method.loss=softmax; method.loss=hinge compares pairs and "
+                    f"needs a number (method.{name}=5)"
                 )
 
     @property
@@ -81,7 +82,7 @@ class DeepKNNConfig(MethodSettings):
         )
 
     def count_epoch(self, plan: EpochPlan) -> EpochSize:
-        """An epoch shows as many images as there are; decoded neighbours are among them."""
+        """An epoch has as many images as the training set; decoded neighbours are included."""
         steps = -(-plan.num_images // plan.batch_size)
         if plan.mining.source == "batch" and self.classes_per_batch:
             return MethodSettings.count_epoch(self, plan)
@@ -92,11 +93,11 @@ class DeepKNNConfig(MethodSettings):
         return EpochSize(steps, 1, images, is_global=True)
 
     def check_decoded(self) -> tuple[int, int]:
-        """K and M for neighbours that are decoded. Raises ConfigError where one is `all`."""
+        """K and M for decoded neighbours. Raises ConfigError if one is `all`."""
         if self.k_same == "all" or self.m_other == "all":
             raise ConfigError(
-                "mining.neighbours=decoded forwards each anchor's neighbours and needs numbers; this run has method.k_same="
-                f"{self.k_same} and method.m_other={self.m_other} (method.k_same=5 method.m_other=5, or "
+                "mining.neighbours=decoded forwards each anchor's neighbours and needs numbers; this run has "
+                f"method.k_same={self.k_same} and method.m_other={self.m_other} (method.k_same=5 method.m_other=5, or "
                 "mining.neighbours=memory)"
             )
         return self.k_same, self.m_other
@@ -115,7 +116,8 @@ class DeepKNNConfig(MethodSettings):
 
 
 class NeighbourLoss(Method):
-    """What all forms share: the loss over neighbours in the batch, and a classifier's cross entropy where one is trained along."""
+    """Base of all variants: the loss over neighbours in the batch, and the cross entropy of a classifier if there is
+    one."""
 
     def __init__(self, context: MethodContext, method: DeepKNNConfig) -> None:
         self.method = method
@@ -135,7 +137,7 @@ class NeighbourLoss(Method):
         width = outputs.shape[1] - self.num_outputs
         embeddings, logits = outputs[:, :width], outputs[:, width:]
         loss, value = self.neighbour_loss(embeddings, batch)
-        # What is not finite has no neighbours; the loss must not be 0 for that.
+        # Non-finite embeddings have no neighbours; the loss must not become 0 because of that.
         loss = loss + 0.0 * embeddings.sum()
         metrics = {self.metrics[0]: value}
         if self.adds_classifier:
@@ -171,7 +173,8 @@ class NeighbourLoss(Method):
 
 
 class BatchMining(NeighbourLoss):
-    """Images drawn by the size of their class to a power; each is an anchor and finds its neighbours in the batch."""
+    """Images are drawn by the size of their class to a power; each is an anchor and finds its neighbours in the
+    batch."""
 
     def __init__(self, context: MethodContext, method: DeepKNNConfig) -> None:
         super().__init__(context, method)
@@ -185,18 +188,18 @@ class BatchMining(NeighbourLoss):
         )
 
     def num_steps(self) -> int:
-        """An epoch is ⌈images / batch⌉ steps."""
+        """An epoch has ⌈images / batch⌉ steps."""
         return self.draws.num_steps
 
     def batches(self, epoch: int, step: int) -> list[Batch]:
-        """One batch a step."""
+        """One batch per step."""
         rows = self.draws.of_step(epoch, step)
         ids = self.selection.ids[rows]
         return [Batch(ids, self.labels[ids], payload=rows)]
 
 
 class StratifiedMining(NeighbourLoss, StratifiedBatches):
-    """Stratified batches, as in the paper; each image is an anchor and finds its neighbours in the batch."""
+    """Stratified batches, like the paper; each image is an anchor and finds its neighbours in the batch."""
 
     def __init__(self, context: MethodContext, method: DeepKNNConfig) -> None:
         StratifiedBatches.__init__(

@@ -1,4 +1,5 @@
-"""What methods on episodes share: some episodes a step, dealt to the workers or each split over all of them."""
+"""The shared part of episodic methods: several episodes per step, distributed over the workers or each split over
+all."""
 
 from __future__ import annotations
 
@@ -26,11 +27,11 @@ class Episodes(Method):
         )
 
     def num_steps(self) -> int:
-        """An epoch is `episode.per_epoch` episodes in all, whatever the number of workers."""
+        """An epoch has `episode.per_epoch` episodes in total, for any number of workers."""
         return -(-self.episode.per_epoch // self.per_step)
 
     def batches(self, epoch: int, step: int) -> list[Batch]:
-        """Episodes step·per_step … of the epoch, fewer in a last step that `per_epoch` cuts short."""
+        """Episodes step·per_step … of the epoch, fewer in a last step that `per_epoch` truncates."""
         first = step * self.per_step
         return [
             self._batch(
@@ -47,7 +48,8 @@ class Episodes(Method):
 
 
 def split_outputs(outputs: Tensor, batch: Batch) -> tuple[Episode, Tensor, Tensor]:
-    """An episode and its outputs [n_way · (k_shot + n_query), D] as support [n_way, k_shot, D] and query [n_way, n_query, D]."""
+    """An episode and its outputs [n_way · (k_shot + n_query), D] as support [n_way, k_shot, D] and query [n_way,
+    n_query, D]."""
     episode = batch.payload
     assert isinstance(episode, Episode)
     k_shot = episode.support.shape[1]
@@ -56,7 +58,7 @@ def split_outputs(outputs: Tensor, batch: Batch) -> tuple[Episode, Tensor, Tenso
 
 
 def count_episodes(plan: EpochPlan) -> EpochSize:
-    """The episodes of an epoch, counted without a data set."""
+    """The number of episodes of an epoch, computed without a data set."""
     episode = plan.episode
     per_step = min(episode.per_step or plan.num_workers, episode.per_epoch)
     images = episode.n_way * episode.images_per_class

@@ -1,8 +1,8 @@
-"""k-means of one class, all its starts at once: many small clusterings in a row, each in a few products of matrices.
+"""k-means of one class, all starts at once: many small clusterings in succession, each in a few matrix products.
 
-The starts of a class share their points, so each round of Lloyd's algorithm is two products for all of them; the starts
-that have settled drop out. scikit-learn, start by start, took 3 to 7 times as long at the same inertia on classes of 5
-to 2,000 images, since most of its time goes into calls.
+The starts of a class share their points, so each round of Lloyd's algorithm is two products for all of them. Converged
+starts drop out. scikit-learn, one start at a time, took 3 to 7 times as long at the same inertia on classes of 5 to
+2,000 images, since most of its time is call overhead.
 """
 
 import numpy as np
@@ -20,12 +20,14 @@ _DISTANCES_AT_A_TIME = 2**24
 def cluster_means(
     points: NDArray[np.float64], num_clusters: int, starts: int, rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """Means of the clusters of the best of `starts` starts: float64 [m, D], 1 ≤ m ≤ num_clusters.
+    """Return the cluster means of the best of `starts` starts: float64 [m, D], 1 ≤ m ≤ num_clusters.
 
-    points: [n, D], finite, n ≥ num_clusters ≥ 2. Greedy k-means++ (Arthur & Vassilvitskii 2007, the best of 2 + ln K
-    candidates for each centre), then Lloyd's algorithm; the least sum of squared distances wins. A cluster without points
-    keeps its centre and is left out at the end. Distances are float32 on centred and scaled points, the means float64.
-    A function of its arguments alone where BLAS has one thread.
+    Greedy k-means++ (Arthur & Vassilvitskii 2007, the best of 2 + ln K candidates for each centre), then Lloyd's
+    algorithm; the smallest sum of squared distances wins. A cluster without points keeps its centre and is removed at
+    the end. Distances are float32 on centred and scaled points, the means float64. Deterministic if BLAS has one
+    thread.
+
+    points: [n, D], finite, n ≥ num_clusters ≥ 2.
     """
     centred = points - points.mean(axis=0)
     scale = np.abs(centred).max()
@@ -51,7 +53,9 @@ def _choose_centres(
     num, every, trials = len(points), np.arange(starts), 2 + int(np.log(num_clusters))
     chosen = np.empty((starts, num_clusters), dtype=np.int64)
     chosen[:, 0] = rng.integers(num, size=starts)
-    nearest = _distances(points, squares, points[chosen[:, 0]])  # [starts, num], to the nearest centre so far
+    nearest = _distances(
+        points, squares, points[chosen[:, 0]]
+    )  # [starts, num], to the nearest centre chosen so far
     for place in range(1, num_clusters):
         shares = np.cumsum(nearest, axis=1, dtype=np.float64)
         shares /= np.where(shares[:, -1:] > 0, shares[:, -1:], 1.0)

@@ -1,11 +1,14 @@
-"""What a method is: settings, traits and the batches, loss and memory that the training loop asks for.
+"""The interface of a method: its settings, its traits, and the batches, loss and memory that the training loop
+requests.
 
-A method is one module of this folder, or of another distribution (docs/how_to/new_method.md). It holds a settings class, whose
-`traits` the rest of the program reads as data, and a `Method`, which the settings build. The loop knows no method by name:
-it asks for the batches of a step, forwards them on whichever workers they were dealt to, hands back the outputs, and after
-the optimizer's step lets the method merge what the batches left in its memory.
+A method is one module of this folder, or of another distribution (docs/how_to/new_method.md). It contains a settings
+class, whose `traits` the rest of the program reads as data, and a `Method`, which the settings build. The loop uses
+no names of methods. It requests the batches of a step, forwards them on the workers to which they are assigned, and
+passes the outputs to the method's loss. After the optimizer's step the method merges what the batches added to its
+memory.
 
-Settings are read before torch is needed, so a method's module imports torch, and its loss, inside the functions that compute.
+Settings are read before torch is needed, so a method's module imports torch, and its loss, inside the functions that
+compute.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PrototypeTraits:
-    """How a method that keeps prototypes is scored by them."""
+    """How a method with prototypes is scored by them."""
 
     clusters: int
     """prototypes of a base class, at least 1"""
@@ -48,7 +51,7 @@ class PrototypeTraits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traits:
-    """What the rest of the program must know about a method, as data."""
+    """The properties of a method that the rest of the program needs, as data."""
 
     is_episodic: bool = False
     """trains on the episodes of `episode.*`"""
@@ -59,9 +62,9 @@ class Traits:
     mines_dataset: bool = False
     """has a use for mining.source=dataset"""
     prepares_from_all_images: bool = False
-    """`prepare` goes through all training images"""
+    """`prepare` passes over all training images"""
     protocols: tuple[str, ...] = ("knn",)
-    """evaluation protocols that score it unless one is named"""
+    """default evaluation protocols"""
     stop_metric: str = ""
     """validation metric of the best epoch where `training.stop_metric` is empty; empty: knn/mcr@K_p"""
     own_metrics: tuple[str, ...] = ()
@@ -69,17 +72,18 @@ class Traits:
     image_setting: str = ""
     """the setting that needs images, so that data.features cannot be used; empty: none does"""
     kept_together: Literal["group", "unit"] = "group"
-    """images that stay on one side when a part of train is held out: those of a group, or of a unit (pack's keep_together)"""
+    """images that are kept together when a part of train is held out: those of a group, or of a unit (pack's
+    keep_together)"""
 
 
 @dataclass(frozen=True, slots=True)
 class EpochSize:
-    """The batches of an epoch, counted without a data set."""
+    """The batches of an epoch, computed without a data set."""
 
     steps: int
     """optimizer steps"""
     batches: int
-    """batches of a step"""
+    """batches per step"""
     images: int
     """images of a batch; the most there can be where images may be in it twice"""
     is_global: bool
@@ -88,7 +92,7 @@ class EpochSize:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochPlan:
-    """What decides how large an epoch is."""
+    """The quantities that determine the length of an epoch."""
 
     num_images: int
     """training images"""
@@ -101,7 +105,7 @@ class EpochPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MethodContext:
-    """What a method is built from, besides its own settings."""
+    """The arguments from which a method is built, in addition to its settings."""
 
     catalogue: Catalogue
     selection: Selection
@@ -129,20 +133,20 @@ class MethodSettings(ABC):
 
     @property
     def traits(self) -> Traits:
-        """What the rest of the program must know about the method with these settings."""
+        """The properties of the method with these settings."""
         return Traits()
 
     def check_episode(self, episode: EpisodeConfig) -> None:  # noqa: B027  # most methods refuse none
         """Raise ConfigError where `episode.*` does not go with these settings."""
 
     def count_epoch(self, plan: EpochPlan) -> EpochSize:
-        """The batches of an epoch, for planning: one batch of `training.batch_size` a step, unless overridden."""
+        """The batches of an epoch, for planning: one batch of `training.batch_size` per step, unless overridden."""
         steps = -(-plan.num_images // plan.batch_size)
         return EpochSize(steps, 1, min(plan.batch_size, plan.num_images), is_global=True)
 
     @abstractmethod
     def build(self, context: MethodContext) -> Method:
-        """The method over the training images; RequestError where the data cannot serve it."""
+        """Build the method for the training images; raises RequestError if it cannot use the data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,13 +154,13 @@ class Batch:
     """Images that go through the network in one call and share one loss."""
 
     ids: NDArray[np.int64]
-    """int64 [num_images]: sample ids; outputs come back in this order"""
+    """int64 [num_images]: sample ids; outputs have the same order"""
     labels: NDArray[np.int64]
     """int64 [num_images]: their classes, spread evenly over batch-norm groups"""
     weight: float = 1.0
     """the loss's share in the step's mean: the number of terms it is a mean of"""
     payload: object = None
-    """what the method needs besides the outputs: an episode, a neighbourhood"""
+    """data of the method in addition to the outputs: an episode, a neighbourhood"""
     mixing: Mixing | None = None
     """mixes images 2j and 2j + 1 before they are forwarded; the batch is cut between such pairs only"""
 
@@ -168,7 +172,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class BatchLoss:
-    """A batch's loss and what it leaves behind."""
+    """A batch's loss, metrics and contributions to the memory."""
 
     loss: Tensor
     """float32 []: mean over the batch's terms"""
@@ -179,7 +183,7 @@ class BatchLoss:
 
 
 class TrainingIndex(Protocol):
-    """Embeddings of the whole training selection at the present parameters, made when first asked for."""
+    """Embeddings of the whole training selection at the current parameters, computed on first use."""
 
     dim: int
     """length of an embedding"""
@@ -191,13 +195,15 @@ class TrainingIndex(Protocol):
         ...
 
     def features(self) -> NDArray[np.float32]:
-        """float32 [num_images, feature_dim]: the backbone's features before any head, in the selection's order. Collective."""
+        """float32 [num_images, feature_dim]: the backbone's features before any head, in the selection's order.
+        Collective."""
         ...
 
     def start_table(self, folder: Path, num_same: int, num_other: int, weights: Path | None = None) -> None:
         """Begin to fill `folder` with the neighbour table at the present parameters, or at those in `weights`.
 
-        With `num_same` and `num_other` both 0 it is a table of the embeddings themselves. Collective. The table is finished on return, or made concurrently with training.
+        With `num_same` and `num_other` both 0 it is a table of the embeddings themselves. Collective. The table is
+        finished on return, or made concurrently with training.
         """
         ...
 
@@ -207,18 +213,19 @@ class TrainingIndex(Protocol):
 
 
 Validate = Callable[[NDArray[np.float32]], dict[str, float]]
-"""embeddings of the validation images, float32 [n, dim] in the order of their ids, → metrics named as `Traits.own_metrics`"""
+"""embeddings of the validation images, float32 [n, dim] in the order of their ids, → metrics named as
+`Traits.own_metrics`"""
 
 
 class Method(ABC):
-    """One training method. `num_steps`, `batches` and `loss` must be given; the rest is for methods that keep something."""
+    """One training method. `num_steps`, `batches` and `loss` are required; the rest is for methods with a state."""
 
     is_global: bool = True
     """every batch is split over all workers, embeddings gathered; otherwise whole batches are dealt out"""
     num_outputs: int = 0
-    """classes of the classifier the network ends in; 0 = the loss takes embeddings"""
+    """classes of the network's final classifier; 0: the loss takes embeddings"""
     outputs_embeddings: bool = False
-    """with a classifier: the loss takes embeddings and logits side by side"""
+    """with a classifier: the loss takes both embeddings and logits"""
     normalise: bool = False
     """embeddings on the unit sphere"""
     metrics: tuple[str, ...] = ()
@@ -226,7 +233,7 @@ class Method(ABC):
 
     @abstractmethod
     def num_steps(self) -> int:
-        """Optimizer steps of an epoch."""
+        """Optimizer steps per epoch."""
 
     @abstractmethod
     def batches(self, epoch: int, step: int) -> list[Batch]:
@@ -234,10 +241,12 @@ class Method(ABC):
 
     @abstractmethod
     def loss(self, outputs: Tensor, batch: Batch) -> BatchLoss:
-        """Loss of a batch from the network's outputs, float [num_images, dim or num_outputs, or both]. Collective if `is_global`."""
+        """Loss of a batch from the network's outputs, float [num_images, dim or num_outputs, or both]. Collective if
+        `is_global`."""
 
     def check_embeddings(self, dim: int, index: IndexConfig) -> None:  # noqa: B027  # most methods keep none
-        """Raise RequestError where embeddings of `dim` numbers, searched by `index.*`, cannot be kept; asked before a run starts."""
+        """Raise RequestError if embeddings of `dim` numbers, searched by `index.*`, cannot be stored; called before a
+        run starts."""
 
     def prepares_at(self, epoch: int, step: int) -> bool:
         """Whether `prepare` must run before this step of the epoch."""
@@ -246,7 +255,7 @@ class Method(ABC):
     def prepare(
         self, epoch: int, global_step: int, index: TrainingIndex, group: WorkerGroup
     ) -> dict[str, float]:
-        """Renew what the method keeps (prototypes, a neighbour table); returns metrics of it. Collective."""
+        """Rebuild the method's state (prototypes, a neighbour table); return its metrics. Collective."""
         return {}
 
     def finish_step(
@@ -260,14 +269,14 @@ class Method(ABC):
         return {}
 
     def state(self) -> dict[str, Tensor | str | int]:
-        """What a checkpoint must hold of the method, on the first worker. Collective."""
+        """The state of the method for a checkpoint, on the first worker. Collective."""
         return {}
 
     def load_state(self, state: dict[str, Tensor | str | int]) -> None:  # noqa: B027  # most methods keep nothing
-        """Take over what `state` gave."""
+        """Restore the result of `state`."""
 
     def validation(self, stop: Selection) -> Validate | None:
-        """A score of the validation images `stop` that only this method has; None where it has none."""
+        """A score of the validation images `stop` that only this method has; None if it has none."""
         return None
 
 

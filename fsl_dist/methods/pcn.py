@@ -1,7 +1,7 @@
 """Prototypical clustering networks (PCN) and, with one cluster, prototypical networks (PN, PN*).
 
-The batches are episodes, the loss is `losses.pcn`, the memory is the prototypes of every training class:
-k-means sets it at the start of an epoch, Eq. 4 moves it after each step.
+The batches are episodes, the loss is `losses.pcn`, the memory contains the prototypes of every training class: k-means
+computes them at the start of an epoch, Eq. 4 updates them after each step.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ class PCNConfig(MethodSettings):
     novel_clusters: Annotated[int, Field(ge=1)] = 4
     """prototypes a novel class is evaluated with"""
     memory: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """share of the old prototype kept at each update (α of PCN Eq. 4), 0 to below 1"""
+    """share of the old prototype that is kept at each update (α of PCN Eq. 4), 0 to below 1"""
     temperature: Annotated[float, Field(gt=0)] = 3.0
     """τ of the responsibilities in training (PCN Eq. 3), above 0; the paper is silent on its value"""
     detach_responsibilities: bool = False
     """stop the gradient through the support's responsibilities; the paper is silent"""
     min_responsibility: Annotated[float, Field(gt=0)] = 1e-6
-    """a cluster whose responsibilities sum to less keeps its prototype; the paper is silent"""
+    """a cluster whose responsibilities sum to less keeps its prototype; not specified in the paper"""
 
     @property
     def keeps_nothing(self) -> bool:
-        """PN: Eq. 4 forgets the old prototype whole, so there is no memory to set or to move."""
+        """PN: Eq. 4 discards the old prototype completely, so there is no memory to compute or to update."""
         return self.clusters == 1 and self.memory == 0
 
     @property
@@ -66,7 +66,7 @@ class PCNConfig(MethodSettings):
         )
 
     def count_epoch(self, plan: EpochPlan) -> EpochSize:
-        """An epoch is `episode.per_epoch` episodes."""
+        """An epoch has `episode.per_epoch` episodes."""
         return count_episodes(plan)
 
     def build(self, context: MethodContext) -> PCN:
@@ -152,7 +152,7 @@ class PCN(Episodes):
         return self.memory.state()
 
     def load_state(self, state: dict[str, Tensor | str | int]) -> None:
-        """Take over the prototypes of a checkpoint."""
+        """Restore the prototypes of a checkpoint."""
         self.memory.load_state(state)
 
 

@@ -28,11 +28,12 @@ class PrototypeMemory:
     def _set(self, means: Tensor, mask: Tensor) -> None:
         self.means = means  # [num_classes, M, D] once set
         self.mask = mask  # [num_classes, M]
-        # Whether there is padding is asked once, not every step: on a GPU the answer is waited for.
+        # Whether there is padding is computed once, not at every step: on a GPU it needs a synchronisation.
         self.is_padded = not bool(mask.all())
 
     def empty(self, dim: int) -> None:
-        """One prototype a class, at the origin: what a prototypical network (PN) starts from and never reads."""
+        """One prototype per class, at the origin: the initial value for a prototypical network (PN), which never
+        reads it."""
         num_classes = len(self.labels)
         self._set(
             torch.zeros(num_classes, 1, dim, device=self.device),
@@ -94,7 +95,7 @@ class PrototypeMemory:
         memory: float,
         min_responsibility: float,
     ) -> None:
-        """Eq. 4 once for a step: the supports of all its episodes, on all workers, summed and merged. Collective."""
+        """Apply Eq. 4 once per step to the summed supports of all its episodes on all workers. Collective."""
         classes, numerators, denominators = self._sum(episodes, updates, group)
         rows = self._rows_of(classes)
         self.means[rows] = update_prototypes(
@@ -122,11 +123,11 @@ class PrototypeMemory:
         return torch.from_numpy(np.searchsorted(self.labels, classes)).to(self.device)
 
     def state(self) -> dict[str, Tensor | str | int]:
-        """What a checkpoint holds of it."""
+        """The state for a checkpoint."""
         return {"means": self.means, "mask": self.mask}
 
     def load_state(self, state: dict[str, Tensor | str | int]) -> None:
-        """Take over the prototypes of a checkpoint."""
+        """Restore the prototypes of a checkpoint."""
         means, mask = state["means"], state["mask"]
         assert isinstance(means, Tensor)
         assert isinstance(mask, Tensor)

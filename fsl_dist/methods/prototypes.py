@@ -15,7 +15,7 @@ from fsl_dist.seeding import generator
 
 Floats = NDArray[np.floating]
 
-# Samples are scored in chunks of this many distances: 2**18 float64 are 2 MB, which stay in the cache.
+# Number of distances per block when samples are scored: 2**18 float64 are 2 MB, which fit in the cache.
 _DISTANCES_AT_A_TIME = 2**18
 
 
@@ -26,7 +26,7 @@ class Prototypes:
     means: NDArray[np.float32]
     """float32 [C, M, D]"""
     mask: NDArray[np.bool_]
-    """bool [C, M]: which of `means` are prototypes; at least one a class"""
+    """bool [C, M]: which of `means` are prototypes; at least one per class"""
     labels: NDArray[np.int64]
     """int64 [C]: label of each class"""
 
@@ -34,11 +34,11 @@ class Prototypes:
 def fit_class_prototypes(
     embeddings: Floats, num_clusters: int, *, seed: int, epoch: int, label: int, starts: int = 10
 ) -> NDArray[np.float32]:
-    """Cluster means of one class: float32 [m, D], 1 ≤ m ≤ min(num_clusters, n).
+    """Compute the cluster means of one class: float32 [m, D], 1 ≤ m ≤ min(num_clusters, n).
 
-    `embeddings`: [n, D], n ≥ 1. k-means++ with `starts` starts, the best kept, seeded by (seed, epoch, label) alone
-    and independent of the number of threads. One cluster is the mean, as many clusters as images are the images.
-    Clusters that stay empty (duplicates) are dropped. Raises TrainingError for embeddings that are not finite.
+    k-means++ with `starts` starts, of which the best is kept; seeded only by (seed, epoch, label), and independent of
+    the number of threads. One cluster gives the mean; as many clusters as images give the images. Empty clusters
+    (caused by duplicates) are dropped. `embeddings`: [n, D], n ≥ 1. Raises TrainingError for non-finite embeddings.
     """
     return fit_each_class([(label, embeddings)], num_clusters, seed=seed, epoch=epoch, starts=starts)[0]
 
@@ -52,7 +52,7 @@ def fit_each_class(
         label, embeddings = of_class
         return _fit_class(embeddings, num_clusters, seed=seed, epoch=epoch, label=label, starts=starts)
 
-    # One thread a class: how BLAS divides a product among several decides its last bits.
+    # One BLAS thread per class: the division of a product among threads changes its last bits.
     with threadpool_limits(limits=1), ThreadPoolExecutor(torch.get_num_threads()) as threads:
         return list(threads.map(fit, classes))
 
@@ -85,7 +85,7 @@ def _fit_class(
 ) -> NDArray[np.float32]:
     if not np.isfinite(embeddings).all():
         raise TrainingError(
-            f"embeddings of class {label} hold values that are not finite, so it has no prototypes "
+            f"embeddings of class {label} contain values that are not finite, so it has no prototypes "
             "(a lower learning rate, or an earlier checkpoint)"
         )
     points = embeddings.astype(np.float64)

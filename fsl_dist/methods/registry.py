@@ -1,12 +1,12 @@
-"""Methods by name, built-in ones and those of other distributions alike.
+"""Methods by name, both built-in ones and those of other distributions.
 
-A name stands for `module:settings class`. Built-in methods are in the table below; another distribution adds its own as
-entry points of the group `fsl_dist.methods` (docs/how_to/new_method.md):
+A name refers to `module:settings class`. Built-in methods are in the table below; another distribution adds its own
+as entry points of the group `fsl_dist.methods` (docs/how_to/new_method.md):
 
     [project.entry-points."fsl_dist.methods"]
     center_loss = "center_loss:CenterLossConfig"
 
-A module is imported when a configuration names its method.
+A module is imported when a configuration selects its method.
 """
 
 import dataclasses
@@ -35,9 +35,9 @@ BUILT_IN = {
 
 @functools.cache
 def find_methods() -> Mapping[str, Callable[[], type[MethodSettings]]]:
-    """All methods that a configuration can name, and how each one's settings class is imported.
+    """Return all methods that a configuration can select, each with a function that imports its settings class.
 
-    Raises ConfigError for an entry point with the name of a built-in method. What is returned raises it where a class
+    Raises ConfigError for an entry point with the name of a built-in method. The returned functions raise it if a class
     cannot be loaded or is not a settings class of that name.
     """
     points = {name: EntryPoint(name, value, GROUP) for name, value in BUILT_IN.items()}

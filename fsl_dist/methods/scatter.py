@@ -27,14 +27,16 @@ if TYPE_CHECKING:
 
 @settings("method")
 class ScatterConfig(MethodSettings):
-    """Deep clustering: prototypical episodes with the multivariate scatter loss; scored by clusters of unknown classes."""
+    """Deep clustering: prototypical episodes with the multivariate scatter loss; scored by clusters of unknown
+    classes."""
 
     kind: Literal["scatter"] = "scatter"
     scatter_weight: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """share of the scatter loss in the loss, 0 … 1, the rest is cross entropy (α of deep clustering Eq. 3); the paper chooses it
-    by validation CA, and finds 0.1 for ConvNeXt-B on EU Moths"""
+    """share of the scatter loss in the loss, 0 … 1; the rest is cross entropy (α of deep clustering Eq. 3). The paper
+    selects it by validation CA, and finds 0.1 for ConvNeXt-B on EU Moths"""
     distance: Literal["euclidean", "squared"] = "euclidean"
-    """of a query to its prototypes in the cross entropy: as deep clustering Eq. 2 has it, or squared as in prototypical networks"""
+    """of a query to its prototypes in the cross entropy: as deep clustering Eq. 2 has it, or squared as in
+    prototypical networks"""
 
     @property
     def traits(self) -> Traits:
@@ -50,7 +52,7 @@ class ScatterConfig(MethodSettings):
             )
 
     def count_epoch(self, plan: EpochPlan) -> EpochSize:
-        """An epoch is `episode.per_epoch` episodes."""
+        """An epoch has `episode.per_epoch` episodes."""
         return count_episodes(plan)
 
     def build(self, context: MethodContext) -> Scatter:
@@ -59,7 +61,7 @@ class ScatterConfig(MethodSettings):
 
 
 class Scatter(Episodes):
-    """Episodes and a loss of two terms; prototypes are the support's means, and nothing is kept of them."""
+    """Episodes and a loss of two terms; prototypes are the support's means and are not stored."""
 
     def __init__(self, context: MethodContext, method: ScatterConfig) -> None:
         super().__init__(context)

@@ -1,4 +1,5 @@
-"""What methods on stratified batches share: one batch a step, split over all workers, its embeddings gathered."""
+"""The shared part of methods on stratified batches: one batch per step, split over all workers, its embeddings
+gathered."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +20,11 @@ class StratifiedBatches(Method):
         self.batch_size = context.batch_size
 
     def num_steps(self) -> int:
-        """An epoch is ⌈images / batch⌉ steps."""
+        """An epoch has ⌈images / batch⌉ steps."""
         return stratified_steps(self.selection, self.batch_size)
 
     def batches(self, epoch: int, step: int) -> list[Batch]:
-        """One stratified batch a step."""
+        """One stratified batch per step."""
         ids = stratified_batch(
             self.selection,
             batch_size=self.batch_size,

@@ -1,9 +1,9 @@
 """Bootstrap intervals of accuracy and mean class recall, over images or groups of images.
 
-Draws are stratified by class, so that every class is in every draw and a mean over classes exists. Intervals are percentiles
-(Efron & Tibshirani 1993, chapter 13). The bootstrap is smoothed: a class of one image would not vary in a plain one. Both scores
-are linear in the images' values, so values of −1, 0 and 1 serve a score (1: right) and the difference of two classifiers (1: only the
-first is right, −1: only the second) alike.
+Draws are stratified by class, so that every draw contains every class and a mean over classes exists. Intervals are
+percentiles (Efron & Tibshirani 1993, chapter 13). The bootstrap is smoothed, because a class of one image would not
+vary in a plain one. Both scores are linear in the images' values. So values of −1, 0 and 1 describe both a score (1:
+correct) and the difference of two classifiers (1: only the first is correct, −1: only the second).
 """
 
 import numpy as np
@@ -36,20 +36,20 @@ def resample(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The mean of `values`, and the mean over the classes of each class's mean, in `draws` bootstrap draws.
+    """Compute the mean of `values`, and the mean over classes of each class's mean, in `draws` bootstrap draws.
 
-    Without groups, a draw takes n_c images of each class with replacement, from its n_c images and 2 that have the values of all images on
-    average. With groups, it takes as many groups with replacement as have their most frequent class in common (equal counts: the
-    smaller label), and a share 2 / (G + 2) of these G gets the mean value of a group of any class. The draws are moved so that their
-    mean is the observed score. Where many classes have few images, the interval
-    of the plain bootstrap is far too narrow.
+    Without groups, a draw takes n_c images of each class with replacement, from its n_c images and 2 artificial ones
+    with the average value of all images. With groups, it takes groups with replacement, stratified by their most
+    frequent class (equal counts: the smaller label), and a share 2 / (G + 2) of these G gets the mean value of a
+    group of any class. The draws are shifted so that their mean is the observed score. If many classes have few
+    images, the interval of the plain bootstrap is far too narrow.
 
-    A class that is the most frequent of no group may miss from a draw, whose mean is then over the others.
+    A class that is the most frequent of no group may be missing in a draw, whose mean is then over the others.
 
     Args:
         values: int64 [n], n ≥ 1: −1, 0 or 1.
         labels: int64 [n]: true classes.
-        groups: int64 [n]; an image of group −1 is a group of its own. None: no groups.
+        groups: int64 [n]; an image of group −1 is a separate group. None: no groups.
         draws: B.
         seed: of the draws, which depend on nothing else.
 
@@ -78,7 +78,7 @@ def _draw_images(
 ) -> NDArray[np.float64]:
     """Sum of the values of each class in each draw of images: float64 [B, C].
 
-    How often each value is drawn is multinomial, so no image has to be drawn.
+    The number of times that each value is drawn is multinomial, so no individual image has to be drawn.
     """
     counts = np.bincount(positions)
     ups, downs = (
@@ -106,7 +106,7 @@ def _draw_groups(
     members[is_lone] = groups.max() + 1 + np.arange(int(is_lone.sum()))
     _, group_of = np.unique(members, return_inverse=True)
     num_groups = int(group_of.max()) + 1
-    # [groups, classes]; entries of one place add up.
+    # [groups, classes]; entries of the same cell are added.
     sums, totals = (
         csr_array((data.astype(np.float64), (group_of, positions)), shape=(num_groups, num_classes))
         for data in (values, np.ones(len(values)))
@@ -122,7 +122,7 @@ def _draw_groups(
         picks = rng.integers(0, len(own), size=shape) + np.arange(draws)[:, None] * len(own)
         is_borrowed = rng.random(shape) < BORROWED / (len(own) + BORROWED)
         borrowed = means[rng.integers(0, num_groups, size=int(is_borrowed.sum()))]
-        # [groups, draws]: how often each group is drawn, how often with its own values, and the means it borrows.
+        # [groups, draws]: how often each group is drawn, how often with its own values, and the means that it borrows.
         times, with_own, with_others = (
             np.bincount(which.ravel(), weights, minlength=picks.size).reshape(shape).T
             for which, weights in ((picks, None), (picks[~is_borrowed], None), (picks[is_borrowed], borrowed))

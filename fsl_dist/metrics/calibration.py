@@ -1,4 +1,5 @@
-"""Confidence: how far probabilities are from the shares of right answers, and the temperature that brings them together."""
+"""Calibration: the difference between probabilities and the shares of correct predictions, and the temperature that
+reduces it."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +10,8 @@ _BETAS = (-7.0, 7.0)  # log of 1/temperature: 0.0009 to 1,097
 
 
 def calibration_error(probabilities: NDArray[np.float64], is_right: NDArray[np.bool_]) -> float:
-    """Expected calibration error: the mean of |accuracy − confidence| over 15 equal bins of confidence, weighed by their images.
+    """Expected calibration error: the mean of |accuracy − confidence| over 15 equal bins of confidence, weighed by
+    their images.
 
     Guo et al. 2017, "On Calibration of Modern Neural Networks", Eq. 3.
 
@@ -30,18 +32,18 @@ def calibration_error(probabilities: NDArray[np.float64], is_right: NDArray[np.b
 
 
 def fit_temperature(scores: NDArray[np.float64], positions: NDArray[np.int64]) -> float:
-    """The temperature of the highest likelihood (Guo et al. 2017, section 4.2), with Platt's smoothed targets.
+    """Fit the temperature by maximum likelihood (Guo et al. 2017, section 4.2), with Platt's smoothed targets.
 
-    The true class's target is (n + 1) / (n + 2) instead of 1, and the other classes share the rest (Platt 1999, section 2.2).
-    Without that, images that are all right would ask for a temperature of 0 and a confidence of 1. The loss is convex in
-    1 / temperature, so the minimum is the only one. Deterministic.
+    The true class's target is (n + 1) / (n + 2) instead of 1, and the other classes share the rest (Platt 1999,
+    section 2.2). Without smoothing, images that are all correct would lead to a temperature of 0 and a confidence of
+    1. The loss is convex in 1 / temperature, so the minimum is unique. Deterministic.
 
     Args:
-        scores: float64 [n, C]; −inf for a class that is impossible.
-        positions: int64 [n], the true class's column. Images of an impossible class are left out.
+        scores: float64 [n, C]; −inf for an impossible class.
+        positions: int64 [n], the true class's column. Images of an impossible class are ignored.
 
     Returns:
-        The temperature; 1 where no image is left, or fewer than two classes are possible.
+        The temperature; 1 if no image is left, or if fewer than two classes are possible.
     """
     from scipy.optimize import minimize_scalar
 

@@ -1,7 +1,7 @@
 """Scores of a classifier: from class scores to the rank of the true class, from ranks to shares.
 
-All shares are fractions in 0 … 1. Where two classes score alike, the one of the smaller position ranks first, so
-that a result never depends on a sort's whims.
+All shares are fractions in 0 … 1. If two classes have the same score, the one at the smaller position ranks first, so
+that a result never depends on the sorting algorithm.
 """
 
 from collections.abc import Sequence
@@ -40,15 +40,15 @@ class Repeated:
 
 
 def rank_targets(scores: Floats, targets: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How many classes rank before the true one: int64 [n].
+    """Number of classes that rank before the true one: int64 [n].
 
-    `scores`: [n, C], growing with likeness. `targets`: int64 [n], the true class's position among the C, or −1
-    where it is not among them; its rank is then `NEVER`. Raises TrainingError where a score is not a number.
+    `scores`: [n, C], larger is more similar. `targets`: int64 [n], the true class's position among the C, or −1 if it
+    is missing; its rank is then `NEVER`. Raises TrainingError if a score is NaN.
     """
     if np.isnan(scores).any():
         raise TrainingError(
-            f"{int(np.isnan(scores).any(axis=1).sum())} of {len(scores)} test samples have scores that are not numbers: "
-            "the embedding or a prototype is not finite (a lower learning rate, or an earlier checkpoint)"
+            f"{int(np.isnan(scores).any(axis=1).sum())} of {len(scores)} test samples have scores that are not "
+            "numbers: the embedding or a prototype is not finite (a lower learning rate, or an earlier checkpoint)"
         )
     if scores.shape[1] == 0:
         return np.full(len(targets), NEVER)
@@ -59,7 +59,8 @@ def rank_targets(scores: Floats, targets: NDArray[np.int64]) -> NDArray[np.int64
 
 
 def share_within(ranks: NDArray[np.int64], k: int) -> float:
-    """Share of the samples (`ranks`: int64 [n], n ≥ 1) whose true class is among the first `k` (recall@k, PCN Eq. 10)."""
+    """Share of the samples (`ranks`: int64 [n], n ≥ 1) whose true class is among the first `k` (recall@k, PCN Eq.
+    10)."""
     return float(np.mean(ranks < k))
 
 
@@ -77,6 +78,6 @@ def class_shares(
 def class_mean_share_within(ranks: NDArray[np.int64], labels: NDArray[np.int64], k: int) -> float:
     """`share_within` of each class that has samples, averaged over these classes. `labels`: int64 [n].
 
-    With k = 1 it is the mean class accuracy (MCA, PCN Eq. 9); else the balanced recall@k (PCN appendix, Table 5).
+    With k = 1 it is the mean class accuracy (MCA, PCN Eq. 9); otherwise the balanced recall@k (PCN appendix, Table 5).
     """
     return float(np.mean(class_shares(ranks < k, labels)[1]))

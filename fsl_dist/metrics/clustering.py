@@ -1,7 +1,7 @@
 """Clusters of images whose classes the network has not seen: k-means, spectral clustering, and their scores.
 
-Bjerge, Bodesheim & Karstoft, "Deep Image Clustering with Model-Agnostic Meta-Learning", section 3.4: the number of clusters is
-known, and scores are means over runs from different seeds.
+Bjerge, Bodesheim & Karstoft, "Deep Image Clustering with Model-Agnostic Meta-Learning", section 3.4: the number of
+clusters is known, and scores are means over runs from different seeds.
 """
 
 import warnings
@@ -23,11 +23,11 @@ ClusterProtocol = Literal["kmeans", "spectral"]
 def cluster_scores(clusters: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[str, float]:
     """Scores of a clustering (int64 [n]) against the classes (int64 [n]): `evaluation.config.CLUSTER_SCORES`.
 
-    `ca`: share of images whose class is the most frequent of their cluster (Eq. 4). `nmi` and `ami`: mutual information over
-    the arithmetic mean of the two entropies, plain and adjusted for chance; `nmi_max` over the larger entropy. `ari`: the
-    adjusted Rand index. `ami` and `ari` may be slightly negative.
+    `ca`: share of images whose class is the most frequent of their cluster (Eq. 4). `nmi` and `ami`: mutual
+    information over the arithmetic mean of the two entropies, plain and adjusted for chance; `nmi_max` over the
+    larger entropy. `ari`: the adjusted Rand index. `ami` and `ari` may be slightly negative.
     """
-    # Here and below, not above: scikit-learn and SciPy take 1.8 s to import, and every training run would wait for them.
+    # Imported here and below: scikit-learn and SciPy take 1.8 s to import, and every training run would wait for them.
     from sklearn.metrics import (
         adjusted_mutual_info_score,
         adjusted_rand_score,
@@ -47,8 +47,8 @@ def cluster_scores(clusters: NDArray[np.int64], labels: NDArray[np.int64]) -> di
 def find_clusters(points: Floats, num_clusters: int, *, starts: int, random_state: int) -> NDArray[np.int64]:
     """k-means: the cluster of each of `points` [n, D], int64 [n]. The best of `starts` k-means++ starts.
 
-    Independent of the number of threads. scikit-learn takes the mean off first, so float32 keeps its digits far from the
-    origin. With fewer distinct points than clusters some stay empty.
+    Independent of the number of threads. scikit-learn subtracts the mean first, so float32 keeps its precision far
+    from the origin. With fewer distinct points than clusters, some clusters stay empty.
     """
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
@@ -64,8 +64,8 @@ def score_clusters(
 ) -> dict[str, Repeated]:
     """`kmeans/…` or `spectral/…` of an index's vectors against its labels, over `config.clustering_runs` runs.
 
-    kmeans takes one k-means++ start a run, on the vectors as they are. spectral's graph and eigenvectors are made once; its
-    runs differ by the k-means on them, which takes the best of `config.kmeans_runs` starts.
+    kmeans uses one k-means++ start per run, on the raw vectors. spectral computes its graph and eigenvectors once;
+    its runs differ in their k-means, which uses the best of `config.kmeans_runs` starts.
 
     Raises RequestError for fewer than two classes, and for more clusters than images.
     """
@@ -90,7 +90,7 @@ def score_clusters(
 
 
 def count_clusters(protocol: ClusterProtocol, labels: NDArray[np.int64], config: EvaluationConfig) -> int:
-    """Clusters to look for among images with `labels` (int64 [n])."""
+    """Number of clusters for images with `labels` (int64 [n])."""
     num_classes, num_images = len(np.unique(labels)), len(labels)
     if num_classes < 2:
         raise RequestError(
@@ -100,7 +100,7 @@ def count_clusters(protocol: ClusterProtocol, labels: NDArray[np.int64], config:
     num_clusters = config.num_clusters or num_classes
     if num_clusters > num_images:
         raise RequestError(
-            f"protocol={protocol} with evaluation.num_clusters={num_clusters} asks for more clusters than there are images: "
-            f"{num_images} images of {num_classes} classes (0 takes as many clusters as classes)"
+            f"protocol={protocol} with evaluation.num_clusters={num_clusters} needs more images: there are "
+            f"{num_images} images of {num_classes} classes (0 uses as many clusters as classes)"
         )
     return num_clusters

@@ -1,7 +1,7 @@
 """Confident learning: which labels are likely wrong, from out-of-sample probabilities.
 
-Northcutt, Jiang & Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels" (JAIR 2021). ỹ is the given label, y*
-the true one, p̂(ỹ = j; x) the out-of-sample probability of class j for image x.
+Northcutt, Jiang & Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels" (JAIR 2021). ỹ is the given
+label, y* the true one, p̂(ỹ = j; x) the out-of-sample probability of class j for image x.
 """
 
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from fsl_dist.errors import TrainingError
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ConfidentJoint:
-    """What the probabilities say about the labels."""
+    """Counts of confident labels (the confident joint)."""
 
     labels: NDArray[np.int64]
     """int64 [n]: the given classes"""
     thresholds: NDArray[np.float64]
     """float64 [C]: t_j, the mean probability of class j over the images that are labelled j (Eq. 2)"""
     true: NDArray[np.int64]
-    """int64 [n]: the class that an image is confidently counted in, −1 where it reaches no threshold (Eq. 1)"""
+    """int64 [n]: the class that an image is confidently counted in, −1 if it reaches no threshold (Eq. 1)"""
 
     @property
     def counts(self) -> NDArray[np.int64]:
@@ -34,7 +34,7 @@ class ConfidentJoint:
 
     @property
     def joint(self) -> NDArray[np.float64]:
-        """float64 [C, C]: estimated share of images that are labelled i and are of class j; sums to 1 (Eq. 3).
+        """float64 [C, C]: estimated share of images with label i and true class j; the sum is 1 (Eq. 3).
 
         Rows of `counts` are scaled to the number of images of each given label; a row without any keeps its label.
         """
@@ -51,7 +51,7 @@ class ConfidentJoint:
 
 
 def confident_joint(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> ConfidentJoint:
-    """Find the images that are confidently of another class than their label's.
+    """Find the images that confidently belong to another class than their label.
 
     Args:
         probabilities: float64 [n, C]; each row from a classifier that has not seen that image.

@@ -1,4 +1,4 @@
-"""Settings of an evaluation: nothing here needs the run to be trained anew."""
+"""Settings of an evaluation: none of them requires retraining."""
 
 from typing import Annotated
 
@@ -22,7 +22,7 @@ PROTOCOLS = (
     "fine_tune",
     "head",
 )
-"""what a run can be scored by"""
+"""the evaluation protocols"""
 
 
 @settings("evaluation")
@@ -46,26 +46,26 @@ class EvaluationConfig:
     draws: Annotated[int, Field(ge=1)] = 10
     """draws of novel support and test images; scores are mean ± standard deviation over them"""
     kmeans_runs: Annotated[int, Field(ge=1)] = 10
-    """k-means++ starts, of which the best is kept: for prototypes, and for the last step of spectral. Protocol kmeans
-    takes one start a run"""
+    """number of k-means++ starts, of which the best is kept: for prototypes, and for the last step of spectral.
+    Protocol kmeans uses one start per run"""
     fine_tune_epochs: Annotated[int, Field(ge=1)] = 10
     """epochs at most for which protocol fine_tune trains in each draw; the paper is silent"""
     num_clusters: Annotated[int, Field(ge=0)] = 0
-    """clusters that protocols kmeans and spectral look for, 0: as many as the images have classes"""
+    """number of clusters for the protocols kmeans and spectral; 0: as many as the images have classes"""
     clustering_runs: Annotated[int, Field(ge=1)] = 5
-    """runs of kmeans and of spectral from different seeds; scores are mean ± standard deviation over them. A
+    """runs of kmeans and of spectral with different seeds; scores are mean ± standard deviation over them. A
     validation by kmeans/… makes one run"""
     spectral_neighbors: Annotated[int, Field(ge=2)] = 10
     """images that spectral joins each image to, itself counted, as scikit-learn counts them; the paper is silent"""
     k: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (3, 5, 10, 20, 40)
-    """retrieval: nearest training images that are scored, no more than there are; each value is scored"""
+    """retrieval: numbers of nearest training images to score, at most as many as exist; each value is scored"""
     positive_class: str = ""
-    """class whose AUC is measured (retrieval, softmax); empty: every class against the others, averaged; CHAI has one such
-    class and is silent on more"""
+    """class whose AUC is measured (retrieval, softmax); empty: the mean of every class against the others. CHAI has
+    one such class and does not define more"""
     mask_above: Annotated[int, Field(ge=0, le=65534)] = 0
     """maps: mask pixels above this value are foreground; 0: all that is not background"""
     batch_size: Annotated[int, Field(ge=1)] = 256
-    """images embedded at a time"""
+    """number of images that are embedded per batch"""
 
     def __post_init__(self) -> None:
         for name in ("k_p", "k", "delta_tau"):

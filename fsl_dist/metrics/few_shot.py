@@ -1,6 +1,6 @@
-"""The few-shot protocol of PCN (section 4), whatever classifies: draws of novel images, and the scores of a draw.
+"""The few-shot protocol of PCN (section 4), for any classifier: draws of novel images, and the scores of a draw.
 
-Base classes are tested by their test images, novel ones by a few images of each draw, all in one label space.
+Base classes are tested on their test images, novel ones on a few images of each draw, all in one label space.
 """
 
 import logging
@@ -32,7 +32,7 @@ class Draw:
 
 
 def draw_novel(novel_labels: NDArray[np.int64], config: EvaluationConfig, *, seed: int, draw: int) -> Draw:
-    """Draw number `draw` over the novel images (`novel_labels`: int64 [n]), whatever the method.
+    """Draw number `draw` over the novel images (`novel_labels`: int64 [n]), for any method.
 
     A function of (seed, draw, label, images of the class): the test images are the same for any `novel_shots`.
     """
@@ -50,16 +50,16 @@ def draws_of(novel_labels: NDArray[np.int64], config: EvaluationConfig, *, seed:
 
 
 def largest_classes(novel_labels: NDArray[np.int64], config: EvaluationConfig) -> NDArray[np.int64]:
-    """The `config.novel_classes` classes with the most images among `novel_labels`; the smaller label where equal.
+    """The `config.novel_classes` largest classes of `novel_labels`; ties are ordered by label.
 
-    RequestError where there are fewer.
+    Raises RequestError if there are fewer.
     """
     classes, counts = np.unique(novel_labels, return_counts=True)
     wanted = config.novel_classes or len(classes)
     if wanted > len(classes):
         raise RequestError(
-            f"evaluation.novel_classes={wanted} asks for more novel classes than the data set has: {len(classes)} "
-            "(0 takes them all)"
+            f"evaluation.novel_classes={wanted} is more than the number of novel classes in the data set: "
+            f"{len(classes)} (0 uses all)"
         )
     return classes[np.argsort(-counts, kind="stable")[:wanted]]
 
@@ -73,12 +73,14 @@ def check_novel(
     """Raise RequestError for novel classes that are base classes too, or have too few images for a draw."""
     labels, counts = np.unique(novel_labels, return_counts=True)
     if len(labels) == 0:
-        raise RequestError("the novel split holds no image (leave it out; pack(split=base-novel) makes one)")
+        raise RequestError(
+            "the novel split contains no image (leave it out; pack(split=base-novel) creates one)"
+        )
     shared = np.intersect1d(labels, base_labels)
     if len(shared):
         raise RequestError(
-            f"{name_of(int(shared[0]), class_names)} has images in both the training and the novel split, {len(shared)} classes "
-            "in all; a novel class must be new (pack(split=base-novel) divides so)"
+            f"{name_of(int(shared[0]), class_names)} has images in both the training and the novel split, "
+            f"{len(shared)} classes in all; a novel class must be new (pack(split=base-novel) divides so)"
         )
     needed = config.novel_shots + config.novel_test
     smallest = int(counts.argmin())
@@ -101,12 +103,12 @@ def warn_of_untrained(
 
 
 def name_of(label: int, class_names: Sequence[str]) -> str:
-    """What an error or a warning calls a class: its name where there is one, else its label."""
+    """The name of a class in errors and warnings: its name if it has one, otherwise its label."""
     return f"class '{class_names[label]}'" if label < len(class_names) else f"class {label}"
 
 
 def positions_among(labels: NDArray[np.int64], among: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where each of `labels` (int64 [n]) stands in the ascending `among` (int64 [C], C ≥ 1), −1 where it does not."""
+    """Position of each of `labels` (int64 [n]) in the ascending `among` (int64 [C], C ≥ 1), −1 if it is missing."""
     places = np.minimum(np.searchsorted(among, labels), len(among) - 1)
     return np.where(among[places] == labels, places, -1).astype(np.int64)
 
@@ -114,7 +116,7 @@ def positions_among(labels: NDArray[np.int64], among: NDArray[np.int64]) -> NDAr
 def group_scores(
     group: str, ranks: NDArray[np.int64], labels: NDArray[np.int64], suffix: str = ""
 ) -> dict[str, float]:
-    """The five scores of a group of test images (`ranks`, `labels`: int64 [n]); none where it has no images."""
+    """The five scores of a group of test images (`ranks`, `labels`: int64 [n]); empty if it has no images."""
     if len(ranks) == 0:
         return {}
     name = f"{group}{suffix}"

@@ -1,8 +1,9 @@
-"""Few-shot classification by nearest neighbours (PCN's FT-1NN and FT-3NN): the gallery is base training images + support.
+"""Few-shot classification by nearest neighbours (PCN's FT-1NN and FT-3NN): the gallery is base training images +
+support.
 
-The vote alone names one class. To rank all of them: by votes among the K_p nearest, equal votes by the nearest member,
-equal distances there by the smaller label; classes without a vote follow in the order of their nearest member. So the
-first class is the vote's, and recall@k needs no other neighbours than mca.
+The vote selects only one class. All classes are ranked by votes among the K_p nearest; equal votes by the nearest
+member; equal distances by label. Classes without a vote follow in the order of their nearest member. So the first
+class is that of the vote, and recall@k needs the same neighbours as mca.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,19 +29,19 @@ from index.exact.costs import Vectors, query_points
 from index.exact.rounding import FLOAT64, product_error, squared_distance_error
 from index.vectors import check_directions
 
-# Gallery vectors, and distances of one block of them, in memory at a time: 2**20 float64 are 8 MiB.
+# Number of gallery vectors, and of distances in a block of them: 2**20 float64 are 8 MiB.
 _GALLERY_AT_A_TIME = 2**13
 _DISTANCES_AT_A_TIME = 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class Nearest:
-    """What is near each of n queries: the K nearest gallery vectors, and the nearest of every class."""
+    """The neighbours of n queries: the K nearest gallery vectors, and the nearest one of every class."""
 
     labels: NDArray[np.int64]
-    """int64 [n, K]: labels of the nearest vectors, nearest first; −1 where there are fewer"""
+    """int64 [n, K]: labels of the nearest vectors, nearest first; −1 if there are fewer"""
     distances: NDArray[np.float64]
-    """float64 [n, K]: their distances, as costs of `index.exact.costs`; inf where there are fewer"""
+    """float64 [n, K]: their distances, as costs of `index.exact.costs`; inf if there are fewer"""
     classes: NDArray[np.int64]
     """int64 [C]: the gallery's labels, ascending"""
     of_class: NDArray[np.float64]
@@ -56,9 +57,9 @@ def find_nearest(
 ) -> Nearest:
     """Compare `queries` [n, D] with all of `gallery` [N, D] (labels int64 [N], in any order, N ≥ 1), in float64.
 
-    Distances are the costs of `index.exact.costs`, as in every search. Equal distances: the smaller label, then the earlier row.
-    n·N·D multiplications propose, and what their rounding may hide is compared pair by pair. Raises TrainingError for embeddings
-    that are not finite, RequestError for a vector of zeros under cosine.
+    Distances are the costs of `index.exact.costs`, as in every search. Equal distances: the smaller label, then the
+    earlier row. n·N·D multiplications propose, and what their rounding may hide is compared pair by pair. Raises
+    TrainingError for embeddings that are not finite, RequestError for a vector of zeros under cosine.
     """
     if not (np.isfinite(queries).all() and np.isfinite(gallery).all()):
         raise TrainingError(
@@ -71,7 +72,7 @@ def find_nearest(
     labels = gallery_labels[order]
     classes = np.unique(labels)
     vectors = Vectors(gallery[order], metric)
-    # Far from the origin the product of raw vectors cancels; inner products must stay what they are.
+    # Far from the origin the product of raw vectors cancels; inner products must not be centred.
     centre = gallery.mean(axis=0, dtype=np.float64) if metric == "l2" else np.zeros(gallery.shape[1])
     nearest = np.full((len(queries), k), -1)
     distances, of_class = np.full((len(queries), k), np.inf), np.full((len(queries), len(classes)), np.inf)
@@ -112,12 +113,14 @@ def _candidates(
     k: int,
     metric: Metric,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pairs (row of `x` [n, D], row of `y` [m, D]) that may be the nearest of a class, or among a row's k nearest: int64 [p] each.
+    """Pairs (row of `x` [n, D], row of `y` [m, D]) that may be the nearest of a class, or among a row's k nearest:
+    int64 [p] each.
 
-    `y_lengths` [m] and `labels` int64 [m], ascending, are of `y`. Ordered by the row of `x`. No pair that is left out can be as near, up to float64's rounding.
+    `y_lengths` [m] and `labels` int64 [m], ascending, are of `y`. Ordered by the row of `x`. No pair that is left out
+    can be as near, up to float64's rounding.
     """
     lengths = np.sqrt(np.square(x).sum(axis=1))
-    # A query's own length is in all of its distances alike, and left out.
+    # A query's own length is the same in all of its distances, and is left out.
     distances = ((-2.0 if metric == "l2" else -1.0) * x) @ y.T
     if metric == "l2":
         distances += np.square(y_lengths)
@@ -129,14 +132,16 @@ def _candidates(
     limits = np.repeat(limits, np.diff([*firsts, len(labels)]), axis=1)
     place = min(k, len(labels)) - 1
     np.maximum(limits, np.partition(distances, place, axis=1)[:, place, None], out=limits)
-    # Both of two that are compared are off by the error at most, and so are the costs that decide and the lengths of a cosine.
+    # Both of two that are compared are off by the error at most, and so are the costs that decide and the lengths of
+    # a cosine.
     limits += 8 * error[:, None]
     who, near = np.nonzero(distances <= limits)
     return who, near
 
 
 def join_nearest(first: Nearest, second: Nearest) -> Nearest:
-    """What is near the same queries in both galleries together, which have no class in common; ties as in `find_nearest`."""
+    """The neighbours of the same queries in both galleries together, which share no class; ties as in
+    `find_nearest`."""
     labels = np.concatenate([first.labels, second.labels], axis=1)
     distances = np.concatenate([first.distances, second.distances], axis=1)
     nearest = np.lexsort((labels, distances), axis=1)[:, : first.labels.shape[1]]
@@ -148,9 +153,10 @@ def join_nearest(first: Nearest, second: Nearest) -> Nearest:
 
 
 def rank_classes(nearest: Nearest, k_p: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """All classes from best to worst (int64 [n, C], positions in `nearest.classes`), and votes (int64 [n, C]) in that order.
+    """All classes from best to worst (int64 [n, C], positions in `nearest.classes`), and votes (int64 [n, C]) in that
+    order.
 
-    As this module's head says; `nearest` must hold `k_p` neighbours or more.
+    The order is described in this module's docstring; `nearest` must have at least `k_p` neighbours.
     """
     votes = np.zeros(nearest.of_class.shape, dtype=np.int64)
     rows = np.arange(len(votes))
@@ -176,14 +182,14 @@ def evaluate_few_shot_knn(
     metric: Metric = "l2",
     class_names: Sequence[str] = (),
 ) -> dict[str, float | Repeated]:
-    """Scores of base and novel classes in one label space by a vote of the K_p nearest, for each `config.k_p`.
+    """Score base and novel classes in one label space by a vote of the K_p nearest, for each `config.k_p`.
 
-    Arguments, draws, groups and names as in `evaluate_prototypes`, with `;k_p=K` behind each name.
+    Arguments, draws, groups and names as in `evaluate_prototypes`, with `;k_p=K` appended to each name.
 
-    Raises RequestError where there are no training images, or the novel classes cannot serve.
+    Raises RequestError if there are no training images, or if the novel classes are not suitable.
     """
     if len(train_labels) == 0:
-        raise RequestError("there are no training images to be neighbours of (evaluate needs split train)")
+        raise RequestError("there are no training images to use as neighbours (evaluate needs split train)")
     check_novel(novel_labels, np.unique(train_labels), config, class_names)
     warn_of_untrained(test_labels, train_labels, class_names)
     draws = list(draws_of(novel_labels, config, seed=seed))

@@ -10,9 +10,9 @@ from fsl_dist.metrics.class_scores import Floats
 from index.search import ShardedIndex
 
 NO_LABEL = -1
-"""Stands for a missing neighbour, and for the prediction of a query that has none."""
+"""Value for a missing neighbour, and for the prediction of a query without neighbours."""
 
-# The vote compares neighbours pairwise; 2**22 pairs keep it near 100 MB whatever the number of queries.
+# The vote compares neighbours pairwise; 2**22 pairs limit it to about 100 MB for any number of queries.
 _PAIRS_AT_A_TIME = 2**22
 
 
@@ -24,13 +24,18 @@ def vote(neighbour_labels: NDArray[np.int64], distances: Floats, k_p: int) -> ND
 def vote_each(
     neighbour_labels: NDArray[np.int64], distances: Floats, k_ps: Sequence[int]
 ) -> NDArray[np.int64]:
-    """Majority label of each query's K_p nearest neighbours for each of `k_ps`, in one pass: int64 [len(k_ps), n].
+    """Majority vote of each query's K_p nearest neighbours for each of `k_ps`, in one pass: int64 [len(k_ps), n].
 
-    `neighbour_labels`: int64 [n, K], K ≥ every K_p, nearest first, −1 where there is no neighbour. `distances`:
-    [n, K], growing with unlikeness (give inner products negated). Equal votes go to the class whose nearest member is
-    nearest, equal distances there to the smaller label. A query without neighbours gets −1.
+    Equal votes are decided by the nearest member, equal distances by label. A query without neighbours gets −1.
 
-    Raises RequestError for fewer than K_p columns, TrainingError for a distance that is not a number.
+    Args:
+        neighbour_labels: int64 [n, K], K ≥ every K_p, nearest first, −1 for a missing neighbour.
+        distances: [n, K], smaller is nearer (negate inner products).
+        k_ps: numbers of neighbours.
+
+    Raises:
+        RequestError: there are fewer than K_p columns.
+        TrainingError: a distance is NaN.
     """
     num, num_neighbours = neighbour_labels.shape
     for k_p in k_ps:
@@ -84,12 +89,12 @@ def knn_metrics(
     class_labels: NDArray[np.int64],
     class_counts: NDArray[np.int64],
 ) -> dict[str, float]:
-    """`acc`, `mcr` and `rs` of `predictions` (int64 [n]) against `targets` (int64 [n]), fractions.
+    """Compute `acc`, `mcr` and `rs` of `predictions` (int64 [n]) against `targets` (int64 [n]), as fractions.
 
-    `acc` is the share of right predictions, `mcr` the mean over the classes among the targets of each class's share,
-    `rs` the same mean over those classes that are tied for the fewest training images. `class_labels` and
-    `class_counts` (int64 [C]) give each class's number of training images; a class without any plays no part in
-    `rs`. Raises DataError where there is no target, or none of a class with training images.
+    `acc` is the share of correct predictions, `mcr` the mean over the classes among the targets of each class's
+    share, `rs` the same mean over only those classes that have the fewest training images. `class_labels` and
+    `class_counts` (int64 [C]) are each class's number of training images; a class without any is ignored in `rs`.
+    Raises DataError if there is no target, or none of a class with training images.
     """
     if len(targets) == 0:
         raise DataError("there is no test sample to score: the query split is empty (evaluate another split)")
@@ -103,7 +108,8 @@ def knn_metrics(
     if np.isinf(counts).all():
         raise DataError(
             f"none of the {len(tested)} test classes has a training image: "
-            "gallery and queries are of different classes (pack(split=stratified) divides every class; evaluate(protocol=kmeans) clusters instead)"
+            "gallery and queries are of different classes (pack(split=stratified) divides every class; "
+            "evaluate(protocol=kmeans) clusters instead)"
         )
     return {
         "acc": float(np.mean(predictions == targets)),
@@ -115,9 +121,9 @@ def knn_metrics(
 def score_knn(
     gallery: ShardedIndex, queries: NDArray[np.float32], query_labels: NDArray[np.int64], k_ps: Sequence[int]
 ) -> dict[str, float]:
-    """Scores of `queries` (float32 [n, D], labels int64 [n]) by their nearest vectors in `gallery`.
+    """Score `queries` (float32 [n, D], labels int64 [n]) by their nearest vectors in `gallery`.
 
-    One search at the largest K_p: every smaller one is a prefix of its answer. Names as `evaluate_knn` gives them.
+    One search at the largest K_p: every smaller one is a prefix of its result. Names as in `evaluate_knn`.
     """
     answer = gallery.search(queries, max(k_ps))
     labels, counts = np.unique(gallery.labels, return_counts=True)
@@ -132,9 +138,10 @@ def score_knn(
 
 
 def count_right_inside(index: ShardedIndex, rows: slice, k_ps: Sequence[int]) -> NDArray[np.int64]:
-    """How many vectors at the positions `rows` of `index` get their own class by a vote of the others: int64 [len(k_ps)].
+    """Number of vectors at the positions `rows` of `index` that get their own class by a vote of the others: int64
+    [len(k_ps)].
 
-    Each is left out of its own neighbours by its id. Costs a search of these rows against the whole index.
+    Each is excluded from its own neighbours by its id. Costs a search of these rows against the whole index.
     """
     vectors, ids = index.vectors(rows.start, rows.stop, as_given=True), index.ids[rows]
     answer = index.search(vectors, max(k_ps), query_ids=ids)
@@ -152,7 +159,8 @@ def evaluate_knn(
     class_counts: NDArray[np.int64],
     k_ps: Sequence[int],
 ) -> dict[str, float]:
-    """`knn/acc@K_p`, `knn/mcr@K_p` and `knn/rs@K_p` for each of `k_ps`; arguments as in `vote_each` and `knn_metrics`."""
+    """`knn/acc@K_p`, `knn/mcr@K_p` and `knn/rs@K_p` for each of `k_ps`; arguments as in `vote_each` and
+    `knn_metrics`."""
     scores: dict[str, float] = {}
     for k_p, predictions in zip(k_ps, vote_each(neighbour_labels, distances, k_ps), strict=True):
         metrics = knn_metrics(predictions, targets, class_labels=class_labels, class_counts=class_counts)

@@ -1,8 +1,8 @@
-"""How much more images would bring: scores on parts of the training images, extrapolated by a power law.
+"""The expected gain from more images: scores on parts of the training images, extrapolated by a power law.
 
 The error of many classifiers falls as a power of the number of training images, ε(n) = a · n^−b (Hestness et al., "Deep
-Learning Scaling is Predictable, Empirically", 2017). With two parameters and at least two sizes it can be fitted; where images
-stop helping, the law extrapolates too well.
+Learning Scaling is Predictable, Empirically", 2017). With two parameters it can be fitted to two or more sizes. Where
+more images stop helping, the extrapolation is too optimistic.
 """
 
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ FRACTIONS = (0.25, 0.5, 1.0)
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """What more images are expected to bring."""
+    """The expected gain from more images."""
 
     mean: float
-    """difference of the score, a fraction; above 0 where it rises"""
+    """difference of the score, a fraction; above 0 if the score rises"""
     low: float
     """5th percentile over the bootstrap"""
     high: float
@@ -55,8 +55,8 @@ def draw_part(
 ) -> NDArray[np.int64]:
     """Positions (int64, ascending) of a part of every class: `fraction` of its images, rounded, at least one.
 
-    labels, units: int64 [n]. Images of one unit (a number from 0 on; −1 is a unit of its own) are taken one after another, so
-    that no more units are in the part than must be.
+    labels, units: int64 [n]. Images of the same unit (a number from 0 on; each −1 is a separate unit) are selected
+    consecutively, so that the part contains as few units as possible.
     """
     own = np.where(units >= 0, units, units.max(initial=-1) + 1 + np.arange(len(units)))
     _, unit = np.unique(own, return_inverse=True)
@@ -101,7 +101,8 @@ def resample_shares(
 def wilson_interval(
     right: NDArray[np.int64], number: NDArray[np.int64], z: float = 1.96
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Wilson's interval of a share, `right` of `number` (int64 [n], number ≥ 1): (low, high), float64 [n]. z=1.96: 95 %."""
+    """Wilson's interval of a share, `right` of `number` (int64 [n], number ≥ 1): (low, high), float64 [n]. z=1.96: 95
+    %."""
     share = right / number
     centre = (share + z**2 / (2 * number)) / (1 + z**2 / number)
     half = z * np.sqrt(share * (1 - share) / number + z**2 / (4 * number**2)) / (1 + z**2 / number)

@@ -20,7 +20,7 @@ from fsl_dist.metrics.few_shot import (
     warn_of_untrained,
 )
 
-# Scores of base images for the novel classes of all draws, at once: 128 MB.
+# Number of scores of base images for the novel classes of all draws per block: 128 MB.
 _SCORES_AT_A_TIME = 2**24
 
 
@@ -79,22 +79,25 @@ def evaluate_prototypes(
     class_names: Sequence[str] = (),
     fitted: dict[tuple[int, int], Prototypes] | None = None,
 ) -> dict[str, float | Repeated]:
-    """Scores of the base classes' test images, and of novel classes learnt from a few images, in one label space.
+    """Score the base classes' test images, and novel classes learned from a few images, in one label space.
 
-    Embeddings are [n, D] with int64 [n] labels; `novel_*` hold all images of the novel classes, or None. Base
-    prototypes come from all training images by k-means; each of `config.draws` draws takes `novel_test` images and
-    `novel_shots` others of each novel class as test and support, the same test images whatever the shots. Cluster
-    numbers are the method's unless `config` names others; `temperature` is the training one, to which each
-    `delta_tau` is added. `class_names[label]` is what an error calls a class. `fitted`: base prototypes of these training
-    images and this seed by (clusters, k-means starts), for several calls to share; what is missing is added.
+    Embeddings are [n, D] with int64 [n] labels; `novel_*` contain all images of the novel classes, or None. Base
+    prototypes are computed from all training images by k-means. Each of `config.draws` draws selects `novel_test`
+    test images and `novel_shots` support images of each novel class; the test images are the same for any number of
+    shots. Cluster numbers are the method's unless `config` sets others; `temperature` is the training one, to which
+    each `delta_tau` is added. `class_names[label]` is the name in errors. `fitted`: base prototypes of these training
+    images and this seed by (clusters, k-means starts), shared between calls; missing ones are added. Distances to
+    base prototypes are computed once for all draws and Δτ.
 
-    Returns fractions named `mca/GROUP`, `recall@5/GROUP`, `recall@10/GROUP`, `balanced_recall@5/GROUP` and
-    `balanced_recall@10/GROUP`, with `;dtau=D` behind those of a Δτ other than 0. With novel classes GROUP is
-    `base_novel`, `base` and `novel` and a value is `Repeated` over the draws; without, it is `base` and a number.
-    A test image of a class without training images counts as wrong, and a warning names the class.
+    Returns:
+        Fractions named `mca/GROUP`, `recall@5/GROUP`, `recall@10/GROUP`, `balanced_recall@5/GROUP` and
+        `balanced_recall@10/GROUP`, with the suffix `;dtau=D` for a Δτ other than 0. With novel classes GROUP is
+        `base_novel`, `base` and `novel` and a value is `Repeated` over the draws; without, it is `base` and a number.
+        A test image of a class without training images counts as wrong, with a warning that names the class.
 
-    Raises RequestError where τ + Δτ is not above 0, a novel class has too few images or is a base class too, or
-    there is nothing to test. Distances to base prototypes are computed once for all draws and Δτ.
+    Raises:
+        RequestError: τ + Δτ is not above 0, a novel class has too few images or is a base class too, or there is
+            nothing to test.
     """
     temperatures = [_test_temperature(temperature, delta) for delta in config.delta_tau]
     if len(train_labels) == 0:
@@ -159,15 +162,15 @@ def rank_draws(
     novels: Sequence[Prototypes],
     temperatures: Sequence[float],
 ) -> NDArray[np.int64]:
-    """How many classes of base and novel rank before the true one, in each draw: int64 [draws, T, n + m].
+    """Number of base and novel classes that rank before the true one, in each draw: int64 [draws, T, n + m].
 
-    `test_embeddings`: [n, D], base test images with `base_targets` (int64 [n], positions in `base`, or −1);
-    `tests[d]`: int64 [m], the rows of `novel_embeddings` tested in draw d after them. `novels[d]`: prototypes of the same
-    novel classes in each draw. T temperatures. Ties: base before novel, then the smaller position.
+    `test_embeddings`: [n, D], base test images with `base_targets` (int64 [n], positions in `base`, or −1); `tests[d]`:
+    int64 [m], the rows of `novel_embeddings` that are tested in draw d after them. `novels[d]`: prototypes of the
+    same novel classes in each draw. T temperatures. Ties: base before novel, then the smaller position.
     """
     num, num_novel = len(test_embeddings), len(novels[0].labels)
     ranks = np.empty((len(tests), len(temperatures), num + len(tests[0])), dtype=np.int64)
-    # All draws in one product. What a base image loses to base classes is the same in every draw.
+    # All draws in one product. The base classes that rank before a base image are the same in every draw.
     every = stack_prototypes(
         [m[used] for novel in novels for m, used in zip(novel.means, novel.mask, strict=True)],
         np.concatenate([novel.labels for novel in novels]),

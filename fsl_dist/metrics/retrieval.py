@@ -1,7 +1,7 @@
-"""Scores of retrieved images as evidence (CHAI, Table 1): AUC of the neighbours' vote, and how many look alike.
+"""Scores of retrieved images as evidence (CHAI, Table 1): AUC of the neighbours' vote, and the share of similar images.
 
-A class's score is its share among the k nearest training images. An AUC needs queries both of the class and of others:
-the mean over classes leaves out those without, and says so; a class asked for by name is refused.
+A class's score is its share among the k nearest training images. An AUC needs queries of the class and of others: the
+mean over classes skips those without, and logs it; an explicitly selected class without them is an error.
 """
 
 import difflib
@@ -27,23 +27,24 @@ _NUM_NAMED = 5
 
 
 def find_positive(name: str, class_names: Sequence[str]) -> int | None:
-    """Label of `evaluation.positive_class`, None where it is empty; RequestError for a class the data set lacks."""
+    """Label of `evaluation.positive_class`, None if it is empty; raises RequestError for an unknown class."""
     if not name:
         return None
     name = name if name in class_names else read_text(name)
     if name not in class_names:
         near = difflib.get_close_matches(name, class_names, n=1, cutoff=0)[0]
         raise RequestError(
-            f"evaluation.positive_class={name} is none of the data set's {len(class_names)} classes; did you mean '{near}'?"
+            f"evaluation.positive_class={name} must be one of the data set's {len(class_names)} classes; did you "
+            f"mean '{near}'?"
         )
     return list(class_names).index(name)
 
 
 def auc(scores: Floats, is_positive: NDArray[np.bool_]) -> float:
-    """Area under the ROC curve: the share of (positive, negative) pairs in which the positive one scores higher.
+    """Area under the ROC curve: the share of (positive, negative) pairs in which the positive one has the higher score.
 
-    scores: float [n]; is_positive: bool [n], with one of each kind at least. Pairs of equal scores count a half. Costs a
-    sort. Raises TrainingError where a score is not a number.
+    scores: float [n]; is_positive: bool [n], with at least one of each kind. Pairs of equal scores count half. The
+    cost is one sort. Raises TrainingError if a score is NaN.
     """
     if np.isnan(scores).any():
         raise TrainingError(
@@ -64,13 +65,14 @@ def class_auc(
     """AUC of the class `positive`, or the mean over classes of each against all others.
 
     scores: [n, C], column c is class classes[c] (int64 [C], ascending); a class without a column scores 0 everywhere.
-    targets: int64 [n]. Raises RequestError where no pair of a positive and a negative query exists.
+    targets: int64 [n]. Raises RequestError if there is no pair of a positive and a negative query.
     """
     tested = np.unique(targets)
     if positive is not None and (positive not in tested or len(tested) == 1):
         raise RequestError(
-            f"evaluation.positive_class: {name_of(positive, class_names)} has {int((targets == positive).sum())} of the "
-            f"{len(targets)} queries; an AUC needs queries of it and of others (another positive_class, or another split)"
+            f"evaluation.positive_class: {name_of(positive, class_names)} has {int((targets == positive).sum())} "
+            f"of the {len(targets)} queries; an AUC needs queries of it and of others (another positive_class, or "
+            "another split)"
         )
     if len(tested) < 2:
         raise RequestError(
@@ -117,12 +119,12 @@ def find_neighbours(
 ) -> NDArray[np.int64]:
     """Sample ids of the max(ks) nearest training images of `queries` (float32 [n, D]): int64 [n, max(ks)].
 
-    Any smaller k is a prefix. Ties go to the smaller id. RequestError where there are fewer images.
+    Any smaller k is a prefix. Ties are ordered by id. Raises RequestError if there are fewer images.
     """
     if max(ks) > gallery.num_vectors:
         fitting = [k for k in ks if k <= gallery.num_vectors]
         raise RequestError(
-            f"evaluation.k={max(ks)} asks for more neighbours than there are training images: {gallery.num_vectors} "
+            f"evaluation.k={max(ks)} is more than the number of training images: {gallery.num_vectors} "
             f"(evaluation.k={fitting or [gallery.num_vectors]})"
         )
     return gallery.search(queries, max(ks)).ids

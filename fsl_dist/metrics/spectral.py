@@ -1,9 +1,10 @@
-"""Spectral clustering's embedding from the neighbour index: a sparse graph, and the top of its spectrum.
+"""The embedding of spectral clustering from the neighbour index: a sparse graph, and the top of its spectrum.
 
-As scikit-learn's SpectralClustering with nearest-neighbour affinity, up to a rotation that k-means does not see. What differs is
-the eigensolver. It takes the graph's connected components one by one: each has the eigenvalue 1, and a Lanczos solver of all of them
-at once finds only some of the equal ones (of 160 components it left clusters with an ARI of 0.05 instead of 1). And it needs no
-factorisation, whose fill-in grows with the overlap of the clusters.
+Equal to scikit-learn's SpectralClustering with nearest-neighbour affinity, up to a rotation that does not change
+k-means, but with another eigensolver. It processes the graph's connected components one by one. Each component has
+the eigenvalue 1, and a Lanczos solver of all of them at once finds only some of the equal eigenvalues (with 160
+components it left clusters with an ARI of 0.05 instead of 1). It needs no factorisation, whose fill-in grows with the
+overlap of the clusters.
 """
 
 import logging
@@ -20,16 +21,16 @@ from index.search import ShardedIndex
 
 log = logging.getLogger(__name__)
 
-# Up to here, all eigenvectors of a dense matrix take under a second.
+# Up to this size, all eigenvectors of a dense matrix take under a second.
 _DENSE_SIZE = 1000
 _TOLERANCE = 1e-10
 
 
 def neighbour_affinity(index: ShardedIndex, num_neighbors: int) -> csr_array:
-    """½(C + Cᵀ) of an index's vectors, float64 [n, n], C[i, j] = 1 where j is among the nearest of i.
+    """½(C + Cᵀ) of an index's vectors, float64 [n, n], C[i, j] = 1 if j is among the nearest of i.
 
-    num_neighbors counts the vector itself, as scikit-learn does, but the diagonal stays empty: a normalised Laplacian leaves
-    it out. Exact search by the index's own metric; memory n · num_neighbors.
+    num_neighbors includes the vector itself, as in scikit-learn, but the diagonal stays empty: a normalised Laplacian
+    excludes it. Exact search by the index's own metric; memory n · num_neighbors.
     """
     num = index.num_vectors
     found = index.search(index.vectors(0, num, as_given=True), num_neighbors - 1, query_ids=index.ids)
@@ -44,15 +45,16 @@ def neighbour_affinity(index: ShardedIndex, num_neighbors: int) -> csr_array:
 def spectral_embedding(affinity: csr_array, dim: int, *, seed: int) -> NDArray[np.float64]:
     """D^−½ times the eigenvectors of D^−½ W D^−½ with the largest eigenvalues: float64 [n, dim], 1 ≤ dim ≤ n.
 
-    affinity: W [n, n], symmetric, non-negative, every row with an entry unless n is 1. Eigenvectors have length 1 over the whole
-    graph. With more components than `dim` each of the largest has a coordinate, and images of the others lie at the origin.
+    affinity: W [n, n], symmetric, non-negative, every row with an entry unless n is 1. Eigenvectors have length 1
+    over the whole graph. With more components than `dim`, each of the largest has a coordinate, and images of the
+    others are at the origin.
     """
     num = affinity.shape[0]
     num_parts, part_of = connected_components(affinity, directed=False)
     if num_parts > dim:
         log.warning(
-            "the neighbour graph falls into %d parts, and %d clusters are wanted: images outside of its %d largest parts are "
-            "not told apart (evaluation.spectral_neighbors=N joins each image to more)",
+            "the neighbour graph falls into %d parts, and %d clusters are wanted: images outside of its %d "
+            "largest parts are not separated (evaluation.spectral_neighbors=N connects each image to more)",
             num_parts,
             dim,
             dim,
@@ -66,7 +68,7 @@ def spectral_embedding(affinity: csr_array, dim: int, *, seed: int) -> NDArray[n
     by_part = np.split(np.argsort(part_of, kind="stable"), np.cumsum(sizes)[:-1])
     for column, part in enumerate(largest_first.tolist()):
         rows = by_part[part]
-        # Eigenvalue 1: its vector is the root of the degrees, and D^−½ makes it constant.
+        # Eigenvalue 1: its vector is the square root of the degrees, and D^−½ makes it constant.
         embedding[rows, column] = 1 / np.sqrt(degrees[rows].sum())
         wanted = min(dim - num_parts, len(rows) - 1)
         if wanted < 1:

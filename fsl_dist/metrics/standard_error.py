@@ -1,4 +1,4 @@
-"""How far a validation score may be from what more images of the same classes would show."""
+"""The standard error of a validation score with respect to more images of the same classes."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from index.base.files import exists, write_atomic
 from index.base.settings import validate
 
 VALIDATION_FILE = "validation.json"
-"""in a run's folder: how many images its validations score, by class"""
+"""in a run's folder: the number of images that its validations score, by class"""
 
 _BY_IMAGE = ("acc", "recall", "ca")
 _BY_CLASS = ("mcr", "mca", "balanced_recall")
@@ -35,11 +35,12 @@ class ScoredImages:
         return sum(self.counts)
 
     def effective(self, metric: str) -> float | None:
-        """Images that a plain share with the same standard error would be measured on; None for a score that is no share.
+        """Number of images with which a plain share would have the same standard error; None for a score that is not
+        a share.
 
-        A share of all images (`knn/acc@5`, `recall@5/base`, `kmeans/ca`): n. A mean over C classes of each class's share
-        (`knn/mcr@5`, `mca/base`): C² / Σ 1/n_c, far below n where a class has few images. `knn/rs@5` is that mean over
-        the classes with the fewest training images.
+        A share of all images (`knn/acc@5`, `recall@5/base`, `kmeans/ca`): n. A mean over C classes of each class's
+        share (`knn/mcr@5`, `mca/base`): C² / Σ 1/n_c, far below n if a class has few images. `knn/rs@5` is that mean
+        over the classes with the fewest training images.
         """
         name = metric.partition("@")[0].removeprefix("knn/").removesuffix("/base").removeprefix("kmeans/")
         if name in _BY_IMAGE:
@@ -53,11 +54,11 @@ class ScoredImages:
         return None
 
     def standard_error(self, metric: str, value: float) -> float | None:
-        """√(p(1−p)/n) of a score p with n effective images; None for a score that is no share, or is not finite.
+        """√(p(1−p)/n) of a score p with n effective images; None for a score that is not a share, or is not finite.
 
-        It treats images as drawn independently, and each class's share as the mean of all; where classes are equally large
-        and differ in their shares, that overestimates. A score of 0 or 1 is taken half an image inside, since the formula
-        would be 0 there.
+        Images are treated as drawn independently, and each class's share as the mean of all; for equally large
+        classes with different shares, that overestimates the error. A score of 0 or 1 is moved inside by half an
+        image, since the formula would give 0.
         """
         effective = self.effective(metric)
         if not effective or not math.isfinite(value):
@@ -71,7 +72,7 @@ class ScoredImages:
 
     @classmethod
     def read(cls, run: Path) -> Self | None:
-        """Those of a run; None where it has not validated."""
+        """Read the counts of a run; None if it has not validated."""
         path = run / VALIDATION_FILE
         if not exists(path):
             return None

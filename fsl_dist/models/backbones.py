@@ -16,9 +16,9 @@ from fsl_dist.models.lora import add_lora
 from fsl_dist.models.weights import load_initial
 from fsl_dist.plugins import find_plugins, load_plugin
 
-# Maps before pooling, where they are not as many as the features.
+# Number of maps before pooling, if it differs from the number of features.
 _NUM_MAPS = {"alexnet": 256, "vgg19": 512}
-# Pixels a side that leave at least one after all strides and poolings without padding.
+# Smallest image side in pixels that leaves at least one pixel after all strides and poolings without padding.
 _LEAST_SIZE = {"conv4": 16, "alexnet": 63, "convnext_base": 32, "densenet121": 29, "vgg19": 32}
 
 
@@ -32,29 +32,29 @@ def build_network(
 ) -> Network:
     """Build the network that `config` describes.
 
-    Random weights come from torch's global generator, which the caller seeds. `batch_norm="auto"` is left as `batch` (see
-    `resolve_batch_norm`). Grey images meet torchvision's networks by a first convolution summed over its input channels: the same as
-    showing the grey image three times.
+    Random weights come from torch's global generator, which the caller seeds. `batch_norm="auto"` is treated as
+    `batch` (see `resolve_batch_norm`). For grey images, the first convolution of torchvision's networks is summed
+    over its input channels, which is equivalent to repeating the grey channel three times.
 
     Args:
         config: the `backbone.*` settings.
         sample_shape: (channels, height, width) of images, or (dim,) of vectors.
         num_classes: outputs of a classifier on the embedding; 0 for none.
         normalise: scale embeddings to length 1.
-        outputs_embeddings: with a classifier, `forward` gives embeddings and logits side by side.
+        outputs_embeddings: with a classifier, `forward` returns both embeddings and logits.
 
     Returns:
         The network, in training mode on the CPU.
 
     Raises:
-        ConfigError: the architecture cannot take such samples.
+        ConfigError: the architecture does not support such samples.
         RequestError: weights do not fit.
     """
     backbone, feature_dim = _build_backbone(config, sample_shape)
     if config.map_head:
         if not isinstance(backbone, MapModule):
             raise ConfigError(
-                f"backbone.map_head={config.map_head} needs feature maps; backbone.name={config.name} makes none"
+                f"backbone.map_head={config.map_head} needs feature maps; backbone.name={config.name} has none"
             )
         num_maps = getattr(backbone, "num_maps", _NUM_MAPS.get(config.name, feature_dim))
         backbone, feature_dim = backbone.pooled(), num_maps
@@ -89,7 +89,7 @@ def _build_backbone(config: BackboneConfig, sample_shape: tuple[int, ...]) -> tu
     if len(sample_shape) != 3:
         raise ConfigError(
             f"backbone.name={config.name} needs images (channels, height, width); the samples are {sample_shape} "
-            "(backbone.name=mlp takes vectors)"
+            "(backbone.name=mlp accepts vectors)"
         )
     if is_timm:
         from fsl_dist.models.timm_backbone import timm_backbone
@@ -101,14 +101,14 @@ def _build_backbone(config: BackboneConfig, sample_shape: tuple[int, ...]) -> tu
         return _conv4(channels, config.width), config.width
     if channels not in (1, 3):
         raise ConfigError(
-            f"backbone.name={config.name} takes images of 1 or 3 channels; the samples have {channels} "
-            "(backbone.name=conv4 takes any number)"
+            f"backbone.name={config.name} needs images of 1 or 3 channels; the samples have {channels} "
+            "(backbone.name=conv4 accepts any number)"
         )
     return imagenet_backbone(config, sample_shape)
 
 
 def _plugin(config: BackboneConfig, sample_shape: tuple[int, ...]) -> tuple[nn.Module, int]:
-    """A network that another distribution brings (docs/how_to/new_backbone.md)."""
+    """A network from another distribution (docs/how_to/new_backbone.md)."""
     build = load_plugin(find_plugins(GROUP)[config.name], "backbone.name")
     built = build(config, sample_shape)
     if not (isinstance(built, tuple) and len(built) == 2 and isinstance(built[0], nn.Module)):
@@ -137,7 +137,8 @@ def _check_size(name: str, sample_shape: tuple[int, ...]) -> None:
 def _conv4(channels: int, width: int) -> nn.Module:
     """Four blocks of convolution, batch norm, ReLU and pooling (Snell, Swersky & Zemel 2017), then the mean.
 
-    At 28 px the map is one pixel and the mean is the flattening of that paper; larger images keep `width` features.
+    At 28 px the map is one pixel, and the mean equals the flattening of that paper; larger images also give `width`
+    features.
     """
     blocks = [
         nn.Sequential(
@@ -153,7 +154,7 @@ def _conv4(channels: int, width: int) -> nn.Module:
 
 
 def _mlp(input_dim: int, hidden: tuple[int, ...]) -> nn.Module:
-    """Layers of `hidden` widths with batch norm and ReLU between them; the last runs in full precision."""
+    """Layers of `hidden` widths with batch norm and ReLU between them; the last one runs in full precision."""
     widths = (input_dim, *hidden)
     layers: list[nn.Module] = [nn.Flatten()]
     for before, after in pairwise(widths[:-1]):

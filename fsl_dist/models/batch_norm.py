@@ -1,8 +1,8 @@
-"""Batch norm that gives the same result however a batch is cut into workers and chunks.
+"""Batch norm whose result does not depend on how a batch is divided among workers and chunks.
 
-Three behaviours, one a mode: `batch` takes the statistics of whatever one call forwards; `frozen` uses the running
-statistics and leaves them alone; `ghost` takes the statistics of fixed groups of images, so that a batch in groups
-gives what its groups give one by one. Weights, buffers and state_dict keys are those of torch's own layers.
+There are three modes. `batch` uses the statistics of each forward call. `frozen` uses the running statistics and does
+not change them. `ghost` uses the statistics of fixed groups of images, so that a batch of several groups gives the
+same result as the groups one by one. Weights, buffers and state_dict keys are those of torch's own layers.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,12 +22,12 @@ BatchNormMode = Literal["batch", "frozen", "ghost"]
 
 
 class _ChangedBatchNorm(_BatchNorm):
-    """What a torch or timm batch norm becomes; it knows what it was."""
+    """A converted torch or timm batch norm, which remembers its original class."""
 
     plain_type: type[_BatchNorm] = nn.BatchNorm2d
 
     def finish(self, normalised: Tensor) -> Tensor:
-        """What comes after normalising: dropout and activation in timm's BatchNormAct2d, nothing in torch's."""
+        """The steps after normalising: dropout and activation in timm's BatchNormAct2d, nothing in torch's."""
         for stage in self.children():
             normalised = stage(normalised)
         return normalised
@@ -37,7 +37,7 @@ class FrozenBatchNorm(_ChangedBatchNorm):
     """Normalises by the running statistics, in training too; they never move, weight and bias do."""
 
     stays: bool = False
-    """whether no other mode reaches this layer"""
+    """whether other modes do not apply to this layer"""
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalised `input` (float [n, C] or [n, C, h, w]), same shape."""
@@ -102,7 +102,7 @@ class GhostBatchNorm(_ChangedBatchNorm):
     def _check_sizes(self, input: Tensor, sizes: tuple[int, ...]) -> None:
         if sum(sizes) != len(input):
             raise TrainingError(
-                f"ghost batch norm was told groups of {sum(sizes)} images in all ({len(sizes)} groups), "
+                f"ghost batch norm was set to groups of {sum(sizes)} images in all ({len(sizes)} groups), "
                 f"this call forwards {len(input)}: set_ghost_groups must name this call's groups"
             )
         values_per_image = input[0].numel() // self.num_features if len(input) else 0
@@ -123,16 +123,16 @@ class GhostBatchNorm(_ChangedBatchNorm):
         momentum = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
         shares = torch.tensor(sizes, dtype=self.running_mean.dtype, device=self.running_mean.device)
         shares = shares / shares.sum()
-        with torch.autocast(shares.device.type, enabled=False):  # which would make the products bf16
+        with torch.autocast(shares.device.type, enabled=False):  # autocast would compute the products in bf16
             self.running_mean.lerp_(shares @ torch.stack(means), momentum)
             self.running_var.lerp_(shares @ torch.stack(variances), momentum)
 
 
 def apply_batch_norm(model: nn.Module, mode: BatchNormMode) -> None:
-    """Give every batch norm inside `model` the behaviour of `mode`, in place, parameters and buffers kept.
+    """Set every batch norm inside `model` to `mode`, in place; parameters and buffers are kept.
 
-    It may be called again with another mode. Layers of `freeze_batch_norms` stay frozen. `model` itself must not be a batch
-    norm: it could not be replaced.
+    It may be called again with another mode. Layers of `freeze_batch_norms` stay frozen. `model` itself must not be a
+    batch norm, because it could not be replaced.
     """
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
@@ -141,7 +141,8 @@ def apply_batch_norm(model: nn.Module, mode: BatchNormMode) -> None:
 
 
 def freeze_batch_norms(model: nn.Module, names: Iterable[str]) -> None:
-    """Make the batch norms `names` of `model` frozen ones for good, in place, whatever mode the others are given later."""
+    """Freeze the batch norms `names` of `model` permanently, in place, regardless of later calls of
+    `apply_batch_norm`."""
     for name in names:
         parent, _, own = name.rpartition(".")
         norm = model.get_submodule(name)
@@ -159,7 +160,7 @@ def set_momentum(model: nn.Module, momentum: float) -> None:
 
 
 def _with_mode(norm: _BatchNorm, mode: BatchNormMode) -> _BatchNorm:
-    """`norm` as the class that `mode` asks for, sharing its parameters and buffers."""
+    """`norm` as the class of `mode`, with the same parameters and buffers."""
     plain_type = norm.plain_type if isinstance(norm, _ChangedBatchNorm) else type(norm)
     wanted: type[_BatchNorm]
     match mode:
@@ -190,10 +191,10 @@ def resolve_batch_norm(
     is_chunked: bool,
     has_weights: bool = False,
 ) -> BatchNormMode:
-    """What `auto` means: `frozen` where the network starts from weights; else `ghost` for batches that are cut, else `batch`.
+    """Resolve `auto`: `frozen` if the network starts from weights; otherwise `ghost` for divided batches, else `batch`.
 
-    Batches are cut where they are global and where there are chunks. The statistics of a pretrained network are those of
-    many images, and a few images a class would replace them.
+    Batches are divided if they are global or if there are chunks. The statistics of a pretrained network come from many
+    images, and those of a few images per class would be a poor replacement.
     """
     if mode != "auto":
         return mode
@@ -203,10 +204,10 @@ def resolve_batch_norm(
 
 
 def group_sizes(num: int, group: int) -> list[int]:
-    """Sizes of the groups that `num` images are cut into, larger ones first, differing by at most 1.
+    """Sizes of the groups into which `num` images are divided, larger ones first; they differ by at most 1.
 
-    There are ⌈num / group⌉ of them, fewer where that would leave an image alone in its group. A pure function of
-    its arguments: workers and chunks agree without talking. `num` 0 has no groups.
+    There are ⌈num / group⌉ groups, or fewer if a group would have only one image. A pure function of its arguments,
+    so that workers and chunks agree without communication. `num` 0 has no groups.
     """
     if num == 0:
         return []
@@ -216,10 +217,10 @@ def group_sizes(num: int, group: int) -> list[int]:
 
 
 def deal_to_groups(labels: NDArray[np.int64], group: int) -> NDArray[np.int64]:
-    """Order of a batch (int64 [n]) whose consecutive `group_sizes(n, group)` each hold the classes evenly.
+    """Order of a batch (int64 [n]) in which the consecutive `group_sizes(n, group)` contain the classes evenly.
 
-    The positions sorted by `labels` (int64 [n]) are dealt round robin, so a class of c images sends ⌊c/G⌋ or ⌈c/G⌉
-    to each of the G groups. Deterministic: images of one class keep their order.
+    The positions sorted by `labels` (int64 [n]) are distributed round-robin, so each of the G groups gets ⌊c/G⌋ or
+    ⌈c/G⌉ of a class of c images. Deterministic: images of one class keep their order.
     """
     num_groups = len(group_sizes(len(labels), group))
     by_label = np.argsort(labels, kind="stable").astype(np.int64)
@@ -229,9 +230,9 @@ def deal_to_groups(labels: NDArray[np.int64], group: int) -> NDArray[np.int64]:
 
 
 def set_ghost_groups(model: nn.Module, sizes: Sequence[int] | None) -> None:
-    """Name the groups of the next forward calls: consecutive `sizes` images; None makes each call one group.
+    """Set the groups of the next forward calls: consecutive `sizes` images; None makes each call one group.
 
-    It holds until set again; a training call of another length is refused.
+    The setting is kept until it is changed; a training call of another length is refused.
     """
     for module in model.modules():
         if isinstance(module, GhostBatchNorm):
@@ -261,12 +262,13 @@ def as_one_call(model: nn.Module, sizes: Sequence[int], share: float = 1.0) -> I
         for number in as_one_call(model, [6, 4]):
             model(chunks[number])
 
-    Running statistics move as by one call of all the groups: each call starts from the same ones, and the mean of
-    what the calls leave, weighted by size, is what one call leaves, since a move is linear in the groups' statistics.
+    Running statistics change as in one call of all the groups. Each call starts from the same statistics, and the
+    results are averaged, weighted by size. This equals one call, since the update is linear in the groups' statistics.
 
-    share: of these images in those of all workers that call alike and average their running statistics later, times the
-    number of workers. A worker moves by its share, while what was there fades alike on all, so that the average is what
-    one worker with all images has, also where one has more than another, or none (`sizes` empty, share 0).
+    share: share of these images among those of all workers that make the same calls and average their running
+    statistics later, times the number of workers. A worker's update is weighted by its share, while the old
+    statistics decay equally on all workers. So the average is the result of one worker with all images, even if the
+    workers have different numbers of images, or none (`sizes` empty, share 0).
     """
     if len(sizes) == 1 and share == 1.0:
         yield 0
@@ -291,7 +293,7 @@ def as_one_call(model: nn.Module, sizes: Sequence[int], share: float = 1.0) -> I
         for mean, (part, _) in zip(means, statistics, strict=True):
             mean.add_(part, alpha=size / sum(sizes))
     for (part, momentum), start, mean in zip(statistics, starts, means, strict=True):
-        if momentum is None:  # a cumulative average knows no share
+        if momentum is None:  # a cumulative average has no weights
             part.copy_(mean if len(sizes) else start)
             continue
         faded = start * (1 - momentum)

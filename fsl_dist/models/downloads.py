@@ -1,4 +1,5 @@
-"""Whether a server that has weights can be reached: without a network, a download fails within seconds, not after retries."""
+"""Whether a server that has weights can be reached: without a network, a download fails within seconds, not after
+retries."""
 
 import logging
 import os
@@ -18,7 +19,8 @@ TIMEOUT_S = 5.0
 
 
 def is_reachable(url: str) -> bool:
-    """Whether a connection to the server of `url`, or to the proxy that is set for it, can be made within `TIMEOUT_S`."""
+    """Whether a connection to the server of `url`, or to the proxy that is set for it, can be made within
+    `TIMEOUT_S`."""
     parts = urllib.parse.urlsplit(url)
     proxy = urllib.request.getproxies().get(parts.scheme)
     if proxy and parts.hostname and not urllib.request.proxy_bypass(parts.hostname):
@@ -32,7 +34,7 @@ def is_reachable(url: str) -> bool:
             return False
         return True
 
-    # In a thread: looking up a name has no time limit of its own.
+    # In a thread: a name look-up has no time limit.
     pool = ThreadPoolExecutor(1)
     try:
         return pool.submit(connect).result(2 * TIMEOUT_S)
@@ -53,9 +55,9 @@ def check_reachable(url: str) -> None:
 
 @contextmanager
 def hub_in_reach() -> Iterator[None]:
-    """Take files of the Hugging Face hub from its cache alone while the block runs, where the hub cannot be reached.
+    """Use only the cache for files of the Hugging Face hub in this block, if the hub cannot be reached.
 
-    It would try each of several files five times, for 50 s.
+    Otherwise its client would try each of several files five times, for 50 s.
     """
     from huggingface_hub import constants
 

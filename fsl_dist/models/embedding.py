@@ -1,4 +1,4 @@
-"""A network: backbone, optional embedding head, optional classifier; the last layer always in full precision."""
+"""A network: backbone, optional embedding head, optional classifier; the last layer always runs in full precision."""
 
 from abc import ABC, abstractmethod
 from collections import OrderedDict
@@ -13,7 +13,7 @@ from fsl_dist.errors import ConfigError
 class FullPrecisionLinear(nn.Linear):
     """A linear layer that runs outside autocast, in its weights' dtype.
 
-    bfloat16 keeps 8 bits, a relative error of 0.4 %: more than what separates near neighbours.
+    bfloat16 has 8 bits, a relative error of 0.4 %: more than the differences between near neighbours.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ class GlobalAverage(nn.Module):
 
 
 class MapModule(nn.Module, ABC):
-    """A backbone that makes feature maps on the way to its features."""
+    """A backbone that computes feature maps before its features."""
 
     @abstractmethod
     def feature_maps(self, samples: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ class MapBackbone(nn.Sequential, MapModule):
     """Stages of an image network in order; the one named `pool` turns feature maps into features."""
 
     def feature_maps(self, samples: Tensor) -> Tensor:
-        """What goes into `pool`: float [n, channels, height, width] → float [n, C, h, w]."""
+        """The input of `pool`: float [n, channels, height, width] → float [n, C, h, w]."""
         for name, stage in self.named_children():
             if name == "pool":
                 break
@@ -61,7 +61,8 @@ class MapBackbone(nn.Sequential, MapModule):
 
 
 class MapHead(nn.Module):
-    """A 3×3 convolution and a ReLU on feature maps, outside autocast (CHAI section 2.1): [n, C, h, w] → [n, maps, h, w]."""
+    """A 3×3 convolution and a ReLU on feature maps, outside autocast (CHAI section 2.1): [n, C, h, w] → [n, maps, h,
+    w]."""
 
     def __init__(self, channels: int, num_maps: int) -> None:
         super().__init__()
@@ -76,14 +77,14 @@ class MapHead(nn.Module):
 class Network(nn.Module):
     """Embeds images or vectors; with `num_classes` > 0 its forward also classifies them.
 
-    Parameters live under `backbone.`, `map_head.`, `head.`, `fc7.` and `classifier.`; all but the first only where asked for.
-    Between a head and a classifier stands a ReLU, so that the two are a hidden layer and an output layer; the embedding is
-    what enters it. With `map_dim` the embedding is the mean of each of the map head's maps; the backbone must be a
-    MapModule that ends in a GlobalAverage (`MapModule.pooled`) of `feature_dim` maps.
+    Parameters have the prefixes `backbone.`, `map_head.`, `head.`, `fc7.` and `classifier.`; all but the first are
+    optional. A ReLU between a head and a classifier makes them a hidden layer and an output layer; the embedding is
+    the input of the ReLU. With `map_dim` the embedding is the mean of each of the map head's maps; the backbone must
+    then be a MapModule that ends in a GlobalAverage (`MapModule.pooled`) of `feature_dim` maps.
     """
 
     weights_note: str = ""
-    """how the tensors of `backbone.weights` were found in their file, for the log; empty where there is nothing to say"""
+    """how the tensors of `backbone.weights` were found in their file, for the log; may be empty"""
 
     def __init__(
         self,
@@ -97,7 +98,7 @@ class Network(nn.Module):
         fc7: nn.Module | None = None,
         outputs_embeddings: bool = False,
     ) -> None:
-        """`outputs_embeddings`: `forward` gives embeddings and logits side by side."""
+        """`outputs_embeddings`: `forward` returns both embeddings and logits."""
         super().__init__()
         self.backbone = backbone
         self.feature_dim = feature_dim
@@ -111,9 +112,9 @@ class Network(nn.Module):
         self.classifier = FullPrecisionLinear(self.embedding_dim, num_classes) if num_classes else None
 
     def embed(self, samples: Tensor) -> Tensor:
-        """Embeddings of `samples` (float [n, *sample_shape]): float32 [n, embedding_dim], also under autocast.
+        """Embed `samples` (float [n, *sample_shape]): float32 [n, embedding_dim], also under autocast.
 
-        A float64 network gives float64. With `normalise` each row has length 1; a row of zeros stays as it is.
+        A float64 network returns float64. With `normalise` each row has length 1; a row of zeros is not changed.
         """
         if self.map_head is None:
             embeddings = _at_least_float32(self.backbone(samples))
@@ -124,16 +125,17 @@ class Network(nn.Module):
         return _to_unit_length(embeddings) if self.normalise else embeddings
 
     def feature_maps(self, samples: Tensor) -> Tensor:
-        """The map head's maps, without one the backbone's last before pooling (AlexNet, VGG: before their last pooling layer).
+        """Return the map head's maps, or the backbone's last maps before pooling (AlexNet, VGG: before their last
+        pooling layer).
 
-        samples: float [n, channels, height, width] → [n, C, h, w], in the precision of the forward pass. Their means are
-        the embedding with a map head (unless `normalise`), and where the backbone ends in their mean.
+        samples: float [n, channels, height, width] → [n, C, h, w], in the precision of the forward pass. Their means
+        are the embedding with a map head (unless `normalise`), and if the backbone ends in their mean.
         Raises ConfigError for a backbone without maps.
         """
         if not isinstance(self.backbone, MapModule):
             raise ConfigError(
-                "this backbone makes no feature maps, as mlp, vit_b_16 and timm's vision transformers "
-                "(convolutional networks make them)"
+                "this backbone has no feature maps, like mlp, vit_b_16 and timm's vision transformers "
+                "(convolutional networks have them)"
             )
         maps = self.backbone.feature_maps(samples)
         return maps if self.map_head is None else self.map_head(maps)
@@ -141,7 +143,8 @@ class Network(nn.Module):
     def classify(self, embeddings: Tensor) -> Tensor:
         """Class logits float32 [n, num_classes] of what `embed` gave, for a network with a classifier.
 
-        Embeddings of length 1 are scaled to that of as many numbers of variance 1: a linear layer learns as fast on them.
+        Embeddings of length 1 are scaled to that of as many numbers of variance 1: a linear layer learns as fast on
+        them.
         """
         assert self.classifier is not None
         if self.normalise:
@@ -151,7 +154,7 @@ class Network(nn.Module):
         return self.classifier(embeddings if self.head is None else functional.relu(embeddings))
 
     def forward(self, samples: Tensor) -> Tensor:
-        """Class logits float32 [n, num_classes], or the embeddings of `embed` where there is no classifier.
+        """Return class logits float32 [n, num_classes], or the embeddings of `embed` if there is no classifier.
 
         With `outputs_embeddings` both, embeddings first: float32 [n, embedding_dim + num_classes].
         """
@@ -163,7 +166,7 @@ class Network(nn.Module):
 
 
 def without_heads(network: Network) -> Network:
-    """The same backbone, parameters shared, with its features as the embedding: what a map head or head is put on."""
+    """The same backbone, with shared parameters, whose features are the embedding: the input of a map head or head."""
     return Network(network.backbone, network.feature_dim).train(network.training)
 
 

@@ -12,8 +12,8 @@ from fsl_dist.models.same_padding import apply_same_padding
 def imagenet_backbone(config: BackboneConfig, sample_shape: tuple[int, ...]) -> tuple[nn.Module, int]:
     """Module (float [n, *sample_shape] → [n, feature_dim]) with random weights, and its feature_dim.
 
-    sample_shape: (1 or 3, height, width). Features are what the network's own classifier reads, before the dropout
-    that belongs to it; of AlexNet they are fc6, the first of its three linear layers (CHAI's baseline).
+    sample_shape: (1 or 3, height, width). Features are the input of the network's own classifier, before its dropout;
+    for AlexNet they are fc6, the first of its three linear layers (CHAI's baseline).
     """
     backbone, feature_dim = _build(config, image_size=sample_shape[-1])
     first = next(module for module in backbone.modules() if isinstance(module, nn.Conv2d))
@@ -57,7 +57,7 @@ def _build(config: BackboneConfig, image_size: int) -> tuple[nn.Module, int]:
         case "se_resnet50":
             from timm import create_model
 
-            # Every block takes part from the start, as in torchvision's networks.
+            # Every block is active from the start, as in torchvision's networks.
             se_resnet = create_model("seresnet50", zero_init_last=False)
             return _pooled(se_resnet, "conv1", "bn1", "act1", "maxpool", *_LAYERS), 2048
         case _:
@@ -68,13 +68,14 @@ _LAYERS = ("layer1", "layer2", "layer3", "layer4")
 
 
 def _pooled(network: nn.Module, *names: str) -> MapBackbone:
-    """The children `names` of `network` one after another, then the mean over the map."""
+    """The children `names` of `network` in sequence, then the mean over the map."""
     stages = {name: network.get_submodule(name) for name in names}
     return MapBackbone(OrderedDict(**stages, pool=GlobalAverage()))
 
 
 def _with_linear_layers(network: nn.Module, *, last: int) -> MapBackbone:
-    """AlexNet or VGG through layer `last` of `classifier`, a linear one, and its ReLU; the last pooling is in `pool`."""
+    """AlexNet or VGG through layer `last` of `classifier`, a linear one, and its ReLU; the last pooling is in
+    `pool`."""
     features, classifier = network.features, network.classifier
     assert isinstance(features, nn.Sequential)
     assert isinstance(classifier, nn.Sequential)
@@ -100,14 +101,14 @@ def _convnext(network: nn.Module) -> MapBackbone:
     """ConvNeXt's pooled features after the layer norm that its classifier begins with."""
     norm = network.get_submodule("classifier.0")
     assert isinstance(norm, nn.LayerNorm)
-    plain = nn.LayerNorm(norm.normalized_shape, eps=norm.eps)  # torchvision's wants a map of one pixel
+    plain = nn.LayerNorm(norm.normalized_shape, eps=norm.eps)  # torchvision's needs a map of one pixel
     backbone = _pooled(network, "features")
     backbone.add_module("classifier", nn.Sequential(plain))
     return backbone
 
 
 def _sum_channels(first: nn.Conv2d, channels: int) -> None:
-    """Make `first`, a convolution of colour images, one of grey ones by a sum over its input channels."""
+    """Convert `first`, a convolution of colour images, to grey images by a sum over its input channels."""
     if channels != first.in_channels:
         first.in_channels = channels
         first.weight = nn.Parameter(first.weight.detach().sum(dim=1, keepdim=True))

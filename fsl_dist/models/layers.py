@@ -1,4 +1,5 @@
-"""The layers of a backbone in order: for freezing the first of them, and for learning rates that fall towards the input."""
+"""The layers of a backbone in order: for freezing the first of them, and for learning rates that fall towards the
+input."""
 
 from typing import Any
 
@@ -8,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fsl_dist.errors import ConfigError
 from fsl_dist.models.batch_norm import freeze_batch_norms
 
-# torchvision's ViT: the patches, each block, and the last norm with the last block.
+# Layers of torchvision's ViT: the patches, each block, and the last norm with the last block.
 _VIT_LAYERS = {
     "stem": r"class_token|conv_proj|encoder\.pos_embedding",
     "blocks": [(r"encoder\.layers\.encoder_layer_(\d+)", None), (r"encoder\.ln", (99999,))],
@@ -16,9 +17,10 @@ _VIT_LAYERS = {
 
 
 def layer_numbers(backbone: nn.Module) -> dict[str, int]:
-    """The layer of each parameter of `backbone`, by the parameter's name, counted from 0 at the input without gaps.
+    """Return the layer of each parameter of `backbone`, by the parameter's name, counted from 0 at the input without
+    gaps.
 
-    A layer is the stem, or a residual or transformer block: as timm groups its networks' parameters, and for other networks
+    A layer is the stem, or a residual or transformer block. timm's networks define them; for other networks they are
     the members of their sequences, where a norm belongs to the layer before it.
     """
     is_wrapped = hasattr(getattr(backbone, "model", None), "group_matcher")
@@ -33,7 +35,7 @@ def layer_numbers(backbone: nn.Module) -> dict[str, int]:
 
 
 def _matcher_of(model: Any) -> object:
-    """How timm finds the layers of `model`, None where it cannot."""
+    """timm's description of the layers of `model`, None if it has none."""
     if hasattr(model, "group_matcher"):
         return model.group_matcher(coarse=False)
     names = [name for name, _ in model.named_parameters()]
@@ -62,17 +64,17 @@ def _count_sequences(backbone: nn.Module) -> dict[str, int]:
 
 
 def freeze_layers(backbone: nn.Module, num_layers: int) -> None:
-    """Keep the first `num_layers` layers of `backbone` (-1: all of it) as they are, in place.
+    """Freeze the first `num_layers` layers of `backbone` (-1: all of it), in place.
 
-    Their parameters get no gradient, and their batch norms use and keep their running statistics, whatever
-    `apply_batch_norm` is asked for later. Raises ConfigError where the backbone has fewer layers.
+    Their parameters get no gradient, and their batch norms use and keep their running statistics, regardless of later
+    calls of `apply_batch_norm`. Raises ConfigError if the backbone has fewer layers.
     """
     numbers = layer_numbers(backbone)
     has = max(numbers.values(), default=-1) + 1
     if num_layers > has:
         raise ConfigError(
             f"backbone.freeze={num_layers} is more than the {has} layers of this backbone "
-            f"(backbone.freeze={has} or -1 keeps all of it)"
+            f"(backbone.freeze={has} or -1 freezes all of it)"
         )
     frozen = {name for name, number in numbers.items() if num_layers < 0 or number < num_layers}
     for name, parameter in backbone.named_parameters():

@@ -9,25 +9,27 @@ from fsl_dist.errors import ConfigError
 from fsl_dist.models.config import BackboneConfig
 from index.base.extras import require
 
-# Parts of the names that timm gives to the attention and the MLP of a block.
+# Parts of timm's names for the attention and the MLP of a block.
 _ATTENTION, _MLP = "attn", "mlp"
 
 
 def add_lora(backbone: nn.Module, config: BackboneConfig, sample_shape: tuple[int, ...]) -> None:
-    """Give the linear layers of attention and MLP low-rank updates that learn, in place; all else in `backbone` stays.
+    """Add trainable low-rank updates to the linear layers of attention and MLP, in place; all else in `backbone` is
+    frozen.
 
-    The updates start at 0, so the features do not change. A layer takes part if a forward pass calls it; some transformers
-    use a layer's weight alone, which an update of the layer would not reach.
+    The updates start at 0, so the features do not change. A layer gets an update if a forward pass calls it; some
+    transformers use only a layer's weight, where an update of the layer would have no effect.
 
     Raises:
-        ConfigError: the backbone has no attention of linear layers.
+        ConfigError: the backbone has no attention with linear layers.
         RequestError: peft is not installed.
     """
     targets = _linear_layers_called(backbone, sample_shape)
     if not any(_ATTENTION in name for name in targets):
         raise ConfigError(
-            f"backbone.lora_rank={config.lora_rank} updates linear layers of attention; backbone.name={config.name} has none "
-            "(backbone.lora_rank=0, or a transformer of timm such as backbone.name=timm:vit_small_patch16_224)"
+            f"backbone.lora_rank={config.lora_rank} updates linear layers of attention; "
+            f"backbone.name={config.name} has none (backbone.lora_rank=0, or a transformer of timm such as "
+            "backbone.name=timm:vit_small_patch16_224)"
         )
     require("peft")
     from peft import LoraConfig, inject_adapter_in_model

@@ -5,9 +5,9 @@ from torch.nn import functional
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution whose output is ⌈size / stride⌉ wide, zeros shared between both sides, an odd one last.
+    """A convolution whose output is ⌈size / stride⌉ wide; zeros are split between both sides, an odd one at the end.
 
-    Weights and state_dict keys are torch's. It differs from symmetric padding where a stride above 1 meets an even size.
+    Weights and state_dict keys are torch's. It differs from symmetric padding for a stride above 1 and an even size.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -31,9 +31,9 @@ def _zeros(size: int, kernel: int, stride: int, dilation: int) -> int:
 
 
 def apply_same_padding(model: nn.Module) -> None:
-    """Give every strided convolution inside `model` SAME padding, in place, weights kept.
+    """Give every strided convolution inside `model` SAME padding, in place; weights are kept.
 
-    Those of stride 1 and odd kernels need no change: their symmetric padding is SAME already.
+    Convolutions of stride 1 with odd kernels need no change: their symmetric padding is already SAME.
     """
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):

@@ -1,4 +1,4 @@
-"""Networks of timm by name: built for the images of a run, with the input that their pretrained configuration names."""
+"""Networks of timm by name: built for the images of a run, with the input of their pretrained configuration."""
 
 import difflib
 import sys
@@ -23,21 +23,23 @@ class TimmBackbone(nn.Module):
     """A network of timm up to the features that its classifier reads; its parameters are under `model.`."""
 
     passed_over: tuple[str, ...] = ()
-    """what the names of tensors start with, in files of the whole network, that this one does not have"""
+    """prefixes of tensors in files of the whole network that this one does not have"""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model: Any = model  # timm's interface: forward_features, forward_head
 
     def forward(self, samples: Tensor) -> Tensor:
-        """Features float [n, feature_dim] of `samples` (float [n, channels, height, width]); pooled in at least float32."""
+        """Features float [n, feature_dim] of `samples` (float [n, channels, height, width]); pooled in at least
+        float32."""
         encoded = self.model.forward_features(samples)
         with torch.autocast(samples.device.type, enabled=False):
             return self.model.forward_head(encoded.to(torch.promote_types(encoded.dtype, torch.float32)))
 
 
 class TimmMapBackbone(TimmBackbone, MapModule):
-    """A network of timm whose last stage is a feature map: convolutional networks, and transformers with stages such as Swin."""
+    """A timm network whose last stage is a feature map: convolutional networks, and transformers with stages such as
+    Swin."""
 
     def __init__(self, model: nn.Module, num_maps: int, after_maps: list[str]) -> None:
         """`after_maps`: the children of `model` that its maps do not need."""
@@ -47,7 +49,7 @@ class TimmMapBackbone(TimmBackbone, MapModule):
         self.pool: GlobalAverage | None = None
 
     def forward(self, samples: Tensor) -> Tensor:
-        """Features float [n, feature_dim], or the means of the maps where it was `pooled`."""
+        """Features float [n, feature_dim], or the means of the maps after `pooled`."""
         return super().forward(samples) if self.pool is None else self.pool(self.feature_maps(samples))
 
     def feature_maps(self, samples: Tensor) -> Tensor:
@@ -56,7 +58,7 @@ class TimmMapBackbone(TimmBackbone, MapModule):
         return maps.permute(0, 3, 1, 2) if _has_channels_last(self.model) else maps
 
     def pooled(self) -> "TimmMapBackbone":
-        """This network, changed to end in the means of its maps; what comes after them is removed."""
+        """This network, changed to end in the means of its maps; later layers are removed."""
         for name in self.after_maps:
             setattr(self.model, name, nn.Identity())
         self.passed_over += tuple(f"{name}." for name in self.after_maps)
@@ -65,15 +67,15 @@ class TimmMapBackbone(TimmBackbone, MapModule):
 
 
 def input_settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings `data.*` that timm's network expects, as far as `given` does not name them.
+    """Return the `data.*` settings that timm's network expects, except for those in `given`.
 
     Args:
         name: `backbone.name`, for example `timm:vit_small_patch14_dinov2.lvd142m`.
-        given: the settings `data.*` that were given.
+        given: the explicitly set `data.*` settings.
 
     Returns:
-        mean, std and interpolation of the pretrained configuration, its crop, and its sizes in pixels. Where one of image_size
-        and resize_size is given, the other follows from the configuration's share of the image that the crop keeps.
+        mean, std and interpolation of the pretrained configuration, its crop, and its sizes in pixels. If only one of
+        image_size and resize_size is given, the other follows from the configuration's crop share.
 
     Raises:
         ConfigError: there is no such network.
@@ -99,7 +101,8 @@ def input_settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find_pretrained_cfg(name: str) -> PretrainedCfg:
-    """timm's configuration of the network `name` (`timm:NAME` or `timm:NAME.TAG`); ConfigError where there is none."""
+    """Return timm's configuration of the network `name` (`timm:NAME` or `timm:NAME.TAG`); ConfigError if there is
+    none."""
     model_name = name.removeprefix(TIMM)
     architecture, _, tag = model_name.partition(".")
     if not timm.is_model(architecture):
@@ -119,19 +122,19 @@ def find_pretrained_cfg(name: str) -> PretrainedCfg:
 
 
 def timm_backbone(config: BackboneConfig, sample_shape: tuple[int, ...]) -> tuple[TimmBackbone, int]:
-    """(network that maps float [n, *sample_shape] to float [n, feature_dim], feature_dim).
+    """Create (network that maps float [n, *sample_shape] to float [n, feature_dim], feature_dim).
 
-    The weights are random, or with `backbone.pretrained` those of the Hugging Face hub or its cache; timm sums the first
-    convolution over its input channels for grey images, and resamples position embeddings. One image is forwarded, to learn
-    what the network makes of it.
+    The weights are random, or with `backbone.pretrained` those of the Hugging Face hub or its cache; timm sums the
+    first convolution over its input channels for grey images, and resamples position embeddings. One image is
+    forwarded, to find the shapes of the outputs.
 
     Args:
         config: the `backbone.*` settings, with a name that starts with `timm:`.
         sample_shape: (channels, height, width).
 
     Raises:
-        ConfigError: there is no such network, or it cannot take such images.
-        RequestError: its weights cannot be had.
+        ConfigError: there is no such network, or it does not support such images.
+        RequestError: its weights are not available.
     """
     found = find_pretrained_cfg(config.name)
     model = _create(config, found, sample_shape)
@@ -164,9 +167,10 @@ def timm_backbone(config: BackboneConfig, sample_shape: tuple[int, ...]) -> tupl
 
 
 def timm_names(model: nn.Module, loaded: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """`loaded` (tensors by name) as the network `model` names and sizes them, as timm does with files of its own.
+    """Rename and resize `loaded` (tensors by name) for the network `model`, as timm does with its own files.
 
-    Position embeddings are resampled to the size of the network's images, and names of the original releases replaced.
+    Position embeddings are resampled to the size of the network's images, and names of the original releases are
+    replaced.
     """
     change = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     return loaded if change is None else change(dict(loaded), model)
@@ -185,7 +189,7 @@ def _create(config: BackboneConfig, found: PretrainedCfg, sample_shape: tuple[in
             return timm.create_model(
                 name, pretrained=config.pretrained, num_classes=0, in_chans=sample_shape[0], **sizes
             )
-    except Exception as error:  # the hub's client and its transport have errors of their own
+    except Exception as error:  # the hub's client and its transport raise their own errors
         if not config.pretrained:
             raise _refuse_images(config.name, found, sample_shape, error) from error
         file = (
@@ -202,8 +206,8 @@ def _refuse_images(
 ) -> ConfigError:
     channels, height, width = sample_shape
     return ConfigError(
-        f"backbone.name={name} cannot take images of {height}×{width} px and {channels} channels: {_first_line(error)} "
-        f"(data.image_size={max(found.input_size[1:])} is the network's own)"
+        f"backbone.name={name} does not support images of {height}×{width} px and {channels} channels: "
+        f"{_first_line(error)} (data.image_size={max(found.input_size[1:])} is the network's own)"
     )
 
 

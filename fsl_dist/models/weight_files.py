@@ -1,6 +1,6 @@
-"""Files of weights, this project's and other tools': what a file is, and which tensors by name it holds.
+"""Weight files of this project and of other tools: the kind of a file, and its tensors by name.
 
-Nothing of a file is run: objects that are no tensors are passed over as placeholders, whatever class the file names.
+No code of a file is run: objects other than tensors are read as placeholders, for any class that the file names.
 """
 
 import re
@@ -15,15 +15,15 @@ from torch import Tensor
 from fsl_dist.errors import RequestError
 from fsl_dist.models.weight_pickle import PassedOver, load_torch
 
-# Entries that tools put a network's tensors under, the first that has any counts. Averages come first: they are what is
-# validated, by this project (`average`), timm, DINO and I-JEPA.
+# Entries under which tools store a network's tensors; the first one with tensors is used. Averages come first: they
+# are the validated weights, in this project (`average`), timm, DINO and I-JEPA.
 _ENTRIES = (
     "average", "state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "params_ema", "ema", "teacher", "target_encoder",
     "state_dict", "model_state_dict", "model_state", "model", "network", "net", "module", "backbone", "encoder", "params",
     "student",
 )  # fmt: skip
 _DEEPEST = 3
-# What torch.compile, FSDP and checkpointing put into names, at any place.
+# Parts that torch.compile, FSDP and checkpointing add to names, at any position.
 _WRAPPED = re.compile(r"(^|\.)(?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+")
 _WAY_OUT = "torch.save(model.state_dict(), PATH) writes one"
 _BEGINNINGS = (
@@ -50,24 +50,24 @@ _BEGINNINGS = (
 
 @dataclass(frozen=True, slots=True)
 class WeightFile:
-    """The tensors of a file, and how they were found in it."""
+    """The tensors of a file, and a description of how they were found."""
 
     tensors: dict[str, Tensor]
-    """by name, as they are in the file: any dtype"""
+    """by name, with the dtypes of the file"""
     found: tuple[str, ...]
-    """how, for the log: which entry, which objects were passed over; empty for a plain state_dict"""
+    """how, for the log: which entry, which objects were ignored; empty for a plain state_dict"""
     entry: str
     """the entry they are in, as errors name it; empty for the file itself"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Entry:
-    """Tensors by name at one place of a file."""
+    """Tensors by name at one location of a file."""
 
     path: tuple[str, ...]
     tensors: dict[str, Tensor]
     is_known: bool
-    """whether tools put networks there"""
+    """whether tools store networks there"""
 
     @property
     def name(self) -> str:
@@ -75,21 +75,21 @@ class _Entry:
 
 
 def read_weights(path: str, own: Mapping[str, Tensor] | None = None) -> WeightFile:
-    """The tensors by name of a safetensors file, or of one that `torch.save` wrote; told apart by what is in it.
+    """Read the tensors by name of a safetensors file, or of a `torch.save` file; the kind is detected by the content.
 
     Args:
         path: the file.
-        own: the backbone's tensors by name. Of several networks in the file, the one that has most of them is taken.
+        own: the backbone's tensors by name. Of several networks in the file, the one with most of them is used.
 
     Returns:
-        The tensors on the CPU. Names are without what torch.compile and FSDP add to them.
+        The tensors on the CPU. Additions of torch.compile and FSDP to names are removed.
 
     Raises:
-        RequestError: there is no such file, or it holds no tensors by name; the line says what the file is.
+        RequestError: the file does not exist, or has no tensors by name; the message says what the file is.
     """
     source = f"backbone.weights={path}"
     if not Path(path).is_file():
-        raise RequestError(f"{source}: there is no such file")
+        raise RequestError(f"{source}: no such file")
     passed_over: list[str] = []
     try:
         if _is_safetensors(Path(path)):
@@ -100,7 +100,7 @@ def read_weights(path: str, own: Mapping[str, Tensor] | None = None) -> WeightFi
             raise ValueError(f"it is {kind}")
         else:
             loaded, passed_over = load_torch(path)
-    except Exception as error:  # each format has its own errors, all meaning that the file cannot be used
+    except Exception as error:  # each format has its own errors, which all mean that the file is unusable
         raise RequestError(
             f"{source} does not read as a state_dict: {_reason(error)} ({_WAY_OUT})"
         ) from error
@@ -115,7 +115,8 @@ def read_weights(path: str, own: Mapping[str, Tensor] | None = None) -> WeightFi
     ]
     if not entries:
         raise RequestError(
-            f"{source} does not hold a state_dict, which is names and tensors only: it holds {_describe(loaded)} ({_WAY_OUT})"
+            f"{source} does not contain a state_dict, which is names and tensors only: it contains "
+            f"{_describe(loaded)} ({_WAY_OUT})"
         )
     chosen = _choose(entries, own or {}, source)
     all_names = in_file[entries.index(chosen)].tensors
@@ -125,7 +126,7 @@ def read_weights(path: str, own: Mapping[str, Tensor] | None = None) -> WeightFi
     }
     found += [f"names without '{part}.'" for part in sorted(wrappers)]
     if passed_over:
-        found.append(f"other objects passed over ({', '.join(passed_over)})")
+        found.append(f"other objects ignored ({', '.join(passed_over)})")
     return WeightFile(chosen.tensors, tuple(found), chosen.name)
 
 
@@ -137,7 +138,7 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _name_kind(path: Path) -> str:
-    """What a file is that is certainly no file of weights; empty for what torch may read."""
+    """The kind of a file that is certainly not a weight file; empty if torch may be able to read it."""
     with path.open("rb") as file:
         start = file.read(512)
     if not start:
@@ -153,7 +154,7 @@ def _name_kind(path: Path) -> str:
         return "a tar archive"
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype html", b"<html")):
-        return "an HTML page, perhaps of a site that wants a login (download the file itself)"
+        return "an HTML page, perhaps of a site that requires a login (download the file itself)"
     if text.startswith(b"<"):
         return "an XML document"
     is_text = all(byte >= 32 or byte in b"\t\r\n\f" for byte in start)
@@ -161,18 +162,18 @@ def _name_kind(path: Path) -> str:
 
 
 def _name_archive(path: Path) -> str:
-    """What a zip archive is that `torch.save` did not write; empty for one that it did."""
+    """The kind of a zip archive that `torch.save` did not write; empty if it did."""
     if not zipfile.is_zipfile(path):
         return "a torch checkpoint or zip archive whose end is missing (fetch it again)"
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
-        # torch.save can be told to leave the checksums out; all are 0 then.
+        # torch.save can omit the checksums; then all are 0.
         has_sums = any(member.CRC for member in archive.infolist())
         damaged = archive.testzip() if has_sums else None
     if damaged:
-        return f"damaged: its part {damaged} is not what was written (fetch it again)"
+        return f"damaged: its part {damaged} has a wrong checksum (fetch it again)"
     if any(name.endswith("/constants.pkl") for name in names):
-        return "a TorchScript archive, which holds code"
+        return "a TorchScript archive, which contains code"
     if any(name.endswith("data.pkl") for name in names):
         return ""
     if names and all(name.endswith(".npy") for name in names):
@@ -182,7 +183,8 @@ def _name_archive(path: Path) -> str:
 
 
 def _find_entries(found: object, depth: int = _DEEPEST) -> list[_Entry]:
-    """All that holds tensors by name in what a file holds, in the order of preference where the names do not decide."""
+    """All mappings of tensors by name in the content of a file, in the order of preference if the names do not
+    decide."""
     if not isinstance(found, Mapping) or depth < 0:
         return []
     below = {
@@ -199,9 +201,10 @@ def _find_entries(found: object, depth: int = _DEEPEST) -> list[_Entry]:
 
 
 def _choose(entries: list[_Entry], own: Mapping[str, Tensor], source: str) -> _Entry:
-    """The entry that has most of the tensors `own`; of those alike, the first.
+    """The entry with most of the tensors `own`; the first of equal ones.
 
-    Where none has any, as names of another tool may be, the first that is no mere number beside a network.
+    If none has any, for example because another tool uses other names, the first that is more than numbers of a
+    network.
     """
     fits = [_count_fitting(entry.tensors, own) for entry in entries]
     most = max(fits)
@@ -211,7 +214,7 @@ def _choose(entries: list[_Entry], own: Mapping[str, Tensor], source: str) -> _E
     alike = [entry for entry, fit in zip(entries, fits, strict=True) if fit == most]
     if len(alike) > 1 and not alike[0].is_known:
         raise RequestError(
-            f"{source} has {len(alike)} networks of these names, in {first_few([entry.name for entry in alike])} "
+            f"{source} has {len(alike)} networks with these names, in {first_few([entry.name for entry in alike])} "
             "(a file with the tensors of one of them)"
         )
     return alike[0]
@@ -236,7 +239,7 @@ def count_names(loaded: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Coun
 
 
 def _describe(loaded: object) -> str:
-    """What was found in place of tensors by name."""
+    """Describe an object that was found instead of tensors by name."""
     if isinstance(loaded, PassedOver) and not loaded:
         return f"a whole model or other object ({type(loaded).__name__}), which only its own code can read"
     if not isinstance(loaded, Mapping):
@@ -252,7 +255,7 @@ def _describe(loaded: object) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """The line of an error that says what is wrong."""
+    """The line of an error that gives the reason."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = lines[0] if lines else type(error).__name__
     if said.startswith("Invalid magic number"):
@@ -271,6 +274,6 @@ def _reason(error: Exception) -> str:
 
 
 def first_few(names: list[str], most: int = 3) -> str:
-    """The first of `names`, and how many more there are."""
+    """The first of `names`, and the number of the others."""
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

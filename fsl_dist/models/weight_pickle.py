@@ -1,7 +1,7 @@
-"""Read what `torch.save` wrote without running any of it: tensors, numbers, texts and containers, and nothing else.
+"""Read `torch.save` files without running their code: only tensors, numbers, texts and containers.
 
-torch's own `weights_only` reader takes placeholders for classes only where it knows what kind of class each is. This one
-gives every name of a file that is not needed for tensors a placeholder that takes whatever a pickle can do to an object
+torch's own `weights_only` reader substitutes placeholders only for classes of known kinds. This reader replaces every
+name that is not needed for tensors by a placeholder that accepts all operations that a pickle can apply to an object
 (docs/explanation/decisions/0034).
 """
 
@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
-# Names in lower case are functions, which a file may ask to be run. These only make numbers, texts and containers.
+# Names in lower case are functions, which a file may call. These only create numbers, texts and containers.
 _HARMLESS = re.compile(
     r"(numpy|torch|_codecs|collections|datetime|copyreg|functools)\."
     r"|builtins\.(bytearray|complex|dict|frozenset|getattr|list|object|range|set|slice|tuple)$"
 )
-# What makes tensors, and runs nothing that a file names.
+# Functions that create tensors and run nothing that a file names.
 _MAKERS = (
     "_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3", "_rebuild_parameter", "_rebuild_parameter_with_state",
     "_rebuild_qtensor", "_rebuild_sparse_tensor", "_rebuild_meta_tensor_no_storage",
@@ -30,7 +30,7 @@ _MAKERS = (
 
 
 class _Maker:
-    """A function that makes tensors, for a file to call but not to change."""
+    """A function that creates tensors, which a file may call but not change."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
@@ -49,7 +49,7 @@ class _AnyClass(type):
         last = cls.__name__.rpartition(".")[2].lstrip("_")
         if not last[:1].isupper() and not _HARMLESS.match(cls.__name__):
             raise pickle.UnpicklingError(
-                f"it asks for {cls.__name__} to be run, which is refused: no code of a file is run"
+                f"it requests a call of {cls.__name__}, which is refused: no code of a file is run"
             )
         return super().__call__()
 
@@ -58,7 +58,8 @@ class _AnyClass(type):
 
 
 class PassedOver(OrderedDict[Any, Any], metaclass=_AnyClass):
-    """Stands for an object of a file that is no tensor. Items are kept, for it may be a state_dict; all else is dropped."""
+    """Placeholder for an object that is not a tensor. Items are kept, since it may be a state_dict; all else is
+    dropped."""
 
     def __new__(cls, *_args: object, **_named: object) -> "PassedOver":
         return super().__new__(cls)
@@ -73,7 +74,7 @@ class PassedOver(OrderedDict[Any, Any], metaclass=_AnyClass):
 
     def __call__(self, *_arguments: object) -> None:
         raise pickle.UnpicklingError(
-            f"it asks for what {type(self).__name__} gives to be run, which is refused: no code of a file is run"
+            f"it requests a call of a result of {type(self).__name__}, which is refused: no code of a file is run"
         )
 
     __hash__ = object.__hash__  # type: ignore[assignment]  # an object may be a key or a member of a set
@@ -81,9 +82,9 @@ class PassedOver(OrderedDict[Any, Any], metaclass=_AnyClass):
 
 
 def load_torch(path: str) -> tuple[object, list[str]]:
-    """What `torch.save` wrote, on the CPU, and the names of the classes and functions that are read as placeholders.
+    """Read a `torch.save` file to the CPU; return also the names of the classes and functions that became placeholders.
 
-    Raises UnpicklingError, and torch's other errors, for what must not or cannot be read.
+    Raises UnpicklingError, and torch's other errors, for forbidden or unreadable content.
     """
     stand_ins: dict[str, type] = {}
 
@@ -92,7 +93,7 @@ def load_torch(path: str) -> tuple[object, list[str]]:
             module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
             module = _compat_pickle.IMPORT_MAPPING.get(module, module)
             full = f"{'os' if module in ('nt', 'posix') else module}.{name}"
-            if full == "torch.storage._load_from_bytes":  # how tensors go into pickles of other writers
+            if full == "torch.storage._load_from_bytes":  # how other writers put tensors into pickles
                 raise pickle.UnpicklingError("it is a pickle that torch.save did not write")
             known = _find_known(full)
             if known is not None:
@@ -105,20 +106,20 @@ def load_torch(path: str) -> tuple[object, list[str]]:
         return Unpickler(file, **options).load()
 
     reader = SimpleNamespace(__name__=__name__, Unpickler=Unpickler, load=load)
-    # A file, not its name: torch would read what is named .safetensors as such.
+    # Pass a file object, not its name: torch would read a file named .safetensors in that format.
     with Path(path).open("rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's deprecations: what cannot be read raises
         if torch.serialization._is_zipfile(file):
-            # torch would hand it to its TorchScript loader, which compiles code; asked of torch's own reader of zip files.
+            # torch would pass it to its TorchScript loader, which compiles code; tested with torch's own zip reader.
             records = torch._C.PyTorchFileReader(path).get_all_records()
             if "constants.pkl" in records:
-                raise pickle.UnpicklingError("it is a TorchScript archive, which holds code")
+                raise pickle.UnpicklingError("it is a TorchScript archive, which contains code")
         loaded = torch.load(file, map_location="cpu", weights_only=False, pickle_module=reader)
     return loaded, list(stand_ins)
 
 
 def _find_known(full: str) -> Any:
-    """What a name of a file means where tensors need it; None for all others."""
+    """The object that a name of a file refers to, if tensors need it; None for all others."""
     if full == "collections.OrderedDict":
         return OrderedDict
     if full == "torch._tensor._rebuild_from_type_v2":  # of tensors with attributes, which are dropped
@@ -138,8 +139,6 @@ def _find_known(full: str) -> Any:
             return found
         if name.startswith("per_") and isinstance(found, torch.qscheme):
             return found
-    if (
-        full == "torch.storage.UntypedStorage"
-    ):  # torch asks it for its dtype alone; the class itself is not given away
+    if full == "torch.storage.UntypedStorage":  # torch only reads its dtype; the class itself is not exposed
         return SimpleNamespace(dtype=torch.uint8)
     return None

@@ -1,4 +1,4 @@
-"""The weights a backbone starts from: files, downloads, and how their names meet the backbone's."""
+"""The initial weights of a backbone: files, downloads, and the matching of their names with the backbone's."""
 
 import re
 import sys
@@ -15,36 +15,36 @@ from fsl_dist.models.downloads import check_reachable, hub_in_reach
 from fsl_dist.models.embedding import Network
 from fsl_dist.models.weight_files import count_names, first_few, read_weights
 
-# First parts of the names of heads, which are for the task a file was trained on, and of what contrastive training keeps
-# next to a network. What a backbone has of these names, it keeps.
+# First parts of the names of heads, which belong to the task that a file was trained for, and of extra networks of
+# contrastive training. The backbone's own tensors of these names are kept.
 _HEADS = frozenset((
     "fc", "classifier", "head", "heads", "head_dist", "linear", "mlp_head", "projector", "projection", "projection_head",
     "proj_head", "predictor", "prototypes", "queue", "queue_ptr", "n_averaged", "map_head", "fc7",
 ))  # fmt: skip
-# Where a file has several networks of the same names: the average first, then the one that the gradient reached.
+# If a file has several networks with the same names: the average first, then the one that is trained by gradients.
 _PREFERRED = ("teacher", "ema", "encoder_q", "base_encoder", "online", "student")
 _RUN_BACKBONE = re.compile(r"backbone\.(model\.)?$")
-# torchvision's DenseNet files are older than its code: `norm.1` there is `norm1` here.
+# torchvision's DenseNet files are older than its code: `norm.1` in the file is `norm1` in the code.
 _OLD_DENSENET_NAME = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
-# The weights of each architecture by name and not by "DEFAULT": what a run starts from must not move with a release.
+# The weights of each architecture by name and not by "DEFAULT": the initial weights of a run must not change with a
+# release.
 _TIMM_WEIGHTS = {"resnet50_v2": "resnetv2_50.a1h_in1k", "se_resnet50": "seresnet50.ra2_in1k"}
 
 
 def load_initial(network: Network, config: BackboneConfig) -> str:
-    """Copy the weights that `config` names, if any, into the network's backbone, and into its map head and fc7.
+    """Copy the weights that `config` selects, if any, into the network's backbone, and into its map head and fc7.
 
-    A map head is taken along where both networks have one, and stays as drawn where the weights have none.
+    A map head is loaded if both networks have one, and stays random if the file has none.
 
     Args:
-        network: with weights as drawn.
+        network: with random weights.
         config: the `backbone.*` settings.
 
     Returns:
-        A sentence for the log: how the tensors of `config.weights` were found, and which were passed over. Empty where
-        there is nothing to say.
+        A sentence for the log: how the tensors of `config.weights` were found, and which were ignored. May be empty.
 
     Raises:
-        RequestError: the weights cannot be had, do not fit, or are not finite.
+        RequestError: the weights are not available, do not fit, or are not finite.
     """
     loaded: Mapping[str, Tensor]
     found: tuple[str, ...] = ()
@@ -66,7 +66,7 @@ def load_initial(network: Network, config: BackboneConfig) -> str:
     else:
         passed_over = load_weights(network.backbone, own, config, source=source)
     left = {prefix + key for key in passed_over} | {key for key in loaded if not key.startswith(prefix)}
-    beside = _RUN_BACKBONE.sub("", prefix)  # where a run's network has its heads
+    beside = _RUN_BACKBONE.sub("", prefix)  # prefix of the heads in a run's network
     if network.map_head is not None:
         left -= _load_map_head(
             network.map_head, _part_of(loaded, f"{beside}map_head."), source, f"{beside}map_head."
@@ -75,11 +75,12 @@ def load_initial(network: Network, config: BackboneConfig) -> str:
         left -= _load_fc7(network.fc7, loaded, (f"{beside}fc7.linear.", f"{prefix}classifier.4."), source)
     if bad := find_non_finite(network):
         raise RequestError(
-            f"{source}: the tensor {bad} {NOT_FINITE}, as those of a run that diverged do (an earlier checkpoint of that run)"
+            f"{source}: the tensor {bad} {NOT_FINITE}, as those of a run that diverged do (an earlier checkpoint "
+            "of that run)"
         )
     if bad := find_negative_variance(network):
         raise RequestError(
-            f"{source}: the tensor {bad} holds a variance below 0, which no batch norm can have learned "
+            f"{source}: the tensor {bad} contains a variance below 0, which no batch norm can have learned "
             "(the file is damaged: fetch it again)"
         )
     if not config.weights:
@@ -88,7 +89,7 @@ def load_initial(network: Network, config: BackboneConfig) -> str:
         found = (*found, f"names without '{prefix}'")
     if left:
         in_order = [key for key in loaded if key in left]
-        found = (*found, f"tensors passed over: {first_few(in_order)}")
+        found = (*found, f"tensors ignored: {first_few(in_order)}")
     return f"{named}: {'; '.join(found)}" if found else ""
 
 
@@ -113,9 +114,9 @@ def _check_plain(tensors: Mapping[str, Tensor], prefix: str, source: str) -> Non
 
 
 def _find_prefix(loaded: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str) -> str:
-    """What stands before a network's own names in `loaded`: "", "module.", "model.backbone." …; that which most names have.
+    """The prefix of a network's own names in `loaded`: "", "module.", "model.backbone." …; the most frequent one.
 
-    Raises RequestError where several networks of a file fit alike, and none is known as the one to use.
+    Raises RequestError if several networks of a file match equally well, and none is known as the one to use.
     """
     counts = count_names(loaded, own)
     most = max(counts.values(), default=0)
@@ -129,7 +130,8 @@ def _find_prefix(loaded: Mapping[str, Tensor], own: Mapping[str, Tensor], source
             return alike[0]
     named = ", ".join(f"'{prefix}'" for prefix in alike)
     raise RequestError(
-        f"{source} has {len(alike)} networks of these names, with the prefixes {named} (a file with the tensors of one of them)"
+        f"{source} has {len(alike)} networks with these names, with the prefixes {named} (a file with the tensors "
+        "of one of them)"
     )
 
 
@@ -142,10 +144,10 @@ def _load_timm(
     own = backbone.model.state_dict()
     try:
         named = timm_names(backbone.model, loaded)
-    except Exception as error:  # timm counts on the names and shapes of its own files
+    except Exception as error:  # timm expects the names and shapes of its own files
         raise RequestError(
-            f"{source} does not fit backbone.name={config.name}: timm cannot read its names ({type(error).__name__}: {error}) "
-            "(backbone.name must be the architecture the file was saved from)"
+            f"{source} does not fit backbone.name={config.name}: timm cannot read its names "
+            f"({type(error).__name__}: {error}) (backbone.name must be the architecture the file was saved from)"
         ) from error
     is_kept = {key: key in own or not key.startswith(backbone.passed_over) for key in named}
     kept = {key: value for key, value in named.items() if is_kept[key]}
@@ -154,7 +156,7 @@ def _load_timm(
 
 
 def _load_map_head(head: nn.Module, given: Mapping[str, Tensor], source: str, prefix: str) -> set[str]:
-    """The names of what was loaded, which in the file begin with `prefix`; none where the file has no map head."""
+    """The names of the loaded tensors, which begin with `prefix` in the file; empty if the file has no map head."""
     own = head.state_dict()
     if not given:
         return set()
@@ -163,7 +165,7 @@ def _load_map_head(head: nn.Module, given: Mapping[str, Tensor], source: str, pr
     }:
         raise RequestError(
             f"{source} has a map head of {len(given['conv.bias'])} maps, this run has backbone.map_head="
-            f"{len(own['conv.bias'])} (the same number takes it along)"
+            f"{len(own['conv.bias'])} (the same number loads it)"
         )
     head.load_state_dict(given)
     return {prefix + name for name in given}
@@ -172,7 +174,8 @@ def _load_map_head(head: nn.Module, given: Mapping[str, Tensor], source: str, pr
 def _load_fc7(
     fc7: nn.Module, loaded: Mapping[str, Tensor], prefixes: tuple[str, ...], source: str
 ) -> set[str]:
-    """The names of what was loaded: of a run's fc7, or of AlexNet's own file, the fifth layer of its `classifier`."""
+    """The names of the loaded tensors: of a run's fc7, or of AlexNet's own file, the fifth layer of its
+    `classifier`."""
     prefix = next((prefix for prefix in prefixes if _part_of(loaded, prefix)), "")
     given = _part_of(loaded, prefix)
     linear = fc7.get_submodule("linear")
@@ -180,7 +183,8 @@ def _load_fc7(
         name not in given or given[name].shape != value.shape for name, value in linear.state_dict().items()
     ):
         raise RequestError(
-            f"{source} has no fc7 of 4096 by 4096 to start from (AlexNet's own file has; backbone.fc7=false goes without)"
+            f"{source} has no fc7 of 4096 by 4096 to start from (AlexNet's own file has one; backbone.fc7=false "
+            "works without)"
         )
     linear.load_state_dict({name: given[name] for name in linear.state_dict()})
     return {prefix + name for name in linear.state_dict()}
@@ -225,7 +229,7 @@ def _from_timm(name: str) -> Mapping[str, Tensor]:
     try:
         with hub_in_reach():
             return load_state_dict_from_hf(repository, filename="model.safetensors")
-    except Exception as error:  # the hub's client and its transport have errors of their own
+    except Exception as error:  # the hub's client and its transport raise their own errors
         reason = str(error).strip().partition("\n")[0]
         raise RequestError(
             f"backbone.pretrained=true could not fetch timm's weights of {name}: {reason} (offline: fetch "
@@ -237,10 +241,10 @@ def _from_timm(name: str) -> Mapping[str, Tensor]:
 def load_weights(
     backbone: nn.Module, loaded: Mapping[str, Tensor], config: BackboneConfig, *, source: str
 ) -> list[str]:
-    """Copy `loaded` (tensors by name, any float dtype) into `backbone`; every tensor of it must be there and fit.
+    """Copy `loaded` (tensors by name, any float dtype) into `backbone`; all of its tensors must exist and fit.
 
-    source: what an error calls them. Returns the names of heads that were passed over. Raises RequestError naming what is
-    missing, unexpected, of a wrong shape or of a wrong dtype; then nothing is copied.
+    source: description for errors. Returns the names of heads that were ignored. Raises RequestError naming missing or
+    unexpected tensors, or those of a wrong shape or dtype; then nothing is copied.
     """
     own = backbone.state_dict()
     renamed = {_OLD_DENSENET_NAME.sub(r"\1\2.", key): value for key, value in loaded.items()}

@@ -1,4 +1,4 @@
-"""What a run takes each test image for, by a protocol, and how often it is right about each class (PCN Figs. 6, 9)."""
+"""The predictions of a run for each test image, by a protocol, and the accuracy of each class (PCN Figs. 6, 9)."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ PROTOCOLS = ("knn", "prototypes", "fine_tune")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answers:
-    """Test images and what they were taken for."""
+    """Test images and their predicted classes."""
 
     ids: NDArray[np.int64]
     """int64 [n]: sample ids; base classes' images first"""
@@ -36,20 +36,20 @@ class ClassAccuracies:
 
 
 def protocol_of(run: EmbeddedRun, protocol: str = "") -> str:
-    """`protocol`, or where it is empty the run's own: prototypes for pcn, the vote of neighbours (knn) for others.
+    """`protocol`, or if it is empty the run's default: prototypes for pcn, the vote of neighbours (knn) for others.
 
-    RequestError for another word than `PROTOCOLS`.
+    Raises RequestError if it is not one of `PROTOCOLS`.
     """
     if protocol not in ("", *PROTOCOLS):
-        raise RequestError(f"protocol {protocol} is none of {', '.join(PROTOCOLS)}")
+        raise RequestError(f"protocol {protocol} must be one of {', '.join(PROTOCOLS)}")
     return protocol or ("prototypes" if run.config.method.traits.prototypes else "knn")
 
 
 def answers_of(run: EmbeddedRun, protocol: str, draw: int) -> Answers:
-    """What the run takes the test images of a draw for. knn votes at the first `evaluation.k_p`, on base classes alone.
+    """Predict the test images of a draw. knn votes with the first `evaluation.k_p`, on base classes only.
 
-    fine_tune trains for the draw where `evaluate` with that protocol has not. RequestError where there is nothing to
-    test, or the run's method has no such protocol.
+    fine_tune trains for the draw unless `evaluate` with that protocol has done so. Raises RequestError if there is
+    nothing to test, or if the run's method does not support the protocol.
     """
     if protocol == "prototypes":
         drawn = run.draw(draw)
@@ -68,9 +68,9 @@ def answers_of(run: EmbeddedRun, protocol: str, draw: int) -> Answers:
 
 
 def measure_class_accuracies(run: EmbeddedRun, protocol: str = "") -> ClassAccuracies:
-    """Accuracies by `protocol` (empty: the run's own), over all draws where it has draws.
+    """Measure accuracies by `protocol` (empty: the run's default), over all draws if it has draws.
 
-    Averaged over classes they are `evaluate`'s `mca/base_novel` (`mca/base` without novel classes), or `knn/mcr@K_p` at
+    Their mean over classes is `evaluate`'s `mca/base_novel` (`mca/base` without novel classes), or `knn/mcr@K_p` with
     the first `evaluation.k_p`. Errors as in `answers_of`.
     """
     protocol = protocol_of(run, protocol)

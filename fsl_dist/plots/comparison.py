@@ -1,4 +1,4 @@
-"""Two runs class by class, each by its own protocol (PCN Fig. 9)."""
+"""Compare two runs class by class, each by its own protocol (PCN Fig. 9)."""
 
 import math
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ class ComparedClass:
 
 @dataclass(frozen=True, slots=True)
 class ComparisonPicture:
-    """What was drawn of several runs' scores."""
+    """Description of a plot of several runs' scores."""
 
     run_a: str
     run_b: str
@@ -58,19 +58,20 @@ def plot_comparison(
     settings: Sequence[EvaluationConfig | None] = (None, None),
     protocols: Sequence[str] = ("", ""),
 ) -> ComparisonPicture:
-    """Score two runs of one data set on each class, and write `out`, a PNG. Deterministic.
+    """Score two runs of the same data set on each class, and write `out`, a PNG. Deterministic.
 
-    settings: in place of each run's `evaluation.*`. protocols: as in `measure_class_accuracies`. Raises RequestError where the runs are of different data sets, or
-    have no tested class in common.
+    settings: override each run's `evaluation.*`. protocols: as in `measure_class_accuracies`. Raises RequestError if
+    the runs are of different data sets, or have no tested class in common.
     """
     check_png(out)
     if len(protocols) != 2:
-        raise RequestError(f"{len(protocols)} protocols for 2 runs; name one a run, or none")
+        raise RequestError(f"{len(protocols)} protocols for 2 runs; give one per run, or none")
     with open_embedded(run_a, settings[0]) as a, open_embedded(run_b, settings[1]) as b:
         if a.catalogue.fingerprint != b.catalogue.fingerprint:
             raise RequestError(
                 f"{run_a} and {run_b} are of different data sets or versions of one ({a.catalogue.folder} version "
-                f"{a.catalogue.version}, {b.catalogue.folder} version {b.catalogue.version}); compare runs whose data.dataset and data.version are the same"
+                f"{a.catalogue.version}, {b.catalogue.folder} version {b.catalogue.version}); compare runs whose "
+                "data.dataset and data.version are the same"
             )
         of_a, of_b = measure_class_accuracies(a, protocols[0]), measure_class_accuracies(b, protocols[1])
         catalogue = a.catalogue
@@ -108,7 +109,8 @@ def plot_comparison(
 
 
 def draw_comparison(classes: Sequence[ComparedClass], title_a: str, title_b: str) -> Any:
-    """A matplotlib figure: A's accuracy to the right, B's upwards, in percent; the classes that differ most are named."""
+    """A matplotlib figure: A's accuracy to the right, B's upwards, in percent; the classes that differ most are
+    named."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.5, 7.5), layout="constrained")

@@ -24,12 +24,12 @@ class Curve:
     x: list[float]
     """epochs finished, or images seen"""
     values: list[float | None]
-    """None where it was no finite number"""
+    """None for a value that was not finite"""
 
 
 @dataclass(frozen=True, slots=True)
 class CurvePicture:
-    """What was drawn of several runs' metrics."""
+    """Description of a plot of several runs' metrics."""
 
     metric: str
     x: str
@@ -39,9 +39,9 @@ class CurvePicture:
 
 
 def plot_curves(runs: Sequence[Path], out: Path, *, metric: str, x: Axis = "epoch") -> CurvePicture:
-    """Draw `metric` of each of `runs` over epochs or images seen, and write `out`, a PNG.
+    """Plot `metric` of each of `runs` over epochs or images seen, and write `out`, a PNG.
 
-    Raises ConfigError for a folder that is no run, RequestError where a run has logged nothing, or not this metric.
+    Raises ConfigError for a folder without a run, RequestError if a run has logged nothing, or not this metric.
     """
     check_png(out)
     curves = []
@@ -58,8 +58,9 @@ def plot_curves(runs: Sequence[Path], out: Path, *, metric: str, x: Axis = "epoc
 def read_curve(lines: Sequence[dict], metric: str, x: Axis, run: Path) -> tuple[list[float], list[float]]:
     """(x, values) of `metric` in a run's lines of metrics.jsonl.
 
-    epoch: the mean over each epoch that has a value, at the number of epochs finished by its end. images: every value,
-    at the images seen so far. Raises RequestError where the metric is in no line, naming those that are.
+    epoch: the mean over each epoch that has a value, at the number of epochs finished by its end. images: every
+    value, at the number of images seen so far. Raises RequestError, which lists the existing metrics, if no line has
+    this one.
     """
     if not lines:
         raise RequestError(f"{run} has logged nothing: {METRICS_FILE} is missing or empty (train it first)")
@@ -68,7 +69,9 @@ def read_curve(lines: Sequence[dict], metric: str, x: Axis, run: Path) -> tuple[
     for line in lines:
         images = line.get("train/images_seen", images)
         if metric in line:
-            finished = line["epoch"] + 1.0 if line["step"] else 0.0  # step 0 is the start's validation
+            finished = (
+                line["epoch"] + 1.0 if line["step"] else 0.0
+            )  # step 0 is the validation before training
             points.setdefault(finished if x == "epoch" else images, []).append(line[metric])
     if not points:
         logged = sorted({name for line in lines for name in line} - {"step", "epoch"})

@@ -1,4 +1,4 @@
-"""Pictures of a data set: how its classes are sized, and what their images look like."""
+"""Plots of a data set: its class sizes, and sample images."""
 
 from pathlib import Path
 from typing import Any
@@ -35,10 +35,10 @@ _TILE, _GAP, _CAPTION = 96, 6, 20
 
 
 def draw_plots(catalogue: Catalogue, folder: str | Path) -> list[Path]:
-    """Write `class_distribution.png` and `samples.png` into `folder`, which is created if missing; returns their paths.
+    """Write `class_distribution.png` and `samples.png` into `folder`, which is created if missing; return their paths.
 
-    Deterministic. Reads up to 96 images; those that cannot be used are crossed tiles. DataError where a shard is
-    missing or cut.
+    Deterministic. Reads up to 96 images; unusable ones are shown as crossed tiles. Raises DataError if a shard is
+    missing or truncated.
     """
     distribution, sheet = Path(folder) / DISTRIBUTION_FILE, Path(folder) / SHEET_FILE
     write_figure(draw_distribution(catalogue), distribution)
@@ -84,9 +84,9 @@ def draw_distribution(catalogue: Catalogue) -> Any:
             np.where(values > 0, values, np.nan),
             color=colour,
             marker="o",
-            # Marked even where there are many: a class between two that the split lacks is a point and no line.
+            # Markers even for many classes: a class between two that the split lacks is a point without a line.
             markersize=4 if len(totals) <= _FEW_CLASSES else 1.5,
-            linewidth=3.0 if name == "all" else 1.3,  # seen behind a split that has all of a class
+            linewidth=3.0 if name == "all" else 1.3,  # visible behind a split that has all images of a class
             label=name,
         )
     axis.set_yscale("log")
@@ -121,7 +121,8 @@ def choose_classes(counts: NDArray[np.int64]) -> list[tuple[str, list[int]]]:
 
 
 def draw_samples(catalogue: Catalogue) -> Image.Image:
-    """A sheet with a row for each class that `choose_classes` returns: its name, its size, and up to 8 of its images."""
+    """A sheet with a row for each class that `choose_classes` returns: its name, its size, and up to 8 of its
+    images."""
     counts = np.bincount(catalogue.labels, minlength=catalogue.num_classes)
     rows: list[tuple[str, int | None]] = []
     for part, labels in choose_classes(counts):

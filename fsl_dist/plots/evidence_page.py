@@ -26,7 +26,7 @@ _ORDERS = {
 
 @dataclass(frozen=True, slots=True)
 class PageFacts:
-    """What the page says about the run."""
+    """Information about the run on the page."""
 
     run: str
     method: str
@@ -42,9 +42,10 @@ class PageFacts:
 
 
 def render_evidence(facts: PageFacts, named: Sequence[tuple[str, Evidence, ScoredClass | None]]) -> str:
-    """A whole HTML page with a section an image; `named`: (name of the image, its evidence, the answer where the vote is not it).
+    """Render an HTML page with a section per image; `named`: (name of the image, its evidence, the answer if not by
+    the vote).
 
-    It needs no script and no other file; its own content policy forbids loading anything.
+    It needs no script and no other file; its content security policy forbids loading anything.
     """
     sections = "\n".join(
         _render_section(name, evidence, said, facts, number)
@@ -129,7 +130,9 @@ def _render_verdict(vote: Vote, said: ScoredClass | None, k: int, facts: PageFac
     lines = f'<p class="verdict"><strong>{escape(said.name)}</strong>, {measure} ({escape(by)})</p>'
     if said.name == vote.name:
         return f'{lines}\n<p class="note">The nearest training images agree: {vote.count} of {k} votes.</p>'
-    why = " That class was added without training, so no training image shows it." if said.is_novel else ""
+    why = (
+        " That class was added without training, so no training image belongs to it." if said.is_novel else ""
+    )
     return (
         f'{lines}\n<p class="note disputed">The nearest training images disagree: {vote.count} of {k} vote for '
         f"{escape(vote.name)}.{why}</p>"

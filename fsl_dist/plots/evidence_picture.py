@@ -18,9 +18,10 @@ _FRAME = 4
 
 
 def draw_evidence(name: str, evidence: Evidence, answer: ScoredClass | None = None) -> Image.Image:
-    """One row: the image, then its results with label, group and distance; below each its RAM, and the QAM of the image.
+    """One row: the image, then its results with label, group and distance; below each its RAM, and the QAM of the
+    image.
 
-    answer: what is answered, where the vote is not the answer.
+    answer: the predicted class, if it is not that of the vote.
     """
     results, votes = evidence.results, evidence.votes
     has_maps = results[0].query_map is not None
@@ -62,7 +63,8 @@ def draw_result(sheet: Image.Image, result: Result, left: int, top: int, *, is_s
 
 
 def paste(sheet: Image.Image, pixels: NDArray[np.uint8], left: int, top: int, side: int = TILE) -> None:
-    """An image (uint8 [S, S, 3]) as a square of `side` pixels: its pixels as squares where it grows, else averaged."""
+    """Paste an image (uint8 [S, S, 3]) as a square of `side` pixels: enlarged by nearest neighbour, reduced by
+    averaging."""
     resample = Image.Resampling.BOX if len(pixels) >= side else Image.Resampling.NEAREST
     sheet.paste(Image.fromarray(pixels).resize((side, side), resample), (left, top))
 
@@ -77,6 +79,6 @@ def write(
     size: int = 13,
     colour: tuple[int, int, int] = INK,
 ) -> None:
-    """One line of text, cut where it is wider than `width` pixels."""
+    """One line of text, truncated to `width` pixels."""
     font = ImageFont.load_default(size)
     draw.text((left, top), fit_text(text, font, width), colour, font)

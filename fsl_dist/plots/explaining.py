@@ -1,4 +1,5 @@
-"""From image files to evidence: the nearest training images, their vote, both activation maps; as a page and pictures."""
+"""From image files to evidence: the nearest training images, their vote, both activation maps; as a page and
+pictures."""
 
 import dataclasses
 import hashlib
@@ -24,7 +25,7 @@ from fsl_dist.training.trained import TrainedRun
 from index.base.files import write_atomic
 
 PAGE_FILE = "index.html"
-# A name has 255 bytes; a number, ".png", and what the file is called until it is complete need up to 50 of them.
+# A file name has 255 bytes; a number, ".png", and the temporary name need up to 50 of them.
 _MAX_STEM_BYTES = 200
 _HASH_DIGITS = 16
 
@@ -39,7 +40,7 @@ class Neighbour:
     group: str
     """empty where the data set has none"""
     distance: float
-    """Euclidean for index.metric=l2; else what the index answers, the cosine or the product, which is largest for the nearest"""
+    """Euclidean for index.metric=l2; otherwise the cosine or the product, which is largest for the nearest image"""
     measure: str
     """what `distance` is: distance, cosine or product"""
 
@@ -81,10 +82,10 @@ class ExplainReport(Sequence[Explanation]):
     page: str
     """the HTML file; empty where nothing was written"""
     explanations: list[Explanation]
-    """one an image that could be read, in the order asked for"""
+    """one per readable image, in the given order"""
     failed: list[FailedImage]
     html: str = field(repr=False)
-    """the page; empty where no image could be read"""
+    """the page; empty if no image could be read"""
 
     @overload
     def __getitem__(self, position: int) -> Explanation: ...
@@ -127,13 +128,13 @@ def explain(
     k: int = 5,
     maps: bool = True,
 ) -> ExplainReport:
-    """Show the `k` training images nearest to each image by a run's best checkpoint.
+    """Find the `k` training images nearest to each image by a run's best checkpoint.
 
-    With `out`, they are written into that folder: `index.html` holds everything and loads nothing, and each image has a PNG.
+    With `out`, the result is written into that folder: `index.html` is self-contained, and each image has a PNG.
     Images are decoded and transformed as in an evaluation; the training images are the run's. Deterministic.
 
-    Raises RequestError for a run on feature vectors, a `k` above the number of training images, an `out` that is no folder,
-    and where maps are asked of a network that has none. An image that cannot be read is in `failed`.
+    Raises RequestError for a run on feature vectors, a `k` above the number of training images, an `out` that is not
+    a folder, and if maps are requested of a network without maps. Unreadable images are listed in `failed`.
     """
     if out is not None and out.exists() and not out.is_dir():
         raise RequestError(
@@ -142,7 +143,7 @@ def explain(
     asked, config = name_images(images), trained.config
     if config.data.features:
         raise RequestError(
-            f"{trained.run} was trained on data.features={config.data.features}; explain takes images"
+            f"{trained.run} was trained on data.features={config.data.features}; explain needs images"
         )
     gallery = open_selection(trained, config, "gallery", split_run(trained.catalogue, config).gallery)
     found: list[tuple[str, Evidence]] = []
@@ -198,7 +199,7 @@ def _describe(trained: TrainedRun, num_gallery: int, metric: str, has_maps: bool
 
 
 def _name_pictures(images: Sequence[str]) -> list[str]:
-    """A file name for each image: its own with .png, cut where it is long, numbered where several images have the same."""
+    """A file name for each image: its own with .png, truncated if it is long, numbered if several images share it."""
     names: list[str] = []
     for image in images:
         stem = _cut(Path(image).stem)
@@ -210,7 +211,7 @@ def _name_pictures(images: Sequence[str]) -> list[str]:
 
 
 def _cut(stem: str) -> str:
-    """`stem`, or its end and a hash of the whole where it is too long."""
+    """`stem`, or its end and a hash of the whole name if it is too long."""
     encoded = os.fsencode(stem)
     if len(encoded) <= _MAX_STEM_BYTES:
         return stem

@@ -34,7 +34,7 @@ def render_page(title: str, body: str, style: str = "") -> str:
     Args:
         title: Plain text.
         body: HTML; what comes from data must be escaped in it.
-        style: CSS rules of this page alone, after those that all pages share.
+        style: CSS rules of this page, after those that all pages share.
     """
     return f"""<!doctype html>
 <html lang="en">

@@ -10,11 +10,12 @@ from fsl_dist.metrics.class_scores import Floats
 # Share of the colour at a map's highest value; the rest is the image, so that it shows through.
 _OPACITY = 0.8
 DIMMING = 0.75
-"""brightness of the grey image below a map: yellow stands out on white ground too"""
+"""brightness of the grey image below a map: yellow is visible on white areas too"""
 
 
 def tint(plane: Floats, side: int) -> Image.Image:
-    """A map ([h, w]) as colours: RGBA, `side` pixels square, scaled to the map's own range; clear where it is constant."""
+    """A map ([h, w]) as colours: RGBA, `side` × `side` pixels, scaled to the map's own range; transparent if it is
+    constant."""
     scaled = scale_to_unit(plane, side)
     levels = (_palette()[np.round(scaled * 255).astype(np.int64)] * 255).round()
     levels[:, :, 3] = np.round(scaled * _OPACITY * 255)

@@ -18,15 +18,15 @@ INK, GRID, PAPER = (40, 40, 40), (215, 215, 215), (255, 255, 255)
 
 
 def check_png(out: Path) -> None:
-    """RequestError unless `out` ends in .png; call it before any work is done."""
+    """Raise RequestError unless `out` ends in .png; call it before any work is done."""
     if out.suffix != ".png":
         raise RequestError(f"out={out} must end in .png")
 
 
 def name_runs(runs: Sequence[Path]) -> list[str]:
-    """Names of `runs` in a picture: each folder's name, with as many of its parent folders as make the names unique.
+    """Names of `runs` in a picture: each folder's name, with as many parent folders as make the names unique.
 
-    Raises RequestError where a folder is named twice.
+    Raises RequestError if a folder occurs twice.
     """
     paths = [Path(os.path.abspath(run)) for run in runs]
     for run, path in zip(runs, paths, strict=True):
@@ -39,7 +39,7 @@ def name_runs(runs: Sequence[Path]) -> list[str]:
 
 
 def fit_text(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
-    """`text`, cut where it is wider than `width` pixels."""
+    """`text`, truncated to `width` pixels."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:
@@ -48,8 +48,10 @@ def fit_text(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, widt
 
 
 def paste_tile(sheet: Image.Image, encoded: Encoded | None, left: int, top: int, side: int) -> None:
-    """Draw an encoded image into the square of `side` pixels at (`left`, `top`), aspect kept; a crossed square where it
-    is None or cannot be used."""
+    """Draw an encoded image into the square of `side` pixels at (`left`, `top`) and keep its aspect ratio.
+
+    An image that is None or unusable is drawn as a crossed square.
+    """
     tile = None if encoded is None else _make_tile(encoded, side)
     if tile is not None:
         sheet.paste(tile, (left + (side - tile.width) // 2, top + (side - tile.height) // 2))
@@ -61,7 +63,7 @@ def paste_tile(sheet: Image.Image, encoded: Encoded | None, left: int, top: int,
 
 
 def _make_tile(encoded: Encoded, side: int) -> Image.Image | None:
-    """The image within `side` pixels; None where it cannot be used."""
+    """The image within `side` pixels; None if it is unusable."""
     if find_excess_pixels(encoded, MAX_PIXELS):
         return None
     try:

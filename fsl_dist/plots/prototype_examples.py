@@ -29,12 +29,12 @@ class QueryExample:
     responsibilities: list[float]
     """q(z|predicted class, x) for each of its prototypes; they sum to 1"""
     nearest: list[int]
-    """sample id that stands for each of these prototypes"""
+    """sample id of the image that represents each of these prototypes"""
 
 
 @dataclass(frozen=True, slots=True)
 class ClassExample:
-    """A class, the images that stand for its prototypes, and some of its test images."""
+    """A class, the images that represent its prototypes, and some of its test images."""
 
     name: str
     is_novel: bool
@@ -46,9 +46,9 @@ class ClassExample:
 
 
 def choose_labels(catalogue: Catalogue, names: Sequence[str]) -> list[int]:
-    """Labels of the classes `names`; of the 4 largest base and the 2 largest novel classes where there are none.
+    """Labels of the classes `names`; by default of the 4 largest base and the 2 largest novel classes.
 
-    Raises RequestError for a name that the data set lacks, and for a class with neither training nor novel images.
+    Raises RequestError for an unknown name, and for a class with neither training nor novel images.
     """
     counts = {
         split: np.bincount(catalogue.labels[catalogue.split_ids(split)], minlength=catalogue.num_classes)
@@ -78,14 +78,15 @@ def labels_of_names(catalogue: Catalogue, names: Sequence[str]) -> list[int]:
         if name not in catalogue.class_names:
             near = difflib.get_close_matches(name, catalogue.class_names, n=1, cutoff=0)
             raise RequestError(
-                f"classes: '{name}' is no class of '{catalogue.folder}'; did you mean '{near[0]}'?"
+                f"classes: '{name}' is not a class of '{catalogue.folder}'; did you mean '{near[0]}'?"
             )
         labels.append(catalogue.class_names.index(name))
     return list(dict.fromkeys(labels))
 
 
 def find_nearest(points: Floats, vectors: Floats) -> NDArray[np.int64]:
-    """Position of the nearest of `vectors` ([n, D], n ≥ 1) to each of `points` ([m, D]): int64 [m], the first of equals.
+    """Position of the nearest of `vectors` ([n, D], n ≥ 1) to each of `points` ([m, D]): int64 [m], the first of
+    equals.
 
     Euclidean, by differences in float64.
     """
@@ -101,9 +102,9 @@ def share_among(x: Floats, prototypes: Floats, temperature: float) -> NDArray[np
 
 
 def choose_queries(is_right: NDArray[np.bool_], num: int = QUERIES_A_CLASS) -> NDArray[np.int64]:
-    """Positions of `num` test images of a class, right ones first: half of them wrong where there are as many.
+    """Positions of `num` test images of a class, correct ones first; half of them are wrong if there are that many.
 
-    `is_right`: bool [n]. Right and wrong ones are each spread evenly over their order.
+    `is_right`: bool [n]. Correct and wrong ones are each spread evenly over their order.
     """
     right, wrong = np.flatnonzero(is_right), np.flatnonzero(~is_right)
     num_wrong = min(len(wrong), max(num // 2, num - len(right)))
@@ -118,7 +119,8 @@ def _spread(positions: NDArray[np.int64], num: int) -> NDArray[np.int64]:
 def gather_examples(
     draw: Draw, catalogue: Catalogue, labels: Sequence[int], temperature: float
 ) -> list[ClassExample]:
-    """One example a label. A prototype is shown by the nearest image of its own class among those it was made from."""
+    """One example per label. A prototype is represented by the nearest of the images of its class from which it was
+    computed."""
     prototypes = draw.prototypes
     means = {
         label: of_class[is_used]

@@ -30,12 +30,12 @@ _LEAST_BLOCK = 200
 
 @dataclass(frozen=True, slots=True)
 class PrototypePicture:
-    """What was drawn of a run's prototypes."""
+    """Description of a plot of a run's prototypes."""
 
     run: str
     dataset: str
     split: str
-    """where the base classes' queries came from: test, else val"""
+    """split of the base classes' queries: test, otherwise val"""
     out: str
     draw: int
     temperature: float
@@ -51,12 +51,12 @@ def plot_prototypes(
     draw: int = 0,
     settings: EvaluationConfig | None = None,
 ) -> PrototypePicture:
-    """Show prototypes of some classes by images, and how test images use them; write `out`, a PNG.
+    """Show prototypes of some classes by images, and how test images are assigned to them; write `out`, a PNG.
 
-    classes: names, by default the 4 largest base and 2 largest novel ones. draw: which of the draws that
-    `evaluate` takes of novel images. settings: in place of the run's `evaluation.*`. Deterministic.
+    classes: names, by default the 4 largest base and 2 largest novel ones. draw: number of a draw of novel images in
+    `evaluate`. settings: override the run's `evaluation.*`. Deterministic.
 
-    Raises RequestError for a run that is none of pcn, an unknown class, or a draw that `evaluate` does not take.
+    Raises RequestError for a run of another method than pcn, an unknown class, or a draw that `evaluate` does not have.
     """
     check_png(out)
     with open_embedded(run, settings) as embedded:

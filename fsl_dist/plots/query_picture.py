@@ -1,4 +1,4 @@
-"""A picture of test images and what each of several runs takes them for (PCN Fig. 6)."""
+"""A picture of test images and their predictions by several runs (PCN Fig. 6)."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -24,13 +24,13 @@ _LEFT, _COLUMN, _IMAGE, _REASON, _LINE = 190, 132, 112, 72, 20
 
 @dataclass(frozen=True, slots=True)
 class RunAnswer:
-    """What a run takes a query for."""
+    """The prediction of a run for a query."""
 
     predicted: str
     """name of the class"""
     is_right: bool
     reason: int | None
-    """sample id of the training or support image that stands for it; None where a classifier says no more"""
+    """sample id of the training or support image that represents it; None if a classifier has none"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +42,16 @@ class ShownQuery:
     """its class"""
     is_novel: bool
     answers: list[RunAnswer]
-    """one a run"""
+    """one per run"""
 
 
 @dataclass(frozen=True, slots=True)
 class QueryPicture:
-    """What was drawn of test images and predictions."""
+    """Description of a picture of test images and predictions."""
 
     runs: list[str]
     protocols: list[str]
-    """one a run"""
+    """one per run"""
     out: str
     draw: int
     queries: list[ShownQuery]
@@ -66,23 +66,24 @@ def plot_queries(
     classes: Sequence[str] = (),
     draw: int = 0,
 ) -> QueryPicture:
-    """Show up to 6 test images of base classes and 3 of novel ones with the answers of all `runs`; write `out`, a PNG.
+    """Show up to 6 test images of base classes and 3 of novel ones with the predictions of all `runs`; write `out`, a
+    PNG.
 
-    protocols: one a run as in `answers_of`, or none: each run's own. settings: one a run in place of its `evaluation.*`,
-    or none. classes: names of those whose images may be shown, by default all. Only images that all runs are tested on
-    are shown, at most one of a class, those first on which the runs differ. Deterministic.
+    protocols: one per run as in `answers_of`, or none: each run's default. settings: one per run, overriding its
+    `evaluation.*`, or none. classes: names of classes whose images may be shown, by default all. Only images on which
+    all runs are tested are shown, at most one per class; those on which the runs differ come first. Deterministic.
 
-    The image that stands for an answer: for prototypes the nearest training or support image of the predicted class's
-    prototype with the largest responsibility; for knn the nearest neighbour of the predicted class.
+    The image that represents a prediction: for prototypes the nearest training or support image of the predicted
+    class's prototype with the largest responsibility; for knn the nearest neighbour of the predicted class.
 
-    Raises RequestError where the runs are of different data sets, or tested on no image in common.
+    Raises RequestError if the runs are of different data sets, or have no test image in common.
     """
     check_png(out)
     if not runs:
         raise RequestError("no run is named; name at least one")
     names = name_runs(runs)
     if protocols and len(protocols) != len(runs):
-        raise RequestError(f"{len(protocols)} protocols for {len(runs)} runs; name one a run, or none")
+        raise RequestError(f"{len(protocols)} protocols for {len(runs)} runs; give one per run, or none")
     with ExitStack() as stack:
         opened = [
             stack.enter_context(open_embedded(run, settings[number] if settings else None))
@@ -143,7 +144,8 @@ def plot_queries(
 def _common_answers(
     runs: Sequence[EmbeddedRun], protocols: Sequence[str], draw: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(ids, predicted): sample ids int64 [n] that all runs are tested on, ascending, and what each says, int64 [runs, n]."""
+    """(ids, predicted): sample ids int64 [n] of the common test images, ascending, and the predictions, int64 [runs,
+    n]."""
     answers = [answers_of(run, protocol, draw) for run, protocol in zip(runs, protocols, strict=True)]
     ids = answers[0].ids
     for answer in answers:
@@ -158,8 +160,8 @@ def _common_answers(
 def choose_shown(is_right: NDArray[np.bool_], labels: NDArray[np.int64], most: int) -> NDArray[np.int64]:
     """Positions of at most `most` images, no two of a class, in the order of their classes.
 
-    `is_right`: bool [runs, n]; `labels`: int64 [n]. Which runs are right makes groups of images; the groups take turns,
-    first those on which the runs differ, then all right, then all wrong.
+    `is_right`: bool [runs, n]; `labels`: int64 [n]. Images are grouped by which runs are correct, and selected from
+    the groups in rotation: first those on which the runs differ, then all correct, then all wrong.
     """
     groups: dict[tuple[bool, ...], list[int]] = {}
     for position, pattern in enumerate(map(tuple, is_right.T.tolist())):
@@ -182,7 +184,7 @@ def choose_shown(is_right: NDArray[np.bool_], labels: NDArray[np.int64], most: i
 def _find_reasons(
     run: EmbeddedRun, protocol: str, draw: int, ids: NDArray[np.int64], predicted: NDArray[np.int64]
 ) -> list[int | None]:
-    """Sample id of the image that stands for what `run` takes each of `ids` for; None without one."""
+    """Sample id of the image that represents the prediction of `run` for each of `ids`; None if there is none."""
     if protocol == "fine_tune":
         return [None] * len(ids)
     if protocol == "prototypes":

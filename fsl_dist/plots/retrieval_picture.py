@@ -1,4 +1,5 @@
-"""The pictures of `plot retrieval`, one query's results by several runs, and `plot maps`, activation maps of pairs (CHAI Figs. 3, 4)."""
+"""The pictures of `plot retrieval`, one query's results by several runs, and `plot maps`, activation maps of pairs
+(CHAI Figs. 3, 4)."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -40,7 +41,7 @@ class Shown:
     key: str
     label: str
     group: str
-    """empty where it has none"""
+    """empty if it has none"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class System:
 
 @dataclass(frozen=True, slots=True)
 class RetrievalPicture:
-    """What was drawn of queries and their nearest training images."""
+    """Description of a picture of queries and their nearest training images."""
 
     dataset: str
     out: str
@@ -67,7 +68,7 @@ class RetrievalPicture:
 
 @dataclass(frozen=True, slots=True)
 class MapPicture:
-    """What was drawn of activation maps."""
+    """Description of a picture of activation maps."""
 
     run: str
     dataset: str
@@ -77,10 +78,11 @@ class MapPicture:
 
 
 def plot_retrieval(runs: Sequence[Path], out: Path, *, query: str = "", k: int = 5) -> RetrievalPicture:
-    """Show the `k` training images nearest to one image of the data set by each of `runs`, a row a run; write `out`, a PNG.
+    """Show the `k` training images nearest to one image of the data set by each of `runs`, a row a run; write `out`,
+    a PNG.
 
-    query: a key of the catalogue, or a sample id; by default the middle one of the first run's queries. The image itself is
-    never among its results. Deterministic.
+    query: a key of the catalogue, or a sample id; by default the middle one of the first run's queries. The image
+    itself is never among its results. Deterministic.
 
     Raises RequestError for runs of different data sets, on feature vectors, and a query that the data set lacks.
     """
@@ -92,8 +94,8 @@ def plot_retrieval(runs: Sequence[Path], out: Path, *, query: str = "", k: int =
             catalogue, config = trained.catalogue, trained.config
             if fingerprint not in ("", catalogue.fingerprint):
                 raise RequestError(
-                    f"{runs[0]} and {run} are of different data sets or versions ({dataset}, {config.data.dataset}); one "
-                    "query's results are compared on the same images"
+                    f"{runs[0]} and {run} are of different data sets or versions ({dataset}, "
+                    f"{config.data.dataset}); one query's results are compared on the same images"
                 )
             fingerprint, dataset = catalogue.fingerprint, config.data.dataset
             if shown is None:
@@ -134,7 +136,8 @@ def _spread_queries(trained: TrainedRun, num: int) -> list[int]:
     selection = split_run(trained.catalogue, trained.config).query
     if selection is None:
         raise RequestError(
-            f"data.dataset={trained.config.data.dataset} has no test and no val split to take queries from (query=… names them)"
+            f"data.dataset={trained.config.data.dataset} has no test and no val split for queries (select some by "
+            "query=…)"
         )
     last = len(selection) - 1
     places = np.linspace(0, last, min(num, len(selection))) if num > 1 else np.array([last / 2])
@@ -155,7 +158,7 @@ def find_sample(catalogue: Catalogue, query: str) -> int:
 
 
 def draw_systems(query: Shown, rows: Sequence[tuple[str, Evidence]]) -> Image.Image:
-    """A row a run: its name, the query, its results; framed in blue where they are of the query's class."""
+    """A row per run: its name, the query, its results; results of the query's class have a blue frame."""
     width = 2 * EDGE + (1 + len(rows[0][1].results)) * (TILE + GAP)
     height = LINE + 6 + TILE + 8 + 2 * LINE + GAP
     sheet = Image.new("RGB", (width, EDGE + height * len(rows)), PAPER)
@@ -168,14 +171,14 @@ def draw_systems(query: Shown, rows: Sequence[tuple[str, Evidence]]) -> Image.Im
         write(draw, query.label, EDGE, top + TILE + 10, TILE)
         write(draw, query.group, EDGE, top + TILE + 10 + LINE, TILE, colour=MUTED)
         for place, result in enumerate(evidence.results, 1):
-            # The results stand apart from the query.
+            # The results are separated from the query.
             left = EDGE + GAP + place * (TILE + GAP)
             draw_result(sheet, result, left, top, is_same=result.label == query.label)
     return sheet
 
 
 def draw_pairs(pairs: Sequence[tuple[tuple[Shown, Shown], Evidence]]) -> Image.Image:
-    """Blocks of four: query and its map, result and its map (as CHAI Fig. 4), with what the two are above and below."""
+    """Blocks of four: query and its map, result and its map (as CHAI Fig. 4), with their names above and below."""
     columns = min(_PAIRS_A_ROW, len(pairs))
     width, height = 2 * TILE + 4 + 2 * GAP, 2 * TILE + 4 + 2 * LINE + 8 + 2 * GAP
     rows = -(-len(pairs) // columns)

@@ -40,11 +40,11 @@ class Images:
         return Images(self.ids[rows], self.labels[rows], self.vectors[rows])
 
     def of_class(self, label: int) -> "Images":
-        """Those of one class."""
+        """The images of one class."""
         return self.take(self.labels == label)
 
     def join(self, other: "Images") -> "Images":
-        """These, then the other ones."""
+        """These images, followed by the other ones."""
         return Images(
             np.concatenate([self.ids, other.ids]),
             np.concatenate([self.labels, other.labels]),
@@ -54,7 +54,7 @@ class Images:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Draw:
-    """One draw of the few-shot protocol: what was learnt from, what was tested, and what it was taken for."""
+    """One draw of the few-shot protocol: the support images, the test images, and their predictions."""
 
     prototypes: Prototypes
     """of the base classes, then of the novel ones"""
@@ -67,20 +67,20 @@ class Draw:
 
 
 class EmbeddedRun:
-    """A run's best network, its embeddings of the images it is scored with, and the draws it is scored by.
+    """A run's best network, its embeddings of the images for scoring, and its draws.
 
-    Embeds on first use, or reads what `evaluate` has kept under RUN/evaluation.
+    Embeds on first use, or reads the embeddings that `evaluate` has stored under RUN/evaluation.
     """
 
     def __init__(self, run: Path, trained: TrainedRun, config: RunConfig) -> None:
         self.run = run
         self.catalogue = trained.catalogue
         self.config = config
-        """the run's, with the evaluation's settings that were asked for"""
+        """the run's, with the requested evaluation settings"""
         self._trained = trained
         self._splits = split_run(trained.catalogue, config)
         self.query_split = self._splits.query_split
-        """name of the split of `query`, empty where there is none"""
+        """name of the split of `query`, empty if there is none"""
 
     @cached_property
     def gallery(self) -> ShardedIndex:
@@ -94,7 +94,7 @@ class EmbeddedRun:
 
     @cached_property
     def query(self) -> Images:
-        """Base classes' test images, else val; RequestError where there is nothing at all to test."""
+        """Base classes' test images, otherwise val; RequestError if there is nothing at all to test."""
         query, novel = self._splits.query, self._splits.novel
         if query is not None:
             return _read(self._open(self._splits.query_split, query))
@@ -107,7 +107,7 @@ class EmbeddedRun:
 
     @cached_property
     def novel(self) -> Images | None:
-        """All images of the novel classes that are scored; None where there are none."""
+        """All images of the novel classes that are scored; None if there are none."""
         novel = self._splits.novel
         if novel is None:
             return None
@@ -121,7 +121,7 @@ class EmbeddedRun:
 
     @property
     def temperature(self) -> float:
-        """τ that draws are scored at: the training one, plus `evaluation.delta_tau` where that is a single value.
+        """τ of the draws: the training temperature, plus `evaluation.delta_tau` if that is a single value.
 
         Raises RequestError for a run without prototypes, and for several Δτ without 0.
         """
@@ -154,9 +154,9 @@ class EmbeddedRun:
         return Draw(prototypes, learnt, tested, prototypes.labels[scores.argmax(axis=1)])
 
     def tuned_draw(self, number: int) -> TunedDraw:
-        """Draw `number` by a classifier trained again for it, as protocol fine_tune scores it; trains unless it has.
+        """Draw `number` by a classifier that is retrained for it, as in protocol fine_tune; trains it if necessary.
 
-        Raises RequestError where the run has no classifier, or the data set no novel classes.
+        Raises RequestError if the run has no classifier, or if the data set has no novel classes.
         """
         if not self.config.method.traits.has_classifier:
             raise other_method("fine_tune", "cross_entropy", self.config)
@@ -191,9 +191,9 @@ def _read(index: ShardedIndex) -> Images:
 
 @contextmanager
 def open_embedded(run: Path, settings: EvaluationConfig | None = None) -> Iterator[EmbeddedRun]:
-    """Open a run's best checkpoint for its own data set. settings: in place of the run's `evaluation.*`.
+    """Open a run's best checkpoint for its own data set. settings: override the run's `evaluation.*`.
 
-    Raises ConfigError where `run` is no run, RequestError where it holds no checkpoint or its data set has no train
+    Raises ConfigError if `run` is not a run folder, RequestError if it has no checkpoint or its data set has no train
     split.
     """
     trained = open_trained(run)

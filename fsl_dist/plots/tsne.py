@@ -1,4 +1,4 @@
-"""A run's embeddings in the plane, laid out by t-SNE (deep kNN Fig. S1)."""
+"""A plot of a run's embeddings in two dimensions by t-SNE (deep kNN Fig. S1)."""
 
 import colorsys
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from fsl_dist.training.splits import split_run
 from fsl_dist.training.trained import open_trained
 
 _SIDE, _EDGE, _LEGEND, _ROW = 900, 20, 220, 22
-# More names than fit beside the picture are left out.
+# More names than fit next to the plot are left out.
 _NAMES = (_SIDE - 2 * _EDGE) // _ROW
 _GOLDEN = 0.618034
 Colour = tuple[int, int, int]
@@ -35,7 +35,7 @@ class TSNEPanel:
 
 @dataclass(frozen=True, slots=True)
 class TSNEPicture:
-    """What was drawn of runs' embeddings."""
+    """Description of a plot of runs' embeddings."""
 
     out: str
     panels: list[TSNEPanel]
@@ -45,10 +45,11 @@ class TSNEPicture:
 def plot_runs(
     runs: Sequence[Path], out: Path, *, split: str | None = None, max_images: int = 5000
 ) -> TSNEPicture:
-    """Embed images of `split` (test, else val) with each run's best network, lay them out, and write `out`, a PNG.
+    """Embed images of `split` (test, otherwise val) with each run's best network, project them by t-SNE, and write
+    `out`, a PNG.
 
-    More than `max_images` are thinned out by the run's seed, which the layout depends on too. RequestError where the
-    split has fewer than two images.
+    More than `max_images` images are subsampled by the run's seed, on which the layout also depends. Raises
+    RequestError if the split has fewer than two images.
     """
     check_png(out)
     drawn = [_draw_run(run, name, split, max_images) for run, name in zip(runs, name_runs(runs), strict=True)]
@@ -85,19 +86,20 @@ def _draw_run(run: Path, name: str, split: str | None, max_images: int) -> tuple
 def lay_out(vectors: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
     """t-SNE of `vectors` (float32 [n, dim], n ≥ 2) by Euclidean distance: float32 [n, 2], deterministic in the seed.
 
-    Perplexity 30, or a third of the other images where there are fewer than 91. Costs about n·log n: some 10 s for
-    2,000 images on one core.
+    Perplexity 30, or a third of the other images if there are fewer than 91. Costs about n·log n: some 10 s for 2,000
+    images on one core.
     """
     from sklearn.manifold import TSNE
 
     perplexity = min(30.0, (len(vectors) - 1) / 3)
-    # Principal components are a better start, where there are two of them.
+    # Principal components are a better start, if there are two of them.
     init = "pca" if min(vectors.shape) >= 2 else "random"
     return TSNE(perplexity=perplexity, init=init, random_state=seed).fit_transform(vectors)
 
 
 def draw_points(places: NDArray[np.floating], classes: NDArray[np.int64], names: list[str]) -> Image.Image:
-    """A dot at each of `places` (float [n, 2]) in the colour of its class (int64 [n], positions in `names`), and a legend."""
+    """A dot at each of `places` (float [n, 2]) in the colour of its class (int64 [n], positions in `names`), and a
+    legend."""
     colours = class_colours(len(names))
     image = Image.new("RGB", (_SIDE + _LEGEND, _SIDE), PAPER)
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(14)

@@ -1,4 +1,4 @@
-"""Which sample ids make a batch, as pure functions of (seed, epoch, step)."""
+"""Samplers: the sample ids of a batch, as pure functions of (seed, epoch, step)."""
 
 from typing import TYPE_CHECKING
 

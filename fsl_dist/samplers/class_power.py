@@ -13,18 +13,18 @@ _EPOCHS_AT_A_TIME = 1024
 
 
 class ClassPowerDraws:
-    """Draws of an epoch: class c gets a share n_c^power of them, n_c its number of images.
+    """The draws of an epoch: class c gets a share proportional to n_c^power, with n_c its number of images.
 
-    Power 1 draws every image equally often; with as many draws as images, each once an epoch. Power 0 draws every class equally
-    often. The draws of a class in an epoch are its share, rounded up or down by chance, and over the epochs they go through
-    its images in random order, so that none comes again before all have come. Everything is a pure function of
-    (selection, seed, epoch): a resumed run and every worker draw the same.
+    Power 1 draws every image equally often; with as many draws as images, once per epoch. Power 0 draws every class
+    equally often. The number of draws of a class in an epoch is its share, rounded up or down at random. Over the
+    epochs the draws go through its images in random order, and no image repeats before all others were drawn.
+    Everything is a pure function of (selection, seed, epoch): a resumed run and every worker draw the same images.
 
     Args:
         selection: the images to draw from.
         power: 0 … 1.
-        num_draws: of an epoch.
-        num_steps: of an epoch; each has an equal part of the draws.
+        num_draws: draws per epoch.
+        num_steps: steps per epoch; each has an equal part of the draws.
         seed: of the run.
     """
 
@@ -37,11 +37,11 @@ class ClassPowerDraws:
         self.seed = seed
         weights = selection.counts.astype(np.float64) ** power
         self._edges = np.append(0.0, np.cumsum(weights / weights.sum() * num_draws))
-        self._edges[-1] = num_draws  # whatever the rounding
+        self._edges[-1] = num_draws  # exact despite rounding
         self._of_epoch = lru_cache(maxsize=2)(self._draw)
 
     def of_step(self, epoch: int, step: int) -> NDArray[np.int64]:
-        """Positions in the selection that a step draws: int64 [≤ ⌈num_draws / num_steps⌉]. An image may be in it twice."""
+        """Positions in the selection for a step: int64 [≤ ⌈num_draws / num_steps⌉]. An image may occur twice."""
         edges = split_evenly(self.num_draws, self.num_steps)
         return self._of_epoch(epoch)[edges[step] : edges[step + 1]]
 
@@ -76,11 +76,12 @@ class ClassPowerDraws:
         return before, np.diff(np.floor(self._edges + self._shift(epoch))).astype(np.int64)
 
     def _shift(self, epoch: int) -> float:
-        # Systematic sampling: one number decides which classes get the draw more, and the total stays the same.
+        # Systematic sampling: one random number decides which classes are rounded up, and the total is constant.
         return float(_shifts(self.seed, epoch // _EPOCHS_AT_A_TIME)[epoch % _EPOCHS_AT_A_TIME])
 
     def _in_turn(self, number: int, size: int, first: int, num: int) -> NDArray[np.int64]:
-        """Draws `first` … `first + num − 1` of a class of `size` images: cycle after cycle, each in an order of its own."""
+        """Draws `first` … `first + num − 1` of a class of `size` images: cycle after cycle, each in another random
+        order."""
         cycles = range(first // size, (first + num - 1) // size + 1)
         label = int(self.selection.labels[number])
         orders = [

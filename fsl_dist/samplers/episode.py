@@ -1,7 +1,7 @@
-"""Episodes: a few classes, a few images of each, split into support and query.
+"""Episodes: a few classes, a few images per class, divided into support and query.
 
-An episode is a pure function of (seed, epoch, number), so which process draws it makes no difference: a step
-of `per_step` episodes uses the numbers `step * per_step … step * per_step + per_step - 1`.
+An episode is a pure function of (seed, epoch, number), so any process can draw it: a step of `per_step` episodes uses
+the numbers `step * per_step … step * per_step + per_step - 1`.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from index.base.settings import settings
 
 @settings("episode")
 class EpisodeConfig:
-    """What an episode holds and how many of them make a step and an epoch."""
+    """The size of an episode, and the number of episodes per step and per epoch."""
 
     n_way: Annotated[int, Field(ge=2)] = 10
     """classes per episode"""
@@ -33,13 +33,13 @@ class EpisodeConfig:
     per_epoch: Annotated[int, Field(ge=1)] = 200
     """episodes per epoch over all workers"""
     scope: Literal["local", "global"] = "local"
-    """local: each worker runs episodes of its own; global: one episode is split over all workers"""
+    """local: each worker runs its own episodes; global: one episode is divided among all workers"""
     small_classes: Literal["error", "replace", "skip"] = "error"
     """a class with fewer than k_shot + n_query images: refuse it, repeat its images, or leave the class out"""
 
     @property
     def images_per_class(self) -> int:
-        """Support and query images of one class together."""
+        """Total number of support and query images per class."""
         return self.k_shot + self.n_query
 
 
@@ -60,14 +60,16 @@ def fit_selection(selection: Selection, config: EpisodeConfig, class_names: Sequ
 
     Args:
         selection: the samples.
-        config: n_way, k_shot, n_query, and whether too small a class is refused, kept or dropped (`small_classes`).
+        config: n_way, k_shot, n_query, and whether a class that is too small is refused, kept or dropped
+            (`small_classes`).
         class_names: name of each label, for errors.
 
     Returns:
         The selection, without dropped classes.
 
     Raises:
-        RequestError: a class has fewer than k_shot + n_query images (`small_classes=error`), or there are fewer than n_way classes.
+        RequestError: a class has fewer than k_shot + n_query images (`small_classes=error`), or there are fewer than
+            n_way classes.
     """
     needed = config.images_per_class
     counts = selection.counts
@@ -76,7 +78,7 @@ def fit_selection(selection: Selection, config: EpisodeConfig, class_names: Sequ
     if config.small_classes == "error" and not fits.all():
         smallest = int(np.argmin(counts))
         raise RequestError(
-            f"episode.k_shot={config.k_shot} with n_query={config.n_query} needs {needed} images a class; "
+            f"episode.k_shot={config.k_shot} with n_query={config.n_query} needs {needed} images per class; "
             f"class '{class_names[int(selection.labels[smallest])]}' has {int(counts[smallest])} "
             "(episode.small_classes=replace allows repeats)"
         )
@@ -86,8 +88,8 @@ def fit_selection(selection: Selection, config: EpisodeConfig, class_names: Sequ
         skipped = selection.num_classes - fitting.num_classes
         why = f" ({skipped} smaller ones left out by episode.small_classes=skip)" if skipped else ""
         raise RequestError(
-            f"episode.n_way={config.n_way} needs as many classes in every episode; the training images have {fitting.num_classes}{why}: "
-            f"set episode.n_way to at most {fitting.num_classes} or add classes"
+            f"episode.n_way={config.n_way} needs as many classes in every episode; the training images have "
+            f"{fitting.num_classes}{why}: set episode.n_way to at most {fitting.num_classes} or add classes"
         )
     return fitting
 
@@ -97,8 +99,9 @@ def draw_episode(
 ) -> Episode:
     """Draw one episode (PCN Algorithm 1): classes, then images of each, without replacement.
 
-    Only under `small_classes=replace` does an image repeat, and only in a class with fewer than k_shot + n_query images; support and
-    query still share none of a class with two images or more. Deterministic in (seed, epoch, number).
+    Only under `small_classes=replace` does an image repeat, and only in a class with fewer than k_shot + n_query
+    images; support and query still share none of a class with two images or more. Deterministic in (seed, epoch,
+    number).
 
     Args:
         selection: what `fit_selection` returned.
@@ -127,9 +130,9 @@ def draw_episode(
 
 
 def _repeat_images(members: NDArray[np.int64], k_shot: int, n_query: int) -> NDArray[np.int64]:
-    """k_shot + n_query ids from too few shuffled `members`, each as often as the others of its side.
+    """k_shot + n_query ids from too few shuffled `members`, each as often as the others on its side.
 
-    The members are cut in two by the ratio of k_shot to n_query, at least one a side; a lone image serves both.
+    The members are divided by the ratio of k_shot to n_query, at least one per side; a single image is on both sides.
     """
     num = len(members)
     cut = min(max(round(num * k_shot / (k_shot + n_query)), 1), max(num - 1, 1))

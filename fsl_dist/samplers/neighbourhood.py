@@ -10,23 +10,23 @@ from fsl_dist.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Neighbourhood:
-    """The images of one step, each once, and who is whose neighbour among them."""
+    """The images of one step, each once, and the neighbours among them."""
 
     ids: NDArray[np.int64]
     """int64 [B]: sample ids, no id twice: anchors first, then nearest neighbours before further ones"""
     anchor: NDArray[np.int64]
     """int64 [A]: positions in `ids`"""
     same: NDArray[np.int64]
-    """int64 [A, K]: positions of each anchor's neighbours of its own class, −1 where there is none"""
+    """int64 [A, K]: positions of each anchor's neighbours of its own class, −1 if there are fewer"""
     other: NDArray[np.int64]
-    """int64 [A, M]: positions of each anchor's neighbours of other classes, −1 where there is none"""
+    """int64 [A, M]: positions of each anchor's neighbours of other classes, −1 if there are fewer"""
 
 
 def anchors_per_step(batch_size: int, num_same: int, num_other: int) -> int:
-    """Anchors that fit into a batch with all their neighbours: ⌊batch_size / (1 + K + M)⌋.
+    """Number of anchors that fit into a batch with all their neighbours: ⌊batch_size / (1 + K + M)⌋.
 
     Args:
-        batch_size: images of a batch.
+        batch_size: images per batch.
         num_same: K, neighbours of an anchor's class.
         num_other: M, neighbours of other classes.
 
@@ -39,8 +39,9 @@ def anchors_per_step(batch_size: int, num_same: int, num_other: int) -> int:
     images = 1 + num_same + num_other
     if batch_size < images:
         raise ConfigError(
-            f"training.batch_size={batch_size} holds no anchor with its neighbours: method.k_same={num_same} and "
-            f"method.m_other={num_other} make {images} images an anchor; set training.batch_size to {images} or more"
+            f"training.batch_size={batch_size} is too small for an anchor with its neighbours: "
+            f"method.k_same={num_same} and method.m_other={num_other} make {images} images per anchor; set "
+            f"training.batch_size to {images} or more"
         )
     return batch_size // images
 
@@ -48,15 +49,15 @@ def anchors_per_step(batch_size: int, num_same: int, num_other: int) -> int:
 def gather_neighbourhood(
     anchor_ids: NDArray[np.int64], same_ids: NDArray[np.int64], other_ids: NDArray[np.int64]
 ) -> Neighbourhood:
-    """Collect the images of some anchors, each once, and point the mining table's rows at them.
+    """Collect the images of some anchors, each once, and convert the rows of the mining table to their positions.
 
-    `ids` is in order of first use, column by column. Sorted ids would be sorted by class, and a batch-norm group cut from such a
-    batch would leak labels.
+    `ids` is in order of first use, column by column. Sorted ids would be sorted by class, and batch-norm groups of
+    such a batch would leak labels.
 
     Args:
         anchor_ids: int64 [A], sample ids.
-        same_ids: int64 [A, K], sample ids of neighbours of the anchor's class, −1 where there is none.
-        other_ids: int64 [A, M], of other classes, alike.
+        same_ids: int64 [A, K], sample ids of neighbours of the anchor's class, −1 if there are fewer.
+        other_ids: int64 [A, M], sample ids of neighbours of other classes, −1 if there are fewer.
 
     Returns:
         The images and the anchors' and neighbours' positions among them.

@@ -1,7 +1,7 @@
-"""Full scans: every sample once, in batches whose content never depends on the number of workers.
+"""Full scans: every sample once, in batches that do not depend on the number of workers.
 
-Worker counts change which rank embeds a batch, not what is in it, so an embedding job that is resumed by more or
-fewer workers writes the same numbers.
+The number of workers changes which rank embeds a batch, but not its content, so an embedding job that is resumed with
+more or fewer workers writes the same numbers.
 """
 
 from collections.abc import Iterator
@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 
 def scan_batches(start: int, stop: int, batch_size: int) -> Iterator[NDArray[np.int64]]:
-    """All ids in order, in batches cut every `batch_size` from `start`.
+    """Yield all ids in order, in batches of `batch_size` from `start`.
 
     Args:
         start: first id.
-        stop: one beyond the last id.
-        batch_size: ids of a batch at most.
+        stop: one past the last id.
+        batch_size: maximum number of ids per batch.
 
     Yields:
         int64 [≤ batch_size].
@@ -34,19 +34,19 @@ def split_evenly(num: int, world_size: int) -> NDArray[np.int64]:
 
 
 def share_of_rank(num_samples: int, batch_size: int, rank: int, world_size: int) -> tuple[int, int]:
-    """The samples that one worker scans.
+    """Return the range of samples that one worker scans.
 
-    Shares are contiguous, disjoint and complete. They are cut at multiples of batch_size only, so `scan_batches(start, stop,
-    batch_size)` over all ranks gives the very batches one rank alone would have.
+    Ranges are contiguous, disjoint and complete. They begin at multiples of batch_size only, so
+    `scan_batches(start, stop, batch_size)` over all ranks yields exactly the batches of a single rank.
 
     Args:
         num_samples: samples of the scan.
         batch_size: of the scan's batches.
         rank: of the worker, from 0.
-        world_size: workers.
+        world_size: number of workers.
 
     Returns:
-        (start, stop) in 0 … num_samples; equal for a rank for which no batch is left.
+        (start, stop) in 0 … num_samples; equal for a rank without batches.
     """
     boundaries = split_evenly(-(-num_samples // batch_size), world_size)
     start = min(int(boundaries[rank]) * batch_size, num_samples)

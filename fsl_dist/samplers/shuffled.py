@@ -1,4 +1,4 @@
-"""Plain batches: every image once an epoch in random order, or classes drawn with equal chances."""
+"""Plain batches: every image once per epoch in random order, or classes drawn uniformly."""
 
 from functools import lru_cache
 
@@ -15,7 +15,7 @@ def shuffled_steps(selection: Selection, batch_size: int) -> int:
 
     Args:
         selection: the samples of an epoch.
-        batch_size: images of a batch at most.
+        batch_size: maximum number of images per batch.
 
     Returns:
         1 or more.
@@ -23,12 +23,12 @@ def shuffled_steps(selection: Selection, batch_size: int) -> int:
     return -(-len(selection) // batch_size)
 
 
-# An epoch's order is asked for at each of its steps; two users (training, validation) at two epochs' border.
+# An epoch's order is needed at each of its steps; two users (training, validation) may be at different epochs.
 @lru_cache(maxsize=4)
 def shuffled_order(num: int, purpose: str, seed: int, epoch: int) -> NDArray[np.int64]:
     """Permutation of 0 … num - 1 for one epoch: int64 [num], read-only.
 
-    Deterministic in the arguments; cached, so that a step costs a slice of it.
+    Deterministic in the arguments; cached, so that a step costs only a slice of it.
     """
     order = generator(seed, purpose, epoch).permutation(num)
     order.flags.writeable = False
@@ -38,14 +38,14 @@ def shuffled_order(num: int, purpose: str, seed: int, epoch: int) -> NDArray[np.
 def shuffled_batch(
     selection: Selection, *, batch_size: int, seed: int, epoch: int, step: int
 ) -> NDArray[np.int64]:
-    """Sample ids of one batch; the steps of an epoch hold every image exactly once.
+    """Sample ids of one batch; the steps of an epoch contain every image exactly once.
 
-    Where batch_size does not divide the images, all batches give up a few rather than the last one nearly all: batch norm cannot
-    work on one image. Deterministic in (seed, epoch, step).
+    If batch_size does not divide the number of images, all batches are a little smaller, instead of a very small last
+    one: batch norm does not work on one image. Deterministic in (seed, epoch, step).
 
     Args:
         selection: the samples to draw from.
-        batch_size: images of a batch at most.
+        batch_size: maximum number of images per batch.
         seed: of the run.
         epoch: from 0.
         step: in the epoch, from 0.
@@ -61,14 +61,14 @@ def shuffled_batch(
 def class_balanced_batch(
     selection: Selection, *, batch_size: int, seed: int, epoch: int, step: int
 ) -> NDArray[np.int64]:
-    """Sample ids of one batch; each is drawn by its class, then within the class.
+    """Sample ids of one batch; for each, first a class is drawn, then an image of the class.
 
-    Every class has the same chance, whatever its size, and images repeat. An epoch is as long as a shuffled one.
-    Deterministic in (seed, epoch, step).
+    Every class has the same probability, regardless of its size, and images repeat. An epoch is as long as a shuffled
+    one. Deterministic in (seed, epoch, step).
 
     Args:
         selection: the samples to draw from.
-        batch_size: images of the batch.
+        batch_size: images per batch.
         seed: of the run.
         epoch: from 0.
         step: in the epoch, from 0.

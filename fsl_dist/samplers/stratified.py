@@ -12,7 +12,7 @@ def stratified_steps(selection: Selection, batch_size: int) -> int:
 
     Args:
         selection: the samples of an epoch.
-        batch_size: images of a batch at most.
+        batch_size: maximum number of images per batch.
 
     Returns:
         1 or more.
@@ -23,17 +23,17 @@ def stratified_steps(selection: Selection, batch_size: int) -> int:
 def stratified_batch(
     selection: Selection, *, batch_size: int, num_classes: int = 9, seed: int, epoch: int, step: int
 ) -> NDArray[np.int64]:
-    """Sample ids of one batch of a few classes in numbers as equal as their sizes allow, no image twice.
+    """Sample ids of one batch of a few classes with equal shares, as far as their sizes allow; no image occurs twice.
 
-    min(num_classes, classes) classes are drawn, each with the same chance, and share the batch as evenly as possible. A class smaller
-    than its share gives all it has and the others make up for it; the batch is short only when the drawn classes have fewer images
-    together. The classes are interleaved, so that any stretch of the batch (a worker's part, a batch-norm group) has them in about
-    the batch's proportions. Deterministic in (seed, epoch, step).
+    min(num_classes, classes) classes are drawn uniformly and share the batch as evenly as possible. A class smaller
+    than its share contributes all of its images, and the others more; the batch is smaller only if the drawn classes
+    have fewer images in total. The classes are interleaved, so that any part of the batch (a worker's part, a
+    batch-norm group) has about the batch's proportions. Deterministic in (seed, epoch, step).
 
     Args:
         selection: the samples to draw from.
-        batch_size: images of the batch at most.
-        num_classes: classes of the batch at most.
+        batch_size: maximum number of images per batch.
+        num_classes: maximum number of classes per batch.
         seed: of the run.
         epoch: from 0.
         step: in the epoch, from 0.
@@ -52,7 +52,7 @@ def stratified_batch(
     for position, quota in zip(chosen, quotas, strict=True):
         part = slice(filled, filled + int(quota))
         ids[part] = rng.choice(selection.of_class(int(position)), int(quota), replace=False)
-        # Image i of a class stands at the fraction (i + ½) / quota of the batch.
+        # Image i of a class is at the fraction (i + ½) / quota of the batch.
         places[part] = (np.arange(quota) + 0.5) / quota
         filled = part.stop
     return ids[np.argsort(places, kind="stable")]
@@ -61,8 +61,8 @@ def stratified_batch(
 def share_evenly(limits: NDArray[np.int64], total: int) -> NDArray[np.int64]:
     """Divide `total` into int64 [len(limits)] parts, each at most its limit, the largest as small as possible.
 
-    What does not divide goes, one each, to the first parts that have room. The parts sum to
-    min(total, limits.sum()).
+    The remainder of the division is distributed, one each, to the first parts below their limit. The sum of the parts
+    is min(total, limits.sum()).
     """
     parts = np.zeros(len(limits), dtype=np.int64)
     total = min(total, int(limits.sum()))

@@ -1,8 +1,8 @@
-"""CHAI's random triplets: two images alike and one unlike, from one or two levels of labels.
+"""CHAI's random triplets: two similar images and a dissimilar one, from one or two levels of labels.
 
-Who is alike and who is unlike are two keys an image (int64, −1: none). Two images are alike when they share the first
-key. An image is unlike another when both have the second and it differs. The samplings of CHAI section 2.2 are pairs
-of such keys: `sampling_keys`.
+Similarity is defined by two keys per image (int64, −1: none). Two images are similar if they share the first key.
+They are dissimilar if both have the second key and it differs. The samplings of CHAI section 2.2 are pairs of such
+keys: `sampling_keys`.
 """
 
 from dataclasses import dataclass
@@ -20,27 +20,28 @@ Sampling = Literal["disease", "hierarchical", "non_hierarchical", "joint"]
 
 @dataclass(frozen=True, slots=True)
 class TripletKeys:
-    """Which images of a list are alike, and which unlike; images alike have the same `unlike`."""
+    """Which images of a list are similar, and which dissimilar; similar images have the same `unlike`."""
 
     alike: Ints
-    """int64 [n]: images that share it are alike; −1 = neither anchor nor mate"""
+    """int64 [n]: images that share it are similar; −1 = neither anchor nor positive"""
     unlike: Ints
     """int64 [n]: images that differ in it are unlike; −1 = never the unlike image"""
 
 
 def sampling_keys(sampling: Sampling, diseases: Ints, groups: Ints, blind_groups: Ints) -> list[TripletKeys]:
-    """The keys of one of CHAI's samplings, one for each equal part of the triplets.
+    """Return the keys of one of CHAI's samplings, one for each equal part of the triplets.
 
-    - disease: alike = same disease, unlike = other disease.
-    - hierarchical: alike = same disease and same group, unlike = other disease; never a cousin (same disease, other group).
-    - non_hierarchical: alike = same group, unlike = other group, cousins among them.
+    - disease: similar = same disease, dissimilar = other disease.
+    - hierarchical: similar = same disease and same group, dissimilar = other disease; never same disease and other
+      group.
+    - non_hierarchical: similar = same group, dissimilar = other group, including those of the same disease.
     - joint: half by disease, half by blind group.
 
     Args:
         sampling: which one.
         diseases: int64 [n], each image's disease.
-        groups: int64 [n], −1 for an image that lacks one.
-        blind_groups: int64 [n], alike.
+        groups: int64 [n], −1 for an image without a group.
+        blind_groups: int64 [n], −1 for an image without a blind group.
 
     Returns:
         One or two keys.
@@ -59,9 +60,10 @@ def sampling_keys(sampling: Sampling, diseases: Ints, groups: Ints, blind_groups
 
 
 def find_divided_group(diseases: Ints, groups: Ints) -> tuple[int, int, int] | None:
-    """A group whose images have two diseases, with the two, the smallest first; None where groups nest.
+    """Find a group whose images have two diseases, and return it with the two, the smallest first; None if groups are
+    nested.
 
-    diseases, groups: int64 [n], −1 for none; such images say nothing.
+    diseases, groups: int64 [n], −1 for none; such images are ignored.
     """
     has_both = (diseases >= 0) & (groups >= 0)
     pairs = np.unique(np.stack([groups[has_both], diseases[has_both]]), axis=1)
@@ -73,20 +75,20 @@ def find_divided_group(diseases: Ints, groups: Ints) -> tuple[int, int, int] | N
 
 
 def count_anchors(keys: TripletKeys) -> int:
-    """Images that can be anchors: those with a mate and an image unlike them."""
+    """Number of possible anchors: images with a similar and a dissimilar image."""
     return len(_find_anchors(keys))
 
 
 def draw_triplets(keys: TripletKeys, num: int, rng: np.random.Generator) -> Ints:
-    """Draw triplets at random: a and b alike, a ≠ b, and c unlike both.
+    """Draw triplets at random: a and b similar, a ≠ b, and c dissimilar to both.
 
-    a is uniform over `count_anchors` images, which must be one or more; b over the images like a; c over those unlike a. Triplets
-    repeat. Two sorts of n, and a few operations on [num] arrays.
+    a is uniform over the `count_anchors` anchors, which must be one or more; b over the images similar to a; c over
+    those dissimilar to a. Triplets may repeat. Costs two sorts of n, and a few operations on [num] arrays.
 
     Args:
-        keys: which images are alike.
-        num: triplets.
-        rng: generator that is drawn from.
+        keys: which images are similar.
+        num: number of triplets.
+        rng: random generator.
 
     Returns:
         int64 [num, 3]: positions (a, b, c) in the list that `keys` describes.
@@ -95,7 +97,7 @@ def draw_triplets(keys: TripletKeys, num: int, rng: np.random.Generator) -> Ints
     assert len(anchors)
     a = anchors[rng.integers(len(anchors), size=num)]
 
-    # Images by `alike`: a's mates are its run, but for its own place in it.
+    # Images sorted by `alike`: a's positives are its run, except for its own position.
     by_alike = np.argsort(keys.alike, kind="stable")
     sorted_alike = keys.alike[by_alike]
     first, last = (np.searchsorted(sorted_alike, keys.alike[a], side) for side in ("left", "right"))
@@ -115,23 +117,23 @@ def draw_triplets(keys: TripletKeys, num: int, rng: np.random.Generator) -> Ints
 
 
 def _find_anchors(keys: TripletKeys) -> Ints:
-    """Positions of images that have a mate and an image unlike them: int64 [≤ n], ascending."""
+    """Positions of images that have a similar and a dissimilar image: int64 [≤ n], ascending."""
     values, inverse, counts = np.unique(keys.alike, return_inverse=True, return_counts=True)
-    has_mate = (counts[inverse] > 1) & (values[inverse] >= 0)
+    has_positive = (counts[inverse] > 1) & (values[inverse] >= 0)
     given = keys.unlike[keys.unlike >= 0]
     is_divided = len(given) > 0 and bool(given.min() < given.max())
-    return np.flatnonzero(has_mate & (keys.unlike >= 0) & is_divided)
+    return np.flatnonzero(has_positive & (keys.unlike >= 0) & is_divided)
 
 
 def triplet_steps(num: int, per_step: int) -> int:
-    """Steps of an epoch: ⌈num / per_step⌉."""
+    """Steps per epoch: ⌈num / per_step⌉."""
     return -(-num // per_step)
 
 
 def triplets_of_step(num: int, per_step: int, *, seed: int, epoch: int, step: int) -> Ints:
-    """Which triplets a step has: int64 [≤ per_step] of 0 … num - 1, sizes within an epoch differing by 1 at most.
+    """The triplets of a step: int64 [≤ per_step] of 0 … num - 1; sizes within an epoch differ by at most 1.
 
-    The steps of an epoch hold every triplet once, shuffled. Deterministic in (seed, epoch, step).
+    The steps of an epoch contain every triplet once, shuffled. Deterministic in (seed, epoch, step).
     """
     order = shuffled_order(num, "triplets", seed, epoch)
     edges = split_evenly(num, triplet_steps(num, per_step))

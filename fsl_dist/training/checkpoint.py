@@ -1,4 +1,4 @@
-"""Checkpoints: one folder a step, published whole, read back without unpickling anything but tensors."""
+"""Checkpoints: one folder per step, published atomically, and read back without unpickling anything but tensors."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ _WAY_OUT = "remove the folder to resume from the checkpoint before it"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """Where a run stands between two steps."""
+    """Position of a run between two steps."""
 
     epoch: int = 0
     """the epoch of the next step"""
@@ -36,7 +36,8 @@ class Progress:
     images_seen: int = 0
     """images forwarded in training, over all workers"""
     seconds: float = 0.0
-    """seconds that training took, resumed sessions together; counted where `training.minutes` limits them, else 0"""
+    """total training time in seconds, including resumed sessions; measured if `training.minutes` limits it, otherwise
+    0"""
     best_value: float = float("-inf")
     """best validation value so far; −inf = none yet"""
     best_step: int = -1
@@ -46,14 +47,14 @@ class Progress:
     start_value: float | None = None
     """validation value before the first step; None = the run did not validate then"""
     owes_validation: bool = False
-    """whether the run was stopped between its last step and the validation that follows it"""
+    """whether the run was stopped between a step and the validation that follows it"""
     skipped_steps: int = 0
     """steps whose outputs, loss or gradient were not finite, which changed nothing"""
     bad_in_a_row: int = 0
-    """of them, those since the last sound step"""
+    """number of them since the last valid step"""
 
     def validated(self, value: float) -> "Progress":
-        """The same place after a validation whose value is `value`."""
+        """The same position, after a validation with the score `value`."""
         if value > self.best_value:
             return replace(self, best_value=value, best_step=self.global_step, validations_since_best=0)
         return replace(self, validations_since_best=self.validations_since_best + 1)
@@ -68,7 +69,7 @@ class Checkpoint:
     network: dict[str, Tensor]
     """the weights that learn"""
     average: dict[str, Tensor]
-    """their average (training.ema), of the same names; empty where there is none"""
+    """their average (training.ema), with the same names; empty if there is none"""
     optimizer: dict
     method: dict[str, Tensor | str | int]
     catalogue: str
@@ -76,20 +77,20 @@ class Checkpoint:
     crc32: int
     """of the tensors' file"""
     statistics: Tensor
-    """float [world_size, n]: batch norm's running statistics of each worker of a run that was stopped in the middle of an
-    epoch; [0] where one was not, or had one worker"""
+    """float [world_size, n]: batch norm's running statistics of each worker of a run that was stopped within an
+    epoch; [0] otherwise, or with one worker"""
 
     def check_catalogue(self, fingerprint: str, dataset: str) -> None:
-        """Raise TrainingError where it was trained on another catalogue than that of `dataset`."""
+        """Raise TrainingError if it was trained on another catalogue than that of `dataset`."""
         if self.catalogue != fingerprint:
             raise TrainingError(
-                f"{self.folder} was trained on catalogue {self.catalogue[:12]}, data.dataset={dataset} is {fingerprint[:12]} "
-                "(train into a new run.dir, or point data.dataset at the data set of the run)"
+                f"{self.folder} was trained on catalogue {self.catalogue[:12]}, data.dataset={dataset} is "
+                f"{fingerprint[:12]} (train into a new run.dir, or point data.dataset at the data set of the run)"
             )
 
     @property
     def trained(self) -> dict[str, Tensor]:
-        """The weights that were validated and are to be used: the average where there is one."""
+        """The weights that were validated and should be used: the average if there is one."""
         return self.average or self.network
 
 
@@ -115,11 +116,11 @@ class CheckpointFolder:
     ) -> Path:
         """Publish a checkpoint.
 
-        Raises StaleOwnerError when another process has taken over the run, TrainingError where it cannot be written, such as
-        on a full disk; then nothing is left of it, and the checkpoints before it stay.
+        Raises StaleOwnerError if another process has taken over the run, TrainingError if it cannot be written, for
+        example on a full disk; then nothing of it remains, and the earlier checkpoints are kept.
         """
         final = self.folder / step_name(progress.global_step)
-        # The owner's epoch keeps a stale process and its successor out of each other's staging folder.
+        # The owner's epoch separates the staging folders of a stale process and its successor.
         staging = self.folder / f"{_STAGING}{final.name}-{self.owner.epoch if self.owner else 0}"
         tensors = {
             "network": network,
@@ -132,8 +133,8 @@ class CheckpointFolder:
             self._publish(staging, final, tensors, progress, method, catalogue)
         except OSError as error:
             raise TrainingError(
-                f"the checkpoint {final} cannot be written: {error.strerror or error}; {self._describe_kept()} (make room, "
-                "then resume=True continues)"
+                f"the checkpoint {final} cannot be written: {error.strerror or error}; {self._describe_kept()} "
+                "(free some space, then resume=True continues)"
             ) from error
         finally:
             shutil.rmtree(staging, ignore_errors=True)
@@ -141,7 +142,7 @@ class CheckpointFolder:
 
     def _describe_kept(self) -> str:
         latest = self.latest()
-        return "there is none before it" if latest is None else f"{latest} is kept"
+        return "there is no earlier one" if latest is None else f"{latest} is kept"
 
     def _publish(
         self,
@@ -166,33 +167,33 @@ class CheckpointFolder:
             self.owner.check()
         for name in ("metrics.jsonl", "tensorboard"):  # what leads up to it, before it
             put_appended(self.run / name)
-        # A checkpoint of this step left by a run that was then restarted: the same state, but written before
-        # the restart; the newer one takes its place.
+        # A checkpoint of this step by a run that was then restarted: the same state, but written before the
+        # restart; the newer one replaces it.
         remove_folder(final)
         publish_folder(staging, final)
 
     def sweep(self) -> None:
-        """Remove what killed processes left half written. Only the owner may: whoever wrote it is fenced off."""
+        """Remove half-written files of killed processes. Only the owner may: earlier writers are fenced off."""
         for staging in self.folder.glob(f"{_STAGING}*"):
             shutil.rmtree(staging, ignore_errors=True)
 
     def go_back(self, step: int) -> Path:
-        """Remove the checkpoints after `step`, the newest first, so that the run resumes from it; returns its folder.
+        """Remove the checkpoints after `step`, the newest first, so that the run resumes from it; return its folder.
 
-        RequestError, which names those that there are, where there is none of this step.
+        Raises RequestError, which lists the existing checkpoints, if there is none of this step.
         """
         finished = self.finished()
         folder = self.folder / step_name(step)
         if folder not in finished:
             names = ", ".join(str(read_progress(one).global_step) for one in finished) or "none"
-            raise RequestError(f"from_step={step} is no checkpoint of {self.run}; there are: {names}")
-        read_checkpoint(folder, torch.device("cpu"))  # sound, before any other is removed
+            raise RequestError(f"from_step={step} is not a checkpoint of {self.run}; existing ones: {names}")
+        read_checkpoint(folder, torch.device("cpu"))  # verify it before any other is removed
         for newer in reversed(finished[finished.index(folder) + 1 :]):
             remove_folder(newer)
         return folder
 
     def prune(self) -> list[Path]:
-        """Remove all but the newest `keep` checkpoints, the best one and the start; returns those that stay."""
+        """Remove all but the newest `keep` checkpoints, the best one and the start; return the remaining ones."""
         best = self.best()
         finished = self.finished()
         stay = [
@@ -206,7 +207,7 @@ class CheckpointFolder:
         return stay
 
     def refresh(self) -> None:
-        """Learn which checkpoints there are, where the run lies at an object store; `read_checkpoint` brings its own."""
+        """Update the list of checkpoints of a run at an object store; `read_checkpoint` downloads the files."""
         bring(self.folder, wanted=lambda name: name.endswith(f"/{FACTS}"))
 
     def finished(self) -> list[Path]:
@@ -214,7 +215,7 @@ class CheckpointFolder:
         return sorted(folder for folder in self.folder.glob("step-*") if (folder / FACTS).is_file())
 
     def start(self) -> Path | None:
-        """The checkpoint before the first step, which a run that validates keeps; None when there is none."""
+        """The checkpoint before the first step, which a run that validates keeps; None if there is none."""
         folder = self.folder / START
         return folder if (folder / FACTS).is_file() else None
 
@@ -251,7 +252,7 @@ class _Writing:
 
 
 def save_tensors(tensors: dict, path: Path) -> None:
-    """`torch.save`, forced to the disk; OSError, with the system's reason, where it cannot be written."""
+    """`torch.save`, forced to disk; raises OSError, with the system's reason, if it cannot be written."""
     with path.open("wb", buffering=0) as file:
         writing = _Writing(file)
         try:
@@ -269,12 +270,13 @@ def step_name(global_step: int) -> str:
 
 
 START = step_name(0)
-"""of the network before its first step: no larger than the network, since an optimizer that took no step keeps nothing"""
+"""the network before its first step: no larger than the network, since an optimizer without a step has no state"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Facts:
-    """What `checkpoint.json` says; its checksum is compared when it is read, and binds it to the name of its folder."""
+    """The content of `checkpoint.json`; its checksum is verified when it is read, and binds it to the name of its
+    folder."""
 
     progress: Progress
     method: dict[str, str | int]
@@ -285,7 +287,7 @@ class _Facts:
 
 
 def read_progress(folder: Path) -> Progress:
-    """Where the run stood at a checkpoint, without its tensors. Raises TrainingError where its file is damaged."""
+    """Read the progress of a checkpoint, without its tensors. Raises TrainingError if its file is damaged."""
     return _read_facts(folder).progress
 
 
@@ -338,7 +340,8 @@ def read_checkpoint(folder: Path, device: torch.device) -> Checkpoint:
 
 
 def load_weights(network: nn.Module, weights: Mapping[str, Tensor], folder: Path) -> None:
-    """Load the weights of the checkpoint `folder`. Raises TrainingError, one line, where they are not finite, or another network's."""
+    """Load the weights of the checkpoint `folder`. Raises TrainingError if they are not finite, or those of another
+    network."""
     try:
         network.load_state_dict(weights)
     except (RuntimeError, TypeError) as error:
@@ -350,7 +353,8 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], folder: Path
 
 
 def check_weights(network: nn.Module, folder: Path) -> None:
-    """Raise TrainingError, which names the tensor, where the weights that came from the checkpoint `folder` are not finite."""
+    """Raise TrainingError, which names the tensor, where the weights that came from the checkpoint `folder` are not
+    finite."""
     if bad := find_non_finite(network):
         raise TrainingError(
             f"{folder / TENSORS}: the tensor {bad} {NOT_FINITE}: the run has diverged ({_WAY_OUT})"

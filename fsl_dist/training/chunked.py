@@ -1,8 +1,9 @@
-"""Gradient caching: a batch of any size in the memory of one chunk, with the gradient of the whole.
+"""Gradient caching: a batch of any size in the memory of one chunk, with the gradient of the whole batch.
 
-The loss L depends on the parameters θ through the rows e₁ … e_n of the network's outputs alone, so
-dL/dθ = Σ_chunks (∂L/∂e_chunk)·(de_chunk/dθ). The chunks are forwarded without graph, the loss of all rows gives ∂L/∂e,
-then each chunk is forwarded again with graph and backpropagates its rows of ∂L/∂e (Gao, Zhang, Han & Callan 2021).
+The loss L depends on the parameters θ only through the rows e₁ … e_n of the network's outputs, so
+dL/dθ = Σ_chunks (∂L/∂e_chunk)·(de_chunk/dθ). The chunks are forwarded without graph, and the loss of all rows gives
+∂L/∂e. Then each chunk is forwarded again with graph and backpropagates its rows of ∂L/∂e (Gao, Zhang, Han & Callan
+2021).
 """
 
 from collections.abc import Iterator
@@ -34,7 +35,8 @@ class Chunk:
 
 
 def cut_units(num: int, kept_together: int) -> list[int]:
-    """Sizes of the smallest parts that `num` images may be cut into: `kept_together` each, the last may be smaller."""
+    """Sizes of the smallest parts into which `num` images may be divided: `kept_together` each; the last may be
+    smaller."""
     whole, rest = divmod(num, kept_together)
     return [kept_together] * whole + [rest] * (rest > 0)
 
@@ -42,11 +44,11 @@ def cut_units(num: int, kept_together: int) -> list[int]:
 def cut_chunks(
     ghost_sizes: list[int], chunk_size: int, *, is_ghost: bool, kept_together: int = 1
 ) -> list[Chunk]:
-    """Cut a piece of sum(ghost_sizes) images, one group after the other, into chunks as equal as its groups allow.
+    """Divide a piece of sum(ghost_sizes) images, in consecutive groups, into chunks as equal as its groups allow.
 
-    A chunk has at most `chunk_size` images (0: no limit, one chunk). With `is_ghost` no chunk cuts a group, and a
-    larger group is a chunk of its own; without, the sizes only say how many images there are, of which every
-    `kept_together` consecutive ones stay in one chunk.
+    A chunk has at most `chunk_size` images (0: no limit, one chunk). With `is_ghost` no chunk divides a group, and a
+    larger group is a separate chunk; otherwise the sizes only give the number of images, and each `kept_together`
+    consecutive images stay in one chunk.
     """
     num = sum(ghost_sizes)
     if chunk_size == 0 or num <= chunk_size:
@@ -62,11 +64,11 @@ def cut_chunks(
 
 
 class PieceForward:
-    """A piece's way through the network and back: `forward`, then `backward` of a loss of what it gave.
+    """The passes of a piece through the network: `forward`, then `backward` from a loss of the result.
 
-    Cached, each chunk goes twice, and the activations of one chunk exist at a time. The second pass draws the same
-    random numbers as the first (dropout); it alone moves running statistics, as one call of the whole piece would.
-    Not cached, it is the plain computation on the one chunk.
+    With caching, each chunk is forwarded twice, and only the activations of one chunk exist at a time. The second
+    pass draws the same random numbers as the first (dropout); only the second updates running statistics, like one
+    call of the whole piece. Without caching it is the plain computation on a single chunk.
     """
 
     def __init__(
@@ -82,7 +84,7 @@ class PieceForward:
     ) -> None:
         """network: DDP, or the bare network for one worker. images: the chunks' in order, and again if `is_cached`.
 
-        holds_back: DDP must not reduce gradients in this piece's backward pass; else it does so once, in that of
+        holds_back: DDP must not reduce gradients in this piece's backward pass; otherwise it does so once, in that of
         the last chunk.
         """
         assert is_cached or len(chunks) == 1
@@ -130,8 +132,8 @@ class PieceForward:
     def _call(self, network: torch.nn.Module, chunk: Chunk) -> Tensor:
         set_ghost_groups(self._bare, chunk.ghost_sizes)
         images = next(self._images).to(self._device, non_blocking=True)
-        # Autocast keeps a weight's bf16 copy until it ends: one that spanned both passes would hand the second
-        # pass the first one's copies, which have no graph.
+        # Autocast caches a weight's bf16 copy until it ends: a block around both passes would give the second pass
+        # the copies of the first one, which have no graph.
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._use_bf16):
             outputs: Tensor = network(images)
         return outputs
@@ -142,14 +144,14 @@ class PieceForward:
 
 
 def _random_state(device: torch.device) -> list[Tensor]:
-    """Where the generators stand that a forward pass on `device` draws from: the CPU's, and the GPU's there."""
+    """The states of the generators that a forward pass on `device` uses: the CPU's, and the GPU's there."""
     gpu = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
     return [torch.get_rng_state(), *gpu]
 
 
 @contextmanager
 def _drawing_from(state: list[Tensor], device: torch.device) -> Iterator[None]:
-    """Draw as from `state` inside the block; the generators stand after it where they stood before."""
+    """Use the random state `state` inside the block; the previous states of the generators are restored after it."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.set_rng_state(state[0])
         if device.type == "cuda":

@@ -1,7 +1,8 @@
-"""When training has come to what is not finite: which steps are skipped, the error that ends the run, and what it says.
+"""Handling of non-finite values in training: which steps are skipped, when the run ends, and the error message.
 
-The outputs of the network are looked at in every step, whatever the method: a loss proves nothing, since a hinge over distances
-of NaN is 0. What is read of a step anyway carries the answer, so a GPU does not wait once more for it.
+The outputs of the network are checked at every step, for all methods: a finite loss is no proof, since a hinge over
+distances of NaN is 0. The result is read together with other values of the step, so a GPU needs no additional
+synchronisation.
 """
 
 from __future__ import annotations
@@ -30,15 +31,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _NUM_NAMED = 5
-"""samples of a step that an error names"""
+"""number of samples that an error names"""
 
 _NOWHERE = [2**62, 2**62]
-"""a batch and a row behind all others"""
+"""a batch and a row after all others"""
 
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """Where a step's outputs are not finite."""
+    """Position of the first non-finite output of a step."""
 
     batch: int
     """number of the batch in its step"""
@@ -48,7 +49,7 @@ class BadRow:
 
 @dataclass(frozen=True, slots=True)
 class OutputRows:
-    """What the network gave for some rows of a batch on this worker."""
+    """The network's outputs for some rows of a batch on this worker."""
 
     batch: int
     """number of the batch in its step"""
@@ -59,7 +60,7 @@ class OutputRows:
 
 
 class DivergedError(TrainingError):
-    """A step came to what is not finite: a row of the network's outputs, or the loss or gradient, in words."""
+    """A step had a non-finite value: a row of the network's outputs, or the loss or gradient, as text."""
 
     def __init__(self, planned: PlannedStep, what: BadRow | str, is_asked_to_stop: bool = False) -> None:
         super().__init__(planned, what, is_asked_to_stop)
@@ -73,7 +74,7 @@ class DivergedError(TrainingError):
 
 
 def find_bad_row(forwarded: list[OutputRows], group: WorkerGroup, device: torch.device) -> BadRow:
-    """The first row of a step's batches, whichever worker has it, that is not finite. Collective."""
+    """The first non-finite row of a step's batches on any worker. Collective."""
     first = _NOWHERE
     for rows in forwarded:
         by_position = rows.positions.argsort()
@@ -85,7 +86,8 @@ def find_bad_row(forwarded: list[OutputRows], group: WorkerGroup, device: torch.
 
 
 def check_gradient(norm: Tensor, planned: PlannedStep, is_asked_to_stop: bool = False) -> float:
-    """The norm of a step's gradient as a number; DivergedError where it is not finite, or its square would soon not be."""
+    """The norm of a step's gradient as a number; DivergedError if it is not finite, or if its square would soon not
+    be."""
     value = float(norm)
     if not value <= MAX_NORM:
         raise DivergedError(planned, f"the norm of the gradient is {value:g}", is_asked_to_stop)
@@ -93,7 +95,8 @@ def check_gradient(norm: Tensor, planned: PlannedStep, is_asked_to_stop: bool = 
 
 
 class BadSteps:
-    """What becomes of steps that are not finite: skipped, until too many come in a row or the weights are not finite either."""
+    """What becomes of steps that are not finite: skipped, until too many come in a row or the weights are not finite
+    either."""
 
     def __init__(
         self,
@@ -113,8 +116,9 @@ class BadSteps:
     def skip(self, error: DivergedError, progress: Progress) -> Progress:
         """`progress` with one more skipped step. Collective.
 
-        Raises TrainingError, the same on every worker, which names step, samples, the checkpoint to go back to and the way
-        out: where the weights, which the step has not changed, are not finite, and at `training.max_bad_steps` in a row.
+        Raises TrainingError, the same on every worker, which names the step, samples, the checkpoint to go back to
+        and a remedy: if the weights, which the step has not changed, are not finite, and after
+        `training.max_bad_steps` in a row.
         """
         what = self._describe(error)
         if progress.bad_in_a_row == 0:
@@ -125,7 +129,7 @@ class BadSteps:
         # Statistics of batch norm are a worker's own.
         are_weights_bad = self._group.first_text(find_non_finite(self._network)) != ""
         if are_weights_bad or in_a_row >= most:
-            repeated = f", the last of {in_a_row} in a row which are not finite" if in_a_row > 1 else ""
+            repeated = f", the last of {in_a_row} non-finite steps in a row" if in_a_row > 1 else ""
             earlier = (
                 "".join(f"; before it, {seen}" for seen in self._seen[:-1]) if not are_weights_bad else ""
             )
@@ -154,8 +158,8 @@ class BadSteps:
 
 
 def describe_way_back(checkpoints: CheckpointFolder) -> str:
-    """The checkpoint to go back to, the best or else the newest before the bad steps, as the end of a way out; empty where
-    there is none."""
+    """The checkpoint to go back to, the best one or otherwise the newest before the bad steps, as the end of a
+    message; empty if there is none."""
     for folder in (checkpoints.best(), *reversed(checkpoints.finished())):
         if folder is not None and (progress := read_progress(folder)).bad_in_a_row == 0:
             return f"; resume=True with from_step={progress.global_step} goes back to {folder}"
@@ -165,19 +169,20 @@ def describe_way_back(checkpoints: CheckpointFolder) -> str:
 def check_trained(
     network: nn.Module, average: Mapping[str, Tensor], config: RunConfig, global_step: int
 ) -> None:
-    """Raise TrainingError where the weights, or their average, are not finite: no later step would have looked at them."""
+    """Raise TrainingError where the weights, or their average, are not finite: no later step would have looked at
+    them."""
     bad = find_non_finite(network) or (find_non_finite(network, average) if average else "")
     if bad:
         raise TrainingError(
-            f"training diverged by step {global_step} with method.kind={config.method.kind}: the network's tensor {bad} {NOT_FINITE} "
-            f"({_remedies(config, network)})"
+            f"training diverged by step {global_step} with method.kind={config.method.kind}: the network's tensor "
+            f"{bad} {NOT_FINITE} ({_remedies(config, network)})"
         )
 
 
 def _remedies(config: RunConfig, network: nn.Module) -> str:
     settings, device = config.training, next(network.parameters()).device
     remedies = [f"training.lr below {settings.lr:g}"]
-    if settings.decay >= 1:  # 20 times what is usual, or more
+    if settings.decay >= 1:  # 20 times the usual value, or more
         remedies.insert(0, f"training.weight_decay below {settings.decay:g}")
     if settings.clip_norm == 0:
         remedies.append("training.clip_norm=5")

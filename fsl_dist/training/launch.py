@@ -54,13 +54,13 @@ class TrainingSummary:
     is_better_than_start: bool | None
     """whether a validation of training was better than the start's; None when none was compared with it"""
     checkpoint: str
-    """folder of the best checkpoint, of the last where the run did not validate"""
+    """folder of the best checkpoint, of the last one if the run did not validate"""
     warning: str
-    """what is wrong with the result and how to mend it; empty when nothing is"""
+    """a problem of the result with a remedy; empty if there is none"""
     seconds: float
 
     def facts(self) -> dict[str, bool | int | float | str]:
-        """What trackers are sent at the run's end; what is not known is left out, and so is an empty warning."""
+        """The values that trackers get at the run's end; unknown values and an empty warning are left out."""
         facts = dataclasses.asdict(self)
         return {name: value for name, value in facts.items() if value is not None and value != ""}
 
@@ -76,20 +76,26 @@ def train_run(
     sweep: Path | None = None,
     stop: StopRequest | None = None,
 ) -> TrainingSummary:
-    """Train `config`, from the last checkpoint with `resume`, and return how it ended.
+    """Train `config`, from the last checkpoint with `resume`, and return the summary.
 
-    Where `workers` ask for Ray, the cluster that this process is connected to is used, else the one of RAY_ADDRESS, else
-    one is started. from_step: the checkpoint to resume from, in place of the last; those after it are removed. show: prints a
-    progress line. watch: may end the run after a validation. sweep: folder of the sweep
-    that the run is a trial of; `run.trackers` group its trials. stop: asks the run to stop, in addition to Ctrl-C and SIGTERM,
-    which only the main thread gets. Whoever trained this run before and still lives can no longer write once this call
-    has begun.
+    If `workers` need Ray, the cluster to which this process is connected is used, otherwise that of RAY_ADDRESS;
+    otherwise one is started. Earlier processes of this run can no longer write once this call has begun.
 
-    Raises RequestError for a folder that holds a run (without `resume`) and whatever the data cannot serve, and Stopped where
-    the run was asked to stop: its text names the checkpoint that is kept.
+    Args:
+        from_step: the checkpoint to resume from, instead of the last; later ones are removed.
+        show: prints a progress line.
+        watch: may end the run after a validation.
+        sweep: folder of the sweep that the run is a trial of; `run.trackers` group its trials.
+        stop: requests a stop, in addition to Ctrl-C and SIGTERM, which only the main thread receives.
+
+    Raises:
+        RequestError: the folder contains a run (without `resume`), or the data are not suitable.
+        Stopped: the run was asked to stop; the text names the checkpoint that is kept.
     """
     if from_step is not None and not resume:
-        raise RequestError(f"from_step={from_step} is where a run is resumed from; it needs resume=True")
+        raise RequestError(
+            f"from_step={from_step} selects the checkpoint to resume from; it needs resume=True"
+        )
     run = check_folder(config, resumes=resume)
     checkpoints = CheckpointFolder(run, keep=config.training.keep_checkpoints, owner=None)
     check_trackers(config)
@@ -103,7 +109,7 @@ def train_run(
         config = settle(config, Catalogue.open(config.data.dataset).version)
     started = time.perf_counter()
     owner = Owner.claim(run)
-    # At an object store, what is there counts, and nothing that a killed process did not get there.
+    # At an object store, only published objects count, not local files that a killed process did not upload.
     bring(run, wanted=lambda name: not name.startswith(("owner/", "ray/", "index/")), removes_others=True)
     sweep_litter(run)
     if from_step is not None:
@@ -127,7 +133,7 @@ def train_run(
 
 
 def _train(config: RunConfig, owner: Owner, watch: Watch | None, stop: StopRequest | None) -> None:
-    """Train to the end; Stopped, which says what is kept, where the run was asked to stop before."""
+    """Train to the end; raises Stopped, which says what is kept, on a stop request before that."""
     with ExitStack() as stack:
         if config.uses_ray:
             from fsl_dist.training.ray.session import ray_session
@@ -149,7 +155,7 @@ def _train(config: RunConfig, owner: Owner, watch: Watch | None, stop: StopReque
 
 
 def _train_until(config: RunConfig, owner: Owner, watch: Watch | None, stop: StopRequest) -> bool:
-    """Train to the end, or until asked to stop; returns whether the latter."""
+    """Train to the end, or until a stop request; return whether there was one."""
     if config.uses_ray:
         from fsl_dist.training.ray.train import train_on_ray
 
@@ -162,7 +168,7 @@ def _train_until(config: RunConfig, owner: Owner, watch: Watch | None, stop: Sto
 
 
 def describe_stopped(config: RunConfig) -> str:
-    """What is kept of a run that was stopped, and how it continues: one line."""
+    """What is kept of a stopped run, and how to continue it: one line."""
     run = Path(config.run.dir)
     checkpoints = CheckpointFolder(run, keep=1, owner=None)
     latest = checkpoints.latest()
@@ -178,7 +184,8 @@ def describe_stopped(config: RunConfig) -> str:
 
 
 def sweep_litter(run: Path) -> None:
-    """Remove what killed processes left half written in a run's folder. Call it as its owner: those before are fenced off."""
+    """Remove what killed processes left half written in a run's folder. Call it as its owner: those before are fenced
+    off."""
     CheckpointFolder(run, keep=1, owner=None).sweep()
     remove_unfinished(run)
     for staging in run.glob(f"index/*/{STAGING}"):
@@ -191,11 +198,11 @@ def check_run(
     warn: Callable[[str], None] | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> int:
-    """Check before anything starts that the data can serve the method and the network the data.
+    """Check before the start that the method can use the data, and the network the data.
 
-    warn: is called with each sentence about what the data cannot serve well (`describe_gaps`). tell: with how the tensors of
-    `backbone.weights` were found in their file.
-    Returns the optimizer steps of an epoch. Raises RequestError or ConfigError.
+    warn: called with each sentence about weaknesses of the data (`describe_gaps`). tell: called with a description of
+    how the tensors of `backbone.weights` were found in their file.
+    Returns the optimizer steps per epoch. Raises RequestError or ConfigError.
     """
     cpu = torch.device("cpu")
     catalogue, sample_shape = describe_samples(config.data)
@@ -231,7 +238,8 @@ def check_run(
 
 
 def _describe_other_pixels(config: RunConfig) -> Iterator[str]:
-    """Sentences about images that are normalised otherwise than those that the weights of timm's network were trained on."""
+    """Sentences about images that are normalised otherwise than those that the weights of timm's network were trained
+    on."""
     if not config.backbone.name.startswith(TIMM) or not config.backbone.starts_from_weights:
         return
     from fsl_dist.models.timm_backbone import input_settings
@@ -272,7 +280,7 @@ def _is_better_than_start(progress: Progress) -> bool | None:
 
 
 def _warning(config: RunConfig, run: Path, progress: Progress) -> str:
-    """What the best checkpoint's being the start, or there being no best one, means."""
+    """A warning if the best checkpoint is the start, or if there is no best one."""
     if progress.global_step > 0 and progress.best_step < 0 and config.training.patience > 0:
         return NO_VALIDATION
     if _is_better_than_start(progress) is not False:
@@ -289,7 +297,7 @@ def _warning(config: RunConfig, run: Path, progress: Progress) -> str:
 
 @contextmanager
 def _progress_lines(config: RunConfig, num_steps: int, show: Callable[[str], None] | None) -> Iterator[None]:
-    """Follow a run's metrics file and `show` where it is, wherever its workers are; an empty line ends it."""
+    """Follow a run's metrics file and `show` its progress, for any location of its workers; an empty line ends it."""
     if show is None:
         yield
         return

@@ -1,6 +1,6 @@
 """The training loop: plain PyTorch, the same code for one process and for every worker of a Ray run.
 
-It starts from whatever checkpoint the run's folder holds, so starting and resuming are one thing.
+It starts from the last checkpoint in the run's folder, so starting and resuming are the same operation.
 """
 
 import dataclasses
@@ -48,11 +48,11 @@ SAY_EVERY_S = 5.0
 """seconds between two log lines of validations: epochs may be shorter"""
 
 Watch = Callable[[int, float], bool]
-"""Asked after each validation with (epochs done, value of the stop metric), on the first worker; True ends the run there."""
+"""Called after each validation with (epochs done, value of the stop metric), on the first worker; True ends the run."""
 
 
 class Trainer:
-    """One run on this worker: network, method, data, and where the run stands."""
+    """One run on this worker: network, method, data, and progress."""
 
     def __init__(
         self,
@@ -67,10 +67,10 @@ class Trainer:
         start_competes: bool = True,
         stop: StopRequest | None = None,
     ) -> None:
-        """`splits`: in place of the data set's own, for training on a selection of one's own. `watch`: may end the run.
+        """`splits`: used instead of the data set's own, to train on a custom selection. `watch`: may end the run.
 
-        `start_competes`: the network is validated before its first step too, and stays the best where nothing is better.
-        `stop`: asks this worker, and so all of them, to stop with a checkpoint between two steps.
+        `start_competes`: the network is also validated before its first step, and stays the best if nothing is
+        better. `stop`: requests this worker, and thereby all workers, to stop with a checkpoint between two steps.
         """
         if config.training.compile:
             check_compiler()
@@ -82,7 +82,7 @@ class Trainer:
         self.is_ended = False
         self.stop = stop or StopRequest()
         self.has_stopped = False
-        """whether the run was asked to stop and did, on all workers"""
+        """whether the run has stopped on request, on all workers"""
         self.run = Path(config.run.dir)
         self.use_bf16 = config.training.uses_bf16(device.type)
         self.source: Source = open_source(
@@ -166,7 +166,8 @@ class Trainer:
         with ExitStack() as stack:
             runlog = None
             if self.group.is_first:
-                # Without a checkpoint, the start's validation is repeated: no line of the earlier try is kept.
+                # Without a checkpoint, the validation of the start is repeated: lines of the earlier attempt are
+                # dropped.
                 from_step = self.progress.global_step if self._saved else -1
                 runlog = RunLog(self.config, from_step=from_step, owner=self.checkpoints.owner)
                 stack.enter_context(runlog)
@@ -250,14 +251,14 @@ class Trainer:
                 extra, waited_s, started = {}, loader.wait_s, time.perf_counter()
                 if runlog is not None:
                     runlog.write(self.progress.global_step, epoch, metrics)
-                # The end of an epoch decides for itself, after its validation.
+                # At the end of an epoch the decision follows its validation.
                 if planned.step + 1 < self.method.num_steps() and self._is_checkpoint_due():
                     self._write_checkpoint()
                 if self._is_over() or self.has_stopped:
                     break
 
     def _take_or_skip(self, planned: PlannedStep, images: Iterator[Tensor]) -> dict[str, float]:
-        """The metrics of a step; of one that is not finite only how many were skipped."""
+        """The metrics of a step; for a non-finite step only the number of skipped steps."""
         kept = self.statistics.copy()
         try:
             found = self.take_step(planned, images)
@@ -307,7 +308,7 @@ class Trainer:
 
     @contextmanager
     def _stopping_embeddings(self) -> Iterator[None]:
-        """Leave the block between two batches that are embedded, on all workers, where one is asked to stop."""
+        """Leave the block between two embedding batches, on all workers, if one has a stop request."""
         self.embedder.stop = self.stop
         try:
             yield
@@ -332,7 +333,7 @@ class Trainer:
         return every > 0 and self.progress.global_step % every == 0
 
     def _validate_start(self, runlog: RunLog | None) -> None:
-        """Score the network before its first step, as the first candidate for the best, and keep it."""
+        """Score the network before its first step, as the first candidate for the best, and store it."""
         self.train_index.move_to(step_name(0))
         metrics = self.validation.measure()
         value = metrics[self.config.stop_metric]
@@ -343,9 +344,10 @@ class Trainer:
         self._write_checkpoint()
 
     def _validate(self, epoch: int, runlog: RunLog | None) -> bool:
-        """Score the epoch where that is due; returns whether it is the best so far.
+        """Score the epoch if that is due; return whether it is the best so far.
 
-        Where validations decide, one is due at the end of the run too: its last epochs compete with the start.
+        If validations select the best epoch, one is due at the end of the run too: its last epochs compete with the
+        start.
         """
         settings = self.config.training
         is_due = (epoch + 1) % settings.validate_every == 0 or (self.decides and self._is_over())
@@ -367,7 +369,7 @@ class Trainer:
         return is_better
 
     def _keep_best(self, value: float, epoch: int, runlog: RunLog | None) -> bool:
-        """Note a validation's value; returns whether it is the best so far."""
+        """Record a validation's value; return whether it is the best so far."""
         self.progress = self.progress.validated(value)
         is_better = self.progress.best_step == self.progress.global_step
         if runlog is not None and time.monotonic() - self._said_s >= SAY_EVERY_S:
@@ -377,7 +379,7 @@ class Trainer:
         return is_better
 
     def _write_checkpoint(self, *, is_stop: bool = False) -> None:
-        # Averaged, a run that is stopped in the middle of an epoch would resume with other roundings than its own.
+        # If it were averaged, a run that is stopped within an epoch would resume with a different rounding.
         of_workers = self.statistics.of_workers() if is_stop else None
         self.statistics.average()
         check_trained(self.network, self.average.state, self.config, self.progress.global_step)

@@ -52,19 +52,19 @@ def build_trained(
 
 
 def check_compiler() -> None:
-    """RequestError where torch.compile would not find its C++ compiler: it says so in a hundred lines."""
+    """Raise RequestError if torch.compile would not find its C++ compiler; its own message has a hundred lines."""
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     if shutil.which(compiler) is None:
         raise RequestError(
-            f"training.compile=true needs a C++ compiler on {socket.gethostname()}, and there is no '{compiler}' "
+            f"training.compile=true needs a C++ compiler on {socket.gethostname()}, but there is no '{compiler}' "
             "(install one, name it by CXX, or train without training.compile)"
         )
 
 
 def seed_dropout(seed: int, global_step: int, rank: int, device: torch.device) -> None:
-    """Dropout and stochastic depth draw from (seed, step, rank): a resumed step draws what it drew before."""
+    """Seed dropout and stochastic depth by (seed, step, rank): a resumed step draws the same numbers."""
     drawn = int(generator(seed, "dropout", global_step, rank).integers(2**63))
-    # torch.manual_seed also tells the devices that are not there, and notes the stack for each: 0.4 ms.
+    # torch.manual_seed would also seed missing devices, and record a stack for each: 0.4 ms.
     torch.default_generator.manual_seed(drawn)
     if device.type == "cuda":
         torch.cuda.manual_seed(drawn)
@@ -86,14 +86,16 @@ class RunningStatistics:
         self._group.average_(self._all())
 
     def of_workers(self) -> Tensor | None:
-        """float [world_size, n]: each worker's own; None where there is one worker, or none of them. Collective."""
+        """float [world_size, n]: the statistics of each worker; None with one worker, or if none has any.
+        Collective."""
         own = self._all()
         if self._group.world_size == 1 or not own:
             return None
         return self._group.gather_equal(torch.cat([part.reshape(-1) for part in own]))
 
     def restore(self, of_workers: Tensor) -> None:
-        """Take this worker's row of what `of_workers` gave; nothing where there were other workers, or [0] was kept."""
+        """Restore this worker's row of the result of `of_workers`; does nothing for another number of workers, or for
+        [0]."""
         if len(of_workers) != self._group.world_size:
             return
         tensors = self._all()

@@ -21,15 +21,17 @@ def group_parameters(
     head_lr_factor: float = 1.0,
     layer_decay: float = 1.0,
 ) -> list[dict]:
-    """What learns, as an optimizer's groups: `params`, their `lr_factor`, and `decays`, whether weight decay is for them.
+    """Return the trainable parameters as an optimizer's groups: `params`, `lr_factor`, and `decays` (use of weight
+    decay).
 
-    Heads and classifier have `head_lr_factor`, layer l of the backbone's L layers `lr_factor`·`layer_decay`^(L − l), with l
-    counted from 0 (BEiT, Bao et al. 2022). The backbone's linear layers and fc7 have `linear_lr_factor` times that, if that
-    is not 1 (AlexNet, VGG). Biases and the parameters of norms, which have one dimension, do not decay, nor does what timm
-    lists as such (position embeddings). Parameters alike in both are one group, and a group without parameters is left out. A
-    `lr_factor` of 0 takes the gradient away from the backbone's parameters (`requires_grad`), so it must come before DDP.
+    Heads and classifier have `head_lr_factor`, layer l of the backbone's L layers `lr_factor`·`layer_decay`^(L − l),
+    with l counted from 0 (BEiT, Bao et al. 2022). The backbone's linear layers and fc7 have `linear_lr_factor` times
+    that, if it is not 1 (AlexNet, VGG). Biases and the parameters of norms, which have one dimension, do not decay,
+    nor do those that timm lists (position embeddings). Parameters with equal values of both form one group, and empty
+    groups are left out. A `lr_factor` of 0 disables the gradient of the backbone's parameters (`requires_grad`), so
+    it must be applied before DDP.
 
-    Raises ConfigError where nothing is left to train.
+    Raises ConfigError if there are no trainable parameters.
     """
     if lr_factor == 0:
         for transferred in (network.backbone, network.fc7):
@@ -84,11 +86,12 @@ def build_optimizer(
     head_lr_factor: float = 1.0,
     layer_decay: float = 1.0,
 ) -> torch.optim.Optimizer:
-    """AdamW, Adam or SGD over `group_parameters`, each group at `settings.lr` times its `lr_factor`.
+    """Create AdamW, Adam or SGD over `group_parameters`, each group with the learning rate `settings.lr` times its
+    `lr_factor`.
 
-    AdamW decays the groups that say so (Loshchilov & Hutter 2019: by lr · weight_decay a step); the L2 of Adam and SGD is
-    for all. A group keeps its factor as `lr_factor`, in the optimizer's state_dict too. torch makes its first optimizer of
-    a process in some 2 s: it imports the compiler.
+    AdamW decays only the groups with `decays` (Loshchilov & Hutter 2019: by lr · weight_decay per step); the L2 of
+    Adam and SGD applies to all. A group keeps its factor as `lr_factor`, also in the optimizer's state_dict. torch
+    needs some 2 s for the first optimizer of a process, because it imports the compiler.
     """
     groups = group_parameters(
         network,
@@ -119,13 +122,14 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 _CHANGEABLE = ("weight_decay", "momentum")
-"""settings of a group that a run may go on with otherwise than it was saved with; its learning rate is set at each step"""
+"""settings of a group that may change when a run resumes; its learning rate is set at each step"""
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict, folder: Path) -> None:
-    """Load the state of an optimizer, from the checkpoint in RUN/checkpoints/… `folder`; its settings stay the run's own.
+    """Load the state of an optimizer, from the checkpoint in RUN/checkpoints/… `folder`; its settings remain the
+    run's own.
 
-    Raises TrainingError where its groups of parameters are others.
+    Raises TrainingError if its groups of parameters differ.
     """
     own = [{key: group[key] for key in _CHANGEABLE if key in group} for group in optimizer.param_groups]
     try:
@@ -140,9 +144,9 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict, folder: Pat
 
 
 def clip_gradient(network: nn.Module, clip_norm: float) -> Tensor:
-    """Scale the gradient of all parameters down to the L2 norm `clip_norm` where it is longer (0: never).
+    """Scale the gradient of all parameters down to the L2 norm `clip_norm` if it is longer (0: never).
 
-    With several workers, after DDP has averaged it: then all have the same.
+    With several workers, it is applied after DDP has averaged the gradient, so all have the same.
 
     Returns:
         The norm before, float [].

@@ -1,4 +1,4 @@
-"""Going on with a run: which settings may change on the way, and which would make it another run."""
+"""Resuming a run: which settings may change, and which would make it another run."""
 
 import logging
 from dataclasses import replace
@@ -14,7 +14,7 @@ from index.base.settings import dump
 
 log = logging.getLogger(__name__)
 
-# Where a run runs, how it is watched and scored: none of it makes another run.
+# Location, monitoring and scoring of a run: none of it makes another run.
 _SURROUNDINGS = (
     "backbone.weights",  # the checkpoint's weights count
     "backbone.pretrained",
@@ -40,7 +40,7 @@ _SURROUNDINGS = (
     "training.compile",
     "training.log_train_knn",
 )
-# What a run may be resumed with otherwise, besides: how long it goes on, and how fast.
+# Further settings that may change when a run is resumed: its length and learning rate.
 _WAY_ON = (
     "training.epochs",
     "training.images",
@@ -52,12 +52,12 @@ _WAY_ON = (
     "training.schedule",
     "training.warmup",
 )
-# What the learning rate of the rest follows from.
+# Settings that determine the learning rate of the remaining steps.
 _RATE = ("training.lr", "training.schedule", "training.warmup")
 
 
 def check_folder(config: RunConfig, *, resumes: bool) -> Path:
-    """The run's folder; RequestError where none is named, or where it holds a run that is not to be resumed."""
+    """The run's folder; RequestError if none is set, or if it contains a run that is not to be resumed."""
     if not config.run.dir:
         raise RequestError("run.dir is empty; name a folder for the run: run.dir=runs/first")
     run = working_folder(config.run.dir)
@@ -65,7 +65,7 @@ def check_folder(config: RunConfig, *, resumes: bool) -> Path:
         raise RequestError(f"run.dir={config.run.dir} is a data set; name another folder for the run")
     if exists(run / CONFIG_FILE) and not resumes:
         raise RequestError(
-            f"run.dir={run} already holds a run (resume=True continues it, another run.dir starts a new one)"
+            f"run.dir={run} already contains a run (resume=True continues it, another run.dir starts a new one)"
         )
     return run
 
@@ -78,7 +78,7 @@ def settle(config: RunConfig, version: int) -> RunConfig:
     per_step = config.episode.per_step or config.workers.num
     backbone = config.backbone
     if backbone.batch_norm == "auto" and backbone.starts_from_weights:
-        # A resumed run may leave its weights out, and its batch norm must stay as it was.
+        # A resumed run may omit its weights, and its batch norm must not change.
         backbone = replace(backbone, batch_norm="frozen")
     return replace(
         config,
@@ -90,9 +90,9 @@ def settle(config: RunConfig, version: int) -> RunConfig:
 
 
 def check_resumable(config: RunConfig, stored: RunConfig, *, is_finished: bool = False) -> RunConfig:
-    """`config`, settled, if it goes on with the run that was started as `stored`.
+    """Return `config`, settled, if it resumes the run that was started as `stored`.
 
-    is_finished: the run is to be taken as it is, so how long and how fast it learns must be the same too.
+    is_finished: the run is used as it is, so its length and learning rate must be equal too.
 
     Raises RequestError naming the first setting that would make it another run.
     """
@@ -106,10 +106,10 @@ def check_resumable(config: RunConfig, stored: RunConfig, *, is_finished: bool =
     if config.backbone.batch_norm == "auto":
         config = replace(config, backbone=replace(config.backbone, batch_norm=stored.backbone.batch_norm))
     if not stored.backbone.starts_from_weights:
-        # The checkpoint's weights count, and batch_norm=auto looks at whether there were others at the start.
+        # The checkpoint has the weights, and batch_norm=auto depends on whether there were initial weights.
         config = replace(config, backbone=replace(config.backbone, weights="", pretrained=False))
     before, now = _flatten(dump(stored)), _flatten(dump(config))
-    # Whether there are chunks settles backbone.batch_norm=auto; how large they are changes nothing.
+    # Whether there are chunks decides backbone.batch_norm=auto; their size changes nothing.
     are_chunked = config.training.chunk_size > 0 and stored.training.chunk_size > 0
     may_change = (
         *_SURROUNDINGS,
@@ -128,8 +128,8 @@ def check_resumable(config: RunConfig, stored: RunConfig, *, is_finished: bool =
                 )  # fmt: skip
         if before.get(key) != now.get(key) and not key.startswith(may_change):
             raise RequestError(
-                f"{key}={now.get(key)} differs from the run's {before.get(key)} in {stored.run.dir}; a run goes on as it "
-                "was started (another folder starts a new one)"
+                f"{key}={now.get(key)} differs from the run's {before.get(key)} in {stored.run.dir}; a run resumes "
+                "with the settings of its start (another folder starts a new run)"
             )
     return config
 

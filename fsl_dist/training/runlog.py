@@ -1,6 +1,7 @@
-"""A run's metrics: one JSON line a step in RUN/metrics.jsonl, the same in TensorBoard, read back for progress and trackers.
+"""A run's metrics: one JSON line per step in RUN/metrics.jsonl, a copy in TensorBoard, read back for progress and
+trackers.
 
-Each line ends with its checksum (`index.base.checksums`), which is no part of the metrics.
+Each line ends with its checksum (`index.base.checksums`), which is not a metric.
 """
 
 import logging
@@ -31,8 +32,8 @@ METRICS_FILE = "metrics.jsonl"
 class RunLog:
     """Writes a run's metrics; only the first worker has one.
 
-    Lines after `from_step` (of a run that was cut off and now goes on from a checkpoint) are dropped first, by
-    replacing the file: a stale process that still holds the old one writes where nobody reads.
+    Lines after `from_step` (of an interrupted run that resumes from a checkpoint) are dropped first, by replacing the
+    file: a stale process that still has the old file open writes into the removed one.
     """
 
     def __init__(self, config: "RunConfig", *, from_step: int, owner: Owner | None) -> None:
@@ -53,10 +54,11 @@ class RunLog:
     def write(self, global_step: int, epoch: int, metrics: dict[str, float]) -> None:
         """Append one line.
 
-        Raises StaleOwnerError when another process has taken over the run, TrainingError where the line cannot be written,
-        such as on a full disk; then nothing of it is left.
+        Raises StaleOwnerError when another process has taken over the run, TrainingError where the line cannot be
+        written, such as on a full disk; then nothing of it is left.
         """
-        # Fencing costs a directory listing: twice a second is soon enough beside the check at each checkpoint.
+        # The fencing check costs a directory listing: twice per second suffices, in addition to that at each
+        # checkpoint.
         if self.owner and time.monotonic() - self._last_check > 0.5:
             self.owner.check()
             self._last_check = time.monotonic()
@@ -65,11 +67,11 @@ class RunLog:
             return
         from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
 
-        # One event for all: an event each took 0.7 ms a step.
+        # One event for all: separate events took 0.7 ms per step.
         values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
         try:
             self._board.file_writer.add_summary(Summary(value=values), global_step)
-        except Exception as error:  # its writing thread hands on whatever stopped it, such as a full disk
+        except Exception as error:  # its writer thread passes on any error, such as a full disk
             logger.warning(
                 "run.trackers=tensorboard: nothing more is written, %s", " ".join(str(error).split())
             )
@@ -78,14 +80,14 @@ class RunLog:
     def _append(self, line: bytes) -> None:
         size = os.fstat(self._file.fileno()).st_size
         try:
-            # Unbuffered: a full disk takes a part of it, and the next call says why.
+            # Unbuffered: with a full disk a part is written, and the next call gives the reason.
             while line:
                 line = line[self._file.write(line) :]
         except OSError as error:
             os.ftruncate(self._file.fileno(), size)
             raise TrainingError(
-                f"{self._run / METRICS_FILE} cannot be written: {error.strerror or error}; what is in it and the checkpoints of "
-                f"{self._run} are kept (make room, then resume=True continues)"
+                f"{self._run / METRICS_FILE} cannot be written: {error.strerror or error}; its lines and the "
+                f"checkpoints of {self._run} are kept (free some space, then resume=True continues)"
             ) from error
 
     def __enter__(self) -> "RunLog":
@@ -105,7 +107,7 @@ class RunLog:
 def write_hparams(
     run: Path, settings: Mapping[str, bool | int | float | str], name: str, value: float
 ) -> None:
-    """What distinguishes a run and what it reached, for TensorBoard's table of hyperparameters."""
+    """The distinguishing settings of a run and its results, for TensorBoard's table of hyperparameters."""
     board = _open_board(run)
     if board is None:
         return
@@ -115,7 +117,7 @@ def write_hparams(
 
 
 def _open_board(run: Path, **options: Any) -> "SummaryWriter | None":
-    """TensorBoard's writer; None, said in the log, where TensorBoard is not installed."""
+    """TensorBoard's writer; None, with a log line, if TensorBoard is not installed."""
     try:
         require("tensorboard")
     except RequestError as error:
@@ -127,9 +129,9 @@ def _open_board(run: Path, **options: Any) -> "SummaryWriter | None":
 
 
 def read_metrics(run: Path) -> list[dict]:
-    """All lines of a run's metrics so far; a last line that is still being written is left out.
+    """Read all lines of a run's metrics so far; a last line that is still being written is left out.
 
-    Raises VersionError, which names the line, where one is damaged.
+    Raises VersionError, which names the line, if one is damaged.
     """
     path = run / METRICS_FILE
     if not path.is_file():
@@ -142,12 +144,12 @@ def read_metrics(run: Path) -> list[dict]:
 
 
 def last_step(run: Path) -> dict | None:
-    """The newest step's line, read from the end of the file; None when there is none yet."""
+    """The newest step's line, read from the end of the file; None if there is none yet."""
     path = run / METRICS_FILE
     if not path.is_file():
         return None
     with path.open("rb") as file:
-        # Some hundred lines: enough to reach back over validations to a step.
+        # Some hundred lines: enough to find a step before the newest validations.
         file.seek(max(0, path.stat().st_size - 65536))
         lines = file.read().decode("utf-8", errors="ignore").split("\n")[:-1]
     for text in reversed(lines):
@@ -163,7 +165,7 @@ def read_validations(run: Path, metric: str) -> list[tuple[int, float]]:
 
 
 class LineReader:
-    """Reads the lines that another thread or process adds to a file; none twice, unless the file is replaced."""
+    """Reads the lines that another thread or process adds to a file, each once unless the file is replaced."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -171,7 +173,7 @@ class LineReader:
         self._offset = 0
 
     def read(self) -> list[bytes]:
-        """The whole lines added since; all lines of a file that took the other's place."""
+        """The complete lines added since the last call; all lines of a file that has replaced the old one."""
         try:
             with self._path.open("rb") as file:
                 facts = os.fstat(file.fileno())
@@ -193,7 +195,7 @@ class RunFollower:
     def __init__(self, run: Path, metric: str) -> None:
         """metric: the validation metric to follow."""
         self.step: dict | None = None
-        """metrics of the newest step; None = there is none yet"""
+        """metrics of the newest step; None if there is none yet"""
         self.start: float | None = None
         """validation before the first step"""
         self.validated: float | None = None
@@ -203,7 +205,7 @@ class RunFollower:
         self._key = f"eval/{metric}"
 
     def read(self) -> bool:
-        """Read what was added; returns whether there is a newer step."""
+        """Read the new lines; return whether there is a newer step."""
         newest = None
         for text in self._lines.read():
             if b'"train/loss"' in text:
@@ -221,7 +223,7 @@ class RunFollower:
         return decode_line(text.decode(errors="replace"), str(self._path))
 
     def describe_validation(self) -> str:
-        """The newest validation and the start's, for a line of progress; empty where there was none."""
+        """The newest validation and that of the start, for a progress line; empty if there is none."""
         name = self._key.removeprefix("eval/")
         if self.validated is None:
             return "" if self.start is None else f"{name} {self.start:.4f} at the start"
@@ -239,10 +241,10 @@ def describe_progress(
     done_steps: int,
     validation: str = "",
 ) -> str:
-    """One line for people: where the run is, how fast, how good, what is left, how long it waits for data.
+    """Format a progress line: position, speed, scores, remaining time, and waiting time for data.
 
-    line: a step's metrics; num_images and seconds: the run's limits, 0 = none; elapsed_s and done_steps: since this process
-    started to train; validation: as `RunFollower.describe_validation` gives it.
+    line: a step's metrics; num_images and seconds: the run's limits, 0 = none; elapsed_s and done_steps: since this
+    process started to train; validation: the result of `RunFollower.describe_validation`.
     """
     left_steps = float(max(num_epochs * num_steps - line["step"], 0))
     if num_images > 0:

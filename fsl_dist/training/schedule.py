@@ -1,4 +1,5 @@
-"""The learning rate of a step, as a pure function of how far the run is: a resumed run has the rates of an undisturbed one."""
+"""The learning rate of a step, as a pure function of the run's progress: a resumed run has the same rates as an
+uninterrupted one."""
 
 import math
 
@@ -40,22 +41,22 @@ def share_done(
     num_images: int,
     seconds: float = 0.0,
 ) -> float:
-    """How much of the whole run is done in the middle of a step, above 0 and at most 1.
+    """The share of the whole run that is done in the middle of a step, above 0 and at most 1.
 
     The run ends by `epochs`, by `images` or by `minutes`, whichever comes first.
 
     Args:
-        steps_per_epoch: optimizer steps of an epoch.
+        steps_per_epoch: optimizer steps per epoch.
         step: optimizer steps before this one, over all epochs.
-        images_seen: images that went forward before it.
-        num_images: its images.
-        seconds: that training took before it.
+        images_seen: images that were forwarded before it.
+        num_images: images per step.
+        seconds: training time before it.
     """
     done = (step + 0.5) / max(1, settings.epochs * steps_per_epoch)
     if settings.images > 0:
         done = max(done, (images_seen + 0.5 * num_images) / settings.images)
     if settings.minutes > 0:
-        # Half a step more, as above: the steps so far say how long one takes.
+        # Half a step more, as above: the duration of a step is estimated from the steps so far.
         done = max(done, seconds * (1 + 0.5 / max(step, 1)) / (60 * settings.minutes))
     return min(done, 1.0)
 
@@ -63,8 +64,8 @@ def share_done(
 def rate_factor(settings: TrainingConfig, *, done: float, epoch: int) -> float:
     """The learning rate as a share of `settings.lr`, 0 … 1 (a milestone with lr_gamma above 1 raises it further).
 
-    With w = `settings.warmup`, it is done/w before w; after it ½(1 + cos(π(done − w)/(1 − w))) (Loshchilov & Hutter 2017,
-    Eq. 5), or 1. `lr_gamma` counts once for each milestone up to `epoch`.
+    With w = `settings.warmup`, it is done/w before w; after it ½(1 + cos(π(done − w)/(1 − w))) (Loshchilov & Hutter
+    2017, Eq. 5), or 1. `lr_gamma` counts once for each milestone up to `epoch`.
 
     Args:
         done: of `share_done`.

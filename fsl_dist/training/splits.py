@@ -1,4 +1,4 @@
-"""Which samples a run trains on, stops by and is scored with, and what that is called in its results."""
+"""The selections of a run for training, early stopping and scoring, with their names in its results."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,15 +18,15 @@ class RunSplits:
     """The selections of one run."""
 
     train: Selection
-    """what the loss sees"""
+    """the images that the loss uses"""
     stop: Selection | None
     """what early stopping is decided on; None = the run cannot validate"""
     gallery: Selection
     """all of the train split, and of val where that is trained on: the base classes' images that queries are compared with"""
     query: Selection | None
-    """test, else val; None = the data set has neither"""
+    """test, otherwise val; None if the data set has neither"""
     query_split: str
-    """name of the split of `query`, empty when there is none"""
+    """name of the split of `query`, empty if there is none"""
     novel: Selection | None
     """classes never trained on"""
 
@@ -37,23 +37,23 @@ class RunSplits:
 
     @property
     def has_unseen_queries(self) -> bool:
-        """Whether there are queries, and none is of a class that was trained on."""
+        """Whether there are queries, none of them of a class that was trained on."""
         return self.query is not None and not np.isin(self.query.labels, self.gallery.labels).any()
 
 
 def split_run(catalogue: Catalogue, config: RunConfig) -> RunSplits:
-    """Gallery = train, and val where it is trained on; queries = test, else val; without a free val, early stopping holds out
-    part of the gallery.
+    """Choose the selections: gallery = train, and val if it is trained on; queries = test, otherwise val; without a
+    separate val split, early stopping holds out a part of the gallery.
 
-    What is held out divides no group; for a method that learns from groups, no unit (`Traits.kept_together`).
+    The held-out part divides no group, or no unit for a method that learns from groups (`Traits.kept_together`).
 
-    Raises RequestError where there is no train split, or no val and test split with data.train_on_val.
+    Raises RequestError if there is no train split, or if data.train_on_val is set and val or test is missing.
     """
     present = catalogue.split_names
     if "train" not in present:
         raise RequestError(
             f"data.dataset={config.data.dataset} has no train split (it has {', '.join(present) or 'no samples'}); "
-            "pack(split=stratified) makes one, and so does pack(split_column=…) with a column that names train"
+            "pack(split=stratified) creates one, and so does pack(split_column=…) with a column that contains train"
         )
     gallery = catalogue.select("train")
     if config.data.train_on_val:
@@ -90,49 +90,54 @@ def _join_val(catalogue: Catalogue, train: Selection, config: RunConfig) -> Sele
 
 
 def check_classes(splits: RunSplits, config: RunConfig, class_names: Sequence[str]) -> None:
-    """Raise RequestError where the training images teach a method nothing: they are of one class, or no two of one class.
+    """Raise RequestError if a method cannot learn from the training images: they are of one class, or no class has
+    two of them.
 
     A network that is not trained (training.epochs=0) may have any images.
     """
     if config.training.epochs == 0:
         return
-    train = splits.gallery  # what is held out of it takes no class away
+    train = splits.gallery  # holding out a part of it removes no class
     if train.num_classes != 1:
         _check_pairs(splits, config)
         return
     raise RequestError(
         f"data.dataset={config.data.dataset} has {len(train)} training images of one class, "
-        f"'{class_names[int(train.labels[0])]}'; method.kind={config.method.kind} learns to tell classes apart and needs two or "
-        "more (pack a folder with one folder for each class; training.epochs=0 uses the network as it is)"
+        f"'{class_names[int(train.labels[0])]}'; method.kind={config.method.kind} learns to distinguish classes "
+        "and needs two or more (pack a folder with one folder for each class; training.epochs=0 uses the network "
+        "as it is)"
     )
 
 
 def _check_pairs(splits: RunSplits, config: RunConfig) -> None:
-    """Raise RequestError where a method that compares images of a class has no class with two."""
+    """Raise RequestError if a method that compares images of a class has no class with two."""
     train = splits.train
-    learns_from_groups = config.method.traits.kept_together == "unit"  # and looks for its pairs itself
+    learns_from_groups = config.method.traits.kept_together == "unit"  # such a method checks its pairs itself
     if not _needs_pairs(config) or learns_from_groups or (train.counts > 1).any():
         return
     held_out = 0 if splits.stop is None or len(splits.gallery) == len(train) else len(splits.stop)
     after = f" once {held_out} are held out for validation" if held_out else ""
     way_out = (
-        "training.patience=0 holds none out" if held_out else "method.kind=cross_entropy takes such classes"
+        "training.patience=0 holds none out"
+        if held_out
+        else "method.kind=cross_entropy supports such classes"
     )
     raise RequestError(
         f"data.dataset={config.data.dataset} has one training image of each of its {train.num_classes} classes{after}; "
-        f"method.kind={config.method.kind} compares images of a class and needs a class with two ({way_out}; more images for "
-        "each class)"
+        f"method.kind={config.method.kind} compares images of a class and needs a class with two ({way_out}; more "
+        "images for each class)"
     )
 
 
 def _needs_pairs(config: RunConfig) -> bool:
-    """Whether an image teaches only with another of its class: classifiers need none, episodes have a rule of their own."""
+    """Whether an image is useful only with another of its class: classifiers need none, episodes have their own
+    rule."""
     traits = config.method.traits
     return not traits.has_classifier and not traits.is_episodic
 
 
 def describe_gaps(splits: RunSplits, config: RunConfig, class_names: Sequence[str]) -> list[str]:
-    """What the classes' sizes cost a run that can be trained: a sentence for each gap, for warnings."""
+    """The effects of class sizes on a run that can be trained: a sentence per gap, for warnings."""
     train, stop = splits.train, splits.stop
     if config.training.epochs == 0:
         return []
@@ -140,7 +145,8 @@ def describe_gaps(splits: RunSplits, config: RunConfig, class_names: Sequence[st
     lone = train.labels[train.counts == 1]
     if len(lone) and _needs_pairs(config):
         gaps.append(
-            f"{len(lone)} of {train.num_classes} classes have one training image ({_name_some(lone, class_names)}); it has no "
+            f"{len(lone)} of {train.num_classes} classes have one training image "
+            f"({_name_some(lone, class_names)}); it has no "
             f"other image of its class, so method.kind={config.method.kind} uses it only as an image of another class"
         )
     if config.training.patience == 0:
@@ -169,9 +175,9 @@ def _name_some(labels: NDArray[np.int64], class_names: Sequence[str], most: int 
 
 
 def check_stop(splits: RunSplits, config: RunConfig) -> None:
-    """Raise RequestError where the images kept for validation cannot be scored by the stop metric.
+    """Raise RequestError if the stop metric cannot score the validation images.
 
-    A run that does not train (training.epochs=0) is not validated then (`decides`).
+    A run that does not train (training.epochs=0) is not validated in that case (`decides`).
     """
     problem = _find_stop_problem(splits, config)
     if problem and config.training.patience > 0 and config.training.epochs > 0:
@@ -184,15 +190,15 @@ def decides(splits: RunSplits, config: RunConfig) -> bool:
 
 
 def _find_stop_problem(splits: RunSplits, config: RunConfig) -> str:
-    """Why the stop metric cannot score the images kept for validation; empty where it can, or where there are none."""
+    """Why the stop metric cannot score the validation images; empty if it can, or if there are none."""
     stop = splits.stop
     if stop is None or not splits.has_stop:
         return ""
     if config.stops_by_clusters:
         if stop.num_classes < 2:
             return (
-                f"training.stop_metric={config.stop_metric} clusters the images kept for validation and needs two classes of "
-                f"them; there is {stop.num_classes} (training.patience=0 keeps the last epoch instead)"
+                f"training.stop_metric={config.stop_metric} clusters the validation images and needs two of their "
+                f"classes; there is {stop.num_classes} (training.patience=0 keeps the last epoch instead)"
             )
     elif not np.isin(stop.labels, splits.train.labels).any():
         return (

@@ -1,8 +1,8 @@
-"""One optimizer step over any number of workers, equal to the plain computation on one.
+"""One optimizer step with any number of workers, equal to the plain computation on a single worker.
 
-A step's batches are the same on every worker. Either whole batches are dealt out (local episodes), or each
-batch is cut into rows and the outputs are gathered (global batches). The gradient is that of the step's mean
-loss Σ weight·loss / Σ weight: each worker scales by the world size, which DDP's averaging takes away again.
+A step's batches are the same on every worker. Either whole batches are distributed (local episodes), or each batch is
+divided into rows and the outputs are gathered (global batches). The gradient is that of the step's mean loss Σ
+weight·loss / Σ weight: each worker multiplies by the world size, which cancels DDP's averaging.
 """
 
 import logging
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Rows of a batch that one worker forwards, at once or chunk by chunk."""
+    """Rows of a batch that one worker forwards, at once or in chunks."""
 
     batch: int
     """number of the batch in its step"""
@@ -53,7 +53,7 @@ class Piece:
 
     @property
     def positions(self) -> NDArray[np.int64]:
-        """Positions in the batch that this worker forwards; one stand-in image when it has none."""
+        """Positions in the batch that this worker forwards; one dummy image if it has none."""
         own = self.order[self.rows]
         return own if len(own) else self.order[:1]
 
@@ -64,7 +64,7 @@ class Piece:
 
     @property
     def is_empty(self) -> bool:
-        """Whether this worker has no row of the batch and only takes part in the collective calls."""
+        """Whether this worker has no row of the batch and only participates in the collective calls."""
         return self.num_rows == 0
 
 
@@ -80,10 +80,11 @@ def deal_pieces(
 ) -> list[Piece]:
     """This worker's pieces of a step's batches, at least one.
 
-    Global: each batch is ordered so that consecutive groups hold its classes evenly, and cut between workers at
-    group boundaries only (ghost batch norm) or into equal runs. No cut divides a pair that is mixed. Local: batch j belongs to worker j mod
-    world_size; a worker without a batch gets an empty piece, because DDP counts on its backward pass. A piece of
-    more than `chunk_size` images (0: no limit) is forwarded in chunks, see `fsl_dist.training.chunked`.
+    Global: each batch is ordered so that consecutive groups contain its classes evenly, and divided between workers
+    at group boundaries only (ghost batch norm) or into equal runs. A pair of mixed images is never divided. Local:
+    batch j belongs to worker j mod world_size; a worker without a batch gets an empty piece, because DDP expects its
+    backward pass. A piece of more than `chunk_size` images (0: no limit) is forwarded in chunks, see
+    `fsl_dist.training.chunked`.
     """
     if is_global:
         return [
@@ -158,7 +159,7 @@ def _cut(
 
 @dataclass(frozen=True, slots=True)
 class PlannedStep:
-    """A step of an epoch: all its batches, and this worker's pieces of them."""
+    """A step of an epoch: all of its batches, and this worker's pieces of them."""
 
     step: int
     batches: list[Batch]
@@ -171,7 +172,7 @@ class PlannedStep:
 
     @property
     def num_requests(self) -> int:
-        """Requests that the step makes to the loader."""
+        """Number of requests of the step to the loader."""
         return sum(len(piece.calls) for piece in self.pieces)
 
 
@@ -185,9 +186,10 @@ def step_requests(
     ghost_group: int,
     chunk_size: int = 0,
 ) -> Iterator[Request]:
-    """What this worker loads for `steps`, in the order in which it is forwarded; a request's tag is its PlannedStep.
+    """Yield this worker's requests for `steps`, in the order in which they are forwarded; a request's tag is its
+    PlannedStep.
 
-    A cached piece asks for each chunk twice: the images of one chunk are in memory at a time, not the piece's.
+    A cached piece requests each chunk twice: only the images of one chunk are in memory at a time.
     """
     for step in steps:
         batches = method.batches(epoch, step)
@@ -210,9 +212,9 @@ def step_requests(
 
 
 def planned_steps(loader: Loader) -> Iterator[tuple[PlannedStep, Iterator[Tensor]]]:
-    """A loader's answers by step: (plan, the images of its requests, taken from the loader as they are needed).
+    """Group a loader's results by step: (plan, the images of its requests, read from the loader when they are needed).
 
-    A step's images must be used up before the next step is asked for.
+    A step's images must be consumed before the next step is requested.
     """
     answers = iter(loader)
     for request, first in answers:
@@ -224,13 +226,13 @@ def planned_steps(loader: Loader) -> Iterator[tuple[PlannedStep, Iterator[Tensor
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step came to, reduced over all workers."""
+    """The result of a step, reduced over all workers."""
 
     metrics: dict[str, float]
     updates: list[tuple[int, tuple[Tensor, ...]]]
     """this worker's (batch number, contribution) to the method's memory"""
     is_asked_to_stop: bool = False
-    """whether any worker was asked to stop; the same on all"""
+    """whether any worker has a stop request; the same on all"""
 
 
 _BAD_OUTPUTS = "pieces with outputs that are not finite"
@@ -248,11 +250,12 @@ def run_step(
     use_bf16: bool = False,
     is_asked_to_stop: bool = False,
 ) -> StepResult:
-    """Forward and backward of one step; leaves the step's gradient in the parameters.
+    """Run forward and backward of one step; the step's gradient is in the parameters afterwards.
 
-    network: DDP, or the bare network for one worker. images: of the step's requests, in their order. is_asked_to_stop: whether
-    this worker was. Raises DivergedError, the same on every worker, where an output of the network or the loss is not finite.
-    That is read together with the metrics: a finite loss alone proves nothing, since a hinge over NaN distances is 0.
+    network: DDP, or the bare network for one worker. images: of the step's requests, in their order.
+    is_asked_to_stop: whether this worker has a stop request. Raises DivergedError, the same on every worker, if an
+    output of the network or the loss is not finite. Both are checked, because the loss alone can be finite: a hinge
+    over NaN distances is 0.
     """
     bare = network.module if isinstance(network, DistributedDataParallel) else network
     total_weight = sum(batch.weight for batch in planned.batches)
@@ -263,7 +266,7 @@ def run_step(
     forwarded: list[OutputRows] = []
     for position, piece in enumerate(planned.pieces):
         batch = planned.batches[piece.batch]
-        # A stand-in image must leave no trace in the batch-norm statistics; the other workers' images do.
+        # A dummy image must not affect the batch-norm statistics; the other workers' images do.
         if bare.training == piece.is_empty:
             bare.train(not piece.is_empty)
         if not piece.is_empty:
@@ -275,7 +278,7 @@ def run_step(
             is_cached=piece.is_cached,
             device=device,
             use_bf16=use_bf16,
-            # DDP reduces gradients once a step: in the backward pass of the last piece.
+            # DDP reduces gradients once per step: in the backward pass of the last piece.
             holds_back=position < len(planned.pieces) - 1,
         )
         outputs = work.forward()
@@ -285,7 +288,7 @@ def run_step(
         local = outputs[:0] + outputs.sum() * 0.0 if piece.is_empty else outputs
         gathered = group.gather_rows(local, piece.rows_of_rank) if method.is_global else local
         if piece.is_empty:
-            # Keep this worker's parameters in the graph: DDP waits for a gradient of each.
+            # Keep this worker's parameters in the graph: DDP waits for the gradient of each.
             gathered = gathered + outputs.sum() * 0.0
         if not piece.is_empty:
             forwarded.append(OutputRows(piece.batch, piece.order[piece.rows], outputs.detach()))
@@ -295,7 +298,7 @@ def run_step(
             result = method.loss(in_order, batch)
         except (
             Exception
-        ) as error:  # a method may trip over NaN in any way; the step's end looks at the outputs
+        ) as error:  # a method may fail on NaN in any way; the outputs are checked at the end of the step
             if first_bad_row(in_order) < 0:
                 raise
             log.debug("the loss of outputs that are not finite: %s", error)
@@ -310,7 +313,7 @@ def run_step(
             sums[name] = sums[name] + part if name in sums else part
         if result.update is not None:
             updates.append((piece.batch, result.update))
-    next(calls, None)  # the last call's move
+    next(calls, None)  # the update of the last call
     metrics = _reduce(sums, (_BAD_OUTPUTS, _STOPS, "train/loss", *method.metrics), group, device)
     stops = metrics.pop(_STOPS) > 0
     if metrics.pop(_BAD_OUTPUTS):
@@ -323,10 +326,10 @@ def run_step(
 def _statistics_calls(
     bare: torch.nn.Module, planned: PlannedStep, *, is_global: bool, group: WorkerGroup
 ) -> Iterator[int]:
-    """What is one move of the running statistics: yields before each piece with images.
+    """Define one update of the running statistics: yields before each piece with images.
 
-    A batch that all workers cut is a move; batches that are dealt out whole make one together. So the average over the
-    workers is the same for any number of them.
+    A batch that is divided among all workers is one update; batches that are distributed as a whole form one update
+    together. So the average over the workers is the same for any number of them.
     """
     if is_global:
         return chain.from_iterable(

@@ -20,17 +20,17 @@ from index.base.object_cache import bring, bring_file, working_folder
 
 @dataclass(frozen=True, slots=True)
 class TrainedRun:
-    """What a run's checkpoint is good for."""
+    """An opened checkpoint of a run, for embedding and scoring."""
 
     config: RunConfig
     catalogue: Catalogue
     embedder: Embedder
     parameters: str
-    """name of the checkpoint and its checksum: what an index made from it is known by"""
+    """name and checksum of the checkpoint: identifies the network in the source of an index"""
     gallery: ShardedIndex | None = None
-    """an index of the training images that was built elsewhere; without it they are embedded where they are asked for"""
+    """an index of the training images that was built elsewhere; without it they are embedded when needed"""
     kept_in: str = "evaluation"
-    """folder under the run that keeps the embeddings made for its scores"""
+    """folder under the run for the embeddings that are cached for its scores"""
 
     @property
     def run(self) -> str:
@@ -48,7 +48,8 @@ class TrainedRun:
 
 
 def find_checkpoint(run: Path) -> Path:
-    """Folder of a run's best checkpoint, its last where it did not validate; RequestError when there is none yet."""
+    """Folder of a run's best checkpoint, or of the last one if it did not validate; RequestError if there is none
+    yet."""
     checkpoints = CheckpointFolder(run, keep=1, owner=None)
     checkpoints.refresh()
     folder = checkpoints.best() or checkpoints.latest()
@@ -60,10 +61,10 @@ def find_checkpoint(run: Path) -> Path:
 
 
 def resolve_weights(config: RunConfig) -> RunConfig:
-    """`config` with a run's folder in `backbone.weights` replaced by the file of its best checkpoint.
+    """Return `config` with a run's folder in `backbone.weights` replaced by the file of its best checkpoint.
 
-    Written down once, when a run starts: the other run may be trained further. Raises ConfigError for a folder that is
-    no run or whose backbone is another, RequestError for one without a checkpoint.
+    This is recorded once, when a run starts, because the other run may be trained further. Raises ConfigError for a
+    folder that is not a run or has another backbone, RequestError for one without a checkpoint.
     """
     run = Path(config.backbone.weights).expanduser()
     bring_file(run)  # a file of weights, or the run that is named
@@ -71,7 +72,7 @@ def resolve_weights(config: RunConfig) -> RunConfig:
     if not config.backbone.weights or not run.is_dir():
         return config
     own, other = config.backbone, load_run(run).backbone
-    for field in ("name", "padding"):  # other sizes than the run's are told where the weights are loaded
+    for field in ("name", "padding"):  # different sizes are reported when the weights are loaded
         if getattr(own, field) != getattr(other, field):
             raise ConfigError(
                 f"backbone.weights={run} is a run with backbone.{field}={getattr(other, field)}, this one has "
@@ -79,8 +80,8 @@ def resolve_weights(config: RunConfig) -> RunConfig:
             )
     if other.lora_rank:
         raise ConfigError(
-            f"backbone.weights={run} is a run with backbone.lora_rank={other.lora_rank}, whose updates are apart from its weights "
-            "(export it as .safetensors, which adds them, and name that file)"
+            f"backbone.weights={run} is a run with backbone.lora_rank={other.lora_rank}, whose updates are apart "
+            "from its weights (export it as .safetensors, which adds them, and name that file)"
         )
     checkpoint = find_checkpoint(run)
     bring(checkpoint)
@@ -89,12 +90,12 @@ def resolve_weights(config: RunConfig) -> RunConfig:
 
 
 def open_trained(run: Path, *, dataset: Path | None = None, version: int = 0) -> TrainedRun:
-    """Open a run's best checkpoint (its last, where it did not validate) for `dataset`, by default the run's own.
+    """Open a run's best checkpoint (the last one, if it did not validate) for `dataset`, by default the run's own.
 
-    The run's own data set is opened at the catalogue version that the run was trained on, another at `version` (0: its
+    The run's own data set is opened at the catalogue version of the training, another one at `version` (0: its
     current one).
 
-    Raises ConfigError when `run` is no run, RequestError when it holds no checkpoint yet.
+    Raises ConfigError if `run` is not a run, RequestError if it has no checkpoint yet.
     """
     run = working_folder(run)
     config = load_run(run)
@@ -118,7 +119,7 @@ def open_trained(run: Path, *, dataset: Path | None = None, version: int = 0) ->
     if config.data.features and checkpoint.catalogue != source.catalogue.fingerprint:
         raise RequestError(
             f"{run} was trained on the features of another data set (data.features={config.data.features}); "
-            f"{config.data.dataset} has no features of its own here (a run on images embeds any data set)"
+            f"{config.data.dataset} has no own features here (a run on images embeds any data set)"
         )
     load_weights(network, checkpoint.trained, folder)
     embedder = Embedder(
@@ -133,7 +134,7 @@ def open_trained(run: Path, *, dataset: Path | None = None, version: int = 0) ->
 
 
 def open_start(trained: TrainedRun) -> TrainedRun | None:
-    """The network that `trained` started from, on the same samples; None where the run kept none.
+    """Open the network that `trained` started from, on the same samples; None if the run has no start checkpoint.
 
     It shares the data set's files with `trained`, so only that one is closed.
     """

@@ -1,4 +1,4 @@
-"""The score a run stops by, on images kept out of training: prototypes, kNN, the classifier, or clusters."""
+"""The score that stops a run, on images that are not trained on: prototypes, kNN, the classifier, or clusters."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ from index.base.files import Owner
 
 
 class Validation:
-    """Scores the embedding at a step on the selection kept for early stopping."""
+    """Scores the embedding at a step on the selection for early stopping."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Validation:
     def measure_train(self) -> dict[str, float]:
         """`knn/train_acc@K_p`: accuracy of each training image by the vote of its K_p nearest others. Collective.
 
-        Each worker searches for the images it embedded.
+        Each worker searches for the images that it embedded.
         """
         index, share, k_ps = self.train_index.open(), self.train_index.share(), self.config.evaluation.k_p
         right = torch.from_numpy(count_right_inside(index, share, k_ps)).to(self.device)
@@ -106,7 +106,7 @@ class Validation:
         return json.loads(group.share_text(json.dumps(metrics)))
 
     def _write_counts(self, group: WorkerGroup) -> None:
-        """Write down, once, how many images of which classes decide: what a score's standard error follows from."""
+        """Record once the number of validation images of each class, from which a score's standard error follows."""
         if self._is_counted or not group.is_first:
             return
         assert self.splits.stop is not None
@@ -134,7 +134,7 @@ class Validation:
     def _measure_clusters(self, group: WorkerGroup) -> dict[str, float]:
         """Scores of one k-means run with as many clusters as classes; no training image is embedded. Collective.
 
-        Every validation starts from the same seed, as the authors' scripts do.
+        Every validation starts from the same seed, as in the authors' scripts.
         """
         assert self.stop_index is not None
         index = self.stop_index.open()

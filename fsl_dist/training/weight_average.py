@@ -11,8 +11,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 class WeightAverage:
     """The average of the weights and running statistics after each step; empty before the first, and with `ema` 0.
 
-    a_1 = w_1 and a_(t+1) = d·a_t + (1 − d)·w_(t+1) with d = min(ema, (1 + t)/(10 + t)), so that the first steps are soon
-    forgotten. The average is on the network's device and takes as much memory as the network.
+    a_1 = w_1 and a_(t+1) = d·a_t + (1 − d)·w_(t+1) with d = min(ema, (1 + t)/(10 + t)), so that the influence of the
+    first steps decays quickly. The average is on the network's device and needs as much memory as the network.
     """
 
     def __init__(self, ema: float) -> None:
@@ -22,7 +22,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, network: nn.Module, num_before: int) -> None:
-        """Take in the weights after a step, `num_before` steps being averaged already."""
+        """Add the weights after a step to the average of the `num_before` steps before it."""
         if self.ema == 0:
             return
         own = network.state_dict()
@@ -44,7 +44,7 @@ class WeightAverage:
 
     @contextmanager
     def in_place_of(self, network: nn.Module) -> Iterator[None]:
-        """Give `network` the average inside the block, and its own weights back after it."""
+        """Load the average into `network` inside the block, and restore its own weights after it."""
         if not self.state:
             yield
             return

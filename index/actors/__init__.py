@@ -1,1 +1,1 @@
-"""An index whose shards are Ray actors: replicas, what runs in them, and the client."""
+"""An index served by Ray actors: the replicas, the server inside an actor, and the client."""

@@ -1,4 +1,4 @@
-"""What a client keeps about its replicas and about the requests it waits for."""
+"""The state that a client keeps about its replicas and its pending requests."""
 
 import math
 from dataclasses import dataclass
@@ -14,58 +14,58 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class Replica:
-    """One actor, as this client sees it."""
+    """One actor, as seen by this client."""
 
     part: int
-    """Which part of the shards it serves."""
+    """Index of the part of the shards that it serves."""
 
     name: str
     """Its name in Ray."""
 
     actor: "ActorHandle"
-    """Where to send requests."""
+    """Handle for sending requests."""
 
     is_made_here: bool
-    """Whether this client made it, and so ends it."""
+    """Whether this client created the actor, and therefore ends it."""
 
     num_outstanding: int = 0
-    """Requests of this client that it has not answered."""
+    """Requests of this client that are not answered yet."""
 
     probe: "ObjectRef[None] | None" = None
-    """Set while it is away (dead, silent, starting): what it answers first when it is back."""
+    """Set while the replica is unavailable (dead, silent or starting); resolves when it is back."""
 
     probed_at: float = 0.0
-    """When the probe was sent (monotonic)."""
+    """Time when the probe was sent (monotonic clock, seconds)."""
 
     is_dead: bool = False
-    """It is away for good, and another actor is to be made in its place."""
+    """The actor is dead and will not restart; it has to be replaced by a new actor."""
 
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """A request on its way, and all that is needed to ask somebody else."""
+    """A pending request, with everything that is needed to repeat it on another replica."""
 
     version: ServedVersion
     """Version to search."""
 
     request: "Request | ObjectRef[Request]"
-    """What is asked; large ones lie in Ray's object store once for all actors of a machine."""
+    """The request itself; a large one is stored once per machine in Ray's object store."""
 
     replica: Replica
-    """Who is asked."""
+    """The replica that received the request."""
 
     actor: "ActorHandle"
-    """Its actor when it was asked."""
+    """The replica's actor at the time of the request."""
 
     reference: "ObjectRef[list[Answer]]"
-    """What it will answer."""
+    """Reference to the future answer."""
 
     is_outstanding: bool = True
-    """Whether it counts among its replica's outstanding requests."""
+    """Whether the call still counts among its replica's outstanding requests."""
 
 
 class _Lost(Exception):
-    """A replica is dead or silent, or failed; says how in words that follow "the actor serving …"."""
+    """A replica is dead, silent, or failed; the text completes the sentence "the actor serving …"."""
 
     def __init__(
         self,
@@ -76,9 +76,9 @@ class _Lost(Exception):
         error: BaseException | None = None,
     ) -> None:
         super().__init__(how)
-        # Dead for good: Ray does not start it again.
+        # The actor is dead and Ray will not restart it.
         self.is_dead = is_dead
-        # What was raised inside the actor, which is alive.
+        # The exception that was raised inside the actor, which is still alive.
         self.error = error
-        # When it last gave a sign of life while it was waited for (monotonic).
+        # Last sign of life during this wait (monotonic clock, seconds).
         self.last_sign = last_sign

@@ -1,4 +1,4 @@
-"""Opening an index: in this process, or as Ray actors that each serve some of its shards."""
+"""Open an index whose shards are served by Ray actors."""
 
 from pathlib import Path
 from types import TracebackType
@@ -15,17 +15,17 @@ from index.versions import Manifest
 
 __all__ = ["LocalIndex", "RayIndex", "open_index", "open_ray_index"]
 
-# Larger requests are put into Ray's object store once; every actor on a machine maps the same bytes. Smaller ones
-# travel with the call, which takes a step less.
+# Larger requests are stored once in Ray's object store, and every actor on a machine maps the same bytes. Smaller ones
+# are sent with the call, which saves one step.
 _PUT_BYTES = 1 << 16
 
 
 class RayIndex(ShardedIndex):
-    """One version of an index, its shards served by Ray actors; the same answers as LocalIndex.
+    """One version of an index, served by Ray actors; it returns the same results as LocalIndex.
 
-    Threads may share it. It stays the version it is, whatever is published or changed; `refresh` gives the newest. Vectors
-    that were added to a version since it was published are searched in this process.
-    Close it, or use it as a context, when done.
+    The object is thread-safe. It stays at its version when others are published; `refresh` returns the newest one.
+    Vectors that were added to the version after it was published are searched in this process.
+    Close the index when done, or use it as a context manager.
     """
 
     def __init__(
@@ -56,9 +56,13 @@ class RayIndex(ShardedIndex):
         self.close()
 
     def refresh(self) -> "RayIndex":
-        """The index's current version on the same actors, with its changes; this object itself where that is what it is.
+        """Return the current version of the index on the same actors, with its changes; `self` if it is up to date.
 
-        `index = index.refresh()`. After a rollback that is an older version. Raises as `open_version` does.
+        Usage: `index = index.refresh()`. After a rollback the result is an older version.
+
+        Raises:
+            VersionError: the version is missing or damaged.
+            PartialSearchError: the actors do not respond.
         """
         folder = versions.find_version(self._replicas.root)
         if folder == self.path and versions.read_manifest(folder) == self.manifest:
@@ -66,11 +70,14 @@ class RayIndex(ShardedIndex):
         return self.open_version(folder)
 
     def open_version(self, folder: Path) -> "RayIndex":
-        """Another version of the index, on the same actors.
+        """Return another version of the index, on the same actors.
 
-        They open it beside the queries they answer, and keep each version as long as it is asked for, so there is no
-        moment without answers. Raises VersionError and PartialSearchError as `open_ray_index` does; then the versions
-        that are open go on.
+        The actors open it while they answer other queries, and keep each version open while it is in use, so the
+        service is never interrupted. After an error the versions that were open remain usable.
+
+        Raises:
+            VersionError: the version is missing or damaged.
+            PartialSearchError: the actors do not respond.
         """
         folder = Path(folder).absolute()
         manifest = versions.read_manifest(folder)
@@ -79,9 +86,9 @@ class RayIndex(ShardedIndex):
         return RayIndex(folder, manifest, self._replicas, self._partial, self._verify)
 
     def close(self, *, end_detached: bool = False) -> None:
-        """Search no more, here and in what `refresh` gave; the actors that this client made end.
+        """Close this object and all that `refresh` returned; end the actors that this client created.
 
-        Detached actors go on for other clients, unless `end_detached`.
+        Detached actors keep serving other clients, unless `end_detached` is true.
         """
         self._replicas.close(end_detached=end_detached)
 
@@ -113,34 +120,36 @@ def open_ray_index(
     silence_s: float = 10.0,
     detached: bool = False,
 ) -> RayIndex:
-    """Open an index (its current version) or a version folder, its shards dealt to Ray actors.
+    """Open an index (its current version) or a version folder, its shards distributed over Ray actors.
 
-    Ray must be connected, and every node must see `path`. Actors are found by the path and `num_actors`: processes that open the same
-    index share them, and the first one's `num_cpus`, `num_gpus` and `max_batch` apply. They end with the client that made them; others
-    make new ones in their place and wait meanwhile, so ask for `detached` where processes come and go.
+    Ray must be connected, and every node must see `path`. Actors are identified by the path and `num_actors`: processes
+    that open the same index share them, and the `num_cpus`, `num_gpus` and `max_batch` of the first process apply. The
+    actors end with the client that created them. The other clients then create new ones and wait for them, so set
+    `detached` if client processes are short-lived.
 
     Args:
         path: folder of the index or of a version.
-        num_actors: into how many parts the shards are dealt, at most as many as there are shards.
-        replicas: actors that serve the same part. One more than one survives the loss of any actor without waiting.
-        partial: what a search does when no replica of a part answers. `error`: it waits `timeout_s` for one to come back, then raises
-            PartialSearchError. `allow`: it continues at once without these shards and names them in `SearchResult.missing_shards`;
-            PartialSearchError only where nothing answered.
-        verify: whether this process first compares the checksums of the version's files (reads all of them); sizes always.
-        num_cpus: CPUs that each actor asks Ray for; it searches with as many threads, at least one.
-        num_gpus: GPUs, or the fraction of one, that each actor asks Ray for; above 0 it searches there.
-        max_batch: small requests that wait for an actor are searched together, up to this many queries; 1 joins none.
-        timeout_s: how long no replica of a part may give a sign of life, when opening and when searching.
-        silence_s: how long a replica may give no sign of life until another one is asked.
+        num_actors: number of parts into which the shards are divided, at most the number of shards.
+        replicas: actors per part. With 2 or more, the loss of one actor causes no waiting.
+        partial: behaviour when no replica of a part answers. `error`: wait up to `timeout_s` for a replica, then raise
+            PartialSearchError. `allow`: continue at once without these shards and list them in
+            `SearchResult.missing_shards`; PartialSearchError only if no part answers.
+        verify: compare the checksums of the version's files first (this process reads all of them). Sizes are always
+            checked.
+        num_cpus: CPUs that each actor reserves in Ray; it searches with as many threads, at least one.
+        num_gpus: GPUs, or the fraction of one, that each actor reserves in Ray; above 0 it searches on the GPU.
+        max_batch: small requests that wait for an actor are searched together, up to this many queries; 1 disables it.
+        timeout_s: seconds without any sign of life from a part's replicas before opening or searching fails.
+        silence_s: seconds without a sign of life from a replica before another replica is asked.
         detached: the actors outlive this process, until `close(end_detached=True)`.
 
     Returns:
-        The index, to be searched.
+        The opened index.
 
     Raises:
         VersionError: something is missing or damaged.
-        RequestError: numbers do not fit.
-        PartialSearchError: the actors do not come up.
+        RequestError: a number is out of range.
+        PartialSearchError: the actors do not start in time.
     """
     require("ray")
     root = Path(path).absolute()
@@ -163,7 +172,7 @@ def open_ray_index(
         if not seconds > 0:
             raise RequestError(f"{name}={seconds} must be above 0")
     if partial not in ("error", "allow"):
-        raise RequestError(f"partial={partial} is none of error, allow")
+        raise RequestError(f"partial={partial} must be error or allow")
     served = Replicas(
         root,
         num_actors,

@@ -1,4 +1,4 @@
-"""The Ray actors that serve an index: found or made by name, chosen by load, replaced when they are lost."""
+"""The Ray actors that serve an index: found or created by name, chosen by load, replaced when they are lost."""
 
 import contextlib
 import logging
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Actors are found by name here, by all clients of one Ray.
+# The Ray namespace of the actors, shared by all clients of a Ray cluster.
 NAMESPACE = "fsl-dist-index"
-# Between two looks at a replica that is away, and between two rounds over replicas none of which answers.
+# Interval between two checks of an unavailable replica, and between two rounds if no replica answers.
 _PAUSE_S = 0.05
 
 
 class Replicas:
     """`num_parts` parts of an index's shards, each served by `num_replicas` actors that all clients of one Ray share.
 
-    root: what was opened, an index or a version's folder; actors are named by it. Threads may share this.
+    root: folder that was opened (an index or one of its versions); the actors' names contain it. Thread-safe.
     """
 
     def __init__(
@@ -68,10 +68,10 @@ class Replicas:
             raise
 
     def open(self, version: ServedVersion, *, everywhere: bool) -> None:
-        """Have the version opened by all replicas, beside what they answer; returns when it can be searched.
+        """Let all replicas open the version while they serve others; return once it can be searched.
 
-        Without `everywhere` one replica of each part is enough. Raises VersionError for what cannot be read,
-        PartialSearchError where replicas give no sign of life for `timeout_s`.
+        Without `everywhere`, one replica per part is enough. Raises VersionError if the version cannot be read, and
+        PartialSearchError if replicas give no sign of life for `timeout_s`.
         """
         deadline = time.monotonic() + self.timeout_s
         opening = [
@@ -91,16 +91,16 @@ class Replicas:
                     raise self._as_error(failure, part, version, has_waited=False) from failure
                 raise PartialSearchError(
                     f"no actor for {version.names(part, self.num_parts)} was ready within {self.timeout_s:g} s: it "
-                    f"{failure}; {self._describe_need()}: free some or ask for fewer actors"
+                    f"{failure}; {self._describe_need()}: free some or request fewer actors"
                 ) from failure
 
     def ask(
         self, version: ServedVersion, request: "Request | ObjectRef[Request]", *, is_patient: bool
     ) -> "list[list[Answer] | PartialSearchError]":
-        """Ask every part that has shards of this version; each one's answers, or why there are none.
+        """Send the request to every part that has shards of this version; return each part's answers or its error.
 
-        Where no replica of a part is left and it `is_patient`, it waits up to `timeout_s` for one to come back.
-        Raises VersionError where no replica can read the version.
+        If a part has no replica left and `is_patient` is true, wait up to `timeout_s` for one.
+        Raises VersionError if no replica can read the version.
         """
         parts = [p for p in range(self.num_parts) if deal_shards(version.num_shards, p, self.num_parts)]
         calls: list[Call] = []
@@ -109,18 +109,18 @@ class Replicas:
                 calls.append(self._send(part, version, request, []))  # noqa: PERF401  # one by one: see below
             return [self._wait_for(call, is_patient) for call in calls]
         finally:
-            # Where one part's error ends the whole, nobody waits for the others.
+            # An error of one part ends the whole request; do not wait for the other parts.
             for call in calls:
                 self._release(call)
 
     def close(self, *, end_detached: bool = False) -> None:
-        """End the actors that this client made; detached ones only if asked, and then whoever made them."""
+        """End the actors that this client created; detached actors only on request, regardless of their creator."""
         import ray
 
         with self._making:
             self._is_closed = True
             if not ray.is_initialized():
-                return  # and with Ray went its actors
+                return  # the actors ended with Ray
             for replica in (replica for replicas in self._parts for replica in replicas):
                 if end_detached or (replica.is_made_here and not self._detached):
                     ray.kill(replica.actor)
@@ -130,7 +130,7 @@ class Replicas:
             raise RequestError(f"the index {self.root} is closed; open it again")
 
     def _find_or_make(self, part: int, name: str) -> "tuple[ActorHandle, bool]":
-        """The actor of that name, and whether it was made just now."""
+        """The actor of that name, and whether it was created by this call."""
         import ray
 
         made = ray.remote(ShardServer).options(
@@ -140,27 +140,28 @@ class Replicas:
             num_cpus=self._num_cpus,
             num_gpus=self._num_gpus,
             max_restarts=-1,
-            # What a dead actor had not answered is asked of another one, not of the same one when it is back.
+            # Requests that a dead actor did not answer are sent to another replica, not to the same one after a
+            # restart.
             max_task_retries=0,
             scheduling_strategy="SPREAD",
         )
         deadline = time.monotonic() + self.timeout_s
         while True:
-            with contextlib.suppress(ValueError):  # there is none
+            with contextlib.suppress(ValueError):  # no actor of this name
                 return ray.get_actor(name, NAMESPACE), False
             try:
                 num_threads = max(1, int(self._num_cpus))
                 device = "gpu" if self._num_gpus else "cpu"
                 return made.remote(part, self.num_parts, num_threads, self._max_batch, device), True
-            except ray.exceptions.ActorAlreadyExistsError as error:  # another client made it at this moment
+            except ray.exceptions.ActorAlreadyExistsError as error:  # another client created it concurrently
                 if time.monotonic() > deadline:
-                    raise PartialSearchError(f"no actor '{name}' can be made: {error}") from None
+                    raise PartialSearchError(f"cannot create actor '{name}': {error}") from None
             time.sleep(_PAUSE_S)
 
     def _open_on(
         self, replica: Replica, version: ServedVersion, reference: "ObjectRef[None]", deadline: float
     ) -> _Lost | None:
-        """Wait until a replica has opened a version; what went wrong, if it was not mended by the deadline."""
+        """Wait until a replica has opened a version; return the error if it did not succeed by the deadline."""
         while True:
             actor = replica.actor
             try:
@@ -169,7 +170,7 @@ class Replicas:
             except _Lost as lost:
                 if lost.error is not None:
                     return lost
-                # It may be one that another client has just ended; its name is free in a moment.
+                # Another client may have just ended this actor; its name becomes free shortly.
                 self._set_aside(replica, actor, version, lost)
                 if time.monotonic() >= deadline:
                     return lost
@@ -179,7 +180,7 @@ class Replicas:
     def _send(
         self, part: int, version: ServedVersion, request: "Request | ObjectRef[Request]", tried: list[Replica]
     ) -> Call:
-        """Ask one replica of a part: of two drawn at random the one with fewer outstanding requests."""
+        """Send the request to one replica of a part: of two random ones, the one with fewer outstanding requests."""
         with self._lock:
             self._check_open()
             replicas = [replica for replica in self._parts[part] if replica not in tried]
@@ -205,7 +206,7 @@ class Replicas:
             call.is_outstanding = False
 
     def _wait_for(self, call: Call, is_patient: bool) -> list[Answer] | PartialSearchError:
-        """The answers to a call; where its replica is lost, another one's."""
+        """The answers to a call; if its replica is lost, the answers of another replica."""
         part = call.replica.part
         num_replicas = len(self._parts[part])
         moves_on = num_replicas > 1 or not is_patient
@@ -220,7 +221,7 @@ class Replicas:
                 self._set_aside(call.replica, call.actor, call.version, lost)
                 last_sign = max(last_sign, lost.last_sign)
                 if len(tried) == num_replicas:
-                    # What one alive actor cannot do it cannot do a moment later either; a dead one comes back.
+                    # A living actor would fail again if it were asked again; a dead one restarts.
                     is_over = not is_patient or time.monotonic() - last_sign >= self.timeout_s
                     if lost.error is not None or is_over:
                         error = self._as_error(lost, part, call.version, has_waited=is_over and is_patient)
@@ -234,9 +235,9 @@ class Replicas:
             call = self._send(part, call.version, call.request, tried)
 
     def _result(self, actor: "ActorHandle", reference: "ObjectRef[Any]", moves_on: bool) -> Any:
-        """What an actor answers, however long it works; _Lost where it dies, fails, or gives no sign of life.
+        """The result of an actor's call, however long it takes; raises _Lost if the actor dies, fails or is silent.
 
-        A silent one is waited for `timeout_s`, or where the caller `moves_on` to another, `silence_s`.
+        A silent actor is waited for `timeout_s`, or `silence_s` if the caller `moves_on` to another replica.
         """
         import ray
 
@@ -246,7 +247,7 @@ class Replicas:
             try:
                 return ray.get(reference, timeout=self._silence_s / 2)
             except ray.exceptions.GetTimeoutError:
-                # At work, or gone? An actor answers a ping while it searches.
+                # Working or lost? A working actor answers a ping while it searches.
                 answered, _ = ray.wait([actor.ping.remote()], timeout=self._silence_s / 2)
             except ray.exceptions.RayTaskError as error:
                 cause = error.cause
@@ -257,32 +258,34 @@ class Replicas:
                 raise _Lost(how, last_sign=last_sign, is_dead=is_dead) from error
             now = time.monotonic()
             silent_s = now - max(start, last_sign)
-            # A dead actor's ping comes back, too, as an error; and so does its answer, then.
+            # The ping of a dead actor returns an error, and so does its pending answer.
             if answered:
                 last_sign = now
             elif moves_on or silent_s >= self.timeout_s:
                 raise _Lost(f"did not answer for {silent_s:.0f} s", last_sign=last_sign)
 
     def _set_aside(self, replica: Replica, actor: "ActorHandle", version: ServedVersion, lost: _Lost) -> None:
-        """Note that a replica is lost: others are preferred until it has answered a probe."""
+        """Mark a replica as lost: other replicas are preferred until it has answered a probe."""
         if lost.error is not None:
             return
         with self._lock:
             if replica.probe is None and replica.actor is actor:
-                log.warning("the actor serving %s %s; others are asked until it is back", replica.name, lost)
+                log.warning(
+                    "the actor serving %s %s; other replicas are used until it is back", replica.name, lost
+                )
                 self._probe(replica, version)
         if lost.is_dead:
             self._make_anew(replica, actor, version)
 
     def _make_anew(self, replica: Replica, dead: "ActorHandle", version: ServedVersion) -> None:
-        """Another actor in the place of one that Ray does not start again: whoever made it is gone."""
+        """Create another actor in place of one that Ray does not restart because its creator has ended."""
         with self._making:
             if self._is_closed or replica.actor is not dead:
                 return
             actor, is_made_here = self._find_or_make(replica.part, replica.name)
             with self._lock:
                 replica.is_dead = False
-                if actor != dead:  # else it comes back after all; the handle of who made it keeps it alive
+                if actor != dead:  # otherwise it does restart; its creator's handle keeps it alive
                     replica.actor, replica.is_made_here = actor, is_made_here
                 self._probe(replica, version)
 
@@ -291,7 +294,7 @@ class Replicas:
         replica.probed_at = time.monotonic()
 
     def _is_there(self, replica: Replica, version: ServedVersion) -> bool:
-        """Whether a replica may be asked: it was not lost, or has opened the version since."""
+        """Whether a replica can be used: it was not lost, or has opened the version since."""
         import ray
 
         if replica.probe is None:
@@ -301,7 +304,7 @@ class Replicas:
         try:
             ray.get(replica.probe)
         except ray.exceptions.RayTaskError:
-            pass  # it is alive; a query will be told what is wrong
+            pass  # the actor is alive; a query will report the error
         except ray.exceptions.RayError as error:
             replica.is_dead = isinstance(error, ray.exceptions.ActorDiedError)
             if time.monotonic() - replica.probed_at >= _PAUSE_S:
@@ -314,14 +317,14 @@ class Replicas:
     def _as_error(self, lost: _Lost, part: int, version: ServedVersion, *, has_waited: bool) -> FslDistError:
         if isinstance(lost.error, FslDistError):
             return lost.error
-        waited = f", and none came back within {self.timeout_s:g} s" if has_waited else ""
+        waited = f", and no replica came back within {self.timeout_s:g} s" if has_waited else ""
         return PartialSearchError(
             f"the actor serving {version.names(part, self.num_parts)} {lost}{waited}; open the index again, or allow "
             "partial answers (partial=allow)"
         )
 
     def _describe_need(self) -> str:
-        """What all actors ask Ray for, and what it has."""
+        """The resources that all actors request from Ray, and those that Ray has."""
         import ray
 
         num_actors = sum(map(len, self._parts))

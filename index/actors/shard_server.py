@@ -1,7 +1,7 @@
-"""What runs inside a Ray actor: some shards of each version it is asked for, and one thread that searches them.
+"""The server inside a Ray actor: some shards of each requested version, and one thread that searches them.
 
-Nothing here knows Ray. An actor keeps nothing that is not on disk: every question names the version's folder, which is
-opened when it is not open, so an actor that was started again answers like the one before it.
+This module does not depend on Ray. An actor keeps no state that is not on disk: every request names the version's
+folder, which is opened if necessary, so a restarted actor gives the same answers.
 """
 
 import asyncio
@@ -24,36 +24,36 @@ from index.versions import Manifest
 
 Answer = tuple[np.ndarray, np.ndarray]
 
-# A version nobody asked for this long is closed, unless it is the last one that was asked for.
+# A version without requests for this many seconds is closed, unless it is the most recently requested one.
 IDLE_S = 60.0
 
 
 def deal_shards(num_shards: int, part: int, num_parts: int) -> range:
-    """The shards of part `part` of `num_parts`, as evenly as it goes; none for some where there are fewer shards."""
+    """The shards of part `part` of `num_parts`, distributed evenly; empty if there are fewer shards than parts."""
     return range(num_shards * part // num_parts, num_shards * (part + 1) // num_parts)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ServedVersion:
-    """Which version a request is for."""
+    """Identifies the version that a request is for."""
 
     folder: Path
     """Its folder."""
 
     fingerprint: int
-    """Checksum of its files' checksums: another index that was built in the same place is another version."""
+    """Checksum of the files' checksums: an index that was rebuilt in the same location is another version."""
 
     num_shards: int
-    """Its shards, in all parts together."""
+    """Total number of its shards."""
 
     @classmethod
     def of(cls, folder: Path, manifest: Manifest) -> "ServedVersion":
-        """The version in `folder`, which has this manifest."""
+        """The version in `folder` with this manifest."""
         files = sorted((name, record.crc32) for name, record in manifest.files.items())
         return cls(folder, zlib.crc32(repr(files).encode()), len(manifest.shard_starts))
 
     def names(self, part: int, num_parts: int) -> str:
-        """The shards of a part, in words."""
+        """The names of a part's shards, as text."""
         shards = deal_shards(self.num_shards, part, num_parts)
         return f"{', '.join(map(versions.shard_name, shards)) or 'no shard'} of {self.folder}"
 
@@ -61,9 +61,9 @@ class ServedVersion:
 class ShardServer:
     """Serves part `part` of `num_parts` of an index's shards, of any of its versions.
 
-    Searches run one after another in one thread, by `num_threads` OpenMP threads. What arrives while it works waits;
-    then alike requests, up to `max_batch` queries together, are searched as one: a lone query waits for nothing,
-    and many small ones share each pass over the vectors.
+    Searches run sequentially in one thread, with `num_threads` OpenMP threads. Requests that arrive during a search
+    wait. Compatible ones are then searched as one, up to `max_batch` queries together: a single query never waits to be
+    batched, and many small ones share each pass over the vectors.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class ShardServer:
         self._part, self._num_parts = part, num_parts
         self._device = device
         self._max_batch = max_batch
-        # OpenMP counts threads by calling thread, so both of these are told.
+        # OpenMP counts threads per calling thread, so the number is set in both threads.
         self._searcher, self._opener = (
             ThreadPoolExecutor(1, initializer=faiss.omp_set_num_threads, initargs=(num_threads,))
             for _ in range(2)
@@ -81,19 +81,19 @@ class ShardServer:
         self._used: dict[ServedVersion, float] = {}
         self._waiting: list[tuple[ServedVersion, Request, asyncio.Future[list[Answer]]]] = []
         self._at_work: asyncio.Task[None] | None = None
-        # For reports: their ratio says how many requests were joined.
+        # For reports: the ratio of these two is the average number of requests per search.
         self.num_requests = self.num_searches = 0
 
     async def ping(self) -> int:
-        """The process's id, answered beside a search that runs: silence means trouble."""
+        """The id of the process, answered even during a search: silence means trouble."""
         return os.getpid()
 
     async def open(self, version: ServedVersion) -> None:
-        """Open a version's shards beside the searches that go on; done when they have answered a query."""
+        """Open a version's shards during other searches; return once they have answered a query."""
         await self._shards(version)
 
     async def answer(self, version: ServedVersion, request: Request) -> list[Answer]:
-        """Each shard's answer from this version, as `Shard.answer`."""
+        """Each shard's answer from this version, as in `Shard.answer`."""
         await self._shards(version)
         done: asyncio.Future[list[Answer]] = asyncio.get_running_loop().create_future()
         self._waiting.append((version, request, done))
@@ -113,7 +113,7 @@ class ShardServer:
             if self._opened.get(version) is opening:
                 del self._opened[version], self._used[version]
             raise
-        # It may have been closed between its opening and this moment: somebody asks for it, so it stays.
+        # It may have been closed since it was opened; this request needs it, so register it again.
         self._opened.setdefault(version, opening)
         self._used[version] = time.monotonic()
         return shards
@@ -126,11 +126,11 @@ class ShardServer:
         numbers = deal_shards(len(manifest.shard_starts), self._part, self._num_parts)
         shards = [Shard.open(folder, manifest, number, self._device) for number in numbers]
         for shard in shards:
-            shard.prepare()  # no client's query is the first
+            shard.prepare()  # so that no client's query pays for it
         return shards
 
     async def _work(self) -> None:
-        """Search until nothing waits."""
+        """Search until no request waits."""
         try:
             while self._waiting:
                 version, requests, done = self._take()
@@ -139,7 +139,7 @@ class ShardServer:
                 except Exception as error:
                     found = [error] * len(done)
                 for future, answers in zip(done, found, strict=True):
-                    if future.done():  # nobody waits any more
+                    if future.done():  # the client no longer waits
                         continue
                     if isinstance(answers, Exception):
                         future.set_exception(answers)
@@ -159,7 +159,7 @@ class ShardServer:
         return await loop.run_in_executor(self._searcher, answer_together, shards, requests)
 
     def _take(self) -> tuple[ServedVersion, list[Request], list[asyncio.Future[list[Answer]]]]:
-        """Take the request that waits longest, and all that can be searched with it."""
+        """Take the oldest waiting request and all others that can be searched with it."""
         version, first, done = self._waiting.pop(0)
         taken, futures, left = [first], [done], []
         alike = what_is_alike(first)
@@ -179,31 +179,31 @@ class ShardServer:
         last = max(self._used.values())
         since = time.monotonic() - IDLE_S
         for version, used in list(self._used.items()):
-            # One that is being opened has waited for nobody; its time begins when it is open.
+            # A version that is still being opened is not idle; its time starts once it is open.
             if used < last and used < since and self._opened[version].done():
                 del self._used[version], self._opened[version]
 
 
 def what_is_alike(request: Request) -> Hashable | None:
-    """What requests that are searched as one have in common; None where a request is searched alone.
+    """The key that requests share if they can be searched as one; None if a request must be searched alone.
 
-    Those of one plain rectangle are joined: the same range of positions, k and everything else but the queries.
+    Requests for the same range of positions can be joined if they differ only in their queries.
     """
     if len(request.tasks) != 1 or request.tasks[0].is_masked:
         return None
-    own = ("queries", "labels", "skip", "tasks", "hidden")  # hidden: as `change` says
+    own = ("queries", "labels", "skip", "tasks", "hidden")  # hidden: determined by `change`
     others = [getattr(request, f.name) for f in dataclasses.fields(request) if f.name not in own]
     others = [tuple(sorted(value.items())) if isinstance(value, Mapping) else value for value in others]
     alike = (dataclasses.replace(request.tasks[0], query_start=0, query_stop=0), *others)
     try:
         hash(alike)
-    except TypeError:  # arrays: what they say differs from request to request
+    except TypeError:  # arrays differ from request to request
         return None
     return alike
 
 
 def answer_together(shards: Sequence[Shard], requests: Sequence[Request]) -> list[list[Answer]]:
-    """The shards' answers to each of some requests that are alike, searched as one."""
+    """The shards' answers to each of several compatible requests, searched as one."""
     if len(requests) == 1:
         return [[shard.answer(requests[0]) for shard in shards]]
     ends = np.cumsum([len(request.queries) for request in requests]).tolist()

@@ -1,12 +1,12 @@
-"""Checksums of files that carry meaning: written into the file, compared before anything of it is used.
+"""Checksums of small files: written into the file, and compared before the content is used.
 
-JSON    a member "checksum" of the outermost object: CRC-32 of the other members, whatever their order and the white space
-JSONL   the same in each line
+JSON    a member "checksum" of the outermost object: CRC-32 of the other members, independent of order and white space
+JSONL   a checksum of the same kind in each line
 YAML    the first line, a comment: CRC-32 of the bytes below it
 
-A file of large data (vectors, tensors) has its checksum in a JSON file; an Arrow catalogue has its own (`fsl_dist.data.catalogue_file`).
-A file without a checksum was written by an earlier version, or its line was removed on purpose. It is read, with one line
-in the log that says how to give it one.
+The checksum of a large data file (vectors, tensors) is in a JSON file; an Arrow catalogue contains its own
+(`fsl_dist.data.catalogue_file`). A file without a checksum was written by an earlier version, or its checksum line was
+removed on purpose. It is still read, with one log line that explains how to add a checksum.
 """
 
 import json
@@ -26,26 +26,27 @@ logger = logging.getLogger(__name__)
 KEY = "checksum"
 _YAML_LINE = re.compile(r"# checksum ([0-9a-f]{8}) [^\n]*\n")
 _YAML_START = "# checksum "
-# Folders of which one unchecked file was named already: a sweep has hundreds.
+# Folders for which the warning was already logged: a sweep has hundreds of files.
 _named: set[Path] = set()
 
 
 def checksum_of(data: Mapping[str, Any], name: str = "") -> str:
-    """CRC-32 (8 hexadecimal digits) of JSON members, in any order; `name` binds them to a place, so that a file of another is refused."""
+    """CRC-32 (8 hexadecimal digits) of JSON members in any order; `name` binds it to one file, so that a swapped file
+    is refused."""
     rest = {key: value for key, value in data.items() if key != KEY}
     text = json.dumps([name, rest], sort_keys=True, separators=(",", ":"))
     return f"{zlib.crc32(text.encode()):08x}"
 
 
 def encode_json(data: Mapping[str, Any], name: str = "", *, indent: int | None = 2) -> bytes:
-    """A JSON object with its checksum, as a text file."""
-    plain = json.loads(json.dumps(data))  # as it will be read: keys are texts, and sorted as such
+    """Encode a JSON object with its checksum, as the bytes of a text file."""
+    plain = json.loads(json.dumps(data))  # as it will be read: keys are strings, and sorted as such
     sealed = {**plain, KEY: checksum_of(plain, name)}
     return (json.dumps(sealed, indent=indent, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 
 
 def decode_json(text: str, place: str, name: str = "") -> tuple[dict[str, Any], bool]:
-    """The members of a JSON object, and whether it had a checksum. Raises VersionError, which names `place`."""
+    """Return the members of a JSON object and whether it had a checksum. Raises VersionError, which names `place`."""
     try:
         data = json.loads(text, object_pairs_hook=_without_repeats)
     except RecursionError:
@@ -53,7 +54,7 @@ def decode_json(text: str, place: str, name: str = "") -> tuple[dict[str, Any], 
     except ValueError as error:
         raise VersionError(f"{place} is damaged: {error}") from None
     if not isinstance(data, dict):
-        raise VersionError(f"{place} is damaged: it holds a {name_of(data)}, not a mapping")
+        raise VersionError(f"{place} is damaged: it contains a {name_of(data)}, not a mapping")
     if KEY not in data:
         return data, False
     found = data.pop(KEY)
@@ -63,9 +64,9 @@ def decode_json(text: str, place: str, name: str = "") -> tuple[dict[str, Any], 
 
 
 def read_json(path: Path, *, root: Path | None, name: str = "") -> dict[str, Any]:
-    """The members of the JSON file `path`, which belongs to the run, data set, index or sweep `root`. Raises VersionError.
+    """Return the members of the JSON file `path`, which belongs to the run, data set, index or sweep `root`.
 
-    root: None for a file that `doctor` does not look at; then nothing is said where it has no checksum.
+    root: None for a file that `doctor` does not check; then a missing checksum is not logged. Raises VersionError.
     """
     data, is_checked = decode_json(files.read_text(path), str(path), name)
     if not is_checked and root is not None:
@@ -79,12 +80,12 @@ def encode_line(data: Mapping[str, Any]) -> str:
 
 
 def decode_line(line: str, place: str) -> dict[str, Any]:
-    """The members of a line, which may have no checksum. Raises VersionError, which names `place`."""
+    """Return the members of a line, with or without a checksum. Raises VersionError, which names `place`."""
     return decode_json(line, place)[0]
 
 
 def read_lines(path: Path, *, root: Path) -> list[dict[str, Any]]:
-    """The lines of a log of JSON lines; what comes after the last line feed was being written when its process ended.
+    """Return the lines of a JSONL log. Text after the last line feed is ignored: the process ended while writing it.
 
     Raises VersionError, which names the line.
     """
@@ -100,14 +101,14 @@ def read_lines(path: Path, *, root: Path) -> list[dict[str, Any]]:
 
 
 def encode_yaml(text: str) -> bytes:
-    """A YAML document with its checksum in a comment on top."""
+    """Encode a YAML document with its checksum in a comment on the first line."""
     body = text.encode()
     head = f"{_YAML_START}{zlib.crc32(body):08x} of the lines below. To edit them, remove this line (docs/explanation/reliability.md).\n"
     return head.encode() + body
 
 
 def read_yaml_text(path: Path, *, root: Path) -> str:
-    """The text of a YAML file below its checksum, which is compared. Raises VersionError."""
+    """Compare the checksum of a YAML file and return the text below it. Raises VersionError."""
     text = files.read_text(path)
     if not any(line.strip() and not line.startswith("#") for line in text.splitlines()):
         raise VersionError(f"{path} is damaged: it is empty")
@@ -118,19 +119,19 @@ def read_yaml_text(path: Path, *, root: Path) -> str:
     body = text[found.end() :] if found else ""
     if found is None or f"{zlib.crc32(body.encode()):08x}" != found[1]:
         raise VersionError(
-            f"{path} is damaged or was edited: its lines do not match the checksum in its first line (if you edited it, "
-            f"remove that line; doctor({root}, write_checksums=True) writes a new one)"
+            f"{path} is damaged or was edited: its lines do not match the checksum in its first line (if you "
+            f"edited it, remove that line; doctor({root}, write_checksums=True) writes a new one)"
         )
     return body
 
 
 def has_yaml_checksum(path: Path) -> bool:
-    """Whether a YAML file has a checksum; it is not compared."""
+    """Whether a YAML file has a checksum; the checksum is not compared."""
     return files.read_text(path).startswith(_YAML_START)
 
 
 def warn_unchecked(path: Path, root: Path) -> None:
-    """Say once for each `root` that a file of it has no checksum."""
+    """Warn, once per `root`, that one of its files has no checksum."""
     if root not in _named:
         _named.add(root)
         logger.warning(

@@ -1,4 +1,4 @@
-"""What a check of a folder found: each damaged file once, with what can be done, and files without a checksum."""
+"""The result of checking a folder: each damaged file with a possible repair, and the files without a checksum."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,32 +14,32 @@ _Found = TypeVar("_Found")
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that is damaged or missing."""
+    """A damaged or missing file."""
 
     path: str
-    """file or folder"""
+    """The file or folder."""
     problem: str
-    """one line"""
+    """Description in one line."""
     repair: str
-    """what can be done, one line"""
+    """The possible repair in one line."""
 
 
 @dataclass(slots=True)
 class Checkup:
-    """Collects what checks of one folder find."""
+    """Collects the findings of the checks of one folder."""
 
     num_checked: int = 0
-    """files and groups of files that were read"""
+    """Number of files and groups of files that were read."""
     findings: list[Finding] = field(default_factory=list)
     unchecked: dict[Path, Callable[[], None]] = field(default_factory=dict)
-    """sound files without a checksum → what writes one"""
+    """Intact files without a checksum → function that adds one."""
 
     def add(self, path: Path, problem: str, repair: str) -> None:
-        """Note damage."""
+        """Record a damaged file."""
         self.findings.append(Finding(str(path), " ".join(problem.split()), repair))
 
     def run(self, path: Path, repair: str, check: Callable[[], _Found]) -> _Found | None:
-        """The result of `check`; None, noted, where it raises what damage raises."""
+        """Return the result of `check`; if it raises an error of damaged files, record it and return None."""
         self.num_checked += 1
         try:
             return check()
@@ -48,13 +48,13 @@ class Checkup:
             return None
 
     def json(self, path: Path, name: str) -> None:
-        """Note a sound JSON file `path` that has no checksum; `name` is what its checksum binds it to."""
+        """Record an intact JSON file `path` without a checksum; `name` is what its checksum is bound to."""
         data, is_checked = checksums.decode_json(read_text(path), str(path), name)
         if not is_checked:
             self.unchecked[path] = lambda: write_atomic(path, checksums.encode_json(data, name))
 
     def lines(self, path: Path) -> None:
-        """The same for a log of JSON lines."""
+        """Record an intact JSONL log without checksums."""
         text = read_text(path)
         whole, _, rest = text.rpartition("\n")
         lines = [checksums.decode_json(line, str(path)) for line in whole.split("\n") if line]
@@ -63,12 +63,12 @@ class Checkup:
             self.unchecked[path] = lambda: write_atomic(path, encoded.encode())
 
     def yaml(self, path: Path) -> None:
-        """The same for a YAML file."""
+        """Record an intact YAML file without a checksum."""
         if not checksums.has_yaml_checksum(path):
             self.unchecked[path] = lambda: write_atomic(path, checksums.encode_yaml(read_text(path)))
 
     def write_checksums(self) -> list[Path]:
-        """Give every sound file that has none its checksum; returns them."""
+        """Add a checksum to every intact file that has none; return these files."""
         for write in self.unchecked.values():
             write()
         written, self.unchecked = list(self.unchecked), {}

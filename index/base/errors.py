@@ -1,4 +1,4 @@
-"""Every error a user can meet is one line: field, rule, value, place, way out.
+"""Every error that a user can meet is one line: field, rule, value, location, way out.
 
 FslDistError                 something failed while the work ran            exit 1
 ├── RequestError             the request itself cannot be served            exit 2
@@ -11,13 +11,13 @@ FslDistError                 something failed while the work ran            exit
 
 
 class FslDistError(Exception):
-    """Base of all errors that are told in one line, without a traceback."""
+    """Base class of all errors that are reported in one line, without a traceback."""
 
     exit_code = 1
 
 
 class RequestError(FslDistError):
-    """The request cannot be served as it was made; nothing was written."""
+    """The request is invalid; nothing was written."""
 
     exit_code = 2
 
@@ -27,15 +27,15 @@ class ConfigError(RequestError):
 
 
 class StorageError(FslDistError):
-    """An object store failed, or stayed away for longer than it is waited for."""
+    """An object store failed, or did not respond in time."""
 
 
 class VersionError(FslDistError):
-    """A published version (index, catalogue, checkpoint) is missing, unfinished or damaged."""
+    """A published version (index, catalogue, checkpoint) is missing, incomplete or damaged."""
 
 
 class StaleOwnerError(FslDistError):
-    """Another process has taken over the folder; this one must not write to it any more."""
+    """Another process has taken over the folder; this process must no longer write to it."""
 
 
 class PartialSearchError(FslDistError):

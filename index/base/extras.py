@@ -1,4 +1,5 @@
-"""Optional packages: each is asked for where it is needed, and a missing one is an error that names what installs it."""
+"""Optional packages: each is imported where it is needed, and the error for a missing one names the extra to
+install."""
 
 import importlib
 
@@ -19,15 +20,15 @@ EXTRA_OF = {
     "tensorboard": "tensorboard",
     "wandb": "wandb",
 }
-"""optional packages, by import name, and the extra of fsl-dist that installs each"""
+"""Optional packages by import name, and the extra of fsl-dist that installs each."""
 
 
 def require(package: str) -> None:
-    """Import an optional package, so that the imports that follow succeed. RequestError where it cannot be imported."""
+    """Import an optional package; raises RequestError if it cannot be imported."""
     try:
         importlib.import_module(package)
     except ImportError as error:
-        reason = "" if isinstance(error, ModuleNotFoundError) else f", and it does not load here ({error})"
+        reason = "" if isinstance(error, ModuleNotFoundError) else f", and importing it failed ({error})"
         raise RequestError(
             f"this needs {package}{reason}: pip install 'fsl-dist[{EXTRA_OF[package]}]'"
         ) from error

@@ -1,8 +1,8 @@
-"""Files that are published: written whole or not at all, read back with checks, fenced by an owner.
+"""Published files: written completely or not at all, checked when read, fenced by an owner.
 
-Nothing is ever seen half written: a file or a folder is finished under another name in the same place, forced to
-the disk, and renamed. A rename is the only publishing step. A path that stands for a place at s3:// or gs:// (`index.base.object_cache`)
-is put there before it is renamed here.
+Readers never see a half-written file. A file or folder is finished under a temporary name in the same location, forced
+to disk, and renamed; the rename is the only publishing step. A path that represents an object at s3:// or gs://
+(`index.base.object_cache`) is uploaded before it is renamed here.
 """
 
 import contextlib
@@ -35,22 +35,22 @@ _CHUNK_BYTES = 1 << 20
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` in one step: a reader sees the old bytes or the new ones, also after a crash."""
+    """Replace `path` by `data` in one step: a reader sees the old bytes or the new ones, even after a crash."""
     with replacing(path) as file:
         file.write(data)
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
-    """Write `array` as .npy in one step, for `open_array`; objects are refused."""
+    """Write `array` as .npy in one step, for `open_array`; object arrays are refused."""
     with replacing(path) as file:
-        # Not the file itself: NumPy then writes past Python, and a full disk is an error without a reason.
+        # Not the file itself: NumPy would bypass Python's write, and the error of a full disk would give no reason.
         np.save(types.SimpleNamespace(write=file.write), array, allow_pickle=False)
 
 
 def write_vectors(path: Path, shape: tuple[int, int], blocks: Iterable[np.ndarray]) -> int:
-    """Write a .npy file float32 `shape` in one step from `blocks` of its rows; returns the CRC-32 of its bytes.
+    """Write a float32 .npy file of the given `shape` in one step, from `blocks` of its rows; return its CRC-32.
 
-    The same bytes as `write_array` would write, in the memory of one block.
+    The bytes are the same as those of `write_array`; memory use is one block.
     """
     header = io.BytesIO()
     about = {"descr": "<f4", "fortran_order": False, "shape": shape}
@@ -67,9 +67,9 @@ def write_vectors(path: Path, shape: tuple[int, int], blocks: Iterable[np.ndarra
 
 @contextlib.contextmanager
 def replacing(path: Path, *, is_forced: bool = True) -> Iterator[IO[bytes]]:
-    """A file to write, which replaces `path` in one step at the block's end; an OSError names `path`.
+    """Yield a file that replaces `path` in one step at the end of the block; an OSError names `path`.
 
-    is_forced: wait until it is on the disk. Without, a crash of the machine may leave a file that is cut.
+    is_forced: wait until the file is on disk. Otherwise a crash of the machine may leave a truncated file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{new_token()}.tmp")
@@ -84,7 +84,7 @@ def replacing(path: Path, *, is_forced: bool = True) -> Iterator[IO[bytes]]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        if isinstance(error, OSError):  # of a full disk Python says the reason alone, NumPy not even that
+        if isinstance(error, OSError):  # for a full disk Python gives only the reason, NumPy not even that
             raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         raise
     if is_forced:
@@ -92,15 +92,15 @@ def replacing(path: Path, *, is_forced: bool = True) -> Iterator[IO[bytes]]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what `replacing` was writing at or below `folder` when its process was killed."""
+    """Remove temporary files of `replacing` at or below `folder`, left by killed processes."""
     for path in folder.rglob(".*.tmp"):
         path.unlink(missing_ok=True)
 
 
 def write_new(path: Path, data: bytes | memoryview) -> None:
-    """Write a file that is not there yet, in one step and forced to the disk; FileExistsError where it is there.
+    """Write a new file in one step and force it to disk; raises FileExistsError if it exists.
 
-    Of two processes that write the same name, one is refused. An OSError names `path`.
+    If two processes write the same name, one of them gets the error. An OSError names `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{new_token()}.tmp")
@@ -110,7 +110,7 @@ def write_new(path: Path, data: bytes | memoryview) -> None:
             file.flush()
             os.fsync(file.fileno())
         object_cache.put_file(temporary, path, is_new=True)
-        os.link(temporary, path)  # rename() would replace what is there
+        os.link(temporary, path)  # rename() would replace an existing file
     except FileExistsError:
         raise
     except OSError as error:
@@ -122,12 +122,12 @@ def write_new(path: Path, data: bytes | memoryview) -> None:
 
 
 def new_token() -> str:
-    """48 random bits as 12 hexadecimal digits: a name that no other writer has."""
+    """Return 48 random bits as 12 hexadecimal digits: a name that no other writer has."""
     return secrets.token_hex(6)
 
 
 def open_array(path: Path) -> np.ndarray:
-    """Map a .npy file read-only; never unpickles. Raises VersionError for a file that is no such array."""
+    """Map a .npy file read-only, without unpickling. Raises VersionError for any other file."""
     if not path.exists():  # written by another machine
         object_cache.bring(path.parent, wanted=lambda name: name == path.name)
     try:
@@ -139,9 +139,10 @@ def open_array(path: Path) -> np.ndarray:
 
 
 def map_array(path: Path) -> np.ndarray:
-    """Map a .npy file read-only; never unpickles. Raises ValueError, one line, for any other content, OSError as `open` does.
+    """Map a .npy file read-only, without unpickling. Raises ValueError (one line) for other content, OSError like
+    `open`.
 
-    The header is judged before NumPy allocates or maps what it declares.
+    The header is checked before NumPy allocates or maps the size that it declares.
     """
     with path.open("rb") as file:
         try:
@@ -153,14 +154,14 @@ def map_array(path: Path) -> np.ndarray:
             shape, is_fortran, dtype = read_header(file)
         except (
             Exception
-        ) as error:  # NumPy parses the header as Python: whatever that raises says that it is none
+        ) as error:  # NumPy parses the header as Python code: any exception means that it is invalid
             raise ValueError(f"its header is damaged ({' '.join(str(error).split())[:200]})") from None
         if dtype.hasobject:
-            raise ValueError("it holds Python objects")
+            raise ValueError("it contains Python objects")
         size = dtype.itemsize * math.prod(shape)
         left = os.fstat(file.fileno()).st_size - file.tell()
         if min(shape, default=0) < 0 or size > left:
-            raise ValueError(f"its header says {dtype} {list(shape)}, and {left} bytes follow")
+            raise ValueError(f"its header declares {dtype} {list(shape)}, but {left} bytes follow")
         order: Literal["C", "F"] = "F" if is_fortran else "C"
         if size == 0:  # nothing to map
             return np.empty(shape, dtype, order)
@@ -168,17 +169,17 @@ def map_array(path: Path) -> np.ndarray:
 
 
 def pack_arrays(**arrays: np.ndarray | str | int) -> bytes:
-    """Named arrays as the bytes of an .npz file, for `unpack_arrays`."""
+    """Encode named arrays as the bytes of an .npz file, for `unpack_arrays`."""
     packed = io.BytesIO()
     np.savez(packed, **arrays)  # type: ignore[arg-type]  # texts and numbers become arrays
     return packed.getvalue()
 
 
 def unpack_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file by name; never unpickles. Raises VersionError for one that is damaged.
+    """Read the arrays of an .npz file by name, without unpickling. Raises VersionError if the file is damaged.
 
-    Every member is compared with its CRC-32 before NumPy reads a header: it stops where the array ends, and a header that
-    says too few rows would hide what follows.
+    The CRC-32 of every member is compared before NumPy reads its header: NumPy stops where the array ends, so a header
+    with too few rows would hide the remaining bytes.
     """
     try:
         with path.open("rb") as file:
@@ -191,12 +192,12 @@ def unpack_arrays(path: Path) -> dict[str, np.ndarray]:
                 return dict(arrays)
     except OSError as error:
         raise VersionError(f"{path} cannot be read: {error.strerror or error}") from None
-    except Exception as error:  # of a damaged archive zipfile, zlib and NumPy raise a dozen kinds
+    except Exception as error:  # zipfile, zlib and NumPy raise a dozen types for a damaged archive
         raise VersionError(f"{path} is damaged: {' '.join(str(error).split())[:200]}") from None
 
 
 def read_text(path: Path) -> str:
-    """The UTF-8 text of a small file. Raises VersionError where there is none."""
+    """Read a small UTF-8 text file. Raises VersionError if it does not exist."""
     object_cache.bring_file(path)
     try:
         return path.read_text("utf-8")
@@ -207,7 +208,7 @@ def read_text(path: Path) -> str:
 
 
 def exists(path: Path) -> bool:
-    """Whether there is a file; a small one, since it is brought from an object store."""
+    """Whether a small file exists; it is downloaded from an object store if necessary."""
     object_cache.bring_file(path)
     return path.exists()
 
@@ -233,33 +234,33 @@ def list_folder(folder: Path) -> list[str]:
 
 
 def create_folder(folder: Path) -> None:
-    """Make an empty folder; whatever an unfinished earlier attempt left under that name is removed."""
+    """Create an empty folder; remove the content that an unfinished earlier attempt left under that name."""
     remove_folder(folder)
     folder.mkdir(parents=True)
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder and what is in it; nothing to do where there is none."""
+    """Remove a folder and its content, if it exists."""
     object_cache.drop(folder)
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_file(path: Path) -> None:
-    """Remove a file; nothing to do where there is none."""
+    """Remove a file, if it exists."""
     object_cache.drop_file(path)
     path.unlink(missing_ok=True)
 
 
 def publish_folder(staging: Path, final: Path) -> None:
-    """Make the finished folder `staging` visible as `final` in one step; raises VersionError if that exists."""
+    """Make the finished folder `staging` visible as `final` in one step; raises VersionError if `final` exists."""
     final.parent.mkdir(parents=True, exist_ok=True)
     _sync_folder(staging)
     if object_cache.place_of(final) is not None:
         object_cache.put_folder(staging, final)
-        shutil.rmtree(final, ignore_errors=True)  # what the store had under this name once
-    # rename() replaces an empty folder without a word, hence the question; a full one it refuses by itself.
+        shutil.rmtree(final, ignore_errors=True)  # an old copy of what the store once had under this name
+    # rename() silently replaces an empty folder, hence this check; it refuses a full one by itself.
     elif final.exists():
-        raise VersionError(f"{final} exists already; a published folder is never replaced")
+        raise VersionError(f"{final} already exists; a published folder is never replaced")
     try:
         staging.rename(final)
     except OSError as error:
@@ -269,10 +270,10 @@ def publish_folder(staging: Path, final: Path) -> None:
 
 @contextlib.contextmanager
 def hold_lock(path: Path) -> Iterator[None]:
-    """Hold the lock file `path` while the block runs, and remove it afterwards.
+    """Hold the lock file `path` during the block, then remove it.
 
-    The system lets go of it when the process dies, so a killed writer locks nobody out. RequestError where another
-    process holds it.
+    The system releases the lock when the process ends, so a killed writer blocks nobody. Raises RequestError if another
+    process holds the lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
@@ -300,10 +301,10 @@ def hold_lock(path: Path) -> Iterator[None]:
 def remove_stale_staging(
     folder: Path, *, keep: Collection[str] = (), older_than_s: float = 86400.0
 ) -> list[str]:
-    """Remove what killed writers left in a staging folder and return its names.
+    """Remove what killed writers left in a staging folder and return the names.
 
-    Only entries not named in `keep` and not written to for `older_than_s` seconds go: a staging area of a
-    process that is still at work is younger.
+    Entries are kept if they are in `keep` or were written to within the last `older_than_s` seconds: the staging area
+    of an active process is younger.
     """
     removed = []
     for name in list_folder(folder):
@@ -312,7 +313,7 @@ def remove_stale_staging(
             continue
         try:
             newest = max(p.stat().st_mtime for p in (path, *path.glob("*")))
-        except OSError:  # somebody else removed it just now
+        except OSError:  # another process has just removed it
             continue
         if time.time() - newest >= older_than_s:
             remove_folder(path)
@@ -322,7 +323,7 @@ def remove_stale_staging(
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """A claim on a folder. A later claim makes every earlier one stale; copies work in other processes."""
+    """A claim on a folder. A later claim invalidates every earlier one; copies work in other processes."""
 
     folder: Path
     """The folder that is owned."""
@@ -332,10 +333,10 @@ class Owner:
 
     @classmethod
     def claim(cls, folder: Path) -> "Owner":
-        """Become the owner: raise the folder's epoch by one, creating the folder where it is missing."""
+        """Become the owner: increase the folder's epoch by one, and create the folder if necessary."""
         folder = object_cache.working_folder(
             folder
-        ).absolute()  # workers that check have working folders of their own
+        ).absolute()  # workers that check it may have other working directories
         record = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
@@ -344,7 +345,7 @@ class Owner:
         while True:
             epoch = _highest_epoch(folder) + 1
             try:
-                # Between two processes that saw the same highest number, one finds the file there.
+                # If two processes saw the same highest number, one of them finds that the file exists.
                 _write_claim(folder / _OWNER / f"{epoch:08d}", json.dumps(record).encode())
             except FileExistsError:
                 continue
@@ -357,10 +358,10 @@ class Owner:
             return
         path = self.folder / _OWNER / f"{highest:08d}"
         object_cache.bring_file(path)
-        newer = path.read_text("utf-8") if highest > self.epoch else "its owner files are gone"
+        newer = path.read_text("utf-8") if highest > self.epoch else "its owner files are missing"
         raise StaleOwnerError(
             f"{self.folder} is owned by claim {highest} ({newer or 'being written'}); this process holds "
-            f"claim {self.epoch} and writes no more"
+            f"claim {self.epoch} and stops writing"
         )
 
 
@@ -369,7 +370,7 @@ def _highest_epoch(folder: Path) -> int:
 
 
 def _write_claim(path: Path, data: bytes) -> None:
-    """Write a claim that is not there yet; FileExistsError where it is."""
+    """Write a new claim; raises FileExistsError if it exists."""
     place = object_cache.place_of(path)
     if place is not None:
         try:

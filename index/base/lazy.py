@@ -19,14 +19,15 @@ from pathlib import Path
 def public_names(
     package: str, file: str
 ) -> tuple[Callable[[str], object], Callable[[], list[str]], list[str]]:
-    """`__getattr__`, `__dir__` and `__all__` of `package`: the names under `if TYPE_CHECKING:` in its source `file`.
+    """Create `__getattr__`, `__dir__` and `__all__` of a package from the `if TYPE_CHECKING:` imports in its source
+    `file`.
 
     Args:
         package: the package's `__name__`.
         file: its `__file__`.
 
     Returns:
-        What the package assigns to its three special names.
+        The values for the package's three special names.
     """
     blocks = [
         node for node in ast.parse(Path(file).read_text(encoding="utf-8")).body if isinstance(node, ast.If)

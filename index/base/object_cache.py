@@ -1,12 +1,12 @@
-"""Folders at s3:// and gs:// as working folders on this machine's disk.
+"""Working folders on the local disk for folders at s3:// and gs://.
 
     CACHE/fsl-dist-objects/ENDPOINT/s3/BUCKET/KEY…     the working folder of s3://BUCKET/KEY…
-    CACHE/fsl-dist-tags/ENDPOINT/s3/BUCKET/KEY…        which content of each object its file is (objects.Tag)
+    CACHE/fsl-dist-tags/ENDPOINT/s3/BUCKET/KEY…        the version of each object that its file contains (objects.Tag)
 
-A path below fsl-dist-objects stands for an object, wherever it is used; any other path is a plain file. `bring` makes files
-agree with their objects before they are read. Whatever `index.base.files` publishes goes to the store first and takes its place
-here afterwards, so that a file under its final name is in the store. An object is replaced only if it is what this working
-folder last saw; one that must be new is put if absent.
+Every path below fsl-dist-objects represents an object; any other path is a plain file. `bring` updates files from their
+objects before they are read. `index.base.files` uploads a file before it is published here, so a file under its final
+name is always in the store. An object is replaced only if it is the version that this working folder saw last; an
+object that must be new is uploaded with a put-if-absent request.
 """
 
 import json
@@ -40,7 +40,7 @@ _OTHER_URL = re.compile(r"^(?:[A-Za-z][A-Za-z0-9+.-]*://|(?:s3|gs):/)")  # a Pat
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a file or folder lies in an object store."""
+    """Location of a file or folder in an object store."""
 
     endpoint: str
     """address of the service; empty: the provider's own"""
@@ -58,7 +58,7 @@ class Place:
 
     @property
     def arrow_uri(self) -> str:
-        """The address as pyarrow's file systems take it."""
+        """The address in the form that pyarrow's file systems expect."""
         if not self.endpoint:
             return self.url
         address = urllib.parse.urlsplit(self.endpoint)
@@ -74,7 +74,7 @@ class Place:
 
 
 def cache_folder() -> Path:
-    """Where working folders lie: FSL_DIST_CACHE, else the user's cache."""
+    """The folder for working folders: FSL_DIST_CACHE, otherwise the user's cache folder."""
     named = os.environ.get("FSL_DIST_CACHE", "")
     user = os.environ.get("XDG_CACHE_HOME", "") or "~/.cache"
     return (Path(named) if named else Path(user) / "fsl-dist").expanduser().absolute()
@@ -86,17 +86,17 @@ def is_url(text: str) -> bool:
 
 
 def working_folder(place: str | Path) -> Path:
-    """The path that stands for `place`: the working folder of an s3:// or gs:// address, any other path as it is.
+    """Return the path for `place`: the working folder of an s3:// or gs:// address, any other path unchanged.
 
-    RequestError for an address of another kind, or without a bucket or a name below it.
+    Raises RequestError for another kind of address, or for one without a bucket or a key.
     """
     text = str(place)
     if "\0" in text:
-        raise RequestError(f"{text!r} is no path: it holds a NUL character")
+        raise RequestError(f"{text!r} is not a path: it contains a NUL character")
     found = _URL.match(text)
     if found is None:
         if is_url(text):
-            raise RequestError(f"'{text}' is no place that this program knows: a path, s3://… or gs://…")
+            raise RequestError(f"'{text}' is not a supported location: use a path, s3://… or gs://…")
         return Path(place)
     scheme, bucket, key = found.groups()
     if not bucket or not key or ".." in key.split("/"):
@@ -109,7 +109,7 @@ def working_folder(place: str | Path) -> Path:
 
 
 def place_of(path: Path) -> Place | None:
-    """The place that a path stands for; None for one on a disk."""
+    """Return the object-store location of a path; None for a path on a disk."""
     parts = path.parts
     if _OBJECTS not in parts:
         return None
@@ -127,7 +127,7 @@ def with_addresses(text: str) -> str:
 
 
 def on_disk(place: str | Path, what: str) -> Path:
-    """`place` as a path; RequestError, naming `what` is asked for, where it lies at a store."""
+    """Return `place` as a path; raises RequestError, naming `what`, if it is at an object store."""
     path = working_folder(place)
     if place_of(path) is not None:
         raise RequestError(
@@ -139,10 +139,10 @@ def on_disk(place: str | Path, what: str) -> Path:
 def bring(
     folder: Path, *, wanted: Callable[[str], bool] = lambda name: True, removes_others: bool = False
 ) -> None:
-    """Make files of a working folder agree with the store; nothing to do for a folder on a disk.
+    """Update files of a working folder from the store; does nothing for a folder on a disk.
 
-    wanted: by name relative to `folder`, with slashes. Files that have been objects and are no more are removed; with
-    `removes_others` those that never were, too: what was being made here when a process was killed.
+    wanted: names relative to `folder`, with slashes. Files whose object was deleted are removed. With `removes_others`,
+    files that never were objects are removed as well, such as the unfinished files of a killed process.
     """
     place = place_of(folder)
     if place is None:
@@ -175,7 +175,7 @@ def sizes_below(folder: Path) -> dict[str, int]:
 
 
 def bring_file(path: Path) -> None:
-    """`bring` for one file."""
+    """`bring` for a single file."""
     place = place_of(path)
     if place is None:
         return
@@ -190,10 +190,10 @@ def bring_file(path: Path) -> None:
 
 
 def put_file(source: Path, final: Path, *, is_new: bool = False) -> None:
-    """Put the bytes of `source` where `final` stands for; on a disk nothing.
+    """Upload the bytes of `source` to the object of `final`; does nothing on a disk.
 
-    is_new: FileExistsError where something is there. Otherwise only what this working folder last saw is replaced:
-    StaleOwnerError where another process has replaced it since.
+    is_new: raise FileExistsError if the object exists. Otherwise the object is replaced only if it is the version that
+    this working folder saw last; raises StaleOwnerError if another process has replaced it since.
     """
     place = place_of(final)
     if place is None:
@@ -208,7 +208,7 @@ def put_file(source: Path, final: Path, *, is_new: bool = False) -> None:
             if is_new:
                 raise FileExistsError(None, "exists already", place.url) from None
             raise StaleOwnerError(
-                f"{place.url} was written by another process since this one read it; this one writes no more there"
+                f"{place.url} was written by another process since this one read it; this one stops writing"
             ) from None
     else:
         tag = bucket.put(place.key, source)
@@ -216,7 +216,7 @@ def put_file(source: Path, final: Path, *, is_new: bool = False) -> None:
 
 
 def put_same(source: Path, final: Path) -> bool:
-    """`put_file` where nothing may be there but these very bytes; returns whether they are there now."""
+    """Upload a file that may exist already with the same bytes; return whether the object has these bytes now."""
     try:
         put_file(source, final, is_new=True)
     except FileExistsError:
@@ -228,9 +228,10 @@ def put_same(source: Path, final: Path) -> bool:
 
 
 def put_folder(source: Path, final: Path) -> None:
-    """Put a finished folder where `final` stands for: data at once, then its .json, which says that it is whole.
+    """Upload a finished folder to the location of `final`: data files concurrently, then its .json, which marks it
+    complete.
 
-    What an attempt that was killed left there is removed first. VersionError where a whole folder is there.
+    Remains of a killed attempt are removed first. Raises VersionError if a complete folder exists.
     """
     place = place_of(final)
     if place is None:
@@ -240,11 +241,11 @@ def put_folder(source: Path, final: Path) -> None:
     seals = sorted(name for name in names if "/" not in name and name.endswith(".json"))
     present = [entry.key for entry in bucket.entries(place.prefix)]
     if any(place.key_of(name) in present for name in seals):
-        raise VersionError(f"{place.url} exists already; a published folder is never replaced")
+        raise VersionError(f"{place.url} already exists; a published folder is never replaced")
     if present:
         bucket.delete(present)
     data = [name for name in names if name not in seals]
-    for name in names:  # of an attempt that is gone
+    for name in names:  # remains of an earlier attempt
         _tag_path(final / name).unlink(missing_ok=True)
     if data:
         concurrently(lambda name: _put_data(source / name, final / name), data)
@@ -252,11 +253,11 @@ def put_folder(source: Path, final: Path) -> None:
         for name in seals:
             put_file(source / name, final / name, is_new=True)
     except FileExistsError:
-        raise VersionError(f"{place.url} exists already; another process published it just now") from None
+        raise VersionError(f"{place.url} already exists; another process has just published it") from None
 
 
 def _put_data(source: Path, final: Path) -> None:
-    """`put_file`; inside the store where its bytes are there already, as a staging area's are."""
+    """`put_file`, copied inside the store if its bytes are already there, as those of a staging area are."""
     there, place, tag = place_of(source), place_of(final), read_tag(source) if place_of(source) else None
     if there is None or place is None or tag is None or source.stat().st_size > _COPIED_BYTES:
         put_file(source, final)
@@ -265,7 +266,7 @@ def _put_data(source: Path, final: Path) -> None:
 
 
 def put_appended(path: Path) -> None:
-    """Put a file that grows, or a folder of such files, as far as it is written now."""
+    """Upload the current content of a growing file, or of a folder of such files."""
     if place_of(path) is None:
         return
     for file in [path] if path.is_file() else sorted(path.rglob("*")):
@@ -279,7 +280,7 @@ def put_appended(path: Path) -> None:
 
 
 def drop(folder: Path, *, keep: Collection[str] = ()) -> None:
-    """Remove the objects below a working folder, the .json first: without it nobody takes it for whole."""
+    """Delete the objects below a working folder, the .json first: a folder without it never counts as complete."""
     place = place_of(folder)
     if place is None:
         return
@@ -294,7 +295,7 @@ def drop(folder: Path, *, keep: Collection[str] = ()) -> None:
 
 
 def drop_file(path: Path) -> None:
-    """Remove the object that a path stands for."""
+    """Delete the object that a path represents."""
     place = place_of(path)
     if place is not None:
         place.bucket.delete([place.key])
@@ -302,7 +303,7 @@ def drop_file(path: Path) -> None:
 
 
 def read_tag(path: Path) -> Tag | None:
-    """The content that the file at `path` was brought or put as; None for one that was neither."""
+    """Return the version at which the file at `path` was downloaded or uploaded; None if it was neither."""
     try:
         return Tag(**json.loads(_tag_path(path).read_bytes()))
     except (OSError, ValueError, TypeError):
@@ -321,7 +322,7 @@ def _fetch(bucket: Bucket, path: Path, entry: Entry) -> None:
     temporary = _temporary(path)
     try:
         tag = bucket.fetch(entry.key, temporary)
-        if tag is not None:  # else it was removed since the listing
+        if tag is not None:  # otherwise it was deleted after the listing
             _take_place(temporary, path, tag)
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""Buckets at s3:// and gs://: whole and ranged reads, conditional writes, and patience with a store that is away.
+"""Buckets at s3:// and gs://: full and ranged reads, conditional writes, and retries while the store is unavailable.
 
-What is refused for good (no such bucket, no rights) is one line at once. A store that does not answer is waited for:
-`_PATIENCE_S` once it has answered this process, `_FIRST_S` before.
+A permanent refusal (no such bucket, no access rights) is reported at once, in one line. A store that does not answer is
+retried for `_PATIENCE_S` seconds if it has answered this process before, otherwise for `_FIRST_S`.
 """
 
 import functools
@@ -30,21 +30,22 @@ logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 CONCURRENCY = 128
-"""Requests at once: four batches' ranges. Behind 20 ms twice as many images come as with 64 (1800 against 950 a second)."""
+"""Concurrent requests: the ranges of four batches. At 20 ms latency, twice as many images arrive as with 64 (1800
+against 950/s)."""
 CONDITIONAL_BYTES = 8 << 20
-"""Larger files are data beside a manifest: they go in parts, which no store writes conditionally."""
+"""Larger files are data files with a manifest: they are uploaded in parts, which no store writes conditionally."""
 _FILES_AT_ONCE = 8  # whole files, some of them with 8 MiB in memory
 _PATIENCE_S = 120.0
 _FIRST_S = 4.0
 _MD5 = re.compile(r"[0-9a-f]{32}")
 _STATUS = re.compile(r"status code: (\d{3})")
-# Too busy, or gone for a moment; any other 4xx is an answer.
+# Too busy or temporarily unavailable; any other 4xx status is a final answer.
 _PASSING = {408, 425, 429}
 
 
 @dataclass(frozen=True, slots=True)
 class Tag:
-    """Which content of an object is meant: what a store says when it is read or written."""
+    """The version of an object, as a store reports it when the object is read or written."""
 
     e_tag: str
     version: str | None = None
@@ -61,7 +62,7 @@ class Entry:
 
 
 class ConflictError(Exception):
-    """A conditional write found another object than it was made for; never leaves this room."""
+    """A conditional write found another version of the object than expected; never leaves this package."""
 
 
 class Bucket:
@@ -79,7 +80,7 @@ class Bucket:
         self._other_digests: dict[str, str] = {}
 
     def get(self, key: str) -> tuple[bytes, Tag] | None:
-        """An object's bytes, or None where there is none."""
+        """Return an object's bytes, or None if it does not exist."""
         import obstore
 
         def read() -> tuple[bytes, Tag]:
@@ -94,7 +95,8 @@ class Bucket:
             return None
 
     def fetch(self, key: str, path: Path) -> Tag | None:
-        """Write an object's bytes to the new file `path`, in the memory of some MB; None where there is none."""
+        """Write an object's bytes to the new file `path`, using a few MB of memory; returns None if it does not
+        exist."""
         import obstore
 
         def read() -> Tag:
@@ -104,7 +106,7 @@ class Bucket:
                     file.write(part)
                     digest.update(part)
                 if file.tell() != result.meta["size"]:
-                    raise _ShortReadError(f"{file.tell()} of {result.meta['size']} bytes came")
+                    raise _ShortReadError(f"received {file.tell()} of {result.meta['size']} bytes")
             tag = _tag(result.meta)
             self._compare(key, tag, digest.hexdigest())
             return tag
@@ -115,9 +117,9 @@ class Bucket:
             return None
 
     def _compare(self, key: str, tag: Tag, digest: str) -> None:
-        """Raise _ChangedError where bytes came that are not the object's, by the MD5 that most stores name as its tag.
+        """Raise _ChangedError if the received bytes do not match the MD5 that most stores use as the object's tag.
 
-        Two reads that agree are right: of encrypted objects, and in some stores of all, the tag is something else.
+        Two equal reads are accepted: for encrypted objects, and for all objects of some stores, the tag is not an MD5.
         """
         wanted = tag.e_tag.strip('"')
         if not self._tags_are_digests or not _MD5.fullmatch(wanted) or digest == wanted:
@@ -129,11 +131,12 @@ class Bucket:
             raise _ChangedError(f"{self.url}/{key} changed on the way")
 
     def read_ranges(self, key: str, starts: Sequence[int], stops: Sequence[int]) -> list[bytes]:
-        """Bytes [start, stop) of an object for each of the ranges, at once; FileNotFoundError where there is none."""
+        """Read bytes [start, stop) of an object for each range, concurrently; raises FileNotFoundError if it is
+        missing."""
         import obstore
 
         def read() -> list[bytes]:
-            # coalesce=0: which ranges are one request is the caller's to say.
+            # coalesce=0: the caller decides which ranges share a request.
             parts = obstore.get_ranges(self._store, key, starts=starts, ends=stops, coalesce=0)
             return [bytes(part) for part in parts]
 
@@ -158,16 +161,16 @@ class Bucket:
         return sorted(key.rstrip("/").rpartition("/")[2] for key in keys)
 
     def copy(self, source: str, target: str) -> Tag:
-        """Copy an object inside the bucket, over what is there."""
+        """Copy an object inside the bucket, replacing an existing one."""
         import obstore
 
         self._ask(source, lambda: obstore.copy(self._store, source, target))
         return _tag(self._ask(target, lambda: obstore.head(self._store, target)))
 
     def put(self, key: str, data: bytes | Path, *, over: Tag | Literal["any", "nothing"] = "any") -> Tag:
-        """Write an object whole. `over`: what may be replaced; ConflictError where something else is there.
+        """Upload an object. `over`: the version that may be replaced; raises ConflictError if another one exists.
 
-        A write whose answer was lost and that is there all the same is no conflict.
+        If the store's response was lost but the write succeeded, it is not a conflict.
         """
         import obstore
 
@@ -196,7 +199,7 @@ class Bucket:
             if present is not None and present[0] == (data if isinstance(data, bytes) else data.read_bytes()):
                 return present[1]
             raise ConflictError(key) from error
-        except FileNotFoundError as error:  # S3 answers so to a write over what was removed
+        except FileNotFoundError as error:  # S3's answer to a conditional write over a deleted object
             raise ConflictError(key) from error
 
     def delete(self, keys: Sequence[str]) -> None:
@@ -208,18 +211,18 @@ class Bucket:
             self._ask(some[0], functools.partial(obstore.delete, self._store, some))
 
     def check_conditions(self, key: str, data: bytes) -> None:
-        """Refuse a store (RequestError) that lets a second writer replace the object `key` that must be new."""
+        """Raise RequestError if the store lets a second writer replace the object `key`, which must be new."""
         try:
             self.put(key, data + b" ", over="nothing")
         except ConflictError:
             return
         raise RequestError(
-            f"{self._place} has no conditional writes (If-None-Match): two writers could not be told apart there; keep "
+            f"{self._place} has no conditional writes (If-None-Match), so two writers would overwrite each other; keep "
             "runs and indexes at another store or on a disk"
         )
 
     def _ask(self, key: str, request: Callable[[], _T]) -> _T:
-        """`request`'s answer; again and again while the store is away."""
+        """Return the result of `request`, repeated while the store is unavailable."""
         started, pause = time.monotonic(), 0.1
         while True:
             try:
@@ -273,19 +276,17 @@ class Bucket:
             logger.warning("%s answers again, after %.0f s", self._place, time.monotonic() - since)
 
     def _absence(self, error: Exception, waited: float) -> Exception:
-        text = f"{self._place} does not answer ({_reason(error)}), asked for {waited:.0f} s"
+        text = f"{self._place} does not answer ({_reason(error)}), retried for {waited:.0f} s"
         if self._has_answered:
-            return StorageError(
-                f"{text}; what is published is as it was, and the same command goes on from it"
-            )
+            return StorageError(f"{text}; published data is unchanged, and the same command resumes")
         return RequestError(
-            f"{text}; nothing was started (is the address right? s3:// asks AWS_ENDPOINT_URL)"
+            f"{text}; nothing was started (is the address right? s3:// uses AWS_ENDPOINT_URL)"
         )
 
     def _refusal(self, key: str, error: Exception) -> Exception:
         text = str(error)
         if "NoSuchBucket" in text or "bucket does not exist" in text.lower():
-            return RequestError(f"{self._place} does not exist; make the bucket first, or name another")
+            return RequestError(f"{self._place} does not exist; create the bucket first, or use another one")
         status = _STATUS.search(text)
         exceptions = _exceptions()
         is_denied = isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError)
@@ -307,7 +308,7 @@ class _ChangedError(Exception):
 
 @functools.cache
 def bucket_of(endpoint: str, scheme: str, name: str) -> Bucket:
-    """The bucket `name`. Nothing is asked yet: the first request finds out whether it is there."""
+    """Return the bucket `name`. No request is sent yet; the first one finds out whether the bucket exists."""
     return Bucket(endpoint, scheme, name)
 
 
@@ -318,7 +319,7 @@ def request_pool(process: int) -> ThreadPoolExecutor:
 
 
 def concurrently(work: Callable[[_T], object], items: Sequence[_T]) -> None:
-    """`work` on each of `items`, some at once; the first error is raised once all have ended."""
+    """Apply `work` to each of `items` concurrently; raise the first error after all have ended."""
     with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
         futures = [pool.submit(work, item) for item in items]
     for future in futures:
@@ -326,7 +327,7 @@ def concurrently(work: Callable[[_T], object], items: Sequence[_T]) -> None:
 
 
 def region() -> str:
-    """The region that s3:// asks."""
+    """The region for requests to s3://."""
     return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
 
 
@@ -334,7 +335,7 @@ def _open_store(endpoint: str, scheme: str, name: str) -> "ObjectStore":
     require("obstore")
     from obstore.store import GCSStore, S3Store
 
-    # The waiting is ours (`_ask`): the library's own gives up sooner or later than what we tell.
+    # Retries are done in `_ask`: those of the library would end at another time than the message says.
     retries: Any = {"max_retries": 0, "retry_timeout": timedelta(seconds=1)}
     options: Any = {
         "connect_timeout": "3s",

@@ -1,16 +1,16 @@
 """Work in pieces that survives a kill; index builds and `pack` run on it.
 
-A piece is a part of the work that depends on no other part and leaves one file in the folder of the attempt. What later
-pieces need to know of it is in its note, `finished/NAME.json`, next to the CRC-32 of the file; the note has one of itself.
-A piece is finished once its note is written. A kill costs the pieces that were being worked on, one for each process:
-when the attempt is resumed, `WorkFolder.recover` compares every checksum, and pieces whose checksum changed are rebuilt.
-The folder's name comes from the fingerprint of the plan, which is everything that decides the bytes, so the same request
-finds it again.
+A piece is a part of the work that is independent of all others and writes one file into the attempt's folder. The facts
+that later pieces need are in its note, `finished/NAME.json`, with the CRC-32 of the file; the note has its own
+checksum. A piece is finished once its note is written. A kill loses only the pieces in progress, at most one per
+process: when the attempt is resumed, `WorkFolder.recover` compares every checksum, and pieces whose checksum changed
+are rebuilt. The folder's name comes from the fingerprint of the plan, which is everything that decides the bytes, so
+the same request finds it again.
 
-Who works on the pieces is a `Spread`: this process (`do_here`), processes of this machine
-(`index.base.processes.on_processes`) or Ray actors (`index.writing.ray.on_ray`). Who may write to a folder is decided by
-its user, because the two users need different rules: a build of an index may be taken over by another machine, so a newer
-`Owner` fences off the older one; a pack holds a lock on this machine, and its own workers end with it.
+A `Spread` runs the pieces: this process (`do_here`), processes of this machine (`index.base.processes.on_processes`) or
+Ray actors (`index.writing.ray.on_ray`). The caller decides who may write to a folder, because the two callers need
+different rules: a build of an index may be taken over by another machine, so a newer `Owner` fences off the older
+one; a pack holds a lock on this machine, and its workers end with it.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from index.base.stopping import Stopped, number_of
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
-"""Called with a stage, how much of it is done, and how much there is in all."""
+"""Called with the name of a stage, the amount done so far, and the total amount."""
 
 _Piece = TypeVar("_Piece")
 _Result = TypeVar("_Result")
@@ -49,7 +49,7 @@ class Spread(Protocol):
 
 
 def do_here(work: Callable[[_Piece], _Result], pieces: Sequence[_Piece]) -> Iterator[tuple[int, _Result]]:
-    """Do pieces in this process, one after another."""
+    """Run pieces sequentially in this process."""
     for position, piece in enumerate(pieces):
         yield position, work(piece)
 
@@ -61,7 +61,7 @@ def fingerprint_of(plan: Mapping[str, object]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class WorkFolder:
-    """The folder of one attempt: files, and notes of those that are finished. Other processes get a copy."""
+    """The folder of one attempt: its files, and a note for each finished file. Other processes get a copy."""
 
     folder: Path
     owner: Owner | None = None
@@ -74,10 +74,10 @@ class WorkFolder:
     def finish(
         self, name: str, facts: Mapping[str, object] | None = None, *, crc32: int | None = None
     ) -> None:
-        """Note that the file `name` is finished.
+        """Record that the file `name` is finished.
 
-        facts: JSON values that later pieces need. crc32: of the file; read from it where it is not given. Raises
-        StaleOwnerError where another process has taken over.
+        facts: JSON values that later pieces need. crc32: checksum of the file; computed if it is None. Raises
+        StaleOwnerError if another process has taken over.
         """
         if crc32 is None:
             crc32 = files.crc32_of_file(self.path_of(name))
@@ -88,7 +88,7 @@ class WorkFolder:
             file.write(json.dumps({"note": note, "crc32": zlib.crc32(note.encode())}).encode())
 
     def facts_of(self, name: str) -> dict[str, Any] | None:
-        """What is noted of a finished file, its `crc32` included; None where nothing is, or the note is damaged."""
+        """Return the note of a finished file, with its `crc32`; None if there is no valid note."""
         path = self._note_path(name)
         if not files.exists(path):
             return None
@@ -121,9 +121,10 @@ class WorkFolder:
         files.remove_file(self._note_path(name))
 
     def recover(self) -> None:
-        """Prepare what an earlier try left: drop half-written files, and notes of files whose bytes have changed.
+        """Prepare an earlier attempt for resuming: remove half-written files, and notes of files whose bytes have
+        changed.
 
-        Reads everything that is finished.
+        Reads every finished file.
         """
         files.remove_unfinished(self.folder)
         for name in self.list_finished():
@@ -146,10 +147,10 @@ class WorkFolder:
         progress: Progress | None = None,
         size_of: Callable[[_Piece], int] = lambda piece: 1,
     ) -> int:
-        """Do those of `pieces` (by the name of the file each leaves) that are not finished.
+        """Run those of `pieces` (keyed by the file that each writes) that are not finished.
 
-        size_of: what a piece counts for `progress`. Returns how many pieces an earlier try had finished. Stopped, which says
-        what is kept, at Ctrl-C and SIGTERM.
+        size_of: the amount that a piece counts for `progress`. Returns the number of pieces that an earlier attempt had
+        finished. Raises Stopped, which says what is kept, at Ctrl-C and SIGTERM.
         """
         missing = [piece for name, piece in pieces.items() if not self.has(name)]
         num_there = len(pieces) - len(missing)
@@ -166,8 +167,8 @@ class WorkFolder:
                     progress(stage, done, total)
         except KeyboardInterrupt as error:
             raise Stopped(
-                f"stopped in stage '{stage}': {finished} of its {len(pieces)} pieces are finished and kept in {self.folder} "
-                "(the same command resumes with them)",
+                f"stopped in stage '{stage}': {finished} of its {len(pieces)} pieces are finished and kept in "
+                f"{self.folder} (the same command resumes with them)",
                 number_of(error),
             ) from None
         return num_there

@@ -20,10 +20,10 @@ _Result = TypeVar("_Result")
 
 
 def on_processes(processes: int) -> Spread:
-    """Do pieces in `processes` processes (0: one per core), no more than there are pieces; one is this process itself.
+    """Run pieces in `processes` processes (0: one per core), at most one per piece; 1 means this process itself.
 
-    Work, pieces and results are pickled; work is importable by name. What it raises is raised here and ends the rest.
-    The others end with this process, however it ends. FslDistError where one ends by itself.
+    Work, pieces and results are pickled, so the work must be importable by name. An exception in a piece is raised here
+    and stops the others. The processes end with this one in every case. Raises FslDistError if a process dies.
     """
 
     def spread(work: Callable[[_Piece], _Result], pieces: Sequence[_Piece]) -> Iterator[tuple[int, _Result]]:
@@ -134,13 +134,13 @@ def serve(descriptor: int) -> None:
 
 
 def _end_with_parent() -> None:
-    os.read(0, 1)  # nothing is ever written: it returns when the other end is closed
+    os.read(0, 1)  # nothing is ever written to it: the call returns when the other end is closed
     os._exit(1)
 
 
 def _make_sendable(error: Exception) -> Exception:
     if not isinstance(error, FslDistError | OSError):
-        error.add_note("".join(traceback.format_exception(error)))  # where it happened; pickling drops that
+        error.add_note("".join(traceback.format_exception(error)))  # pickling drops the traceback
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:

@@ -19,24 +19,28 @@ T = TypeVar("T")
 
 
 def write_record(path: Path, record: "DataclassInstance") -> None:
-    """Write the fields of a dataclass, and of those in it, as JSON in one step. The checksum binds them to the file's name."""
+    """Write the fields of a dataclass, and of those in it, as JSON in one step. The checksum binds them to the file's
+    name."""
     write_atomic(path, encode_json(asdict(record), path.name))
 
 
 def read_record(cls: type[T], path: Path, root: Path) -> T:
-    """The dataclass that `write_record` wrote.
+    """Read a dataclass that `write_record` wrote.
 
     Args:
-        cls: the dataclass; its types are checked, lists become tuples where it has tuples.
+        cls: the dataclass; its types are checked, lists are converted to tuples where it has tuples.
         path: the file.
         root: the run, data set, index, sweep or fit that the file belongs to.
 
     Raises:
-        VersionError: the file is damaged, its values do not have the types of `cls`, or it has a field that `cls` has not.
+        VersionError: the file is damaged, its values do not have the types of `cls`, or it has a field that `cls` has
+            not.
     """
     data = read_json(path, root=root, name=path.name)
     if unknown := sorted(set(data) - {field.name for field in fields(cast(Any, cls))}):
-        raise VersionError(f"{path} is damaged, or of a later version: {unknown[0]!r} is none of its fields")
+        raise VersionError(
+            f"{path} is damaged, or of a later version: {unknown[0]!r} is not one of its fields"
+        )
     try:
         return cast(T, _adapter_of(cast(Hashable, cls)).validate_python(data))
     except pydantic.ValidationError as error:

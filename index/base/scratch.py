@@ -1,7 +1,8 @@
-"""Scratch folders in the system's temporary folder that end with their process, and with the next start after a kill.
+"""Scratch folders in the system's temporary folder; they are removed with their process, or at the next start after a
+kill.
 
-TMPDIR/fsl-ray-x8k2/lock      locked by the process that made the folder, for as long as it lives
-TMPDIR/fsl-ray-x8k2/…         what it keeps there
+TMPDIR/fsl-ray-x8k2/lock      locked by the process that created the folder, as long as it runs
+TMPDIR/fsl-ray-x8k2/…         the process's files
 """
 
 import atexit
@@ -20,15 +21,15 @@ logger = logging.getLogger(__name__)
 
 _LOCK = "lock"
 _UNLOCKED_S = 60.0
-"""a folder without a lock is one that is being made, unless it is older"""
+"""A folder without a lock is still being created, unless it is older than this (seconds)."""
 
 
 @contextlib.contextmanager
 def scratch_folder(prefix: str) -> Iterator[Path]:
-    """A new folder, readable by its user alone, that is removed at the block's end.
+    """Yield a new folder that only its user can read; it is removed at the end of the block.
 
-    Folders of the same `prefix` whose processes were killed are removed first. Those of other users and of processes that
-    live stay: the system drops a lock when its process ends, and not before.
+    Folders of the same `prefix` whose processes were killed are removed first. Folders of other users and of running
+    processes are kept: the system releases a lock only when its process ends.
     """
     sweep_scratch(prefix)
     folder, descriptor = _make(prefix)
@@ -40,13 +41,13 @@ def scratch_folder(prefix: str) -> Iterator[Path]:
 
 
 def _make(prefix: str) -> tuple[Path, int]:
-    """A new folder, and the descriptor of its lock, which is held."""
+    """Create a folder; return it with the descriptor of its lock, which is held."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=prefix))
         descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         with contextlib.suppress(FileNotFoundError):
-            # Another process may have taken the folder for an abandoned one before the lock was held.
+            # Another process may have removed the folder as abandoned before the lock was acquired.
             if os.path.samestat(os.stat(folder / _LOCK), os.fstat(descriptor)):
                 return folder, descriptor
         os.close(descriptor)
@@ -65,12 +66,12 @@ def sweep_scratch(prefix: str) -> list[Path]:
 
 
 def _is_abandoned(folder: Path) -> bool:
-    """Whether nobody works in `folder`; then it is gone."""
+    """Whether no process uses `folder`; if so, the folder was removed."""
     try:
         descriptor = os.open(folder / _LOCK, os.O_RDWR)
     except FileNotFoundError:
         if time.time() - folder.stat().st_mtime > _UNLOCKED_S:
-            folder.rmdir()  # OSError where it holds anything: then it is none of ours
+            folder.rmdir()  # OSError if it contains anything: then it is not one of ours
             return True
         return False
     try:
@@ -84,16 +85,17 @@ def _is_abandoned(folder: Path) -> bool:
 
 
 def is_writable(folder: Path) -> bool:
-    """Whether files may be made in `folder`, or in the nearest folder above it that there is."""
+    """Whether files can be created in `folder`, or in its nearest existing parent."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return os.access(folder, os.W_OK)
 
 
 def unkept_folder(folder: Path) -> Path:
-    """Where to keep, as long as this process lives, what cannot be written to `folder`; the first call says so."""
+    """A temporary folder, until this process ends, for results that cannot be written to `folder`; the first call
+    warns."""
     if not _of_process.cache_info().currsize:
-        logger.warning("%s cannot be written to: nothing that is computed here is kept", folder)
+        logger.warning("%s is not writable: results that are computed here are not kept", folder)
     path = _of_process() / folder.absolute().relative_to(folder.absolute().anchor)
     path.mkdir(parents=True, exist_ok=True)
     return path

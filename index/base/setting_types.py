@@ -1,8 +1,8 @@
-"""The values of a settings class judged by the types of its fields, and the rules said in one line.
+"""Validation of settings by the types of their fields, with each rule described in one line.
 
-pydantic judges: `Annotated[int, Field(ge=2)]`, `Literal[...]`, `tuple[...]`, `dict[...]` and unions of them, strictly. A
-list is taken for a tuple, text for a path and an int for a float; `true` is no number, and nan and inf are none either.
-A field that holds another settings class must be given an instance of it.
+pydantic validates strictly: `Annotated[int, Field(ge=2)]`, `Literal[...]`, `tuple[...]`, `dict[...]` and unions of
+them. A list is accepted for a tuple, text for a path and an int for a float; `true` is not a number, and neither are
+nan and inf. The value of a field that contains another settings class must be an instance of that class.
 """
 
 import difflib
@@ -52,15 +52,15 @@ _RULES = {
 
 @functools.cache
 def hints_of(cls: type) -> dict[str, Any]:
-    """Field → type for the fields of the dataclass `cls` that its constructor takes."""
+    """Field → type, for the fields that the constructor of the dataclass `cls` accepts."""
     hints = typing.get_type_hints(cls, include_extras=True)
     return {field.name: hints[field.name] for field in fields(cls) if field.init}
 
 
 def check_values(cls: type, values: dict[str, Any], part: str, place: str) -> dict[str, Any]:
-    """`values` (field → value, not necessarily of every field) as the fields of `cls` hold them.
+    """Validate `values` (field → value, not necessarily for every field) and convert them to the field types of `cls`.
 
-    Raises ConfigError about the first that its type refuses, with its key in `part`, the rule, the value and `place`.
+    Raises ConfigError about the first invalid value, with its key in `part`, the rule, the value and `place`.
     """
     try:
         return typing.cast(dict[str, Any], _validator_of(cls).validate_python(values))
@@ -93,7 +93,7 @@ def join_key(part: str, name: str) -> str:
 
 
 def show(value: Any) -> str:
-    """A value as YAML would say it, cut at 80 characters."""
+    """Format a value as in YAML, cut at 80 characters."""
     try:
         text = str(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
     except TypeError:
@@ -103,7 +103,7 @@ def show(value: Any) -> str:
 
 @functools.cache
 def _validator_of(cls: type) -> pydantic.TypeAdapter[Any]:
-    # A mapping of which any part may be missing: a file says some of the fields.
+    # A mapping in which every part may be missing: a file sets only some of the fields.
     typed_dict: Any = typing_extensions.TypedDict
     values = typed_dict(cls.__name__, {n: _judged(hint) for n, hint in hints_of(cls).items()}, total=False)
     values.__pydantic_config__ = pydantic.ConfigDict(strict=True, allow_inf_nan=False)
@@ -111,7 +111,7 @@ def _validator_of(cls: type) -> pydantic.TypeAdapter[Any]:
 
 
 def _judged(hint: Any) -> Any:
-    """A field's type as pydantic is to judge it."""
+    """The type of a field in the form that pydantic validates."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         return Annotated[(_judged(args[0]), *args[1:])]
@@ -133,7 +133,7 @@ def _judged(hint: Any) -> Any:
 
 
 def _refuse_like_numbers(choices: tuple[Any, ...], value: Any) -> Any:
-    """pydantic takes True and 1.0 for Literal[1]."""
+    """Refuse True and 1.0 for Literal[1], which pydantic accepts."""
     if isinstance(value, bool | float):
         expected = ", ".join(map(repr, choices[:-1])) + " or " * (len(choices) > 1) + repr(choices[-1])
         raise pydantic_core.PydanticCustomError("literal_error", "{expected}", {"expected": expected})
@@ -157,7 +157,7 @@ def _key_of(problem: Any, values: Mapping[str, Any], part: str) -> str:
 
 
 def _rule_of(problem: Any, hints: Mapping[str, Any]) -> str:
-    """What a value must be, in words for a user; a range is said whole."""
+    """What a value must be, in words for a user; a range is given completely."""
     kind, context = problem["type"], problem.get("ctx", {})
     broken = {name: context[name] for name in _BOUNDS if name in context}
     if broken:

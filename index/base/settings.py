@@ -1,9 +1,9 @@
 """Settings classes, and the parser that builds them from YAML and key=value.
 
-Each way a setting can be lost without a word is closed here: an unknown key, `true` read as 1, `1e-3` read as
-text, a key given twice, and a variant that changes its type. Values are judged by the types of the fields
-(`index.base.setting_types`), whether a class is built by its constructor or from a file; which class a mapping
-belongs to is decided by the `kind` of the variant, so that an error can name the one key that is wrong.
+Settings that other parsers lose silently are errors here: an unknown key, `true` read as 1, `1e-3` read as text, a
+repeated key, and a variant that changes its type. Values are validated by the types of the fields
+(`index.base.setting_types`), both in constructors and in files. The `kind` of a variant decides which class a mapping
+belongs to, so an error can name the one key that is wrong.
 """
 
 import dataclasses
@@ -31,21 +31,22 @@ log = logging.getLogger(__name__)
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,))
 def settings(part: str) -> Callable[[type[T]], type[T]]:
-    """Make a class a frozen, keyword-only dataclass with slots whose constructor checks every value by its field's type.
+    """Make a class a frozen, keyword-only dataclass with slots whose constructor validates every value by its field's
+    type.
 
         @settings("episode")
         class EpisodeConfig:
             n_way: Annotated[int, Field(ge=2)] = 10
 
-    `EpisodeConfig(n_way=1)` raises the ConfigError "episode.n_way=1 must be at least 2". `__post_init__` is called
-    after that; it is for rules between fields. A list becomes a tuple, text a path and an int a float where the field
-    is one.
+    `EpisodeConfig(n_way=1)` raises the ConfigError "episode.n_way=1 must be at least 2". `__post_init__` runs after the
+    validation; use it for rules between fields. A list is converted to a tuple, text to a path and an int to a float if
+    the field has that type.
 
     Args:
-        part: what error texts put before the names of the fields; may be empty.
+        part: prefix of the field names in error messages; may be empty.
 
     Returns:
-        The decorator.
+        The class decorator.
     """
 
     def make(cls: type[T]) -> type[T]:
@@ -72,7 +73,7 @@ def parse_yaml(text: str, place: str) -> dict[str, Any]:
     if data is None:
         return {}
     if not isinstance(data, dict):
-        raise ConfigError(f"{place} must hold a mapping of keys to values; it holds a {name_of(data)}")
+        raise ConfigError(f"{place} must contain a mapping of keys to values; it contains a {name_of(data)}")
     return data
 
 
@@ -100,16 +101,16 @@ def parse_overrides(items: Iterable[str]) -> dict[str, Any]:
 
 
 def to_overrides(settings: Mapping[str, object] | Iterable[str]) -> list[str]:
-    """Settings as the `key=value` texts that `parse_overrides` reads, so that both pass the same checks.
+    """Convert settings to the `key=value` texts that `parse_overrides` reads, so that both pass the same checks.
 
     Args:
-        settings: dotted keys and their values, as Python has them; or `key=value` texts, which stay as they are.
+        settings: dotted keys with Python values; or `key=value` texts, which are not changed.
 
     Returns:
-        One text for each setting.
+        One text per setting.
 
     Raises:
-        ConfigError: a value is nothing that YAML could hold.
+        ConfigError: a value cannot be represented in YAML.
     """
     if isinstance(settings, str):
         return [settings]
@@ -120,12 +121,12 @@ def to_overrides(settings: Mapping[str, object] | Iterable[str]) -> list[str]:
         try:
             texts.append(f"{key}={json.dumps(_plain(value), ensure_ascii=False)}")
         except TypeError:
-            raise ConfigError(f"{key} holds a {name_of(value)}, which no setting takes") from None
+            raise ConfigError(f"{key} contains a {name_of(value)}, which no setting accepts") from None
     return texts
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay `over` on `base`: mappings are joined key by key, everything else is replaced. Neither is changed."""
+    """Merge `over` into `base`: mappings are merged key by key, everything else is replaced. Neither is changed."""
     merged = dict(base)
     for key, value in over.items():
         below = merged.get(key)
@@ -139,22 +140,22 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def lay_over(cls: type, base: Mapping[str, Any], over: Mapping[str, Any], place: str) -> dict[str, Any]:
     """`merge` for data of the dataclass tree `cls`, in which `over` may name another `kind` than `base`.
 
-    What the kind of `base` takes and the new kind does not is dropped from `base`, with one line of warning that names
-    `place`, where `base` came from. Keys that both kinds take are kept, and so is everything in `over`: `validate`
-    refuses what does not fit. A class with several kinds of its own says in `kinds_of` (field → kinds) which of them take
-    a field; a field at its default belongs to all. Raises ConfigError where the new kind cannot be loaded.
+    If the kind changes, keys of `base` that the new kind does not have are dropped, with one warning that names
+    `place`, the origin of `base`. Keys that both kinds have are kept, and so is everything in `over`: `validate`
+    refuses what does not fit. A class with several kinds lists in `kinds_of` (field → kinds) which kinds have a
+    field; a field at its default belongs to all. Raises ConfigError if the new kind cannot be loaded.
     """
     return _lay(cls, None, base, over, "", place)
 
 
 def validate(cls: type[T], data: Mapping[str, Any], place: str, prefix: str = "") -> T:
-    """Build the frozen dataclass tree `cls` from plain data, refusing whatever does not fit exactly.
+    """Build the frozen dataclass tree `cls` from plain data, refusing everything that does not fit exactly.
 
-    `place` names where the data came from; `prefix` is put before keys in errors (`"index"` gives
-    `index.shards`). A field that is a union of dataclasses takes the one whose `kind: Literal[...]` the data
-    names; without a `kind` it takes the class of the field's default. Keys that are left out keep the value of
-    the field's default. Raises ConfigError, one line, about the first thing that is wrong; a ConfigError of a
-    dataclass's own `__post_init__` comes through as it is.
+    `place` is the origin of the data, for error messages; `prefix` is put before keys in errors (`"index"` gives
+    `index.shards`). For a field that is a union of dataclasses, the `kind: Literal[...]` in the data selects the class;
+    without a `kind` it is the class of the field's default. Missing keys keep the value of the field's default. Raises
+    ConfigError, in one line, about the first thing that is wrong; a ConfigError from a dataclass's own `__post_init__`
+    is passed on unchanged.
     """
     return typing.cast(T, _Parser(cls, place, prefix).build(cls, data, prefix, dataclasses.MISSING))
 
@@ -165,8 +166,10 @@ def dump(config: Any) -> dict[str, Any]:
 
 
 def to_yaml(config: Any) -> str:
-    """Write a dataclass tree, or what `dump` makes of one, as YAML; `validate(cls, parse_yaml(to_yaml(config), place), place)`
-    gives an equal tree."""
+    """Write a dataclass tree, or the result of `dump`, as YAML.
+
+    `validate(cls, parse_yaml(to_yaml(config), place), place)` returns an equal tree.
+    """
     data = dict(config) if isinstance(config, Mapping) else dump(config)
     return write_yaml(data)
 
@@ -187,7 +190,7 @@ def _check_itself(config: Any, part: str) -> None:
 def _lay(
     hint: Any, default: Any, base: Mapping[str, Any], over: Mapping[str, Any], key: str, place: str
 ) -> dict[str, Any]:
-    """`lay_over` for a value of the type `hint`; `default` is what its field holds when nothing is said."""
+    """`lay_over` for a value of the type `hint`; `default` is the field's default value."""
     loaders = loaders_of(hint)
     old = base.get("kind", getattr(default, "kind", None))
     kind = over.get("kind", old)
@@ -233,7 +236,7 @@ def _plain(value: Any) -> Any:
 
 
 class _Parser:
-    """One validation: remembers the root class, for the nearest name, and the place, for errors."""
+    """One validation, with the root class for the nearest name, and the origin of the data for errors."""
 
     def __init__(self, root: type, place: str, prefix: str) -> None:
         self.root = root
@@ -241,7 +244,7 @@ class _Parser:
         self.prefix = prefix
 
     def build(self, hint: Any, value: Any, key: str, default: Any) -> Any:
-        """Build what of the type `hint` are dataclasses; `default` is what its field holds when nothing is said."""
+        """Build the dataclasses in a value of the type `hint`; `default` is the field's default value."""
         loaders = loaders_of(hint)
         if loaders:
             others = [option for option in typing.get_args(hint) if not loaders_of(option)]
@@ -286,7 +289,7 @@ class _Parser:
             if isinstance(kind, str) and kind in loaders:
                 return loaders[kind]()
             raise ConfigError(
-                f"{join_key(key, 'kind')}={show(kind)} is none of {', '.join(loaders)} "
+                f"{join_key(key, 'kind')}={show(kind)} must be one of {', '.join(loaders)} "
                 f"({self.place}){guess(str(kind), list(loaders))}"
             )
         if dataclasses.is_dataclass(default):
@@ -294,7 +297,8 @@ class _Parser:
         raise ConfigError(f"{join_key(key, 'kind')} is required: one of {', '.join(loaders)} ({self.place})")
 
     def _refuse_key(self, name: str, cls: type, key: str) -> typing.NoReturn:
-        """Say where the unknown key `name` of `cls` at `key` belongs, or what it was probably meant to be."""
+        """Raise an error about the unknown key `name` of `cls` at `key`: where it belongs, or which key was probably
+        meant."""
         siblings = _siblings_of(self.root, cls)
         owners = list_kinds([c for c in siblings if c is not cls and name in hints_of(c)])
         kind = join_key(key, "kind")
@@ -304,7 +308,7 @@ class _Parser:
                 f"{full} belongs to {' or '.join(f'{kind}={o}' for o in owners)}; "
                 f"this run has {kind}={list_kinds([cls])[0]} ({self.place})"
             )
-        # Names are compared without their prefix, which would make any two keys of one part alike.
+        # Names are compared without their prefix, which would make any two keys of one part similar.
         near = difflib.get_close_matches(name, hints_of(cls), n=1)
         places = {k.rsplit(".", 1)[-1]: k for k in _keys_of(self.root, self.prefix)}
         far = difflib.get_close_matches(name, places, n=1, cutoff=0.75)

@@ -1,8 +1,8 @@
-"""Ctrl-C and SIGTERM: a request to stop, which is answered at the next good moment, or an exception at once.
+"""Ctrl-C and SIGTERM: either a request to stop, which is answered at the next safe point, or an immediate exception.
 
-A command that has nothing to finish ends at once: `raising_on_sigterm` turns SIGTERM into an exception, as Python does with
-Ctrl-C, so that every `finally` runs. Training and sweeps finish their step first: `answering_signals` notes the request, and
-whoever works asks `StopRequest.is_set` between two steps.
+A command that has nothing to finish ends at once: `raising_on_sigterm` turns SIGTERM into an exception, as Python does
+with Ctrl-C, so that every `finally` runs. Training and sweeps finish their step first: `answering_signals` records the
+request, and the loop checks `StopRequest.is_set` between two steps.
 """
 
 import contextlib
@@ -19,13 +19,14 @@ logger = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _AGAIN_S = 0.5
-"""a second Ctrl-C within this time is the same key press: a process group and its leader may both pass it on"""
+"""A second Ctrl-C within this time is the same key press: a process group and its leader may both forward it
+(seconds)."""
 _LAST_S = 3.0
-"""seconds that a process which was told to end at once has left to clean up"""
+"""Time that a process has for cleaning up after an immediate stop (seconds)."""
 
 
 class Stopped(KeyboardInterrupt):
-    """Work that a signal ended; the text says what is kept and how to resume. No `except Exception` catches it."""
+    """Work that a signal ended; the text says what is kept and how to resume. Not caught by `except Exception`."""
 
     def __init__(self, text: str = "stopped", number: int = signal.SIGINT) -> None:
         super().__init__(text)
@@ -33,7 +34,7 @@ class Stopped(KeyboardInterrupt):
 
     @property
     def exit_code(self) -> int:
-        """What the process exits with: 130 after Ctrl-C, 143 after SIGTERM."""
+        """The exit code of the process: 130 after Ctrl-C, 143 after SIGTERM."""
         return 128 + self.number
 
 
@@ -43,25 +44,25 @@ def number_of(error: KeyboardInterrupt) -> int:
 
 
 class StopRequest:
-    """Whether the work is to stop at its next good moment. Any thread may ask and wait."""
+    """Whether the work is to stop at its next safe point. Thread-safe."""
 
     def __init__(self) -> None:
         self.number: int = signal.SIGTERM
-        """the signal that asked"""
+        """Number of the signal."""
         self._event = threading.Event()
 
     @property
     def is_set(self) -> bool:
-        """Whether somebody asked to stop."""
+        """Whether a stop was requested."""
         return self._event.is_set()
 
     def ask(self, number: int = signal.SIGTERM) -> None:
-        """Ask to stop."""
+        """Request a stop."""
         self.number = number
         self._event.set()
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait until somebody asks; returns whether somebody did."""
+        """Wait for a request; return whether there was one."""
         return self._event.wait(timeout_s)
 
 
@@ -69,16 +70,17 @@ class StopRequest:
 def answering_signals(
     grace_s: float, what: str, *, describe: Callable[[], str] = lambda: "stopped"
 ) -> Iterator[StopRequest]:
-    """Take Ctrl-C and SIGTERM as a request to stop while the block runs.
+    """Treat Ctrl-C and SIGTERM as a request to stop while the block runs.
 
-    A block that is still running `grace_s` seconds after the signal, or at a second Ctrl-C, is ended by `Stopped`; a process
-    that does not answer that either ends at once. SIGTERM may come twice, from a process group and from its leader. Only the
-    main thread gets signals: elsewhere nothing changes, and whoever has the request asks through it.
+    If the block is still running `grace_s` seconds after the signal, or at a second Ctrl-C, `Stopped` is raised in
+    it. A process that does not react to that either ends at once. SIGTERM may arrive twice, from a process group and
+    from its leader. Only the main thread receives signals: in other threads nothing changes, and the owner of the
+    request calls `ask`.
 
     Args:
-        grace_s: seconds.
+        grace_s: seconds until the block is interrupted.
         what: what is finished first, for the log.
-        describe: what is kept, for the line of a process that ends at once.
+        describe: what is kept, for the message of a process that ends at once.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -131,7 +133,8 @@ def answering_signals(
 
 @contextlib.contextmanager
 def raising_on_sigterm() -> Iterator[None]:
-    """Raise `Stopped` in the main thread at SIGTERM while the block runs, as Python raises KeyboardInterrupt at Ctrl-C."""
+    """Raise `Stopped` in the main thread at SIGTERM while the block runs, as Python raises KeyboardInterrupt at
+    Ctrl-C."""
 
     def end(number: int, frame: FrameType | None) -> None:
         signal.signal(
@@ -151,7 +154,7 @@ def raising_on_sigterm() -> Iterator[None]:
 
 @contextlib.contextmanager
 def keeping_handlers() -> Iterator[None]:
-    """Put back what answers Ctrl-C and SIGTERM after a block of a library that installs handlers of its own."""
+    """Restore the handlers of Ctrl-C and SIGTERM after a block in which a library installs its own."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

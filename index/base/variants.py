@@ -1,4 +1,4 @@
-"""Which dataclasses a field may hold, by their `kind`; each is loaded when its kind is named."""
+"""The dataclasses that a field may contain, by `kind`; each class is loaded when its kind is used."""
 
 import contextlib
 import dataclasses
@@ -16,9 +16,10 @@ ONLY = ""  # instead of a kind: the one dataclass of a hint that offers no choic
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Variants:
-    """In `Annotated[MethodSettings, Variants(find)]`: the dataclasses that a field may hold, each loaded when its kind is named.
+    """In `Annotated[MethodSettings, Variants(find)]`: further dataclasses for a field, each loaded when its kind is
+    used.
 
-    They come on top of those that the type itself names. A loader may raise ConfigError; only who names the kind sees it.
+    They extend those that the type itself names. A loader may raise ConfigError; it appears only if that kind is used.
     """
 
     find: Callable[[], Mapping[str, Callable[[], type]]]
@@ -26,7 +27,8 @@ class Variants:
 
 
 def loaders_of(hint: Any) -> dict[str, Callable[[], type]]:
-    """Kind → what returns its dataclass, for a hint that is one, a union of some or has `Variants`; else empty."""
+    """Kind → loader of its dataclass, for a hint that is a dataclass, a union of some, or has `Variants`; otherwise
+    empty."""
     marks: list[Any] = []
     if typing.get_origin(hint) is typing.Annotated:
         hint, *marks = typing.get_args(hint)
@@ -48,7 +50,8 @@ def _itself(cls: type) -> type:
 
 
 def classes_of(hint: Any) -> list[type]:
-    """The dataclasses of a hint, all loaded, also those in tuple[...] and dict[...]; one that cannot be loaded is left out."""
+    """The dataclasses of a hint, all loaded, also those in tuple[...] and dict[...]; one that cannot be loaded is
+    left out."""
     if typing.get_origin(hint) in (tuple, dict):
         return [cls for arg in typing.get_args(hint) for cls in classes_of(arg)]
     found = []
@@ -59,13 +62,13 @@ def classes_of(hint: Any) -> list[type]:
 
 
 def class_of_kind(loaders: Mapping[str, Callable[[], type]], kind: Any) -> type | None:
-    """The class that `loaders` have for `kind`, loaded; None where there is none."""
+    """The loaded class for `kind`; None if `loaders` has no such kind."""
     load = loaders.get(ONLY) or (loaders.get(kind) if isinstance(kind, str) else None)
     return load() if load else None
 
 
 def takes(cls: type, kind: Any, name: str, value: Any) -> bool:
-    """Whether `cls` takes `value` for the key `name` when it is of `kind`."""
+    """Whether `cls` accepts `value` for the key `name` when it is of `kind`."""
     if name not in hints_of(cls):
         return False
     is_own = kind in getattr(cls, "kinds_of", {}).get(name, (kind,))
@@ -79,7 +82,7 @@ def list_kinds(variants: list[type]) -> list[str]:
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:
-    """What a field holds when nothing is said; `dataclasses.MISSING` where it is required."""
+    """The default value of a field; `dataclasses.MISSING` if the field is required."""
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return field.default

@@ -1,7 +1,8 @@
-"""YAML text to plain data and back, without YAML's surprises.
+"""Convert YAML text to plain data and back, without YAML's surprises.
 
 Scalars follow YAML 1.2: only true/false are booleans, `1e-3` is a float, `010` is ten; a date is text, and so is
-`.nan`. A repeated key, a key that is not text, a tag that would build an object and a value that holds itself are errors.
+`.nan`. Errors are: a repeated key, a key that is not text, a tag that would build an object, a value that contains
+itself.
 """
 
 import re
@@ -21,9 +22,9 @@ _SCALARS = (("bool", _BOOL), ("int", _INT), ("float", _FLOAT), ("null", _NULL))
 
 
 def read_yaml(text: str, place: str) -> Any:
-    """The plain data of one YAML document; None if it is empty.
+    """Return the plain data of one YAML document; None if it is empty.
 
-    Raises ConfigError with `place` (a file name) and the line for what is not YAML or breaks a rule of this module.
+    Raises ConfigError with `place` (a file name) and the line if the text is not YAML or breaks a rule of this module.
     """
     try:
         loader = _Loader(text)
@@ -44,7 +45,7 @@ def read_yaml(text: str, place: str) -> Any:
 
 
 def _check_aliases(root: yaml.Node, place: str) -> None:
-    """Refuse an alias inside what it stands for, which would hold itself, and aliases of aliases that unfold to millions of values."""
+    """Refuse an alias inside its own value, and aliases of aliases that expand to millions of values."""
     num_nodes, within = 0, set[int]()
 
     def walk(node: yaml.Node) -> None:
@@ -52,7 +53,7 @@ def _check_aliases(root: yaml.Node, place: str) -> None:
         num_nodes += 1
         where = f"{place}, line {node.start_mark.line + 1}"
         if id(node) in within:
-            raise ConfigError(f"{where}: an alias (*) lies inside the value that it stands for")
+            raise ConfigError(f"{where}: an alias (*) is inside the value that it refers to")
         if num_nodes > _MOST_NODES:
             raise ConfigError(f"{where}: its aliases (*) unfold to more than {_MOST_NODES} values")
         within.add(id(node))

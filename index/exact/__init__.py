@@ -1,1 +1,2 @@
-"""What makes a search exact: the definition of a cost, the bound on its rounding, and the second look where that leaves a doubt."""
+"""What makes a search exact: the definition of a cost, the bound on its rounding, and a second pass for doubtful
+queries."""

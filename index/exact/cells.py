@@ -1,7 +1,9 @@
-"""Rows in cells, each around a point near all of them: what lies in a tight cell is compared precisely, what lies far away not at all.
+"""Rows grouped into cells, each around a nearby point: rows in a tight cell are compared precisely, distant cells are
+skipped.
 
-Where an embedding has tight clusters far apart, one origin for all vectors loses the digits that tell neighbours apart; with an
-origin in each cluster they are kept (‖x − y‖² = ‖x − c‖² − 2(x − c)·(y − c) + ‖y − c‖², and ‖y − c‖ is small).
+If an embedding has tight clusters far apart, a common origin for all vectors loses the digits that distinguish
+neighbours. An origin in each cluster keeps them (‖x − y‖² = ‖x − c‖² − 2(x − c)·(y − c) + ‖y − c‖², and ‖y − c‖ is
+small).
 """
 
 from dataclasses import dataclass
@@ -10,10 +12,10 @@ import numpy as np
 
 from index.exact.costs import Vectors
 
-# Seeds are chosen among so many rows, spread evenly; 256 of them in 4,096 x 128 take about 0.1 s.
+# Seeds are chosen among this many evenly spaced rows; 256 seeds in 4,096 x 128 take about 0.1 s.
 _SAMPLE_ROWS = 4096
 _MOST_CELLS = 256
-# Smaller cells are not worth a product of their own.
+# Smaller cells are not worth a separate matrix product.
 _ROWS_A_CELL = 128
 _ROWS_AT_ONCE = 4096
 
@@ -46,10 +48,11 @@ def one_cell(vectors: Vectors, rows: np.ndarray) -> Cells:
 
 
 def find_cells(vectors: Vectors) -> Cells:
-    """Cells of all rows, by the furthest-first traversal (Gonzalez, 1985): each next seed is the row furthest from all before it.
+    """Find cells of all rows by the furthest-first traversal (Gonzalez, 1985): the next seed is the row furthest from
+    all seeds.
 
-    Of m seeds none leaves a larger radius than twice the least possible one, so clusters far apart have cells of their own.
-    Any cells give the same answers; good ones give them sooner. Deterministic.
+    The radius is at most twice the smallest possible one for this number of seeds, so distant clusters get separate
+    cells. Any cells give the same answers; good ones are faster. Deterministic.
     """
     num = len(vectors.raw)
     sample = np.unique(np.linspace(0, num - 1, min(num, _SAMPLE_ROWS)).astype(np.int64))

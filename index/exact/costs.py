@@ -1,11 +1,11 @@
-"""The cost of a pair of vectors, the smaller the nearer: what "exact" means in this project.
+"""The cost of a pair of vectors, smaller is nearer: the definition of "exact" in this project.
 
     l2              ‖x − y‖² by direct differences
     inner_product   −x·y
-    cosine          −s·(x·y)² / (‖x‖²·‖y‖²) with s the sign of x·y: in the order of the cosine, and without its square roots
+    cosine          −s·(x·y)² / (‖x‖²·‖y‖²) with s the sign of x·y: same order as the cosine, without square roots
 
-in float64 on the float32 vectors as they were given. It depends on the two vectors alone: not on who else is asked, on shards or threads.
-Equal costs are ordered by id.
+Costs are computed in float64 from the original float32 vectors. A cost depends only on its two vectors, not on other
+queries, shards or threads. Equal costs are ordered by id.
 """
 
 import functools
@@ -14,13 +14,13 @@ import numpy as np
 
 from index.config import Metric
 
-# float64 numbers held at once while candidates are judged: 256 KiB stay in the cache. 2,048 queries with 16 candidates of
-# dim 256 took 36 ms with it, and about 100 ms with 16 MiB.
+# Number of float64 values per block while candidates are ranked: 256 KiB fit in the cache. 2,048 queries with 16
+# candidates of dim 256 took 36 ms with it, and about 100 ms with 16 MiB.
 _NUMBERS_AT_ONCE = 1 << 15
 
 
 class Vectors:
-    """float32 [rows, dim] as they were given, and what a metric makes of them."""
+    """The original vectors, float32 [rows, dim], and the quantities that a metric derives from them."""
 
     def __init__(self, raw: np.ndarray, metric: Metric) -> None:
         self.raw = np.asarray(raw)
@@ -33,14 +33,15 @@ class Vectors:
 
     @functools.cached_property
     def first_twins(self) -> np.ndarray:
-        """For each row the number of a row with the same bytes, one for all such rows: int64; a sort of the vectors, at first use."""
+        """For each row the number of a row with the same bytes, one for all such rows: int64; a sort of the vectors,
+        at first use."""
         raw = np.ascontiguousarray(self.raw)
         as_one = raw.view(np.dtype((np.void, raw.shape[1] * raw.itemsize))).ravel()
         _, firsts, places = np.unique(as_one, return_index=True, return_inverse=True)
         return np.asarray(firsts[places])
 
     def costs(self, queries: np.ndarray, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """Costs of `queries` float32 [n, dim] with `rows` int64 [n, c]: float64 [n, c]; anything where a row is −1."""
+        """Costs of `queries` float32 [n, dim] with `rows` int64 [n, c]: float64 [n, c]; undefined where a row is −1."""
         out = np.empty(rows.shape) if out is None else out
         dim, is_l2 = self.raw.shape[1], self.metric == "l2"
         at_once = max(1, _NUMBERS_AT_ONCE // max(rows.shape[1] * dim, 1))
@@ -75,7 +76,8 @@ def query_points(queries: np.ndarray, metric: Metric) -> np.ndarray:
 
 
 def squares_of(vectors: np.ndarray) -> np.ndarray:
-    """‖x‖² of float32 [n, dim]: float64 [n]; summed as a product in `Vectors.costs`, so that a vector's cosine with itself is 1."""
+    """‖x‖² of float32 [n, dim]: float64 [n]; summed as a product in `Vectors.costs`, so that a vector's cosine with
+    itself is 1."""
     squares = np.empty(len(vectors))
     at_once = max(1, _NUMBERS_AT_ONCE // vectors.shape[1])
     for first in range(0, len(vectors), at_once):
@@ -85,5 +87,5 @@ def squares_of(vectors: np.ndarray) -> np.ndarray:
 
 
 def linear(costs: np.ndarray, metric: Metric) -> np.ndarray:
-    """Costs as squared distances or negative products: for cosine the negative cosine; ±inf stays."""
+    """Costs as squared distances or negative products: for cosine the negative cosine; ±inf is kept."""
     return np.sign(costs) * np.sqrt(np.abs(costs)) if metric == "cosine" else costs

@@ -1,7 +1,8 @@
-"""The second look at queries whose float32 candidates are not proven to be the nearest.
+"""Second pass for queries whose float32 candidates are not proven to be the nearest.
 
-A lower bound on each cost, by one matrix product around each cell's centre, says which rows may be among the nearest; their exact
-costs decide. In float32 first, and in float64 for queries that this leaves too many rows.
+One matrix product around each cell's centre gives a lower bound on each cost. Rows whose bound is low enough are
+compared by their exact costs. The bounds are computed in float32 first, and in float64 for queries with too many such
+rows.
 """
 
 import functools
@@ -15,21 +16,21 @@ from index.exact.rounding import FLOAT32, FLOAT64, gamma, product_error, squared
 from index.runtime import faiss
 
 _QUERIES_AT_ONCE = 512
-_ROWS_AT_ONCE = 4096  # with the above 8 MiB of float32, which stays in the cache
-_QUERIES_A_THREAD = 256  # for fewer, threads cost more than they bring
-# Cells are found once so many queries had to be looked at again; before, one cell is all rows.
+_ROWS_AT_ONCE = 4096  # with the above 8 MiB of float32, which fit in the cache
+_QUERIES_A_THREAD = 256  # for fewer, threads cost more than they save
+# Cells are computed once this many queries needed a second pass; before that, all rows form one cell.
 _QUERIES_FOR_CELLS = 64
 # Exact costs of a 64th of the rows take about as long as a float64 product with all of them.
 _SHARE_JUDGED = 64
 # Candidates beyond k whose exact costs lower the limit of a query that too many rows are below.
 _SPARE = 8
-# Costs, limits, centres and points are float64, each with a rounding of its own.
+# Costs, limits, centres and points are float64, each with its own rounding.
 _FLOAT64_STEPS = 8
 # What float32 may lose below its range, in units in which offsets and queries are about 1.
 _UNDERFLOW = 2.0**-100
-# Pairs kept until the best are chosen, 24 bytes each.
+# Number of pairs that are kept before the best are selected, 24 bytes each.
 _PAIRS_AT_ONCE = 1 << 22
-# From so many pairs on, rows that are equal are judged once.
+# From this number of pairs on, equal rows are compared only once.
 _PAIRS_FOR_TWINS = 1 << 16
 
 
@@ -44,7 +45,7 @@ class SecondLook:
         self._labels = labels
         self._ids = ids
         self.num_queries = 0
-        """queries looked at so far"""
+        """Number of queries that had a second pass so far."""
 
     def nearest(
         self,
@@ -56,7 +57,8 @@ class SecondLook:
         *,
         is_masked: bool,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The k best of the allowed rows for each query: rows int64 [n, k] and costs float64 [n, k], −1 and +inf where fewer are needed.
+        """The k best of the allowed rows for each query: rows int64 [n, k] and costs float64 [n, k], −1 and +inf
+        where fewer are needed.
 
         Args:
             queries: float32 [n, dim].
@@ -67,7 +69,7 @@ class SecondLook:
             is_masked: whether labels count.
         """
         self.num_queries += len(queries)
-        # Equal queries are asked once: where an embedding has collapsed, all of them are.
+        # Equal queries are searched once: in a collapsed embedding all of them are equal.
         keys = np.ascontiguousarray(queries + np.float32(0)).view(np.uint8)  # -0 is 0
         if is_masked:
             keys = np.concatenate([keys, labels[:, None].view(np.uint8)], axis=1)
@@ -115,7 +117,7 @@ class SecondLook:
 
 
 class _Search:
-    """One call's queries, what each is known not to exceed, and the pairs found so far."""
+    """The queries of one call, the upper limit of each one's costs, and the pairs found so far."""
 
     def __init__(
         self,
@@ -134,7 +136,7 @@ class _Search:
         self._lengths = np.sqrt(np.einsum("nd,nd->n", self._points, self._points))
         self.limits = limits
         """float64 [n]: rows that cost more are not needed"""
-        # float64 [n, k]: the least costs found, in no order
+        # float64 [n, k]: the smallest costs found, unordered
         self._least = np.full((len(queries), k), np.inf)
         # (query, row, cost) of pairs within the limits: int64, int64, float64 [p]
         self._pairs: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
@@ -143,13 +145,14 @@ class _Search:
     def look(
         self, queries: np.ndarray, cells: Cells, is_allowed: np.ndarray | None, dtype: type
     ) -> np.ndarray:
-        """Find all pairs within the limits of these queries, int64 [any]; returns those left, which too many rows are near for float32."""
+        """Find all pairs within the limits of these queries, int64 [any]; return queries with too many near rows for
+        float32."""
         if not len(queries):
             return queries
         lowest, offsets = self._to_cells(queries, cells)
         is_left = np.zeros(len(self._queries), dtype=bool)
         metric = self._vectors.metric
-        # A query's nearest cells first: they lower its limit for the others.
+        # A query's nearest cells first: they lower its limit for the other cells.
         for number in np.argsort(lowest.min(axis=0), kind="stable").tolist():
             rows = cells.of(number, is_allowed)
             for first in range(0, len(rows), _ROWS_AT_ONCE):
@@ -165,7 +168,7 @@ class _Search:
                         queries[part], some, cells.centres[number], offsets[part, number], right, scale
                     )
                     is_left[left] = True
-        # They are looked at once more, so what was found of them is forgotten.
+        # These queries are searched again in float64, so their pairs are discarded.
         self._pairs = [
             (query[kept], row[kept], cost[kept])
             for query, row, cost in self._pairs
@@ -185,9 +188,11 @@ class _Search:
         return rows, costs
 
     def _to_cells(self, queries: np.ndarray, cells: Cells) -> tuple[np.ndarray, np.ndarray]:
-        """A lower bound on the (linear) cost of each query with any row of each cell, and the length of its factor: float64 [n, cells].
+        """A lower bound on the (linear) cost of each query with any row of each cell, and the length of its factor:
+        float64 [n, cells].
 
-        The factor is what meets the rows' offsets from the centre: the query without the centre for l2, else the query.
+        The factor is multiplied by the rows' offsets from the centre: the query minus the centre for l2, otherwise
+        the query.
         """
         points, lengths = self._points[queries], self._lengths[queries]
         dim = points.shape[1]
@@ -207,7 +212,8 @@ class _Search:
     def _right(
         self, rows: np.ndarray, centre: np.ndarray, radius: float, dtype: type
     ) -> tuple[np.ndarray, float]:
-        """The rows' side of the product, [rows, dim + 2], in units of a power of two near the radius, which comes with it."""
+        """The rows' side of the product, [rows, dim + 2], in units of a power of two near the radius, which comes
+        with it."""
         scale = float(_power_of_two(np.array(radius or np.abs(centre).max() or 1.0)))
         offsets = (self._vectors.points(rows) - centre) / scale
         squares = np.einsum("nd,nd->n", offsets, offsets)
@@ -227,9 +233,10 @@ class _Search:
         right: np.ndarray,
         scale: float,
     ) -> np.ndarray:
-        """Add the pairs of these queries and rows that are within the limits; returns queries that have too many for float32.
+        """Add the pairs of these queries and rows that are within the limits; return queries with too many rows for
+        float32.
 
-        One product gives (2·)q·y' less its rounding: a lower bound on the cost up to what is the query's alone.
+        One product gives (2·)q·y' minus its rounding: a lower bound on the cost, up to a term of the query alone.
         """
         dtype, dim = right.dtype, self._points.shape[1]
         points = self._points[queries]
@@ -274,7 +281,7 @@ class _Search:
         return too_many
 
     def _tighten(self, queries: np.ndarray, rows: np.ndarray, tile: np.ndarray) -> None:
-        """Lower the limits of these queries to the k-th exact cost among what looks best in the tile."""
+        """Lower the limits of these queries to the k-th exact cost among the rows that look best in the tile."""
         if len(rows) < self._k:
             return
         count = min(self._k + _SPARE, len(rows))
@@ -285,7 +292,8 @@ class _Search:
         self.limits[queries] = np.minimum(self.limits[queries], kth)
 
     def _add(self, queries: np.ndarray, rows: np.ndarray) -> None:
-        """Judge these pairs, ordered by query and none of them seen before; lower the limits to the k-th best, and keep those within."""
+        """Compute the exact costs of new pairs, ordered by query; lower the limits to the k-th best, and keep pairs
+        within them."""
         if not len(queries):
             return
         if len(queries) >= _PAIRS_FOR_TWINS:
@@ -316,7 +324,7 @@ class _Search:
         return self._vectors.costs(self._queries[queries], rows[:, None])[:, 0]
 
     def _choose(self) -> None:
-        """Of the pairs found keep the k best of each query, ordered by query."""
+        """Keep the k best pairs of each query, ordered by query."""
         if not self._pairs:
             return
         query, row, cost = (np.concatenate(arrays) for arrays in zip(*self._pairs, strict=True))
@@ -329,5 +337,5 @@ class _Search:
 
 
 def _power_of_two(numbers: np.ndarray) -> np.ndarray:
-    """The largest power of two at most `numbers`, which are above 0: float64 alike."""
+    """The largest power of two that is at most `numbers`, which are above 0; float64 of the same shape."""
     return np.exp2(np.floor(np.log2(numbers)))

@@ -14,7 +14,7 @@ from index.writing.job import PLAN_FILE
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attempt:
-    """What a killed build left, or one that is at work."""
+    """An unfinished build: either one that was killed, or one in progress."""
 
     token: str
     """Name of its folder."""
@@ -32,7 +32,7 @@ class Attempt:
     """Shards whose FAISS index is made."""
 
     written_s: float
-    """Seconds since it last finished something."""
+    """Seconds since it last finished a piece."""
 
 
 def list_attempts(out: Path) -> list[Attempt]:

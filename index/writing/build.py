@@ -1,8 +1,8 @@
-"""Building an index: vectors, labels and ids in, a published version out.
+"""Build an index: vectors, labels and ids are published as a version.
 
-`build` does it in one process from arrays in memory. `Staging` is the same in steps, for workers that write shards
-side by side: one process creates it, each worker opens it by path and writes its shards, one publishes. `index.writing.job`
-goes through the same steps for data that does not fit in memory, and resumes after a kill.
+`build` does it in one process, from arrays in memory. `Staging` does it in steps, for workers that write shards
+concurrently: one process creates it, each worker opens it by path and writes its shards, one process publishes.
+`index.writing.job` runs the same steps for data that does not fit in memory, and resumes after a kill.
 """
 
 import datetime
@@ -24,7 +24,7 @@ from index.runtime import faiss
 from index.vectors import check_column, check_directions, check_order, check_vectors, sort_rows, unit_vectors
 
 _TOKEN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-# The mean is summed by this many rows, so that it does not depend on how many are held at once.
+# The mean is summed in blocks of this many rows, so that it does not depend on the number of rows in memory.
 SUM_ROWS = 1024
 _SAMPLE_SEED = 0
 # Settings of the machine that builds, not of the index.
@@ -70,7 +70,7 @@ def build(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Facts:
-    """What is noted of a finished file of vectors."""
+    """The recorded facts of a finished file of vectors."""
 
     crc32: int
     """CRC-32 of the bytes that were written."""
@@ -87,7 +87,7 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Staging(WorkFolder):
-    """A version being written. Other processes open it by path and token, or get it pickled."""
+    """A version in progress. Other processes open it by path and token, or get it pickled."""
 
     @property
     def out(self) -> Path:
@@ -111,7 +111,7 @@ class Staging(WorkFolder):
 
     @classmethod
     def create(cls, out: Path, token: str, owner: Owner | None = None) -> "Staging":
-        """Start an attempt with an empty folder; what an earlier attempt of this token left is removed."""
+        """Start an attempt with an empty folder; remains of an earlier attempt with this token are removed."""
         staging = cls.at(out, token, owner)
         staging._prepare()
         files.create_folder(staging.folder)
@@ -120,7 +120,7 @@ class Staging(WorkFolder):
 
     @classmethod
     def resume(cls, out: Path, token: str, owner: Owner | None = None) -> "Staging":
-        """Resume an attempt, or start it; sound files that are finished are kept."""
+        """Resume an attempt, or start it; intact finished files are kept."""
         staging = cls.at(out, token, owner)
         staging._prepare()
         object_cache.bring(staging.folder)
@@ -130,14 +130,15 @@ class Staging(WorkFolder):
 
     @classmethod
     def open(cls, out: Path, token: str, owner: Owner | None = None) -> "Staging":
-        """Open an attempt that another process created. Raises VersionError where there is none."""
+        """Open an attempt that another process created. Raises VersionError if it does not exist."""
         staging = cls.at(out, token, owner)
         if object_cache.place_of(staging.out) is None and not staging.folder.is_dir():
             raise VersionError(f"{staging.folder} is not there; it was published, removed or never created")
         return staging
 
     def path_of(self, name: str) -> Path:
-        """Path of a file of this attempt: in the version's folder if it will be published, else next to that folder."""
+        """Path of a file of this attempt: in the version's folder if it will be published, otherwise next to that
+        folder."""
         return (self.version_folder if versions.is_file_name(name) else self.folder) / name
 
     def write_shard(
@@ -161,9 +162,9 @@ class Staging(WorkFolder):
         blocks: Iterable[np.ndarray],
         more: Mapping[str, object] | None = None,
     ) -> None:
-        """Write a file float32 `shape` = [rows, dim] from blocks of its rows, which are checked already.
+        """Write a float32 file of `shape` = [rows, dim] from blocks of its rows, which must be checked already.
 
-        Every block but the last has a multiple of SUM_ROWS rows. more: JSON values that are noted with the file.
+        Every block but the last has a multiple of SUM_ROWS rows. more: JSON values to record with the file.
         """
         total = np.zeros(shape[1])
 
@@ -180,7 +181,8 @@ class Staging(WorkFolder):
         self.finish(name, {**dump(facts), **(more or {})}, crc32=crc32)
 
     def train(self, config: IndexConfig) -> None:
-        """Train what the shards share, on a sample of all of them that depends on their number alone; kinds that train."""
+        """Train the part that the shards share, for kinds that have one, on a sample that depends only on the number
+        of shards."""
         if not kinds.is_trained(config.kind) or self.has(versions.QUANTIZER):
             return
         facts = self._facts_of_shards()
@@ -201,7 +203,7 @@ class Staging(WorkFolder):
         self.finish(versions.QUANTIZER)
 
     def add(self, shard: int, config: IndexConfig) -> None:
-        """Make the FAISS index of a shard that is written, once all is trained; kinds that have one."""
+        """Create the FAISS index of a written shard after training, for kinds that have one."""
         name = versions.faiss_name(shard)
         if not kinds.needs_files(config) or self.has(name):
             return
@@ -230,14 +232,14 @@ class Staging(WorkFolder):
         verify: bool = False,
         switch: Callable[[Path, int], None] = publishing.make_current,
     ) -> Path:
-        """Publish the shards written so far as the next version, in one step (`switch`); returns its folder.
+        """Publish the shards written so far as the next version, in one step (`switch`); return its folder.
 
-        labels, ids: int64 [num_vectors] of the rows of all shards in order, sorted by (label, id). There are as
-        many shards as were written, whatever config.shards says; what was not trained or added yet is, here. `verify`
-        reads every file once more before. Raises VersionError when a shard is missing or damaged, RequestError when
-        labels or ids do not fit, StaleOwnerError when another process has taken over.
+        labels, ids: int64 [num_vectors] of the rows of all shards in order, sorted by (label, id). The number of
+        shards is that of the written ones, whatever config.shards is. Missing training and adding steps are run here.
+        `verify` reads every file once more first. Raises VersionError if a shard is missing or damaged, RequestError
+        if labels or ids are invalid, StaleOwnerError if another process has taken over.
         """
-        object_cache.bring(self.folder)  # what other machines wrote
+        object_cache.bring(self.folder)  # files that other machines wrote
         facts = self._facts_of_shards()
         dims = {f.dim for f in facts}
         if len(dims) > 1:
@@ -245,7 +247,7 @@ class Staging(WorkFolder):
         counts = np.array([f.num_vectors for f in facts])
         num_vectors = int(counts.sum())
         if num_vectors == 0:
-            raise RequestError(f"no shard of {self.folder} holds a vector; an index needs at least one")
+            raise RequestError(f"no shard of {self.folder} contains a vector; an index needs at least one")
         check_column(labels, "labels", num_vectors)
         check_column(ids, "ids", num_vectors)
         check_order(labels, ids)
@@ -292,7 +294,7 @@ class Staging(WorkFolder):
         files.remove_stale_staging(self.folder.parent, keep=(self.folder.name,))
 
     def _facts_of_shards(self) -> list[Facts]:
-        """Facts of all shards that are written; VersionError where one before another is missing."""
+        """Facts of all written shards; raises VersionError if there is a gap between them."""
         names = [name for name in self.list_finished() if versions.is_shard_name(name)]
         facts = []
         for shard in range(len(names)):
@@ -309,7 +311,7 @@ class Staging(WorkFolder):
         self.finish(name)
 
     def _record_files(self) -> dict[str, versions.FileRecord]:
-        """Size and checksum of every file to publish; what a killed process left half written is removed."""
+        """Size and checksum of every file to publish; half-written files of a killed process are removed."""
         finished = {name: self.facts_of(name) for name in self.list_finished() if versions.is_file_name(name)}
         written = {path.name for path in self.version_folder.iterdir()}
         for name in written.union(files.list_folder(self.version_folder)):
@@ -326,6 +328,6 @@ class Staging(WorkFolder):
             if not self.is_sound(name):
                 self.forget(name)
                 raise VersionError(
-                    f"{self.path_of(name)} is not what was written there; is the disk sound? "
+                    f"{self.path_of(name)} differs from what was written; is the disk faulty? "
                     "The same command writes it again"
                 )

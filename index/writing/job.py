@@ -1,14 +1,14 @@
-"""Building an index in stages of pieces (`index.base.pieces`), so that a killed build resumes.
+"""Build an index in stages of pieces (`index.base.pieces`), so that a killed build resumes.
 
 plan     rows sorted by (label, id) and cut into shards; the fingerprint of everything that decides the result names the
-         attempt's folder, so that the same command finds what a killed one left
+         attempt's folder, so that the same command finds a killed attempt
 embed    ranges of positions, cut at fixed batch boundaries, become pieces (only where vectors are computed)
 write    shards: vectors by position, from the pieces or the user's file
-train    what all shards share, on a sample (kinds that train)
+train    the part that all shards share, on a sample (for kinds that train)
 add      each shard's FAISS index (kinds that have one)
 publish  every file is read once more, then renamed in one step
 
-No process holds more than `memory_mb` of vectors, except for FAISS's index of one shard.
+No process keeps more than `memory_mb` of vectors in memory, except for the FAISS index of one shard.
 """
 
 import dataclasses
@@ -37,14 +37,14 @@ Work = Callable[[int], None]
 """Does the piece of a stage with this number."""
 
 PLAN_FILE = "plan.json"
-_ROWS = "rows.npy"  # int64 [n]: what the source knows the vector at each position by
-# A piece is so many batches: few enough that a kill costs little, many enough that starting each costs little.
+_ROWS = "rows.npy"  # int64 [n]: the source's number of the vector at each position
+# Batches per piece: few enough that a kill loses little, many enough that starting a piece costs little.
 _BATCHES_A_PIECE = 32
 _PIECE_BYTES = 1 << 26
-_MISSING = "missing"  # in a piece's note: positions in it without a vector of their own
+_MISSING = "missing"  # in a piece's note: positions in it without their own vector
 _NUM_NAMED = 5  # ids that a warning names
-_FORMAT = 1  # raised when the same plan would give other bytes
-# Settings that change when and where work is done, and what is kept afterwards; not what comes out.
+_FORMAT = 1  # increased when the same plan would give other bytes
+# Settings that change when and where work is done and what is kept afterwards, but not the result.
 _NOT_DECISIVE = ("keep_versions", "memory_mb", "device")
 
 
@@ -59,7 +59,7 @@ class Embed(Protocol):
         ...
 
     def are_missing(self, ids: np.ndarray) -> np.ndarray:
-        """bool [n]: which of ids int64 [n], computed before, have no vector of their own: they are left out of the index."""
+        """bool [n]: which of ids int64 [n], computed before, have no vector; they are left out of the index."""
         ...
 
 
@@ -67,7 +67,7 @@ class Vectors(Protocol):
     """Where finished vectors are read from; pickled to the processes that do it."""
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Vectors float32 [stop - start, dim] at these positions, and what the user knows them by, int64."""
+        """Return the vectors float32 [stop - start, dim] at these positions, and their numbers for the user, int64."""
         ...
 
 
@@ -83,9 +83,10 @@ class Plan:
     dim: int
     config: IndexConfig
     source: Mapping[str, str]
-    """What the manifest says of where the vectors came from."""
+    """Origin of the vectors, for the manifest."""
     identity: Mapping[str, str]
-    """What decides the vectors and labels, by what a user calls it; with the settings it makes the fingerprint."""
+    """Everything that decides the vectors and labels, by its user-visible name; with the settings it gives the
+    fingerprint."""
 
     @property
     def fingerprint(self) -> str:
@@ -107,7 +108,7 @@ class Plan:
 
     @property
     def rows_at_once(self) -> int:
-        """Rows a process holds at once; with the copy that is written they are half of memory_mb."""
+        """Rows per block of a process; with the copy that is written they need half of memory_mb."""
         fitting = self.config.memory_mb * 1_000_000 // (16 * self.dim)
         return max(1, fitting // SUM_ROWS) * SUM_ROWS
 
@@ -121,12 +122,12 @@ def run(
     progress: Progress | None = None,
     switch: Callable[[Path, int], None] = changes.make_current,
 ) -> Path:
-    """Build an index, or resume building it, and publish it; returns the version's folder.
+    """Build an index, or resume building it, and publish it; return the version's folder.
 
-    Vectors are computed by `embed`, or read from what `open_vectors` returns. `switch` makes a version current. A build
-    that was published already is made current, if it is not, and not built again. Raises StaleOwnerError once another
-    builder has taken over, RequestError for vectors that do not fit (nothing is left of the attempt), FslDistError where
-    the disk fails (the attempt stays).
+    Vectors are computed by `embed`, or read from the result of `open_vectors`. `switch` makes a version current. A
+    build that was already published is made current, if it is not, and is not repeated. Raises StaleOwnerError if
+    another builder has taken over, RequestError for invalid vectors (the attempt is removed), FslDistError if the
+    disk fails (the attempt is kept).
     """
     kinds.check(plan.config, plan.dim, len(plan.ids))
     plan = dataclasses.replace(plan, out=object_cache.working_folder(plan.out))
@@ -145,7 +146,7 @@ def run(
         files.write_array(staging.path_of(_ROWS), order)
         return job.finish(open_vectors(staging))
     except (FslDistError, OSError) as error:
-        # A newer builder works in the same folder: that explains the failure better, and the folder is its own.
+        # A newer builder works in the same folder: that explains the failure better, and the folder belongs to it.
         owner.check()
         if isinstance(error, RequestError):
             files.remove_folder(staging.folder)
@@ -153,8 +154,8 @@ def run(
             raise
         reason = f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
         raise FslDistError(
-            f"building {plan.out} stopped: {reason}; what is published is unchanged, and the same command resumes with "
-            "the pieces that are finished"
+            f"building {plan.out} stopped: {reason}; the published version is unchanged, and the same command "
+            "resumes with the pieces that are finished"
         ) from error
 
 
@@ -164,7 +165,7 @@ def rows_path(staging: Staging) -> Path:
 
 
 def _find_published(out: Path, fingerprint: str, switch: Callable[[Path, int], None]) -> Path | None:
-    """The version that is this very build, made current; None where there is none that is whole."""
+    """Find the published version of this very build and make it current; None if there is no intact one."""
     for version in reversed(versions.list_versions(out)):
         folder = out / versions.VERSIONS / versions.version_name(version)
         try:
@@ -175,7 +176,7 @@ def _find_published(out: Path, fingerprint: str, switch: Callable[[Path, int], N
         except VersionError as error:
             logger.warning("%s", error)
             continue
-        logger.info("%s: version %d is this build already", out, version)
+        logger.info("%s: version %d is already this build", out, version)
         if not files.exists(out / versions.CURRENT) or versions.current_version(out) != version:
             switch(out, version)
         return folder
@@ -218,7 +219,7 @@ class _Job:
         return self._without_missing(PieceVectors(self.staging, rows), names)
 
     def _without_missing(self, pieces: "PieceVectors", names: Sequence[str]) -> "PieceVectors":
-        """The pieces without the rows that have no vector of their own, which the plan then leaves out too."""
+        """The pieces without the rows that have no vector; the plan then leaves these rows out too."""
         missing = [
             number * pieces.rows + position
             for number, name in enumerate(names)
@@ -230,7 +231,7 @@ class _Job:
         if not len(kept):
             raise FslDistError(f"none of the {len(missing)} vectors of {self.plan.out} could be computed")
         logger.warning(
-            "%d of %d rows have no vector of their own and are left out of %s: ids %s%s",
+            "%d of %d rows have no vector and are left out of %s: ids %s%s",
             len(missing),
             len(self.order),
             self.plan.out,
@@ -244,7 +245,7 @@ class _Job:
         return dataclasses.replace(pieces, kept=kept)
 
     def finish(self, vectors: Vectors) -> Path:
-        """Everything after the vectors are there."""
+        """All stages after the vectors are available."""
         plan, staging = self.plan, self.staging
         write = _WriteShard(staging, vectors, self.bounds, plan.dim, plan.rows_at_once, plan.config.metric)
         self._do("write", write, self._shard_names())
@@ -257,7 +258,7 @@ class _Job:
             plan.ids[self.order],
             plan.config,
             plan.source,
-            # Without it the same command builds again: what was left out may have been restored since.
+            # Without a fingerprint the same command builds again: the missing vectors may have been restored since.
             fingerprint=plan.fingerprint if self.is_whole else "",
             verify=True,
             switch=self.switch,
@@ -298,7 +299,8 @@ class PieceVectors:
     """int64 [n]: the positions that are in the index, ascending; None: all"""
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Vectors float32 [stop - start, dim] at these of the positions that are kept, and those positions."""
+        """Return the vectors float32 [stop - start, dim] at these of the kept positions, and their original
+        positions."""
         if self.kept is None:
             return self._read_all(start, stop), np.arange(start, stop)
         positions = self.kept[start:stop]

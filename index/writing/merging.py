@@ -1,7 +1,7 @@
 """Building the next version from a version and its changes: a resumable build; changes may continue meanwhile.
 
 Batches written while the merge runs are carried over to the new version. A mark in the old version's list of batches,
-which only one process can write under its number, ends that list and names the new version: from then on changes can
+which only one process can write under its number, ends that list and names the new version. From then on changes can
 only go there, so that none is lost in between.
 """
 
@@ -35,9 +35,14 @@ def merge(
 ) -> tuple[Path, bool]:
     """Build the next version of the index `out` from the current one and its changes, and publish it.
 
-    It is built with the settings of the current one, `settings` in their place, and keeps what `tune` found. Returns the
-    version's folder, and whether there was anything to merge. If it is killed, calling it again resumes it. Raises
-    RequestError where all vectors were removed, else as `job.run`.
+    The settings are those of the current version, overridden by `settings`; tuned parameters are kept. If it is killed,
+    calling it again resumes it.
+
+    Returns:
+        The version's folder, and whether there was anything to merge.
+
+    Raises:
+        RequestError: all vectors were removed. Other errors as in `job.run`.
     """
     if files.exists(out / versions.MANIFEST):
         raise RequestError(f"{out} is one version; name the folder of its index")
@@ -46,7 +51,7 @@ def merge(
     versions.check_files(folder, manifest, verify=True)
     contents = Contents(folder, manifest, vectors=False)
     changes = contents.changes
-    if changes.successor:  # a merge was killed before its last step
+    if changes.successor:  # an earlier merge was killed before its last step
         publishing.make_current(out, changes.successor, has_changes=True)
         return merge(out, settings, spread=spread, progress=progress)[0], True
     if not changes.number:
@@ -79,7 +84,7 @@ def merge(
 
 
 def _config_of(manifest: Manifest, settings: Mapping[str, object]) -> IndexConfig:
-    """What the version was built with, what it was tuned to, and `settings` above both."""
+    """The settings and tuned parameters of the version, overridden by `settings`."""
     built = validate(IndexConfig, manifest.settings, versions.MANIFEST)
     by_rule = kinds.parameters_of(built, manifest.dim, manifest.num_vectors)
     tuned = {} if manifest.parameters == by_rule or "kind" in settings else manifest.parameters
@@ -98,7 +103,7 @@ class MergedVectors:
     number: int
     staging: Staging
     _opened: tuple[Contents, np.ndarray] | None = field(default=None, repr=False)
-    """What the version has, and the positions that are still there: once a process."""
+    """The contents of the version, and the positions that still exist; computed once per process."""
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """As `job.Vectors`; vectors are known by their ids."""
@@ -127,7 +132,7 @@ class MergedVectors:
 
 
 def _switch(folder: Path, number: int, out: Path, version: int) -> None:
-    """Carry batches after `number` of the version in `folder` over to the new version, and make that current."""
+    """Move batches after `number` of the version in `folder` to the new version, and make that one current."""
     new, carried = out / versions.VERSIONS / versions.version_name(version), 0
     manifest = versions.read_manifest(folder)
     while True:
@@ -138,7 +143,7 @@ def _switch(folder: Path, number: int, out: Path, version: int) -> None:
         except FileExistsError:
             batch = read_batch(folder, number, manifest)
         if batch.successor == version:
-            break  # of a merge that was killed before its last step
+            break  # an earlier merge was killed before its last step
         if batch.successor > 0:
             raise VersionError(f"{folder} was merged into version {batch.successor} meanwhile; merge that")
         if batch.successor < 0:

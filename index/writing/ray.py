@@ -15,7 +15,7 @@ _RESTARTS = 3
 
 
 class _Worker:
-    """One process. It keeps the work, so that a network is loaded once and not once per piece."""
+    """One process. It keeps the work object, so that a network is loaded once and not once per piece."""
 
     def __init__(self, work: Callable[[Any], Any]) -> None:
         self._work = work
@@ -26,9 +26,10 @@ class _Worker:
 
 
 def on_ray(workers: int, *, gpus: float = 0.0) -> Spread:
-    """Do pieces in `workers` Ray actors of one CPU and `gpus` GPUs each, which see the index's folder. Ray must be connected.
+    """Run pieces in `workers` Ray actors of one CPU and `gpus` GPUs each, which see the index's folder. Ray must be
+    connected.
 
-    A killed one is started again up to three times; FslDistError after that. What a piece itself raises is raised here.
+    A killed actor is restarted up to three times; then FslDistError is raised. An exception in a piece is raised here.
     """
 
     require("ray")
@@ -60,8 +61,8 @@ def on_ray(workers: int, *, gpus: float = 0.0) -> Spread:
             raise
         except ray.exceptions.RayActorError as error:
             raise FslDistError(
-                f"a worker of the build died {_RESTARTS + 1} times ({type(error).__name__}), perhaps for lack of memory "
-                "(index.memory_mb); the same command resumes with the pieces that are finished"
+                f"a worker of the build died {_RESTARTS + 1} times ({type(error).__name__}), perhaps for lack of "
+                "memory (index.memory_mb); the same command resumes with the pieces that are finished"
             ) from None
         finally:
             for actor in actors:

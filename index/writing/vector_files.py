@@ -23,9 +23,9 @@ _INPUT = "input.npy"
 
 
 def read_array(path: Path) -> np.ndarray:
-    """Map the one array of a .npy file; never unpickles. Raises RequestError for anything else."""
+    """Map the array of a .npy file, without unpickling. Raises RequestError for anything else."""
     if zipfile.is_zipfile(path):
-        raise RequestError(f"{path} holds several arrays (.npz); save the one that is meant with numpy.save")
+        raise RequestError(f"{path} contains several arrays (.npz); save the required one with numpy.save")
     try:
         return files.map_array(path)
     except (ValueError, OSError) as error:
@@ -33,10 +33,10 @@ def read_array(path: Path) -> np.ndarray:
 
 
 def read_integers(path: Path) -> np.ndarray:
-    """The integers of a .npy file as int64. Raises RequestError for other numbers."""
+    """Read the integers of a .npy file as int64. Raises RequestError for other types."""
     array = read_array(path)
     if not np.issubdtype(array.dtype, np.integer):
-        raise RequestError(f"{path} has dtype {array.dtype}; it must hold integers (.astype('int64'))")
+        raise RequestError(f"{path} has dtype {array.dtype}; it must contain integers (.astype('int64'))")
     return array.astype(np.int64)
 
 
@@ -51,7 +51,7 @@ def read_integer_column(table: Path, column: str) -> np.ndarray:
     if not pa.types.is_integer(values.type) or values.null_count:
         what = "rows without a value" if values.null_count else f"type {values.type}"
         raise RequestError(
-            f"column '{column}' of {table} has {what}; it must hold a whole number in every row"
+            f"column '{column}' of {table} has {what}; it must contain a whole number in every row"
         )
     return values.to_numpy().astype(np.int64)
 
@@ -63,7 +63,7 @@ def is_parquet(path: Path) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class ParquetVectors:
-    """The column of a Parquet file that holds lists of float32, all of one length."""
+    """The column of a Parquet file that contains lists of float32, all of the same length."""
 
     path: Path
     column: str
@@ -72,7 +72,7 @@ class ParquetVectors:
 
     @classmethod
     def open(cls, path: Path) -> "ParquetVectors":
-        """Find the column. Raises RequestError where there is none, several, or one of other numbers."""
+        """Find the column. Raises RequestError if there is none, more than one, or one of another type."""
         import pyarrow as pa
 
         file = _open_parquet(path)
@@ -89,7 +89,7 @@ class ParquetVectors:
         field = lists[0]
         if not pa.types.is_float32(field.type.value_type):
             raise RequestError(
-                f"column '{field.name}' of {path} holds lists of {field.type.value_type}; they must be of float32"
+                f"column '{field.name}' of {path} contains lists of {field.type.value_type}; they must be of float32"
             )
         rows = file.metadata.num_rows
         if rows == 0:
@@ -98,7 +98,7 @@ class ParquetVectors:
         return cls(path, field.name, rows, len(first[0].as_py() or []))
 
     def blocks(self, rows_at_once: int) -> Iterator[np.ndarray]:
-        """float32 [≤ rows_at_once, dim], in the order of the file; all but the last are full."""
+        """Yield float32 [≤ rows_at_once, dim] in the order of the file; all but the last block are full."""
         rest: list[np.ndarray] = []
         held, start = 0, 0
         for batch in _open_parquet(self.path).iter_batches(rows_at_once, columns=[self.column]):
@@ -126,7 +126,7 @@ class ParquetVectors:
 
 @dataclass(frozen=True, slots=True)
 class FileVectors:
-    """Rows of a .npy file, by the places of an order: picklable, and in memory no more than is asked for."""
+    """Rows of a .npy file in a given order; picklable, and only the requested rows are in memory."""
 
     path: Path
     """float32 [n, dim]."""
@@ -143,7 +143,8 @@ class FileVectors:
         mapped = read_array(self.path)
         vectors = np.empty((len(rows), mapped.shape[1]), dtype=np.float32)
         with self.path.open("rb") as file:
-            # Freed with its last view, not closed: at a signal or an error there still is one, and close() would hide both.
+            # Freed with its last view, not closed: after a signal or an error a view still exists, and close() would
+            # hide both.
             pages = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
         source = np.frombuffer(pages, np.float32, offset=mapped.offset).reshape(mapped.shape)  # type: ignore[attr-defined]
         for first in range(0, len(rows), _ROWS_BETWEEN_RELEASES):
@@ -176,10 +177,10 @@ def build_from_files(
     spread: Spread = do_here,
     progress: Progress | None = None,
 ) -> Path:
-    """Build an index from a file of vectors, or resume building it (`job.run`); returns the version's folder.
+    """Build an index from a file of vectors, or resume building it (`job.run`); return the version's folder.
 
-    labels, ids: files .npy, or columns of the Parquet file that holds the vectors. A file is taken for the one it was
-    as long as its path, size and times are the same. Raises RequestError for what does not fit.
+    labels, ids: .npy files, or columns of the Parquet file that contains the vectors. A file counts as unchanged as
+    long as its path, size and times are the same. Raises RequestError for invalid input.
     """
     table = ParquetVectors.open(vectors) if is_parquet(vectors) else None
     num, dim = check_file(vectors) if table is None else (table.num_vectors, table.dim)
@@ -218,7 +219,7 @@ def build_from_files(
 
 
 def identify(path: Path) -> str:
-    """What identifies a file, besides its path."""
+    """The text that identifies a file, in addition to its path."""
     found = path.stat()
     return f"{found.st_size} bytes, changed {found.st_mtime_ns} {found.st_ctime_ns}"
 

@@ -1,4 +1,5 @@
-"""Changing a published index: vectors are added, removed and replaced, each batch on the disk before it is acknowledged."""
+"""Changing a published index: vectors are added, removed and replaced, each batch on the disk before it is
+acknowledged."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,10 +33,10 @@ class Change:
 class IndexWriter:
     """Adds vectors to the index at `path`, removes and replaces them.
 
-    A batch is taken as a whole or not at all, and is on the disk when the call returns. Any number of processes may
-    write at once: their batches come one after another, and each is checked against those before it. Readers that are
-    open go on as they are (`FollowingIndex`, `ShardedIndex.caught_up`). What one version takes costs every search a
-    little until `merge` makes the next one of it. Raises VersionError where nothing is published at `path`.
+    A batch is applied completely or not at all, and is on disk when the call returns. Any number of processes may write
+    concurrently: their batches are ordered, and each is checked against those before it. Open readers are not affected
+    (`FollowingIndex`, `ShardedIndex.caught_up`). The changes of a version slow down every search a little, until
+    `merge` builds the next version. Raises VersionError if nothing is published at `path`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -69,7 +70,7 @@ class IndexWriter:
         return self._write(make)
 
     def remove(self, ids: np.ndarray) -> Change:
-        """Remove vectors by their ids, int64 [n]. Raises RequestError where one is not there."""
+        """Remove vectors by their ids, int64 [n]. Raises RequestError for an unknown id."""
         _check_ids(ids, len(ids))
 
         def make(contents: Contents) -> Batch:
@@ -80,7 +81,7 @@ class IndexWriter:
         return self._write(make)
 
     def update(self, ids: np.ndarray, vectors: np.ndarray, labels: np.ndarray | None = None) -> Change:
-        """Replace the vectors of ids that are there, and their labels where they are given; arguments as for `add`."""
+        """Replace the vectors of existing ids, and their labels if given; arguments as in `add`."""
         self._check(vectors)
         _check_ids(ids, len(vectors))
         if labels is not None:
@@ -96,12 +97,13 @@ class IndexWriter:
     def _open(self) -> Contents:
         folder = versions.find_version(self.path)
         manifest = versions.read_manifest(folder)
-        # Which ids there are decides what a change may do.
+        # The existing ids decide what a change may do.
         versions.check_files(folder, manifest, verify=True, only=(versions.LABELS, versions.IDS))
         return Contents(folder, manifest, vectors=False)
 
     def _write(self, make: Callable[[Contents], Batch]) -> Change:
-        """Write what `make` makes of the index as it is, and again of what it is by then where others were first."""
+        """Write the batch that `make` creates from the current contents; repeat with newer contents if another writer
+        was first."""
         while True:
             contents = self._latest()
             batch = make(contents)
@@ -117,7 +119,7 @@ class IndexWriter:
             return Change(contents.manifest.version, number, batch.ids if len(batch.ids) else batch.removed)
 
     def _latest(self) -> Contents:
-        """The current version with all its changes; a merge that was killed just before its last step is ended."""
+        """The current version with all its changes; completes a merge that was killed just before its last step."""
         while True:
             if versions.find_version(self.path) != self._contents.folder:
                 self._contents = self._open()
@@ -164,7 +166,7 @@ def _check_ids(ids: np.ndarray, length: int) -> None:
     ordered = np.sort(ids)
     repeated = ordered[1:][ordered[1:] == ordered[:-1]]
     if len(repeated):
-        raise RequestError(f"ids has {repeated[0]} more than once; each id stands for one vector")
+        raise RequestError(f"ids has {repeated[0]} more than once; each id identifies one vector")
 
 
 def _in_words(ids: np.ndarray) -> str:

@@ -99,7 +99,7 @@ def flip(path: Path, place: float = 0.5) -> None:
             "is damaged",
             "remove the folder; the run then resumes from",
         ),
-        ("run", "index/train/versions/*/labels.npy", "is damaged", "makes it again"),
+        ("run", "index/train/versions/*/labels.npy", "is damaged", "rebuilds it"),
         ("ivf", "versions/000002/shard-00000.faiss", "is damaged", "makes version 1 current"),
         ("flat", "versions/000002/changes/00000001.npz", "is damaged", "roll_back"),
         ("sweep", "trials/0002/result.json", "is damaged", "resuming the sweep runs the trial again"),
@@ -132,7 +132,7 @@ def test_a_configuration_that_was_edited_gets_a_new_checksum(copies: Path) -> No
 
 
 def test_another_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="is no run"):
+    with pytest.raises(RequestError, match="is not a run"):
         fsl_dist.doctor(tmp_path)
     with pytest.raises(RequestError, match="no such folder"):
         fsl_dist.doctor(tmp_path / "none")

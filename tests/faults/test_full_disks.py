@@ -79,7 +79,7 @@ def test_a_checkpoint_that_finds_no_room_costs_no_other(digits: Path, tmp_path: 
     assert latest is not None
     following = f"step-{int(latest.name[-8:]) + 1:08d}"
     assert f"the checkpoint {run}/checkpoints/{following} cannot be written: No space left on device" in line
-    assert f"{run}/checkpoints/{latest.name} is kept (make room, then --resume continues)" in line
+    assert f"{run}/checkpoints/{latest.name} is kept (free some space, then --resume continues)" in line
     import torch
 
     for folder in kept.finished():
@@ -100,7 +100,7 @@ def test_a_line_of_metrics_that_finds_no_room_leaves_whole_lines(
         first=filled,
     )  # fmt: skip
     assert code == 1
-    assert f"error: {run}/metrics.jsonl cannot be written: No space left on device; what is in it" in err
+    assert f"error: {run}/metrics.jsonl cannot be written: No space left on device; its lines" in err
     assert (tmp_path / "kept" / "run" / "metrics.jsonl").read_bytes().endswith(b"\n")
     steps = [line["step"] for line in read_metrics(tmp_path / "kept" / "run")]
     assert steps == list(range(1, len(steps) + 1))
@@ -155,7 +155,7 @@ def test_a_read_only_run_is_evaluated_and_used_without_its_cache(
     code, out, err = disk(read_only, "evaluate", run, "--json")
     assert code == 0, err
     scores = json.loads(out)["metrics"]
-    assert err.count("cannot be written to: nothing that is computed here is kept") == 1
+    assert err.count("is not writable: results that are computed here are not kept") == 1
     code, out, _ = disk(read_only, "predict", run, next(image.iterdir()), "--json")
     assert code == 0
     code, _, err = disk(read_only, "explain", run, next(image.iterdir()), "--out", tmp_path / "page")

@@ -88,7 +88,7 @@ def test_a_sweep_stops_its_trials_with_checkpoints(
     children = [pid for pid, _ in descendants(driver.pid)]
     driver.send_signal(signal.SIGTERM)
     said = finish(driver, 143)
-    assert said.startswith(f"stopped: 0 of 3 trials of {sweep} have ended, and those under way keep")
+    assert said.startswith(f"stopped: 0 of 3 trials of {sweep} have ended, and running ones keep")
     assert said.endswith("--resume continues)")
     assert are_gone(children)
     begun = [trial for trial in SweepFolder(sweep).trials() if (trial.folder / "metrics.jsonl").exists()]

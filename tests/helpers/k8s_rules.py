@@ -39,7 +39,7 @@ def jobs(objects: list[dict]) -> Iterator[tuple[str, dict]]:
 
 
 def clusters(objects: list[dict]) -> Iterator[tuple[str, dict]]:
-    """RayClusters' specs, wherever they lie."""
+    """RayClusters' specs, in any manifest."""
     yield from ((name, spec["rayClusterSpec"]) for name, spec in jobs(objects))
     for one in objects:
         if one["kind"] == "RayService":

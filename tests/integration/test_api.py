@@ -90,7 +90,10 @@ def test_a_packed_folder_says_what_it_is(images: Path, data: Catalogue) -> None:
 
 def test_options_that_name_nothing_are_refused_in_one_line(images: Path, tmp_path: Path) -> None:
     for options, words in [
-        ({"split": "alphabetic"}, "split='alphabetic' is none of stratified, classes, base-novel, column"),
+        (
+            {"split": "alphabetic"},
+            "split='alphabetic' must be one of stratified, classes, base-novel, column",
+        ),
         ({"label_column": "species"}, "say which with table=FILE"),
     ]:
         with pytest.raises(fsl_dist.RequestError) as refused:
@@ -145,7 +148,7 @@ def test_a_configuration_is_a_name_a_path_settings_or_a_configuration(
         ("own-image", {}, "did you mean"),
         (None, {"training.epoch": 1}, "unknown key training.epoch"),
         (None, {"training.epochs": "many"}, 'training.epochs="many" must be a whole number'),
-        (None, {"training.epochs": object()}, "training.epochs holds a object, which no setting takes"),
+        (None, {"training.epochs": object()}, "training.epochs contains a object, which no setting accepts"),
     ]:
         with pytest.raises(fsl_dist.ConfigError) as refused:
             fsl_dist.train(config, dir=tmp_path / "none", settings=settings)
@@ -266,7 +269,7 @@ def test_classes_are_predicted_of_files_and_of_images_in_memory(
     failing = run.predict([images / "mine" / "0" / "broken.jpg", queries[0]])
     assert (len(failing), len(failing.failed)) == (1, 1)
     assert failing._repr_html_().count("<tr>") == 1 + 5 + 1
-    with pytest.raises(fsl_dist.RequestError, match="class 'a' holds no image"):
+    with pytest.raises(fsl_dist.RequestError, match="class 'a' contains no image"):
         run.predict(queries, support={"a": []})
 
 

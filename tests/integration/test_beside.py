@@ -1,4 +1,4 @@
-"""Mining beside training: the same run as inline with the same lag, also after it was killed."""
+"""Mining concurrently with training: the same run as inline with the same lag, also after it was killed."""
 
 import json
 import signal
@@ -16,7 +16,7 @@ from fsl_dist.training.runlog import read_metrics
 pytestmark = pytest.mark.integration
 
 
-# 120 training images, 4 anchors a step: 30 steps an epoch.
+# 120 training images, 4 anchors a step: 30 steps per epoch.
 SETTINGS = [
     *GREY_16_PX,
     "data.flip=false",

@@ -221,7 +221,7 @@ def test_a_run_is_not_overwritten_and_resumes(cli: Cli, base_novel: Path, tmp_pa
         "training.patience=0",
     ]
     assert cli("train", "--json", *settings, "training.epochs=1")[0] == 0
-    refused(cli("train", *settings, "training.epochs=1"), "already holds a run", "--resume")
+    refused(cli("train", *settings, "training.epochs=1"), "already contains a run", "--resume")
     refused(
         cli("train", "--resume", *settings, "training.batch_size=5"),
         "training.batch_size=5",

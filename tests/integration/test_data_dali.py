@@ -132,7 +132,7 @@ def test_turned_and_deep_images_decode_alike():
 
 @pytest.mark.parametrize("options", [{"subsampling": n} for n in (0, 1, 2)] + [{"progressive": True}])
 def test_a_decoded_region_is_that_of_the_whole_image(options):
-    """Beside the same image as bare pixels, of which a region is a slice."""
+    """Compared with the same image as bare pixels, of which a region is a slice."""
     config = DataConfig(decoder="dali", image_size=48, resize_size=160)
     photo = make_photo(5, 310, 400, quality=90, **options)
     augment = draw_augment(config, 0, 0, np.arange(12))
@@ -189,7 +189,7 @@ def test_a_damaged_image_is_named_and_the_decoder_goes_on():
 
 
 def test_auto_takes_dali_and_the_log_says_so(caplog):
-    decode._tell.cache_clear()  # said once a process
+    decode._tell.cache_clear()  # logged once per process
     with caplog.at_level("INFO", logger="fsl_dist"):
         assert make_decoder(DataConfig(image_size=32, resize_size=40)).name == "dali"
     assert "images are decoded by DALI on cpu" in caplog.text

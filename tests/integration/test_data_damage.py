@@ -1,4 +1,4 @@
-"""A run over a damaged data set, as a user sees it: it goes on and says what it left out, or ends in one line."""
+"""A run over a damaged data set, as a user sees it: it continues and reports what it left out, or ends in one line."""
 
 import json
 import subprocess
@@ -41,7 +41,7 @@ def test_a_run_goes_on_without_damaged_samples(damaged_digits, tmp_path):
     train = Catalogue.open(damaged_digits).split_ids("train")
     left_out = np.intersect1d(train, [0, 13])
     assert json.loads(out)["num_vectors"] == len(train) - len(left_out) == len(train) - 2
-    assert "2 of 120 rows have no vector of their own and are left out of" in err
+    assert "2 of 120 rows have no vector and are left out of" in err
     assert "ids 0, 13" in err
     assert not np.isin(open_index(tmp_path / "index").ids, left_out).any()
     code, _, _ = run("index", "build", tmp_path / "run", damaged_digits, tmp_path / "index")

@@ -1,4 +1,4 @@
-"""The verbs `pack` and `inspect` as a user runs them: exit codes, one JSON object, one-line errors."""
+"""The commands `pack` and `inspect` as a user runs them: exit codes, one JSON object, one-line errors."""
 
 import json
 import os
@@ -57,7 +57,7 @@ def test_names_that_are_not_utf8_are_shown_with_escapes_everywhere(tmp_path):
     report = json.loads(text)
     assert (code, report["num_samples"], report["num_classes"]) == (0, 15, 3)
     assert [bad["path"] for bad in report["bad_samples"]] == [r"é/caf\xe9\x0a.png"]
-    assert r"2 names are not UTF-8 on the disk, such as 'na\xeeve', 'na\xefve'" in err
+    assert r"2 names are not UTF-8 on disk, such as 'na\xeeve', 'na\xefve'" in err
     assert sorted(os.listdir(os.fsencode(tmp_path))) == sorted(map(os.path.basename, (source, out)))
     code, text, _ = run("inspect", os.fsdecode(out), "--verify")
     assert code == 0

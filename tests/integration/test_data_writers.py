@@ -1,4 +1,4 @@
-"""Writers of data sets for real: killed packs, shards that webdataset wrote, the verbs and their exit codes."""
+"""Writers of data sets for real: killed packs, shards that webdataset wrote, the commands and their exit codes."""
 
 import io
 import json
@@ -291,7 +291,7 @@ def test_adopted_shards_train_to_the_loss_of_packed_ones(sets, tmp_path):
 
 
 def test_shards_with_dalis_index_train_to_the_loss_of_packed_ones(tmp_path):
-    """Members 000000.jpg and 000000.cls (digits), and beside each shard the index that DALI's `wds2idx` makes."""
+    """Members 000000.jpg and 000000.cls (digits), and next to each shard the index that DALI's `wds2idx` makes."""
     fn = pytest.importorskip("nvidia.dali.fn", reason="DALI has no wheel for this machine")
     from nvidia.dali import pipeline_def
     from wds2idx import IndexCreator

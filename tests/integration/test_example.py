@@ -1,4 +1,4 @@
-"""The example with two workers: in a process group of one's own, and under Ray's TorchTrainer as its page says."""
+"""The example with two workers: in a separate process group, and under Ray's TorchTrainer as its page says."""
 
 import json
 import os

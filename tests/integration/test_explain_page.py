@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path (apt-get install chromium)"),
 ]
 
-# Told to whoever frames the page: where each of its images is, and how wide the page wants to be.
+# Sent to the page's embedder: where each of its images is, and how wide the page wants to be.
 GEOMETRY = """<script>addEventListener("load", () => parent.postMessage(JSON.stringify({
   width: document.documentElement.scrollWidth,
   images: [...document.images].map((image) => { const box = image.getBoundingClientRect();

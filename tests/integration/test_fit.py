@@ -71,7 +71,7 @@ def test_a_folder_becomes_a_model(folder: Path, tmp_path: Path) -> None:
         program, ["fit", str(folder), "--out", str(out), "--minutes", "0.25", "--resume", "--json", *given]
     )
     assert json.loads(result.stdout)["chosen"] == record.chosen
-    with pytest.raises(RequestError, match="already holds a fit"):
+    with pytest.raises(RequestError, match="already contains a fit"):
         fsl_dist.fit(folder, dir=out, minutes=0.25, settings=SETTINGS)
 
 

@@ -246,7 +246,7 @@ def test_processes_share_the_actors(served: tuple[Path, RayIndex]) -> None:
             return other.search(queries, K).ids
 
     found = ray.get(search_elsewhere.remote(), timeout=120)
-    # The other one has closed; what it found there goes on.
+    # The other one has closed; actors that it did not create keep running.
     assert np.array_equal(found, remote.search(queries, K).ids)
     assert names_of_actors(out) == before
 
@@ -294,7 +294,7 @@ def test_the_only_replica_is_waited_for(tmp_path: Path) -> None:
             os.kill(hanging, signal.SIGCONT)
         assert np.array_equal(patient.search(queries, K).ids, expected.ids)
 
-        # Who made the actors is gone, and they with it; whoever needs them makes them anew.
+        # The actors ended with their creator; the next user creates new ones.
         os.kill(opener_process, signal.SIGKILL)
         assert np.array_equal(patient.search(queries, K).ids, expected.ids)
     with pytest.raises(RequestError, match="is closed; open it again"):
@@ -312,7 +312,7 @@ def test_what_cannot_be_opened_is_said(tmp_path: Path) -> None:
         ({"num_cpus": -1}, "num_cpus=-1 must be at least 0"),
         ({"timeout_s": 0}, "timeout_s=0 must be above 0"),
         ({"silence_s": float("nan")}, "silence_s=nan must be above 0"),
-        ({"partial": "maybe"}, "partial=maybe is none of error, allow"),
+        ({"partial": "maybe"}, "partial=maybe must be error or allow"),
     ):
         with pytest.raises(RequestError, match=message):
             open_ray_index(tmp_path, num_actors=1, **settings)
@@ -324,7 +324,7 @@ def test_what_cannot_be_opened_is_said(tmp_path: Path) -> None:
     while names_of_actors(tmp_path):
         assert time.monotonic() < deadline, "actors were left behind"
         time.sleep(0.1)
-    with pytest.raises(VersionError, match="holds no published index"):
+    with pytest.raises(VersionError, match="contains no published index"):
         open_ray_index(tmp_path / "none", num_actors=1)
 
 

@@ -1,4 +1,4 @@
-"""Changes of an index by processes that are killed: what was acknowledged is there; the verbs from end to end."""
+"""Changes of an index by processes that are killed: what was acknowledged is there; the commands from end to end."""
 
 import json
 import random
@@ -38,7 +38,7 @@ while True:
 
 
 def run(*arguments: object) -> dict[str, object]:
-    """What a verb prints with --json."""
+    """What a command prints with --json."""
     command = [*COMMAND, *map(str, arguments), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

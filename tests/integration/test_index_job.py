@@ -292,7 +292,7 @@ def test_a_builder_that_was_overtaken_says_so_and_publishes_nothing(tmp_path: Pa
     _, errors = first.communicate(timeout=120)
     assert first.returncode == 1, errors
     assert errors.strip().startswith("error: ")
-    assert "this process holds claim 1 and writes no more" in errors
+    assert "this process holds claim 1 and stops writing" in errors
     assert contents(out) == before
     assert versions.list_versions(out) == [1]
 

@@ -211,7 +211,7 @@ def test_answers_are_those_of_the_index(
         assert found["version"] == 1
         assert np.array_equal(found["ids"], expected.ids)
         assert np.array_equal(found["labels"], local.labels_of(expected.ids))
-        # Float32 numbers come back as they were; null stands where there is none.
+        # Float32 numbers come back as they were; null means that there is none.
         distances = np.array(found["distances"], dtype=float)
         assert np.array_equal(distances[known].astype(np.float32), expected.distances[known])
         assert np.isnan(distances[~known]).all()
@@ -259,7 +259,7 @@ def test_what_does_not_fit_is_refused_in_one_line(client: Client, indexed: tuple
         "POST", "/search?k=1", np.full(DIM, np.nan, "<f4").tobytes(), Content_Type=RAW
     )
     assert (status, "NaN or infinite" in line) == (422, True)
-    # A body whose length nobody has told, too.
+    # Also a body of unknown length.
     pieces = (b" " * 65536 for _ in range(20))
     assert client.refusal("POST", "/search", pieces)[0] == 413
     assert client.refusal("GET", "/nowhere") == (404, "Not Found")

@@ -1,4 +1,4 @@
-"""`fsl-dist sweep` over indexes: the driver really killed, gone on with, reported."""
+"""`fsl-dist sweep` over indexes: the driver really killed, resumed, reported."""
 
 import json
 import subprocess
@@ -44,7 +44,7 @@ def write_sweep(folder: Path, **settings: object) -> Path:
 
 
 def results_of(folder: Path) -> dict[int, tuple]:
-    """What came out of each trial, times left out: its point, how it ended, what each cell found and holds."""
+    """The result of each trial without times: its point, how it ended, what each cell found and contains."""
     return {
         trial.number: (
             trial.point,
@@ -97,7 +97,7 @@ def test_a_killed_sweep_of_indexes_goes_on_as_if_nothing_had_been(tmp_path: Path
 
     again = fsl_dist("sweep", "run", "--config", config)
     assert again.returncode == 2
-    assert "already holds a sweep (--resume continues it" in again.stderr
+    assert "already contains a sweep (--resume continues it" in again.stderr
 
     reported = fsl_dist("sweep", "report", folder, "--json")
     assert reported.returncode == 0, reported.stderr

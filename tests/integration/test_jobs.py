@@ -225,7 +225,7 @@ def test_a_local_job_survives_its_submitter_and_is_stopped(
     assert "had ended already: stopped" in local.job("stop", "endless").stdout
     assert num_steps(tmp_path) == steps, "nobody trains any more"
 
-    # The same command as another job goes on with the run, as a retry does. It has passed the first epoch already.
+    # The same command as another job resumes the run, as a retry does. It has passed the first epoch already.
     again = local(
         "submit", "--name", "again", "--", "train", "--config", config, *ENDLESS[1:], "training.epochs=1"
     )
@@ -356,7 +356,7 @@ def test_ctrl_c_leaves_a_job_on_ray_running(digits: Path, tmp_path: Path, ray: P
     assert (submitter.returncode, out) == (130, "")
     assert "Traceback" not in errors
     assert errors.splitlines()[-1] == (
-        f"endless runs on; come back to it: fsl-dist job logs endless --follow {' '.join(ray.options)}"
+        f"endless keeps running; follow it again: fsl-dist job logs endless --follow {' '.join(ray.options)}"
     )
     steps = num_steps(tmp_path)
     wait_until(lambda: num_steps(tmp_path) > steps)

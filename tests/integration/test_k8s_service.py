@@ -1,4 +1,4 @@
-"""The RayService's application, built and asked for real; what it cannot serve is told in one line."""
+"""The RayService's application, built and asked for real; what it cannot serve is reported in one line."""
 
 import json
 import os

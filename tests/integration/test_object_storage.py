@@ -41,7 +41,7 @@ SETTINGS = {
     "mining": {"source": "dataset"},
     "training": {
         "epochs": 4,
-        "batch_size": 12,  # eight steps an epoch
+        "batch_size": 12,  # eight steps per epoch
         "patience": 9,
         "lr": 1e-3,
         "checkpoint_steps": 3,
@@ -136,7 +136,7 @@ def train(images: Path, dataset: str, run: str, *more: str) -> list[str | Path]:
 
 
 def work_through(machine: Machine, images: Path, place: str) -> tuple[dict[str, Any], ...]:
-    """pack → train → index → search → evaluate; what each said, but for places and times."""
+    """pack → train → index → search → evaluate; what each said, except for locations and times."""
     dataset, run, index = f"{place}/digits", f"{place}/run", f"{place}/index"
     packed = pack(machine, images, dataset)
     trained = machine.run(*train(images, dataset, run))
@@ -164,7 +164,7 @@ def test_the_whole_way_at_a_store_gives_what_it_gives_on_disk(
     found = work_through(remote, images, place)
     expected = work_through(Machine(tmp_path / "disk", {}), images, str(tmp_path / "place"))
     assert found == expected
-    # Nothing of it lies on the one machine alone, and nothing tells where it lay or who may read it.
+    # Nothing of it is only on the one machine, and nothing reveals where it was or who may read it.
     other = Machine(tmp_path / "other", store.environment)
     assert other.run("evaluate", f"{place}/run", "--index", f"{place}/index")["metrics"] == found[-1]
     assert other.run("train", "--resume", f"run.dir={place}/run")["loss"] == found[1]["loss"]
@@ -267,7 +267,7 @@ def test_a_sweep_that_was_killed_goes_on_elsewhere(store: Any, images: Path, tmp
     whole = first.start(*command, f"dir={top}/whole")
     assert json.loads(whole.communicate(timeout=400)[0])["finished"] == 3
     wanted = first.run("sweep", "report", f"{top}/whole")
-    # Killed once a trial has ended; another machine, which has nothing of it, goes on.
+    # Killed once a trial has ended; another machine, which has nothing of it, resumes.
     cut = first.start(*command, f"dir={top}/cut")
     done = first.run_folder(f"{top}/cut") / "trials" / "0001" / "result.json"
     while not done.exists():
@@ -294,13 +294,13 @@ def test_a_sweep_that_was_killed_goes_on_elsewhere(store: Any, images: Path, tmp
     [
         (
             ["index", "tune", "s3://bucket/index"],
-            "fsl-dist index tune works on a disk alone, not at s3://bucket/index",
+            "fsl-dist index tune only on a disk, not at s3://bucket/index",
         ),
-        (["plot", "curves", "s3://bucket/run"], "fsl-dist plot works on a disk alone"),
-        (["adopt", "s3://bucket/shards", "out"], "fsl-dist adopt works on a disk alone"),
-        (["inspect", "data", "--plots=s3://bucket/p"], "--plots takes a path on a disk"),
+        (["plot", "curves", "s3://bucket/run"], "fsl-dist plot works only on a disk, alone"),
+        (["adopt", "s3://bucket/shards", "out"], "fsl-dist adopt works only on a disk, alone"),
+        (["inspect", "data", "--plots=s3://bucket/p"], "--plots needs a path on a disk"),
         (["pack", "s3://bucket/images", "out"], "pack reads images from a disk"),
-        (["inspect", "s3://no-such-bucket/data"], "does not exist; make the bucket first"),
+        (["inspect", "s3://no-such-bucket/data"], "does not exist; create the bucket first"),
         (["inspect", "az://bucket/data"], "no place that this program knows"),
         (["train", "run.dir=s3://bucket"], "must name a bucket and a folder in it"),
     ],

@@ -172,7 +172,7 @@ def test_a_backbone_and_a_metric_of_ones_own(digits: Path, tmp_path: Path) -> No
     assert 0.1 < found["map_at_r/map@r"] <= 1
     refused = fsl_dist(site, "evaluate", run, "--protocol", "map_at_k")
     assert refused.returncode == 2
-    assert "map_at_k is none of knn, prototypes" in refused.stderr
+    assert "map_at_k must be one of knn, prototypes" in refused.stderr
     refused = fsl_dist(site, "train", "backbone.name=tiny_vt", "run.dir=run")
     assert refused.returncode == 2
     assert "did you mean tiny_vit?" in refused.stderr

@@ -68,7 +68,7 @@ def test_a_table_is_run_once_and_found_again(digits: Path, tmp_path: Path) -> No
 def test_requests_that_cannot_be_served(cli: Cli, tmp_path: Path) -> None:
     for arguments, words in (
         (["pcn-17", "--data", tmp_path], "there is no table 'pcn-17'"),
-        (["pcn-1", "--family", "birds", "--data", tmp_path], "birds is not known; there are"),
+        (["pcn-1", "--family", "birds", "--data", tmp_path], "birds is unknown; there are"),
         (["pcn-1"], "--data is missing"),
         (["pcn-1", "--data", tmp_path / "nowhere"], "must name a packed data set, or the unpacked folder"),
         (["pcn-1", "--data", tmp_path, "--seeds", "0"], "--seeds 0 must be at least 1"),

@@ -112,7 +112,7 @@ def test_a_killed_driver_of_ray_workers_costs_a_restart_not_a_result(digits: Pat
     assert sorted(after) == list(range(1, NUM_STEPS + 1))
     # What the killed run had logged beyond its checkpoint, the resumed one computed again.
     assert_same_losses(after, before)
-    with pytest.raises(StaleOwnerError, match="writes no more"):
+    with pytest.raises(StaleOwnerError, match="stops writing"):
         Owner(run, 1).check()
 
 
@@ -130,7 +130,7 @@ def test_a_process_that_lost_its_run_writes_no_more(digits: Path, tmp_path: Path
         os.kill(first.pid, signal.SIGCONT)
     _, errors = first.communicate(timeout=120)
     assert first.returncode == 1, errors
-    assert "this process holds claim 1 and writes no more" in errors
+    assert "this process holds claim 1 and stops writing" in errors
     assert "Traceback" not in errors
     assert files_of(run) == left
 

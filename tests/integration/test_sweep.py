@@ -64,7 +64,7 @@ def write_sweep(folder: Path, dataset: Path, **settings: object) -> Path:
 
 
 def results_of(folder: Path) -> dict[int, tuple]:
-    """What came out of each trial: its point, state, value, epochs, scores."""
+    """The result of each trial: its point, state, value, epochs, scores."""
     return {
         trial.number: (
             trial.point,
@@ -135,7 +135,7 @@ def test_a_killed_sweep_goes_on_as_if_nothing_had_been(digits: Path, tmp_path: P
 
     again = fsl_dist("sweep", "run", "--config", config)
     assert again.returncode == 2
-    assert "already holds a sweep (--resume continues it" in again.stderr
+    assert "already contains a sweep (--resume continues it" in again.stderr
 
     reported = fsl_dist("sweep", "report", folder, "--json")
     assert reported.returncode == 0, reported.stderr
@@ -218,13 +218,13 @@ def test_a_terminal_shows_a_table_while_optuna_proposes(digits: Path, tmp_path: 
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
     assert re.search(r"of 3 trials, 0:\d\d", text), text
     assert re.search(r"0000\W+running\W+.*the base", text), text
-    assert re.search(r"3 of 3: trial 000\d 0\.\d{4} after 2 epochs", text), "log lines stand above the table"
+    assert re.search(r"3 of 3: trial 000\d 0\.\d{4} after 2 epochs", text), "log lines are above the table"
 
 
 def test_requests_that_cannot_be_served(digits: Path, tmp_path: Path) -> None:
     for settings, words in (
         ({"settings": {"data.holdout_fraction": 0.0}}, "is reported by no trial: data.dataset="),
-        ({"settings": {"episode.k_shot": 30}}, "episode.k_shot=30 with n_query=3 needs 33 images a class"),
+        ({"settings": {"episode.k_shot": 30}}, "episode.k_shot=30 with n_query=3 needs 33 images per class"),
         ({"metric": "knn/mcr@5"}, "is not measured for method.kind=pcn"),
         ({"dir": ""}, "dir is empty"),
     ):

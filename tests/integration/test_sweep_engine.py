@@ -222,7 +222,7 @@ def test_a_killed_driver_loses_no_trial_and_trains_none_again(
         latest = CheckpointFolder(trial.folder, keep=1, owner=None).latest()
         own = [r.epoch for r in reported if (r.trial, r.change) == (trial.number, len(trial.changes))]
         if latest is not None and own and not trial.result:
-            # A checkpoint follows each report: at most the last reported epoch is trained again.
+            # A checkpoint follows each report: at most the last reported epoch is retrained.
             assert read_progress(latest).epoch >= own[-1] - 1
     resumed = fsl_dist("sweep", "resume", folder, "--json")
     assert resumed.returncode == 0, resumed.stderr
@@ -262,7 +262,7 @@ def test_trials_start_on_a_node_that_joins_and_go_on_elsewhere_when_it_dies(
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout.splitlines()[-1])
     assert (facts["before"], facts["after"], facts["finished"]) == (1, 3, 4), done.stderr
-    assert "its worker is gone" in done.stderr
+    assert "its worker has died" in done.stderr
     check_reports(tmp_path / "s")
 
 

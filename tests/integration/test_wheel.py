@@ -1,4 +1,4 @@
-"""The wheel, built from the checkout and installed away from it: what is in it, and that its commands need nothing else."""
+"""The wheel, built from the checkout and installed away from it: its lines, and that its commands need nothing else."""
 
 import json
 import os
@@ -131,7 +131,7 @@ def test_an_installed_wheel_knows_its_version_and_its_configurations(installed: 
 
 
 def write_images(folder: Path) -> Path:
-    """Four classes of twelve tiny images, told apart by their colour; returns one of them."""
+    """Four classes of twelve tiny images, distinguished by their colour; returns one of them."""
     import numpy as np
     from PIL import Image
 

@@ -142,7 +142,7 @@ RUNS = {
         "data.holdout_fraction=0.4",
     ],
     "mined": [*MINED, "training.images=66"],
-    # Three groups of images a step for two workers, then one: what is mined later rests on running statistics.
+    # Three groups of images per step for two workers, then one: what is mined later rests on running statistics.
     "mined anew, unequal groups": [*MINED, *REFRESHED, "backbone.batch_norm_group=22"],
     "mined anew, one group": [*MINED, *REFRESHED, "backbone.batch_norm_group=66"],
     "memory": [*IN_MEMORY, *REFRESHED, "backbone.batch_norm=frozen", "mining.refresh_lag=2"],
@@ -302,7 +302,7 @@ def test_two_workers_stop_by_the_clusters_of_one(worlds: dict[int, Path]) -> Non
 
 
 def test_training_in_chunks_learns_as_without(worlds: dict[int, Path]) -> None:
-    """Several steps: DDP exchanges its buckets anew in the second one, whatever each worker's number of chunks."""
+    """Several steps: DDP rebuilds its buckets in the second one, for any each worker's number of chunks."""
     runs = [place_of(worlds, 1, "train deep kNN")]
     runs += [place_of(worlds, world_size, "train deep kNN, chunked") for world_size in (1, 2)]
     plain, *chunked = ([line["train/loss"] for line in read_metrics(run)] for run in runs)
@@ -347,7 +347,7 @@ def test_two_workers_mine_anew_what_one_mines(worlds: dict[int, Path], groups: s
     )
     assert sum("mining/refreshed_at_step" in line for line in one) >= 3
     # The images of every step, so the same tables. Losses up to float32's rounding, which grows: every image is an anchor, and
-    # which neighbours it has is decided anew each step.
+    # its neighbours are determined again at each step.
     assert [line["train/images_seen"] for line in two] == [line["train/images_seen"] for line in one]
     np.testing.assert_allclose(
         [line["train/loss"] for line in two][:12], [line["train/loss"] for line in one][:12], rtol=5e-3

@@ -52,7 +52,7 @@ def test_json_may_be_written_in_another_order_and_layout() -> None:
     ("text", "said"),
     [
         ("", "Expecting value"),
-        ("[1]", "it holds a list, not a mapping"),
+        ("[1]", "it contains a list, not a mapping"),
         ('{"a": 1, "a": 1}', "'a' is given twice"),
         ("[" * 100_000, "nested too deeply"),
         ('{"a": 1, "checksum": 5}', "does not match its checksum"),

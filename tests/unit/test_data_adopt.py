@@ -1,4 +1,4 @@
-"""Other people's shards, catalogued where they lie: layouts, labels, names, refusals."""
+"""Existing shards, indexed in place: layouts, labels, names, refusals."""
 
 import io
 import json
@@ -123,8 +123,8 @@ def test_which_member_is_the_image(tmp_path):
     report = adopt(str(tmp_path / "a.tar"), tmp_path / "plain", AdoptOptions())
     assert {key: row[2] for key, row in rows(tmp_path / "plain").items()} == {"masked": jpeg(3)}
     assert reasons(report) == {
-        "a.tar:two": "has several images, left.jpg, right.jpg; image_extensions=… names the one to take",
-        "a.tar:rival": "has several images, jpg, png; image_extensions=… names the one to take",
+        "a.tar:two": "has several images, left.jpg, right.jpg; select one with image_extensions=…",
+        "a.tar:rival": "has several images, jpg, png; select one with image_extensions=…",
         "a.tar:none": "has no image; it has cls",
     }
     chosen = options(image_extensions=("right.jpg", "png"))
@@ -180,8 +180,8 @@ def test_masks_that_do_not_serve_are_bad_samples(tmp_path):
     assert rows(tmp_path / "out").keys() == {"fits", "none"}
     assert reasons(report) == {
         "a.tar:turned.jpg": "its mask 'a.tar:turned.png' has 10 × 12 pixels, its image 12 × 10",
-        "a.tar:jpeg.jpg": "its mask 'a.tar:jpeg.png' is not an upright PNG; `pack` takes others (mask_column=…)",
-        "a.tar:text.jpg": "its mask 'a.tar:text.png' is not an image that decodes: its format is not known",
+        "a.tar:jpeg.jpg": "its mask 'a.tar:jpeg.png' is not an upright PNG; use `pack` for other formats (mask_column=…)",
+        "a.tar:text.jpg": "its mask 'a.tar:text.png' is not an image that decodes: its format is unknown",
     }
 
 
@@ -210,7 +210,7 @@ def test_bad_samples_are_named_and_the_rest_is_adopted(tmp_path):
     assert {key: row[0] for key, row in rows(tmp_path / "out").items()} == {"ok": "a", "flag": "true"}
     found = reasons(report)
     assert "truncated" in found["a.tar:cut.jpg"].lower()
-    assert found["a.tar:text.jpg"] == "is not an image that decodes: its format is not known"
+    assert found["a.tar:text.jpg"] == "is not an image that decodes: its format is unknown"
     assert found["a.tar:empty.jpg"] == "has zero bytes"
     assert found["a.tar:unlabelled.jpg"].startswith(
         "has no label: no .cls, and no label or class or cls in .json"
@@ -303,7 +303,7 @@ def test_a_folder_of_shards_may_become_the_data_set(tmp_path):
     adopt(str(tmp_path / "s"), tmp_path / "s", AdoptOptions())
     assert Catalogue.open(tmp_path / "s").shards[0].name == "deep/a.tar"
     assert rows(tmp_path / "s")["k1"][2] == jpeg(1)
-    with pytest.raises(RequestError, match="has a catalogue already"):
+    with pytest.raises(RequestError, match="already has a catalogue"):
         adopt(str(tmp_path / "s"), tmp_path / "s", AdoptOptions())
     with pytest.raises(RequestError, match="is not an empty folder"):
         adopt(str(tmp_path / "s/deep"), tmp_path / "s/catalogue", AdoptOptions())
@@ -349,7 +349,7 @@ def test_what_cannot_be_adopted_is_refused_and_nothing_written(tmp_path):
         adopt(str(tmp_path / "s"), tmp_path / "out", AdoptOptions())
     with pytest.raises(
         RequestError,
-        match=r"split_key=side must hold train, val, test, novel in every .json; it holds 'dev'",
+        match=r"split_key=side must contain train, val, test, novel in every .json; it contains 'dev'",
     ):
         adopt(str(tmp_path / "s"), tmp_path / "out", options(label="side", split="side"))
     with pytest.raises(RequestError, match="split=column needs split_key="):

@@ -130,7 +130,7 @@ def test_the_highest_version_is_current(tmp_path, columns):
 
 
 def test_what_is_no_data_set_is_told(tmp_path):
-    with pytest.raises(RequestError, match="no such folder; `pack` makes one"):
+    with pytest.raises(RequestError, match="no such folder; `pack` creates one"):
         Catalogue.open(tmp_path / "nowhere")
     with pytest.raises(RequestError, match="is not a data set: it has no catalogue"):
         Catalogue.open(tmp_path)

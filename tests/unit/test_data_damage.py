@@ -83,7 +83,7 @@ def test_a_flipped_bit_is_named_once_and_the_next_of_its_class_stands_in(packed,
     said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     key = source.catalogue.keys([bad])[0]
     assert len(said) == 1
-    assert f"tar': sample '{key}' (id {bad}) does not match its checksum; the next sound sample" in said[0]
+    assert f"tar': sample '{key}' (id {bad}) does not match its checksum; the next intact sample" in said[0]
 
 
 def test_the_stand_in_stays_in_class_and_split_whatever_was_read_before(packed, dataset):

@@ -154,7 +154,7 @@ def test_files_that_differ_in_the_extension_are_two_images(tmp_path):
     write_stems(source, ["a/x"], "PNG")
     added = pack.append(source, out, PackOptions(processes=1))
     assert {bad.path: bad.reason for bad in added.bad_samples} == {
-        path: f"duplicate key '{path[:-4]}', in the data set already" for path in ("a/x.png", "a/y.png")
+        path: f"duplicate key '{path[:-4]}', already in the data set" for path in ("a/x.png", "a/y.png")
     }
     keys = {make_key(f"a/x.{ending}", with_hash=True) for ending in ("jpg", "PNG")}
     assert set(Catalogue.open(out).keys(range(4))) == {"a/x", "a/y", *keys}
@@ -193,7 +193,7 @@ def packed_earlier(tmp_path, monkeypatch):
 
 def test_an_append_knows_images_by_their_earlier_keys(packed_earlier, tmp_path):
     source, out = packed_earlier
-    with pytest.raises(RequestError, match=r"none of the 5 samples .* in the data set already"):
+    with pytest.raises(RequestError, match=r"none of the 5 samples .* already in the data set"):
         pack.append(source, out, PackOptions(processes=1))
     # Other images whose earlier keys would have been the same ones.
     more = write_stems(tmp_path / "more", ["b/x", "b/x", "a/x.y", "कु/x"])

@@ -127,7 +127,7 @@ def test_other_values(value, name):
         ([1], "is a list, neither text nor a number"),
         ({"a": 1}, "is a dict"),
         (math.inf, "is infinite"),
-        (float(2**53), r"beyond 2\^53, where whole numbers are rounded"),
+        (float(2**53), r"beyond 2\^53, where whole numbers lose digits"),
         (np.float32(2**24), r"beyond 2\^24"),
         (1e22, r"is 1e\+22, .* beyond 2\^53"),
         ("1e+22", r"is 1e\+22, .* beyond 2\^53"),
@@ -197,10 +197,10 @@ def test_doubts_name_what_was_read_as_one_and_words_for_none():
     assert names.find_doubts() == [
         "column 'class': '1', '1.0' are one name, '1'",
         "column 'class': 'owl', 'owl\\u200b' are one name, 'owl'",
-        "column 'class': 1 names are not UTF-8 on the disk, such as 'na\\xefve'; they keep these escapes",
-        "column 'class': 1 names hold control characters, such as 'A\\x00B'; they keep these escapes",
-        "column 'class': '1e22' is taken as text; where a number is meant, write all its digits",
-        "column 'class': 'NaN' is taken as a name; where it means none, leave the value empty",
+        "column 'class': 1 names are not UTF-8 on disk, such as 'na\\xefve'; they keep these escapes",
+        "column 'class': 1 names contain control characters, such as 'A\\x00B'; they keep these escapes",
+        "column 'class': '1e22' is read as text; to use a number, write all its digits",
+        "column 'class': 'NaN' is read as a name; if it means none, leave the value empty",
     ]
 
 
@@ -294,8 +294,8 @@ def test_folders_are_read_as_text_and_spellings_are_reported(tmp_path):
     merged, other, escaped, words = listing.warnings
     assert merged.endswith("are one name, 'café'")
     assert other.endswith("are one name, 'owl'")
-    assert escaped.startswith("class folders: 1 names are not UTF-8 on the disk")
-    assert words.startswith("class folders: 'nan' is taken as a name")
+    assert escaped.startswith("class folders: 1 names are not UTF-8 on disk")
+    assert words.startswith("class folders: 'nan' is read as a name")
 
 
 def test_members_of_shards_are_read_like_cells(tmp_path):

@@ -169,7 +169,7 @@ def test_images_are_decoded_upright_with_sixteen_bits_and_palettes():
 
 def test_an_image_that_does_not_decode_is_named():
     decoder = make_decoder(DataConfig(decoder="torchvision", image_size=8, resize_size=8))
-    with pytest.raises(DataError, match="image 1 of the batch cannot be decoded: its format is not known"):
+    with pytest.raises(DataError, match="image 1 of the batch cannot be decoded: its format is unknown"):
         decoder.decode([encode(np.zeros((9, 9, 3))), b"nothing"], None)
 
 

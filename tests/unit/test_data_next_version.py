@@ -1,4 +1,4 @@
-"""Appending and dividing anew: the next catalogue version, and that earlier ones and their ids stay."""
+"""Appending and changing splits: the next catalogue version, and that earlier ones and their ids stay."""
 
 import numpy as np
 import pytest
@@ -80,7 +80,7 @@ def test_a_key_that_is_there_is_a_bad_sample(source, tmp_path):
     write_images(source, {"bee": 1}, first=10)
     report = append(source, tmp_path / "out", PackOptions())
     assert (report.num_samples, len(report.bad_samples)) == (1, 20)
-    assert report.bad_samples[0].reason == "duplicate key 'bee/000', in the data set already"
+    assert report.bad_samples[0].reason == "duplicate key 'bee/000', already in the data set"
     before = all_bytes(tmp_path / "out")
     with pytest.raises(RequestError, match="none of the 21 samples can be used"):
         append(source, tmp_path / "out", PackOptions())
@@ -135,7 +135,7 @@ def test_appended_classes_follow_whole_classes(tmp_path):
 
 
 def test_what_append_cannot_do_is_refused(source, tmp_path):
-    with pytest.raises(RequestError, match="no such folder; `pack` makes one"):
+    with pytest.raises(RequestError, match="no such folder; `pack` creates one"):
         append(source, tmp_path / "out", PackOptions())
     assert not (tmp_path / "out").exists()
     pack(source, tmp_path / "out", PackOptions(seed=1))
@@ -276,9 +276,9 @@ def test_units_stay_together_when_divided_anew(source, tmp_path):
     ("options", "text"),
     [
         ({}, "nothing to change"),
-        ({"table": "t.csv", "label_column": "x"}, "table=t.csv needs key_column=… or path_column=…"),
-        ({"table": "t.csv", "key_column": "k", "path_column": "p"}, "one of the two"),
-        ({"label_column": "x"}, "say which with table="),
+        ({"table": "t.csv", "label_column": "x"}, "table=t.csv needs either key_column=… or path_column=…"),
+        ({"table": "t.csv", "key_column": "k", "path_column": "p"}, "needs either"),
+        ({"label_column": "x"}, "set it with table="),
         ({"split": "column"}, "split=column needs split_column="),
         ({"split": "base-novel"}, "needs num_base="),
     ],

@@ -92,7 +92,7 @@ def test_bad_samples_are_named_and_the_rest_is_packed(source, tmp_path, caplog):
     (source / "ant" / "cut.jpg").write_bytes(jpeg[: len(jpeg) // 2])
     (source / "ant" / "text.jpg").write_text("no image at all")
     (source / "ant" / "empty.png").write_bytes(b"")
-    (source / "ant" / "notes.txt").write_text("passed over, not bad")
+    (source / "ant" / "notes.txt").write_text("skipped, not bad")
     outside = tmp_path / "outside.png"
     outside.write_bytes(encode_noise(5))
     (source / "ant" / "link.png").symlink_to(outside)
@@ -108,7 +108,7 @@ def test_bad_samples_are_named_and_the_rest_is_packed(source, tmp_path, caplog):
         "linked",
     }
     assert "truncated" in reasons["ant/cut.jpg"]
-    assert reasons["ant/text.jpg"] == "is not an image that decodes: its format is not known"
+    assert reasons["ant/text.jpg"] == "is not an image that decodes: its format is unknown"
     assert reasons["ant/empty.png"] == "has zero bytes"
     assert reasons["ant/link.png"] == "leaves the source folder"
     assert reasons["linked"] == "a link to a folder is not followed"
@@ -287,7 +287,7 @@ BAD_REQUESTS = {
     "split names": (
         lambda t: t / "src",
         lambda t: table_with(t, "file,class,s\nant/000.png,x,dev\n", split="s"),
-        "must hold train, val, test, novel; it holds 'dev'",
+        "must contain train, val, test, novel; it contains 'dev'",
     ),
     "nothing there": (
         lambda t: t / "src",
@@ -297,12 +297,12 @@ BAD_REQUESTS = {
     "nothing decodes": (
         lambda t: t / "rot",
         lambda t: PackOptions(),
-        "none of the 1 samples can be used; the first, .* its format is not known",
+        "none of the 1 samples can be used; the first, .* its format is unknown",
     ),
     "too many base": (
         lambda t: t / "src",
         lambda t: PackOptions(split="base-novel", num_base=3),
-        "num_base=3 must lie in 1 … 2",
+        "num_base=3 must be in 1 … 2",
     ),
 }
 
@@ -379,7 +379,7 @@ def test_only_the_largest_classes(tmp_path):
     # Of two classes with equally many images, the name decides.
     assert list(Catalogue.open(tmp_path / "out").class_names) == ["as_some", "many"]
     assert report.num_samples == 15
-    with pytest.raises(RequestError, match="num_classes=5 asks for more classes than the 4 there are"):
+    with pytest.raises(RequestError, match="num_classes=5 is more than the 4 classes that exist"):
         pack(tmp_path / "source", tmp_path / "other", PackOptions(num_classes=5))
     with pytest.raises(RequestError, match="adds every class; leave num_classes=2 out"):
         append(tmp_path / "source", tmp_path / "out", PackOptions(num_classes=2))

@@ -63,9 +63,9 @@ def test_types_that_only_parquet_has(tmp_path, case):
 @pytest.mark.parametrize(
     ("values", "text"),
     [
-        (pa.array([[1], [2]]), "column 'class' holds values of type list<"),
-        (pa.array([{"a": 1}, {"a": 2}]), "column 'class' holds values of type struct<"),
-        (pa.array([1, 2], pa.duration("s")), "holds values of type duration"),
+        (pa.array([[1], [2]]), "column 'class' contains values of type list<"),
+        (pa.array([{"a": 1}, {"a": 2}]), "column 'class' contains values of type struct<"),
+        (pa.array([1, 2], pa.duration("s")), "contains values of type duration"),
         (pa.array([b"a", b"\xff"]), "row 2: column 'class' is bytes that are not UTF-8 text"),
         (
             pa.array([1.0, 1e17]),

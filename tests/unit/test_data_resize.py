@@ -249,7 +249,7 @@ def test_masks_that_do_not_fit_are_bad_samples(masked, tmp_path):
     report = pack(source, tmp_path / "out", PackOptions(columns=columns))
     assert {bad.path: bad.reason for bad in report.bad_samples} == {
         "3.jpg": "its mask 'm/3.png' has 60 × 90 pixels, its image 90 × 60",
-        "4.jpg": "its mask 'm/4.png' is not an image that decodes: its format is not known",
+        "4.jpg": "its mask 'm/4.png' is not an image that decodes: its format is unknown",
         "5.jpg": "its mask 'm/none.png': no such file",
         "1.jpg": "its mask '../t.csv': leaves the source folder",
     }

@@ -77,7 +77,7 @@ KINDS = {
     "label twice": ("b.tar", TWO[: offset_of(TWO, 7) + 1024] + TWO[offset_of(TWO, 7) : offset_of(TWO, 7) + 1024] + bytes(1024), 4, 1,
                     "^duplicate part: its cls was in the shard before$"),
     "zip": ("b.tar", b"PK\x03\x04" + bytes(600), 0, 1, "a zip archive"),
-    "unfinished": ("b.tar.part", TWO, 0, 1, "is passed over: its name does not end in .tar"),
+    "unfinished": ("b.tar.part", TWO, 0, 1, "is skipped: its name does not end in .tar"),
 }  # fmt: skip
 
 
@@ -150,7 +150,7 @@ def test_only_unusable_shards_are_refused_with_what_to_do(tmp_path):
     (tmp_path / "s/a.tar.gz").write_bytes(gzip.compress(ONE))
     for shards in (tmp_path / "s", tmp_path / "s/a.tar.gz", tmp_path / "s/*"):
         with pytest.raises(
-            DataError, match=r"'a.tar.gz': is no tar file but compressed with gzip.*`gunzip` first"
+            DataError, match=r"'a.tar.gz': is not a tar file but compressed with gzip.*`gunzip` first"
         ):
             fsl_dist.adopt(shards, tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()
@@ -178,7 +178,7 @@ def test_members_that_are_apart_doubled_or_missing_are_named(tmp_path):
     data = fsl_dist.adopt(tmp_path / "a.tar", tmp_path / "out", progress=False)
     assert read_images(data) == {"whole": encode_noise(7)}
     reasons = {bad.path: bad.reason for bad in data.report.bad_samples}
-    apart = "its members are not side by side: cls after those of other samples (write the shard again, sorted by name)"
+    apart = "its members are not adjacent: cls after those of other samples (write the shard again, sorted by name)"
     no_label = "has no label: no .cls, and no label or class or cls in .json; label_key=… names the key"
     assert reasons == {
         **{f"a.tar:{number}.png": no_label for number in range(3)},
@@ -197,7 +197,7 @@ def test_a_shard_without_samples_is_named(tmp_path):
         add(tar, "__info__", b"{}")
     data = fsl_dist.adopt(tmp_path, tmp_path / "out", progress=False)
     assert [(bad.path, bad.reason) for bad in data.report.bad_samples] == [
-        ("b.tar", "holds no sample: none of its members is named KEY.EXTENSION")
+        ("b.tar", "contains no sample: none of its members is named KEY.EXTENSION")
     ]
     assert data.report.num_ignored == 2
 
@@ -212,7 +212,7 @@ def test_shards_of_one_name_in_several_folders_are_told_apart(tmp_path):
     ]
     assert "taken by train/000.tar:000000.png" in data.report.bad_samples[0].reason
     assert data.report.notes == (
-        "the folders test, train, val were not read as splits; split_key=… names the key of .json that holds the split",
+        "the folders test, train, val were not read as splits; set split_key=… to the key of .json that contains the split",
     )
     data = fsl_dist.adopt(tmp_path / "s", tmp_path / "named", shard_in_key=True, progress=False)
     assert data.report.bad_samples == ()

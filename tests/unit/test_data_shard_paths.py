@@ -74,7 +74,7 @@ def test_braces_expand_as_in_bash(here, pattern):
 )
 def test_a_path_that_exists_is_taken_as_it_is_written(here, folder):
     touch(f"{folder}/p-0.tar", f"{folder}/p-1.tar", f"{folder}/part [1].tar")
-    # What the same text means as a pattern, to be passed over.
+    # What the same text means as a pattern, to be skipped.
     touch(
         "export 2/p-0.tar",
         "aab/p-0.tar",
@@ -107,9 +107,7 @@ def test_wildcards_meet_files_and_what_is_written_goes_first(here):
     os.symlink("nowhere", "s/p-9.tar")
     found = find_shards("s/p-?.tar")
     assert list(map(str, found.paths)) == ["s/p-1.tar"]
-    assert [(bad.path, bad.reason) for bad in found.bad] == [
-        ("s/p-9.tar", "is a link to a file that is not there")
-    ]
+    assert [(bad.path, bad.reason) for bad in found.bad] == [("s/p-9.tar", "is a link to a missing file")]
 
 
 @pytest.mark.parametrize(
@@ -164,25 +162,25 @@ def test_a_folder_offers_its_shards_and_names_what_looks_like_one(here):
         **{
             os.path.basename(
                 name
-            ): "is passed over: its name does not end in .tar, as that of an unfinished download"
+            ): "is skipped: its name does not end in .tar, as that of an unfinished download"
             for name in refused
         },
-        "gone.tar": "is a link to a file that is not there",
+        "gone.tar": "is a link to a missing file",
         "linked": "is a link to a folder, which is not followed",
     }
     (note,) = found.notes
-    assert note.startswith("'s': 6 files that are not named like shards were passed over (")
+    assert note.startswith("'s': 6 files that are not named like shards were skipped (")
 
 
 def test_a_folder_without_shards_is_refused(here):
     touch("s/readme.txt", "t/a.tar.part")
     os.symlink("nowhere", "broken.tar")
-    with pytest.raises(RequestError, match=r"'broken.tar' is a link to a file that is not there; give"):
+    with pytest.raises(RequestError, match=r"'broken.tar' is a link to a missing file; give"):
         find_shards("broken.tar")
     os.mkfifo("pipe.tar")  # as of `<(zcat a.tar.gz)`: no byte range of it can be read again
     with pytest.raises(RequestError, match=r"'pipe.tar' names no file"):
         find_shards("pipe.tar")
     with pytest.raises(RequestError, match=r"shards 's': the folder has no .tar files$"):
         find_shards("s")
-    with pytest.raises(DataError, match=r"has no .tar files; a.tar.part is passed over"):
+    with pytest.raises(DataError, match=r"has no .tar files; a.tar.part is skipped"):
         find_shards("t")

@@ -143,7 +143,7 @@ ASKED = {
     "two of one name": (["train/cat", "Train/dog", "test/cat"], "Train, train are all named like the split train"),
     "no class folders": (["train", "test"], "'train' has no class folders with images: name the classes with table=…"),
     "no classes in train": (["train", "test/cat"], "'train' has no class folders with images"),
-    "no train": (["val/cat", "test/cat"], "test, val and no train: split_folders=True reads them as splits"),
+    "no train": (["val/cat", "test/cat"], "test, val but no train: split_folders=True reads them as splits"),
 }  # fmt: skip
 
 
@@ -183,7 +183,7 @@ def test_images_without_a_class_are_named_in_one_line_for_each_folder(tmp_path):
     assert found(data) == {("train", "cat"): 2, ("train", "dog"): 2}
     text = "its 3 images are in no class folder: they have no label"
     assert [(bad.path, bad.reason) for bad in data.report.bad_samples] == [("test", text), ("train", text)]
-    assert f"'{source}': 1 images next to the folders were passed over" in data.report.notes
+    assert f"'{source}': 1 images next to the folders were skipped" in data.report.notes
 
 
 def test_links_to_split_folders_are_not_followed_and_not_lost(tmp_path):
@@ -191,7 +191,8 @@ def test_links_to_split_folders_are_not_followed_and_not_lost(tmp_path):
     write(tmp_path / "elsewhere", "cat")
     os.symlink(tmp_path / "elsewhere", source / "train")
     with pytest.raises(
-        RequestError, match="'train' is a link to a folder, which is not followed: put the folder"
+        RequestError,
+        match="'train' is a link to a folder, which is not followed: replace the link by the folder",
     ):
         pack(source, tmp_path / "out")
     (source / "train").unlink()
@@ -232,8 +233,8 @@ def test_a_class_that_train_lacks_is_warned_of(tmp_path):
             {"split_folders": True, "table": "t.csv"},
             "split_folders=True reads folders and table=t.csv names the images",
         ),
-        ({"split_column": "s"}, "name columns of a table"),
-        ({"keep_together": "s"}, "name columns of a table"),
+        ({"split_column": "s"}, "select columns of a table"),
+        ({"keep_together": "s"}, "select columns of a table"),
     ],
 )
 def test_options_that_divide_again_are_refused(tmp_path, options, text):
@@ -291,7 +292,7 @@ def test_a_folder_above_split_folders_is_pointed_out(tmp_path):
     write(tmp_path / "src", "photos/train/cat", "photos/test/cat")
     data = pack(tmp_path / "src", tmp_path / "out")
     assert data.report.notes == (
-        "folders named like splits in the class folders (photos) were read as any other; where these are splits with "
+        "folders named like splits in the class folders (photos) were read like any other; if these are splits with "
         f"class folders, pack '{tmp_path / 'src/photos'}'",
     )
     data = pack(tmp_path / "src/photos/train/..", tmp_path / "splits")

@@ -94,8 +94,8 @@ REFUSED = {
         b"file;class\na;b\n",
         "has no column 'file'; it has file;class. .* divided by ';': save it with commas",
     ),
-    "tabs": (".csv", b"file\tclass\na\tb\n", "divided by a tab: name it .tsv"),
-    "commas": (".tsv", b"file,class\na,b\n", "divided by ',': name it .csv"),
+    "tabs": (".csv", b"file\tclass\na\tb\n", "divided by a tab: rename it to .tsv"),
+    "commas": (".tsv", b"file,class\na,b\n", "divided by ',': rename it to .csv"),
     "a column twice": (".csv", b"file,class,class\na,b,c\n", "has 2 columns 'class'; rename all but one"),
     "another kind": (".xlsx", b"PK", "must end in .csv, .tsv, .parquet, .json or .jsonl"),
     "no Parquet": (".parquet", b"PAR1", "cannot be read as Parquet"),
@@ -127,7 +127,7 @@ def test_nul_in_a_name_is_reported(tmp_path):
     rows = read_table(tmp_path / "t.csv", ["file"], ["class"])
     assert rows.names == {"class": ["A\\x00B", "A"]}
     assert rows.warnings == [
-        "column 'class': 1 names hold control characters, such as 'A\\x00B'; they keep these escapes"
+        "column 'class': 1 names contain control characters, such as 'A\\x00B'; they keep these escapes"
     ]
 
 

@@ -98,7 +98,7 @@ def test_sparse_members_are_refused_and_the_walk_goes_on(tmp_path):
     assert (refused.path, refused.reason[:9]) == ("t.tar:holes.jpg", "is sparse")
     assert member.name == "after.jpg"
 
-    # Old GNU sparse: the map goes on in one more block before the content.
+    # Old GNU sparse: the map continues in one more block before the content.
     header = bytearray(special("old.jpg", tarfile.GNUTYPE_SPARSE, size=512).tobuf(tarfile.GNU_FORMAT))
     header[482] = 1
     header[148:156] = b" " * 8
@@ -118,7 +118,7 @@ def test_damage_ends_the_list_with_its_place(tmp_path):
     member, damage = walk(path)
     assert member.name == "a.jpg"
     assert damage == BadSample(
-        "t.tar", "is damaged at byte 1536 of 10240 (bad checksum); what follows there is left out"
+        "t.tar", "is damaged at byte 1536 of 10240 (bad checksum); everything after it is left out"
     )
 
 
@@ -142,7 +142,7 @@ def test_a_cut_is_named_wherever_it_is(tmp_path, kind):
         else:
             assert len(bad) == 1, length
             # Without the magic at byte 257 nothing tells that it was one.
-            kind = "is empty" if length == 0 else "is no tar file" if length < 262 else "is cut"
+            kind = "is empty" if length == 0 else "is not a tar file" if length < 262 else "is cut"
             assert bad[0].startswith(kind), length
 
 
@@ -165,8 +165,8 @@ NOT_TAR = {
     "long error page": (b"<html>" + b"sorry " * 500, "an HTML page: the download failed"),
     "store's error": (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "an XML page"),
     "git-lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "a git-lfs pointer"),
-    "a picture": (b"\x89PNG\r\n\x1a\n" + os.urandom(900), "is no tar file"),
-    "short text": (b"hello", "is no tar file"),
+    "a picture": (b"\x89PNG\r\n\x1a\n" + os.urandom(900), "is not a tar file"),
+    "short text": (b"hello", "is not a tar file"),
 }
 
 
@@ -204,7 +204,7 @@ def test_joined_archives_are_read_whole_at_their_byte_ranges(tmp_path):
         ),
         (
             gzip.compress(second),
-            f"holds a file compressed with gzip from byte {len(first)} on, which is left out",
+            f"contains a file compressed with gzip from byte {len(first)} on, which is left out",
         ),
         (second[:700], "is cut: 'b.jpg' reaches beyond its end"),
         (second[:1024], "without the end mark"),

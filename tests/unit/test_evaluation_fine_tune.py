@@ -1,4 +1,4 @@
-"""FT-CE: a classifier trained again for each draw, against a forward pass and scores in plain float64."""
+"""FT-CE: a classifier retrained for each draw, against a forward pass and scores in plain float64."""
 
 import dataclasses
 import shutil
@@ -278,6 +278,6 @@ def test_fewer_novel_classes_are_the_largest(run: Path) -> None:
         assert isinstance(found[name], Repeated)
     assert one[name] != everything[name] or one[name].mean == 1.0  # type: ignore[union-attr]
     with pytest.raises(
-        RequestError, match=r"novel_classes=4 asks for more novel classes than the data set has: 3"
+        RequestError, match=r"novel_classes=4 is more than the number of novel classes in the data set: 3"
     ):
         scores(4)

@@ -131,7 +131,7 @@ def test_fit_depends_on_seed_epoch_and_class_alone():
 def test_embeddings_that_are_not_finite_are_refused():
     points = blobs()
     points[4, 0] = np.nan
-    with pytest.raises(TrainingError, match="embeddings of class 7 hold values that are not finite"):
+    with pytest.raises(TrainingError, match="embeddings of class 7 contain values that are not finite"):
         fit_class_prototypes(points, 2, seed=0, epoch=0, label=7)
 
 
@@ -284,7 +284,7 @@ def test_requests_that_cannot_be_served_are_refused():
         evaluate(train, (test[0][:0], test[1][:0]), None)
     with pytest.raises(RequestError, match="no training images"):
         evaluate((train[0][:0], train[1][:0]), test, None)
-    with pytest.raises(RequestError, match="novel split holds no image"):
+    with pytest.raises(RequestError, match="novel split contains no image"):
         evaluate(train, test, (novel[0][:0], novel[1][:0]))
 
 

@@ -241,7 +241,7 @@ def test_what_the_data_set_or_the_network_lacks(discs, digits, run, tmp_path, ca
     assert "ja is left out: activation maps need" in caplog.text
     mlp = ("backbone.name=mlp", "backbone.hidden=[8]")
     flat = train(discs, tmp_path / "flat", "method.kind=deep_knn", backbone=mlp)
-    with pytest.raises(RequestError, match=r"backbone\.name=mlp, which makes no feature maps"):
+    with pytest.raises(RequestError, match=r"backbone\.name=mlp, which has no feature maps"):
         evaluate_run(flat, protocol="maps")
     sphere = train(discs, tmp_path / "sphere", "method.kind=deep_knn", "method.normalise=true")
     assert 0 <= evaluate_run(sphere, protocol="maps").metrics["ja"] <= 1
@@ -252,7 +252,7 @@ def test_what_the_data_set_or_the_network_lacks(discs, digits, run, tmp_path, ca
     with pytest.raises(RequestError, match=r"trained on data\.features="):
         evaluate_run(features, protocol="maps")
     with pytest.raises(
-        RequestError, match=r"evaluation\.k=40 asks for more .*: 32 \(evaluation\.k=\[3, 20\]\)"
+        RequestError, match=r"evaluation\.k=40 is more than .*: 32 \(evaluation\.k=\[3, 20\]\)"
     ):
         evaluate_run(run, protocol="retrieval", settings=load_evaluation(run, ["evaluation.k=[3,20,40]"]))
 
@@ -274,7 +274,7 @@ def test_a_mask_that_is_no_image_or_of_another_size_is_named(discs, run):
     small = io.BytesIO()
     Image.new("L", (40, 48)).save(small, "PNG")
     for data, told in (
-        (b"text", "does not decode: its format is not known"),
+        (b"text", "does not decode: its format is unknown"),
         (small.getvalue(), "has 40 × 48 pixels, its image 48 × 40"),
     ):
         with pytest.raises(

@@ -233,7 +233,7 @@ def test_without_maps_any_network_is_explained(discs, runs, images, tmp_path):
     assert "Activation maps" not in page.text
     mlp = ("backbone.name=mlp", "backbone.hidden=[8]")
     flat = train(discs, tmp_path / "mlp", backbone=mlp)
-    assert "backbone.name=mlp, which makes no feature maps" in refusal(
+    assert "backbone.name=mlp, which has no feature maps" in refusal(
         explain, flat, query, "--out", tmp_path / "b"
     )
     assert not (tmp_path / "b").exists()
@@ -280,7 +280,7 @@ def test_bad_images_are_named_and_bad_requests_refused(discs, runs, images, tmp_
     assert len(lines) == 1 + 2 * 3
     assert (tmp_path / "twice" / "one-2.png").is_file()
     assert "is a file; explain writes a folder" in refusal(explain, runs / "a", query, "--out", query)
-    assert "k=33 asks for more neighbours than there are training images: 32" in refusal(
+    assert "k=33 is more than the number of training images: 32" in refusal(
         explain, runs / "a", query, "--out", tmp_path / "k", "--k", 33
     )
     assert "is not a run folder" in refusal(explain, tmp_path / "nowhere", query, "--out", tmp_path / "k")
@@ -288,7 +288,7 @@ def test_bad_images_are_named_and_bad_requests_refused(discs, runs, images, tmp_
     np.save(tmp_path / "x.npy", np.zeros((catalogue.num_samples, 4), dtype=np.float32))
     mlp = ("backbone.name=mlp", "backbone.hidden=[8]")
     features = train(discs, tmp_path / "features", f"data.features={tmp_path / 'x.npy'}", backbone=mlp)
-    assert "explain takes images" in refusal(explain, features, query, "--out", tmp_path / "k")
+    assert "explain needs images" in refusal(explain, features, query, "--out", tmp_path / "k")
     told = refusal(plot, "retrieval", features, "--query", 0, "--out", tmp_path / "r.png")
     assert "the picture shows images" in told
 

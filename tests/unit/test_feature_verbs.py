@@ -1,4 +1,4 @@
-"""The verbs on frozen features: baselines against plain loops, t-SNE's picture, and their one-line errors."""
+"""The commands on frozen features: baselines against plain loops, t-SNE's picture, and their one-line errors."""
 
 import json
 import shutil
@@ -87,7 +87,7 @@ def test_mistakes_about_features(digits: Path, features: Path, tmp_path: Path) -
     broken[3] = np.nan
     np.save(tmp_path / "nan.npy", broken)
     told = refusal(baseline, "nca", digits, "--features", tmp_path / "nan.npy")
-    assert "nan.npy' row 3 holds a NaN" in told
+    assert "nan.npy' row 3 contains a NaN" in told
 
 
 def test_tsne_of_a_run_is_drawn(digits: Path, features: Path, tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_tsne_of_a_run_is_drawn(digits: Path, features: Path, tmp_path: Path) ->
     again = tmp_path / "again.png"
     call(plot, "tsne", run, "--out", again, "--images", 30)
     assert again.read_bytes() == out.read_bytes()
-    # Several runs stand side by side.
+    # Several runs are side by side.
     copied, both = shutil.copytree(run, tmp_path / "copied"), tmp_path / "both.png"
     answer = call(plot, "tsne", run, copied, "--out", both, "--images", 30, "--json")
     assert [panel["run"] for panel in json.loads(answer.stdout)["panels"]] == [str(run), str(copied)]

@@ -157,10 +157,10 @@ def test_the_file_keeps_a_head_and_refuses_damage(tmp_path):
     whole = path.read_text()
     for text, part in (
         (whole[:-10], "is damaged"),
-        ("[1]", "holds a list, not a mapping"),
+        ("[1]", "contains a list, not a mapping"),
         (whole.replace("0.7", "0.9"), "does not match its checksum"),
         ('{"kind": "knn", "kind": "lmnn"}', "'kind' is given twice"),
-        ('{"kind": "knn", "temperature": NaN}', "NaN is no number"),
+        ('{"kind": "knn", "temperature": NaN}', "NaN is not a number"),
         ('{"kind": "knn", "k_b": 5}', "did you mean"),
         ('{"kind": "knn", "k_p": 0}', "k_p=0 must be at least 1"),
         ('{"kind": "knn", "k_p": true}', "k_p=true"),
@@ -177,9 +177,7 @@ def test_the_file_keeps_a_head_and_refuses_damage(tmp_path):
 
 def test_what_cannot_be_fitted_is_refused():
     part = draw(4)
-    with pytest.raises(
-        RequestError, match=r"head\.k_p=25 asks for more neighbours than there are training images: 24"
-    ):
+    with pytest.raises(RequestError, match=r"head\.k_p=25 is more than the number of training images: 24"):
         fit_head(HeadConfig(k_p=25), part, CLASSES)
     with pytest.raises(RequestError, match="needs a network with a classifier"):
         fit_head(HeadConfig(kind="softmax"), part, CLASSES).probabilities(part.vectors)
@@ -187,5 +185,5 @@ def test_what_cannot_be_fitted_is_refused():
         fit_head(HeadConfig(kind="softmax"), part, CLASSES).probabilities(part.vectors, part.logits[:, :3])
     with pytest.raises(RequestError, match="needs training images of two classes"):
         fit_head(HeadConfig(kind="logistic"), part.rows(part.labels == 2), CLASSES)
-    with pytest.raises(RequestError, match="all of the classes that are asked for"):
+    with pytest.raises(RequestError, match="all of the given classes"):
         fit_head(HeadConfig(), part, CLASSES[:1])

@@ -1,4 +1,4 @@
-"""Novel classes beside a head, against plain loops; and that few images are not at a disadvantage."""
+"""Novel classes in addition to a head, against plain loops; and that few images are not at a disadvantage."""
 
 import math
 

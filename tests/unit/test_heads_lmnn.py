@@ -68,7 +68,7 @@ def test_objective_and_targets_are_the_loops(seed, num, num_classes, width, bloc
 
 
 def test_gradient_to_many_digits():
-    """Central differences of our own value, whose digits the loop has confirmed."""
+    """Central differences of this project's value, whose digits the loop has confirmed."""
     vectors, labels, rng = draw(3, 40, 3, dim=4)
     targets = lmnn.target_neighbours(vectors, labels, 3)
     transform, step = rng.normal(size=(4, 4)), 1e-5
@@ -85,7 +85,7 @@ def test_gradient_to_many_digits():
 def test_scale_is_the_root_mean_square_to_targets():
     vectors = np.array([[0.0], [1.0], [5.0], [7.0], [100.0]])
     labels = np.array([0, 0, 1, 1, 2])
-    # Distances to the one mate: 1, 1, 2, 2; the last vector has none.
+    # Distances to the one positive: 1, 1, 2, 2; the last vector has none.
     assert lmnn.target_scale(vectors, labels) == pytest.approx(np.sqrt((1 + 1 + 4 + 4) / 4))
     assert lmnn.target_scale(np.zeros((3, 2)), np.zeros(3, dtype=np.int64)) == 1.0
     assert lmnn.target_scale(vectors, np.arange(5)) == 1.0
@@ -120,7 +120,7 @@ def test_classes_of_one_image_cannot_be_fitted():
 
 
 def test_targets_that_tie_are_the_smaller_rows():
-    """About a mean that is no whole number, products round equal distances apart."""
+    """About a mean that is not a whole number, products round equal distances apart."""
     rng = np.random.default_rng(8)
     codes, labels = rng.integers(0, 2, (120, 31)).astype(np.float64), rng.integers(0, 2, 120)
     found = lmnn.target_neighbours(codes, labels, 4)

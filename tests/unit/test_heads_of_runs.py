@@ -184,7 +184,7 @@ def test_a_run_without_validation_images_says_so(runs, digits):
     own = ["method.kind=cross_entropy", "training.epochs=1", "training.patience=0"]
     train_run(load_config(None, [*SETTINGS, *own, f"data.dataset={digits}", f"run.dir={run}"]))
     message = commands.refusal(choose_head, run)
-    assert "kept no images for validation" in message
+    assert "has no validation images" in message
     assert not (run / "head.json").exists()
 
 
@@ -237,9 +237,9 @@ def test_adding_refuses_what_cannot_be_a_class(runs, images, tmp_path):
             assert "\n" not in str(caught.value)
         assert not (run.dir / "classes").exists()
         run.add_class(novel, images[novel][:2])
-        with pytest.raises(RequestError, match=r"was added to .* already"):
+        with pytest.raises(RequestError, match=r"was already added to"):
             run.add_class(novel, images[novel][2:])
-        with pytest.raises(RequestError, match=r"was added to .* already"):
+        with pytest.raises(RequestError, match=r"was already added to"):
             run.predict(images["base"], support={novel: images[novel]})
         with pytest.raises(RequestError, match=f"class 'nobody' was not added to .*; added are: '{novel}'"):
             run.remove_class("nobody")

@@ -152,7 +152,7 @@ def test_a_score_has_its_interval_and_two_are_compared_by_pairs():
     assert (same.difference, same.interval, same.is_more_than_noise) == (0.0, (0.0, 0.0), False)
     with pytest.raises(RequestError, match="on the same images"):
         compare(good, score_head(fit_head(HeadConfig(k_p=1), train, np.arange(4)), noisy(1, 199, 0.3)))
-    with pytest.raises(DataError, match="no image to score"):
+    with pytest.raises(DataError, match="no images to score"):
         score_head(fit_head(HeadConfig(k_p=1), train, np.arange(4)), part.rows(np.zeros(200, dtype=bool)))
 
 

@@ -221,7 +221,7 @@ def test_changes_made_while_a_merge_runs_are_in_the_new_version(tmp_path, monkey
     assert (opened.manifest.version, opened.manifest.num_vectors, opened.changes.number) == (2, 52, 2)
     assert opened.num_vectors == 51
     assert opened.search(vectors[2:3] + 9, 1).ids.tolist() == [[52]]
-    # Who wrote to the old version goes on in the new one, and ids are never given twice.
+    # A writer of the old version continues in the new one, and ids are never given twice.
     change = writer.add(vectors[:1], labels[:1])
     assert (change.version, change.number, change.ids.tolist()) == (2, 3, [53])
 
@@ -368,8 +368,8 @@ def test_what_cannot_be_changed_is_refused_in_one_line_and_nothing_is_written(tm
         (lambda: writer.add(one, label, np.array([-3])), "ids row 0 is -3; it must be at least 0"),
         (lambda: writer.add(one, np.array([-1])), "labels row 0 is -1; it must be at least 0"),
         (lambda: writer.add(one, label.astype(np.int32)), "labels has dtype int32; it must be int64"),
-        (lambda: writer.add(one[:, :3], label), "vectors has dim=3; the index holds vectors of dim=4"),
-        (lambda: writer.add(one * np.nan, label), "vectors row 0 holds a NaN"),
+        (lambda: writer.add(one[:, :3], label), "vectors has dim=3; the index contains vectors of dim=4"),
+        (lambda: writer.add(one * np.nan, label), "vectors row 0 contains a NaN"),
         (lambda: writer.add(one * 0, label), "vectors row 0 is all zeros"),
         (lambda: writer.add(one[:0], label[:0]), "vectors has no rows"),
         (lambda: writer.remove(np.array([1, 8, 9])), "ids 8, 9 are not in the index .*; nothing was changed"),
@@ -385,7 +385,7 @@ def test_what_cannot_be_changed_is_refused_in_one_line_and_nothing_is_written(tm
         with pytest.raises(RequestError, match=message):
             call()
     assert not (tmp_path / "versions" / "000001" / "changes").exists()
-    with pytest.raises(VersionError, match="holds no published index"):
+    with pytest.raises(VersionError, match="contains no published index"):
         IndexWriter(tmp_path / "none")
     writer.remove(np.array([2]))
     opened = open_index(tmp_path)

@@ -1,4 +1,4 @@
-"""What calls itself exact equals float64 brute force, whatever lies how far apart: the definition, its bound, and its ties."""
+"""What calls itself exact equals float64 brute force, for any distances: the definition, its bound, and its ties."""
 
 import tempfile
 from pathlib import Path
@@ -204,7 +204,7 @@ def test_any_scale(tmp_path, metric, scale) -> None:
         np.testing.assert_allclose(result.distances[row], found.astype(np.float32), rtol=1e-6)
     if scale == 1e-30 and metric == "l2":
         assert not result.distances.any(), "no float32 is so small"
-        assert not looked_at(found_in), "a power of two brings them into range"
+        assert not looked_at(found_in), "a power of two scales them into range"
 
 
 def test_queries_far_out_of_the_rows_range(tmp_path) -> None:

@@ -100,7 +100,7 @@ def other_index(description: str):
     [
         ("ivf_flat", set_id(10**9), "has a row outside"),
         ("ivf_flat", set_id(-1), "has a row outside"),
-        ("ivf_flat", set_id(ROWS - 1), "do not hold each of 400 rows once"),
+        ("ivf_flat", set_id(ROWS - 1), "do not contain each of 400 rows once"),
         ("hnsw", set_link(10**6), r"neighbors\[0\] = 1000000 out of range"),
         ("hnsw", set_entry(ROWS), "entry_point 400 out of range"),
         ("hnsw", other_index("IVF4,Flat"), "its parts are not those"),

@@ -243,7 +243,7 @@ def test_ranges_and_parameters_that_do_not_fit_are_refused(tmp_path) -> None:
             {"exclude_ids": np.array([[1, 2], [9, 4], [0, 0]])},
             r"exclude_ids row 1 is \[9, 4\]; it must not end",
         ),
-        ({"parameters": {"nprobe": 3}}, r"parameters has nprobe; .* takes ef_search, k_factor"),
+        ({"parameters": {"nprobe": 3}}, r"parameters has the unknown nprobe; .* has ef_search, k_factor"),
         ({"parameters": {"ef_search": 0}}, "ef_search=0; it must be a whole number of at least 1"),
         ({"parameters": {"k_factor": True}}, "k_factor=True; it must be a whole number"),
     ]:

@@ -119,7 +119,7 @@ def test_same_answers_as_on_the_cpu(gpu, tmp_path, kind, metric):
         searches.clear()
         found = on_gpu.search(vectors[:num], 5, query_ids=ids[:num], **asked)
         assert searches, asked
-        # Filters leave the GPU's clusters aside: then the answer is exact, whatever the kind.
+        # Filters leave the GPU's clusters aside: then the answer is exact, for any kind of index.
         wanted = on_cpu.search(vectors[:num], 5, query_ids=ids[:num], exact=bool(asked), **asked)
         if not asked and kind == "ivf_pq":  # codes of another implementation, another choice of candidates
             assert (found.ids == wanted.ids).mean() > 0.9
@@ -162,7 +162,7 @@ def test_what_a_gpu_does_not_select_is_searched_on_the_cpu(gpu, tmp_path):
         on_cpu, on_gpu = both(tmp_path / kind)
         wanted = on_cpu.search(vectors[:4], 2100, exact=True)
         np.testing.assert_array_equal(on_gpu.search(vectors[:4], 2100).ids, wanted.ids)
-    # More clusters than there are: all of them, and exact.
+    # More clusters than exist: all of them, and exact.
     found = on_gpu.search(vectors[:4], 6, parameters={"nprobe": 3000})
     np.testing.assert_array_equal(found.ids, on_cpu.search(vectors[:4], 6, exact=True).ids)
 
@@ -179,7 +179,9 @@ def test_an_index_on_a_gpu_outlives_the_one_it_was_made_of(gpu, tmp_path):
 
 def test_kinds_and_gpus_that_are_not_there_are_refused(gpu, tmp_path):
     build_one(tmp_path, IndexConfig(kind="hnsw"))
-    with pytest.raises(RequestError, match=r"FAISS has no such index on a GPU: .*\(index.device=cpu\)"):
+    with pytest.raises(
+        RequestError, match=r"FAISS does not support this index on a GPU: .*\(index.device=cpu\)"
+    ):
         open_index(tmp_path, device="gpu")
     seen = index.gpu.faiss.get_num_gpus()
     with pytest.raises(

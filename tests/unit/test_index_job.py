@@ -1,4 +1,4 @@
-"""Building as a job: stopped anywhere it goes on, and the files are those of a build that was not stopped."""
+"""Building as a job: stopped anywhere it resumes, and the files are those of a build that was not stopped."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -207,7 +207,7 @@ def test_a_builder_that_lost_the_index_publishes_nothing(tmp_path: Path) -> None
             Owner.claim(tmp_path)
             return super().__call__(ids)
 
-    with pytest.raises(StaleOwnerError, match="holds claim 1 and writes no more"):
+    with pytest.raises(StaleOwnerError, match="holds claim 1 and stops writing"):
         job.run(plan_at(tmp_path), embed=Overtaken())
     assert versions.list_versions(tmp_path) == []
     assert job.run(plan_at(tmp_path), embed=Sines()).name == "000001"
@@ -217,7 +217,7 @@ def test_vectors_that_do_not_fit_are_named_by_their_row(tmp_path: Path) -> None:
     vectors = np.ones((40, DIM), np.float32)
     vectors[17, 2] = np.nan
     written = write_files(tmp_path, vectors)
-    with pytest.raises(RequestError, match=r"X\.npy row 17 holds a NaN"):
+    with pytest.raises(RequestError, match=r"X\.npy row 17 contains a NaN"):
         build_from_files(tmp_path / "out", written[0], str(written[1]), None, CONFIG)
     assert files.list_folder(tmp_path / "out" / "staging") == []
     assert versions.list_versions(tmp_path / "out") == []
@@ -251,7 +251,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(files, "replacing", full)
         with pytest.raises(
-            FslDistError, match=r"stopped: No space left on device \(.*labels\.npy\); what is pub"
+            FslDistError, match=r"stopped: No space left on device \(.*labels\.npy\); the published version"
         ):
             job.run(plan_at(tmp_path), embed=Sines())
     embed = Sines()
@@ -278,7 +278,7 @@ def test_parquet_has_vectors_labels_and_ids(tmp_path: Path, is_fixed: bool) -> N
         assert (found / name).read_bytes() == (wanted / name).read_bytes()
     for columns, message in [
         (("name", None), "has no column 'name'; it has vector, label, id, weight"),
-        (("weight", None), "column 'weight' of .* has type double; it must hold a whole number"),
+        (("weight", None), "column 'weight' of .* has type double; it must contain a whole number"),
     ]:
         with pytest.raises(RequestError, match=message):
             build_from_files(tmp_path / "out", tmp_path / "X.parquet", *columns, CONFIG)

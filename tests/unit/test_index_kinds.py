@@ -73,11 +73,11 @@ def test_settings_that_do_not_fit_are_refused(options, message) -> None:
         ({"kind": "ivf_flat", "nlist": 601}, "index.nlist=601 makes 601 clusters of 600 vectors"),
         (
             {"kind": "ivf_pq", "pq_m": 5},
-            "index.pq_m=5 does not divide the vectors' dim=12; take one of 1, 2, 3, 4, 6, 12",
+            "index.pq_m=5 does not divide the vectors' dim=12; use one of 1, 2, 3, 4, 6, 12",
         ),
         (
             {"kind": "factory", "factory": "IVF8;Flat"},
-            "index.factory=IVF8;Flat is nothing FAISS can make for dim=12",
+            "index.factory=IVF8;Flat is not a valid FAISS factory for dim=12",
         ),
         (
             {"kind": "factory", "factory": "SQ8", "nprobe": 2},
@@ -95,7 +95,10 @@ def test_settings_that_do_not_fit_are_refused(options, message) -> None:
             {"kind": "ivf_flat", "nlist": 30, "train_size": 20},
             "index.train_size=20 is too few vectors to find 30 clusters",
         ),
-        ({"kind": "factory", "factory": "IDMap,Flat"}, "index.factory=IDMap,Flat takes no vectors in order"),
+        (
+            {"kind": "factory", "factory": "IDMap,Flat"},
+            "index.factory=IDMap,Flat cannot add vectors in order",
+        ),
     ],
 )
 def test_settings_that_the_vectors_cannot_have_are_refused(tmp_path, options, message) -> None:

@@ -1,4 +1,4 @@
-"""Working folders of places at s3://, against a real server on loopback: names, publishing, fencing, indexes."""
+"""Working folders of addresses at s3://, against a real server on loopback: names, publishing, fencing, indexes."""
 
 import os
 from collections.abc import Callable
@@ -52,7 +52,7 @@ def test_an_address_needs_a_bucket_and_a_folder(address: str) -> None:
 
 
 def test_an_address_of_another_kind_is_no_folder() -> None:
-    with pytest.raises(RequestError, match="'https://x/y' is no place that this program knows"):
+    with pytest.raises(RequestError, match="'https://x/y' is not a supported location"):
         working_folder("https://x/y")
 
 
@@ -128,7 +128,7 @@ def test_a_half_published_folder_is_none_and_the_next_one_takes_its_place(
     assert bucket.names(f"{key}/versions/000001/") == ["data-second", "manifest.json"]
     files.remove_file(working_folder(s3) / "nothing")
     final.rename(tmp_path / "away")
-    with pytest.raises(VersionError, match="exists already"):
+    with pytest.raises(VersionError, match="already exists"):
         files.publish_folder(stage("third"), final)
 
 

@@ -97,7 +97,7 @@ def test_an_unreachable_store_is_one_line_after_a_few_seconds(
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     bucket, key = fresh_bucket(s3)
     with pytest.raises(
-        RequestError, match=r"does not answer \(.*\), asked for .* nothing was started"
+        RequestError, match=r"does not answer \(.*\), retried for .* nothing was started"
     ) as error:
         bucket.get(key)
     assert "\n" not in str(error.value)
@@ -111,7 +111,7 @@ def test_a_bucket_that_is_not_there_is_refused_by_reads_and_writes(s3: str) -> N
     ):
         bucket, _ = fresh_bucket("s3://no-such-bucket/a")
         with pytest.raises(
-            RequestError, match=r"s3://no-such-bucket at http.* does not exist; make the bucket first"
+            RequestError, match=r"s3://no-such-bucket at http.* does not exist; create the bucket first"
         ):
             ask(bucket)
 
@@ -161,5 +161,5 @@ def test_a_store_that_goes_away_is_waited_for_and_said_once(
     assert "does not answer" in told_lines[0]
     assert "answers again" in told_lines[1]
     monkeypatch.setattr(object_store, "_PATIENCE_S", 0.2)
-    with pytest.raises(StorageError, match="the same command goes on from it"):
+    with pytest.raises(StorageError, match="the same command resumes"):
         bucket.get(key)

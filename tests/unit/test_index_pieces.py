@@ -181,7 +181,7 @@ def test_a_folder_that_another_process_took_over_gets_no_note(tmp_path):
     work = WorkFolder(tmp_path, Owner.claim(tmp_path))
     Write(work)(1)
     Owner.claim(tmp_path)
-    with pytest.raises(StaleOwnerError, match="holds claim 1 and writes no more"):
+    with pytest.raises(StaleOwnerError, match="holds claim 1 and stops writing"):
         Write(work)(2)
     assert work.list_finished() == ["1.txt"]
 

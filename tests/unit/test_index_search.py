@@ -216,7 +216,7 @@ def test_requests_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     bad = vectors[:3].copy()
     bad[1, 2] = np.nan
     for arguments, options, message in [
-        ((vectors[:3, :5], 3), {}, "queries has dim=5; the index holds vectors of dim=16"),
+        ((vectors[:3, :5], 3), {}, "queries has dim=5; the index contains vectors of dim=16"),
         ((vectors[:3].astype(np.float64), 3), {}, "queries has dtype float64"),
         ((vectors[0], 3), {}, r"queries has shape \[16\]"),
         ((vectors[:3], 0), {}, "k=0 must be a whole number from 1 to 16384"),
@@ -225,14 +225,14 @@ def test_requests_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         (
             (vectors[:3], 3),
             {"parameters": {"nprobe": 2}},
-            r"parameters has nprobe; .*\(kind=flat\) takes none",
+            r"parameters has the unknown nprobe; .*\(kind=flat\) has none",
         ),
         (
             (vectors[:3], 3),
             {"same_class": 2, "other_class": 2},
             "same_class and other_class exclude each other",
         ),
-        ((vectors[:3], 3), {"same_class": "cat"}, "same_class has 'cat', which is no class of the index"),
+        ((vectors[:3], 3), {"same_class": "cat"}, "same_class has 'cat', which is not a class of the index"),
         ((vectors[:3], 3), {"same_class": [2, 3, 2]}, "query 1 has label 3, which no vector"),
         ((vectors[:3], 3), {"same_class": labels[:2]}, r"same_class has shape \[2\]; it must be \[3\]"),
         ((vectors[:3], 3), {"other_class": np.ones(3)}, "other_class has dtype float64; it must be int64"),

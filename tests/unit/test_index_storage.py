@@ -110,7 +110,7 @@ def test_a_published_folder_is_never_replaced(tmp_path: Path, content: tuple[str
     (tmp_path / "final").mkdir()
     for name in content:
         (tmp_path / "final" / name).touch()
-    with pytest.raises(VersionError, match="exists already"):
+    with pytest.raises(VersionError, match="already exists"):
         files.publish_folder(tmp_path / "staging", tmp_path / "final")
     files.publish_folder(tmp_path / "staging", tmp_path / "other")
     assert (tmp_path / "other").is_dir()
@@ -143,7 +143,7 @@ def test_a_later_claim_makes_the_earlier_one_stale_also_in_copies(tmp_path: Path
 def test_an_owner_whose_files_are_gone_is_stale(tmp_path: Path) -> None:
     owner = Owner.claim(tmp_path)
     files.remove_folder(tmp_path / "owner")
-    with pytest.raises(StaleOwnerError, match="its owner files are gone"):
+    with pytest.raises(StaleOwnerError, match="its owner files are missing"):
         owner.check()
 
 

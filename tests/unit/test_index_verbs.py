@@ -1,4 +1,4 @@
-"""The verbs of `fsl-dist index`: files in, files out, one JSON object, one-line errors."""
+"""The commands of `fsl-dist index`: files in, files out, one JSON object, one-line errors."""
 
 import json
 import socket
@@ -59,18 +59,18 @@ def test_bad_requests_are_one_line(arrays: Path) -> None:
     assert "did you mean shards?" in refusal("build", *both, "shard=2")
     assert "metric=" in refusal("build", *both, "metric=manhattan")
     assert "takes --vectors X.npy --labels Y.npy OUT, or RUN DATASET OUT" in refusal("build", "a", "b")
-    assert "X.npy has dtype float32; it must hold integers" in refusal(
+    assert "X.npy has dtype float32; it must contain integers" in refusal(
         "build", *vectors, "--labels", arrays / "X.npy", out
     )
     assert "is not a .npy array" in refusal("build", "--vectors", arrays / "objects.npy", *both[2:])
     assert "is a file" in refusal("build", *both[:-1], arrays / "X.npy")
-    assert "holds no published index" in refusal(
+    assert "contains no published index" in refusal(
         "search", out, "--queries", arrays / "X.npy", "--k", 1, "--out", "R", exit_code=1
     )
     assert "--ids goes with --vectors" in refusal("build", "a", "b", "c", "--ids", arrays / "I.npy")
     assert "is not a .npy array" in refusal("build", *vectors, "--labels", "none.npy", out)
     np.savez(arrays / "several.npz", a=np.zeros(3))
-    assert "holds several arrays" in refusal("build", "--vectors", arrays / "several.npz", *both[2:])
+    assert "contains several arrays" in refusal("build", "--vectors", arrays / "several.npz", *both[2:])
     assert not out.exists()
 
 
@@ -86,7 +86,7 @@ def test_search_takes_ranges_of_ids_and_parameters(arrays: Path) -> None:
             inside = (answers["ids"] >= 10) & (answers["ids"] < 30)
         assert inside.all() if option == "--include-ids" else not inside.any()
     assert call(*search, "--exact").exit_code == 0
-    assert "parameters has ef_search" in refusal(*search, "ef_search=5")
+    assert "parameters has the unknown ef_search" in refusal(*search, "ef_search=5")
 
 
 def test_rollback_and_what_a_version_is_damaged_by(arrays: Path) -> None:
@@ -130,10 +130,10 @@ def test_serve_refuses_an_address_before_anything_starts(
         assert f"host=127.0.0.1 port={port}: Address already in use" in refusal("serve", out, "--port", port)
     for host in ("0.0.0.0", "::"):
         assert "lets others reach the index, and there is no token" in refusal("serve", out, "--host", host)
-    assert "host=256.1.1.1 is no address of this machine" in refusal("serve", out, "--host", "256.1.1.1")
-    assert "A_TOKEN must hold a token of at least 16" in refusal(
+    assert "host=256.1.1.1 is not an address of this machine" in refusal("serve", out, "--host", "256.1.1.1")
+    assert "A_TOKEN must contain a token of at least 16" in refusal(
         "serve", out, "--port", port, "--token-env", "A_TOKEN"
     )
     assert "max_k=0 must be" in refusal("serve", out, "--max-k", 0)
     assert "is not a data set" in refusal("serve", out, "--port", port, "--dataset", arrays)
-    assert "holds no published index" in refusal("serve", arrays, "--port", port, exit_code=1)
+    assert "contains no published index" in refusal("serve", arrays, "--port", port, exit_code=1)

@@ -110,7 +110,7 @@ def test_workers_write_shards_side_by_side(tmp_path: Path) -> None:
 def test_publishing_refuses_what_does_not_fit(tmp_path: Path) -> None:
     vectors, labels, ids = example()
     staging = Staging.create(tmp_path, "a")
-    with pytest.raises(RequestError, match=r"no shard of .* holds a vector"):
+    with pytest.raises(RequestError, match=r"no shard of .* contains a vector"):
         staging.publish(labels, ids, IndexConfig(), {})
     staging.write_shard(1, vectors)
     with pytest.raises(VersionError, match="shard 0 was not written"):
@@ -136,11 +136,14 @@ def test_publishing_refuses_what_does_not_fit(tmp_path: Path) -> None:
             lambda v, y, i: (v.astype(np.float64), y, i),
             r"vectors has dtype float64; .* \.astype\('float32'\)",
         ),
-        (lambda v, y, i: (np.where(v == v[3, 1], np.nan, v), y, i), "vectors row 3 holds a NaN"),
-        (lambda v, y, i: (np.where(v == v[3, 1], np.inf, v), y, i), "vectors row 3 holds a NaN or infinite"),
+        (lambda v, y, i: (np.where(v == v[3, 1], np.nan, v), y, i), "vectors row 3 contains a NaN"),
+        (
+            lambda v, y, i: (np.where(v == v[3, 1], np.inf, v), y, i),
+            "vectors row 3 contains a NaN or infinite",
+        ),
         (
             lambda v, y, i: (np.where(v == v[3, 1], np.float32(1e19), v), y, i),
-            "vectors row 3 holds a norm near",
+            "vectors row 3 contains a norm near",
         ),
         (lambda v, y, i: (v, y[1:], i), r"labels has shape \[39\]; it must be \[40\]"),
         (lambda v, y, i: (v, y.astype(np.int32), i), r"labels has dtype int32; .* \.astype\('int64'\)"),
@@ -197,10 +200,10 @@ def test_damaged_manifests_are_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_no_index_is_said(tmp_path: Path) -> None:
-    with pytest.raises(VersionError, match="holds no published index"):
+    with pytest.raises(VersionError, match="contains no published index"):
         open_index(tmp_path)
     (tmp_path / "current").write_text("../elsewhere")
-    with pytest.raises(VersionError, match="is no version's name"):
+    with pytest.raises(VersionError, match="is not the name of a version"):
         open_index(tmp_path)
     (tmp_path / "current").write_text("000009")
     with pytest.raises(VersionError, match="names version 000009, which is not there"):
@@ -242,7 +245,7 @@ def test_rolling_back_names_another_version_and_removes_none(tmp_path: Path) -> 
         roll_back(tmp_path, 9)
     with pytest.raises(RequestError, match="is one version; name the folder of its index"):
         roll_back(tmp_path / "versions" / "000001")
-    with pytest.raises(VersionError, match="holds no published index"):
+    with pytest.raises(VersionError, match="contains no published index"):
         roll_back(tmp_path / "none")
     shard = tmp_path / "versions" / "000002" / "shard-00000.npy"
     shard.write_bytes(shard.read_bytes()[:-1] + b"\0")

@@ -134,7 +134,7 @@ def test_a_sweep_goes_on_only_as_it_was_started(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(sweep))
     folder.mkdir()
     started = load_sweep(path)
-    # As it lies there, the data set's version is settled.
+    # In the stored file, the data set's version is settled.
     (folder / SWEEP_FILE).write_text(render_sweep(load_sweep(path, ["data.version=2"])))
     assert find_stored(started) == load_sweep(path, ["data.version=2"])
     for words, key in (["trials=4"], "trials"), (["training.epochs=8"], "base.training"):

@@ -1,4 +1,4 @@
-"""The image: its Dockerfile by hadolint and rules of our own, and the scripts that it runs. No container engine is at hand."""
+"""The image: its Dockerfile by hadolint and this project's rules, and the scripts that it runs. No container engine is at hand."""
 
 import os
 import re
@@ -41,11 +41,11 @@ def image_faults(text: str, root: Path = ROOT) -> list[str]:
                 if not os.access(root / "k8s" / "image" / name, os.X_OK)
             ]
         if word == "ADD" or "http" in rest:
-            faults.append(f"fetch: {word} {rest} brings what is not pinned")
+            faults.append(f"fetch: {word} {rest} adds what is not pinned")
         if word in ("ARG", "ENV") and re.search(r"TOKEN|PASSWORD|SECRET|KEY", rest):
             faults.append(f"secret: {word} {rest} stays in the image")
         if word == "COPY" and rest.split()[-2] in (".", "./"):
-            faults.append("copy: COPY . brings whatever lies there")
+            faults.append("copy: COPY . adds the whole folder")
     return faults
 
 

@@ -1,4 +1,4 @@
-"""The rules catch what they are for: one planted mistake each, told by the rule's name and nothing else by that of another."""
+"""The rules catch what they are for: one planted mistake each, reported under the rule's name and under no other."""
 
 import copy
 from functools import cache

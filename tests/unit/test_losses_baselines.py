@@ -44,7 +44,7 @@ def reference_batch_hard(
 
 
 def reference_nca(embeddings: Tensor, labels: Tensor) -> Tensor:
-    """−log of each anchor's probability of drawing a mate, exponentials summed one at a time."""
+    """−log of each anchor's probability of drawing a positive, exponentials summed one at a time."""
     terms = []
     for i in range(len(labels)):
         weights = {
@@ -97,14 +97,14 @@ def test_a_mate_far_away_costs_its_distance_and_no_overflow() -> None:
     embeddings = torch.tensor([[0.0], [1000.0], [1.0]], requires_grad=True)
     loss, probability = few_shot_nca_loss(embeddings, torch.tensor([0, 0, 1]))
     loss.backward()
-    # Anchor 0: its mate at 10⁶, the other at 1; anchor 1: its mate at 10⁶, the other at 999².
+    # Anchor 0: its positive at 10⁶, the other at 1; anchor 1: its positive at 10⁶, the other at 999².
     assert loss.item() == pytest.approx(((1e6 - 1) + (1e6 - 999**2)) / 2, rel=1e-6)
     assert probability.item() == 0
     assert embeddings.grad.isfinite().all()
 
 
 def test_few_shot_nca_of_equal_distances_is_a_share() -> None:
-    # Four images at one point: each draws its one mate with probability 1/3.
+    # Four images at one point: each draws its one positive with probability 1/3.
     loss, probability = few_shot_nca_loss(torch.zeros(4, 2), torch.tensor([0, 0, 1, 1]))
     assert loss.item() == pytest.approx(math.log(3), rel=1e-6)
     assert probability.item() == pytest.approx(1 / 3, rel=1e-6)
@@ -112,7 +112,7 @@ def test_few_shot_nca_of_equal_distances_is_a_share() -> None:
 
 def test_batch_hard_by_hand() -> None:
     embeddings = torch.tensor([[0.0], [1.0], [4.0], [2.5]], requires_grad=True)
-    # Hinges: 0 → 4, 2.5: 2.5; 1 → 4, 2.5: 2.5; 4 → 0, 2.5: 3.5; the single image of class 1 has no mate.
+    # Hinges: 0 → 4, 2.5: 2.5; 1 → 4, 2.5: 2.5; 4 → 0, 2.5: 3.5; the single image of class 1 has no positive.
     loss, active = batch_hard_loss(embeddings, torch.tensor([0, 0, 0, 1]), torch.arange(4), 1.0)
     assert loss.item() == pytest.approx((2.5 + 2.5 + 3.5) / 3)
     assert active.item() == 1

@@ -288,7 +288,7 @@ def test_class_scores_in_pieces_and_without_prototypes(monkeypatch: pytest.Monke
 
 
 def test_logged_figures() -> None:
-    # Class 0's images stand midway between two clusters; class 1 leaves its second nothing; class 2 a little.
+    # Class 0's images are midway between two clusters; class 1 leaves its second nothing; class 2 a little.
     old = torch.tensor([[[-1.0], [1.0]], [[9.0], [29.0]], [[50.0], [53.0]]])
     support, mask = torch.tensor([[[0.0]] * 3, [[9.0]] * 3, [[50.0]] * 3]), padding([2, 2, 2])
     episode = pcn_episode_loss(support, support, old, mask, temperature=1.0, memory=0.5)

@@ -26,11 +26,11 @@ ABOUT_COMMANDS = (
     [
         (
             "train run.dir=x",
-            "run.dir=x holds a run (resume=True continues it)",
-            "run.dir=x holds a run (--resume continues it)",
+            "run.dir=x contains a run (resume=True continues it)",
+            "run.dir=x contains a run (--resume continues it)",
         ),
         ("train --config a.yaml", "config=a.yaml cannot be read", "--config a.yaml cannot be read"),
-        ("evaluate r", "protocol=x is none of knn", "--protocol x is none of knn"),
+        ("evaluate r", "protocol=x must be one of knn", "--protocol x must be one of knn"),
         (
             "evaluate r",
             "data.protocol=x stays, index_actors=2 is new",

@@ -37,7 +37,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             Image.fromarray((scans.images[member] * (255 / 16)).astype(np.uint8)).save(path)
             group = "" if position % 7 == 6 else f"g{digit}"
             blind = "" if position % 2 else f"b{(digit + position) % 3}"
-            # Two neighbouring images are of one scan, and groups g0 … g4 lie in two diseases each.
+            # Two neighbouring images are of one scan, and groups g0 … g4 have two diseases each.
             rows.append(
                 f"{path.name},d{digit // 2},{group},{blind},s{digit}-{position // 2},g{digit % 5},"
                 f"{'train' if position < 14 else 'test'}"
@@ -147,7 +147,7 @@ def test_half_of_the_images_are_the_same_half_for_both_samplings(pairs: Path, tm
         (
             "divided",
             ["method.sampling=hierarchical"],
-            r"lie inside one class each; in data\.dataset=\S+ group 'g0' has images of class 'd0' and of 'd2'",
+            r"are inside one class each; in data\.dataset=\S+ group 'g0' has images of class 'd0' and of 'd2'",
         ),
         (
             "full",
@@ -176,9 +176,9 @@ def test_groups_of_two_classes_serve_non_hierarchical_sampling(pairs: Path, tmp_
         (["method.triplets=0"], r"method\.triplets=0 must be at least 1"),
         (["method.image_fraction=1.5"], r"method\.image_fraction=1\.5 must be above 0 and at most 1"),
         (["method.kmeans_groups=1"], r"method\.kmeans_groups=1 must be at least 2"),
-        (["backbone.name=vit_b_16"], r"map_head=12 needs feature maps; backbone\.name=vit_b_16 makes none"),
-        (["backbone.name=mlp"], r"map_head=12 needs feature maps; backbone\.name=mlp makes none"),
-        (["backbone.embedding_dim=4"], r"map_head=12 and backbone\.embedding_dim=4 both make the embedding"),
+        (["backbone.name=vit_b_16"], r"map_head=12 needs feature maps; backbone\.name=vit_b_16 has none"),
+        (["backbone.name=mlp"], r"map_head=12 needs feature maps; backbone\.name=mlp has none"),
+        (["backbone.embedding_dim=4"], r"map_head=12 and backbone\.embedding_dim=4 both create the embedding"),
         (["backbone.map_head=-1"], r"backbone\.map_head=-1 must be at least 0"),
         (["backbone.linear_lr_factor=2"], r"linear_lr_factor=2 is for the linear layers of .*alexnet and vgg19"),
         (["backbone.linear_lr_factor=0"], r"linear_lr_factor=0 must be above 0"),

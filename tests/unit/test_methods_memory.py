@@ -298,7 +298,7 @@ FORMS = {
     "all of the class, a few others": DeepKNNConfig(m_other=7),
     "a few of the class, all others": DeepKNNConfig(k_same=3, temperature=0.3),
     "a few": DeepKNNConfig(k_same=3, m_other=7),
-    "more than there are": DeepKNNConfig(k_same=100, m_other=100),
+    "more than exist": DeepKNNConfig(k_same=100, m_other=100),
     "hinge": DeepKNNConfig(loss="hinge", k_same=3, m_other=7),
 }
 

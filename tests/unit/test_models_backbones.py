@@ -228,7 +228,7 @@ def test_weights_that_do_not_fit_are_refused_by_name_and_shape(tmp_path):
 
 def test_files_that_hold_no_weights_are_refused(tmp_path):
     for name, content, words in (
-        ("none.pth", None, "there is no such file"),
+        ("none.pth", None, "no such file"),
         ("text.pth", b"not a state_dict", "does not read as a state_dict"),
         ("text.safetensors", b"not tensors either", "does not read as a state_dict"),
     ):
@@ -238,7 +238,7 @@ def test_files_that_hold_no_weights_are_refused(tmp_path):
             network_of("conv4", (1, 28, 28), weights=str(tmp_path / name))
         assert "\n" not in str(refused.value)
     torch.save({"model": {"weight": 2.0}}, tmp_path / "numbers.pth")
-    with pytest.raises(RequestError, match="names and tensors only: it holds entry 'model'"):
+    with pytest.raises(RequestError, match="names and tensors only: it contains entry 'model'"):
         network_of("conv4", (1, 28, 28), weights=str(tmp_path / "numbers.pth"))
 
 
@@ -276,7 +276,7 @@ def test_pretrained_offline_says_what_to_do(tmp_path, monkeypatch):
         ({"hidden": (4, 0)}, (3,), r"backbone\.hidden\[1\]=0 must be at least 1"),
         ({"batch_norm_group": 1}, (3, 32, 32), r"backbone\.batch_norm_group=1"),
         ({"name": "conv4"}, (1, 8, 8), r"16 px or more; the samples are 8×8 px"),
-        ({"name": "resnet18"}, (64,), r"backbone\.name=mlp takes vectors"),
+        ({"name": "resnet18"}, (64,), r"backbone\.name=mlp accepts vectors"),
         ({"name": "resnet18"}, (5, 32, 32), r"the samples have 5 \(backbone\.name=conv4"),
     ],
 )

@@ -116,7 +116,7 @@ def test_maps_before_pooling(built):
     name, network, images = built
     shape = NETWORKS[name][2]
     if shape is None:
-        with pytest.raises(ConfigError, match="makes no feature maps, as mlp, vit_b_16"):
+        with pytest.raises(ConfigError, match="has no feature maps, like mlp, vit_b_16"):
             network.feature_maps(images)
         return
     maps = network.eval().feature_maps(images)

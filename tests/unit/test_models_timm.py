@@ -79,7 +79,7 @@ def test_features_are_those_that_timms_classifier_reads(built):
         expected = features
     assert_alike(features, expected)
     if maps_shape is None:
-        with pytest.raises(ConfigError, match="makes no feature maps"):
+        with pytest.raises(ConfigError, match="has no feature maps"):
             network.feature_maps(images)
     else:
         assert network.feature_maps(images).shape == (2, *maps_shape)
@@ -175,8 +175,8 @@ def test_the_map_head_stands_on_the_maps_and_what_follows_them_is_left_out(name,
     [
         ("resnet99", {}, r"timm:resnet99: timm \S+ has no network 'resnet99'; the nearest are timm:resnet\d+"),
         ("resnet18.a9_in1k", {}, r"no weights 'a9_in1k' of resnet18; the nearest are timm:resnet18\.a\d_in1k"),
-        ("vit_small_patch16_dinov3", {"size": 50}, r"cannot take images of 50×50 px .*divisible by.*image_size=256"),
-        ("densenet121", {"size": 8}, r"cannot take images of 8×8 px and 3 channels: .*image_size=224"),
+        ("vit_small_patch16_dinov3", {"size": 50}, r"does not support images of 50×50 px .*divisible by.*image_size=256"),
+        ("densenet121", {"size": 8}, r"does not support images of 8×8 px and 3 channels: .*image_size=224"),
         ("vit_tiny_patch16_224", {"map_head": 8}, r"map_head=8 needs feature maps"),
         ("mixer_s32_224", {"pretrained": True}, r"pretrained=true: timm \S+ has no weights of mixer_s32_224"),
     ],

@@ -1,4 +1,4 @@
-"""What stands beside a network's tensors in a file, which entry is taken, and damage: objects of every kind of class."""
+"""Objects next to a network's tensors in a file, which entry is taken, and damage: objects of every kind of class."""
 
 import collections
 import datetime
@@ -117,7 +117,7 @@ OBJECTS = {
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("kind", OBJECTS)
 def test_an_object_of_any_class_is_passed_over(tmp_path, original, kind, zipped):
-    """Whatever a pickle does to an object, and in every format, the tensors beside it are read."""
+    """Whatever a pickle does to an object, and in every format, the tensors next to it are read."""
     path, value = tmp_path / "file.pth", OBJECTS[kind]()
     for protocol in (2, 4):
         torch.save(
@@ -149,7 +149,7 @@ def test_the_entry_that_fits_is_taken(tmp_path, original, content):
 def test_errors_name_the_entry_and_two_unknown_ones_are_refused(tmp_path, original):
     tensors, path = original, tmp_path / "file.pth"
     torch.save({"a": tensors, "b": zeros_like(tensors)}, path)
-    with pytest.raises(RequestError, match=r"has 2 networks of these names, in entry 'a', entry 'b'"):
+    with pytest.raises(RequestError, match=r"has 2 networks with these names, in entry 'a', entry 'b'"):
         load(path)
     torch.save({"model": {k: v for k, v in tensors.items() if k != "0.0.bias"}, "x": torch.ones(1)}, path)
     with pytest.raises(RequestError, match=r"\(entry 'model'\) does not fit .*missing 0\.0\.bias"):
@@ -193,7 +193,7 @@ def test_a_flipped_byte_is_found_wherever_it_is(tmp_path, original):
         spoilt = bytearray(whole)
         spoilt[middle] ^= 0x40
         path.write_bytes(spoilt)
-        with pytest.raises(RequestError, match=r"damaged: its part file/data/\d+ is not what was written"):
+        with pytest.raises(RequestError, match=r"damaged: its part file/data/\d+ has a wrong checksum"):
             load(path)
 
 

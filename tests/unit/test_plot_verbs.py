@@ -424,7 +424,9 @@ def test_mistakes_about_queries(pcn: Path, classifier: Path, tmp_path: Path) -> 
     assert "3 protocols for 2 runs" in refusal(
         "comparison", pcn, classifier, "--out", out, "--protocols", "knn,knn,knn"
     )
-    assert "protocol softmax is none of" in refusal("queries", pcn, "--out", out, "--protocols", "softmax")
+    assert "protocol softmax must be one of" in refusal(
+        "queries", pcn, "--out", out, "--protocols", "softmax"
+    )
     assert "fine_tune belongs to method.kind=cross_entropy" in refusal(
         "queries", pcn, "--out", out, "--protocols", "fine_tune"
     )

@@ -136,7 +136,7 @@ def test_every_trained_row_learns_digits(name, digits, real_data, tmp_path):
 
 def test_what_is_finished_is_not_run_again(prepared, weights, tmp_path):
     names = ("frozen, cosine kNN", "prototypes, last blocks")
-    chosen = dataclasses.replace(SMALL, source=lambda unpacked, work: pytest.fail("it is packed already"))
+    chosen = dataclasses.replace(SMALL, source=lambda unpacked, work: pytest.fail("it is already packed"))
     work = tmp_path / "work"
     (work / "digits").mkdir(parents=True)
     (work / "digits" / "packed").symlink_to(prepared.data.folder)

@@ -193,7 +193,7 @@ def test_images_that_cannot_be_read_are_named_and_the_others_predicted(
     assert len(told) == len(bad)
     reasons = " ".join(told)
     for words in (
-        "text.png is not an image that decodes: its format is not known",
+        "text.png is not an image that decodes: its format is unknown",
         "none.png cannot be read",
     ):
         assert words in reasons
@@ -221,10 +221,10 @@ def test_requests_that_cannot_be_served_are_refused(
     query = next(iter(images))
     assert "is not a run folder" in refusal(tmp_path / "nowhere", query)
     assert "no such folder" in refusal(runs / "pcn", query, "--support", tmp_path / "nowhere")
-    assert "holds no class folders" in refusal(runs / "pcn", query, "--support", tmp_path)
+    assert "contains no class folders" in refusal(runs / "pcn", query, "--support", tmp_path)
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "notes.txt").write_text("no image")
-    assert "class 'new' holds no image" in refusal(runs / "pcn", query, "--support", tmp_path)
+    assert "class 'new' contains no image" in refusal(runs / "pcn", query, "--support", tmp_path)
     catalogue = Catalogue.open(base_novel)
     known = catalogue.class_names[int(catalogue.select("train").labels[0])]
     (tmp_path / "new").rename(tmp_path / known)
@@ -241,7 +241,7 @@ def test_requests_that_cannot_be_served_are_refused(
         "backbone.name=mlp", "training.epochs=0",
     ]  # fmt: skip
     train_run(load_config(None, on_features))
-    assert "predict takes images" in refusal(tmp_path / "mlp", query)
+    assert "predict needs images" in refusal(tmp_path / "mlp", query)
 
 
 def test_names_that_are_not_utf8_are_shown_with_escapes(

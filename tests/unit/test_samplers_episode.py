@@ -85,7 +85,7 @@ def test_small_class_is_refused_by_name() -> None:
     with pytest.raises(RequestError) as error:
         fit_selection(selection, config, names)
     assert str(error.value) == (
-        "episode.k_shot=5 with n_query=15 needs 20 images a class; class 'n0153' has 12 "
+        "episode.k_shot=5 with n_query=15 needs 20 images per class; class 'n0153' has 12 "
         "(episode.small_classes=replace allows repeats)"
     )
 
@@ -142,7 +142,7 @@ def test_replace_repeats_within_each_side_only(count: int, k_shot: int, n_query:
         assert not support & query or count == 1
         _, repeats = np.unique(episode.support[row], return_counts=True)
         assert np.ptp(repeats) <= 1
-        # The large class beside it is drawn without repeats.
+        # The large class next to it is drawn without repeats.
         assert len({*episode.support[1 - row].tolist(), *episode.query[1 - row].tolist()}) == k_shot + n_query
 
 

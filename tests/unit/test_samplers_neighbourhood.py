@@ -45,6 +45,6 @@ def test_a_batch_without_room_for_one_anchor_is_refused() -> None:
     with pytest.raises(ConfigError) as error:
         anchors_per_step(10, 5, 5)
     assert str(error.value) == (
-        "training.batch_size=10 holds no anchor with its neighbours: method.k_same=5 and method.m_other=5 "
-        "make 11 images an anchor; set training.batch_size to 11 or more"
+        "training.batch_size=10 is too small for an anchor with its neighbours: method.k_same=5 and method.m_other=5 "
+        "make 11 images per anchor; set training.batch_size to 11 or more"
     )

@@ -40,7 +40,7 @@ def is_allowed(sampling: str, triplet: Triplet, diseases: list[int], groups: lis
 
 
 def chances(sampling: str, diseases: list[int], groups: list[int]) -> dict[Triplet, float]:
-    """Probability of every triplet: uniform over anchors, then over the anchor's mates, then over the unlike images."""
+    """Probability of every triplet: uniform over anchors, then over the anchor's positives, then over the unlike images."""
     images = range(len(diseases))
     allowed = [t for t in product(images, repeat=3) if is_allowed(sampling, t, diseases, groups)]
     anchors = {a for a, _, _ in allowed}

@@ -109,7 +109,7 @@ def refusal(text: str, *overrides: str) -> str:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("a: &x [*x]", "line 1: an alias .* inside the value that it stands for"),
+        ("a: &x [*x]", "line 1: an alias .* inside the value that it refers to"),
         ("a: 1\nb: &x {c: {d: *x}}", "line 2: an alias"),
         ("a: &a [1, 1, 1, 1]\n" + "".join(f"b{n}: &b{n} [{', '.join(['*a' if n == 0 else f'*b{n - 1}'] * 9)}]\n" for n in range(8)), "unfold to more than"),
         ("a: " + "[" * 5000, "nested too deeply|expected"),
@@ -127,7 +127,7 @@ def test_yaml_may_say_a_value_once_and_use_it_twice() -> None:
 
 
 def test_a_path_with_a_nul_character_is_refused() -> None:
-    with pytest.raises(RequestError, match=r"'a\\x00b' is no path"):
+    with pytest.raises(RequestError, match=r"'a\\x00b' is not a path"):
         working_folder("a\0b")
 
 
@@ -182,7 +182,7 @@ def test_yaml_surprises_stay_text(text: str) -> None:
         (
             "method: {kind: pcm}",
             (),
-            'method.kind="pcm" is none of pcn, deep_knn (run.yaml); did you mean pcn?',
+            'method.kind="pcm" must be one of pcn, deep_knn (run.yaml); did you mean pcn?',
         ),
         ("episode: {n_way: true}", (), "episode.n_way=true must be a whole number (run.yaml)"),
         ("episode: {n_way: 5.0}", (), "episode.n_way=5.0 must be a whole number (run.yaml)"),
@@ -198,7 +198,7 @@ def test_yaml_surprises_stay_text(text: str) -> None:
         ("name: a\nname: b", (), "run.yaml, line 2: key name is given twice; keep one"),
         ("episode:\n  n_way: 2\n  n_way: 3", (), "run.yaml, line 3: key n_way is given twice; keep one"),
         ("1: 2", (), "run.yaml, line 1: key 1 is a number; keys must be text (quote it)"),
-        ("- 1", (), "run.yaml must hold a mapping of keys to values; it holds a list"),
+        ("- 1", (), "run.yaml must contain a mapping of keys to values; it contains a list"),
         ("a: [1", (), "run.yaml, line 1: not YAML: expected ',' or ']', but got '<stream end>'"),
         ("", ("episode.n_way",), "'episode.n_way' is not of the form key=value, such as episode.n_way=5"),
         ("", ("a..b=1",), "'a..b=1' is not of the form key=value, such as episode.n_way=5"),
@@ -384,8 +384,8 @@ def test_the_named_variant_alone_is_loaded(text: str, method: object, loads: lis
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{kind: pcm}", 'method.kind="pcm" is none of pcn, deep_knn, broken (f); did you mean pcn?'),
-        ("{kind: 3}", "method.kind=3 is none of pcn, deep_knn, broken (f)"),
+        ("{kind: pcm}", 'method.kind="pcm" must be one of pcn, deep_knn, broken (f); did you mean pcn?'),
+        ("{kind: 3}", "method.kind=3 must be one of pcn, deep_knn, broken (f)"),
         ("{kind: broken}", "method.kind=broken, brought by a distribution, cannot be loaded"),
         ("{k_same: 3}", "method.k_same belongs to method.kind=deep_knn; this run has method.kind=pcn (f)"),
         (

@@ -118,7 +118,7 @@ def test_base_novel_class_without_training_images_goes_to_train():
 
 @pytest.mark.parametrize("num_base", [0, 3, 7])
 def test_base_novel_needs_both_kinds(num_base):
-    with pytest.raises(RequestError, match=rf"num_base={num_base} must lie in 1 … 2"):
+    with pytest.raises(RequestError, match=rf"num_base={num_base} must be in 1 … 2"):
         split_base_novel(np.repeat([0, 1, 2], 20), None, num_base, 0)
 
 

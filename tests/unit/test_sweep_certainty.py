@@ -131,7 +131,7 @@ def test_two_equal_trials_on_twenty_images_are_no_choice(tmp_path: Path) -> None
     assert written.within_one_standard_error == (2, 3)
     assert written.standard_errors[1] == pytest.approx(error)
     assert (
-        "3 of 5 trials lie within one standard error (4.9 points) of the best knn/mcr@5: 20 validation"
+        "3 of 5 trials are within one standard error (4.9 points) of the best knn/mcr@5: 20 validation"
         in written.warning
     )
     assert "\n" not in written.warning

@@ -62,7 +62,7 @@ class Recorder(Searcher):
 
 
 class Remembering(Recorder):
-    """One that can be told of points that it did not propose."""
+    """One that accepts results of points that it did not propose."""
 
     def add_evaluated_point(
         self, parameters: dict, value: float, error: bool = False, **rest: object
@@ -160,7 +160,7 @@ def test_a_searcher_hears_how_its_trials_ended_also_after_a_kill(
         assert told == [(points[i + 1], values[i], False) for i in (0, 1, 3)]
     else:
         assert told == []
-        assert "starts anew without 3 trials that ended before" in caplog.text
+        assert "restarts without 3 trials that ended before" in caplog.text
     assert [trial.draw for trial in SweepFolder(tmp_path).trials()] == [-1, 0, 1, 2, 3, 4]
 
 
@@ -189,7 +189,7 @@ def test_options_that_are_lists_come_back_as_lists(tmp_path: Path) -> None:
     [
         (ImportedSearch(class_="nowhere.at_all:Search"), "cannot be imported: ModuleNotFoundError"),
         (ImportedSearch(class_="ray.tune.search:Nothing"), "cannot be imported: AttributeError"),
-        (ImportedSearch(class_="pathlib:Path"), "is no ray.tune.search.Searcher"),
+        (ImportedSearch(class_="pathlib:Path"), "is not a ray.tune.search.Searcher"),
         (own("Recorder", wait=1), "cannot be made: TypeError"),
         (ImportedSearch(class_="ray.tune.search.nevergrad:NevergradSearch"), "cannot be made: "),
         (own("Stubborn"), "takes no space, metric or mode from the sweep"),

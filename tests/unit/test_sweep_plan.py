@@ -17,7 +17,7 @@ from tune.records import RESULT_FILE, Result, SweepFolder
 from tune.search import next_point
 from tune.space import Knob, Point
 from tune.sweeps.config import Resources, SweepConfig
-from tune.sweeps.early_stopping import Judge
+from tune.sweeps.early_stopping import StopRule
 from tune.sweeps.sweep import fit_concurrency
 
 BASE = RunConfig(
@@ -86,7 +86,7 @@ def test_a_grid_ends_and_numbers_start_at_one_without_the_base(tmp_path: Path) -
 def test_a_space_that_the_data_refuses_ends_the_sweep(tmp_path: Path) -> None:
     config = sweep(tmp_path, space={"method.clusters": Knob(choice=(5,))}, include_base=False)
     with pytest.raises(
-        RequestError, match="200 points in a row make no trial; the last one: five is refused"
+        RequestError, match="200 points non-finite steps in a rowmake no trial; the last one: five is refused"
     ):
         Plan(config, SweepFolder(tmp_path), accept).next()
 
@@ -118,12 +118,12 @@ def test_random_points_do_not_look_at_trials(tmp_path: Path) -> None:
 
 def test_reports_are_kept_and_answered_alike_after_a_kill(tmp_path: Path) -> None:
     config = sweep(tmp_path)
-    judge = Judge(config, Owner.claim(tmp_path))
+    judge = StopRule(config, Owner.claim(tmp_path))
     assert judge.report(1, 1, 0.5) is False
     path = tmp_path / "reports.jsonl"
     path.write_text(path.read_text() + '{"trial": 2, "epo')
     owner = Owner.claim(tmp_path)
-    again = Judge(config, owner)
+    again = StopRule(config, owner)
     assert again.report(1, 1, 0.5) is False
     again.report(2, 1, 0.25)
     assert [json.loads(line)["trial"] for line in path.read_text().splitlines()] == [1, 2]

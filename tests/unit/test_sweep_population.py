@@ -1,4 +1,4 @@
-"""Population based training without Ray: perturbed points, going on from another trial's network, which keys may change."""
+"""Population based training without Ray: perturbed points, continuing from another trial's network, which keys may change."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -151,7 +151,7 @@ def test_a_trial_that_takes_over_goes_on_as_its_donor_does_but_for_what_changes(
         run = configure(merge(parts, nested(point)), base_novel, trial.folder, 2)
         stale = Owner.claim(trial.folder)
         take_over(run, trial)
-        with pytest.raises(Exception, match="writes no more"):
+        with pytest.raises(Exception, match="stops writing"):
             stale.check()  # what trained here before is shut out
         before = CheckpointFolder(trial.folder, keep=1, owner=None).finished()
         take_over(run, trial)
@@ -183,7 +183,7 @@ def test_a_trial_that_was_killed_while_it_took_over_does_it_again(base_novel: Pa
     assert read_progress(latest).epoch == 2
     assert checkpoints.best() is not None
     assert SweepFolder(tmp_path).trials()[1].changes == (Change(donor=1, epoch=2, before={}),)
-    with pytest.raises(Exception, match="has no checkpoint to go on from"):
+    with pytest.raises(Exception, match="has no checkpoint to continue from"):
         take_over(
             run,
             replace(

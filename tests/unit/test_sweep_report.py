@@ -191,7 +191,7 @@ def test_the_papers_figures_are_drawn_where_the_sweep_covers_them(tmp_path: Path
         "Temperature at test time, as PCN Fig. 5",
     ]
     assert Text("With novel_shots=1.") in blocks
-    # Deep kNN Table S3: the best of each place, by validation and by the queries where they were scored.
+    # Deep kNN Table S3: the best of each cell, by validation and by the queries where they were scored.
     trials = [trial(n, k_same=k, m_other=m) for n, (k, m) in enumerate([(3, 1), (3, 5), (5, 1), (3, 1)])]
     space = {"method.k_same": Knob(choice=(3, 5)), "method.m_other": Knob(choice=(1, 5))}
     scores = {0: [Cell({}, {"knn/mcr@5": 0.4})], 1: [], 2: [], 3: []}

@@ -66,7 +66,7 @@ def test_a_point_lies_in_its_space_and_is_a_function_of_seed_and_number(seed: in
     assert point["d"] in ("x", (1, 2), True)
     assert point["e"] == (10, 20)[number % 2]
     assert draw_point(KNOBS, seed, number) == point
-    # Another knob beside it moves nothing.
+    # An additional knob changes nothing.
     assert draw_point({"a": KNOBS["a"], "c": KNOBS["c"]}, seed, number) == {"a": point["a"], "c": point["c"]}
 
 
@@ -139,7 +139,7 @@ def test_another_kind_of_method_drops_the_settings_of_the_base(tmp_path: Path) -
         (BASE + "space: {method.clusters: 3}", "must be a knob, such as"),
         (BASE + "space: {method.clusters: {choices: [3]}}", "space.method.clusters.choices must be a knob"),
         (BASE + "space: {training.lr: {uniform: [2, 1]}}", "must be [low, high], low below high"),
-        (BASE + "space: {training.lr: {loguniform: [0, 1]}}", "must lie above 0"),
+        (BASE + "space: {training.lr: {loguniform: [0, 1]}}", "must be above 0"),
         (
             BASE + "space: {training.lr: {loguniform: [1, 2], choice: [1]}}",
             "loguniform and choice|choice and log",
@@ -147,7 +147,7 @@ def test_another_kind_of_method_drops_the_settings_of_the_base(tmp_path: Path) -
         (BASE + "space: {training.lr: {choice: [1, 1]}}", "names a value twice"),
         (
             BASE + "space: {method.margin: {choice: [1]}}",
-            "no point of the space makes a run; the first one: method.margin belongs",
+            "no point of the space makes a run; the first error: method.margin belongs",
         ),
         (BASE + "space: {method.memory: {uniform: [2, 3]}}", "must be at least 0 and below 1"),
         (BASE + SPACE + "search: grid", "is a range, and search=grid needs choice or grid"),
@@ -205,7 +205,7 @@ def test_another_kind_of_method_drops_the_settings_of_the_base(tmp_path: Path) -
         (BASE + SPACE + "minutes: -1", "minutes=-1 must be at least 0"),
         (BASE + SPACE + "trial_timeout_s: -1", "trial_timeout_s=-1 must be at least 0"),
         (BASE + SPACE + "resources: {gpus: -1}", "resources.gpus=-1 must be at least 0"),
-        (BASE + SPACE + "resources: {workers: 2, gpus: 0.5}", "each worker of a trial takes a whole GPU"),
+        (BASE + SPACE + "resources: {workers: 2, gpus: 0.5}", "each worker of a trial uses a whole GPU"),
         ("base: nowhere.yaml\n" + SPACE, "nowhere.yaml is neither a YAML file nor"),
         (SPACE, "base must name a run's YAML file"),
         (BASE + "index: {vectors: x.npy}", "base belongs to sweeps of runs"),
@@ -249,7 +249,7 @@ def test_listed_points_are_tried_in_their_order(tmp_path: Path) -> None:
     [
         ("search: points\n", r"points is empty: search=points tries those that it lists"),
         (SPACE + POINTS, r"space belongs to the searches that draw points; search=points lists them"),
-        (SPACE + "points: [{run.seed: 1}]\n", r"points lists what is tried, which takes search=points"),
+        (SPACE + "points: [{run.seed: 1}]\n", r"points lists the points to try, which needs search=points"),
         (
             "search: points\npoints: [{method.temprature: 1}]\n",
             r"points\[0\]\.method\.temprature: .*did you mean",

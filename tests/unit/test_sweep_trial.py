@@ -1,4 +1,4 @@
-"""One trial without Ray: stopped by its judge, or trained to the end and scored as `evaluate` scores."""
+"""One trial without Ray: stopped by its stop rule, or trained to the end and scored as `evaluate` scores."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from tune.sweeps.trial import progress_of, run_trial
 
 
 class StopsAfter:
-    """Stops every trial after some epochs, and remembers what it was told."""
+    """Stops every trial after some epochs, and remembers its inputs."""
 
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
@@ -86,7 +86,7 @@ def test_a_trial_ends_where_its_judge_says_and_is_not_scored(base_novel: Path, t
     assert result.value == max(start, *measured)
     assert list(read_evaluation(trial.folder)) == []
     assert find_checkpoint(trial.folder).is_dir()
-    # Cut off after it was told, before it was written down: nothing is trained again.
+    # Interrupted after the message, before it was recorded: nothing is retrained.
     again = run_trial(config, trial, judge)
     assert (again.state, again.epochs, again.value) == ("stopped", 2, result.value)
     assert len(judge.told) == 2
@@ -136,7 +136,7 @@ def test_a_driver_that_was_replaced_scores_nothing_and_writes_no_error(
     stale = Owner.claim(tmp_path)
     Owner.claim(tmp_path)
     trial = SweepFolder(tmp_path).start(1, 0, {})
-    with pytest.raises(StaleOwnerError, match="writes no more"):
+    with pytest.raises(StaleOwnerError, match="stops writing"):
         run_trial(config, trial, StopsAfter(99), owner=stale)
     assert find_checkpoint(trial.folder), "a run has an owner of its own"
     bad = SweepFolder(tmp_path).start(2, 1, {"training.lr": 1e30})

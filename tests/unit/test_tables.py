@@ -1,4 +1,4 @@
-"""Tables of the papers: every one names systems that exist, and is shown beside the paper as it was measured."""
+"""Tables of the papers: every one names systems that exist, and is shown next to the paper's figures as it was measured."""
 
 import csv
 import io
@@ -65,7 +65,7 @@ def test_a_family_has_the_papers_figures_of_its_own_data() -> None:
 
 
 def test_a_picture_draws_rows_of_its_table() -> None:
-    with pytest.raises(ConfigError, match="pictures: 'a' draws 'PCN', which is no row with a system"):
+    with pytest.raises(ConfigError, match="pictures: 'a' draws 'PCN', which is not a row with a system"):
         Table(
             title="t",
             paper_data="d",
@@ -87,7 +87,7 @@ def test_a_family_says_where_its_images_come_from(family: str) -> None:
 def test_names_that_do_not_exist() -> None:
     with pytest.raises(RequestError, match=r"there is no table 'pcn-17'; there are .*pcn-1"):
         read_table("pcn-17")
-    with pytest.raises(RequestError, match=r"family=birds is not known; there are .*omniglot"):
+    with pytest.raises(RequestError, match=r"family=birds is unknown; there are .*omniglot"):
         read_family("birds")
 
 

@@ -101,7 +101,7 @@ def test_a_resumed_run_continues_its_entry_and_repeats_no_step(
 
     def stop(epoch: int, value: float) -> bool:
         if epoch == 3:
-            raise KeyboardInterrupt  # past the checkpoint of epoch 2: the epoch is trained again
+            raise KeyboardInterrupt  # past the checkpoint of epoch 2: the epoch is retrained
         return False
 
     config = settings(digits, features, run, epochs=5)

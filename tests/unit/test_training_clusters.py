@@ -180,7 +180,7 @@ def test_stop_metrics_that_need_trained_classes_are_refused_before_training(
 def test_one_class_makes_no_clusters(features: Path, tmp_path: Path) -> None:
     packed = pack_digits(tmp_path, split="classes", fractions=(0.8, 0.1, 0.1))
     with pytest.raises(
-        RequestError, match=r"stop_metric=kmeans/ca .* needs two classes of them; there is 1 \(training"
+        RequestError, match=r"stop_metric=kmeans/ca .* needs two of their classes; there is 1 \(training"
     ):
         train_run(settings(packed, features, tmp_path / "run", *SCATTER))
     run = tmp_path / "last"

@@ -207,8 +207,8 @@ def train_with(method: type[BatchHard], config: RunConfig, poison: bool = False)
 @pytest.mark.parametrize(
     ("method", "poison", "words"),
     [
-        (Trusting, True, r"the output for sample '.*'\), row 0 of the 48 of its batch, holds .* tensor backbone\.\d\.weight"),
-        (Tripping, True, r"the output for sample '.*'\), row 0 of the 48 of its batch, holds .* tensor backbone\.\d\.weight"),
+        (Trusting, True, r"the output for sample '.*'\), row 0 of the 48 of its batch, contains .* tensor backbone\.\d\.weight"),
+        (Tripping, True, r"the output for sample '.*'\), row 0 of the 48 of its batch, contains .* tensor backbone\.\d\.weight"),
         (Exploding, False, r"the norm of the gradient is nan, of 48 images: '\d/\d+', .*, … \("),
         (Ruined, False, r"the loss is (inf|-inf|nan), of 48 images: '\d/\d+', .*, … \("),
     ],
@@ -265,13 +265,13 @@ def test_bad_steps_in_a_row_end_the_run_with_the_way_back(
 ) -> None:
     more = [*METHODS["batch hard"], "training.epochs=6", "training.max_bad_steps=2", "training.batch_size=48"]
     config = settings(digits, features, tmp_path / "run", *more, "training.patience=100")
-    with pytest.raises(TrainingError, match="the last of 2 in a row") as error:
+    with pytest.raises(TrainingError, match="the last of 2 non-finite steps in a row") as error:
         train_with(bad_at(7, 8), config)
     back = int(re.search(r"resume=True with from_step=(\d+) goes back to", str(error.value))[1])
     kept = CheckpointFolder(tmp_path / "run", keep=1, owner=None)
     assert kept.folder / f"step-{back:08d}" in kept.finished()
     assert back <= 6
-    with pytest.raises(RequestError, match=r"from_step=5999 is no checkpoint of .*; there are: 0, "):
+    with pytest.raises(RequestError, match=r"from_step=5999 is not a checkpoint of .*; existing ones: 0, "):
         train_run(config, resume=True, from_step=5999)
     with pytest.raises(RequestError, match="it needs resume=True"):
         train_run(config, from_step=back)
@@ -308,7 +308,7 @@ def test_bad_features_are_refused_before_anything_is_computed(
     with pytest.raises(RequestError) as error:
         train_run(settings(digits, tmp_path / "bad.npy", tmp_path / "run", *METHODS["cross entropy"]))
     sample = Catalogue.open(digits).describe_sample(137)
-    assert str(error.value).startswith(f"data.features='{tmp_path / 'bad.npy'}' row 137 holds a ")
+    assert str(error.value).startswith(f"data.features='{tmp_path / 'bad.npy'}' row 137 contains a ")
     assert f"it belongs to {sample}, and every feature must be finite" in str(error.value)
     assert not (tmp_path / "run").exists()
 
@@ -345,7 +345,7 @@ def test_checkpoints_with_bad_weights_are_refused_with_the_tensors_name(
     trained: Path, digits: Path, features: Path, tmp_path: Path, value: float
 ) -> None:
     run = spoil(trained, tmp_path / "spoilt", put("backbone.4.weight", value))
-    words = r"state\.pt: the tensor backbone\.4\.weight holds numbers that are NaN, infinite or near 1e18"
+    words = r"state\.pt: the tensor backbone\.4\.weight contains numbers that are NaN, infinite or near 1e18"
     with pytest.raises(TrainingError, match=words):
         open_trained(run)
     resumed = settings(digits, features, run, *METHODS["cross entropy"], "training.epochs=2")
@@ -354,7 +354,7 @@ def test_checkpoints_with_bad_weights_are_refused_with_the_tensors_name(
     begun = settings(digits, features, tmp_path / "new", f"backbone.weights={run}", "training.epochs=0")
     with pytest.raises(
         RequestError,
-        match=r"backbone\.weights=\S+state\.pt \(entry 'network'\): the tensor backbone\.4\.weight holds",
+        match=r"backbone\.weights=\S+state\.pt \(entry 'network'\): the tensor backbone\.4\.weight contains",
     ):
         train_run(begun)
     sound = open_trained(trained)
@@ -382,12 +382,13 @@ def test_nothing_is_written_of_embeddings_that_overflow(trained: Path, digits: P
     ):
         with pytest.raises(FslDistError) as error:
             write()
-        assert f"the embedding of {first} holds numbers that are NaN, infinite or near 1e18 and above" in str(
-            error.value
+        assert (
+            f"the embedding of {first} contains numbers that are NaN, infinite or near 1e18 and above"
+            in str(error.value)
         )
         assert "\n" not in str(error.value)
     assert list((tmp_path / "out").iterdir()) == []
-    with pytest.raises(TrainingError, match=r"the embedding of a\.png holds"):
+    with pytest.raises(TrainingError, match=r"the embedding of a\.png contains"):
         opened.embedder.embed_images(torch.ones(2, 6), ["a.png", "b.png"])
 
 

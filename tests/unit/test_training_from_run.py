@@ -63,7 +63,7 @@ def test_a_run_starts_from_the_best_network_of_another(
     ours = torch.load(find_checkpoint(tmp_path / "star") / "state.pt", weights_only=True)["network"]
     assert set(ours) == {name for name in theirs if name.startswith("backbone.")}
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    # What was started from is written down to the file, so that the run can be resumed and told.
+    # What was started from is written down to the file, so that the run can be resumed and reported.
     stored = load_run(tmp_path / "star").backbone.weights
     assert stored == str((find_checkpoint(classifier) / "state.pt").resolve())
     assert set(torch.load(stored, weights_only=True)["network"]) == set(theirs)

@@ -70,7 +70,7 @@ def test_one_class_is_refused_whatever_the_method(one_class: Path, tmp_path: Pat
         train_run(config)
     assert str(refused.value) == (
         f"data.dataset={one_class} has 9 training images of one class, 'cats'; method.kind={config.method.kind} learns to "
-        "tell classes apart and needs two or more (pack a folder with one folder for each class; training.epochs=0 uses the "
+        "distinguish classes and needs two or more (pack a folder with one folder for each class; training.epochs=0 uses the "
         "network as it is)"
     )
     assert not (tmp_path / "run").exists()
@@ -117,7 +117,7 @@ def test_lone_images_are_warned_of_and_trained_on(
 @pytest.mark.parametrize(
     ("of_each", "after", "way_out"),
     [
-        (1, "", "method.kind=cross_entropy takes such classes"),
+        (1, "", "method.kind=cross_entropy supports such classes"),
         (2, " once 5 are held out for validation", "training.patience=0 holds none out"),
     ],
 )
@@ -151,6 +151,6 @@ def test_a_sound_folder_has_no_gaps(digits: Path, tmp_path: Path) -> None:
     config = settings(digits, tmp_path / "run")
     assert check_run(config, warn=told.append) > 0
     assert told == []
-    # A run that keeps its last epoch by request is not told that it does.
+    # A run that keeps its last epoch by request gets no warning about it.
     check_run(settings(digits, tmp_path / "run", "training.patience=0"), warn=told.append)
     assert told == []

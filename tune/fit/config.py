@@ -1,4 +1,4 @@
-"""What is asked of a fit, as it is written into its folder."""
+"""The settings of a fit, as they are stored in its folder."""
 
 import difflib
 import inspect
@@ -28,7 +28,7 @@ from index.base.settings import (
 from tune.space import Value
 
 FIT_FILE = "fit-config.yaml"
-"""in a fit's folder: what was asked"""
+"""in a fit's folder: its settings"""
 
 Metric = Literal["balanced", "acc", "mcr"]
 
@@ -42,7 +42,7 @@ _OWN_KEYS = {
     "training.minutes": "minutes limits the whole fit",
     "training.patience": "minutes limits the training",
     "training.validate_every": "a candidate is validated at its end",
-    "training.stop_metric": "metric says what candidates are compared by",
+    "training.stop_metric": "metric selects the score by which candidates are compared",
 }
 
 
@@ -55,18 +55,18 @@ class FitConfig:
     minutes: Annotated[float, Field(gt=0)] = 10.0
     """from the call to the end, the report included"""
     final: Literal["auto"] | bool = "auto"
-    """train the chosen recipe once more with most of the time. auto: yes, with the validation images that were held out of
-    train; true: with those of a val split of the data set's own too; false: the best run of the last round is the result"""
+    """train the chosen recipe once more for most of the time. auto: yes, including the validation images that were held
+    out of train; true: including a val split of the data set too; false: the best run of the last round is the result"""
     seed: Annotated[int, Field(ge=0)] = 0
-    """of the split, of what is held out, and of all training"""
+    """seed of the split, of the held-out images, and of all training"""
     metric: Metric = "balanced"
     """what candidates are compared by: accuracy, mean class recall, or the mean of both"""
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """share of train that is held out for validation where the data set has no val split next to its test split"""
+    """share of train that is held out for validation if the data set has no val split in addition to its test split"""
     pack: dict[str, Value] = field(default_factory=dict)
     """arguments of `pack` for a folder of images, such as `pack.table=labels.csv`"""
     settings: dict[str, Value] = field(default_factory=dict)
-    """keys of a run that hold for all candidates, such as `backbone.name`"""
+    """settings of a run that apply to all candidates, such as `backbone.name`"""
 
     def __post_init__(self) -> None:
         for key in self.settings:
@@ -90,7 +90,7 @@ class FitConfig:
             if name not in taken:
                 near = difflib.get_close_matches(name, sorted(taken), n=1)
                 raise ConfigError(
-                    f"pack.{name}: pack takes no such argument"
+                    f"pack.{name}: pack has no such argument"
                     + (f"; did you mean pack.{near[0]}?" if near else "")
                 )
 
@@ -108,7 +108,7 @@ def read_request(
     final: bool | str,
     seed: int,
 ) -> FitConfig:
-    """The fit that a caller asks for. Raises ConfigError for a setting that is unknown or breaks a rule."""
+    """Return the settings of a fit. Raises ConfigError for a setting that is unknown or breaks a rule."""
     if not minutes > 0:
         raise RequestError(f"minutes={minutes:g} must be above 0: it is the time from the call to the report")
     own, run, packing = {}, {}, {}
@@ -128,7 +128,7 @@ def read_request(
 
 
 def read_stored(out: Path) -> FitConfig:
-    """What was asked of the fit in `out`. Raises ConfigError where there is none, VersionError where it is damaged."""
+    """Read the settings of the fit in `out`. Raises ConfigError if there is none, VersionError if they are damaged."""
     if not exists(out / FIT_FILE):
         raise ConfigError(f"{out} is not a fit's folder: {FIT_FILE} is missing")
     text = read_yaml_text(out / FIT_FILE, root=out)
@@ -136,12 +136,12 @@ def read_stored(out: Path) -> FitConfig:
 
 
 def write_request(out: Path, config: FitConfig) -> None:
-    """Write down what is asked, for a resume. Raises RequestError where another fit has begun in the folder meanwhile."""
+    """Store the settings for a resume. Raises RequestError if another fit has begun in the folder meanwhile."""
     out.mkdir(parents=True, exist_ok=True)
     unfinished = out / f".{FIT_FILE}.{new_token()}"
     write_atomic(unfinished, encode_yaml(to_yaml(config)))
     try:
-        os.link(unfinished, out / FIT_FILE)  # of two at the same time one finds the file there
+        os.link(unfinished, out / FIT_FILE)  # fails for the second of two concurrent fits
     except FileExistsError:
         raise RequestError(
             f"dir={out}: another fit has just begun there (another dir starts a new one)"
@@ -151,13 +151,13 @@ def write_request(out: Path, config: FitConfig) -> None:
 
 
 def check_same(config: FitConfig, stored: FitConfig, out: Path) -> None:
-    """Raise RequestError where a fit would be resumed as another one."""
+    """Raise RequestError if the fit to resume has other settings."""
     for one in fields(FitConfig):
         before, now = getattr(stored, one.name), getattr(config, one.name)
         if before != now:
             raise RequestError(
-                f"{one.name}={now} differs from the {before} of the fit in {out}; a fit is resumed as it was started (another dir "
-                "starts a new one)"
+                f"{one.name}={now} differs from the {before} of the fit in {out}; a fit is resumed as it was "
+                "started (another dir starts a new one)"
             )
 
 

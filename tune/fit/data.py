@@ -1,4 +1,4 @@
-"""The data of a fit: packed where it is not, looked at, and cut into training and validation parts."""
+"""The data of a fit: packed if necessary, checked, and divided into training and validation parts."""
 
 from dataclasses import dataclass
 
@@ -22,7 +22,7 @@ LOOKED_AT = 64
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one training of a round sees, and what it is scored on."""
+    """The training and validation images of one training in a round."""
 
     number: int
     rest: Selection
@@ -42,11 +42,12 @@ class Parts:
 
     @property
     def are_cut(self) -> bool:
-        """Whether validation images are held out of train, so that there are other parts, and a final run trains on all."""
+        """Whether validation images are held out of train; then there are other parts, and a final run trains on all
+        of it."""
         return self.fraction > 0
 
     def part(self, number: int) -> Part:
-        """Validation part `number`; of a val split of the data set's own there is one."""
+        """Validation part `number`; there is only one for the data set's own val split."""
         train = self.catalogue.select("train")
         if not self.are_cut:
             return Part(0, train, self.catalogue.select("val"))
@@ -68,13 +69,14 @@ class Parts:
 
     @property
     def test_split(self) -> str:
-        """What the chosen model is scored on: test, else a val split that chooses nothing; empty where there is neither."""
+        """The split that scores the chosen model: test, otherwise an unused val split; empty if there is neither."""
         names = self.catalogue.split_names
         return "test" if "test" in names else "val" if "val" in names and self.are_cut else ""
 
     @property
     def test_ids(self) -> NDArray[np.int64]:
-        """int64 [n]: ids of `test_split`; none where there is none. Images of classes that are not trained on are left out."""
+        """int64 [n]: ids of `test_split`; empty if there is none. Images of classes that are not trained on are left
+        out."""
         if not self.test_split:
             return np.zeros(0, dtype=np.int64)
         ids = np.asarray(self.catalogue.split_ids(self.test_split))
@@ -82,20 +84,21 @@ class Parts:
 
 
 def open_parts(catalogue: Catalogue, config: FitConfig) -> Parts:
-    """How validation images are taken: the data set's val split where there is a test split next to it, else out of train.
+    """Choose the validation images: the data set's val split if there is also a test split, otherwise a part of train.
 
-    Raises RequestError where there is nothing to learn, or to validate by.
+    Raises RequestError if there is nothing to learn, or to validate by.
     """
     if "train" not in catalogue.split_names:
         raise RequestError(
             f"{catalogue.folder} has no train split (it has {', '.join(catalogue.split_names) or 'no samples'}); "
-            "pack(split=stratified) makes one"
+            "pack(split=stratified) creates one"
         )
     train = catalogue.select("train")
     if train.num_classes < 2:
         raise RequestError(
-            f"{catalogue.folder} has {len(train)} training images of one class, '{catalogue.class_names[int(train.labels[0])]}'; a fit "
-            "tells classes apart and needs two or more (a folder with one folder for each class)"
+            f"{catalogue.folder} has {len(train)} training images of one class, "
+            f"'{catalogue.class_names[int(train.labels[0])]}'; a fit "
+            "distinguishes classes and needs two or more (a folder with one folder for each class)"
         )
     if "test" in catalogue.split_names and "val" in catalogue.split_names:
         return Parts(catalogue, 0.0, config.seed)
@@ -103,8 +106,9 @@ def open_parts(catalogue: Catalogue, config: FitConfig) -> Parts:
     parts = Parts(catalogue, fraction, config.seed)
     if len(parts.part(0).held) == 0:
         raise RequestError(
-            f"{catalogue.folder}: no class of train can spare an image for validation ({len(train)} images of {train.num_classes} "
-            "classes), so nothing can be chosen; more images for each class, or a data set with a val and a test split"
+            f"{catalogue.folder}: no class of train can spare an image for validation ({len(train)} images of "
+            f"{train.num_classes} classes), so nothing can be chosen; more images for each class, or a data set "
+            "with a val and a test split"
         )
     return parts
 
@@ -140,13 +144,13 @@ def _warn(catalogue: Catalogue, parts: Parts, profile: ProfileRecord) -> list[st
     found = []
     if profile.lone_classes:
         found.append(
-            f"{profile.lone_classes} of {profile.num_classes} classes have one training image; they are trained on, but no "
-            "validation image tells how well they are recognised"
+            f"{profile.lone_classes} of {profile.num_classes} classes have one training image; they are trained "
+            "on, but no validation image measures how well they are recognised"
         )
     if profile.copies_across:
         found.append(
-            f"{profile.copies_across} test or val images are byte for byte training images too, so scores on them are too high "
-            "(pack.dedupe=phash leaves copies and near-copies out)"
+            f"{profile.copies_across} test or val images are byte for byte training images too, so scores on them "
+            "are too high (pack.dedupe=phash leaves copies and near-copies out)"
         )
     missing = profile.num_classes - len(np.unique(catalogue.labels[parts.test_ids]))
     if parts.test_split and missing:
@@ -155,17 +159,18 @@ def _warn(catalogue: Catalogue, parts: Parts, profile: ProfileRecord) -> list[st
         )
     if not parts.test_split:
         found.append(
-            "there is no test split: the validation scores chose the result, so they are a little too high for it"
+            "there is no test split: the validation scores selected the result, so they are slightly too high for it"
         )
     if catalogue.bad_samples:
         found.append(
-            f"{len(catalogue.bad_samples)} images were left out when the data set was packed: {catalogue.bad_samples[0].reason}"
+            f"{len(catalogue.bad_samples)} images were left out when the data set was packed: "
+            f"{catalogue.bad_samples[0].reason}"
         )
     return found
 
 
 def _count_copies(catalogue: Catalogue, train: NDArray[np.int64], others: NDArray[np.int64]) -> int:
-    """How many of `others` have the size and checksum of an image of `train`."""
+    """Number of `others` that have the size and checksum of an image of `train`."""
 
     def contents(ids: NDArray[np.int64]) -> NDArray[np.int64]:
         where = catalogue.locate(ids)

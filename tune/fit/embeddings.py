@@ -1,4 +1,4 @@
-"""Embeddings of a fit's runs, kept in its folder: a resumed fit embeds nothing again."""
+"""Embeddings of a fit's runs, cached in its folder: a resumed fit embeds nothing again."""
 
 import io
 import zipfile
@@ -19,13 +19,13 @@ _Kept = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32] | None
 
 
 def embed_run(run: Path, ids: NDArray[np.int64], catalogue: Catalogue, kept: Path) -> Embedded:
-    """Embed images with a run's network, with its classifier's logits where it has one.
+    """Embed images with a run's network, with its classifier's logits if it has one.
 
     Args:
         run: its folder.
         ids: int64 [n]: sample ids.
         catalogue: the data set.
-        kept: file that holds embeddings of this run, or will; those that it lacks are added.
+        kept: cache file of this run's embeddings; missing ones are added.
 
     Returns:
         The embeddings, in the order of `ids`.
@@ -77,7 +77,7 @@ def _read(path: Path) -> _Kept | None:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             return stored["ids"], stored["vectors"], stored.get("logits", None)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None  # not there, or not what is written below
+        return None  # missing, or in another format than the one written below
 
 
 def _write(path: Path, kept: _Kept) -> None:

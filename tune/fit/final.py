@@ -22,7 +22,7 @@ from tune.fit.scoring import SIMPLE_HEAD, Choice, Scored, choose, plain, recipes
 from tune.fit.session import Session
 
 MEASURED_AGAIN_S = 30.0
-"""seconds of a final run for which the machine is measured again, which takes 2 to 5 s"""
+"""a final run of at least this many seconds measures the machine again, which takes 2 to 5 s"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Final:
     trains_on_all: bool
     """whether it trained on the validation images too"""
     scored: tuple[Scored, ...] = ()
-    """its heads on validation images, where it did not train on them"""
+    """its heads on validation images, if it did not train on them"""
 
     @property
     def name(self) -> str:
@@ -44,18 +44,18 @@ class Final:
 
     @property
     def own(self) -> Scored | None:
-        """Its head on validation images; None where it trained on them."""
+        """Its head on validation images; None if it trained on them."""
         return next((one for one in self.scored if one.head == self.head), None)
 
 
 def train_final(
     session: Session, recipes: Sequence[Recipe], last: RoundResult | None, choice: Choice
 ) -> Final | None:
-    """Train the chosen recipe for the time that is left; None where nothing is to be trained, or no time is left.
+    """Train the chosen recipe for the remaining time; None if there is nothing to train, or no time left.
 
-    It trains on the validation images too where they were held out of train, or where that was asked, since its twin in the rounds
-    says which head to use.
-    It does not where the frozen network was ahead, or where there were no rounds: then validation decides once more.
+    It also trains on the validation images if they were held out of train, or if `final` is true, since the same recipe
+    in the rounds has already selected the head. It does not if the frozen network was better, or if there were no
+    rounds: then validation decides again.
     """
     plan, parts, metric = session.plan, session.parts, session.config.metric
     if not plan.trains or (not is_final_wanted(session.config) and last is not None):
@@ -68,12 +68,12 @@ def train_final(
         recipe, head = next(one for one in recipes if one.name == best.recipe), best.head
     if is_frozen_ahead and scored:
         session.note(
-            "In the rounds the frozen network was ahead: the final run keeps the validation images out, and is taken only where it "
-            "is better on them."
+            "In the rounds the frozen network was better: the final run keeps the validation images out, and is "
+            "used only if it is better on them."
         )
     may_take_val = parts.are_cut or session.config.final is True
     trains_on_all = may_take_val and bool(scored) and not is_frozen_ahead
-    # Each network of the last round is opened once more, for its test images.
+    # Each network of the last round is opened once more, for the test images.
     reserve_s = session.reserve_s + plan.overheads.trial * len(recipes_of(scored))
     run = _train(session, recipe, reserve_s, trains_on_all=trains_on_all)
     if run is None or trains_on_all:
@@ -83,14 +83,14 @@ def train_final(
     embedded = embed_run(run, ids, parts.catalogue, session.out / "embedded" / f"{FINAL}.npz")
     networks = [(rows_of(embedded, part.rest.ids), rows_of(embedded, part.held.ids))]
     found = score_networks(recipe.name, networks, parts.classes, cost=1)
-    # Its twin's head stays, where there was one: it was chosen among many before, by the same images.
+    # The head of the same recipe in the rounds is kept, if there is one: it was selected among many by the same images.
     kept = [one for one in found if plain(one.head) == plain(head)] if scored and not is_frozen_ahead else []
     chosen = kept[0] if kept else choose(found, metric).chosen
     return Final(recipe, chosen.head, run, False, tuple(found))
 
 
 def _train(session: Session, recipe: Recipe, reserve_s: float, *, trains_on_all: bool) -> Path | None:
-    """Train, or continue; batches are halved where they are too large for the memory."""
+    """Train, or resume; batches are halved if they are too large for the memory."""
     plan, run = session.plan, session.out / FINAL
     seconds, batch_size = session.clock.left_s - reserve_s, plan.batch_size
     if (run / CONFIG_FILE).is_file():

@@ -43,7 +43,7 @@ SHOWN_HEADS = 2
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What the fit comes to."""
+    """The result of the fit."""
 
     name: str
     """of its candidate"""
@@ -61,10 +61,10 @@ def finish(
     choice: Choice,
     final: Final | None,
 ) -> FitRecord:
-    """Settle what the result is, score test, and write everything."""
+    """Determine the result, score it on test, and write everything."""
     metric, out = session.config.metric, session.out
     result = _settle(session, frozen, rounds, choice, final)
-    # What the result is, and what it was compared with, is always listed.
+    # The result, and the candidates that it was compared with, are always listed.
     needed = {result.name, choice.chosen.name, choice.best.name}
     records = [*_frozen_records(session, frozen, needed), *_round_records(session, rounds, needed)]
     if final is not None:
@@ -108,7 +108,7 @@ def _settle(
     choice: Choice,
     final: Final | None,
 ) -> Result:
-    """The result: the final run, or what was chosen in the rounds, or the frozen network."""
+    """The result: the final run, or the choice of the rounds, or the frozen network."""
     metric = session.config.metric
     best_frozen = max(frozen, key=lambda one: (one.value(metric), [-part for part in one.cost]))
     of_frozen = Result(best_frozen.name, session.out / FROZEN, best_frozen.head, None)
@@ -202,7 +202,7 @@ def _record(
 
 
 def score_test(session: Session, run: Path, head: HeadConfig, part: Part | None) -> HeadScore | None:
-    """A network and a head on test; None where there is no test image.
+    """Score a network and a head on test; None if there is no test image.
 
     The head is fitted to the images that the network was trained on: all of train, or a part's `rest`.
     """
@@ -222,7 +222,7 @@ def _embed(session: Session, run: Path, ids: NDArray[np.int64]) -> Embedded:
 
 
 def _kept(session: Session, run: Path) -> str:
-    """Name of the file that keeps a run's embeddings: `frozen`, `final`, `round-1-0003`."""
+    """Name of the cache file of a run's embeddings: `frozen`, `final`, `round-1-0003`."""
     path = run.relative_to(session.out).parts
     return path[0] if len(path) == 1 else f"round-{path[1]}-{path[-1]}"
 
@@ -235,17 +235,18 @@ def _explain(session: Session, choice: Choice, equal: Sequence[str]) -> None:
     """Sentences on how sure the choice is."""
     if choice.chosen is not choice.best:
         session.note(
-            f"'{choice.chosen.name}' was chosen before '{choice.best.name}': the difference on validation is below half of its "
-            "standard error, and it is the cheaper one."
+            f"'{choice.chosen.name}' was chosen before '{choice.best.name}': the difference on validation is "
+            "below half of its standard error, and it is the cheaper one."
         )
     if others := [name for name in equal if name != choice.best.name]:
         session.note(
-            f"{len(others)} of the candidates listed are equal to the best one within noise on {choice.best.score.n} validation images."
+            f"{len(others)} of the candidates listed are equal to the best one within noise on "
+            f"{choice.best.score.n} validation images."
         )
 
 
 def _build_index(session: Session, run: Path) -> None:
-    """OUT/index, of embeddings that are there already."""
+    """Build OUT/index from the cached embeddings."""
     build_from_run(
         run,
         session.parts.catalogue.folder,
@@ -256,7 +257,7 @@ def _build_index(session: Session, run: Path) -> None:
 
 
 def _report(session: Session, record: FitRecord, result: Result) -> None:
-    """OUT/report.html, in the time that is left; that it cannot be written is said, and loses no result."""
+    """Write OUT/report.html in the remaining time; a failure is logged and does not affect the result."""
     parts = session.parts
     train_ids = parts.catalogue.select("train").ids if result.part is None else result.part.rest.ids
     test_ids = parts.test_ids if len(parts.test_ids) else parts.part(0).held.ids

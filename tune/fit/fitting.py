@@ -37,31 +37,32 @@ def fit(
     resume: bool = False,
     progress: bool | Progress = True,
 ) -> "Fit":
-    """Turn a folder of images into the best model that a number of minutes buys, chosen on validation images.
+    """Train the best model for a folder of images within a number of minutes, chosen on validation images.
 
-    The images are packed where they are not, embedded by a frozen network, and shown to a few training recipes, each scored by
-    every head that applies. The best recipe is trained once more for most of the time. Test images are scored once, at the end.
+    The images are packed if necessary, embedded by a frozen network, and used to train a few recipes, each scored by
+    every head that applies. The best recipe is trained once more for most of the time. Test images are scored once,
+    at the end.
 
     Args:
-        folder: one folder of images for each class, with a table labels.csv or without; or a packed data set.
-        dir: folder for everything that is made; by default `folder`'s name with "-fit" in the working folder.
+        folder: one folder of images per class, optionally with a table labels.csv; or a packed data set.
+        dir: folder for all results; by default `folder`'s name with "-fit" in the working folder.
         minutes: from the call to the end.
-        settings: keys of a run that hold for all candidates, such as {"backbone.weights": FILE}; `metric` (balanced, acc, mcr)
-            that candidates are compared by; `holdout`; and `pack.…`, arguments of `pack`.
-        final: "auto": train the chosen recipe once more, with the validation images that were held out of train. True: with the
-            images of a val split of the data set's own too. False: take the best run of the last round.
-        seed: of the split, of what is held out, and of all training.
+        settings: keys of a run that apply to all candidates, such as {"backbone.weights": FILE}; `metric` (balanced,
+            acc, mcr), by which candidates are compared; `holdout`; and `pack.…`, arguments of `pack`.
+        final: "auto": train the chosen recipe once more, including the validation images that were held out of train.
+            True: including a val split of the data set too. False: use the best run of the last round.
+        seed: of the split, of the held-out images, and of all training.
         resume: continue the fit in `dir` if there is one.
-        progress: show lines on a terminal or in a notebook, and elsewhere write them to stderr; or a function that is called
-            with each line.
+        progress: show lines on a terminal or in a notebook, and elsewhere write them to stderr; or a function that is
+            called with each line.
 
     Returns:
         The fit, with the chosen run.
 
     Raises:
         ConfigError: a setting is unknown or breaks a rule.
-        RequestError: the data cannot be fitted, `minutes` do not suffice to embed the images, weights cannot be had, or `dir`
-            holds a fit already (without `resume`).
+        RequestError: the data are not suitable, `minutes` do not suffice to embed the images, weights are not
+            available, or `dir` already contains a fit (without `resume`).
     """
     return run_fit(
         folder,
@@ -96,13 +97,13 @@ def run_fit(
     if exists(out / FIT_FILE):
         if not resume:
             raise RequestError(
-                f"dir={out} already holds a fit (resume=True continues it; another dir starts a new one)"
+                f"dir={out} already contains a fit (resume=True continues it; another dir starts a new one)"
             )
         check_same(config, read_stored(out), out)
         if exists(out / RECORD_FILE):
             return Fit(out)
     elif out.exists() and any(out.iterdir()):
-        raise RequestError(f"dir={out} is not empty and holds no fit (another dir starts a new one)")
+        raise RequestError(f"dir={out} is not empty and contains no fit (another dir starts a new one)")
     show = progress if callable(progress) else progress_printer() if progress else None
 
     from tune.fit.budget.clock import Clock
@@ -126,7 +127,7 @@ def run_fit(
             run_flow(config, out, owner, clock, say, show or False)
     except KeyboardInterrupt as error:
         raise Stopped(
-            f"stopped: what has ended is kept in {out} (resume=True continues the fit)", number_of(error)
+            f"stopped: finished parts are kept in {out} (resume=True continues the fit)", number_of(error)
         ) from error
     except RequestError:
         if is_new and not exists(
@@ -140,20 +141,20 @@ def run_fit(
 
 
 class Fit:
-    """A fit that has ended, opened.
+    """An opened finished fit.
 
     Args:
         dir: its folder.
 
     Raises:
-        ConfigError: `dir` holds no finished fit.
+        ConfigError: `dir` contains no finished fit.
     """
 
     def __init__(self, dir: PathLike) -> None:
         self.dir = Path(dir)
         """its folder"""
         self.record = FitRecord.read(self.dir)
-        """what was tried, scored and chosen"""
+        """the candidates, their scores and the choice"""
 
     @cached_property
     def run(self) -> Run:
@@ -178,8 +179,8 @@ class Fit:
         """The candidates as a table.
 
         Returns:
-            One row for each candidate: `round`, `validation_acc`, `validation_mcr`, `test_acc`, `test_mcr` with the ends of their
-            95 % intervals, `images_seen`, `seconds`, `is_chosen`; index: the name.
+            One row for each candidate: `round`, `validation_acc`, `validation_mcr`, `test_acc`, `test_mcr` with the
+            ends of their 95 % intervals, `images_seen`, `seconds`, `is_chosen`; index: the name.
         """
         import pandas as pd
 

@@ -1,4 +1,4 @@
-"""One fit from its data to its record: look, measure, rounds, choice, final run, test, once."""
+"""A fit from its data to its record: data check, measurements, rounds, choice, final run, test."""
 
 import logging
 import time
@@ -40,13 +40,13 @@ from tune.sweep_file import SWEEP_FILE
 log = logging.getLogger(__name__)
 
 MOST_AT_A_TIME = 6
-"""trials at a time, at most: with more cores each has several"""
+"""maximum number of concurrent trials: with more cores each trial has several"""
 
 
 def run_flow(
     config: FitConfig, out: Path, owner: Owner, clock: Clock, say: Callable[[str], None], progress: object
 ) -> FitRecord:
-    """Everything that is left to do of a fit; what is in its folder already is taken."""
+    """Run the remaining steps of a fit; results in its folder are reused."""
     with ExitStack() as stack:
         session = _open(config, out, owner, clock, say, progress, stack)
         plan, parts = session.plan, session.parts
@@ -92,7 +92,7 @@ def _open(
     """The data, and the plan: that of an earlier session, or a new one."""
     plan = FitPlan.read(out)
     if plan is None:
-        check_backbone(config.settings)  # before anything that takes long
+        check_backbone(config.settings)  # before any slow step
     with clock.phase("pack"):
         parts = open_parts(open_or_pack(config, out, progress=bool(progress)), config)
     with clock.phase("measure"):
@@ -120,7 +120,7 @@ def _open(
 
 
 def _reconsider(session: Session) -> None:
-    """Decide once more whether there is time to train, now that all images were embedded; the plan keeps it for a resume."""
+    """Decide again whether there is time to train, after all images were embedded; the plan stores it for a resume."""
     parts, notes = session.parts, session.plan.notes
     num_train = len(parts.part(0).rest)
     plan = reconsider(session.plan, session.config, session.clock.left_s, session.embedding_s, num_train)
@@ -132,7 +132,8 @@ def _reconsider(session: Session) -> None:
 
 
 def _find_machine(stack: ExitStack) -> Machine:
-    """Where trials run: on the Ray cluster that is to be joined, else here, where Ray is started for the first round."""
+    """The machine for the trials: the Ray cluster to join, otherwise this one, where Ray is started for the first
+    round."""
     from fsl_dist.training.ray.session import cluster_size, prepare_import, ray_session
 
     if not prepare_import():
@@ -202,7 +203,7 @@ def _one_round(
         session.note(
             f"The memory does not suffice for larger batches: training.batch_size={session.plan.batch_size}."
         )
-        # A resume goes on with these batches.
+        # A resumed fit uses these batches.
         session.plan = replace(session.plan, notes=tuple(session.notes))
         session.plan.write(session.out)
     for name, why in result.failed:

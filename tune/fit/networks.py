@@ -1,4 +1,5 @@
-"""The networks of a fit: the frozen one, and what the rounds trained, with the heads scored on their validation parts."""
+"""The networks of a fit: the frozen one, and those of the rounds, with the scores of heads on their validation
+parts."""
 
 import logging
 import math
@@ -31,7 +32,7 @@ from tune.sweep_file import SWEEP_FILE, load_stored
 log = logging.getLogger(__name__)
 
 LAST_RESORT = 1.3
-"""times its planned seconds after which a round is ended, whatever trains then"""
+"""a round is ended after this multiple of its planned seconds, even if trials are still running"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class Trained:
 
 @dataclass(frozen=True, slots=True)
 class RoundResult:
-    """What a round came to."""
+    """The result of a round."""
 
     number: int
     trained: tuple[Trained, ...]
@@ -75,7 +76,7 @@ def make_frozen(plan: FitPlan, config: FitConfig, parts: Parts, out: Path) -> Pa
     recipe = plan.frozen_recipe(config.settings)
     point = {
         **recipe_point(plan, recipe, config.settings),
-        # Embeddings as the network gives them: heads scale them themselves.
+        # Raw embeddings of the network: heads normalise them themselves.
         "method.kind": "deep_knn",
         "method.normalise": False,
         "method.cross_entropy_weight": 0.0,
@@ -117,9 +118,9 @@ def run_round(
     out: Path,
     progress: object,
 ) -> list[tuple[Recipe, int, Point]]:
-    """Train recipes on validation parts, as the points of one sweep: OUT/rounds/N. A round that is there is continued.
+    """Train recipes on validation parts, as the points of one sweep: OUT/rounds/N. An existing round is continued.
 
-    Returns what was asked for: (recipe, part, point) in the order of the trials.
+    Returns the requested (recipe, part, point) in the order of the trials.
     """
     wanted = [
         (recipe, part, trial_point(plan, recipe, config.settings, parts, part, round_plan.seconds))
@@ -197,9 +198,7 @@ def collect_round(
         result = None if trial is None else trial.result
         if trial is None or result is None or result.state in ("failed", "pruned") or result.value is None:
             failed[recipe.name] = (
-                result.error
-                if result and result.error
-                else "the round's time was over before it was validated"
+                result.error if result and result.error else "the round ended before it was validated"
             )
             continue
         images, seconds = read_length(trial.folder)

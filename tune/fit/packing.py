@@ -1,4 +1,4 @@
-"""How a folder of images is packed for a fit, where the user says nothing: with its table, and with a test split."""
+"""The default packing of a folder of images for a fit: with its table, and with a test split."""
 
 import csv
 import inspect
@@ -14,36 +14,35 @@ from tune.fit.config import FitConfig
 
 TABLE = "labels.csv"
 FRACTIONS = (0.8, 0.0, 0.2)
-"""train, val, test: validation images are held out of train, on several parts, and the final run trains on them too"""
+"""train, val, test: validation images are held out of train, in several parts, and the final run trains on them too"""
 _UNITS = ("group", "patient", "patient_id", "lesion", "lesion_id", "subject", "subject_id", "unit")
 """columns of a table whose values are units that no split divides"""
 
 
 def open_or_pack(config: FitConfig, out: Path, *, progress: bool) -> Catalogue:
-    """The data set of a fit: `folder` itself where it is packed, else what is packed of it into OUT/data.
+    """Open the data set of a fit: `folder` itself if it is packed, otherwise pack it into OUT/data.
 
-    Raises RequestError where the folder holds no data set and no images that `pack` can read.
+    Raises RequestError if the folder contains neither a data set nor images that `pack` can read.
     """
     folder = Path(config.folder)
     if is_dataset(folder):
         if config.pack:
             raise RequestError(
-                f"pack.{next(iter(config.pack))} is for a folder of images; {folder} is packed already (`resplit` divides it "
-                "otherwise)"
+                f"pack.{next(iter(config.pack))} applies to a folder of images; {folder} is already packed "
+                "(`resplit` divides it otherwise)"
             )
         return fsl_dist.open_data(folder)
     packed = out / "data"
     if is_dataset(packed):
         return fsl_dist.open_data(packed)
     if not folder.is_dir():
-        raise RequestError(
-            f"folder={folder}: no such folder; name one with a folder of images for each class"
-        )
+        raise RequestError(f"folder={folder}: no such folder; use one with a folder of images for each class")
     options = pack_options(folder, dict(config.pack))
     try:
         return _pack(folder, packed, config, options, progress)
     except RequestError as error:
-        # Folders of longer names that are splits too (`seg_train`): pack knows them, and they say what is in test.
+        # Folders with longer names that are splits too (`seg_train`): pack recognises them, and they define the test
+        # split.
         is_ours = "fractions" in options and "fractions" not in config.pack
         if not is_ours or "give its splits" not in str(error):
             raise
@@ -65,10 +64,10 @@ def _pack(
 
 
 def pack_options(folder: Path, given: dict[str, object]) -> dict[str, object]:
-    """The arguments of `pack`: those that are given, and what the folder says of the others.
+    """The arguments of `pack`: the given ones, and those that follow from the folder.
 
-    A table labels.csv is used where it has a column of paths and one of classes. Its column `split` is followed where it holds
-    splits, and a column that is named like a patient, a lesion or a group is kept together.
+    A table labels.csv is used if it has a column of paths and one of classes. Its column `split` is used if it
+    contains splits, and a column that is named like a patient, a lesion or a group is kept together.
     """
     options = dict(given)
     if "table" not in options:
@@ -85,7 +84,7 @@ def pack_options(folder: Path, given: dict[str, object]) -> dict[str, object]:
             if units and "keep_together" not in options:
                 options["keep_together"] = units[0]
     if "keep_together" in options:
-        # What is held out for validation follows the groups.
+        # Held-out validation images follow the groups.
         options.setdefault("group_column", options["keep_together"])
     are_folders = (
         "table" not in options
@@ -98,18 +97,19 @@ def pack_options(folder: Path, given: dict[str, object]) -> dict[str, object]:
 
 
 def describe_table(folder: Path, given: dict[str, object]) -> list[str]:
-    """A warning where a table labels.csv is there and not used, for its columns have other names."""
+    """A warning if there is a table labels.csv that is not used because its columns have other names."""
     columns = _read_columns(folder / TABLE) if folder.is_dir() and not is_dataset(folder) else {}
     if not columns or "table" in pack_options(folder, given):
         return []
     return [
-        f"{TABLE} is not used: its columns are {', '.join(columns)}, and none is called file or none class (pack.path_column=… "
-        "pack.label_column=… name them)"
+        f"{TABLE} is not used: its columns are {', '.join(columns)}, and none is called file or none class "
+        "(pack.path_column=… pack.label_column=… name them)"
     ]
 
 
 def describe_nesting(folder: Path) -> list[str]:
-    """A warning where the folders of `folder` have no images themselves but several folders of images: which are the classes?"""
+    """A warning where the folders of `folder` have no images themselves but several folders of images: which are the
+    classes?"""
     if is_dataset(folder) or not folder.is_dir() or (folder / TABLE).is_file():
         return []
     outer = sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
@@ -121,9 +121,9 @@ def describe_nesting(folder: Path) -> list[str]:
         return []
     names = ", ".join(f"'{one.name}'" for one in outer[:3])
     return [
-        f"The classes are the {len(outer)} folders of {folder.name} ({names}); their images are in folders of their own, such as "
-        f"'{outer[0].name}/{inner[0][0]}'. Where those are the classes, fit '{outer[0].name}' or another one alone, or name the "
-        f"class of each image in a table {TABLE} with the columns file and class."
+        f"The classes are the {len(outer)} folders of {folder.name} ({names}); their images are in subfolders, such as "
+        f"'{outer[0].name}/{inner[0][0]}'. Where those are the classes, fit '{outer[0].name}' or another one "
+        f"alone, or name the class of each image in a table {TABLE} with the columns file and class."
     ]
 
 
@@ -132,7 +132,8 @@ def _says_split(options: dict[str, object]) -> bool:
 
 
 def _read_columns(table: Path) -> dict[str, list[str]]:
-    """The columns of a CSV file; none where there is no such file, or it is no table (`pack` says why, asked for it)."""
+    """The columns of a CSV file; empty if the file is missing or not a table (`pack` reports the reason if it is
+    requested)."""
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))

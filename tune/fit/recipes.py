@@ -1,4 +1,5 @@
-"""What a fit tries: the settings that all of its runs share, and the recipes in the order in which they are tried."""
+"""The recipes of a fit: the settings that all of its runs share, and the recipes in the order in which they are
+tried."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ class Recipe:
     name: str
     family: Family
     settings: Point
-    """what it changes of its family's settings"""
+    """its changes to the settings of its family"""
 
 
 PRETRAINED = (
@@ -38,8 +39,8 @@ PRETRAINED = (
     Recipe("cross entropy and neighbours in all images", "pretrained", {**_JOINT, **_MEMORY}),
     Recipe("neighbours in all images", "pretrained", {"method.kind": "deep_knn", **_MEMORY}),
 )
-"""the order is that of their scores in docs/how_to/training.md: on photographs and dermatoscopic images the joint loss gives the better
-of both heads, and the memory adds nothing where classes have few modes"""
+"""in the order of their scores in docs/how_to/training.md: on photographs and dermatoscopic images the joint loss
+gives the better of both heads, and the memory adds nothing if classes have few modes"""
 
 SCRATCH = (
     Recipe("small network, cross entropy and neighbours in all images", "scratch", {**_JOINT, **_MEMORY}),
@@ -52,16 +53,17 @@ SCRATCH = (
         {"method.kind": "cross_entropy", "method.balance": "sampling"},
     ),
 )
-"""from scratch and with many modes, the memory of all training embeddings is ahead (docs/how_to/training.md)"""
+"""for training from scratch with many modes, the memory of all training embeddings is better
+(docs/how_to/training.md)"""
 
 
 def list_recipes(profile: ProfileRecord, *, has_weights: bool, given: Mapping[str, Value]) -> list[Recipe]:
-    """The recipes that the data and the settings given can serve, best by prior first.
+    """List the recipes that suit the data and the settings, in order of their prior.
 
     Args:
         profile: the data.
         has_weights: whether there is a network with pretrained weights.
-        given: settings that hold for all candidates; a recipe that says otherwise is left out.
+        given: settings for all candidates; a recipe with other values is left out.
     """
     is_small = profile.is_grey or profile.shorter_side <= SMALL_PX
     names_network = "backbone.name" in given
@@ -88,7 +90,8 @@ def _interleave(first: Sequence[Recipe], second: Sequence[Recipe]) -> list[Recip
 
 
 def _episodes(profile: ProfileRecord) -> Point | None:
-    """PCN's settings; None where classes are too small for episodes: 4 support and 2 query images, a fifth being held out."""
+    """PCN's settings; None if classes are too small for episodes: 4 support and 2 query images, with a fifth held
+    out."""
     if profile.smallest_class < 12 or profile.num_classes < 2:
         return None
     return {
@@ -107,12 +110,12 @@ def family_settings(
     """The settings of all runs of a family.
 
     Args:
-        family: which.
+        family: name of the family.
         profile: the data.
-        size: side of the images that the network sees, pixels.
-        batch_size: images of a step.
-        freeze: leading layers that stay as they are.
-        backbone: which pretrained network, and its weights.
+        size: side of the network's images, in pixels.
+        batch_size: images per step.
+        freeze: number of frozen leading layers.
+        backbone: settings of the pretrained network and its weights.
     """
     shared: Point = {
         "data.resize": "exact",
@@ -145,7 +148,7 @@ def family_settings(
         "data.crop_ratio": (0.85, 1.18),
         "backbone.name": "conv4",
         "backbone.width": 64,
-        # Without a head the embedding is what a ReLU gives: a small part of the sphere.
+        # Without a head the embedding is the output of a ReLU: a small part of the sphere.
         "backbone.embedding_dim": 64,
         "backbone.batch_norm": "ghost",
         "backbone.batch_norm_group": min(48, max(2, batch_size // 2)),

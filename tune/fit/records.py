@@ -1,4 +1,4 @@
-"""OUT/fit.json: what a fit tried, what each candidate scored, what was chosen and why."""
+"""OUT/fit.json: the candidates of a fit, their scores, the choice and its reason."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,7 +49,8 @@ class CandidateRecord:
     settings: dict[str, object]
     """what its run changes of the fit's base: dotted key → value"""
     run: str
-    """its run's folder, relative to the fit's; of a candidate with several runs the first one; empty: the frozen network"""
+    """its run's folder, relative to the fit's; of a candidate with several runs the first one; empty: the frozen
+    network"""
     head: dict[str, object]
     """the settings of its head, as in RUN/head.json"""
     validation: ScoreRecord | None = None
@@ -64,7 +65,7 @@ class CandidateRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProfileRecord:
-    """The data, as far as decisions follow from it."""
+    """The properties of the data that decisions depend on."""
 
     dataset: str
     """folder of the packed data set"""
@@ -77,7 +78,7 @@ class ProfileRecord:
     """training images of the largest class"""
     smallest_class: int
     lone_classes: int
-    """classes of one training image"""
+    """number of classes with one training image"""
     num_groups: int
     """groups that no validation part divides"""
     shorter_side: int
@@ -111,7 +112,7 @@ class FitRecord:
     final_run: str
     """folder of the run that is the result, relative to the fit's"""
     notes: list[str] = field(default_factory=list)
-    """sentences: what was decided and why, what was left out"""
+    """sentences: decisions with their reasons, and omissions"""
     warnings: list[str] = field(default_factory=list)
     """sentences that a reader must not miss"""
 
@@ -130,9 +131,10 @@ class FitRecord:
 
     @classmethod
     def read(cls, out: Path) -> Self:
-        """The record of a fit that has ended. Raises ConfigError where there is none, VersionError where it is damaged."""
+        """Read the record of a finished fit. Raises ConfigError if there is none, VersionError if it is damaged."""
         if not exists(out / RECORD_FILE):
             raise ConfigError(
-                f"{out} holds no finished fit: {RECORD_FILE} is missing (fit with resume=True continues one that was interrupted)"
+                f"{out} contains no finished fit: {RECORD_FILE} is missing (fit with resume=True continues one "
+                "that was interrupted)"
             )
         return read_record(cls, out / RECORD_FILE, out)

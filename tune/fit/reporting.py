@@ -1,4 +1,4 @@
-"""The report on a fit: its record and embeddings as the page takes them."""
+"""The report on a fit: its record and embeddings, converted for the page."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -23,15 +23,15 @@ def write_report(
     frozen: Embedded,
     seconds: float,
 ) -> Path:
-    """Write OUT/report.html within about so many seconds; parts that do not fit are named in it.
+    """Write OUT/report.html within about `seconds`; parts that do not fit are listed in it.
 
     Args:
         out: the fit's folder.
-        record: what was tried and chosen.
+        record: the candidates and the choice.
         parts: the data.
         head: of the chosen candidate, fitted to `train`.
         train: training images, embedded by the chosen network.
-        scored: test images, or validation images where there are none, embedded by it.
+        scored: test images, or validation images if there are none, embedded by it.
         frozen: training images, embedded by the frozen network.
         seconds: time limit.
     """

@@ -11,13 +11,13 @@ from tune.fit.recipes import Recipe, family_settings
 from tune.space import Point, nested
 
 FOREVER = 1_000_000
-"""epochs: a run of minutes has no other end"""
+"""epochs: a run that is limited by minutes has no other end"""
 CHECKPOINT_S = 20.0
-"""seconds between two checkpoints: what a killed trial loses at most, and some more on a busy machine"""
+"""seconds between two checkpoints: the most that a killed trial loses, and a little more on a busy machine"""
 
 
 def network_input(name: str) -> Point:
-    """How images are normalised for the pretrained weights of a network, where that is not ImageNet's usual way."""
+    """The normalisation of images for a network's pretrained weights, if it differs from ImageNet's usual one."""
     if name.startswith(TIMM):
         from fsl_dist.models.timm_backbone import input_settings
 
@@ -32,9 +32,9 @@ def network_input(name: str) -> Point:
 
 
 def recipe_point(plan: FitPlan, recipe: Recipe, given: Point) -> Point:
-    """Everything that a recipe changes of a run's defaults; the settings given come last.
+    """All changes of a recipe to a run's defaults; the given settings come last.
 
-    Where there is a pretrained network, `backbone.*` is meant for that one, not for small networks from scratch.
+    If there is a pretrained network, `backbone.*` applies to it, not to small networks from scratch.
     """
     if recipe.family == "scratch" and plan.has_weights:
         given = {key: value for key, value in given.items() if not key.startswith("backbone.")}
@@ -72,7 +72,7 @@ def trial_point(
 
 
 def has_classifier(point: Point) -> bool:
-    """Whether the run of a point validates by its own classifier, for which no training image is embedded."""
+    """Whether the run of a point validates by its own classifier, which needs no embedding of training images."""
     return point.get("method.kind") in ("cross_entropy", "pcn") or bool(
         point.get("method.cross_entropy_weight")
     )

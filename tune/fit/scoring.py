@@ -35,7 +35,7 @@ class Scored:
     of_parts: tuple[HeadScore, ...]
     """on each part"""
     cost: tuple[int, int]
-    """place among the recipes by what they cost to train and use, and of the head among the recipe's; smaller is cheaper"""
+    """rank of the recipe by its cost of training and use, and of the head within the recipe; smaller is cheaper"""
 
     @property
     def name(self) -> str:
@@ -44,7 +44,7 @@ class Scored:
 
     @property
     def parts(self) -> tuple[int, ...]:
-        """How many images each part has: candidates with the same parts can be compared."""
+        """Number of images of each part: candidates with the same parts can be compared."""
         return tuple(part.n for part in self.of_parts)
 
     def value(self, metric: Metric) -> float:
@@ -67,10 +67,10 @@ def score_networks(
     cost: int,
     is_trained: bool = True,
 ) -> list[Scored]:
-    """Every head that applies, scored on the parts of all networks of one recipe.
+    """Score every applicable head on the parts of all networks of one recipe.
 
-    A head's temperatures are geometric means over the parts. A trained network already places images by their classes, so
-    LMNN, whose fit takes as long as all other heads together, is left to the frozen one.
+    A head's temperatures are geometric means over the parts. LMNN, whose fit takes as long as all other heads
+    together, is only used with the frozen network, since a trained network already separates the classes.
 
     Args:
         recipe: name.
@@ -112,7 +112,8 @@ def _mean(temperatures: Sequence[float]) -> float:
 
 
 def _join(scores: Sequence[HeadScore], parts: Sequence[Embedded], classes: NDArray[np.int64]) -> HeadScore:
-    """The score of all parts' images together; an image in two parts counts twice, and its two are kept together."""
+    """The score of all parts' images together; an image in two parts counts twice, and both copies are kept
+    together."""
     ids = np.concatenate([part.ids for part in parts])
     groups = [part.groups for part in parts]
     together = Embedded(
@@ -134,7 +135,7 @@ def _groups_of(ids: NDArray[np.int64], groups: Sequence[NDArray[np.int64]]) -> N
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How much better one candidate is than another on the same images."""
+    """The difference between two candidates on the same images."""
 
     value: float
     standard_error: float
@@ -146,7 +147,8 @@ class Difference:
 
 
 def difference(first: Scored, second: Scored, metric: Metric) -> Difference:
-    """The difference of two candidates that were scored on the same images, and its standard error by a paired bootstrap."""
+    """The difference of two candidates that were scored on the same images, and its standard error by a paired
+    bootstrap."""
     values = first.score.is_right.astype(np.int64) - second.score.is_right.astype(np.int64)
     acc, mcr = resample(values, first.score.labels, first.score.groups, seed=0)
     draws = {"acc": acc, "mcr": mcr, "balanced": (acc + mcr) / 2}[metric]
@@ -155,7 +157,7 @@ def difference(first: Scored, second: Scored, metric: Metric) -> Difference:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What was chosen among candidates that were scored on the same images."""
+    """The choice among candidates that were scored on the same images."""
 
     chosen: Scored
     best: Scored
@@ -178,7 +180,7 @@ def choose(candidates: Sequence[Scored], metric: Metric) -> Choice:
         for one, found in zip(candidates, differences, strict=True)
         if one is not best and not found.is_more_than_noise
     )
-    # The frozen network is not cheaper in the sense meant: a trained one that is a little better stays better with more training.
+    # The frozen network does not count as cheaper here: a slightly better trained network improves with more training.
     same_kind = [one for one in near if (one.cost[0] == 0) == (best.cost[0] == 0)]
     return Choice(min(same_kind, key=lambda one: one.cost), best, equal)
 

@@ -1,4 +1,4 @@
-"""What the steps of a fit share."""
+"""The state that the steps of a fit share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,7 +31,8 @@ class Session:
     """sentences for the record"""
     warnings: list[str] = field(default_factory=list)
     embedding_s: float = 0.0
-    """seconds that embedding all images by the frozen network, and its heads, took here; 0: they were there already"""
+    """seconds for embedding all images by the frozen network and fitting its heads, in this session; 0: they were
+    cached"""
 
     def note(self, text: str) -> None:
         """A sentence for the record and for who watches."""
@@ -40,7 +41,7 @@ class Session:
 
     @property
     def reserve_s(self) -> float:
-        """Seconds that are kept for what comes after the final run, by what the same took for the frozen network."""
+        """Seconds that are reserved for the steps after the final run, estimated from those of the frozen network."""
         assert self.plan.rates is not None
         seconds = 1.3 * self.embedding_s or embeddings_s(self.plan, self.plan.rates)
         return seconds + end_s(self.config)

@@ -1,4 +1,4 @@
-"""Settings of a sweep of indexes: which vectors, what a build is varied by, what a search is varied by, what counts as good."""
+"""Settings of a sweep of indexes: the vectors, the varied settings of builds and searches, and the criterion."""
 
 import difflib
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ from tune.space import Point, show_point
 from tune.sweep_settings import SweepSettings
 
 SEARCH_PARAMETERS = ("nprobe", "ef_search", "k_factor")
-"""what a search may be told anew, without another build"""
+"""search parameters that can change without another build"""
 _NO_KNOBS = ("vectors", "labels", "metric", "device", "keep_versions", "memory_mb")
 _MODES = {"ms": "min", "bytes": "min", "recall": "max"}
 
@@ -35,7 +35,7 @@ class FileIndexConfig(IndexConfig):
         return IndexConfig(**{f.name: getattr(self, f.name) for f in fields(IndexConfig)})
 
     def with_whole_paths(self) -> "FileIndexConfig":
-        """The same with paths that do not depend on the working folder; a column's name stays as it is."""
+        """The same settings with absolute paths; a column's name is not changed."""
         is_file = self.labels and (self.labels.endswith(".npy") or Path(self.labels).expanduser().is_file())
         labels = str(Path(self.labels).expanduser().resolve()) if is_file else self.labels
         return replace(self, vectors=str(Path(self.vectors).expanduser().resolve()), labels=labels)
@@ -43,27 +43,27 @@ class FileIndexConfig(IndexConfig):
 
 @settings("")
 class IndexSweepConfig(SweepSettings):
-    """One sweep of indexes, whole: space makes builds, evaluation is searched with on each of them."""
+    """All settings of a sweep of indexes: `space` defines builds, `evaluation` the searches on each of them."""
 
     subject: ClassVar[str] = "an index"
 
     index: FileIndexConfig
     """the vectors, and the settings that all builds share"""
     metric: Literal["ms", "recall", "bytes"] = "ms"
-    """what builds are compared by, at their best search parameters: milliseconds a query or bytes a vector in memory, both with
-    mode=min, or recall with mode=max"""
+    """what builds are compared by, at their best search parameters: milliseconds per query or bytes per vector in
+    memory, both with mode=min, or recall with mode=max"""
     mode: Literal["max", "min"] = "min"
     """min: smaller is better"""
     recall: Annotated[float, Field(ge=0, le=1)] = 0.95
-    """share of the true neighbours that search parameters must find to count"""
+    """share of the true neighbours that search parameters must find to be accepted"""
     max_ms: Annotated[float, Field(ge=0)] = 0.0
-    """milliseconds a query that search parameters may take to count; 0: any"""
+    """maximum milliseconds per query of accepted search parameters; 0: no limit"""
     k: Annotated[int, Field(ge=1)] = 10
     """neighbours a query"""
     sample: Annotated[int, Field(ge=1)] = 1000
-    """vectors of the index that are asked for, each left out of its own answer"""
+    """number of vectors of the index that are used as queries, each excluded from its own answer"""
     at_once: Annotated[int, Field(ge=0)] = 0
-    """queries of one search; 0: all of the sample together"""
+    """queries per search; 0: all of the sample together"""
 
     def __post_init__(self) -> None:
         if self.mode != _MODES[self.metric]:
@@ -73,8 +73,8 @@ class IndexSweepConfig(SweepSettings):
             )
         if not isinstance(self.search, str):
             raise ConfigError(
-                "search.kind=import belongs to sweeps of runs: indexes are measured without Ray, whose searchers it names "
-                "(search: random, grid or optuna)"
+                "search.kind=import belongs to sweeps of runs: indexes are measured without Ray, whose searchers "
+                "it names (search: random, grid or optuna)"
             )
         self._check_space()
         self._check_evaluation()
@@ -86,15 +86,16 @@ class IndexSweepConfig(SweepSettings):
         return self.metric
 
     def trial_config(self, point: Point) -> IndexConfig:
-        """The index of a point; ConfigError for settings that exclude each other."""
+        """The index settings of a point; raises ConfigError if settings exclude each other."""
         tree = merge(dump(self.index.settings()), point)
         return validate(IndexConfig, tree, f"the point {show_point(point)}" if point else "the base", "index")
 
     def search_settings(self, own: dict[str, int], kind: Kind, num_clusters: int) -> list[dict[str, int]]:
-        """Every combination of the evaluation grid for an index of this kind with the parameters `own`: all of its parameters.
+        """All combinations of the evaluation grid for an index of this kind with the parameters `own`, each with all
+        parameters.
 
-        A parameter that the grid does not name stays as it is, and so does k_factor where FAISS ranks by the vectors themselves
-        and more candidates find no more. More clusters than there are is all of them.
+        A parameter that is missing in the grid is not changed, and neither is k_factor if FAISS ranks by the vectors
+        themselves, so that more candidates find nothing more. A value above the number of clusters means all of them.
         """
         cells = [dict(own)]
         for name, values in self.evaluation.items():
@@ -119,8 +120,8 @@ class IndexSweepConfig(SweepSettings):
         for key, knob in self.space.items():
             if key in SEARCH_PARAMETERS:
                 raise ConfigError(
-                    f"space.{key} needs no build: put it under evaluation ({key}: [...]), where every value is measured on each "
-                    "build"
+                    f"space.{key} needs no build: put it under evaluation ({key}: [...]), where every value is "
+                    "measured on each build"
                 )
             if key in _NO_KNOBS:
                 raise ConfigError(f"space.{key} is the same for all builds (index names it: index.{key})")
@@ -129,7 +130,7 @@ class IndexSweepConfig(SweepSettings):
             knob.check(key)
             if self.search == "grid" and not knob.options:
                 raise ConfigError(
-                    f"space.{key} is a range, and search=grid needs choice or grid (search=random takes it)"
+                    f"space.{key} is a range, and search=grid needs choice or grid (search=random supports ranges)"
                 )
 
     def _check_evaluation(self) -> None:
@@ -150,13 +151,13 @@ class IndexSweepConfig(SweepSettings):
             if not any(name in _takes(kind) for kind in kinds):
                 takers = [kind for kind in get_args(Kind) if name in _takes(kind)]
                 raise ConfigError(
-                    f"evaluation.{name} moves nothing on {' and '.join(f'kind={kind}' for kind in kinds)}; it belongs to "
-                    f"{' and '.join(f'kind={kind}' for kind in takers)}"
+                    f"evaluation.{name} moves nothing on {' and '.join(f'kind={kind}' for kind in kinds)}; it "
+                    f"belongs to {' and '.join(f'kind={kind}' for kind in takers)}"
                 )
 
 
 def _takes(kind: Kind) -> list[str]:
-    """Search parameters that move what an index of this kind finds."""
+    """Search parameters that affect the results of an index of this kind."""
     return [
         name
         for name in SEARCH_PARAMETERS

@@ -1,4 +1,4 @@
-"""The picture of an index sweep: what each build finds, over how fast."""
+"""The plot of an index sweep: recall of each build over its speed."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,12 +9,12 @@ from tune.space import show_point
 from tune.sweeps.plots import new_figure, save_figure
 
 _SHOWN = 8
-"""builds that have a colour and a name; the others are grey"""
+"""number of builds with a colour and a name; the others are grey"""
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c6d31")
 
 
 def fastest_cells(cells: Sequence[SearchCell]) -> list[SearchCell]:
-    """The cells that no other beats in both, recall and ms; the fastest first."""
+    """The cells that no other exceeds in both recall and speed; the fastest first."""
     kept: list[SearchCell] = []
     for cell in sorted(cells, key=lambda cell: (cell.ms, -cell.recall)):
         if not kept or cell.recall > kept[-1].recall:
@@ -25,7 +25,7 @@ def fastest_cells(cells: Sequence[SearchCell]) -> list[SearchCell]:
 def plot_recall(
     ranked: Sequence[Trial], cells: Mapping[int, Sequence[SearchCell]], recall: float, k: int
 ) -> bytes:
-    """Recall over queries a second, a line a build through the cells that no other of it beats; the best builds coloured."""
+    """Recall over queries per second, a line per build through its best cells in both; the best builds are coloured."""
     from matplotlib import pyplot
 
     figure, axes = new_figure(pyplot, 1, 1, width=8.0, height=4.6)
@@ -44,7 +44,7 @@ def plot_recall(
         )
     axis.axhline(recall, color="#999999", linewidth=1, linestyle="--", zorder=0)
     axis.set_xscale("log")
-    axis.set_xlabel("queries a second")
+    axis.set_xlabel("queries per second")
     axis.set_ylabel(f"recall@{k}")
     handles, labels = axis.get_legend_handles_labels()
     axis.legend(handles[::-1], labels[::-1], fontsize=7, loc="lower left")

@@ -1,4 +1,5 @@
-"""An index sweep's report: what each build costs at the recall asked for, what each knob did, and how to build the best."""
+"""An index sweep's report: the cost of each build at the required recall, the effect of each knob, and how to build
+the best."""
 
 import csv
 import io
@@ -26,10 +27,10 @@ Cells = Mapping[int, Sequence[SearchCell]]
 def write_index_report(folder: Path) -> WrittenReport:
     """Write report.md with pictures/, report.html, trials.csv and evaluation.csv into an index sweep's folder.
 
-    A sweep under way is reported as it stands. Raises ConfigError for a folder that is no sweep.
+    A running sweep can be reported too. Raises ConfigError for a folder that is not a sweep.
     """
     config = load_stored(folder)
-    assert isinstance(config, IndexSweepConfig)  # sweeps of runs have a report of their own
+    assert isinstance(config, IndexSweepConfig)  # sweeps of runs have another report
     files = SweepFolder(folder)
     trials = files.trials()
     cells = {trial.number: read_cells(trial.folder) for trial in trials}
@@ -134,10 +135,11 @@ def _head(config: IndexSweepConfig, trials: Sequence[Trial], sessions: Sequence[
     return [
         Heading(f"Sweep {Path(config.dir).name}", 1),
         Text(
-            f"Indexes of {num} vectors of {dim} numbers ({Path(config.index.vectors).name}), metric={config.index.metric}, "
-            f"search={config.search_name}. Builds are compared by {config.metric} (the {_better(config)} the better) at search parameters "
-            f"with which a search finds {config.recall:g} of the {config.k} true neighbours or more{budget}. {min(config.sample, num)} "
-            f"of the vectors are asked for, {asked}, each left out of its own answer, on {told} threads.{warned} "
+            f"Indexes of {num} vectors of {dim} numbers ({Path(config.index.vectors).name}), "
+            f"metric={config.index.metric}, search={config.search_name}. Builds are compared by {config.metric} "
+            f"(the {_better(config)} the better) at search parameters with which a search finds {config.recall:g} "
+            f"of the {config.k} true neighbours or more{budget}. {min(config.sample, num)} of the vectors are "
+            f"used as queries, {asked}, each excluded from its own answer, on {told} threads.{warned} "
             f"{counts or 'No trial yet'}."
         ),
     ]
@@ -186,9 +188,10 @@ def _builds(
     blocks: list[Block] = [
         Heading("Builds"),
         Text(
-            "Each at the search parameters that it is compared by; where none count, at those that find the most. A dot: as `index` "
-            "says. Bytes are what searches go through: FAISS's index, and the vectors where all are compared, as flat does and every kind that would "
-            "look at as many. Where they are not compared they lie on disk."
+            "Each at the search parameters by which it is compared; if none are accepted, at those with the "
+            "highest recall. A dot: the default of `index`. Bytes are what searches read: FAISS's index, and the "
+            "vectors if all are compared, as for flat and every kind that would visit as many. Otherwise the "
+            "vectors are on disk."
         ),
         Table(rows, marked=0 if ranked else -1),
     ]
@@ -206,15 +209,15 @@ def _picture(
     if not shown:
         return []
     return [
-        Heading("Recall over queries a second"),
+        Heading("Recall over queries per second"),
         Text(
-            "A line a build, through the search parameters that no others of it beat in both; evaluation.csv has all. Dashed: the "
-            "recall asked for."
+            "A line per build, through its search parameters that no others exceed in both; evaluation.csv has "
+            "all. Dashed: the required recall."
         ),
         Picture(
             "recall",
             plot_recall(shown, cells, config.recall, config.k),
-            f"recall@{config.k} of each build over queries a second",
+            f"recall@{config.k} of each build over queries per second",
         ),
     ]
 
@@ -254,7 +257,8 @@ def _left_out(trials: Sequence[Trial]) -> list[Block]:
 
 
 def _cell_of(config: IndexSweepConfig, cells: Sequence[SearchCell]) -> SearchCell | None:
-    """The cell that a build is compared by; where none counts, the one that finds the most, the fastest of those."""
+    """The cell by which a build is compared; if none is accepted, the one with the highest recall, the fastest of
+    those."""
     best = best_cell(config, cells)
     return best or min(cells, key=lambda cell: (-cell.recall, cell.ms), default=None)
 

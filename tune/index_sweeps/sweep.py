@@ -1,6 +1,7 @@
-"""A sweep of indexes: builds made and measured one after another in this process, so that nothing disturbs a measurement.
+"""A sweep of indexes: builds are made and measured sequentially in this process, so that nothing disturbs a
+measurement.
 
-What a sweep's folder keeps, which point is next and what is written when are those of sweeps of runs.
+The folder, the order of the points and the time of writing are those of sweeps of runs.
 """
 
 import logging
@@ -26,9 +27,9 @@ log = logging.getLogger(__name__)
 
 
 def prepare_index_sweep(config: IndexSweepConfig) -> IndexSweepConfig:
-    """A new sweep checked against its vectors before anything is built.
+    """Check a new sweep against its vectors before anything is built.
 
-    Raises RequestError for a folder that holds a sweep or a run, and for whatever its base, vectors or search cannot do.
+    Raises RequestError for a folder that contains a sweep or a run, and for an invalid base, vectors or search.
     """
     folder = check_new(config)
     check_search(config)
@@ -43,15 +44,15 @@ def drive_index_sweep(
     retry_failed: bool = False,
     started: float | None = None,
 ) -> SweepSummary:
-    """Run what is left of a sweep, in this process.
+    """Run the rest of a sweep, in this process. Earlier drivers of this sweep are fenced off.
 
-    started: `time.monotonic()` from which its wall time counts. Whoever drove this sweep before and still lives writes no more.
-    Raises RequestError for vectors that no index takes, FslDistError when more trials failed than may.
+    started: `time.monotonic()` from which its wall time counts. Raises RequestError for vectors that no index accepts,
+    FslDistError if more trials failed than allowed.
     """
     owner = Owner.claim(Path(config.dir))
     if not (owner.folder / SWEEP_FILE).is_file():
         write_atomic(owner.folder / SWEEP_FILE, encode_yaml(render_sweep(config)))
-    shape_of(config.index)  # a file that is gone since is an error, and no reason to prune all points
+    shape_of(config.index)  # a file that was deleted since is an error, and not a reason to prune all points
     read_truth(config, owner.folder)
     write_labels(config, owner.folder)
     folder = SweepFolder(owner.folder)
@@ -77,7 +78,7 @@ def drive_index_sweep(
     check_failures(config, plan)
     if load > threads + 1:
         log.warning(
-            "other processes were at work here (load %.1f): milliseconds came out too large, recall did not",
+            "other processes were active here (load %.1f): milliseconds are overestimated, recall is not affected",
             load,
         )
     return summarise(config, plan, folder.sessions())

@@ -1,6 +1,7 @@
-"""One trial of an index sweep: built, measured with every combination of the search parameters, and taken away again.
+"""One trial of an index sweep: built, measured with every combination of the search parameters, and removed again.
 
-The true neighbours are the same for all builds of a sweep: the first one finds them, and they lie in its folder.
+The true neighbours are the same for all builds of a sweep: the first trial finds them, and they are stored in its
+folder.
 """
 
 import time
@@ -28,7 +29,7 @@ TRUTH_FILE = "true-neighbours.npz"
 LABELS_FILE = "labels.npy"
 _STARTS_FILE = "starts"
 _MOST_STARTS = 3
-"""times that a trial is started which takes the process down with it"""
+"""maximum number of starts of a trial that kills the process"""
 _LEAST_S = 0.2
 """seconds that searches with one setting are repeated for"""
 _LEAST_A_CLUSTER = 39
@@ -37,7 +38,7 @@ _LEAST_A_CLUSTER = 39
 
 @dataclass(frozen=True, slots=True)
 class SearchCell:
-    """What was measured of one build with one setting of its search parameters."""
+    """The measurements of one build with one setting of its search parameters."""
 
     parameters: dict[str, int]
     recall: float
@@ -45,14 +46,14 @@ class SearchCell:
     ms: float
     """milliseconds a query"""
     bytes: float
-    """bytes a vector that searches hold in memory"""
+    """bytes per vector that searches keep in memory"""
 
 
 def shape_of(index: FileIndexConfig) -> tuple[int, int]:
     """(vectors, numbers in each) of an index's file. Raises RequestError for one that cannot be read."""
     path = Path(index.vectors)
     if not path.is_file():
-        raise RequestError(f"index.vectors={index.vectors} is no file (embed(out=FILE) writes one)")
+        raise RequestError(f"index.vectors={index.vectors} is not a file (embed(out=FILE) writes one)")
     if is_parquet(path):
         table = ParquetVectors.open(path)
         return table.num_vectors, table.dim
@@ -66,21 +67,22 @@ def check_point(config: IndexSweepConfig, point: Point, folder: Path) -> IndexCo
     kinds.check(settings, dim, num)
     if settings.nlist * _LEAST_A_CLUSTER > num:
         raise ConfigError(
-            f"index.nlist={settings.nlist} makes clusters of fewer than {_LEAST_A_CLUSTER} of {num} vectors, too few to find their "
-            f"centres (at most {max(1, num // _LEAST_A_CLUSTER)}, or 0 for the rule)"
+            f"index.nlist={settings.nlist} makes clusters of fewer than {_LEAST_A_CLUSTER} of {num} vectors, too "
+            f"few to find their centres (at most {max(1, num // _LEAST_A_CLUSTER)}, or 0 for the rule)"
         )
     return settings
 
 
 def run_trial(config: IndexSweepConfig, trial: Trial, owner: Owner) -> Result:
-    """Build a trial's index, or go on with it, and measure it; how it ended, an error of its own included.
+    """Build a trial's index, or resume building it, and measure it; return the result, also for an error of the trial
+    itself.
 
-    Raises RequestError for vectors that no index takes, StaleOwnerError once another process drives the sweep.
+    Raises RequestError for vectors that no index accepts, StaleOwnerError if another process drives the sweep.
     """
     started = time.perf_counter()
     out, built_s = trial.folder / "index", 0.0
     if _count_start(trial.folder) > _MOST_STARTS:
-        (trial.folder / _STARTS_FILE).unlink()  # retry_failed=True counts anew
+        (trial.folder / _STARTS_FILE).unlink()  # retry_failed=True starts counting again
         return Result(
             state="failed", error=f"cut off {_MOST_STARTS} times before its end: was the memory enough?"
         )
@@ -129,9 +131,9 @@ def measure(config: IndexSweepConfig, index: LocalIndex, truth: Truth) -> list[S
 
 
 def bytes_a_vector(index: LocalIndex, parameters: dict[str, int]) -> float:
-    """Bytes that searches with these parameters go through for each vector: FAISS's index, and the vectors where all are compared.
+    """Bytes that searches with these parameters read per vector: FAISS's index, and the vectors if all are compared.
 
-    Where they are not, the raw vectors on disk, which judge the candidates, come on top: 4 · dim bytes for every kind.
+    Otherwise the raw vectors on disk, which rank the candidates, are additional: 4 · dim bytes for every kind.
     """
     manifest = index.manifest
     names = [versions.faiss_name(shard) for shard in range(len(manifest.shard_starts))]
@@ -140,14 +142,15 @@ def bytes_a_vector(index: LocalIndex, parameters: dict[str, int]) -> float:
 
 
 def best_cell(config: IndexSweepConfig, cells: Sequence[SearchCell]) -> SearchCell | None:
-    """The search parameters that a build is compared by: among those that count, the best by the metric, then the fastest."""
+    """The search parameters that a build is compared by: among those that count, the best by the metric, then the
+    fastest."""
     counting = [cell for cell in cells if config.is_enough(cell.recall, cell.ms)]
     sign = -1.0 if config.mode == "max" else 1.0
     return min(counting, key=lambda cell: (sign * getattr(cell, config.metric), cell.ms), default=None)
 
 
 def read_cells(folder: Path) -> list[SearchCell]:
-    """What was measured of a trial; nothing where it was not."""
+    """The measurements of a trial; empty if there are none."""
     try:
         return [
             validate(SearchCell, {"parameters": cell.settings, **cell.metrics}, str(folder))
@@ -158,7 +161,7 @@ def read_cells(folder: Path) -> list[SearchCell]:
 
 
 def write_cells(folder: Path, cells: list[SearchCell]) -> None:
-    """Write what was measured of a trial, in the form of scores."""
+    """Write the measurements of a trial, in the form of scores."""
     scored = [
         Cell(dict(cell.parameters), {"recall": cell.recall, "ms": cell.ms, "bytes": cell.bytes})
         for cell in cells
@@ -167,23 +170,25 @@ def write_cells(folder: Path, cells: list[SearchCell]) -> None:
 
 
 def write_labels(config: IndexSweepConfig, folder: Path) -> None:
-    """Where no labels are named, write a file of one class for all: builds, and the command that repeats them, need one."""
+    """If no labels are set, write a file of one class for all: builds, and the command that repeats them, need one."""
     if not config.index.labels and not (folder / LABELS_FILE).is_file():
         num, _ = shape_of(config.index)
         write_array(folder / LABELS_FILE, np.zeros(num, dtype=np.int64))
 
 
 def read_truth(config: IndexSweepConfig, folder: Path) -> Truth | None:
-    """The true neighbours that lie in a sweep's folder; None where none were searched for yet.
+    """The true neighbours in a sweep's folder; None if none were searched yet.
 
-    Raises RequestError where the vectors or their labels were changed since: they have other neighbours.
+    Raises RequestError if the vectors or their labels were changed since: their neighbours may differ.
     """
     path, identity = folder / TRUTH_FILE, _identity_of(config)
     if not path.is_file():
         return None
     held = unpack_arrays(path)
     if set(held) != {"identity", "positions", "k", "last", "num_true"}:
-        raise VersionError(f"{path} is damaged: it holds {sorted(held)} (remove it to search for them again)")
+        raise VersionError(
+            f"{path} is damaged: it contains {sorted(held)} (remove it to search for them again)"
+        )
     if str(held["identity"]) != identity:
         raise RequestError(
             f"index.vectors={config.index.vectors} or its labels were changed since the sweep started: now {identity}, "
@@ -208,13 +213,13 @@ def _search_truth(config: IndexSweepConfig, index: LocalIndex, owner: Owner) -> 
 
 
 def _identity_of(config: IndexSweepConfig) -> str:
-    """What the sweep's files are taken for the same by."""
+    """The identity of the sweep's vectors and labels, by which a change is detected."""
     files = [Path(name) for name in (config.index.vectors, config.index.labels) if Path(name).is_file()]
     return "; ".join(map(identify, files))
 
 
 def _count_start(folder: Path) -> int:
-    """Note that a trial is started; how often it was, this time included."""
+    """Count a start of a trial; return the number of starts, including this one."""
     path = folder / _STARTS_FILE
     number = 1 + (len(path.read_bytes()) if path.is_file() else 0)
     write_atomic(path, b"." * number)

@@ -1,4 +1,5 @@
-"""How sure a sweep's choice is: the standard error of each validation value, and which trials are as good as the best."""
+"""How sure a sweep's choice is: the standard error of each validation value, and which trials are as good as the
+best."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,23 +9,23 @@ from tune.records import Trial
 
 FORMULA = "√(p(1−p)/n)"
 _TOO_MANY = 0.5
-"""share of the trials within one standard error of the best from which on the choice says little"""
+"""share of the trials within one standard error of the best above which the choice is hardly reliable"""
 
 
 @dataclass(frozen=True, slots=True)
 class Certainty:
-    """What the validation images say of a sweep's values, and what they cannot say."""
+    """The uncertainty of a sweep's values due to the number of validation images."""
 
     images: ScoredImages | None = None
-    """of the best trial's validations; None where it did not write them down"""
+    """of the best trial's validations; None if it did not record them"""
     best_value: float | None = None
     errors: Mapping[int, float] = field(default_factory=dict)
     """standard error of each trial's value, by the trial's number"""
     best_error: float | None = None
     near: frozenset[int] = frozenset()
-    """trials whose values lie within one standard error of the best one, without the best"""
+    """trials whose values are within one standard error of the best one, without the best"""
     warning: str = ""
-    """one line where the validation images are too few to choose by; else empty"""
+    """one line if the validation images are too few for a choice; otherwise empty"""
 
     def describe(self, metric: str) -> str:
         """Sentences for the report: images, standard error, formula; empty where the metric has no standard error."""
@@ -39,18 +40,20 @@ class Certainty:
             )
         listed = ", ".join(f"{number:04d}" for number in sorted(self.near)) or "none"
         return (
-            f"Validation scores {self.images.num_images} images of {len(self.images.counts)} classes. The standard error of a "
-            f"value p is {FORMULA} with {counted}; of the best it is {100 * self.best_error:.1f} points. Other trials within one "
-            f"standard error of the best: {listed}."
+            f"Validation scores {self.images.num_images} images of {len(self.images.counts)} classes. The "
+            f"standard error of a value p is {FORMULA} with {counted}; of the best it is "
+            f"{100 * self.best_error:.1f} points. Other "
+            f"trials within one standard error of the best: {listed}."
         )
 
 
 def judge_certainty(trials: Sequence[Trial], best: Trial | None, metric: str) -> Certainty:
     """Compare all trials with the best one by the best one's standard error.
 
-    A trial within one standard error of the best is as good a choice, and may be a cheaper one (the one-standard-error rule,
-    Breiman et al. 1984). All trials are validated on the same images, which makes differences surer than values: two trials further
-    apart than that do differ, two that are nearer may.
+    A trial within one standard error of the best is an equally good choice, and may be cheaper (the
+    one-standard-error rule, Breiman et al. 1984). All trials are validated on the same images, which makes
+    differences more certain than values: two trials that differ by more than that are different, two that differ by
+    less may be.
     """
     if best is None or best.result is None or best.result.value is None:
         return Certainty()
@@ -73,8 +76,8 @@ def judge_certainty(trials: Sequence[Trial], best: Trial | None, metric: str) ->
     warning = ""
     if near and rivals >= _TOO_MANY * len(values):
         warning = (
-            f"{rivals} of {len(values)} trials lie within one standard error ({100 * best_error:.1f} points) of the best {metric}: "
-            f"{images.num_images} validation images are too few to choose between them (more images in the val split, or a "
-            "larger data.holdout_fraction)"
+            f"{rivals} of {len(values)} trials are within one standard error ({100 * best_error:.1f} points) of "
+            f"the best {metric}: {images.num_images} validation images are too few to choose between them (more "
+            "images in the val split, or a larger data.holdout_fraction)"
         )
     return Certainty(images, best.result.value, errors, best_error, near, warning)

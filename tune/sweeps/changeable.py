@@ -8,12 +8,12 @@ from index.base.errors import ConfigError
 CHANGEABLE = {
     "training.lr": "read at each step",
     "training.lr_gamma": "read at each step",
-    "training.momentum": "given to the optimizer when the run goes on; its state stays",
-    "training.weight_decay": "given to the optimizer when the run goes on; its state stays",
+    "training.momentum": "passed to the optimizer when the run resumes; its state is kept",
+    "training.weight_decay": "passed to the optimizer when the run resumes; its state is kept",
     "training.clip_norm": "read at each step",
     "method.temperature": "of the loss",
     "method.margin": "of the loss",
-    "method.memory": "share of the old prototype at each update; the prototypes stay",
+    "method.memory": "share of the old prototype at each update; the prototypes are kept",
     "method.min_responsibility": "of the loss",
     "method.scatter_weight": "of the loss",
     "method.label_smoothing": "of the loss",
@@ -26,17 +26,17 @@ CHANGEABLE = {
     "data.contrast": "drawn for each image",
     "data.saturation": "drawn for each image",
 }
-"""key → where a new value takes effect. None of them is part of the network, of the optimizer's state, of a neighbour table or
-of the split, so a checkpoint that was written under one value goes on under another."""
+"""key → where a new value takes effect. None of them is part of the network, of the optimizer's state, of a neighbour
+table or of the split, so a checkpoint that was written under one value can be resumed under another."""
 
 
 def check_changeable(keys: Iterable[str]) -> None:
-    """Raise ConfigError for the first key that a run must keep."""
+    """Raise ConfigError for the first key that must not change during a run."""
     for key in keys:
         if key not in CHANGEABLE:
             near = difflib.get_close_matches(key, CHANGEABLE, n=1, cutoff=0.8)
             part = [name for name in CHANGEABLE if name.split(".")[0] == key.split(".")[0]]
             raise ConfigError(
-                f"space.{key} may not change while a run trains, and scheduler.kind=pbt changes every key of space; it can change "
-                f"{', '.join(near or part or CHANGEABLE)} (scheduler.kind=asha takes any key)"
+                f"space.{key} may not change while a run trains, and scheduler.kind=pbt changes every key of "
+                f"space; it can change {', '.join(near or part or CHANGEABLE)} (scheduler.kind=asha accepts any key)"
             )

@@ -1,4 +1,4 @@
-"""How long a sweep has run, this time and before, and how much of that its trials worked."""
+"""The total running time of a sweep, over all sessions, and the working time of its trials."""
 
 import datetime
 import time
@@ -9,11 +9,11 @@ from tune.records import Result, Session, SweepFolder
 from tune.sweep_settings import SweepSettings
 
 OVERDUE = 1.03
-"""times its minutes that a sweep runs at most: ending Ray takes some seconds more"""
+"""maximum running time of a sweep as a multiple of its minutes: ending Ray takes a few more seconds"""
 
 
 class Clock:
-    """How long the sweep has run, this time and before, written down as trials end."""
+    """The total running time of the sweep, recorded when trials end."""
 
     def __init__(
         self,
@@ -51,11 +51,11 @@ class Clock:
 
     @property
     def is_overdue(self) -> bool:
-        """Whether trials that have not stopped since then are ended where they are."""
+        """Whether trials that have not stopped since then are ended at once."""
         return 0 < OVERDUE * self._budget_s <= self.used_s
 
     def see(self, cores: float) -> None:
-        """Note how many cores the cluster has now; a session's are the mean over its time."""
+        """Record the current number of cores of the cluster; a session's number is the mean over its time."""
         at, before = self._seen
         now = time.monotonic()
         self._core_s += before * (now - at)
@@ -68,7 +68,7 @@ class Clock:
         self.write()
 
     def write(self) -> None:
-        """Write down how long it has been."""
+        """Record the running time so far."""
         self.see(self._seen[1])
         wall_s = self._seen[0] - self.started
         self._session = replace(self._session, wall_s=wall_s, cores=self._core_s / max(wall_s, 1e-9))

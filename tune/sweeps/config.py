@@ -1,4 +1,4 @@
-"""A sweep's settings: SWEEP.yaml through the same gate as a run's, and every key of its space held against a run's."""
+"""A sweep's settings: SWEEP.yaml is parsed like a run's file, and every key of its space is checked against a run's."""
 
 from dataclasses import field, replace
 from itertools import product
@@ -17,12 +17,12 @@ from tune.sweeps.schedulers import Asha, HyperBand, MedianRule, NoScheduler, Pop
 from tune.sweeps.space_rules import check_evaluation, check_listed, check_space
 
 _LIST_AXES = ("k_p", "delta_tau", "k")
-"""settings of an evaluation that take several values at a time"""
+"""settings of an evaluation that accept several values at a time"""
 
 
 @settings("resources")
 class Resources:
-    """What one trial takes."""
+    """The resources of one trial."""
 
     workers: Annotated[int, Field(ge=0)] = 0
     """workers.num of every trial; 0: the base's"""
@@ -34,7 +34,7 @@ class Resources:
 
 @settings("")
 class SweepConfig(SweepSettings):
-    """One sweep of runs, whole: the run that is varied, what is varied, and how."""
+    """All settings of a sweep of runs: the varied run, the varied settings, and the search."""
 
     subject: ClassVar[str] = "a run"
 
@@ -45,24 +45,24 @@ class SweepConfig(SweepSettings):
     scheduler: NoScheduler | Asha | MedianRule | HyperBand | Population = field(default_factory=NoScheduler)
     """what stops, pauses or changes trials: none, asha, median, hyperband or pbt, with their settings"""
     resources: Resources = field(default_factory=Resources)
-    """what one trial takes"""
+    """the resources of one trial"""
     scores_trials: bool = True
-    """score a trial that has run to its end, on test images, or on val where there is no test; false leaves that to
+    """score a trial that has run to its end, on test images, or on val if there is no test split; false leaves that to
     `Run.evaluate`"""
     concurrency: Annotated[int, Field(ge=0)] = 0
-    """trials at a time; 0: as many as the CPUs and GPUs hold, also while the cluster grows"""
+    """concurrent trials; 0: as many as fit on the CPUs and GPUs, also while the cluster grows"""
     minutes: Annotated[float, Field(ge=0)] = 0.0
-    """the sweep ends after so many minutes of running, resumed sessions together: trials under way stop at their next
-    validation, or at 1.03 times the minutes where they are at their last checkpoint; 0: no limit"""
+    """total running time of the sweep in minutes, including resumed sessions: running trials stop at their next
+    validation, or after 1.03 times the minutes, where they keep their last checkpoint; 0: no limit"""
     trial_timeout_s: Annotated[float, Field(ge=0)] = 0.0
-    """seconds that a trial may take to its first validation, between two, or from its last to its end; one that takes longer
-    is ended and counts as failed; 0: any"""
+    """maximum seconds of a trial to its first validation, between two, or from its last to its end; a trial that
+    takes longer is ended and counts as failed; 0: no limit"""
 
     def __post_init__(self) -> None:
         if self.mode == "min":
             raise ConfigError(
-                f"mode=min with metric={self.metric or self.base.stop_metric}: every metric that a run validates by grows "
-                "with quality, and its best epoch is the one with the largest (mode=max)"
+                f"mode=min with metric={self.metric or self.base.stop_metric}: every metric that a run validates "
+                "by grows with quality, and its best epoch is the one with the largest (mode=max)"
             )
         if self.search == "points":
             check_listed(self.points, self.space)
@@ -71,8 +71,8 @@ class SweepConfig(SweepSettings):
         check_evaluation(self.evaluation)
         if self.base.training.patience == 0:
             raise ConfigError(
-                f"metric={self.metric or self.base.stop_metric} is reported by no trial: the base has training.patience=0 and "
-                "validates nothing (settings: training.patience: 10, or any number above 0)"
+                f"metric={self.metric or self.base.stop_metric} is reported by no trial: the base has "
+                "training.patience=0 and validates nothing (settings: training.patience: 10, or any number above 0)"
             )
         if self.base.training.validate_every > self.max_epochs:
             raise ConfigError(
@@ -82,8 +82,8 @@ class SweepConfig(SweepSettings):
         base = self.trial_base()
         if base.workers.num > 1 and self.resources.gpus not in (0, base.workers.num):
             raise ConfigError(
-                f"resources.gpus={self.resources.gpus:g} with {base.workers.num} workers: each worker of a trial takes a whole "
-                f"GPU (resources.gpus={base.workers.num}, or 0)"
+                f"resources.gpus={self.resources.gpus:g} with {base.workers.num} workers: each worker of a trial "
+                f"uses a whole GPU (resources.gpus={base.workers.num}, or 0)"
             )
         self._check_scheduler()
         self.evaluation_settings(base)
@@ -95,13 +95,13 @@ class SweepConfig(SweepSettings):
             return
         if self.concurrency:
             raise ConfigError(
-                f"concurrency={self.concurrency} with scheduler.kind={kind}, which itself says which trials run and which wait: "
-                "as many run as the cluster holds (concurrency=0; resources.cpus makes them fewer)"
+                f"concurrency={self.concurrency} with scheduler.kind={kind}, which itself decides which trials "
+                "run and which wait: as many run as fit on the cluster (concurrency=0; resources.cpus makes them fewer)"
             )
         if self.search not in ("random", "grid"):
             raise ConfigError(
-                f"search={self.search_name} with scheduler.kind={kind}: all trials take part from the start, so none can be "
-                "proposed from what an earlier one reached (search=random or grid)"
+                f"search={self.search_name} with scheduler.kind={kind}: all trials start together, so none can be "
+                "proposed from the results of earlier ones (search=random or grid)"
             )
         if isinstance(self.scheduler, Population):
             check_changeable(self.space)
@@ -116,7 +116,7 @@ class SweepConfig(SweepSettings):
         return self.trial_base().stop_metric
 
     def trial_base(self) -> RunConfig:
-        """The base with the sweep's metric and resources; ConfigError where they do not fit it."""
+        """The base with the sweep's metric and resources; raises ConfigError if they do not fit it."""
         workers = replace(
             self.base.workers,
             num=self.resources.workers or self.base.workers.num,
@@ -143,10 +143,11 @@ class SweepConfig(SweepSettings):
         return max(int(value) for value in values if isinstance(value, int | float))
 
     def evaluation_settings(self, config: RunConfig) -> list[tuple[Point, EvaluationConfig]]:
-        """Every combination of the evaluation grid, as settings of a run: (what distinguishes it, the settings).
+        """All combinations of the evaluation grid, as settings of a run: (what distinguishes it, the settings).
 
-        Settings that take lists (`k_p`, `delta_tau`, `k`) take all of their values at once: their scores have names of their
-        own. Combinations that the run refuses, such as a Δτ that leaves no temperature, are without those values.
+        Settings that accept lists (`k_p`, `delta_tau`, `k`) use all of their values at once, because their scores
+        have different names. Values that the run refuses, such as a Δτ that leaves no temperature, are omitted from
+        combinations.
         """
         lists: dict[str, list[Scalar]] = {
             name: list(values) for name, values in self.evaluation.items() if name in _LIST_AXES

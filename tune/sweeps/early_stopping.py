@@ -1,7 +1,8 @@
-"""Which trials are stopped early: Ray Tune's ASHA or median rule, fed with every validation, and a file of what it was fed.
+"""Early stopping of trials: Ray Tune's ASHA or median rule, which gets every validation, and a log of its inputs.
 
-The scheduler's state is what it was told and in which order, so the file is all there is to keep: after a kill the same
-reports make the same state. A trial that goes on from a checkpoint reports some epochs again and hears what was decided.
+The scheduler's state depends only on its inputs and their order, so the log is all there is to keep: after a kill the
+same reports restore the same state. A trial that resumes from a checkpoint reports some epochs again and gets the
+earlier decisions.
 """
 
 import math
@@ -17,8 +18,8 @@ from tune.sweeps.config import SweepConfig
 from tune.sweeps.schedulers import Asha, MedianRule
 
 
-class Judge:
-    """Answers each validation of each trial: stop here, or go on. The sweep's driver has it."""
+class StopRule:
+    """Decides at each validation of each trial whether it stops. Used by the sweep's driver."""
 
     def __init__(self, config: SweepConfig, owner: Owner) -> None:
         self.owner = owner
@@ -29,13 +30,13 @@ class Judge:
             self._decide(report, is_old=True)
         self._path = owner.folder / REPORTS_FILE
         owner.check()
-        # Anew, not appended to: a line that a kill cut off must not stand before the next one.
+        # Rewritten, not appended to: the file may end with a line that a kill truncated.
         write_atomic(self._path, "".join(map(_line, self.reports)).encode())
 
     def report(self, trial: int, epoch: int, value: float, change: int = 0) -> bool:
-        """Whether `trial` stops after `epoch` epochs; written down before it is said.
+        """Whether `trial` stops after `epoch` epochs; recorded before it is returned.
 
-        change: how often the trial went on from another one's network; it reports the same epochs anew then.
+        change: how often the trial continued from another one's network; it then reports the same epochs again.
         """
         if (trial, change, epoch) in self._decided:
             return self._decided[trial, change, epoch]
@@ -50,11 +51,11 @@ class Judge:
         return stops
 
     def is_stopped(self, trial: int) -> bool:
-        """Whether the trial was told to stop before."""
+        """Whether the trial was stopped before."""
         return any(stops for (number, *_), stops in self._decided.items() if number == trial)
 
     def _decide(self, report: Report, *, is_old: bool = False) -> bool:
-        """Feed the scheduler. is_old: the report says itself what was decided when the scheduler was fed this before."""
+        """Feed the scheduler. is_old: the report contains the decision of the scheduler's earlier run."""
         decided = self._scheduler.feed(report.trial, report.epoch, report.value)
         stops = report.stops if is_old else decided
         self._decided[report.trial, report.change, report.epoch] = stops
@@ -71,13 +72,14 @@ class _GoOn:
 
 @dataclass(frozen=True, slots=True)
 class _Member:
-    """What a scheduler of Ray Tune asks of a trial: its name."""
+    """The part of a trial that a scheduler of Ray Tune uses: its name."""
 
     trial_id: str
 
 
 class _TuneAsha:
-    """Ray Tune's AsyncHyperBandScheduler with one bracket. It asks of a trial its id and of Tune's controller nothing."""
+    """Ray Tune's AsyncHyperBandScheduler with one bracket. It uses only a trial's id, and nothing of Tune's
+    controller."""
 
     def __init__(self, settings: Asha, max_epochs: int, base_trial: int) -> None:
         from ray.tune.schedulers import AsyncHyperBandScheduler
@@ -105,7 +107,7 @@ class _TuneAsha:
 
 
 class _TuneMedian:
-    """Ray Tune's MedianStoppingRule, which never pauses a trial here. The base is neither judged nor compared with."""
+    """Ray Tune's MedianStoppingRule, which never pauses a trial here. The base is neither stopped nor compared with."""
 
     def __init__(self, settings: MedianRule, base_trial: int) -> None:
         from ray.tune.schedulers import MedianStoppingRule
@@ -122,10 +124,10 @@ class _TuneMedian:
         self._stopped: set[int] = set()
 
     def feed(self, trial: int, epoch: int, value: float) -> bool:
-        """Whether the trial's best value is below the median of what the others reached on average by this epoch."""
+        """Whether the trial's best value is below the median of the other trials' averages up to this epoch."""
         if trial == self._base_trial:
             return False
-        if trial not in self._stopped:  # the rule takes no more reports of a trial that it has stopped
+        if trial not in self._stopped:  # the rule accepts no more reports of a trial that it has stopped
             result: dict[str, Any] = {"epoch": epoch, "value": value}
             action = self._scheduler.on_trial_result(None, _Member(f"{trial:04d}"), result)
             if action == self._scheduler.STOP:
@@ -134,7 +136,8 @@ class _TuneMedian:
 
 
 def build_scheduler(config: SweepConfig) -> _GoOn | _TuneAsha | _TuneMedian:
-    """What judges each report by itself; nothing does under a scheduler that pauses trials (`tune.sweeps.engine`)."""
+    """The rule that decides on each report separately; none for a scheduler that pauses trials
+    (`tune.sweeps.engine`)."""
     base_trial = 0 if config.include_base else -1
     match config.scheduler:
         case Asha():

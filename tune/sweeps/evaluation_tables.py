@@ -10,7 +10,7 @@ from tune.space import Value, show_value
 Score = float | dict
 """a fraction, or {"mean", "std", "n"}"""
 
-# What a score's name says of the grid: knn/mcr@5, mca/base;dtau=3, mca/base;k_p=3, auc@10. recall@5/base says nothing of it.
+# The settings in a score's name: knn/mcr@5, mca/base;dtau=3, mca/base;k_p=3, auc@10. recall@5/base contains none.
 _NAMED = (
     (re.compile(r"^(knn/\w+)@(\d+)$"), "k_p"),
     (re.compile(r"^(auc|rel)@(\d+)$"), "k"),
@@ -42,7 +42,7 @@ class Measured:
 
 
 def flatten(cells: Sequence[Cell]) -> list[Measured]:
-    """Every score of a trial with all that it was measured under; Δτ 0, which no name has, is told where others have one."""
+    """Every score of a trial with all of its settings; Δτ 0, which no name contains, is added if others have one."""
     found = []
     for cell in cells:
         shifted = {name.partition(";dtau=")[0] for name in cell.metrics if ";dtau=" in name}
@@ -59,7 +59,7 @@ def flatten(cells: Sequence[Cell]) -> list[Measured]:
 
 
 def headline(cells: Sequence[Cell], k_p: int) -> dict[str, Score]:
-    """The few scores that a list of trials shows: those of the first combination, Δτ 0 and this K_p where they are there."""
+    """The few scores in a list of trials: those of the first combination, with Δτ 0 and this K_p if they exist."""
     if not cells:
         return {}
     names = {
@@ -71,9 +71,10 @@ def headline(cells: Sequence[Cell], k_p: int) -> dict[str, Score]:
 
 
 def grid_tables(cells: Sequence[Cell], others: Sequence[Sequence[Cell]] = ()) -> list[list[list[str]]]:
-    """Tables of text, head first, one for the main scores that depend on the same settings; percent, ± over repetitions.
+    """Tables of text, header first, one for the main scores that depend on the same settings; percent, ± over
+    repetitions.
 
-    others: scores of other trials; a setting that moves a score of any of them is shown.
+    others: scores of other trials; a setting that changes a score of any of them is shown.
     """
     measured = flatten(cells)
     everywhere = [measured, *map(flatten, others)]
@@ -100,7 +101,7 @@ def grid_tables(cells: Sequence[Cell], others: Sequence[Sequence[Cell]] = ()) ->
 
 
 def show_score(value: Score) -> str:
-    """A fraction in percent, with its deviation where it was repeated."""
+    """A fraction in percent, with its deviation if it was repeated."""
     if isinstance(value, dict):
         return f"{100 * value['mean']:.1f} ± {100 * value['std']:.1f}"
     return f"{100 * value:.1f}"

@@ -1,4 +1,5 @@
-"""What each knob did to the metric: how much a small forest misses it, and the points of a scatter."""
+"""The effect of each knob on the metric: its permutation importance in a small forest, and the points of a scatter
+plot."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,15 +12,16 @@ from tune.records import TRIAL_FILE, Trial
 from tune.space import Knob, Value
 
 LEAST_TRIALS = 8
-"""trials with a value below which no importance is told"""
+"""with fewer trials with a value than this, no importance is reported"""
 
 
 def position_of(knob: Knob, value: Value) -> float:
-    """Where a value stands on its knob's axis: the number, its logarithm for loguniform, else its place among the options."""
+    """Position of a value on its knob's axis: the number, its logarithm for loguniform, otherwise its index among the
+    options."""
     if knob.options and not all(_is_number(option) for option in knob.options):
         return float(knob.options.index(value))
     if isinstance(value, str | tuple) or (knob.loguniform and value <= 0):
-        raise ValueError(f"{value} is no value of a knob of numbers")
+        raise ValueError(f"{value} is not a value of a knob of numbers")
     return math.log10(value) if knob.loguniform else float(value)
 
 
@@ -28,7 +30,7 @@ def _positions(trial: Trial, space: Mapping[str, Knob]) -> list[float]:
         return [position_of(knob, trial.point[key]) for key, knob in space.items()]
     except (KeyError, ValueError) as error:
         raise VersionError(
-            f"{trial.folder / TRIAL_FILE} is damaged: its point is none of the sweep's space ({error})"
+            f"{trial.folder / TRIAL_FILE} is damaged: its point is not in the sweep's space ({error})"
         ) from None
 
 
@@ -42,10 +44,11 @@ def scored_points(trials: Sequence[Trial], space: Mapping[str, Knob]) -> tuple[N
 
 
 def knob_importance(trials: Sequence[Trial], space: Mapping[str, Knob], seed: int = 0) -> dict[str, float]:
-    """Share of each knob in what the value depends on, 0 … 1 and 1 together; empty with fewer than `LEAST_TRIALS` trials.
+    """Share of each knob in the variation of the value, 0 … 1 with sum 1; empty with fewer than `LEAST_TRIALS` trials.
 
-    Permutation importance (mean loss of R² over 20 shuffles, nothing below 0) of a forest of 200 trees fitted on all trials
-    with a value; those stopped early count with what they had reached. All 0 where the value depends on none.
+    Permutation importance (mean loss of R² over 20 shuffles, at least 0) of a forest of 200 trees fitted on all
+    trials with a value; trials that were stopped early count with their values so far. All 0 if the value depends on
+    no knob.
     """
     points, values = scored_points(trials, space)
     if len(values) < LEAST_TRIALS:

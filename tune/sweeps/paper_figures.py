@@ -10,7 +10,7 @@ from tune.sweeps.evaluation_tables import Measured, flatten, show_score
 from tune.sweeps.plots import Curve, plot_curves
 
 _LEAST = 3
-"""values of a setting below which there is no curve"""
+"""with fewer values of a setting than this, there is no curve"""
 _CLUSTERING = ("spectral/ari", "spectral/ami", "kmeans/ari", "kmeans/ca")
 _FEW_SHOT = ("mca/base_novel", "mca/base", "mca/novel")
 
@@ -34,7 +34,7 @@ _OVER_GRID = (
 
 @dataclass(slots=True)
 class _Cell:
-    """What the trials with one K and one M reached."""
+    """The results of the trials with one K and one M."""
 
     validated: list[float] = field(default_factory=list)
     tested: list[float] = field(default_factory=list)
@@ -47,9 +47,9 @@ def paper_figures(
     metric: str,
     shown: Sequence[tuple[Trial, str]],
 ) -> list[Block]:
-    """Headings, pictures and tables of the figures that the trials cover; none where they cover none.
+    """Headings, plots and tables of the figures for which the trials have data; empty if there are none.
 
-    scores: of each trial, by its number. shown: the trials whose evaluation grid is drawn, and what they are called.
+    scores: of each trial, by its number. shown: the trials whose evaluation grid is plotted, with their names.
     """
     blocks: list[Block] = []
     for figure in _OVER_GRID:
@@ -73,7 +73,7 @@ def paper_figures(
 
 
 def _held_still(trials: Sequence[Sequence[Cell]], setting: str) -> dict[str, Value]:
-    """What the other settings of the grid are held at while one is varied: each trial's first value, Δτ at 0."""
+    """The fixed values of the other settings of the grid while one is varied: each trial's first value, Δτ at 0."""
     held: dict[str, Value] = {}
     for one in (one for cells in trials for one in flatten(cells) if one.score in _FEW_SHOT):
         for name, value in one.at.items():
@@ -83,7 +83,7 @@ def _held_still(trials: Sequence[Sequence[Cell]], setting: str) -> dict[str, Val
 
 
 def _over_grid(cells: Sequence[Cell], score: str, setting: str, words: str) -> Curve | None:
-    """One trial's score over a setting of the grid, the others held still."""
+    """One trial's score over a setting of the grid, with the others fixed."""
     held = _held_still([cells], setting)
     points = sorted(
         (_number(one.at[setting]), *_mean_and_spread(one))
@@ -96,7 +96,8 @@ def _over_grid(cells: Sequence[Cell], score: str, setting: str, words: str) -> C
 
 
 def _over_weight(trials: Sequence[Trial], scores: Mapping[int, Sequence[Cell]]) -> list[Block]:
-    """Deep clustering Fig. 3: test scores over the weight of the scatter loss, a curve for each of the other knobs' values."""
+    """Deep clustering Fig. 3: test scores over the weight of the scatter loss, a curve for each of the other knobs'
+    values."""
     key = "method.scatter_weight"
     curves: dict[str, dict[str, list[tuple[float, float, float]]]] = {}
     for trial in trials:
@@ -129,7 +130,7 @@ def _over_weight(trials: Sequence[Trial], scores: Mapping[int, Sequence[Cell]]) 
 def _neighbours(
     trials: Sequence[Trial], space: Mapping[str, Knob], scores: Mapping[int, Sequence[Cell]], metric: str
 ) -> list[Block]:
-    """Deep kNN Table S3: what was reached with K neighbours of the same class and M of others, the best trial of each."""
+    """Deep kNN Table S3: the results with K neighbours of the same class and M of others, the best trial of each."""
     same, other = "method.k_same", "method.m_other"
     cells: dict[tuple[Value, Value], _Cell] = {}
     for trial in trials:
@@ -148,8 +149,9 @@ def _neighbours(
     blocks: list[Block] = [
         Heading("Neighbours of the same class (K) and of others (M), as deep kNN Table S3", 3),
         Text(
-            f"{metric}, %: the best of the trials of a place, their number in brackets; they differ by what else the space has"
-            f"{'' if len(space) == 2 else ' (' + ', '.join(key for key in space if key not in (same, other)) + ')'}."
+            f"{metric}, %: the best trial of each cell, with their number in brackets; they differ in the other "
+            "settings of the "
+            f"space{'' if len(space) == 2 else ' (' + ', '.join(key for key in space if key not in (same, other)) + ')'}."
         ),
     ]
     for words, kind in (("validation", "validated"), ("scored images", "tested")):

@@ -24,9 +24,9 @@ class Curve:
 def plot_knobs(
     trials: Sequence[Trial], space: Mapping[str, Knob], metric: str, certainty: Certainty | None = None
 ) -> bytes:
-    """A panel a knob: the value of each trial over the knob's, hollow where it was stopped early, the base as a line.
+    """A panel per knob: the value of each trial over the knob's, hollow if it was stopped early, the base as a line.
 
-    A band reaches from the best value down by its standard error; trials in it are ringed.
+    A band extends from the best value down by its standard error; trials in it have a ring.
     """
     from matplotlib import pyplot
     from matplotlib.ticker import MaxNLocator, NullFormatter
@@ -86,7 +86,8 @@ def plot_reports(
     best: int | None,
     certainty: Certainty | None = None,
 ) -> bytes:
-    """The metric of every trial over epochs, a line a trial: the best, those within its standard error and the base coloured."""
+    """The metric of every trial over epochs, a line a trial: the best, those within its standard error and the base
+    coloured."""
     from matplotlib import pyplot
     from matplotlib.ticker import MaxNLocator
 

@@ -1,4 +1,4 @@
-"""How a sweep stands at a moment: what a live table shows."""
+"""The state of a sweep at a moment, for a live table."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,11 +16,11 @@ class Line:
     state: str
     """running, or how it ended"""
     epochs: int = 0
-    """as last validated"""
+    """at the last validation"""
     value: float | None = None
-    """running: of the last validation; ended: the best"""
+    """running: of the last validation; finished: the best"""
     seconds: float = 0.0
-    """since it was handed out; ended: inside training and evaluation"""
+    """since it was submitted; finished: inside training and evaluation"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ Show = Callable[[Standing], None]
 def stand(
     plan: Plan, running: Mapping[int, float], reports: Sequence[Report], metric: str, started: float
 ) -> Standing:
-    """How the sweep stands. running: number of each trial under way → `time.monotonic()` when it was handed out."""
+    """The state of the sweep. running: number of each running trial → `time.monotonic()` of its submission."""
     now = time.monotonic()
     last = {report.trial: report for report in reports}
     under_way = []

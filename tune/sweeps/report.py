@@ -1,4 +1,5 @@
-"""A sweep's report: best trials beside the base, what each knob did, the evaluation grid, where the time went."""
+"""A sweep's report: best trials compared with the base, the effect of each knob, the evaluation grid, the time
+spent."""
 
 import csv
 import io
@@ -35,11 +36,11 @@ class WrittenReport:
     best_value: float | None
     base_value: float | None
     importance: dict[str, float]
-    """share of each knob in what the metric depends on; empty with too few trials"""
+    """share of each knob in the variation of the metric; empty with too few trials"""
     text: str
     """the report as Markdown"""
     num_validation_images: int | None = None
-    """images that trials are compared on; None where that is not known, and for indexes"""
+    """number of images on which trials are compared; None if unknown, and for indexes"""
     standard_errors: Mapping[int, float] = field(default_factory=dict)
     """standard error of each trial's value, by the trial's number"""
     within_one_standard_error: tuple[int, ...] = ()
@@ -66,10 +67,10 @@ class WrittenReport:
 def write_report(folder: Path) -> WrittenReport:
     """Write report.md with pictures/, report.html, trials.csv, evaluation.csv and best.yaml into a sweep's folder.
 
-    A sweep under way is reported as it stands. Raises ConfigError for a folder that is no sweep.
+    A running sweep can be reported too. Raises ConfigError for a folder that is not a sweep.
     """
     config = load_stored(folder)
-    assert isinstance(config, SweepConfig)  # an index sweep has a report of its own
+    assert isinstance(config, SweepConfig)  # index sweeps have another report
     files = SweepFolder(folder)
     trials = files.trials()
     best, metric = best_of(trials, config.mode), config.trial_base().stop_metric
@@ -179,8 +180,8 @@ def _head(config: SweepConfig, trials: Sequence[Trial], metric: str, certainty: 
     return [
         Heading(f"Sweep {Path(config.dir).name}", 1),
         Text(
-            f"method.kind={base.method.kind} on {Path(base.data.dataset).name}, search={config.search_name}, {stops}; trials are "
-            f"compared by the validation metric {metric}. {', '.join(counts) or 'no trial yet'}."
+            f"method.kind={base.method.kind} on {Path(base.data.dataset).name}, search={config.search_name}, "
+            f"{stops}; trials are compared by the validation metric {metric}. {', '.join(counts) or 'no trial yet'}."
         ),
         *([Text(certainty.warning, is_warning=True)] if certainty.warning else []),
     ]
@@ -239,8 +240,8 @@ def _best_trials(
     return [
         Heading("Best trials"),
         Text(
-            f"Chosen by validation, on images of neither training nor the other scores, which are of {_scored_on(shown)}. A dot: the "
-            "base's own value. Trials that were stopped early have no other scores."
+            "Selected by validation, on images of neither training nor the other scores, which are of "
+            f"{_scored_on(shown)}. A dot: the base's own value. Trials that were stopped early have no other scores."
         ),
         *([Text(sure)] if (sure := certainty.describe(config.trial_base().stop_metric)) else []),
         Table(
@@ -267,8 +268,8 @@ def knob_blocks(
         ranked = sorted(importance.items(), key=lambda pair: -pair[1])
         blocks += [
             Text(
-                "Importance: how much a forest fitted on the trials loses when a knob's values are shuffled, as a share of all "
-                "losses. It says what mattered in the range that was searched, and rests on these trials alone."
+                "Importance: how much a forest fitted on the trials loses when a knob's values are shuffled, as a "
+                "share of all losses. It is valid for the range that was searched, and depends on these trials only."
             ),
             Table([["knob", "importance %"], *([key, f"{100 * share:.0f}"] for key, share in ranked)]),
         ]
@@ -326,7 +327,7 @@ def _time(trials: Sequence[Trial], sessions: Sequence[Session]) -> list[Block]:
         Heading("Time"),
         Table(rows),
         Text(
-            f"{busy / available:.0%} of {available:.0f} core seconds lay inside training and evaluation ({starts}, "
+            f"{busy / available:.0%} of {available:.0f} core seconds were spent in training and evaluation ({starts}, "
             f"{sessions[-1].cores:g} cores)."
         ),
     ]
@@ -345,7 +346,7 @@ def _left_out(trials: Sequence[Trial]) -> list[Block]:
 
 def _scored_on(trials: Sequence[Trial]) -> str:
     split = next(filter(None, (read_split(trial.folder) for trial in trials)), "")
-    return f"split {split}, and of novel classes where there are any" if split else "novel classes"
+    return f"split {split}, and of novel classes if there are any" if split else "novel classes"
 
 
 def _state(trial: Trial) -> str:
@@ -357,7 +358,7 @@ def _value(trial: Trial | None) -> float | None:
 
 
 def _with_error(value: float | None, error: float | None) -> str:
-    """A fraction in percent, with its standard error where it has one."""
+    """A fraction in percent, with its standard error if it has one."""
     shown = f"{100 * (value or 0):.1f}"
     return shown if error is None else f"{shown} ± {100 * error:.1f}"
 

@@ -1,4 +1,4 @@
-"""Which keys may stand in a sweep's space and in its evaluation grid."""
+"""The keys that are allowed in a sweep's space and in its evaluation grid."""
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,7 +27,8 @@ def check_listed(points: Sequence[Mapping[str, Value]], space: Mapping[str, Knob
     """Raise ConfigError for a list of points with a key that no point may have, without points, or next to a space."""
     if not points:
         raise ConfigError(
-            "points is empty: search=points tries those that it lists, such as [{training.lr: 1e-3}, {training.lr: 1e-4}]"
+            "points is empty: search=points tries those that it lists, such as [{training.lr: 1e-3}, "
+            "{training.lr: 1e-4}]"
         )
     if space:
         raise ConfigError(
@@ -41,9 +42,10 @@ def check_listed(points: Sequence[Mapping[str, Value]], space: Mapping[str, Knob
 def check_space(
     space: Mapping[str, Knob], search: object, points: Sequence[Mapping[str, Value]] = ()
 ) -> None:
-    """Raise ConfigError for a key that is none of a run's, needs no training or is the same for all, and for bad knobs."""
+    """Raise ConfigError for an unknown key, for one that needs no training or is common to all trials, and for
+    invalid knobs."""
     if points:
-        raise ConfigError("points lists what is tried, which takes search=points")
+        raise ConfigError("points lists the points to try, which needs search=points")
     if not space:
         raise ConfigError(
             "space is empty: name what trials differ by, such as training.lr: {loguniform: [1e-4, 1e-2]}"
@@ -53,7 +55,7 @@ def check_space(
         knob.check(key)
         if search == "grid" and not knob.options:
             raise ConfigError(
-                f"space.{key} is a range, and search=grid needs choice or grid (search=random takes it)"
+                f"space.{key} is a range, and search=grid needs choice or grid (search=random supports ranges)"
             )
 
 
@@ -62,8 +64,8 @@ def _check_key(place: str, key: str) -> None:
     known = known_keys(RunConfig)
     if key.startswith("evaluation."):
         raise ConfigError(
-            f"{place}{key} needs no training: put it under evaluation ({key.partition('.')[2]}: [...]), where every value is "
-            "scored on each trial"
+            f"{place}{key} needs no training: put it under evaluation ({key.partition('.')[2]}: [...]), where "
+            "every value is scored on each trial"
         )
     if key.startswith(_NO_KNOBS):
         raise ConfigError(f"{place}{key} is the same for all trials (settings or resources name it)")
@@ -72,7 +74,8 @@ def _check_key(place: str, key: str) -> None:
 
 
 def check_evaluation(grid: Mapping[str, tuple[Scalar, ...]]) -> None:
-    """Raise ConfigError for a name that is no setting of an evaluation, and for values given twice or not at all."""
+    """Raise ConfigError for a name that is not a setting of an evaluation, and for values that are missing or
+    repeated."""
     names = {f.name for f in fields(EvaluationConfig)}
     known = known_keys(RunConfig)
     for name, values in grid.items():

@@ -1,7 +1,7 @@
-"""A sweep of runs on Ray: what is checked before it starts, and what it comes to.
+"""A sweep of runs on Ray: the checks before it starts, and its summary.
 
-Ray Tune runs it (`tune.sweeps.engine`), and holds nothing that the sweep's folder does not: after a kill, a new Tuner reads the
-folder and goes on.
+Ray Tune runs it (`tune.sweeps.engine`), and has no state that is not in the sweep's folder: after a kill, a new Tuner
+reads the folder and continues.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -23,7 +23,7 @@ from tune.sweep_file import SWEEP_FILE, check_new, render_sweep
 from tune.sweep_settings import SweepSettings
 from tune.sweeps.clock import Clock
 from tune.sweeps.config import SweepConfig
-from tune.sweeps.early_stopping import Judge
+from tune.sweeps.early_stopping import StopRule
 from tune.sweeps.engine.fitting import fit_concurrency
 from tune.sweeps.engine.imported_search import check_imported, open_proposer
 from tune.sweeps.progress import Show
@@ -52,9 +52,9 @@ class SweepSummary:
 
 
 def prepare_sweep(config: SweepConfig) -> SweepConfig:
-    """A new sweep checked against its data, with the data's version settled, before Ray or a trial starts.
+    """Check a new sweep against its data, and settle the data's version, before Ray or a trial starts.
 
-    Raises RequestError for a folder that holds a sweep or a run, and for whatever its base, data or search cannot do.
+    Raises RequestError for a folder that contains a sweep or a run, and for an invalid base, data or search.
     """
     folder = check_new(config)
     check_search(config)
@@ -64,16 +64,17 @@ def prepare_sweep(config: SweepConfig) -> SweepConfig:
     catalogue, _ = describe_samples(base.data)
     if not split_run(catalogue, base).has_stop:
         raise ConfigError(
-            f"metric={base.stop_metric} is reported by no trial: data.dataset={base.data.dataset} has no val split beside its test "
-            f"split, and data.holdout_fraction={base.data.holdout_fraction:g} holds nothing out of train (settings: "
-            "data.holdout_fraction: 0.1)"
+            f"metric={base.stop_metric} is reported by no trial: data.dataset={base.data.dataset} has no val "
+            f"split in addition to its test split, and data.holdout_fraction={base.data.holdout_fraction:g} holds "
+            "nothing out of train (settings: data.holdout_fraction: 0.1)"
         )
     data = replace(config.base.data, version=config.base.data.version or catalogue.version)
     return replace(config, base=replace(config.base, data=data))
 
 
 def num_cpus(config: SweepConfig) -> int:
-    """CPU cores that the sweep asks of a Ray started for it: those of one trial, or of as many as it names."""
+    """CPU cores that the sweep needs from a Ray started for it: those of one trial, or of its fixed number of
+    concurrent trials."""
     return config.trial_base().num_cpus * max(config.concurrency, 1)
 
 
@@ -88,7 +89,8 @@ def check_resumable(config: SweepSettings, *, retry_failed: bool = False) -> Non
 def drive(
     config: SweepConfig, *, show: Show, retry_failed: bool = False, started: float | None = None
 ) -> SweepSummary:
-    """Run what is left of a sweep on the Ray cluster this process is connected to (`run_tuner` without Tune's own result)."""
+    """Run the rest of a sweep on the Ray cluster to which this process is connected (`run_tuner` without Tune's
+    result)."""
     summary, _ = run_tuner(config, show=show, retry_failed=retry_failed, started=started)
     return summary
 
@@ -96,23 +98,23 @@ def drive(
 def run_tuner(
     config: SweepConfig, *, show: Show, retry_failed: bool = False, started: float | None = None
 ) -> "tuple[SweepSummary, ResultGrid]":
-    """Run what is left of a sweep with `ray.tune.Tuner` on the Ray cluster this process is connected to.
+    """Run the rest of a sweep with `ray.tune.Tuner` on the Ray cluster to which this process is connected.
 
-    Whoever drove this sweep before and still lives writes no more.
+    Earlier drivers of this sweep are fenced off.
 
     Args:
         config: the sweep.
-        show: is called about once a second with how the sweep stands.
+        show: called about once per second with the state of the sweep.
         retry_failed: run failed trials again, from their last checkpoints.
         started: `time.monotonic()` from which the wall time counts; None: now.
 
     Returns:
-        How the sweep stands, and Tune's result of the trials that ran now.
+        The summary of the sweep, and Tune's result of the trials that ran in this call.
 
     Raises:
-        RequestError: the cluster cannot hold a trial, or no point of the space makes a run.
-        FslDistError: more trials failed than may.
-        Stopped: Ctrl-C or SIGTERM; each trial under way was stopped with a checkpoint, within its `training.grace_s`.
+        RequestError: the cluster is too small for a trial, or no point of the space is valid.
+        FslDistError: more trials failed than allowed.
+        Stopped: Ctrl-C or SIGTERM; each running trial was stopped with a checkpoint, within its `training.grace_s`.
     """
     require("ray")
     import ray
@@ -137,7 +139,7 @@ def run_tuner(
             with answering_signals(
                 grace_s, "a checkpoint of each trial", describe=lambda: describe_stopped(config, plan)
             ) as stop:
-                driver = Driver(config, owner, plan, Judge(config, owner), clock, show, stop)
+                driver = Driver(config, owner, plan, StopRule(config, owner), clock, show, stop)
                 grid = fit(driver)
             if stop.is_set:
                 raise Stopped(number=stop.number)
@@ -152,15 +154,15 @@ def run_tuner(
 
 
 def describe_stopped(config: SweepSettings, plan: Plan) -> str:
-    """What is kept of a sweep that was stopped, and how it continues: one line."""
+    """What is kept of a stopped sweep, and how to continue it: one line."""
     return (
-        f"stopped: {plan.num_done} of {plan.num_wanted} trials of {config.dir} have ended, and those under way keep their last "
-        f"checkpoints (the sweep with resume=True continues)"
+        f"stopped: {plan.num_done} of {plan.num_wanted} trials of {config.dir} have ended, and running ones keep "
+        f"their last checkpoints (the sweep with resume=True continues)"
     )
 
 
 def summarise(config: SweepSettings, plan: Plan, sessions: list[Session]) -> SweepSummary:
-    """How a sweep stands."""
+    """Summarise the state of a sweep."""
     best = plan.best()
     states: tuple[State, ...] = ("finished", "stopped", "failed", "pruned")
     finished, stopped, failed, pruned = (len(plan.with_state(state)) for state in states)

@@ -36,27 +36,28 @@ def sweep(
     retry_failed: bool = False,
     progress: bool | Progress = True,
 ) -> "Sweep":
-    """Run many training runs over a space of settings, with Ray Tune on the Ray cluster that is joined or started here.
+    """Run many training runs over a space of settings, with Ray Tune on a Ray cluster that is joined or started here.
 
     Args:
         config: name of a shipped sweep, path of a SWEEP.yaml, or its mapping. None: with `resume`, the sweep in `dir`.
-        dir: folder for the sweep, in place of `dir` of `config`.
+        dir: folder for the sweep, instead of `dir` of `config`.
         settings: take precedence over those of `config`: keys of a sweep, or of the run that it varies.
-        resume: continue the sweep in `dir` if there is one: finished trials stay, others continue from their checkpoints.
+        resume: continue the sweep in `dir` if there is one: finished trials are kept, others continue from their
+            checkpoints.
         retry_failed: with `resume`, run failed trials again, from their last checkpoints.
-        progress: show a line on a terminal or in a notebook, and elsewhere write a line to stderr at most once a minute; or a
-            function that is called with each line.
+        progress: show a line on a terminal or in a notebook, and elsewhere write a line to stderr at most once per
+            minute; or a function that is called with each line.
 
     Returns:
         The sweep, with `summary` and `grid` set.
 
     Raises:
         ConfigError: a setting is unknown or breaks a rule, or `config` is a sweep of indexes.
-        RequestError: `dir` holds a sweep already (without `resume`), or the data cannot serve the sweep.
+        RequestError: `dir` already contains a sweep (without `resume`), or the data are not suitable.
         FslDistError: more trials failed than `max_failures`.
     """
     started = time.monotonic()
-    # What can be found wrong is found before Ray is imported, which settles its authentication.
+    # All errors that can be found early are found before Ray is imported, which settles its authentication.
     from tune.sweeps.sweep import check_resumable, num_cpus, prepare_sweep
 
     overrides = to_overrides(settings) + ([] if dir is None else to_overrides({"dir": os.fspath(dir)}))
@@ -83,7 +84,7 @@ def sweep(
 
 
 class Sweep:
-    """A sweep of runs, opened; one under way shows what has ended.
+    """An opened sweep of runs; a running one shows its finished trials.
 
     Args:
         dir: the sweep's folder.
@@ -100,7 +101,8 @@ class Sweep:
         self.summary: SweepSummary | None = None
         """how `sweep` ended; None where the sweep was only opened"""
         self.grid: ResultGrid | None = None
-        """Ray Tune's own result of the trials that `sweep` ran: `grid[i].metrics`, `.config`, `.error`; None otherwise"""
+        """Ray Tune's own result of the trials that `sweep` ran: `grid[i].metrics`, `.config`, `.error`; None
+        otherwise"""
 
     @cached_property
     def best(self) -> Run:
@@ -120,8 +122,9 @@ class Sweep:
         """The trials as a table.
 
         Returns:
-            One row for each trial, by its number: `state` (`running` where it has not ended), the metric's value by its name,
-            `epochs`, `train_s`, `evaluate_s`, `error`, and a column for each key that trials differ by; NaN for what the base leaves.
+            One row per trial. Columns: `state` (`running` if it has not ended), the metric's value by its name,
+            `epochs`, `train_s`, `evaluate_s`, `error`, and each key in which trials differ. NaN means a
+            value of the base.
         """
         import pandas as pd
 
@@ -144,7 +147,7 @@ class Sweep:
         """Write report.md, report.html, trials.csv, evaluation.csv and best.yaml into the sweep's folder.
 
         Returns:
-            The files, the best trial and value, and the share of each knob in what the metric depends on.
+            The files, the best trial and value, and the share of each knob in the variation of the metric.
         """
         from tune.sweeps.report import write_report
 
@@ -161,10 +164,11 @@ def _configure(config: Any, overrides: list[str], resume: bool, dir: PathLike | 
     if config is None:
         if not (resume and dir is not None):
             raise ConfigError(
-                "config is missing: name a sweep, its YAML file or its settings; resume=True with dir continues one that is there"
+                "config is missing: give a sweep, its YAML file or its settings; resume=True with dir continues "
+                "an existing one"
             )
         if len(overrides) > 1:
-            raise ConfigError("settings need a config: a sweep goes on as it was started")
+            raise ConfigError("settings need a config: a sweep resumes with the settings of its start")
         return _of_runs(load_stored(Path(dir)))
     if isinstance(config, Mapping):
         raw = parse_overrides(to_overrides(config))
@@ -175,13 +179,14 @@ def _configure(config: Any, overrides: list[str], resume: bool, dir: PathLike | 
 def _of_runs(config: Any) -> SweepConfig:
     if not isinstance(config, SweepConfig):
         raise ConfigError(
-            f"dir={config.dir} is a sweep of indexes, which has no runs to open (base in place of index makes it a sweep of runs)"
+            f"dir={config.dir} is a sweep of indexes, which has no runs to open (base instead of index makes it a "
+            "sweep of runs)"
         )
     return config
 
 
 def _lines(show: Progress | None) -> Any:
-    """A sweep's standing as one line."""
+    """Progress lines of a sweep."""
 
     def line(standing: Standing) -> None:
         if show is None:

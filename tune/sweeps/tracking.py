@@ -1,4 +1,4 @@
-"""A sweep at the trackers of `run.trackers`: an entry of its own, and the scores that its trials' entries are given at their end."""
+"""A sweep in the trackers of `run.trackers`: its own entry, and the final scores in its trials' entries."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,9 +16,10 @@ from tune.sweeps.config import SweepConfig
 
 @contextmanager
 def tracking_sweep(config: SweepConfig) -> Iterator[dict[str, Fact]]:
-    """Keep the sweep's own entry open while the block runs, and give it what the block put into the yielded facts.
+    """Keep the sweep's own entry open during the block, and send the facts that the block added to the yielded mapping.
 
-    The driver opens it before the first trial: MLflow shows the trials below it. Raises RequestError as `check_trackers` does.
+    The driver opens it before the first trial, since MLflow shows the trials below it. Raises RequestError like
+    `check_trackers`.
     """
     check_trackers(config.base)
     folder = Path(config.dir).absolute()
@@ -31,7 +32,7 @@ def tracking_sweep(config: SweepConfig) -> Iterator[dict[str, Fact]]:
 
 
 def report_trial(config: SweepConfig, trial: Trial, run: RunConfig, result: Result) -> None:
-    """Give a trial's entries, and TensorBoard's table of hyperparameters, what it changed, how it ended and its scores.
+    """Add a trial's changes, its state and its scores to its entries, and to TensorBoard's table of hyperparameters.
 
     run: the trial's configuration; its training is over and its `evaluation.json` written.
     """
@@ -47,7 +48,7 @@ def report_trial(config: SweepConfig, trial: Trial, run: RunConfig, result: Resu
 
 
 def _scores(trial: Trial) -> dict[str, float]:
-    """Every score of the evaluation grid, named by what distinguishes its combination; means where it was repeated."""
+    """Every score of the evaluation grid, named by the settings of its combination; means if it was repeated."""
     cells = list(read_evaluation(trial.folder))
     scores = {}
     for cell in cells:

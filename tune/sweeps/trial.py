@@ -1,6 +1,6 @@
-"""One trial: trained or resumed as a run alone, then scored on the evaluation grid.
+"""One trial: trained or resumed like a single run, then scored on the evaluation grid.
 
-Nothing here knows where it runs; `tune.sweeps.engine.trainable` runs it in an actor that takes one trial after another.
+This module does not depend on where it runs; `tune.sweeps.engine.trainable` runs trials sequentially in an actor.
 """
 
 import time
@@ -31,14 +31,14 @@ ERROR_FILE = "error.txt"
 
 
 class Asks(Protocol):
-    """Who decides whether a trial stops: the sweep's judge, wherever it is."""
+    """The interface of the rule that decides whether a trial stops."""
 
     def watch(self, trial: int) -> Watch:
-        """What the trial's run asks after each validation; may be sent to another process."""
+        """The function that the trial's run calls after each validation; it may be sent to another process."""
         ...
 
     def is_stopped(self, trial: int) -> bool:
-        """Whether the trial was told to stop before."""
+        """Whether the trial was stopped before."""
         ...
 
 
@@ -58,20 +58,21 @@ def run_trial(
     is_left: Callable[[], bool] = lambda: False,
     stop: StopRequest | None = None,
 ) -> Result | None:
-    """Train a trial, from its last checkpoint where there is one, and score it; how it ended, an error of its own included.
+    """Train a trial, from its last checkpoint if there is one, and score it; return its result, also for an error of
+    its own.
 
     A trial that the scheduler stopped is not scored.
 
     Args:
         config: the sweep.
         trial: the trial, with its folder.
-        asks: who decides whether it stops.
+        asks: decides whether it stops.
         owner: the sweep's; nothing is written next to the run once another driver has claimed the sweep.
-        is_left: whether the run was ended to go on later, here or elsewhere.
-        stop: asks the run to stop with a checkpoint; the trial is then left.
+        is_left: whether the run was interrupted to be continued later, here or elsewhere.
+        stop: requests the run to stop with a checkpoint; the trial is then unfinished.
 
     Returns:
-        How it ended; None where it was left.
+        How it ended; None if it was interrupted.
 
     Raises:
         StaleOwnerError: another driver has claimed the sweep.
@@ -115,7 +116,7 @@ def evaluate_trial(config: SweepConfig, trial: Trial, run: RunConfig, owner: Own
     """Score a trained trial under every combination of the evaluation grid, its images embedded once."""
     catalogue, _ = describe_samples(run.data)
     if not {"test", "val", "novel"}.intersection(catalogue.split_names):
-        return  # all there is was trained on, or held out of it to validate by
+        return  # all images were trained on, or held out for validation
     cells = config.evaluation_settings(run)
     with closing(open_trained(trial.folder)) as trained:
         reports = evaluate_settings(trained, [settings for _, settings in cells])
@@ -129,7 +130,7 @@ def evaluate_trial(config: SweepConfig, trial: Trial, run: RunConfig, owner: Own
 
 
 def progress_of(trial: Trial, state: State) -> Result:
-    """The result of a trial that ended in `state`, as far as its last checkpoint knows it."""
+    """The result of a trial that ended in `state`, from its last checkpoint."""
     checkpoints = CheckpointFolder(trial.folder, keep=1, owner=None)
     checkpoints.refresh()
     latest = checkpoints.latest()

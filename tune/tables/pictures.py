@@ -13,9 +13,9 @@ from tune.tables.tables import Picture, Table
 def draw_pictures(
     table: Table, results: list[RowResult], stem: Path, show: Callable[[str], None] = lambda line: None
 ) -> list[tuple[Path, str]]:
-    """Draw the table's pictures as STEM-NAME.png; returns each file with its command.
+    """Draw the table's pictures as STEM-NAME.png; return each file with its command.
 
-    Pictures whose rows were not measured are left out. Raises FslDistError where a picture cannot be drawn.
+    Pictures of rows without measurements are left out. Raises FslDistError if a picture cannot be drawn.
     """
     first_run = {
         result.row.name: result.runs[0].folder for result in results if result.runs and not result.problem

@@ -1,4 +1,4 @@
-"""A table's runs and scores before and while they are computed: where each is kept, and the command that a person would type."""
+"""The runs and scores of a table before and during their computation: their files, and the equivalent commands."""
 
 import dataclasses
 import sys
@@ -58,13 +58,13 @@ class PlannedRun:
         return f"fsl-dist train --config {self.family}/{self.system} {' '.join(self.settings)}"
 
     def is_finished(self) -> bool:
-        """Whether it is trained; RequestError where its folder holds a run of other settings."""
+        """Whether it is trained; RequestError if its folder contains a run with other settings."""
         if (self.folder / CONFIG_FILE).is_file():
             check_resumable(self._config(), load_run(self.folder), is_finished=True)
         return (self.folder / _SUMMARY).is_file()
 
     def train(self) -> None:
-        """Train it, from its last checkpoint where it was started before."""
+        """Train it, from its last checkpoint if there is one."""
         from fsl_dist.training.launch import train_run
 
         print(self.command(), file=sys.stderr, flush=True)
@@ -77,7 +77,7 @@ class PlannedRun:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """Where a score comes from: a metric under certain evaluation settings of a row's runs."""
+    """The source of a score: a metric under certain evaluation settings of a row's runs."""
 
     metric: str
     protocol: str
@@ -89,7 +89,7 @@ class Cell:
         return f"fsl-dist evaluate {' '.join([str(run), *options, *self.evaluate])}"
 
     def scores_file(self, run: Path) -> Path:
-        """Where a run's scores under these settings are kept."""
+        """The file of a run's scores under these settings."""
         words = [self.protocol or "all", *(setting.removeprefix("evaluation.") for setting in self.evaluate)]
         return run / "scores" / f"{','.join(words)}.json"
 
@@ -105,7 +105,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class RowResult:
-    """A row as it was measured: for each column the scores of all seeds, none where the row has no such score."""
+    """A measured row: for each column the scores of all seeds, empty if the row has no such score."""
 
     row: Row
     runs: tuple[PlannedRun, ...]
@@ -114,11 +114,11 @@ class RowResult:
     problem: str = ""
     """why it was not measured"""
     commands: tuple[str, ...] = ()
-    """what measured it, where it has no runs"""
+    """the commands that measured it, if it has no runs"""
 
 
 def cells_of(table: Table, row: Row) -> tuple[Cell | None, ...]:
-    """What a row's columns show."""
+    """The cells of a row's columns."""
     metrics = row.metrics or tuple(column.metric for column in table.columns)
     return tuple(
         Cell(metric, row.protocol, (*row.evaluate, *column.evaluate)) if metric else None
@@ -129,7 +129,7 @@ def cells_of(table: Table, row: Row) -> tuple[Cell | None, ...]:
 def plan_run(
     out: Path, family: str, system: str, train: Iterable[str], after: str, seed: int, fixed: tuple[str, ...]
 ) -> PlannedRun:
-    """The run of `system` with `train` over its configuration; its folder is named by what it is."""
+    """The run of `system` with the settings `train` added to its configuration; its folder is named by its content."""
     config = config_of(family, system)
     if config is None:
         raise RequestError(f"family={family} has no system '{system}': there is no {family}/{system}")
@@ -148,7 +148,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def read_metrics(path: Path, run: Path) -> dict[str, Any]:
-    """The scores in a file that `write_json` wrote into the folder `run`. Raises VersionError where it is damaged."""
+    """The scores in a file that `write_json` wrote into the folder `run`. Raises VersionError if it is damaged."""
     metrics = read_json(path, root=run, name=path.name).get("metrics")
     if not isinstance(metrics, dict):
         raise VersionError(f"{path} is damaged: it has no metrics (remove it to score the run again)")
@@ -156,7 +156,7 @@ def read_metrics(path: Path, run: Path) -> dict[str, Any]:
 
 
 def _changes(config: Path, settings: Iterable[str]) -> tuple[str, ...]:
-    """Those of `settings` that the YAML does not hold already: a row may name what is a family's default."""
+    """Those of `settings` that differ from the YAML: a row may repeat a family's default."""
     own, _ = read_config(config)
 
     def is_new(setting: str) -> bool:

@@ -1,4 +1,5 @@
-"""A function in a process of its own: it shares no memory and no thread settings with others, and its output goes to a log."""
+"""Run a function in a separate process: it shares no memory and no thread settings with others, and its output goes
+to a log."""
 
 import logging
 import multiprocessing
@@ -20,13 +21,12 @@ _starting = threading.Lock()
 
 
 def run_alone(work: Callable[..., _Result], *arguments: object, log: Path) -> _Result:
-    """Return `work(*arguments)` as a new process computes it, with one thread unless OMP_NUM_THREADS says otherwise.
+    """Return `work(*arguments)`, computed in a new process, with one thread unless OMP_NUM_THREADS sets another number.
 
-    `work`, which is importable by name, its arguments and its result are pickled. What the process prints and logs is
-    appended to the file `log`. An FslDistError is raised here as it was there. The process ends with this one, however
-    this one ends.
+    `work`, which must be importable by name, its arguments and its result are pickled. The output of the process is
+    appended to the file `log`. An FslDistError is raised here unchanged. The process ends with this one in every case.
 
-    Raises FslDistError where `work` fails otherwise, or where its process is killed.
+    Raises FslDistError if `work` fails in another way, or if its process is killed.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     ours, theirs = _SPAWN.Pipe(duplex=False)
@@ -77,7 +77,7 @@ def _answer(
 
 
 def _make_sendable(error: FslDistError) -> FslDistError:
-    """The nearest class whose only argument is the text: others do not survive pickling."""
+    """Convert to the nearest class whose only argument is the text: others cannot be pickled."""
     kind = next(kind for kind in type(error).__mro__ if "__init__" not in vars(kind))
     return kind(str(error))
 

@@ -1,4 +1,4 @@
-"""A table as it was measured, beside the paper: Markdown, CSV, and a plot."""
+"""A measured table next to the paper's figures: Markdown, CSV, and a plot."""
 
 import csv
 import io
@@ -14,9 +14,9 @@ from tune.tables.tables import Column, Table
 
 
 def summarise(scores: list[Any], scale: float = 100.0) -> tuple[float, float, int] | None:
-    """(mean, standard deviation, count) times `scale`, over seeds; over draws, where there is one seed with draws.
+    """(mean, standard deviation, count) times `scale`, over seeds; over draws, if there is one seed with draws.
 
-    The deviation is of the whole set (ddof 0), NaN where there is one value alone.
+    The deviation is that of the whole set (ddof 0), NaN for a single value.
     """
     if not scores:
         return None
@@ -28,7 +28,7 @@ def summarise(scores: list[Any], scale: float = 100.0) -> tuple[float, float, in
 
 
 def scale_of(column: Column) -> float:
-    """What a column's scores are multiplied by: 100 makes fractions percent."""
+    """The factor of a column's scores: 100 converts fractions to percent."""
     return 1.0 if column.is_count else 100.0
 
 
@@ -93,7 +93,8 @@ def commands_of(results: list[RowResult]) -> list[str]:
 
 
 def render_csv(table: Table, results: list[RowResult]) -> str:
-    """One line a score: row, column, metric, mean, std and count here (percent, or a number), and what the paper prints."""
+    """One line per score: row, column, metric, mean, std and count of the measurement (percent, or a number), and the
+    paper's figure."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["row", "column", "metric", "mean", "std", "count", "paper"])
@@ -109,7 +110,7 @@ def render_csv(table: Table, results: list[RowResult]) -> str:
 
 
 def draw(table: Table, results: list[RowResult], path: Path) -> None:
-    """Write a plot: a curve for each of `Row.curve` over `Row.x`, or bars, the paper's beside ours."""
+    """Write a plot: a curve for each of `Row.curve` over `Row.x`, or bars, next to the paper's figures."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -163,6 +164,6 @@ def _draw_bars(axis: Any, results: list[RowResult], number: int, scale: float) -
 
 
 def _read_paper(text: str) -> tuple[float, float, int] | None:
-    """Mean and deviation of "47.79 ± 0.71"; footnote marks are passed over."""
+    """Mean and deviation of "47.79 ± 0.71"; footnote marks are ignored."""
     mean, _, deviation = text.strip("¹²³* ").partition("±")
     return (float(mean), float(deviation) if deviation else math.nan, 1) if mean.strip() else None

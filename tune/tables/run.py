@@ -1,7 +1,8 @@
-"""Running a paper's table: each of its runs trained once, scored as its columns ask, and shown with the paper's figures.
+"""Run a paper's table: each of its runs is trained once, scored as its columns require, and shown with the paper's
+figures.
 
-Every run has a process of its own. OUT/FAMILY/RUN/seed-S is the run's folder, its scores are in it, and both are found
-again, so that an interrupted table resumes. The commands that a table names do the same from a terminal.
+Every run has a separate process. OUT/FAMILY/RUN/seed-S is the run's folder, which also contains its scores. Both are
+reused, so an interrupted table resumes. The commands that a table lists do the same from a terminal.
 """
 
 import dataclasses
@@ -29,16 +30,22 @@ def reproduce(
     settings: tuple[str, ...] = (),
     show: Callable[[str], None] = lambda line: None,
 ) -> tuple[Table, list[RowResult]]:
-    """Train and score what is missing of table `name`; returns its rows as measured.
+    """Train and score the missing parts of table `name`; return its rows as measured.
 
-    data: a packed data set, or the images it is packed from. jobs: runs at a time. settings: KEY=VALUE for every run, such as `workers.num=2`. A run that fails leaves its row without scores and the others as they are.
+    Args:
+        data: a packed data set, or the images from which it is packed.
+        jobs: concurrent runs.
+        settings: KEY=VALUE for every run, such as `workers.num=2`.
 
-    Raises RequestError for an unknown table, family or data, before anything runs.
+    A failing run leaves its row without scores and does not affect the others.
+
+    Raises:
+        RequestError: the table, family or data are unknown; nothing was run.
     """
     table = on_family(read_table(name), family)
     dataset = find_dataset(family, data, out, show)
     features = embed_features(family, dataset, out, settings, show)
-    # Settings of the network that makes the features are not those of the networks that learn from them.
+    # Settings of the network that computes the features do not apply to the networks that learn from them.
     fixed = (f"data.dataset={dataset}", *([f"data.features={features}"] if features else settings))
     wanted: dict[PlannedRun, set[Cell]] = {}
     runs_of: list[tuple[PlannedRun, ...]] = []
@@ -66,7 +73,7 @@ def reproduce(
 
 
 def find_dataset(family: str, data: Path, out: Path, show: Callable[[str], None]) -> Path:
-    """The packed data set that `data` is, or that is packed from it once, as the family says."""
+    """The packed data set `data`, or the one that is packed from it once, as the family defines."""
     if (data / "catalogue").is_dir():
         return data
     recipe = read_family(family)
@@ -101,7 +108,7 @@ def embed_features(
     settings: tuple[str, ...],
     show: Callable[[str], None],
 ) -> Path | None:
-    """The features that the family trains on, made once by the network it names; None where it trains on images."""
+    """The features that the family trains on, computed once by its network; None if it trains on images."""
     maker, _, system = read_family(family).embed.partition("/")
     if not system:
         return None
@@ -126,7 +133,7 @@ def _embed(run: Path, dataset: Path, out: Path) -> None:
 
 
 def _run_all(wanted: dict[PlannedRun, set[Cell]], jobs: int, show: Callable[[str], None]) -> dict[Path, str]:
-    """Train and score every run, `jobs` at a time; returns what went wrong, by folder."""
+    """Train and score every run, `jobs` at a time; return the errors by folder."""
     problems: dict[Path, str] = {}
     done = 0
     lock = threading.Lock()
@@ -158,7 +165,7 @@ def _run_all(wanted: dict[PlannedRun, set[Cell]], jobs: int, show: Callable[[str
 
 
 def _complete(run: PlannedRun, cells: list[Cell]) -> None:
-    """Train a run and score it, as far as neither was done before; a process is started only if there is work."""
+    """Train a run and score it, as far as neither was done before; a process is only started if there is work."""
     is_finished = run.is_finished()
     missing = [cell for cell in cells if not cell.scores_file(run.folder).is_file()]
     if missing or not is_finished:
@@ -169,14 +176,14 @@ def _train_and_score(run: PlannedRun, trains: bool, cells: list[Cell]) -> None:
     if trains:
         run.train()
     for cell in cells:
-        if not cell.scores_file(run.folder).is_file():  # two metrics of one evaluation
+        if not cell.scores_file(run.folder).is_file():  # two metrics may share one evaluation
             cell.score(run.folder)
 
 
 def _score_baseline(
     table: Table, row: Row, dataset: Path, features: Path, folder: Path, show: Callable[[str], None]
 ) -> RowResult:
-    """A baseline draws nothing at random: one score, whatever the number of seeds."""
+    """A baseline is deterministic: one score, for any number of seeds."""
     words = ["fsl-dist", "baseline", row.baseline, str(dataset), "--features", str(features), *row.evaluate]
     path = folder / "scores" / f"{','.join([row.baseline, *row.evaluate])}.json"
     try:

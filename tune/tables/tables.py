@@ -1,7 +1,8 @@
-"""Tables of the papers as lists of runs: which system a row trains, how it is scored, what the paper says.
+"""Tables of the papers as lists of runs: the system that a row trains, its evaluation, and the paper's figures.
 
-A table is `tables/NAME.yaml` of the shipped configurations. A family is a folder of them with one YAML for each system, all
-trained on one data set, such as `omniglot/pcn`. The same table can be run on every family that has its systems.
+A table is `tables/NAME.yaml` of the shipped configurations. A family is a folder of configurations with one YAML per
+system, all trained on one data set, such as `omniglot/pcn`. The same table can be run on every family that has its
+systems.
 """
 
 from dataclasses import dataclass, field, replace
@@ -20,13 +21,13 @@ class Column:
 
     title: str
     metric: str = ""
-    """as `EvaluationReport` names it; a row may name its own"""
+    """name in `EvaluationReport`; a row may set another one"""
     evaluate: tuple[str, ...] = ()
     """evaluation.KEY=VALUE that this score is measured with"""
     is_count: bool = False
-    """the score is a number of things, shown as it is; others are fractions, shown in percent"""
+    """the score is a count, shown as it is; others are fractions, shown in percent"""
     optional: bool = False
-    """a run may lack the score (a data set without masks); its cell stays empty"""
+    """a run may lack the score (a data set without masks); its cell is then empty"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,15 +48,15 @@ class Row:
     protocol: str = ""
     """protocol of the evaluation; empty: all the method has"""
     metrics: tuple[str, ...] = ()
-    """one for each column, in place of the columns' own; empty text: the row has no such score"""
+    """one for each column, instead of the columns' own; empty text: the row has no such score"""
     x: float | None = None
-    """where the row stands in a curve"""
+    """position of the row in a curve"""
     curve: str = ""
     """name of the curve it belongs to"""
     paper: tuple[str, ...] = ()
-    """what the paper prints, one for each column; empty text: nothing"""
+    """the paper's figures, one for each column; empty text: none"""
     paper_on: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """the same for families whose data the paper has other figures of"""
+    """the same for families for whose data the paper has other figures"""
     optional: bool = False
     """a family may lack the system; the row is then left out there"""
 
@@ -90,13 +91,13 @@ class Table:
     paper_data_on: dict[str, str] = field(default_factory=dict)
     """data set of `Row.paper_on`, by family"""
     family: str
-    """family that it is run on unless another is named"""
+    """default family"""
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     x_title: str = ""
     """what `Row.x` counts; empty: the plot is of bars"""
     pictures: tuple[Picture, ...] = ()
-    """figures beside the scores' own plot"""
+    """figures in addition to the plot of the scores"""
     notes: tuple[str, ...] = ()
     """footnotes: misprints, and what differs from the paper"""
 
@@ -106,7 +107,7 @@ class Table:
             for name in picture.rows:
                 if name not in names:
                     raise ConfigError(
-                        f"pictures: '{picture.name}' draws '{name}', which is no row with a system"
+                        f"pictures: '{picture.name}' draws '{name}', which is not a row with a system"
                     )
         for row in self.rows:
             if bool(row.system) == bool(row.baseline):
@@ -122,7 +123,7 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Family:
-    """Where a family's images come from."""
+    """The source of a family's images."""
 
     title: str
     source: str
@@ -139,7 +140,7 @@ def list_tables() -> dict[str, Table]:
 
 
 def read_table(name: str) -> Table:
-    """The table `name`; RequestError where there is none."""
+    """The table `name`; raises RequestError if it is unknown."""
     path = EXPERIMENTS / "tables" / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(path.stem for path in path.parent.glob("*.yaml")))
@@ -148,11 +149,11 @@ def read_table(name: str) -> Table:
 
 
 def read_family(name: str) -> Family:
-    """The family `name`; RequestError where there is none."""
+    """The family `name`; raises RequestError if it is unknown."""
     path = EXPERIMENTS / name / "family.yaml"
     if not path.is_file():
         known = ", ".join(sorted(path.parent.name for path in EXPERIMENTS.glob("*/family.yaml")))
-        raise RequestError(f"family={name} is not known; there are {known}")
+        raise RequestError(f"family={name} is unknown; there are {known}")
     return validate(Family, parse_yaml(path.read_text("utf-8"), str(path)), str(path))
 
 
@@ -170,7 +171,7 @@ def on_family(table: Table, family: str) -> Table:
 
 
 def config_of(family: str, system: str) -> Path | None:
-    """The YAML that trains `system` on the data of `family`; None where that family has none."""
+    """The YAML that trains `system` on the data of `family`; None if that family has none."""
     path = EXPERIMENTS / family / f"{system}.yaml"
     return path if path.is_file() else None
 

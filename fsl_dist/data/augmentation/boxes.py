@@ -1,4 +1,4 @@
-"""Random rectangles of a given share of an area: where crops are taken from, and what is erased. Pure arithmetic."""
+"""Random rectangles with a given share of an area, for crops and for random erasing. Pure arithmetic."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,20 +13,20 @@ def boxes_in(
     places: Floats,
     ratio: tuple[float, ...],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """First and last edges of rectangles inside areas of `sizes`.
+    """Compute the first and last edges of rectangles inside areas of `sizes`.
 
-    Instead of trying shapes until one fits, as torchvision does, the aspect is taken from those that fit, on a
-    logarithmic scale. Where none fits (a long image), the rectangle has the nearest allowed aspect and the largest area.
+    torchvision tries shapes until one fits. Here the aspect ratio is chosen among those that fit, on a logarithmic
+    scale. If none fits (a long image), the rectangle has the nearest allowed ratio and the largest possible area.
 
     Args:
-        sizes: int64 [n, 2], heights and widths.
-        share: float [n], of the area, above 0 and at most 1.
-        shape: float [n], 0 … 1 from the tallest to the widest that `ratio` allows and that fits.
+        sizes: int64 [n, 2], heights and widths in pixels.
+        share: float [n], share of the area, above 0 and at most 1.
+        shape: float [n], 0 … 1 from the tallest to the widest rectangle that `ratio` allows and that fits.
         places: float [n, 2] (y, x), 0 … 1 from the first to the last position that fits.
         ratio: smallest and largest width / height.
 
     Returns:
-        float64 [n, 2] (y, x) each, in pixels.
+        First and last edges, float64 [n, 2] (y, x) each, in pixels.
     """
     height, width = sizes.T.astype(np.float64)
     share = share.astype(np.float64)

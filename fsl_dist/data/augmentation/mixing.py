@@ -1,7 +1,7 @@
 """Mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019) of the images of a batch, drawn without state.
 
-Images are mixed in pairs: positions 2j and 2j + 1 of the batch, each with the other; of an odd number the last stays as it
-is. A pair is never divided between workers or chunks (`fsl_dist.training.step`), so that nobody decodes an image twice.
+Images are mixed in pairs: positions 2j and 2j + 1 of the batch with each other; in an odd batch the last image is not
+mixed. A pair is never split between workers or chunks (`fsl_dist.training.step`), so no image is decoded twice.
 """
 
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ from fsl_dist.seeding import uniforms
 
 @dataclass(frozen=True, slots=True)
 class Mixing:
-    """How much of its partner each image of a batch gets, and where."""
+    """The weight and the region of the partner that is mixed into each image of a batch."""
 
     strength: NDArray[np.float32]
-    """float32 [n]: weight of the partner inside the box, 0 … 1; 0: the image stays"""
+    """float32 [n]: weight of the partner inside the box, 0 … 1; 0: the image is unchanged"""
     box: NDArray[np.float32]
     """float32 [n, 4]: first row and column and last row and column, as shares of the side"""
 
     @property
     def partner(self) -> NDArray[np.int64]:
-        """Position of each image's partner in the batch, int64 [n]; its own where it has none."""
+        """Position of each image's partner in the batch, int64 [n]; its own position if it has none."""
         own = np.arange(len(self.strength))
         return np.where(own ^ 1 < len(own), own ^ 1, own)
 
@@ -37,14 +37,15 @@ class Mixing:
     def apply(self, images: torch.Tensor, positions: NDArray[np.int64]) -> torch.Tensor:
         """Mix images with their partners.
 
-        A pixel that the edge of a box crosses is mixed by its part inside, so that `share` is exact at any size.
+        A pixel on the edge of a box is mixed by the part of it that is inside, so that `share` is exact at any size.
 
         Args:
             images: float32 [m, C, S, S], or features [m, D] (without boxes).
-            positions: int64 [m], of the images in the batch; each with its partner, or one image alone, which stays.
+            positions: int64 [m], positions of the images in the batch. Partners must both be present, except for a
+                single image, which is not mixed.
 
         Returns:
-            Of the same shape and memory format; `images` are left as they are.
+            A tensor of the same shape and memory format; `images` are not modified.
         """
         place = {int(position): row for row, position in enumerate(positions)}
         rows = [place.get(int(position), -1) for position in self.partner[positions]]
@@ -56,7 +57,7 @@ class Mixing:
         return torch.lerp(images, partners, mask)
 
     def _mask(self, positions: NDArray[np.int64], shape: torch.Size) -> NDArray[np.float32]:
-        """Weight of the partner at each pixel: float32 [m, 1, S, S], or [m, 1, …] where it is the same everywhere."""
+        """Weight of the partner at each pixel: float32 [m, 1, S, S], or [m, 1, …] if it is constant."""
         strength, box = self.strength[positions], self.box[positions]
         if (box == (0, 0, 1, 1)).all():
             return strength.reshape(-1, *[1] * (len(shape) - 1))
@@ -87,7 +88,9 @@ def draw_mixing(ids: NDArray[np.int64], *, seed: int, epoch: int, mixup: float, 
 
     num_pairs, alone = divmod(len(ids), 2)
     own = uniforms(seed, "mix", epoch, ids[: 2 * num_pairs], 4)
-    draws = (own[::2] + own[1::2]) % 1  # uniform, and of both ids: an image that repeats is mixed anew
+    draws = (
+        own[::2] + own[1::2]
+    ) % 1  # uniform, and dependent on both ids: a repeated image is mixed differently
     is_cut = draws[:, 0] < 0.5 if mixup and cutmix else np.full(num_pairs, cutmix > 0)
     alpha = np.where(is_cut, cutmix, mixup)
     removed = 1 - betaincinv(alpha, alpha, draws[:, 1])

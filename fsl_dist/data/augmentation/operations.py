@@ -1,7 +1,7 @@
 """Operations on batches of crops (uint8 [n, S, S, C]), as PIL defines them, with one rounding at the end.
 
-The crops of a batch that get the same operation are changed together. All arithmetic is per crop, and sums over a crop
-are of integers, so a crop comes out the same in any batch.
+The crops of a batch with the same operation are processed together. All arithmetic is per crop, and sums over a crop
+are sums of integers, so the result for a crop does not depend on its batch.
 """
 
 from collections.abc import Callable
@@ -60,7 +60,8 @@ def rotate(pixels: Tensor, angle: NDArray[np.float32]) -> Tensor:
 
 
 def _resample(pixels: Tensor, matrices: NDArray[np.float64]) -> Tensor:
-    """Crops whose pixel at (x, y) is the old one's at `matrices` [n, 2, 3] · (x, y, 1); coordinates −1 … 1 from edge to edge."""
+    """Resample: pixel (x, y) is read at `matrices` [n, 2, 3] · (x, y, 1) in the old crop; coordinates −1 … 1 from
+    edge to edge."""
     theta = torch.from_numpy(matrices.astype(np.float32)).to(pixels.device)
     images = pixels.permute(0, 3, 1, 2).float()
     grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
@@ -69,13 +70,13 @@ def _resample(pixels: Tensor, matrices: NDArray[np.float64]) -> Tensor:
 
 
 def _rotation(degrees: float) -> list[list[float]]:
-    # The other way round: where a new pixel comes from. y points down.
+    # Inverse mapping: the source of a new pixel. y points down.
     cosine, sine = float(np.cos(np.deg2rad(degrees))), float(np.sin(np.deg2rad(degrees)))
     return [[cosine, -sine, 0], [sine, cosine, 0]]
 
 
 _AFFINE: Final[dict[str, Callable[[float], list[list[float]]]]] = {
-    # Shears keep the first row or column, as PIL's. A shift by a share of the side is two of it from edge to edge.
+    # Shears keep the first row or column, like PIL's. A share s of the side is a shift of 2s in these coordinates.
     "shear_x": lambda amount: [[1, amount, amount], [0, 1, 0]],
     "shear_y": lambda amount: [[1, 0, 0], [amount, 1, amount]],
     "translate_x": lambda amount: [[1, 0, -2 * amount], [0, 1, 0]],
@@ -94,7 +95,7 @@ def _to_bytes(values: Tensor) -> Tensor:
 
 
 def _luma(pixels: Tensor) -> Tensor:
-    """float32 [n, S, S, 1]; a grey crop is its own."""
+    """float32 [n, S, S, 1]: luma; for a grey crop, its only channel."""
     if pixels.shape[3] == 1:
         return pixels.float()
     red, green, blue = pixels.float().unbind(3)
@@ -122,7 +123,8 @@ def _contrast(pixels: Tensor, amount: Tensor) -> Tensor:
 
 
 def _sharpness(pixels: Tensor, amount: Tensor) -> Tensor:
-    """About PIL's smoothed image, whose middle pixel weighs 5 and its eight neighbours 1 each; the border stays."""
+    """Approximately PIL's smoothed image: weight 5 for the middle pixel, 1 for its eight neighbours; the border is
+    unchanged."""
     if min(pixels.shape[1:3]) < 3:
         return pixels
     exact = pixels.float()
@@ -145,7 +147,7 @@ def _solarize(pixels: Tensor, amount: Tensor) -> Tensor:
 
 
 def _autocontrast(pixels: Tensor, amount: Tensor) -> Tensor:
-    """Each channel from its smallest value to its largest → 0 … 255; a channel of one value stays."""
+    """Stretch each channel from its smallest … largest value to 0 … 255; a constant channel is unchanged."""
     low, high = pixels.amin((1, 2), keepdim=True).float(), pixels.amax((1, 2), keepdim=True).float()
     spread = (pixels.float() - low) * (255 / (high - low).clamp_min(1))
     return torch.where(high > low, _to_bytes(spread), pixels)

@@ -39,7 +39,8 @@ class AugmentParameters:
     crop_share: NDArray[np.float32]
     """float32 [n]: share of the image's area that the crop is resized from; 0: the image is resized, then cropped"""
     crop_shape: NDArray[np.float32]
-    """float32 [n]: aspect of that crop between the tallest (0) and the widest (1) that data.crop_ratio allows and fits"""
+    """float32 [n]: aspect of that crop between the tallest (0) and the widest (1) that data.crop_ratio allows and
+    fits"""
     vertical_flip: NDArray[np.bool_]
     """bool [n]: mirrored top to bottom"""
     angle: NDArray[np.float32]
@@ -83,11 +84,11 @@ def plain_augment(num: int) -> AugmentParameters:
 
 
 def draw_augment(config: DataConfig, seed: int, epoch: int, ids: NDArray[np.int64]) -> AugmentParameters:
-    """Parameters of the training transform for `ids` (int64 [n]) in `epoch`.
+    """Draw the parameters of the training transform for `ids` (int64 [n]) in `epoch`.
 
-    A sample's draws depend on (seed, epoch, id) alone: the same for any batch, order, worker or decoder.
-    Each parameter owns a column, so switching one off leaves the others' draws as they were. A sample that
-    occurs twice in an epoch looks the same twice.
+    The draws of a sample depend only on (seed, epoch, id): they are the same for any batch, order, worker or decoder.
+    Each parameter has its own column, so switching one off does not change the others. A sample that occurs twice in an
+    epoch gets the same parameters both times.
     """
     num_operations = 1 if config.trivialaugment else config.randaugment
     draws = uniforms(seed, "augment", epoch, ids, _FIRST_OPERATION + 2 * num_operations)
@@ -128,7 +129,7 @@ def draw_augment(config: DataConfig, seed: int, epoch: int, ids: NDArray[np.int6
 
 
 def _erased_boxes(draws: NDArray[np.float64], size: int, probability: float) -> NDArray[np.int32]:
-    """What is erased of crops of `size`: int32 [n, 4], see `AugmentParameters.erased`."""
+    """The rectangles to erase from crops of `size`: int32 [n, 4], see `AugmentParameters.erased`."""
     low, high = ERASED_SHARE
     near, far = boxes_in(
         np.full((len(draws), 2), size),

@@ -1,6 +1,6 @@
-"""What training does to decoded crops after both decoders: one code, on whatever device the crops are.
+"""Augmentations of decoded crops, shared by both decoders, on the device of the crops.
 
-In this order: vertical flip, rotation, RandAugment or TrivialAugment, random erasing. Everything is a function of
+Order: vertical flip, rotation, RandAugment or TrivialAugment, random erasing. Everything is a function of
 `AugmentParameters`; no random number is drawn here.
 """
 
@@ -15,19 +15,19 @@ from fsl_dist.data.augmentation.parameters import AugmentParameters
 from fsl_dist.data.config import DataConfig
 
 _SLICE_PIXELS = 200_000
-"""pixels that a thread works on at once: 4 images of 224 pixels, whose float32 stay in the cache (3 × as fast)"""
+"""pixels per slice of a thread: 4 images of 224 pixels, whose float32 fit in the cache (3 times as fast)"""
 
 
 def transform_pixels(
     pixels: torch.Tensor, augment: AugmentParameters, config: DataConfig, pool: Executor
 ) -> torch.Tensor:
-    """Crops after the stage: uint8 [n, S, S, C], contiguous. An image does not depend on the others.
+    """Apply the stage: uint8 [n, S, S, C], contiguous. The result of an image does not depend on the others.
 
     Args:
-        pixels: uint8 [n, S, S, C], left as they are.
-        augment: of the n images; that of the test transform changes nothing.
-        config: says which parts of the stage are in use, and the mean that erased pixels get.
-        pool: works on slices of the batch where it is on the CPU.
+        pixels: uint8 [n, S, S, C], not modified.
+        augment: parameters of the n images; those of the test transform change nothing.
+        config: the parts of the stage that are in use, and the mean that fills erased pixels.
+        pool: threads for slices of a batch on the CPU.
     """
     if not config.has_pixel_stage:
         return pixels
@@ -66,8 +66,8 @@ def erase(pixels: torch.Tensor, boxes: NDArray[np.int32], fill: torch.Tensor) ->
 
     Args:
         pixels: uint8 [n, S, S, C].
-        boxes: int32 [n, 4], first row and column and those after the last, as `AugmentParameters.erased`.
-        fill: uint8 [C].
+        boxes: int32 [n, 4], first row and column and those after the last, as in `AugmentParameters.erased`.
+        fill: uint8 [C], colour of the rectangle.
 
     Returns:
         uint8 [n, S, S, C].

@@ -1,4 +1,5 @@
-"""RandAugment (Cubuk et al. 2020) and TrivialAugment (Müller & Hutter 2021): which operation an image gets, how strongly.
+"""RandAugment (Cubuk et al. 2020) and TrivialAugment (Müller & Hutter 2021): which operation an image gets, how
+strongly.
 
 `fsl_dist.data.augmentation.operations` applies them. Pure arithmetic on uniform draws.
 """
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One kind of change, and how strong each policy may make it."""
+    """One kind of change, and its strength in each policy."""
 
     name: str
     randaugment: float
@@ -67,7 +68,7 @@ def randaugment(
 def trivialaugment(
     which: NDArray[np.float64], sign: NDArray[np.float64], strength: NDArray[np.float64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The operation of TrivialAugment; arguments uniform [n, 1], returns as `randaugment`.
+    """Choose the operations of TrivialAugment; arguments uniform [n, 1], result as in `randaugment`.
 
     The strength is one of 31 levels, 0 … 30. Shifts are relative to the side, so that small images keep their content.
     """

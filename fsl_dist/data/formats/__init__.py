@@ -1,1 +1,1 @@
-"""Image files by their bytes: what a JPEG or PNG header says, which way a picture is turned, how deep pixels become 8 bits."""
+"""Image files by their bytes: headers of JPEG and PNG, orientation, and the reduction of deep pixels to 8 bits."""

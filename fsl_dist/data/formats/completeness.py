@@ -1,8 +1,8 @@
-"""Whether a JPEG or PNG file holds all of its pixels. Their decoders fill in what is missing and do not say so.
+"""Whether a JPEG or PNG file contains all of its pixels. The decoders silently fill in missing ones.
 
-Of JPEGs with Huffman codes: every scan has all of its codes, restarts and coefficients. Of PNG: critical chunks have the
-checksum that they state, a palette is there where it is needed, and the pixels inflate to every row. A JPEG with arithmetic
-codes, WebP and AVIF have no such sign: in them any bytes are codes.
+For JPEGs with Huffman codes, every scan must have all of its codes, restarts and coefficients. For PNG, critical
+chunks must have the checksum that they state, a palette must be present if needed, and the pixels must inflate to
+every row. A JPEG with arithmetic codes, WebP and AVIF cannot be checked: any bytes are valid codes in them.
 """
 
 import io
@@ -16,9 +16,9 @@ from PIL import Image
 from fsl_dist.data.formats.jpeg import JPEG_MAGIC, JpegFile, Scans, read_jpeg
 from fsl_dist.data.formats.png import PNG_MAGIC, PngFile, read_png
 
-# Codes that are no picture's, without 0xFF: what is read of them changes the pixels.
+# Codes that occur in no image, without 0xFF: if the decoder reads some of them, the pixels change.
 _FILLER = bytes((77 * number + 19) % 251 for number in range(96))
-# Zero bytes at the end of a scan that make it suspect: a flat picture may have them, and some cameras add them.
+# Number of zero bytes at the end of a scan that is suspicious: plain images may have them, and some cameras add them.
 _MIN_ZEROS = 16
 _PROGRESSIVE = 0xC2
 _SHORT = "ends before its last pixel"
@@ -27,9 +27,9 @@ _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 
 
 def find_gap(encoded: bytes | memoryview) -> str | None:
-    """Why a JPEG or PNG file that decodes is not whole; None where it is, and for other formats.
+    """Why a JPEG or PNG file that decodes is incomplete; None if it is complete, and for other formats.
 
-    Costs two decodings of a JPEG at an eighth of its size (at all of it if progressive), and inflating a PNG.
+    Cost: two decodings of a JPEG at an eighth of its size (at full size if progressive), or inflating a PNG.
     """
     head = bytes(encoded[:8])
     if head.startswith(JPEG_MAGIC):
@@ -77,7 +77,7 @@ def _show(jpeg: JpegFile, scans: Scans, pieces: list[bytes]) -> bytes:
 
 
 def _has_all_scans(jpeg: JpegFile, scans: Scans) -> bool:
-    """Whether every component has every coefficient to its last bit."""
+    """Whether every component has every coefficient to the last bit."""
     missing = {identifier: np.full(64, 255, dtype=np.uint8) for identifier, _ in jpeg.components}
     for header in scans.headers:
         first, last, bits = header[-3:]

@@ -13,7 +13,7 @@ _SIGNED = 2
 _SCALED = ("PPM", "JPEG2000")
 
 
-WAY_OUT = "pack with pixel_range to say which values become black and white, or convert it"
+WAY_OUT = "pack with pixel_range to define the values of black and white, or convert it"
 """of `DepthError`, for images of a data set that is not packed yet"""
 
 
@@ -22,16 +22,17 @@ class DepthError(ValueError):
 
 
 def to_eight_bits(image: Image.Image, pixel_range: PixelRange | None) -> Image.Image:
-    """A decoded image with samples of 8 bits (mode L where its samples were deeper).
+    """Convert a decoded image to 8 bits per sample (mode L if its samples were deeper).
 
     Args:
-        image: as PIL decoded it; its size, turn and mode do not matter.
-        pixel_range: maps a grey image of more than 8 bits, in a format that does not state its largest value: `low` to 0,
-            `high` to 255, linearly, rounded; values outside are clipped. None: whole numbers of 0 … 65535 keep their upper 8 bits. Where none is above 255 in a format that
-            does not state its largest value, they are 8 bits already and stay as they are.
+        image: as PIL decoded it; size, orientation and mode are arbitrary.
+        pixel_range: maps grey images of more than 8 bits, in a format that does not state its largest value: `low` to
+            0, `high` to 255, linearly, rounded and clipped. None: integers of 0 … 65535 keep their upper 8 bits,
+            unless the format does not state its largest value and none is above 255; then they are 8-bit values
+            already and are kept.
 
     Raises:
-        DepthError: floating point, negative or larger pixels without `pixel_range`; pixels that are not finite.
+        DepthError: floating-point, negative or larger pixels without `pixel_range`; pixels that are not finite.
     """
     tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
     sample_format = (tags.get(_SAMPLE_FORMAT) or (1,))[0]

@@ -30,7 +30,7 @@ _JFIF = b"\xff\xe0\x00\x10JFIF\0\x01\x01\0\0\x01\0\x01\0\0"
 # What may follow 0xFF between the first scan and the end: zero, fill bytes, restarts, further scans, tables, metadata.
 _IN_SCANS = np.zeros(256, dtype=bool)
 _IN_SCANS[[0x00, 0xC4, *range(0xD0, 0xD8), *range(0xDA, 0xDE), *range(0xE0, 0xF0), 0xFE, 0xFF]] = True
-# Samplings (horizontal and vertical, 4 bits each) of grey and of YCbCr, whose chroma both decoders enlarge alike.
+# Samplings (horizontal and vertical, 4 bits each) of grey and of YCbCr whose chroma both decoders enlarge identically.
 _SAMPLINGS = frozenset([(0x11,), (0x21,), (0x22,), *((luma, 0x11, 0x11) for luma in (0x11, 0x21, 0x22))])
 
 
@@ -68,13 +68,13 @@ class JpegFile:
     """0: no transform (RGB, CMYK), 1: YCbCr, 2: YCCK; None: no Adobe marker"""
     content: memoryview
     kept: tuple[tuple[int, int], ...]
-    """first byte and end of each piece of the file that pixels follow from; the last one is the scans"""
+    """first byte and end of each piece of the file that determines the pixels; the last one is the scans"""
     is_bare: bool
-    """whether the file is these pieces with a JFIF segment in front, and nothing else"""
+    """whether the file consists of these pieces after a JFIF segment, and nothing else"""
 
     @property
     def is_lossless(self) -> bool:
-        """Whether its samples are predicted, not transformed: such a file is decoded in the colours it has."""
+        """Whether its samples are predicted, not transformed: such a file is decoded in its own colour space."""
         return self.frame == _LOSSLESS
 
     @property
@@ -84,7 +84,7 @@ class JpegFile:
 
     @property
     def refusal(self) -> str | None:
-        """Why no decoder here reads such a file; None where one does."""
+        """Why no decoder here can read such a file; None if one can."""
         if self.frame in _FRAME_NAMES and (self.frame != _LOSSLESS or self.precision != 8):
             return f"it is a {_FRAME_NAMES[self.frame]} of {self.precision} bits, which is not read; convert it to PNG"
         if self.precision != 8:
@@ -97,7 +97,8 @@ class JpegFile:
 
     @property
     def is_plain(self) -> bool:
-        """Whether every decoder reads the same pixels: 8-bit Huffman codes, grey or YCbCr of a usual sampling, ended."""
+        """Whether every decoder reads the same pixels: 8-bit Huffman codes, grey or YCbCr of a usual sampling,
+        ended."""
         samplings = tuple([sampling for _, sampling in self.components])
         return (
             self.frame in _HUFFMAN_FRAMES
@@ -110,7 +111,8 @@ class JpegFile:
         )
 
     def _is_ended(self) -> bool:
-        """Whether the scans have an end, and no marker before it that a scan cannot have: decoders forgive that differently.
+        """Whether the scans have an end, and no marker before it that a scan cannot have: decoders forgive that
+        differently.
 
         Costs about 0.3 µs for each kB.
         """
@@ -176,7 +178,7 @@ class JpegFile:
         return self._join(head)
 
     def as_plain(self) -> bytes | memoryview:
-        """A plain file in its plainest form: one JFIF segment, and its orientation as EXIF where it is turned."""
+        """The simplest equivalent file: one JFIF segment, and its orientation as EXIF if it is rotated."""
         if self.orientation == 1:
             return self.content if self.is_bare and self.has_jfif else self._join(_JFIF)
         exif = _EXIF_HEAD + make_exif(self.orientation)
@@ -187,9 +189,9 @@ class JpegFile:
 
 
 def read_jpeg(encoded: bytes | memoryview) -> JpegFile | None:
-    """What the segments of a JPEG file say; None where they end before a frame and a scan.
+    """Parse the segments of a JPEG file; None if they end before a frame and a scan.
 
-    Passes over bytes between segments, fill bytes and markers without a length as libjpeg does. Costs about 5 µs.
+    Skips bytes between segments, fill bytes and markers without a length, like libjpeg. Takes about 5 µs.
     """
     data = memoryview(encoded)
     frame: tuple[int, memoryview] | None = None
@@ -226,7 +228,7 @@ def read_jpeg(encoded: bytes | memoryview) -> JpegFile | None:
             has_jfif = has_jfif or is_jfif
             is_bare = is_bare and is_jfif and position == 2
             if marker == _APP1 and head.startswith(_EXIF_HEAD):
-                exif += bytes(body[6:])  # EXIF of more than 64 kB goes on in the next segment
+                exif += bytes(body[6:])  # EXIF of more than 64 kB continues in the next segment
             elif marker == _APP1 and head == _XMP_HEAD:
                 xmp = bytes(body)
             elif marker == _APP14 and head.startswith(b"Adobe") and len(body) >= 12:
@@ -246,7 +248,8 @@ def read_jpeg(encoded: bytes | memoryview) -> JpegFile | None:
 
 
 def declared_size_of_jpeg(encoded: bytes | memoryview) -> tuple[int, int] | None:
-    """(width, height) in pixels by the first frame header (SOF0 … SOF15, JPEG-LS); None where there is none. About 2 µs."""
+    """(width, height) in pixels by the first frame header (SOF0 … SOF15, JPEG-LS); None if there is none. About 2
+    µs."""
     data, position = memoryview(encoded), 2
     while position <= len(data) - 9:
         marker = data[position + 1]
@@ -267,7 +270,7 @@ def declared_size_of_jpeg(encoded: bytes | memoryview) -> tuple[int, int] | None
 
 
 def _find_marker(encoded: bytes | memoryview, position: int) -> int:
-    """Where the next 0xFF is from `position` on; the end where there is none."""
+    """Position of the next 0xFF from `position` on; the end if there is none."""
     whole = encoded if isinstance(encoded, bytes) else bytes(encoded[position:])
     start = position if isinstance(encoded, bytes) else 0
     found = whole.find(b"\xff", start)

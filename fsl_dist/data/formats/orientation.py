@@ -14,7 +14,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""how stored pixels become upright, by EXIF orientation; orientation 1 and every other number turn nothing"""
+"""PIL operation that turns stored pixels upright, by EXIF orientation; 1 and all other numbers need none"""
 
 SWAPPING = frozenset((5, 6, 7, 8))
 """orientations that exchange width and height"""
@@ -22,18 +22,19 @@ SWAPPING = frozenset((5, 6, 7, 8))
 _ORIENTATION = 0x0112
 BYTE_ORDERS = {b"II*\0": "<", b"MM\0*": ">", b"MM*\0": ">", b"II\0*": "<"}
 """first four bytes of a TIFF block → byte order for `struct`; the last two forms are wrong, and common"""
-# EXIF types that hold a whole number: SHORT, LONG and their signed forms.
+# EXIF types of whole numbers: SHORT, LONG and their signed forms.
 _WHOLE_NUMBERS = {3: "H", 4: "I", 8: "h", 9: "i"}
-# XMP may call the namespace by another name than tiff, and write an attribute or an element (XMP part 1, 7.4 and 7.9.2.2).
+# XMP may call the namespace by another name than tiff, and write an attribute or an element (XMP part 1, 7.4 and
+# 7.9.2.2).
 _TIFF_NAME = re.compile(rb"""xmlns:([\w.-]+)\s*=\s*["']http://ns\.adobe\.com/tiff/1\.0/["']""")
 _IN_XMP = rb"""\b%s:Orientation(?:\s*=\s*["']|(?:\s[^<>]*)?>)\s*([0-9]+)\s*["'<]"""
 
 
 def find_orientation(exif: bytes, xmp: bytes) -> int:
-    """The orientation, 1 to 8, that a file's EXIF and XMP blocks give (either may be empty).
+    """Return the orientation, 1 to 8, from a file's EXIF and XMP blocks (either may be empty).
 
-    EXIF decides. XMP is asked only where EXIF has no orientation, as `PIL.ImageOps.exif_transpose` does. What cannot be read
-    is treated as missing, so the result is 1, and nothing is raised.
+    EXIF takes precedence; XMP is used only if EXIF has no orientation, as in `PIL.ImageOps.exif_transpose`. Unreadable
+    metadata counts as missing, so the result is 1 and nothing is raised.
     """
     found = _read_exif(exif)
     if found is None and xmp:

@@ -1,4 +1,5 @@
-"""PNG files by their chunks (W3C PNG, third edition): the header, the orientation, and the file without its metadata."""
+"""PNG files by their chunks (W3C PNG, third edition): the header, the orientation, and the file without its
+metadata."""
 
 import struct
 import zlib
@@ -11,9 +12,9 @@ from fsl_dist.data.formats.orientation import find_orientation, make_exif
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 _END = struct.pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND"))
-# (bits of a sample, colour type) that every decoder reads alike; 16 bits are PIL's.
+# (bits per sample, colour type) that every decoder reads identically; 16 bits are decoded by PIL.
 _PLAIN = frozenset([(1, 0), (2, 0), (4, 0), (8, 0), (8, 2), (1, 3), (2, 3), (4, 3), (8, 3), (8, 4), (8, 6)])
-# Texts that hold orientation: EXIF as ImageMagick writes it before eXIf was standard, and XMP.
+# Text chunks that contain an orientation: EXIF as ImageMagick wrote it before eXIf was standardised, and XMP.
 _RAW_EXIF, _XMP = b"Raw profile type exif", b"XML:com.adobe.xmp"
 _MAX_TEXT = 1 << 20
 
@@ -35,9 +36,9 @@ class PngFile:
     kept: tuple[tuple[int, int], ...]
     """first byte and end of each run of chunks that pixels follow from"""
     is_whole: bool
-    """whether pixels are there, and no chunk of them is cut"""
+    """whether pixels are present, and no chunk of them is truncated"""
     is_bare: bool
-    """whether the file holds these chunks only, and its end"""
+    """whether the file contains only these chunks and its end"""
 
     @property
     def is_plain(self) -> bool:
@@ -49,7 +50,8 @@ class PngFile:
         return self.content if self.is_bare else self._join(b"")
 
     def as_bytes_of_samples(self) -> bytes | None:
-        """Grey with alpha of 16 bits as RGBA of 8: red and green are the upper and lower byte of grey. None: another file.
+        """Grey with alpha of 16 bits as RGBA of 8: red and green are the upper and lower byte of grey. None: another
+        file.
 
         PIL decodes such files to their upper bytes only. Filters work on bytes, so the same pixels follow.
         """
@@ -60,7 +62,7 @@ class PngFile:
         return whole[:12] + header + struct.pack(">I", zlib.crc32(header)) + whole[33:]
 
     def as_plain(self) -> bytes | memoryview:
-        """The same, with its orientation as an eXIf chunk where it is turned."""
+        """The same file, with its orientation as an eXIf chunk if it is rotated."""
         if self.orientation == 1:
             return self.without_metadata()
         exif = make_exif(self.orientation)
@@ -87,7 +89,7 @@ class PngFile:
 
 
 def read_png(encoded: bytes | memoryview) -> PngFile | None:
-    """What the chunks of a PNG file say; None where it does not begin with a header. Costs about 2 µs, 0.5 a chunk."""
+    """Parse the chunks of a PNG file; None if it does not begin with a header. Takes about 2 µs, plus 0.5 per chunk."""
     data, position = memoryview(encoded), 33
     if len(data) < 33 or bytes(data[:16]) != PNG_MAGIC + b"\0\0\0\x0dIHDR":
         return None
@@ -101,7 +103,7 @@ def read_png(encoded: bytes | memoryview) -> PngFile | None:
         is_cut = stop > len(data)
         if kind == b"IEND":
             is_ended = True
-        elif not kind[0] & 0x20:  # critical; also what is cut of one, so that the decoder refuses it
+        elif not kind[0] & 0x20:  # critical; kept even if truncated, so that the decoder refuses it
             has_pixels = has_pixels or kind == b"IDAT"
             if kept and kept[-1][1] == position:
                 kept[-1] = (kept[-1][0], min(stop, len(data)))
@@ -126,7 +128,8 @@ def read_png(encoded: bytes | memoryview) -> PngFile | None:
 
 
 def _read_text(kind: bytes, body: bytes) -> tuple[bytes, bytes]:
-    """(keyword, text) of a text chunk that may hold orientation; the text of others, and one that cannot be read, is empty."""
+    """(keyword, text) of a text chunk that may contain orientation; the text of others, or of an unreadable one, is
+    empty."""
     name, _, rest = body.partition(b"\0")
     if name not in (_RAW_EXIF, _XMP):
         return name, b""

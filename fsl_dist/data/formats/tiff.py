@@ -4,8 +4,8 @@ import struct
 
 from fsl_dist.data.formats.orientation import BYTE_ORDERS, find_orientation
 
-# Tags that pixels follow from: sizes, samples, compression, places, colours. PIL gives up a file at the first tag that it
-# cannot read, whatever that is about.
+# Tags that determine the pixels: sizes, samples, compression, offsets, colours. PIL refuses a file at the first tag
+# that it cannot read, even an irrelevant one.
 _PIXEL_TAGS = frozenset(
     (254, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325, 332, 333, 334, 336,
      338, 339, 340, 341, 347, *range(512, 522), 529, 530, 531, 532, 50674)
@@ -14,10 +14,10 @@ _XMP, _BYTES = 700, (1, 7)
 
 
 def strip_tiff(encoded: bytes) -> tuple[bytes, int] | None:
-    """(a TIFF file with the first page's pixels only, the orientation of that page, 1 to 8); None for other files.
+    """(a TIFF file with only the first page's pixels, the orientation of that page, 1 to 8); None for other files.
 
-    The pixels stay where they are; a directory of the tags that decide about them is added. BigTIFF, and a directory
-    that is cut, are None.
+    The pixels stay at their offsets; a directory with the tags that determine them is appended. The result is None for
+    BigTIFF, and for a truncated directory.
     """
     order = BYTE_ORDERS.get(encoded[:4])
     if order is None:

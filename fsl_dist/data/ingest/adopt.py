@@ -28,8 +28,8 @@ class AdoptOptions(SplitOptions):
 
     keys: SampleKeys = field(default_factory=SampleKeys)
     relative: bool = False
-    """name the shards relative to the data set's folder, so that both can move together; else by absolute paths.
-    Shards inside that folder are always named relative to it"""
+    """name the shards relative to the data set's folder, so that both can be moved together; otherwise by absolute
+    paths. Shards inside that folder are always named relative to it"""
     processes: int = 0
     """processes that check images; 0: one per core; 1: this process alone"""
 
@@ -41,12 +41,13 @@ class AdoptOptions(SplitOptions):
 def adopt(
     shards: str, out: str | Path, options: AdoptOptions, progress: Progress | None = None
 ) -> WriteReport:
-    """Write a catalogue of the samples in `shards` (a folder or a pattern, as `find_shards` takes) to folder `out`.
+    """Write a catalogue of the samples in `shards` (a folder or a pattern, see `find_shards`) to folder `out`.
 
-    `out` must be new or empty, or hold the shards and no catalogue yet. Every image and mask is decoded once; what cannot be
-    used is named with the reason in the log, the report and the catalogue. The catalogue knows each shard's
-    size and each image's checksum, so a shard that changes afterwards is caught when it is read. It appears in
-    one step. Raises RequestError, with nothing written, where the request cannot be served, and DataError where no shard can be used.
+    `out` must be new or empty, or contain the shards and no catalogue yet. Every image and mask is decoded once.
+    Unusable ones are listed with the reason in the log, the report and the catalogue. The catalogue contains each
+    shard's size and each image's checksum, so a shard that changes later is detected when it is read. The catalogue
+    appears in one step. Raises RequestError, with nothing written, for an invalid request, and DataError if no shard
+    can be used.
     """
     out = object_cache.on_disk(out, "adopt")
     object_cache.on_disk(shards, "adopt")

@@ -34,11 +34,12 @@ class SplitOptions:
     """How samples are divided among the splits."""
 
     split: SplitKind | Literal[""] = ""
-    """empty: what the source says of each sample where a column or key is named, else stratified"""
+    """empty: the split that the source gives for each sample if a column or key is set, otherwise stratified"""
     num_base: int | None = None
-    """base-novel: how many classes, the largest, are base"""
+    """base-novel: number of base classes, which are the largest ones"""
     fractions: tuple[float, ...] | None = None
-    """train, val, test, summing to 1; stratified: of images, default 0.7, 0.1, 0.2; classes: of classes, default 0.6, 0.2, 0.2"""
+    """train, val, test, summing to 1; stratified: of images, default 0.7, 0.1, 0.2; classes: of classes, default 0.6,
+    0.2, 0.2"""
     seed: int = 0
     """splits, and for pack the order in the shards"""
 
@@ -61,7 +62,7 @@ class SplitOptions:
 
     @property
     def split_source(self) -> tuple[str, str]:
-        """(argument that says where each sample's split is read, its value; empty: not given)."""
+        """(argument that sets where each sample's split is read, its value; empty: not set)."""
         return "split_column", ""
 
     @property
@@ -83,8 +84,9 @@ class SplitOptions:
 def number_names(names: Sequence[str], known: Sequence[str] = ()) -> tuple[list[str], NDArray[np.int64]]:
     """(distinct names, int64 [n]: position of each of `names`, −1 for an empty one).
 
-    `known` names keep their positions, also where an earlier version or another kind of source wrote them otherwise (`1.0` for
-    `1`, `readings.read_value`); the others follow, by value where all of them are whole numbers, else as text.
+    `known` names keep their positions, even if an earlier version or another kind of source wrote them differently
+    (`1.0` for `1`, `readings.read_value`). The others follow, sorted by value if all are whole numbers, otherwise as
+    text.
     """
     values = {read_known(name): number for number, name in enumerate(known)}
     position = {name: values[value] for name in set(names) if (value := read_known(name)) in values}
@@ -108,11 +110,11 @@ def divide(
 ) -> tuple[NDArray[np.int8], list[str]]:
     """(side of every sample, int8 [n]; warnings).
 
-    labels, units: int64 [n], −1 for no unit; splits: names, read for split kinds `column` and `folders` alone; `names`: of
-    classes and of units, for errors. Where the samples join `old`, labels and units are numbered as in it, new ones
-    after them, and its own samples keep their split: a sample whose unit, or for class-disjoint splits whose class, is
-    known goes where that is, and a class that was not there is novel where there are base classes. What is left is
-    divided by the rule on its own. RequestError where the split cannot be made.
+    labels, units: int64 [n], −1 for no unit; splits: names, used only for split kinds `column` and `folders`;
+    `names`: of classes and of units, for errors. If the samples are added to `old`, its labels and units keep their
+    numbers, new ones follow, and its own samples keep their split. A new sample with a known unit (for class-disjoint
+    splits: a known class) gets the split of that unit, and a new class is novel if there are base classes. All others
+    are divided by the rule. Raises RequestError if the split is impossible.
     """
     class_names, unit_names = names
     kind, warnings = options.split_kind, list[str]()
@@ -166,10 +168,12 @@ def _follow(
     names: tuple[Sequence[str], Sequence[str]],
     kind: SplitKind,
 ) -> NDArray[np.int8]:
-    """int8 [n]: the sides of samples that follow those in `old`, −1 for the others."""
+    """int8 [n]: the sides of samples that are determined by those in `old`, −1 for the others."""
     class_names, unit_names = names
     side_of_class = _known_sides(old.labels, old.splits, len(class_names))
-    side_of_unit = _known_sides(old.units, old.splits, len(unit_names) + 1)  # unit −1 reads the last: none
+    side_of_unit = _known_sides(
+        old.units, old.splits, len(unit_names) + 1
+    )  # unit −1 reads the last entry: none
     sides = side_of_class[labels] if kind == "classes" else np.full(len(labels), -1, dtype=np.int8)
     if kind == "base-novel":
         sides[(side_of_class[labels] < 0) | (side_of_class[labels] == NOVEL)] = NOVEL
@@ -213,7 +217,7 @@ def _divide_open(
 
 
 def _known_sides(numbers: NDArray[np.int64], sides: NDArray[np.int8], length: int) -> NDArray[np.int8]:
-    """int8 [length]: the side of each number that occurs, −1 for the others."""
+    """int8 [length]: the side of each number that occurs, −1 for all others."""
     known = np.full(length, -1, dtype=np.int8)
     known[numbers[numbers >= 0]] = sides[numbers >= 0]
     return known

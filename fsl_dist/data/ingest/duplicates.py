@@ -37,11 +37,12 @@ def drop_duplicates(
     old: Catalogue | None = None,
     progress: Progress | None = None,
 ) -> tuple[list[Candidate], list[CheckedImage], list[Duplicate]]:
-    """(samples that stay, what they are, what is left out by path). The order stays; nothing to do without `dedupe`.
+    """(samples to keep, their images, samples that are left out, by path). The order is kept; without `dedupe` all
+    are kept.
 
-    In the order of paths, an image is left out where it is a near-duplicate of one that stays, or of one in `old`,
-    whose images are decoded for that (by name: those of the same names). The first such is named as the one kept.
-    Needs images with fingerprints. RequestError where none stays.
+    In the order of paths, an image is left out if it is a near-duplicate of a kept image, or of one in `old`, whose
+    images are decoded for that (only those of the same name, with dedupe by name). The first such image is reported
+    as the kept one. Needs images with fingerprints. Raises RequestError if no image is left.
     """
     if dedupe is None:
         return list(samples), list(images), []
@@ -100,7 +101,7 @@ def _group_by_name(names: Sequence[str]) -> list[NDArray[np.int64]]:
 
 
 def _leave_out(blocks: Iterable[NearPairs], num_old: int) -> dict[int, tuple[int, int]]:
-    """Row left out → (row that stays, distance): each row from `num_old` on that is near one that stays."""
+    """Row left out → (kept row, distance): each row from `num_old` on that is near a kept one."""
     left_out: dict[int, tuple[int, int]] = {}
     for pairs in blocks:
         for row, other, distance in zip(
@@ -166,13 +167,13 @@ class NearDuplicates:
 
     @property
     def flags(self) -> list[str]:
-        """What to look at before training."""
+        """Warnings to check before training."""
         flags = []
         for count, where, harm, is_across in (
             (
                 self.num_across_splits,
                 "splits",
-                "scores on one split count what was learnt from the other",
+                "scores on one split count what was learned from the other",
                 lambda pair: pair.first_split != pair.second_split,
             ),
             (
@@ -195,7 +196,8 @@ class NearDuplicates:
 
 
 def find_near_duplicates(catalogue: Catalogue, progress: Progress | None = None) -> NearDuplicates:
-    """Every two near-duplicates of a data set; decodes each image once. DataError where a shard is missing or cut."""
+    """Find all pairs of near-duplicates of a data set; decodes each image once. DataError if a shard is missing or
+    truncated."""
     ids, encoded, contents = read_fingerprints(catalogue, np.arange(catalogue.num_samples), progress)
     splits, labels = catalogue.splits[ids], catalogue.labels[ids]
     counts = np.zeros(3, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""The contents of a data set in numbers, and whether its bytes are still what was packed."""
+"""Statistics of a data set, and a check that its bytes are unchanged since it was packed."""
 
 from dataclasses import dataclass
 
@@ -9,11 +9,11 @@ from fsl_dist.data.store import ShardStore
 from fsl_dist.data.write_report import BadSample, Duplicate
 from fsl_dist.errors import DataError, VersionError
 
-# One read of this many samples holds about 10 MB of photographs.
+# A read of this many samples needs about 10 MB for photographs.
 _VERIFY_BATCH = 128
 
 SMALL_CLASS = 5
-"""a class with fewer images is flagged: there is hardly a k_shot and n_query to draw from it"""
+"""a class with fewer images is flagged: it hardly suffices for k_shot and n_query"""
 
 SIZE_FACTOR = 4
 """an image is flagged whose shorter side is this many times below the median, or the longer one above"""
@@ -57,7 +57,7 @@ class DatasetSummary:
     """of all shards"""
     splits: dict[str, SplitSummary]
     split_rule: str
-    """how samples were divided: `stratified`, `classes`, `base-novel`, or as a `column` or the source's `folders` said"""
+    """how samples were divided: `stratified`, `classes`, `base-novel`, by a `column`, or by the source's `folders`"""
     tail: Tail
     """over all splits together"""
     class_counts: dict[str, int]
@@ -70,11 +70,11 @@ class DatasetSummary:
     duplicates: list[Duplicate]
     """left out as near-duplicates when the data set was made"""
     flags: list[str]
-    """what to look at before training: shards that changed, small classes, odd sizes"""
+    """warnings to check before training: shards that changed, small classes, unusual sizes"""
 
 
 def summarise(catalogue: Catalogue) -> DatasetSummary:
-    """Summary of one catalogue version. Reads no image."""
+    """Summarise one catalogue version. Reads no image."""
     counts = np.bincount(catalogue.labels, minlength=catalogue.num_classes)
     order = np.argsort(-counts, kind="stable")
     sizes = catalogue.image_sizes(np.arange(catalogue.num_samples))
@@ -191,7 +191,7 @@ def find_damage(catalogue: Catalogue, threads: int = 2) -> list[BadSample]:
 
 
 def _find_damaged_samples(catalogue: Catalogue, store: ShardStore, ids: np.ndarray) -> list[BadSample]:
-    """The same one by one, where a batch had damage."""
+    """Check samples one by one, after a batch contained damage."""
     damaged = []
     for sample_id in ids:
         try:

@@ -1,4 +1,4 @@
-"""What a source offers to pack: class folders, or the rows of a table."""
+"""List the images of a source: class folders, or the rows of a table."""
 
 import os
 import unicodedata
@@ -23,7 +23,7 @@ _NO_FILE = "no such file"
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One image that the source names; empty strings where the source says nothing."""
+    """One image of the source; strings are empty if the source does not contain the value."""
 
     file: str
     """where to read it"""
@@ -34,7 +34,7 @@ class Candidate:
     group: str = ""
     blind_group: str = ""
     unit: str = ""
-    """value of the column to keep together"""
+    """value of the column whose samples are kept together"""
     split: str = ""
     mask: str = ""
     """where to read the mask"""
@@ -45,13 +45,13 @@ class Candidate:
 
     @property
     def source(self) -> SourceFile:
-        """What is needed to read it."""
+        """The fields that are needed to read the files."""
         return SourceFile(self.file, self.path, self.mask, self.mask_path)
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What was found, sorted by key, each key once."""
+    """The images that were found, sorted by key, each key once."""
 
     candidates: list[Candidate]
     bad: list[BadSample]
@@ -60,7 +60,7 @@ class Listing:
     notes: Sequence[str] = ()
     """how the source was read, as sentences for the user"""
     warnings: Sequence[str] = ()
-    """what the user should know of how names were read"""
+    """warnings about how names were read"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,12 +76,12 @@ class TableColumns:
     blind_group: str = ""
     split: str = ""
     unit: str = ""
-    """samples with one value stay on one side of any split"""
+    """column: samples with the same value are in the same split"""
     mask: str = ""
     """path of the image's mask, relative to the source; an empty cell means none"""
 
     def named(self) -> dict[str, str]:
-        """Field → column, for the columns that are asked for."""
+        """Field → column, for the columns that are set."""
         return {name: column for name, column in asdict(self).items() if column and name != "table"}
 
 
@@ -117,7 +117,7 @@ class _Collector:
         split: str = "",
         mask: str = "",
     ) -> None:
-        """Take the file at `path` below the source, with its `mask` if one is named, or say why not."""
+        """Add the file at `path` below the source, with its `mask` if it has one, or record why it is unusable."""
         if not path.strip():
             return self.reject(path, "no file is named")
         if not label:
@@ -149,7 +149,8 @@ class _Collector:
         )
 
     def _find(self, path: str) -> tuple[str, str]:
-        """(the path below the source as the disk spells it, why there is no usable file; empty where there is)."""
+        """(the path below the source as spelled on disk, the reason why there is no usable file; empty if there is
+        one)."""
         reason = self._find_fault(path)
         if reason == _NO_FILE:
             for spelling in spellings_of(path):
@@ -158,11 +159,11 @@ class _Collector:
         return path, reason
 
     def _find_fault(self, path: str) -> str:
-        """Why there is no usable file at `path` below the source; empty where there is."""
+        """Why there is no usable file at `path` below the source; empty if there is one."""
         try:
             if b"\0" in os.fsencode(path):
                 return "no file is named"
-        except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold and no disk
+        except UnicodeEncodeError:  # half of a surrogate pair, which is valid in JSON but not in a file name
             return _NO_FILE
         real = os.path.realpath(os.path.join(self.source, path))
         if not real.startswith(self.real_source + os.sep):
@@ -176,7 +177,7 @@ class _Collector:
         paths = defaultdict[str, set[str]](set)
         for candidate in self.candidates:
             paths[candidate.key].add(candidate.key_path)
-        # Files that differ in nothing but the extension: every one of them gets its hash, so that none depends on the others' order.
+        # Files that differ only in the extension: each gets its hash, so that no key depends on the order of the files.
         unique = [
             replace(candidate, key=make_key(candidate.key_path, with_hash=True))
             if len(paths[candidate.key]) > 1
@@ -195,10 +196,10 @@ class _Collector:
 
 
 def spellings_of(path: str) -> Iterator[str]:
-    """Other spellings of a table's path, where nothing is at the one that is written, most likely first.
+    """Yield other spellings of a table's path, most likely first, for a path that does not exist.
 
-    Without white space at the ends; without invisible characters; with `/` for the backslashes of Windows; in Unicode's other form
-    (archives from macOS hold names in form D); with the escapes of a URL resolved.
+    Variants: without white space at the ends; without invisible characters; with `/` for the backslashes of Windows; in
+    Unicode's other form (archives from macOS use form D); with the escapes of a URL decoded.
     """
     stripped, plain = path.strip(), strip_invisible(path).strip()
     slashed = (text.replace("\\", "/") for text in (stripped, plain))
@@ -211,8 +212,8 @@ def spellings_of(path: str) -> Iterator[str]:
 def list_folder(source: Path, split_folders: bool | None = None) -> Listing:
     """Images below the class folders of `source`, or of its split folders (`find_split_folders` decides).
 
-    The first path component is the class; in split folders the second is, and the first is the split. `readings.read_text` reads
-    the names of classes.
+    The first path component is the class; in split folders the second is, and the first is the split.
+    `readings.read_text` reads the names of classes.
     Names that start with a dot are ignored. Images that are in no class folder, and files in class folders that
     are not named like images, are counted. Links to folders are not followed. RequestError where nothing is left.
     """
@@ -224,7 +225,7 @@ def list_folder(source: Path, split_folders: bool | None = None) -> Listing:
     split_of = find_split_folders(source, folders, split_folders)
     collected.notes += map(printable, describe_folders(source, folders, split_of))
     if num_loose:
-        collected.notes.append(f"'{source}': {num_loose} images next to the folders were passed over")
+        collected.notes.append(f"'{source}': {num_loose} images next to the folders were skipped")
     for top in sorted(folders):
         for parts, path in images[top]:
             if not split_of:
@@ -235,7 +236,7 @@ def list_folder(source: Path, split_folders: bool | None = None) -> Listing:
             collected.reject(top, f"its {folders[top]['']} images are in no class folder: they have no label")
     listing = collected.finish(names.find_doubts())
     if not listing.candidates:
-        shards = "; `adopt` takes .tar shards" if next(source.glob("*.tar"), None) else ""
+        shards = "; for .tar shards use `adopt`" if next(source.glob("*.tar"), None) else ""
         raise RequestError(
             f"source '{source}' has no class folders with images (looked for SRC/CLASS/…/IMAGE with "
             f"{' '.join(sorted(IMAGE_SUFFIXES))}); {len(listing.bad)} entries were refused. A table of paths and "
@@ -245,7 +246,8 @@ def list_folder(source: Path, split_folders: bool | None = None) -> Listing:
 
 
 def _walk(source: Path, collected: _Collector) -> dict[str, list[tuple[list[str], str]]]:
-    """Folder in `source` ("" for `source` itself) → (folders from there to the image, path) of each image at or below it."""
+    """Folder in `source` ("" for `source` itself) → (folders from there to the image, path) of each image at or below
+    it."""
     images: dict[str, list[tuple[list[str], str]]] = {"": []}
     for folder, folders, files in os.walk(source, onerror=collected.reject_folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -268,7 +270,7 @@ def _walk(source: Path, collected: _Collector) -> dict[str, list[tuple[list[str]
 
 
 def list_table(source: Path, columns: TableColumns) -> Listing:
-    """Images that the rows of a table name. RequestError for a table that cannot serve."""
+    """List the images in the rows of a table. Raises RequestError for an unusable table."""
     wanted = columns.named()
     texts = {name: column for name, column in wanted.items() if name in ("path", "mask")}
     names = {name: column for name, column in wanted.items() if name not in texts}
@@ -293,16 +295,16 @@ def list_table(source: Path, columns: TableColumns) -> Listing:
 def read_split_table(
     path: Path, texts: Sequence[str], names: Sequence[str], split_column: str = ""
 ) -> TableRows:
-    """The named columns of a table, as `read_table` reads them; it must have rows.
+    """Read the selected columns of a table with `read_table`; it must have rows.
 
-    `split_column` (empty: none, else one of `names`) must hold split names. RequestError for a table that cannot serve.
+    `split_column` (empty: none, otherwise one of `names`) must contain split names. RequestError for an unusable table.
     """
     rows = read_table(path, texts, names)
     if split_column:
         seen = sorted(set(rows.names[split_column]))
         if not set(seen) <= set(SPLITS):
             raise RequestError(
-                f"split_column={split_column} must hold {', '.join(SPLITS)}; it holds "
+                f"split_column={split_column} must contain {', '.join(SPLITS)}; it contains "
                 f"{', '.join(repr(value) for value in seen[:8])}{' …' if len(seen) > 8 else ''}"
             )
     return rows

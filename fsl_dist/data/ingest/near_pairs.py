@@ -15,20 +15,20 @@ from fsl_dist.data.store import ShardStore
 from index.base.pieces import Progress
 from index.runtime import faiss
 
-# One read of this many samples holds about 10 MB of photographs.
+# A read of this many samples needs about 10 MB for photographs.
 _READ_BATCH = 128
-# Hashes searched at once: with all of n images near one another, 12 × 256 × n bytes of hits.
+# Number of hashes per search: if all of n images are near each other, 12 × 256 × n bytes of hits.
 _QUERIES_AT_ONCE = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How alike two images must be to be near-duplicates; both bounds must hold."""
+    """Required similarity of near-duplicates; both bounds must be met."""
 
     distance: int
     """most of the 64 bits of their hashes that may differ"""
     correlation: float
-    """least correlation of their thumbnails, each channel about its own mean"""
+    """smallest correlation of their thumbnails, each channel about its own mean"""
 
 
 # How they were chosen: docs/reference/data_format.md, "Near-duplicates".
@@ -55,11 +55,12 @@ class NearPairs:
 def find_near(
     prints: Fingerprints, bounds: Bounds, groups: Sequence[NDArray[np.int64]] | None = None
 ) -> Iterator[NearPairs]:
-    """Every pair within `bounds`, in blocks; with `groups` (int64, ascending rows each) only pairs of one group.
+    """Yield every pair within `bounds`, in blocks; with `groups` (int64, ascending rows each) only pairs inside a
+    group.
 
-    Of images whose files have the same content only the first is compared with others; each copy is paired with it
-    alone. Pictures of one colour have no other near-duplicates than copies. A group's blocks come in the order of
-    `rows`, all pairs of one row in one block, the copies at the end.
+    Among images with identical files only the first is compared with others; each copy is paired with the first only.
+    Plain-coloured images have no near-duplicates except copies. A group's blocks follow the order of `rows`; all
+    pairs of a row are in one block, the copies at the end.
     """
     for group in [np.arange(len(prints))] if groups is None else groups:
         first = prints.first_copies(group)
@@ -79,7 +80,9 @@ def _compare_hashes(hashes: NDArray[np.uint8], distance: int) -> Iterator[NearPa
     for start in range(0, len(hashes), _QUERIES_AT_ONCE):
         queries = hashes[start : start + _QUERIES_AT_ONCE]
         index.add(queries)
-        starts, distances, others = index.range_search(queries, distance + 1)  # less than the radius
+        starts, distances, others = index.range_search(
+            queries, distance + 1
+        )  # FAISS excludes the radius itself
         ends = starts.astype(np.int64)
         rows = start + np.repeat(np.arange(len(queries)), ends[1:] - ends[:-1])
         order = np.flatnonzero(others < rows)
@@ -90,10 +93,10 @@ def _compare_hashes(hashes: NDArray[np.uint8], distance: int) -> Iterator[NearPa
 def read_fingerprints(
     catalogue: Catalogue, ids: NDArray[np.int64], progress: Progress | None = None
 ) -> tuple[NDArray[np.int64], list[bytes], list[tuple[int, int]]]:
-    """(those of `ids` that can be read and decoded, int64 [m], ascending; what `Fingerprints` takes of each).
+    """(those of `ids` that can be read and decoded, int64 [m], ascending; the input of `Fingerprints` for each).
 
-    Decodes each of `ids` (int64 [n], distinct) once, on one thread per core, at most 8. DataError where a shard is
-    missing or cut.
+    Decodes each of `ids` (int64 [n], distinct) once, with one thread per core, at most 8. Raises DataError if a shard
+    is missing or truncated.
     """
     threads = min(8, os.cpu_count() or 1)
     where = catalogue.locate(ids)

@@ -20,14 +20,15 @@ logger = logging.getLogger(__name__)
 _STAGING = ".append.partial"
 _PARTIAL = ".next.partial"
 _SHARDS = "shards"
-# A shard is put in one request, which holds it in memory: only so it is put if absent.
+# A shard is uploaded in one request, which needs it in memory: only then can the upload be conditional.
 _PUT_AT_ONCE = 4
 
 
 @contextlib.contextmanager
 def hold_new(out: Path, *, has_shards: bool = False) -> Iterator[None]:
-    """Hold the lock of a data set that is to be made at `out`; RequestError where `check_new` or another process objects."""
-    # The lock dies with its process, so whatever partial folder is found while it is held was left by a killed one.
+    """Hold the lock of a new data set at `out`; raises RequestError if `check_new` fails or another process holds the
+    lock."""
+    # The lock ends with its process, so any partial folder that exists while it is held belongs to a killed process.
     partial = partial_of(out)
     with hold_lock(partial.with_name(f".{out.name}.lock")):
         check_new(out, has_shards=has_shards)
@@ -36,15 +37,16 @@ def hold_new(out: Path, *, has_shards: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def hold_dataset(dataset: Path) -> Iterator[Catalogue]:
-    """The current catalogue of `dataset`, which no other process changes meanwhile; RequestError where one does.
+    """Yield the current catalogue of `dataset` and block other writers; raises RequestError if another process is
+    writing.
 
-    What a killed writer left of the next version is removed first, except for pieces that an append may resume with.
-    A shard that is missing or has another size than the catalogue says is named in a warning: it need not be reachable here.
+    Remains of a killed writer are removed first, except for pieces that an append may resume with. A shard that is
+    missing or has another size than in the catalogue is reported in a warning: it need not be accessible here.
     """
-    Catalogue.open(dataset)  # a folder that is no data set gets no lock file
+    Catalogue.open(dataset)  # fails first, so that no lock file is created in another folder
     with hold_lock(dataset / "catalogue" / ".lock"):
         current = Catalogue.open(dataset)
-        # At a store no lock tells whether another machine is at work on it.
+        # At an object store a local lock cannot show whether another machine is writing.
         if object_cache.place_of(dataset) is None:
             remove_folder(dataset / name_shards(dataset, current))
         (dataset / "catalogue" / _PARTIAL).unlink(missing_ok=True)
@@ -64,7 +66,8 @@ def partial_of(out: Path, old: Catalogue | None = None) -> Path:
 
 
 def name_shards(out: Path, old: Catalogue | None, token: str = "") -> str:
-    """The folder in `out` for the shards that are added to `old`; at a store `token` keeps those of two machines apart."""
+    """The folder in `out` for shards added to `old`; at an object store `token` separates the shards of two
+    machines."""
     if old is None:
         return _SHARDS
     name = f"appended-{old.version + 1:06d}"
@@ -72,10 +75,10 @@ def name_shards(out: Path, old: Catalogue | None, token: str = "") -> str:
 
 
 def publish_new(work: Path, out: Path, columns: Columns, metadata: CatalogueMetadata) -> str:
-    """Make the folder `work`, with its shards if it has any, the data set `out`; returns the fingerprint.
+    """Publish the folder `work`, with its shards if it has any, as the data set `out`; return the fingerprint.
 
-    Where `out` holds the shards already, it only gets the catalogue. At a store the catalogue comes last, and only if
-    there is none.
+    If `out` contains the shards already, only the catalogue is added. At an object store the catalogue is uploaded
+    last, and only if there is none.
     """
     if object_cache.place_of(out) is not None:
         publish_shards(work / _SHARDS, out / _SHARDS)
@@ -102,7 +105,7 @@ def publish_shards(work: Path, folder: Path) -> None:
         def put(path: Path) -> None:
             if not object_cache.put_same(path, folder / path.name):
                 raise RequestError(
-                    f"'{folder / path.name}' exists with other bytes: an earlier pack put it, or one that is running now; "
+                    f"'{folder / path.name}' exists with other bytes: another pack wrote it before, or is running now; "
                     "name a new location, or remove it first"
                 )
 
@@ -114,23 +117,23 @@ def _publish_catalogue(partial: Path, target: Path) -> None:
         object_cache.put_file(partial, target, is_new=True)
     except FileExistsError:
         raise RequestError(
-            f"'{target}' exists: another process wrote it meanwhile; look at its data set and start again"
+            f"'{target}' exists: another process wrote it meanwhile; check its data set and start again"
         ) from None
     os.replace(partial, target)
 
 
 def check_new(out: Path, *, has_shards: bool = False) -> None:
-    """RequestError unless `out` is free to become a data set; at a store, shards that a killed pack put are no hindrance.
+    """Raise RequestError unless `out` can become a data set; at an object store, shards of a killed pack are allowed.
 
-    has_shards: `out` holds the shards to catalogue, and must only have no catalogue yet.
+    has_shards: `out` contains the shards to index, and must only have no catalogue yet.
     """
     if has_shards:
         if (out / "catalogue").exists():
-            raise RequestError(f"output '{out}' has a catalogue already; `resplit` makes its next version")
+            raise RequestError(f"output '{out}' already has a catalogue; `resplit` creates its next version")
     elif object_cache.place_of(out) is not None:
         if set(list_folder(out)) - {_SHARDS}:
             raise RequestError(
-                f"output '{out}' is not empty; name a new location, or remove what is there first"
+                f"output '{out}' is not empty; choose a new location, or remove its content first"
             )
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RequestError(
@@ -139,10 +142,10 @@ def check_new(out: Path, *, has_shards: bool = False) -> None:
 
 
 def add_version(dataset: Path, version: int, columns: Columns, metadata: CatalogueMetadata) -> str:
-    """Write the rows as catalogue `version` and make it current; returns the fingerprint. Hold the data set."""
+    """Write the rows as catalogue `version` and make it current; return the fingerprint. The caller holds the lock."""
     folder = dataset / "catalogue"
     partial = folder / _PARTIAL
     fingerprint = write_catalogue(partial, columns, metadata, version=version)
     _publish_catalogue(partial, folder / f"{version:06d}.arrow")
-    remove_folder(dataset / _STAGING)  # pieces are of one version
+    remove_folder(dataset / _STAGING)  # pieces belong to one version
     return fingerprint

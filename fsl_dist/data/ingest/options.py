@@ -22,8 +22,8 @@ class PackOptions(SplitOptions):
     columns: TableColumns | None = None
     """table to read instead of class folders"""
     split_folders: bool | None = None
-    """whether folders named like splits (train, val, test) hold the class folders of these splits; None: where train and
-    another of them are there"""
+    """whether folders named like splits (train, val, test) contain the class folders of these splits; None: if there is
+    train and another of them"""
     order: Literal["mixed", "class"] = "mixed"
     """order of bytes in the shards; mixed: shuffled over the whole source; class: the bytes of each class together"""
     shard_size_mb: Annotated[int, Field(ge=1)] = 256
@@ -33,7 +33,8 @@ class PackOptions(SplitOptions):
     resize: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
     """(height, width) in pixels at which larger images are stored, in place of `resize_shorter`"""
     pixel_range: tuple[float, float] | None = None
-    """(low, high): grey pixels of more than 8 bits are stored as PNG of 8, low as black and high as white; None: as they are"""
+    """(low, high): grey pixels of more than 8 bits are stored as PNG of 8, low as black and high as white; None: as
+    they are"""
     dedupe: Dedupe | None = None
     """near-duplicates to leave out: `name`: those with one file name; `phash`: all; None: none"""
     num_classes: Annotated[int, Field(ge=1)] | None = None
@@ -57,7 +58,7 @@ class PackOptions(SplitOptions):
 
     @property
     def stored_size(self) -> StoredSize:
-        """The size at which images are stored; RequestError where the options contradict each other."""
+        """The size at which images are stored; raises RequestError if options contradict each other."""
         return StoredSize(shorter=self.resize_shorter, exact=self.resize)
 
     @property
@@ -65,7 +66,7 @@ class PackOptions(SplitOptions):
         return "split_column", self.columns.split if self.columns is not None else ""
 
     def with_folder_splits(self, source: str | Path) -> "PackOptions":
-        """These options for a `source` whose folders give the splits; RequestError where they divide again."""
+        """These options for a `source` whose folders give the splits; RequestError if they also set another split."""
         given = {
             "split": self.split if self.split != "folders" else "",
             "num_base": self.num_base,
@@ -74,14 +75,14 @@ class PackOptions(SplitOptions):
         named = [f"{name}={value}" for name, value in given.items() if value]
         if named:
             raise RequestError(
-                f"the folders of source '{source}' give its splits and {' and '.join(named)} divides again; leave one out "
-                "(`resplit` divides a packed data set again, split_folders=False reads the folders as classes)"
+                f"the folders of source '{source}' give its splits and {' and '.join(named)} divides again; leave "
+                "one out (`resplit` divides a packed data set again, split_folders=False reads the folders as classes)"
             )
         return replace(self, split="folders")
 
     @property
     def record(self) -> dict[str, object]:
-        """What the catalogue keeps of these options."""
+        """The options that the catalogue records."""
         return {
             "source": "folder" if self.columns is None else "table",
             "columns": None if self.columns is None else self.columns.named(),

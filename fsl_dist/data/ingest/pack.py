@@ -44,7 +44,7 @@ from index.base import object_cache
 from index.base.pieces import Progress
 
 _GIVEN = ("column", "folders")
-"""split kinds in which the source says where each sample goes"""
+"""split kinds in which the source gives the split of each sample"""
 
 
 def pack(
@@ -52,21 +52,21 @@ def pack(
 ) -> WriteReport:
     """Write every readable image of `source` to shards and a catalogue in the new folder `out`.
 
-    Images are stored as they are, unless `options` resize them or scale their pixels. Those that cannot be used are named with the
-    reason in the log, the report and the catalogue; the rest is packed, without near-duplicates where `options` say so.
-    The output's bytes depend only on the source and `options`, not on the number of processes. It is written next to
-    `out` and renamed, so `out` is complete or not there. A killed or interrupted pack resumes with the pieces that are
-    finished if source and options are the same; otherwise they are removed. After an error that lies in the source or
-    the request nothing is left.
+    Images are stored unchanged, unless `options` resize them or scale their pixels. Unusable ones are listed with the
+    reason in the log, the report and the catalogue; near-duplicates are left out if `options` say so; all others are
+    packed. The output's bytes depend only on the source and `options`, not on the number of processes. The output is
+    written next to `out` and renamed, so `out` is complete or does not exist. A killed or interrupted pack resumes
+    with the finished pieces if source and options are the same; otherwise they are removed. After an error in the
+    source or the request nothing is left on disk.
+
+    Every image is read twice (once if it is resized) and decoded once.
 
     Args:
         progress: Called as `progress(stage, done, total)`, in images.
 
     Raises:
-        RequestError: The request cannot be served; nothing was written.
+        RequestError: The request is invalid; nothing was written.
         DataError: A file of the source changed meanwhile.
-
-    Reads every image twice, or once where it is resized, and decodes it once.
     """
     out = object_cache.working_folder(out)
     check_new(out)
@@ -80,10 +80,10 @@ def append(
 ) -> WriteReport:
     """Add every readable image of `source` to a data set: new shards and the next catalogue version.
 
-    Old versions stay as they are, with their ids. Old samples keep their split; the new ones are divided by
-    the data set's own rule and seed, so `options` must leave those at their defaults. Old classes and groups
-    keep their numbers, new ones follow. A key that the data set has is a bad sample. The report counts what was
-    added. Otherwise as `pack`; killed or failed, it leaves the data set as it was.
+    Old versions and their ids do not change. Old samples keep their split; the new ones are divided by the data set's
+    own rule and seed, so `options` must leave those at their defaults. Old classes and groups keep their numbers; new
+    ones follow. A key that already exists is a bad sample. The report counts the added samples. Otherwise as in
+    `pack`; after a kill or an error the data set is unchanged.
     """
     dataset = object_cache.working_folder(dataset)
     with hold_dataset(dataset) as old:
@@ -94,7 +94,8 @@ def append(
 def _write(
     listing: Listing, out: Path, old: Catalogue | None, options: PackOptions, progress: Progress | None
 ) -> WriteReport:
-    """Pack `listing` as the next version of `out`, which holds the rows of `old`. The caller holds the lock of `out`."""
+    """Pack `listing` as the next version of `out`, which contains the rows of `old`. The caller holds the lock of
+    `out`."""
     with PackFolder.open(partial_of(out, old), make_plan(listing, options, old)) as work:
         checked = check_images(work, listing, options, progress)
         samples, images, bad = sort_out(listing, checked.results)
@@ -135,12 +136,10 @@ def _write(
 def _keep_largest(
     samples: Sequence[Candidate], images: Sequence[CheckedImage], num_classes: int
 ) -> tuple[list[Candidate], list[CheckedImage]]:
-    """The images of the `num_classes` classes with the most of them; by name where they have equally many."""
+    """The images of the `num_classes` largest classes; ties are ordered by name."""
     counts = Counter(sample.label for sample in samples)
     if num_classes > len(counts):
-        raise RequestError(
-            f"num_classes={num_classes} asks for more classes than the {len(counts)} there are"
-        )
+        raise RequestError(f"num_classes={num_classes} is more than the {len(counts)} classes that exist")
     kept = set(sorted(counts, key=lambda label: (-counts[label], label))[:num_classes])
     pairs = [(sample, image) for sample, image in zip(samples, images, strict=True) if sample.label in kept]
     return [sample for sample, _ in pairs], [image for _, image in pairs]
@@ -149,7 +148,7 @@ def _keep_largest(
 def _list_source(
     source: Path, options: PackOptions, old: Catalogue | None = None
 ) -> tuple[Listing, PackOptions]:
-    """(what `source` offers, `options` with the split that follows from its folders where they are splits)."""
+    """(the images in `source`, `options` with the split that its folders give, if they are splits)."""
     if object_cache.place_of(object_cache.working_folder(source)) is not None:
         raise RequestError(f"source '{source}': pack reads images from a disk; copy them there first")
     if not source.is_dir():
@@ -165,12 +164,13 @@ def _list_source(
         if old is not None and not is_given:
             raise RequestError(
                 f"the folders of source '{source}' give its splits and append=True divides by the data set's own rule "
-                f"({old.options.get('split')}); pack it as a data set of its own, or split_folders=False reads them as classes"
+                f"({old.options.get('split')}); pack it as a separate data set, or use split_folders=False to "
+                "read them as classes"
             )
         return listing, options.with_folder_splits(source)
     if is_given:
         raise RequestError(
-            f"split_folders=False gives no splits, and those of the data set were given "
+            f"split_folders=False gives no splits, but those of the data set were given "
             f"({old.options.get('split') if old else 'folders'})"
         )
     return listing, options
@@ -188,11 +188,11 @@ def _refuse_known(listing: Listing, old: Catalogue) -> Listing:
 
 
 def _find_known(sample: Candidate, id_of: Mapping[str, int], old: Catalogue) -> str:
-    """Why `sample` must not be added to `old`: it is there already, or may be; empty where it is new."""
+    """Why `sample` must not be added to `old`: it exists already, or may exist; empty if it is new."""
     hashed = make_key(sample.key_path, with_hash=True)
     for key in (sample.key, hashed):
         if key in id_of:
-            return f"duplicate key '{key}', in the data set already"
+            return f"duplicate key '{key}', already in the data set"
     # A file that had no companion of another extension when it was packed, or an earlier rule, gave it this key.
     others = [make_key(sample.key_path)]
     if old.options.get("key_rule") != KEY_RULE:
@@ -203,7 +203,7 @@ def _find_known(sample: Candidate, id_of: Mapping[str, int], old: Catalogue) -> 
         if old.options.get("resize") or old.options.get("resize_shorter"):
             return f"duplicate key '{key}': whether this image has it cannot be seen, because images were resized"
         if _has_bytes(sample.file, old.locate([id_of[key]])):
-            return f"duplicate key '{key}', in the data set already"
+            return f"duplicate key '{key}', already in the data set"
     return ""
 
 
@@ -225,7 +225,8 @@ def _with_rule_of(old: Catalogue, options: PackOptions) -> PackOptions:
     if refused:
         raise RequestError(
             f"append=True divides and resizes by the data set's own rule ({old.options.get('split')}, seed "
-            f"{old.options.get('seed')}) and adds every class; leave {' and '.join(refused)} out (`resplit` divides again)"
+            f"{old.options.get('seed')}) and adds every class; leave {' and '.join(refused)} out (`resplit` "
+            "divides again)"
         )
     rule: dict[str, Any] = {name: old.options.get(name) for name in kept}
     if rule["split"] in _GIVEN:

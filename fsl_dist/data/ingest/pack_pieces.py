@@ -1,6 +1,7 @@
 """The two passes of `pack` as lists of pieces (`index.base.pieces`).
 
-Chunks of images are checked first, then shards are written, because their boundaries follow from the sizes of the images.
+Chunks of images are checked first, then shards are written, because their boundaries follow from the sizes of the
+images.
 """
 
 import hashlib
@@ -36,10 +37,10 @@ if TYPE_CHECKING:
 
 
 def make_plan(listing: Listing, options: "PackOptions", old: Catalogue | None = None) -> dict[str, object]:
-    """What the pieces follow from, under names that a user understands: equal plans have equal pieces.
+    """Everything that determines the pieces, under user-visible names: equal plans have equal pieces.
 
-    Files are compared by path, size and times of change; `old` is the data set that they join. Options that the list of
-    files already reflects are left out, and those that only divide the samples afterwards.
+    Files are compared by path, size and modification times; `old` is the data set that they are added to. Options
+    that are already reflected in the list of files are omitted, as are those that only divide the samples afterwards.
     """
     digest = hashlib.sha256()
     for sample in listing.candidates:
@@ -117,9 +118,9 @@ def write_shards(
     options: "PackOptions",
     progress: Progress | None,
 ) -> Written:
-    """Write `samples` (sorted by key) to shard-000000.tar …, except for shards that are finished in `work`.
+    """Write `samples` (sorted by key) to shard-000000.tar …, except for shards that are already finished in `work`.
 
-    folder: their folder in the data set. first: number of the shards that the data set has already.
+    folder: their folder in the data set. first: number of existing shards in the data set.
     """
     if options.order == "class":
         order = np.argsort(labels, kind="stable")

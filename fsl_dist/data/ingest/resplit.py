@@ -22,14 +22,14 @@ from index.base import object_cache
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ResplitOptions(SplitOptions):
-    """What the next version changes; an empty name means none."""
+    """The changes of the next version; an empty name means no change."""
 
     table: str = ""
     """table, one row per sample; samples that it does not name are left out"""
     key_column: str = ""
-    """column that holds the samples' keys"""
+    """column with the samples' keys"""
     path_column: str = ""
-    """column that holds paths as `pack` was given them, instead of keys"""
+    """column with paths as they were passed to `pack`, instead of keys"""
     label_column: str = ""
     group_column: str = ""
     blind_group_column: str = ""
@@ -40,10 +40,10 @@ class ResplitOptions(SplitOptions):
     def __post_init__(self) -> None:
         if self.table and bool(self.key_column) == bool(self.path_column):
             raise RequestError(
-                f"table={self.table} needs key_column=… or path_column=…, one of the two, to find the samples"
+                f"table={self.table} needs either key_column=… or path_column=… to find the samples"
             )
         if not self.table and any((self.key_column, self.path_column, *self.value_columns.values())):
-            raise RequestError("columns are read from a table; say which with table=…")
+            raise RequestError("columns are read from a table; set it with table=…")
         if not self.table and not self.is_divided_anew:
             raise RequestError("nothing to change; give split=…, or table=… with the new columns")
         SplitOptions.__post_init__(self)
@@ -54,13 +54,13 @@ class ResplitOptions(SplitOptions):
 
     @property
     def is_divided_anew(self) -> bool:
-        """Whether any option speaks of the split; without one, samples stay on their sides."""
+        """Whether any option changes the split; if not, samples keep their splits."""
         asked = self.split or self.split_column or self.keep_together or self.seed
         return bool(asked) or self.fractions is not None or self.num_base is not None
 
     @property
     def value_columns(self) -> dict[str, str]:
-        """Catalogue column → table column, for those that are asked for."""
+        """Catalogue column → table column, for those that are set."""
         columns = {
             "label": self.label_column,
             "group": self.group_column,
@@ -72,12 +72,12 @@ class ResplitOptions(SplitOptions):
 
 
 def resplit(dataset: str | Path, options: ResplitOptions) -> WriteReport:
-    """Write the next catalogue version of `dataset` over the same shards; earlier versions stay as they are.
+    """Write the next catalogue version of `dataset` over the same shards; earlier versions do not change.
 
-    Labels, groups and units that a table gives replace the old ones, with numbers of their own. Samples that the
-    table does not name, or without a label there, are left out and named like bad samples, and so are rows that name
-    no sample. Divided with the options of a pack, samples go where that pack would have sent them. Reads no image.
-    Raises RequestError, with nothing written, where the request cannot be served.
+    Labels, groups and units of the table replace the old ones, with new numbers. Samples that are missing in the
+    table, or have no label in it, are left out and listed like bad samples, and so are rows without a sample. With
+    the options of a pack, samples are divided as that pack would have divided them. Reads no image. Raises
+    RequestError, with nothing written, for an invalid request.
     """
     dataset = object_cache.working_folder(dataset)
     with hold_dataset(dataset) as old:
@@ -137,7 +137,7 @@ def resplit(dataset: str | Path, options: ResplitOptions) -> WriteReport:
 def _match(
     keys: list[str], options: ResplitOptions, has_earlier_keys: bool
 ) -> tuple[list[int], dict[str, list[str]], list[BadSample]]:
-    """(ids in the order of their keys, catalogue column → their values, what is left out)."""
+    """(ids in the order of their keys, catalogue column → their values, samples and rows that are left out)."""
     id_of = {key: sample_id for sample_id, key in enumerate(keys)}
     wanted = options.value_columns
     name_column = options.key_column or options.path_column
@@ -168,9 +168,10 @@ def _match(
 
 
 def _key_of_path(path: str, id_of: dict[str, int], has_earlier_keys: bool) -> str:
-    """The key that `pack` made of a path, or the one that adopted shards have for it; of none, what it would be now.
+    """The key that `pack` made of a path, or that adopted shards have for it; for an unknown path, the key it would
+    get now.
 
-    Empty where the path names no file: an empty cell, the source itself.
+    Empty if the path names no file: an empty cell, the source itself.
     """
     for spelling in (path, *spellings_of(path)):
         inside = os.path.normpath(spelling)
@@ -189,7 +190,7 @@ def _key_of_path(path: str, id_of: dict[str, int], has_earlier_keys: bool) -> st
 def _renumber(
     old: Catalogue, columns: dict[str, NDArray[Any]], values: dict[str, list[str]]
 ) -> dict[str, list[str]]:
-    """Put the table's values into `columns`; catalogue column → its names."""
+    """Write the table's values into `columns`; return catalogue column → its names."""
     names = {
         "label": old.class_names,
         "group": old.group_names,

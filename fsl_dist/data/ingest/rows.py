@@ -38,7 +38,7 @@ class NamedSamples:
 
     @classmethod
     def number(cls, samples: Sequence[Candidate], old: Catalogue | None = None) -> "NamedSamples":
-        """Number the names of `samples`; those that `old` has keep their numbers."""
+        """Number the names of `samples`; names in `old` keep their numbers."""
         class_names, labels = number_names([s.label for s in samples], old.class_names if old else ())
         group_names, groups = number_names([s.group for s in samples], old.group_names if old else ())
         blind_group_names, blind_groups = number_names(
@@ -64,7 +64,7 @@ class NamedSamples:
         options: dict[str, object],
         duplicates: Sequence[Duplicate] = (),
     ) -> CatalogueMetadata:
-        """What a catalogue says of these samples and of how it was made."""
+        """The catalogue metadata of these samples and of the way they were made."""
         return CatalogueMetadata(
             class_names=self.class_names,
             group_names=self.group_names,
@@ -110,7 +110,7 @@ class NamedSamples:
 
 
 def log_bad(bad: Sequence[BadSample]) -> None:
-    """Log what is left out: one warning for all, and a line for each."""
+    """Log the samples that are left out: one warning for all, and a line for each."""
     for sample in bad:
         logger.info("left out '%s': %s", sample.path, sample.reason)
     if bad:
@@ -132,9 +132,9 @@ def warn(warnings: Sequence[str]) -> None:
 def sort_out(
     listing: Listing, checked: Sequence[CheckedImage | str]
 ) -> tuple[list[Candidate], list[CheckedImage], list[BadSample]]:
-    """(the good samples, what they are, the bad ones, which the log names).
+    """(the good samples, their images, the bad ones, which are logged).
 
-    checked: what each candidate is, or why it cannot be used. RequestError where none is good.
+    checked: the result for each candidate, or why it cannot be used. Raises RequestError if none is good.
     """
     samples, images, bad = [], [], list(listing.bad)
     for candidate, image in zip(listing.candidates, checked, strict=True):
@@ -194,7 +194,7 @@ def join_columns(first: Columns, second: Columns) -> Columns:
 
 
 def join_metadata(old: Catalogue, added: CatalogueMetadata) -> CatalogueMetadata:
-    """What a catalogue says once samples that are numbered after those of `old` have joined it."""
+    """The catalogue metadata after samples that are numbered after those of `old` were added to it."""
     return replace(
         added,
         shards=[*old.shards, *added.shards],

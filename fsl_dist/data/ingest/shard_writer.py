@@ -19,13 +19,13 @@ _END = bytes(2 * _TAR_BLOCK)
 
 @dataclass(frozen=True, slots=True)
 class StoredAt:
-    """Where a sample is stored."""
+    """The location of a stored sample."""
 
     shard: int
     offset: int
     """first byte of the image in its shard"""
     mask_offset: int = 0
-    """the same of its mask; 0 where there is none"""
+    """offset of its mask; 0 if there is none"""
 
 
 @dataclass(slots=True)
@@ -47,7 +47,7 @@ def plan_shards(
     max_bytes: int,
     first: int = 0,
 ) -> list[PlannedShard]:
-    """Which rows of `images` and `labels` go into which shard, in `order`, and where in it.
+    """Assign the rows of `images` and `labels` to shards and positions, in `order`.
 
     Each shard has at most `max_bytes` unless one sample is larger. They are numbered from `first`.
     """
@@ -70,7 +70,7 @@ def plan_shards(
 
 
 class ShardSample(NamedTuple):
-    """A sample to write: an image, and its mask after it if there is one."""
+    """A sample to write: an image, followed by its mask if there is one."""
 
     key: str
     label: int

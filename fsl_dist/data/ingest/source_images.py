@@ -21,7 +21,7 @@ CHUNK_SIZE = 64
 
 
 class SourceFile(NamedTuple):
-    """Where an image and its mask are read, and what the user calls them; an empty mask is none."""
+    """The files of an image and its mask, with their names for the user; an empty mask means none."""
 
     file: str
     path: str
@@ -38,9 +38,9 @@ class Chunk(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CheckImages:
-    """Checks a chunk: decodes every image once, and leaves what will be stored of it in the work folder.
+    """Checks a chunk: decodes every image once, and writes re-encoded images to the work folder.
 
-    What is known of the images is in the note of the chunk's file, which holds what was re-encoded, end to end.
+    The results are in the note of the chunk's file, which contains the re-encoded images end to end.
     """
 
     work: PackFolder
@@ -48,7 +48,7 @@ class CheckImages:
     pixel_range: PixelRange | None = None
     """what grey pixels of more than 8 bits are scaled by"""
     has_fingerprints: bool = False
-    """whether to compute what near-duplicates are found by"""
+    """whether to compute fingerprints for the search for near-duplicates"""
 
     def __call__(self, chunk: Chunk) -> None:
         name = kept_name(chunk.number)
@@ -92,17 +92,17 @@ def kept_name(chunk: int) -> str:
 
 
 def read_checked(work: PackFolder, chunk: int) -> list[CheckedImage | str]:
-    """What `CheckImages` found out of a chunk; OSError where it is not there any more."""
+    """Read the results of `CheckImages` for a chunk; raises OSError if they no longer exist."""
     facts = work.facts_of(kept_name(chunk))
     if facts is None:
-        raise OSError(f"'{work.folder}' does not hold what was just written there; is the disk sound?")
+        raise OSError(f"'{work.folder}' does not contain what was just written; is the disk faulty?")
     return [row if isinstance(row, str) else _as_image(row) for row in facts["images"]]
 
 
 def read_stored(
     work: PackFolder, source: SourceFile, image: CheckedImage
 ) -> list[tuple[CheckedImage, bytes]]:
-    """(what is known, bytes) of an image and of its mask, if it has one. DataError where a file has changed."""
+    """(properties, bytes) of an image and of its mask, if it has one. Raises DataError if a file has changed."""
     members = [(image, _read_one(work, image, source.file, source.path))]
     if image.mask is not None:
         members.append((image.mask, _read_one(work, image.mask, source.mask, source.mask_path)))
@@ -131,7 +131,7 @@ def _keep(image: CheckedImage, data: bytes, source: bytes, chunk: int, kept: IO[
 
 
 def _as_row(image: CheckedImage | str) -> dict[str, Any] | str:
-    """As JSON holds it: the fingerprint in hexadecimal digits."""
+    """Convert to JSON: the fingerprint in hexadecimal digits."""
     if isinstance(image, str):
         return image
     return {

@@ -20,7 +20,7 @@ _SPLIT_OF = {
     "evaluation": "test",
     "novel": "novel",
 }
-# Words of a name: letters, divided also where a capital follows a small letter (TrainData).
+# Words of a name: runs of letters, also split before a capital letter that follows a small one (TrainData).
 _WORD = re.compile(r"[^\W\d_]+?(?:(?<=[a-z])(?=[A-Z])|(?![^\W\d_]))")
 _SET = re.compile(r"(?:sets?|data)$")
 _AS_CLASSES = "split_folders=False reads all of them as classes"
@@ -29,16 +29,17 @@ _AS_CLASSES = "split_folders=False reads all of them as classes"
 def find_split_folders(
     source: Path, folders: Mapping[str, Mapping[str, int]], is_wanted: bool | None
 ) -> dict[str, str]:
-    """Folder → split for the folders of `source` that are splits; empty where they are classes.
+    """Return folder → split for the folders of `source` that are splits; empty if they are classes.
 
     Args:
         source: for messages.
-        folders: of each folder in `source`, the images in each of its folders, and under "" those directly in it.
-        is_wanted: whether folders with names of splits are splits; None: where train and another split are there, also as
-            one word of longer names (`seg_train`, `training_set`) that are alike otherwise or hold the same classes.
+        folders: for each folder in `source`, the number of images in each of its folders, and under "" those directly
+            in it.
+        is_wanted: whether folders with names of splits are splits. None: if train and another split exist, also as
+            one word of longer names (`seg_train`, `training_set`) that are otherwise equal or contain the same classes.
 
     Raises:
-        RequestError: the folders can be read either way, or splits are wanted and cannot be read.
+        RequestError: the folders are ambiguous, or splits are wanted and cannot be read.
     """
     if is_wanted is False:
         return {}
@@ -51,19 +52,19 @@ def find_split_folders(
         is_likely = len(set(found.values())) > 1 and not others
         if is_likely and all(_has_classes(folders[name]) for name in found):
             raise RequestError(
-                f"source '{source}' has the split folders {_listed(found)} and no train: split_folders=True reads them as "
-                f"splits, {_AS_CLASSES}"
+                f"source '{source}' has the split folders {_listed(found)} but no train: split_folders=True reads "
+                f"them as splits, {_AS_CLASSES}"
             )
         return {}
     if not found:
         raise RequestError(
-            f"source '{source}' has no folder that is named like a split ({', '.join(_SPLIT_OF)}); split_folders=True needs "
-            "them, and so does append=True where the data set was made of such folders"
+            f"source '{source}' has no folder that is named like a split ({', '.join(_SPLIT_OF)}); "
+            "split_folders=True needs them, and so does append=True where the data set was made of such folders"
         )
     if others:
         raise RequestError(
             f"source '{source}' has the split folders {_listed(found)} next to other folders with images "
-            f"({_listed(others)}): move the others away to read splits, or {_AS_CLASSES}"
+            f"({_listed(others)}): move the others elsewhere to read splits, or {_AS_CLASSES}"
         )
     for split in SPLITS:
         same = [name for name in found if found[name] == split]
@@ -77,12 +78,12 @@ def find_split_folders(
         link = _find_link(source, trained) if trained else ""
         if link:
             raise RequestError(
-                f"source '{source}' has the split folders {_listed(found)}, and '{link}' is a link to a folder, which is not "
-                "followed: put the folder itself in its place, or pack a folder that holds no links"
+                f"source '{source}' has the split folders {_listed(found)}, and '{link}' is a link to a folder, "
+                "which is not followed: replace the link by the folder itself, or pack a folder without links"
             )
         raise RequestError(
-            f"source '{source}' has the split folders {_listed(found)}, and '{trained or next(iter(found))}' has no class "
-            f"folders with images: name the classes with table=…, or {_AS_CLASSES}"
+            f"source '{source}' has the split folders {_listed(found)}, and '{trained or next(iter(found))}' has "
+            f"no class folders with images: name the classes with table=…, or {_AS_CLASSES}"
         )
     return found
 
@@ -90,7 +91,8 @@ def find_split_folders(
 def describe_folders(
     source: Path, folders: Mapping[str, Mapping[str, int]], split_of: Mapping[str, str]
 ) -> list[str]:
-    """How `source` was read, as sentences; none for class folders of other names. folders as for `find_split_folders`, split_of as it returns."""
+    """Sentences on how `source` was read; none for ordinary class folders. Arguments: those and the result of
+    `find_split_folders`."""
     if not split_of:
         named = [name for name in folders if name.casefold() in _SPLIT_OF]
         longer, hint = [name for name in _read_names(folders) if name not in named], ""
@@ -100,15 +102,15 @@ def describe_folders(
         nested = [name for name, images in folders.items() if holds_splits(images)]
         if nested:
             notes.append(
-                f"folders named like splits in the class folders ({_listed(nested)}) were read as any other; where these are "
-                f"splits with class folders, pack '{source / nested[0]}'"
+                f"folders named like splits in the class folders ({_listed(nested)}) were read like any other; if "
+                f"these are splits with class folders, pack '{source / nested[0]}'"
             )
         elif len(folders) == 1:
             (only, images), *_ = folders.items()
             if _has_classes(images):
                 notes.append(
-                    f"'{only}' is the only class; if its folders ({_listed(filter(None, images))}) are the classes, pack "
-                    f"'{source / only}'"
+                    f"'{only}' is the only class; if its folders ({_listed(filter(None, images))}) are the "
+                    f"classes, pack '{source / only}'"
                 )
         return notes
     folder_of = {split: name for name, split in split_of.items()}
@@ -139,7 +141,8 @@ def holds_splits(folders: Iterable[str]) -> bool:
 
 
 def _read_names(folders: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Folder → (split, the rest of its name) for the folders whose names have one word that is a split's, such as `trainset`."""
+    """Folder → (split, the rest of its name) for the folders whose names have one word that is a split's, such as
+    `trainset`."""
     found = {}
     for name in folders:
         words = [
@@ -155,7 +158,7 @@ def _read_names(folders: Iterable[str]) -> dict[str, tuple[str, str]]:
 
 
 def _are_splits(folders: Mapping[str, Mapping[str, int]], named: Mapping[str, tuple[str, str]]) -> bool:
-    """Whether all folders with images are splits of class folders, by names that are alike or classes that are the same."""
+    """Whether all folders with images are splits with class folders, by equal names or equal classes."""
     filled = {name: images for name, images in folders.items() if images}
     splits = [named[name][0] for name in filled if name in named]
     if len(splits) < len(filled) or not {"train"} < set(splits) or len(set(splits)) < len(splits):
@@ -177,7 +180,8 @@ def _names_splits(folders: Mapping[str, Mapping[str, int]], named: Iterable[str]
 
 
 def _find_link(source: Path, folder: str) -> str:
-    """`folder` of `source` where that is a link to a folder, else a folder in it that is one; empty where none is."""
+    """`folder` of `source` if it is a link to a folder, otherwise a folder in it that is one; empty if there is
+    none."""
     place = source / folder
     for path in (place, *sorted(place.iterdir() if place.is_dir() else ())):
         if path.is_symlink() and path.is_dir():

@@ -1,11 +1,11 @@
-"""The folder in which a pack works until it is complete, and from which a killed one resumes.
+"""The working folder of a pack, from which a killed pack resumes.
 
 .OUT.partial/
   3f2a…/                 the pieces of one plan, by its fingerprint
     plan.json
     chunk-000000.kept    re-encoded images of a chunk of the source
     out/                 the data set so far: finished shards
-    finished/            notes of what is finished (`index.base.pieces`)
+    finished/            notes of the finished files (`index.base.pieces`)
 """
 
 import contextlib
@@ -24,7 +24,7 @@ _PLAN = "plan.json"
 
 
 class PackFolder(WorkFolder):
-    """Where the pieces of one plan are; workers get a copy."""
+    """The folder with the pieces of one plan; workers get a copy."""
 
     __slots__ = ()
 
@@ -43,12 +43,12 @@ class PackFolder(WorkFolder):
     @classmethod
     @contextlib.contextmanager
     def open(cls, partial: Path, plan: Mapping[str, object]) -> Iterator["PackFolder"]:
-        """The folder below `partial` for the pieces of `plan` (JSON values under names that a user understands).
+        """Open the folder below `partial` for the pieces of `plan` (JSON values under user-visible names).
 
-        It holds what an earlier try with an equal plan finished. Pieces of other plans are removed, and a warning says why.
-        Hold a lock: one process at a time. At the block's end `partial` is removed, also after a DataError or
-        RequestError, which lie in the source or the request. After anything else (an interrupt, a full disk, a killed
-        worker) it stays, so that the next try can resume.
+        It contains the finished pieces of an earlier attempt with an equal plan. Pieces of other plans are removed,
+        with a warning that gives the reason. The caller holds a lock: one process at a time. At the end of the block
+        `partial` is removed, also after a DataError or RequestError, whose cause is the source or the request. After
+        anything else (an interrupt, a full disk, a killed worker) it is kept, so that the next attempt can resume.
         """
         work = cls(partial / fingerprint_of(plan)[:16])
         for name in list_folder(partial):
@@ -64,11 +64,11 @@ class PackFolder(WorkFolder):
         except (DataError, RequestError):
             remove_folder(partial)
             raise
-        except FslDistError:  # says itself that the next try resumes
+        except FslDistError:  # its message already says that the next attempt resumes
             raise
         except BaseException:
             logger.warning(
-                "stopped: finished pieces stay in '%s'; the same command resumes with them", partial
+                "stopped: finished pieces are kept in '%s'; the same command resumes with them", partial
             )
             raise
         remove_folder(partial)

@@ -1,1 +1,1 @@
-"""What samples, classes and groups are called: keys of paths, names in sources, tables that hold them."""
+"""Names of samples, classes and groups: keys from paths, names in sources, tables with names."""

@@ -1,7 +1,7 @@
 """The key of an image: its path without extension, made safe for a tar header and for WebDataset.
 
-owl/0001.jpg        owl/0001                      no change is needed
-कि/photo 1.jpg      कि/photo_1~1d0f0c9e2b6a4f37   changed: a hash of the whole path tells it from others
+owl/0001.jpg        owl/0001                      unchanged
+कि/photo 1.jpg      कि/photo_1~1d0f0c9e2b6a4f37   changed: a hash of the full path makes it unique
 """
 
 import hashlib
@@ -9,28 +9,29 @@ import re
 import unicodedata
 from pathlib import PurePosixPath
 
-# A tar header holds 100 bytes of name; the longest extension, ".mask.png", takes 9 of them.
+# A tar header has 100 bytes for the name; the longest extension, ".mask.png", needs 9 of them.
 _MAX_BYTES = 91
 # 64 bits: a million changed paths collide with a probability of 3e-8, and a collision is reported.
 _HASH_DIGITS = 16
 # No unchanged key contains it, so a changed key never equals an unchanged one.
 _HASH_MARK = "~"
 _HASH = re.compile(f"{_HASH_MARK}[0-9a-f]{{{_HASH_DIGITS}}}$")
-# WebDataset takes what is below a first folder `__…__` for its own metadata and passes over it.
+# WebDataset treats everything below a first folder `__…__` as its own metadata and skips it.
 _METADATA = re.compile("__[^/]*__/")
 
 
 def make_key(path: str, *, with_hash: bool = False) -> str:
-    """Key of the image at `path`, a function of the path alone; paths that differ in more than the extension never share one.
+    """Return the key of the image at `path`. It depends only on the path; only paths that differ in the extension
+    share it.
 
-    Letters, digits and marks of every script, "_", "-" and "/" are kept; everything else becomes "_", dots among them, because
-    WebDataset cuts a name at its first dot. Where that, Unicode's form NFC, the length of a tar header or WebDataset's
-    own names (`__meta__/…`) need a change, a hash of the path follows. A key that is too long keeps its end, where file
-    names differ.
+    Letters, digits and marks of every script, "_", "-" and "/" are kept; everything else becomes "_", including dots,
+    because WebDataset cuts a name at its first dot. If the key changes by this, by Unicode's form NFC, by the length
+    limit of a tar header or by WebDataset's reserved names (`__meta__/…`), a hash of the path is appended. A key that
+    is too long keeps its end, where file names differ.
 
     Args:
-        path: Relative to the source, without `.` and `..`; bytes that are not UTF-8 as `os.fsdecode` gives them.
-        with_hash: Add the hash in any case: for files that differ in nothing but the extension.
+        path: Relative to the source, without `.` and `..`; bytes that are not UTF-8 as in `os.fsdecode`.
+        with_hash: Append the hash in any case, for files that differ only in the extension.
     """
     stem = _stem(path)
     key = "".join(
@@ -54,7 +55,7 @@ def make_earlier_key(path: str) -> str:
 
 
 KEY_RULE = "hashed where changed"
-"""what a catalogue's options say under `keys` where `make_key` made them"""
+"""value of `keys` in a catalogue's options if `make_key` made the keys"""
 
 
 def _stem(path: str) -> str:
@@ -66,6 +67,6 @@ def _is_kept(character: str) -> bool:
 
 
 def _cut(key: str, max_bytes: int) -> str:
-    """The last `max_bytes` of `key`, in whole characters."""
+    """The last `max_bytes` of `key`, without partial characters."""
     encoded = key.encode()
     return key if len(encoded) <= max_bytes else encoded[-max_bytes:].decode(errors="ignore").lstrip("/")

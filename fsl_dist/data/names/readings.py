@@ -1,4 +1,5 @@
-"""What a class, a group, a unit or a split is called: one reading of folder names, table cells, `.json` and `.cls`."""
+"""Names of classes, groups, units and splits: folder names, table cells, `.json` and `.cls` are read by the same
+rules."""
 
 import re
 import unicodedata
@@ -10,15 +11,16 @@ import numpy as np
 
 from fsl_dist.data.names.spellings import read_spelling, refuse_rounded
 
-# Unicode's Default_Ignorable_Code_Point (DerivedCoreProperties.txt, 14.0), apart from the two joiners: fillers, variation selectors,
-# direction marks, tags. The tags behind a black flag are seen: they make the flags of England, Scotland and Wales.
+# Unicode's Default_Ignorable_Code_Point (DerivedCoreProperties.txt, 14.0), except for the two joiners: fillers,
+# variation selectors, direction marks, tags. Tags after a black flag are visible: they make the flags of England,
+# Scotland and Wales.
 _INVISIBLE = re.compile(
     "(\U0001f3f4[\U000e0020-\U000e007e]+\U000e007f)|"
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
     "\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
 _BRAILLE_BLANK = "\u2800"
-# Joiners change what is seen inside words of Persian and Indic scripts and inside emoji; next to anything else nobody sees them.
+# Joiners change the display inside words of Persian and Indic scripts and inside emoji; elsewhere they are invisible.
 _JOINERS = re.compile("(?<![\u0590-\U0010ffff])[\u200c\u200d]+|[\u200c\u200d]+(?![\u0590-\U0010ffff])")
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
@@ -35,13 +37,13 @@ def printable(text: str) -> str:
 
 def _escape(found: re.Match[str]) -> str:
     code = ord(found[0])
-    if 0xDC80 <= code <= 0xDCFF:  # how os.fsdecode keeps a byte that is not UTF-8
+    if 0xDC80 <= code <= 0xDCFF:  # the form in which os.fsdecode keeps a byte that is not UTF-8
         code -= 0xDC00
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
 
 
 def strip_invisible(text: str) -> str:
-    """`text` without characters that nobody sees."""
+    """`text` without invisible characters."""
     return _JOINERS.sub("", _INVISIBLE.sub(r"\1", text))
 
 
@@ -52,21 +54,21 @@ def read_text(text: str) -> str:
     """
     if text.isascii() and text.isalnum():
         return text
-    # Joiners last: what white space, escapes and form NFC put next to them decides whether they are seen.
+    # Joiners last: white space, escapes and form NFC change which characters are next to them, and so their visibility.
     text = unicodedata.normalize("NFC", text).replace(_BRAILLE_BLANK, " ")
     text = strip_invisible(printable(" ".join(text.split())))
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def read_value(value: object) -> str:
-    """The name that a cell of a table, a value of `.json` or the text of `.cls` holds; empty where there is none.
+    """Return the name in a table cell, in a value of `.json` or in the text of `.cls`; empty if there is none.
 
-    None and NaN are missing. Text is read by `read_text`; text of a table without types may be a value of another table
-    with types, so both have one name: `1.0` and 1.0 are `1`, `True` and true are `true`, midnight is its date, a time with a zone is
-    that of UTC.
+    None and NaN are missing. Text is read by `read_text`. Text in a table without types may be a typed value in another
+    table, so both get the same name: `1.0` and 1.0 are `1`, `True` and true are `true`, midnight is its date, a time
+    with a zone is converted to UTC.
 
     Raises:
-        ValueError: the value names nothing; the message follows the value's place.
+        ValueError: the value is not a name; the message continues after the value's location.
     """
     if value is None:
         return ""
@@ -101,7 +103,8 @@ def _read_number(value: float | np.floating | Decimal) -> str:
 
 
 def read_known(name: str) -> str:
-    """What names of earlier versions and of folders are compared by: `read_value`, or the name itself where that refuses it."""
+    """The form in which existing and folder names are compared: `read_value`, or the name itself if that raises an
+    error."""
     try:
         return read_value(name)
     except ValueError:
@@ -110,7 +113,7 @@ def read_known(name: str) -> str:
 
 @dataclass(slots=True)
 class Names:
-    """Reads the values of one column, and remembers what a user should know of them."""
+    """Reads the values of one column, and collects warnings for the user."""
 
     column: str
     """what messages call it, such as `label_column=class`"""
@@ -119,7 +122,7 @@ class Names:
     _first: dict[str, str] = field(default_factory=dict)
     """name → the first value that was read as it, as text"""
     _merged: dict[str, list[str]] = field(default_factory=dict)
-    """name → all of them, where there are several"""
+    """name → all of its spellings, if there are several"""
 
     def read(self, value: object) -> str:
         """The name of `value`, as `read_value` reads it."""
@@ -157,7 +160,7 @@ class Names:
         if escaped:
             names = ", ".join(f"'{name}'" for name in escaped[:_MAX_LINES])
             lines.append(
-                f"{self.column}: {len(escaped)} names are not UTF-8 on the disk, such as {names}; they keep these escapes"
+                f"{self.column}: {len(escaped)} names are not UTF-8 on disk, such as {names}; they keep these escapes"
             )
         controlled = [
             name for name, written in self._first.items() if _CONTROL.search("".join(written.split()))
@@ -165,22 +168,24 @@ class Names:
         if controlled:
             names = ", ".join(f"'{name}'" for name in controlled[:_MAX_LINES])
             lines.append(
-                f"{self.column}: {len(controlled)} names hold control characters, such as {names}; they keep these escapes"
+                f"{self.column}: {len(controlled)} names contain control characters, such as {names}; they keep "
+                "these escapes"
             )
         powers = [name for name in self._first if _UNSIGNED_POWER.fullmatch(name)]
         if powers:
             names = ", ".join(f"'{name}'" for name in powers[:_MAX_LINES])
             lines.append(
-                f"{self.column}: {names} {'is' if len(powers) == 1 else 'are'} taken as text; where a number is meant, write all its digits"
+                f"{self.column}: {names} {'is' if len(powers) == 1 else 'are'} read as text; to use a number, "
+                "write all its digits"
             )
         return [*lines, *doubt_words(self.column, self._first)]
 
 
 def doubt_words(place: str, names: Iterable[str]) -> list[str]:
-    """One line for those of `names`, found at `place`, that often mean a missing value."""
+    """One warning for those of `names`, found at `place`, that often mean a missing value."""
     words = [name for name in names if name.casefold() in _WORDS_FOR_NONE]
     if not words:
         return []
     return [
-        f"{place}: {', '.join(map(repr, words))} is taken as a name; where it means none, leave the value empty"
+        f"{place}: {', '.join(map(repr, words))} is read as a name; if it means none, leave the value empty"
     ]

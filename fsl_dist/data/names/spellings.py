@@ -6,8 +6,8 @@ from decimal import Decimal
 
 _BOOLEANS = ("true", "True", "TRUE", "false", "False", "FALSE")
 _WHOLE_NUMBER = re.compile(r"(-?)(0|[1-9][0-9]*)\.0+")
-# Programs sign the exponent of a number, or write a point before it; `4e16` without either may be a code in hexadecimal digits.
-# From six zeros after the point on, programs write an exponent.
+# Programs sign the exponent of a number, or write a point before it; `4e16` without either may be a code in
+# hexadecimal digits. From six zeros after the point on, programs write an exponent.
 _POWER = re.compile(
     r"-?(?:0|[1-9][0-9]*)(?:(?:\.[0-9]+)?[eE][+-][0-9]{1,3}|\.[0-9]+[eE][0-9]{1,3}|\.0{6}[0-9]+)"
 )
@@ -20,18 +20,18 @@ _CLOCK = re.compile(r"([0-9]{2}:[0-9]{2}:[0-9]{2})(\.[0-9]*?)0*")
 
 
 def refuse_rounded(value: object, limit: str) -> ValueError:
-    """The error for a whole number that its type, or that of its text, rounds to others."""
+    """The error for a whole number that its type, or the type of its text, cannot represent exactly."""
     return ValueError(
-        f"is {value}, a number with a decimal point beyond {limit}, where whole numbers are rounded to others; "
+        f"is {value}, a number with a decimal point beyond {limit}, where whole numbers lose digits; "
         "store whole numbers or text"
     )
 
 
 def read_spelling(text: str) -> str:
-    """`text` as a value of another table with types would be named, where it is the text of such a value.
+    """Normalise `text` that spells a typed value to the name that the typed value would get.
 
     Raises:
-        ValueError: a number with an exponent beyond 2^53; the message follows the value's place.
+        ValueError: a number with an exponent beyond 2^53; the message continues after the value's location.
     """
     if number := _WHOLE_NUMBER.fullmatch(text):
         return number[2] if number[2] == "0" else number[1] + number[2]
@@ -64,6 +64,6 @@ def _in_utc(text: str, moment: str, fraction: str, zone: str) -> str:
         offset = -offset if zone[0] == "-" else offset
     try:
         utc = datetime.fromisoformat(moment) - offset
-    except (ValueError, OverflowError):  # no such day or hour, or a year outside of 1 to 9999
+    except (ValueError, OverflowError):  # not a valid day or hour, or a year outside of 1 to 9999
         return text
     return f"{utc.isoformat(sep=' ')}{fraction}Z"

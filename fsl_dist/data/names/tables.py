@@ -33,13 +33,14 @@ _DELIMITERS = {";": "';'", "\t": "a tab", "|": "'|'"}
 
 
 def read_columns(path: Path, columns: Sequence[str]) -> dict[str, list[Any]]:
-    """The named columns, one value for each row: text of CSV and TSV, typed values of the others, None where there is none.
+    """Read the selected columns, one value per row: text for CSV and TSV, typed values for other formats, None if
+    missing.
 
-    Text is UTF-8, or what a byte order mark says. Blank lines, also before the head, are passed over, and a first line `sep=;`
-    says what divides the cells of CSV and TSV. Only the columns that are asked for must be sound.
+    Text is UTF-8, or the encoding of a byte order mark. Blank lines are skipped, also before the header, and a first
+    line `sep=;` sets the delimiter of CSV and TSV. Only the selected columns must be valid.
 
     Raises:
-        RequestError: no such file, a column that it lacks or has twice, no rows, a row or a cell that cannot be read.
+        RequestError: no such file, a missing or repeated column, no rows, an unreadable row or cell.
     """
     if not path.is_file():
         raise RequestError(f"table={printable(str(path))}: no such file")
@@ -63,9 +64,9 @@ class TableRows:
     texts: dict[str, list[str]]
     """cells as they are written: paths and keys"""
     names: dict[str, list[str]]
-    """names that cells hold (`readings.read_value`); empty where there is none"""
+    """the names in the cells (`readings.read_value`); empty if missing"""
     warnings: list[str]
-    """what a user should know of how names were read"""
+    """warnings about how names were read"""
 
 
 def read_table(path: Path, texts: Sequence[str], names: Sequence[str]) -> TableRows:
@@ -98,7 +99,8 @@ def _as_text(value: object) -> str:
 
 
 def _places(path: Path, columns: Sequence[str], found: Sequence[str]) -> dict[str, int]:
-    """Column → its position among those `found`; names are compared as they are, then without invisible characters."""
+    """Column → its position among those `found`; names are compared exactly first, then without invisible
+    characters."""
     shown = printable(", ".join(found)) or "none"
     if any("\0" in name for name in found):
         raise RequestError(
@@ -124,15 +126,17 @@ def _places(path: Path, columns: Sequence[str], found: Sequence[str]) -> dict[st
 
 
 def _hint(path: Path, found: Sequence[str]) -> str:
-    """What to do about a head that other characters than this kind's divide into cells."""
+    """Advice for a header whose cells seem to be divided by another delimiter than this format's."""
     if path.suffix.lower() not in _CELL_ENDS or len(found) != 1:
         return ""
     own = _CELL_ENDS[path.suffix.lower()]
     for end, name in _DELIMITERS.items():
         if end != own and end in found[0]:
-            way = "name it .tsv" if end == "\t" else "save it with commas"
+            way = "rename it to .tsv" if end == "\t" else "save it with commas"
             return f". Its cells seem to be divided by {name}: {way}"
-    return ". Its cells seem to be divided by ',': name it .csv" if own != "," and "," in found[0] else ""
+    return (
+        ". Its cells seem to be divided by ',': rename it to .csv" if own != "," and "," in found[0] else ""
+    )
 
 
 @contextlib.contextmanager
@@ -155,7 +159,8 @@ def _refuse_bytes(path: Path, line: int, column: str, value: object) -> None:
     if isinstance(value, str) and not value.isascii() and (broken := _NOT_UTF8.search(value)):
         start = max(0, broken.start() - 20)
         raise RequestError(
-            f"table '{printable(str(path))}', line {line}, column '{column}': '{printable(value[start : broken.start() + 20])}' is "
+            f"table '{printable(str(path))}', line {line}, column '{column}': "
+            f"'{printable(value[start : broken.start() + 20])}' is "
             "not UTF-8 text (it may be Latin-1 or Windows-1252); save the table as UTF-8"
         )
 
@@ -183,7 +188,8 @@ def _read_delimited(path: Path, columns: list[str]) -> dict[str, list[Any]]:
                     continue
                 if len(row) != len(head):
                     raise RequestError(
-                        f"table '{printable(str(path))}', line {reader.line_num}: {len(row)} cells, the head has {len(head)}"
+                        f"table '{printable(str(path))}', line {reader.line_num}: {len(row)} cells, the head has "
+                        f"{len(head)}"
                     )
                 for column, values, place in places:
                     _refuse_bytes(path, reader.line_num, column, row[place])
@@ -197,7 +203,7 @@ def _read_delimited(path: Path, columns: list[str]) -> dict[str, list[Any]]:
 
 @contextlib.contextmanager
 def _cells_of_any_length() -> Iterator[None]:
-    """Python's limit of 131072 characters for a cell, which holds for the whole process, is lifted meanwhile."""
+    """Lift Python's limit of 131072 characters per cell in this block; the limit is process-wide."""
     limit = csv.field_size_limit(sys.maxsize)
     try:
         yield
@@ -213,7 +219,8 @@ def _read_json(path: Path, columns: list[str]) -> dict[str, list[Any]]:
             raise RequestError(f"table '{printable(str(path))}' is not JSON: {error}") from error
     if not isinstance(objects, list):
         raise RequestError(
-            f"table '{printable(str(path))}' is not a list of objects, one for each image (one object on each line: name it .jsonl)"
+            f"table '{printable(str(path))}' is not a list of objects, one for each image (one object on each "
+            "line: name it .jsonl)"
         )
     return _gather(path, columns, list(enumerate(objects, start=1)), "entry")
 
@@ -272,7 +279,7 @@ def _read_parquet(path: Path, columns: list[str]) -> dict[str, list[Any]]:
 
 
 def _as_values(path: Path, column: str, values: Any) -> list[Any]:
-    """Python values of an Arrow column; float32 as NumPy's, which keep the digits that were written."""
+    """Python values of an Arrow column; float32 as NumPy scalars, which keep the original digits."""
     import pyarrow as pa
 
     if isinstance(values.type, pa.BaseExtensionType):
@@ -287,8 +294,8 @@ def _as_values(path: Path, column: str, values: Any) -> list[Any]:
         return values.cast(pa.string()).to_pylist()
     if pa.types.is_nested(values.type) or pa.types.is_duration(values.type):
         raise RequestError(
-            f"table '{printable(str(path))}': column '{column}' holds values of type {values.type}, which name nothing; "
-            "give a column of text or numbers"
+            f"table '{printable(str(path))}': column '{column}' contains values of type {values.type}, which are "
+            "not names; give a column of text or numbers"
         )
     return values.to_pylist()
 

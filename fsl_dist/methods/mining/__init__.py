@@ -1,1 +1,1 @@
-"""Where deep kNN finds its neighbours: passes over all training images, tables of neighbours, and a memory of embeddings."""
+"""Sources of deep kNN's neighbours: passes over all training images, neighbour tables, and a memory of embeddings."""

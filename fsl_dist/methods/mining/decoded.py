@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 
 class DecodedMining(NeighbourLoss):
-    """A step is some anchors and the neighbours that a table names for each, every image once.
+    """A step consists of some anchors and the neighbours in each one's row of a table, every image once.
 
-    All of them are anchors in the loss, with the neighbours that they find in the step. The table is made anew every
+    In the loss all of them are anchors, with the neighbours that they find in the step. The table is rebuilt every
     `mining.refresh_steps`, by default every epoch.
     """
 
@@ -52,7 +52,7 @@ class DecodedMining(NeighbourLoss):
         self.table: NeighbourTable | None = None
 
     def num_steps(self) -> int:
-        """An epoch is ⌈images / batch⌉ steps, so that about as many images are seen as there are."""
+        """An epoch has ⌈images / batch⌉ steps, so that it processes about as many images as the training set has."""
         return self.draws.num_steps
 
     def prepares_at(self, epoch: int, step: int) -> bool:
@@ -62,7 +62,7 @@ class DecodedMining(NeighbourLoss):
     def prepare(
         self, epoch: int, global_step: int, index: TrainingIndex, group: WorkerGroup
     ) -> dict[str, float]:
-        """Start a pass where one is due, and take up the table of the one under way where that is due."""
+        """Start a pass if one is due, and switch to the table of the running one when it is due."""
         started = time.perf_counter()
         made = self.passes.advance(global_step, index, group)
         if made is None:
@@ -88,7 +88,7 @@ class DecodedMining(NeighbourLoss):
         updates: list[tuple[int, tuple[Tensor, ...]]],
         group: WorkerGroup,
     ) -> dict[str, float]:
-        """Report how old the table is that this step used, and how many images its anchors took."""
+        """Report the age of the table that this step used, and the number of images for its anchors."""
         assert self.table is not None
         (batch,) = batches
         assert isinstance(batch.payload, Neighbourhood)

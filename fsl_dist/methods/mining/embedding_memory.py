@@ -1,8 +1,8 @@
-"""The embeddings of all training images, kept while the network changes: what deep kNN finds neighbours in.
+"""A memory with the embeddings of all training images, in which deep kNN searches neighbours while the network changes.
 
-Row i belongs to the i-th image of the training selection, so a class is a range of rows. The rows are divided over the
-workers; every worker compares all anchors of a step with its own rows, and what comes of it is merged, so that the answer
-does not depend on how many there are. A step's embeddings overwrite their rows (XBM: Wang et al. 2020).
+Row i belongs to the i-th image of the training selection, so a class is a range of rows. The rows are distributed
+over the workers. Every worker compares all anchors of a step with its own rows, and the results are merged, so that
+they do not depend on the number of workers. A step's embeddings overwrite their rows (XBM: Wang et al. 2020).
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from fsl_dist.methods.mining.memory_lists import LARGE_CLASS, MemoryLists
 from fsl_dist.samplers.scan import split_evenly
 from index.config import IndexConfig
 
-# Scores of a step's anchors against rows are made this many numbers at a time: 64 MiB of float32.
+# Block size for the scores of a step's anchors against rows, in numbers: 64 MiB of float32.
 _SCORES_AT_A_TIME = 2**24
 
 
 @dataclass(frozen=True, slots=True)
 class Anchors:
-    """The images of a step as they are compared with the memory."""
+    """The images of a step, in the form in which they are compared with the memory."""
 
     embeddings: Tensor
     """float32 or wider [B, D], without gradient"""
     rows: Tensor
-    """int64 [B]: their rows in the memory, which these embeddings stand in for"""
+    """int64 [B]: their rows in the memory, which these embeddings replace"""
     ranges: Tensor
-    """int64 [B, 2]: first row of each one's class, and one beyond the last"""
+    """int64 [B, 2]: first row of each one's class, and one past the last"""
 
     def classes(self) -> list[tuple[Tensor, int, int]]:
-        """(positions among the anchors, first row, one beyond the last row) of each class."""
+        """(positions among the anchors, first row, one past the last row) of each class."""
         starts, members = self.ranges[:, 0].unique(return_inverse=True)
         by_class = members.argsort(stable=True)
         sizes = torch.bincount(members, minlength=len(starts))
@@ -55,7 +55,7 @@ class LogSums:
     """log Σ exp(−d²/τ) over some rows for each anchor, and where those rows pull it."""
 
     values: Tensor
-    """float32 [B], `NO_TERMS` where there is no row"""
+    """float32 [B], `NO_TERMS` if there is no row"""
     means: Tensor
     """float32 [B, D]: mean of the rows, weighted by their share of the sum"""
 
@@ -63,17 +63,19 @@ class LogSums:
 def check_memory(
     num_images: int, dim: int, num_workers: int, *, index: IndexConfig, most_bytes: float
 ) -> None:
-    """Raise RequestError where the rows of a worker do not fit into `most_bytes`, or `index.kind` cannot overwrite rows."""
+    """Raise RequestError where the rows of a worker do not fit into `most_bytes`, or `index.kind` cannot overwrite
+    rows."""
     if index.kind not in ("flat", "ivf_flat"):
         raise RequestError(
-            f"mining.neighbours=memory overwrites rows, which index.kind={index.kind} cannot (index.kind=flat or ivf_flat)"
+            f"mining.neighbours=memory overwrites rows, which index.kind={index.kind} cannot (index.kind=flat or "
+            "ivf_flat)"
         )
     rows = int(np.diff(split_evenly(num_images, num_workers)).max())
     num_bytes = rows * dim * 4 * (2 if index.kind == "ivf_flat" else 1)
     if num_bytes > most_bytes:
         raise RequestError(
-            f"mining.memory_gb={most_bytes / 1e9:g} is below the {num_bytes / 1e9:.3g} that a worker needs for its share "
-            f"of {num_images} embeddings of {dim} numbers on workers.num={num_workers} (more workers, a "
+            f"mining.memory_gb={most_bytes / 1e9:g} is below the {num_bytes / 1e9:.3g} that a worker needs for "
+            f"its share of {num_images} embeddings of {dim} numbers on workers.num={num_workers} (more workers, a "
             "smaller backbone.embedding_dim, or a larger mining.memory_gb)"
         )
 
@@ -85,9 +87,9 @@ class EmbeddingMemory:
         selection: the N training images.
         dim: D.
         group: the workers that share the rows.
-        device: where they are kept and compared.
+        device: where the rows are stored and compared.
         index: `index.*`: kind=flat compares with every row, kind=ivf_flat with those of the nearest clusters.
-        most_bytes: that a worker may hold.
+        most_bytes: maximum size per worker.
 
     Raises:
         RequestError: the rows do not fit, or `index.kind` is another.
@@ -117,7 +119,8 @@ class EmbeddingMemory:
         self.lists = MemoryLists(index, group, len(selection)) if index.kind == "ivf_flat" else None
 
     def fill(self, vectors: Tensor, step: int) -> None:
-        """Take this worker's rows (float32 [n, D]) of a pass at `step`; rows that a later step has written stay."""
+        """Write this worker's rows (float32 [n, D]) of a pass at `step`; rows that a later step has written are
+        kept."""
         is_older = self.written < step
         self.vectors[is_older] = vectors.to(self.device)[is_older.to(vectors.device)]
         self.written[is_older] = step
@@ -125,12 +128,13 @@ class EmbeddingMemory:
         self.sort_into_lists(step)
 
     def sort_into_lists(self, seed: int) -> None:
-        """Make the clusters of an index of kind ivf_flat anew, from the rows as they are. Collective."""
+        """Rebuild the clusters of an ivf_flat index from the current rows. Collective."""
         if self.lists is not None:
             self.lists.build(self.vectors.cpu().numpy(), self.start, seed)
 
     def write(self, rows: Tensor, embeddings: Tensor, step: int) -> None:
-        """Overwrite rows (int64 [B]) with embeddings (float32 [B, D]) made at `step`; of a row named twice the first counts."""
+        """Overwrite rows (int64 [B]) with embeddings (float32 [B, D]) made at `step`; of a row named twice the first
+        counts."""
         counts = is_first(rows) & (rows >= self.start) & (rows < self.stop)
         own, latest = rows[counts] - self.start, embeddings[counts].to(self.vectors.dtype)
         self.vectors[own] = latest
@@ -153,19 +157,19 @@ class EmbeddingMemory:
         same: bool = True,
         other: bool = True,
     ) -> tuple[LogSums | None, LogSums | None]:
-        """Sums over all rows of each anchor's class, and over all others; the anchors' own rows are left out. Collective.
+        """Sum over all rows of each anchor's class, and over all others, excluding the anchors' own rows. Collective.
 
-        One product of the anchors with the rows that are asked for, and one with their shares of the sum.
+        Costs one product of the anchors with the requested rows, and one with their shares of the sum.
 
         Args:
             anchors: the images of the step.
             temperature: τ, above 0, in units of squared distance.
-            log_weights: float32 [N], logarithm of what each row counts for.
-            same: whether the sums over the anchors' classes are asked for.
-            other: whether those over other classes are.
+            log_weights: float32 [N], logarithm of each row's weight.
+            same: whether to compute the sums over the anchors' classes.
+            other: whether to compute those over other classes.
 
         Returns:
-            The sums over the anchors' classes and over all others, None for what is not asked for.
+            The sums over the anchors' classes and over all others; None for one that was not requested.
         """
         if not same and not other:
             return None, None
@@ -197,14 +201,14 @@ class EmbeddingMemory:
         return found[0], found[1]
 
     def nearest(self, anchors: Anchors, num: int, *, same: bool) -> tuple[Tensor, Tensor]:
-        """The `num` nearest rows of each anchor's class, or of all others. Collective.
+        """Find the `num` nearest rows of each anchor's class, or of all others. Collective.
 
-        The anchors' own rows are left out. Kind ivf_flat finds other-class rows, and
-        those of classes of more than `LARGE_CLASS` rows, in the nearest clusters alone.
+        The anchors' own rows are excluded. With ivf_flat, rows of other classes, and of classes of more than
+        `LARGE_CLASS` rows, are searched only in the nearest clusters.
 
         Returns:
-            Rows int64 [B, num] in any order, −1 where there are fewer; and squared distances float32 [B, num], 0 where there
-            is no row.
+            Rows int64 [B, num] in any order, −1 if there are fewer; and squared distances float32 [B, num], 0 where
+            there is no row.
         """
         if same:
             distances, rows = self._nearest_of_class(anchors, num)
@@ -217,7 +221,8 @@ class EmbeddingMemory:
         return rows, distances.clamp_min(0.0).masked_fill(rows < 0, 0.0)
 
     def _nearest_of_class(self, anchors: Anchors, num: int) -> tuple[Tensor, Tensor]:
-        """This worker's nearest rows of each anchor's class: (distances², rows), [B, num], infinite and −1 where there are fewer."""
+        """This worker's nearest rows of each anchor's class: (distances², rows), [B, num], infinite and −1 if there
+        are fewer."""
         best, rows = self._nothing(anchors, num)
         large: list[Tensor] = []
         for positions, low, high in anchors.classes():
@@ -246,7 +251,7 @@ class EmbeddingMemory:
         return best, rows
 
     def _nearest_of_others(self, anchors: Anchors, num: int) -> tuple[Tensor, Tensor]:
-        """This worker's nearest rows of other classes, alike."""
+        """This worker's nearest rows of other classes, in the same form."""
         best, rows = self._nothing(anchors, num)
         classes = anchors.classes()
         for first, last in self._blocks(len(anchors.rows)):
@@ -263,7 +268,8 @@ class EmbeddingMemory:
         return best, torch.full(best.shape, -1, dtype=torch.int64, device=self.device)
 
     def _blocks(self, num_anchors: int, low: int = 0, high: int | None = None) -> list[tuple[int, int]]:
-        """This worker's rows among those from `low` to before `high`, cut so that the scores of the anchors fit: (first, last)."""
+        """This worker's rows from `low` to before `high`, in blocks for which the anchors' scores fit in memory:
+        (first, last)."""
         low, high = max(low, self.start), min(self.stop if high is None else high, self.stop)
         width = max(1, _SCORES_AT_A_TIME // max(num_anchors, 1))
         return [(first, min(first + width, high)) for first in range(low, high, width)]
@@ -322,7 +328,7 @@ class EmbeddingMemory:
     def weighted_sum(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Σ weight · vector over `rows` (int64 [B, k], −1 = none): float32 [B, D], on every worker. Collective.
 
-        Reads each row once, where `gather` writes k rows for each anchor: at k 1,000 a fifth of a step.
+        Reads each row once, whereas `gather` copies k rows for each anchor: for k = 1,000 a fifth of a step.
         """
         is_own = (rows >= self.start) & (rows < self.stop)
         places = (rows - self.start).where(is_own, 0)
@@ -334,7 +340,7 @@ class EmbeddingMemory:
         )
 
     def state(self) -> dict[str, Tensor | str | int]:
-        """The whole memory on the first worker, for a checkpoint; nothing on the others. Collective."""
+        """The whole memory on the first worker, for a checkpoint; empty on the others. Collective."""
         sizes = np.diff(self.edges).tolist()
         vectors = self.group.gather_to_first(self.vectors, sizes)
         written = self.group.gather_to_first(self.written[:, None].to(self.device), sizes)
@@ -343,7 +349,7 @@ class EmbeddingMemory:
         return {"memory": vectors, "memory_written": written[:, 0]}
 
     def load_state(self, state: dict[str, Tensor | str | int]) -> None:
-        """Take this worker's rows of what `state` gave, on however many workers that was. Collective."""
+        """Restore this worker's rows from the result of `state`, for any number of workers. Collective."""
         vectors, written = state["memory"], state["memory_written"]
         assert isinstance(vectors, Tensor)
         assert isinstance(written, Tensor)
@@ -353,7 +359,7 @@ class EmbeddingMemory:
 
 
 class _Running:
-    """Log-sums over blocks of rows, kept as a maximum, a sum and a weighted sum (Milakov & Gimelshein 2018)."""
+    """Running log-sums over blocks of rows: a maximum, a sum and a weighted sum (Milakov & Gimelshein 2018)."""
 
     def __init__(self, embeddings: Tensor) -> None:
         self.top = embeddings.new_full((len(embeddings),), -torch.inf)
@@ -361,7 +367,8 @@ class _Running:
         self.weighted = torch.zeros_like(embeddings)
 
     def add(self, scores: Tensor, vectors: Tensor, positions: Tensor | None = None) -> None:
-        """Add rows `vectors` [n, D] with `scores` [b, n], which it spoils, to the anchors at `positions` (None: all)."""
+        """Add rows `vectors` [n, D] with `scores` [b, n], which it spoils, to the anchors at `positions` (None:
+        all)."""
         here = slice(None) if positions is None else positions
         before = self.top[here]
         top = torch.maximum(before, scores.amax(1))
@@ -391,6 +398,6 @@ def _keep_nearest(best: Tensor, rows: Tensor, distances: Tensor, first: int) -> 
 
 
 def class_ranges(selection: Selection) -> NDArray[np.int64]:
-    """First row of each image's class, and one beyond the last: int64 [N, 2]."""
+    """First row of each image's class, and one past the last: int64 [N, 2]."""
     bounds = np.stack([selection.starts[:-1], selection.starts[1:]], axis=1)
     return np.repeat(bounds, selection.counts, axis=0)

@@ -1,4 +1,5 @@
-"""Deep kNN against the embeddings of all training images: every image of a step an anchor, no neighbour decoded."""
+"""Deep kNN against the embeddings of all training images: every image of a step is an anchor, and no neighbour is
+decoded."""
 
 from __future__ import annotations
 
@@ -29,12 +30,12 @@ if TYPE_CHECKING:
 
 
 class MemoryMining(BatchMining):
-    """Neighbours are rows of an `EmbeddingMemory`; those whose images are in the step carry gradient.
+    """Neighbours are rows of an `EmbeddingMemory`; those whose images are in the step carry a gradient.
 
-    The first step embeds all training images; later passes come every `mining.refresh_steps`. Each step's embeddings overwrite
-    their rows. A row of class c weighs n_c^(power − 1), power `mining.anchor_power`: sums over all rows are then what sums over an
-    endless batch of draws would be, and a large class does not fill the denominators. A checkpoint holds the memory, N·D·4
-    bytes: what earlier steps wrote cannot be computed again.
+    The first step embeds all training images; later passes follow every `mining.refresh_steps`. Each step's embeddings
+    overwrite their rows. A row of class c has weight n_c^(power − 1), power `mining.anchor_power`. Sums over all rows
+    then equal the expectation over an infinite batch of draws, and a large class does not dominate the denominators.
+    A checkpoint contains the memory, N·D·4 bytes, because rows that earlier steps wrote cannot be recomputed.
     """
 
     def __init__(self, context: MethodContext, method: DeepKNNConfig) -> None:
@@ -63,7 +64,8 @@ class MemoryMining(BatchMining):
         )
 
     def prepares_at(self, epoch: int, step: int) -> bool:
-        """Where a pass starts or takes effect; and at an epoch's start, where an index of kind ivf_flat is clustered anew."""
+        """Where a pass starts or takes effect; and with an ivf_flat index, at the start of an epoch, where it is
+        reclustered."""
         return (
             self.passes.is_due(epoch * self.num_steps() + step)
             or self.memory is None
@@ -73,7 +75,7 @@ class MemoryMining(BatchMining):
     def prepare(
         self, epoch: int, global_step: int, index: TrainingIndex, group: WorkerGroup
     ) -> dict[str, float]:
-        """Take a pass's embeddings into the memory where one takes effect. Collective."""
+        """Write a pass's embeddings into the memory when it takes effect. Collective."""
         if self.memory is None:
             self.memory = EmbeddingMemory(
                 self.selection,
@@ -167,10 +169,11 @@ class MemoryMining(BatchMining):
         *,
         same: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """An anchor's `num` nearest in memory and step: [B, num] squared distances with gradient, which exist, and their rows."""
+        """An anchor's `num` nearest in memory and step: [B, num] squared distances with gradient, which exist, and
+        their rows."""
         assert self.memory is not None
         rows, squared = self.memory.nearest(anchors, num, same=same)
-        if num <= _FEW:  # direct differences keep the digits of small distances
+        if num <= _FEW:  # direct differences keep the precision of small distances
             vectors = self.memory.gather(rows).to(anchors.embeddings.dtype)
             to_memory = euclidean_rows(embeddings[:, None], vectors).square()
         else:
@@ -202,7 +205,7 @@ class MemoryMining(BatchMining):
         return {**(self.memory.state() if self.memory else self._stored), **self.passes.state()}
 
     def load_state(self, state: dict[str, Tensor | str | int]) -> None:
-        """Keep the memory of a checkpoint until the workers are known, and take up the pass under way."""
+        """Keep the memory of a checkpoint until the workers are known, and resume the running pass."""
         self._stored = state
         self.passes.load_state(state)
 
@@ -211,7 +214,8 @@ _FEW = 64
 
 
 def _with_gradient(sums: LogSums, embeddings: Tensor, temperature: float) -> Tensor:
-    """`sums.values` [B] as a function of the anchors: its gradient is that of log Σ exp(−‖a − m‖²/τ), −2/τ (a − mean of the m)."""
+    """`sums.values` [B] as a function of the anchors: its gradient is that of log Σ exp(−‖a − m‖²/τ), −2/τ (a − mean
+    of the m)."""
     gradient = (embeddings.detach() - sums.means) * (-2.0 / temperature)
     gradient = gradient.masked_fill((sums.values <= NO_TERMS)[:, None], 0.0)
     # The difference is 0; only its gradient counts.
@@ -228,14 +232,15 @@ class _Squared(torch.autograd.Function):
     def forward(
         ctx: Any, embeddings: Tensor, memory: EmbeddingMemory, rows: Tensor, squared: Tensor
     ) -> Tensor:
-        """embeddings: float32 [B, D]; rows: int64 [B, num], −1 = none; squared: their distances, [B, num], which it gives back."""
+        """embeddings: float32 [B, D]; rows: int64 [B, num], −1 = none; squared: their distances, [B, num], which it
+        returns."""
         ctx.save_for_backward(embeddings, rows)
         ctx.memory = memory
         return squared.view_as(squared)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        """gradient: [B, num]; gives that of the anchors, [B, D]."""
+        """gradient: [B, num]; returns the gradient of the anchors, [B, D]."""
         embeddings, rows = ctx.saved_tensors
         pulls = ctx.memory.weighted_sum(rows, gradient)
         return 2.0 * (gradient.sum(1, keepdim=True) * embeddings - pulls), None, None, None

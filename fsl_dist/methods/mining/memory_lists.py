@@ -19,24 +19,25 @@ if TYPE_CHECKING:
     from fsl_dist.methods.mining.embedding_memory import Anchors
 
 LARGE_CLASS = 4096
-"""rows of a class up to which all are compared: one after another they are read faster than found"""
-# Rows that a query looks at for each one it wants, and how often it asks for four times as many where there were too few.
+"""class size up to which all rows are compared: a contiguous scan is faster than a search"""
+# Rows that a query visits per requested row, and how often it asks for four times as many if there were too few.
 _ROWS_FOR_EACH, _MOST_TRIES = 3, 3
-# Rows of all classes among which the rows of its own class are looked for first.
+# Number of rows of all classes among which the rows of its own class are searched first.
 _ROWS_OF_ALL_CLASSES = 1024
 _ANY_DISTANCE = float(np.finfo(np.float32).max)
 faiss: Any = runtime.faiss
 
 
 class MemoryLists:
-    """This worker's rows in the clusters of an index of kind ivf_flat; the clusters are the same on all workers.
+    """This worker's rows in the clusters of an ivf_flat index; the clusters are the same on all workers.
 
     A row that is overwritten moves to the cluster of its new embedding at once (`IndexIVF.update_vectors`).
 
     Args:
-        config: `index.*`; with nprobe 0 a query looks into the nearest clusters until they hold three times the rows it wants.
+        config: `index.*`; with nprobe 0 a query visits the nearest clusters until they contain three times the
+            requested rows.
         group: the workers that share the rows.
-        num_rows: rows on all workers together.
+        num_rows: total number of rows on all workers.
     """
 
     def __init__(self, config: IndexConfig, group: WorkerGroup, num_rows: int) -> None:
@@ -46,10 +47,11 @@ class MemoryLists:
         self.start = 0
         self._ivf: Any = None
         self._sizes = np.zeros(0, dtype=np.int64)  # rows of each cluster on all workers, when it was built
-        self._is_in_step = np.zeros(0, dtype=np.bool_)  # of this worker's rows, while a step is searched
+        self._is_in_step = np.zeros(0, dtype=np.bool_)  # of this worker's rows, during the search of a step
 
     def build(self, vectors: NDArray[np.float32], start: int, seed: int) -> None:
-        """Cluster a sample of all workers' rows, and sort this worker's (float32 [n, D], from row `start` on) into it. Collective."""
+        """Cluster a sample of all workers' rows, and sort this worker's (float32 [n, D], from row `start` on) into
+        it. Collective."""
         self.start = start
         self._is_in_step = np.zeros(len(vectors) + 1, dtype=np.bool_)  # a worker may have no row
         size = kinds.sample_size(self.config, vectors.shape[1], self.num_rows)
@@ -65,7 +67,7 @@ class MemoryLists:
             index = faiss.index_factory(
                 vectors.shape[1], kinds.factory_of(self.config, vectors.shape[1], self.num_rows)
             )
-            index.cp.min_points_per_centroid = 1  # a small sample is no error, and FAISS would print about it
+            index.cp.min_points_per_centroid = 1  # a small sample is fine, but FAISS would print a warning
             index.train(sample.numpy())
             trained = faiss.serialize_index(index).tobytes()
         self._ivf = faiss.deserialize_index(
@@ -83,13 +85,14 @@ class MemoryLists:
     def search(
         self, anchors: Anchors, num: int, device: torch.device, *, same: bool
     ) -> tuple[Tensor, Tensor]:
-        """Nearest rows of the anchors' classes, or of all others, that this worker has. Collective.
+        """Find this worker's nearest rows of the anchors' classes, or of all others. Collective.
 
-        Anchors for which all workers together found fewer than `num` ask again, twice at most, for four times as many rows, unless `nprobe` is set.
+        Unless `nprobe` is set, anchors with fewer than `num` rows on all workers together search again, at most
+        twice, for four times as many rows.
 
         Returns:
-            Squared distances float32 [B, num] and int64 rows, in any order, infinite and −1 where there are fewer. Anchors' own
-            rows are left out.
+            Squared distances float32 [B, num] and int64 rows, in any order, infinite and −1 if there are fewer.
+            Anchors' own rows are excluded.
         """
         queries = anchors.embeddings.float().cpu().numpy()
         ranges, own = anchors.ranges.cpu().numpy(), anchors.rows.cpu().numpy() - self.start
@@ -124,16 +127,17 @@ class MemoryLists:
     def _rows_of_clusters(
         self, queries: NDArray[np.float32], wanted: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:
-        """This worker's rows in the clusters that each query looks into: where each one's begin, int64 [n + 1], squared distances, rows."""
+        """This worker's rows in the clusters that each query visits: start of each query's rows, int64 [n + 1],
+        squared distances, rows."""
         num_probed = self.config.nprobe or min(
             2 * -(-wanted * self._ivf.nlist // self.num_rows) + 1, self._ivf.nlist
         )
         to_centres, clusters = self._ivf.quantizer.search(queries, num_probed)
         if not self.config.nprobe:
             sizes = self._sizes[clusters]
-            # The cluster that completes them is the last.
+            # The cluster that reaches the required number is the last one.
             clusters[sizes.cumsum(axis=1) - sizes >= wanted] = -1
         self._ivf.nprobe = num_probed
-        # All rows of the clusters, then the nearest: FAISS's heap of 1,000 takes twice as long.
+        # Collect all rows of the clusters, then select the nearest: FAISS's heap of 1,000 takes twice as long.
         lims, near, found = self._ivf.range_search_preassigned(queries, _ANY_DISTANCE, clusters, to_centres)
         return lims.astype(np.int64), near, found

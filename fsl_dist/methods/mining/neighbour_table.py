@@ -1,8 +1,8 @@
-"""What a pass over all training images leaves: a table on disk, one part a worker, memory-mapped.
+"""The result of a pass over all training images: a memory-mapped table on disk, one part per worker.
 
-Row i belongs to the i-th image of the training selection. In a table of neighbours, int64 [N, K + M], its first K entries
-are same-class neighbours, the rest other-class ones, as sample ids, nearest first, −1 where there are fewer. A table of
-embeddings is float32 [N, D].
+Row i belongs to the i-th image of the training selection. A table of neighbours is int64 [N, K + M]: the first K
+entries are same-class neighbours, the rest other-class ones, as sample ids, nearest first, −1 if there are fewer. A
+table of embeddings is float32 [N, D].
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _DTYPES = {"i64": "<i8", "f32": "<f4"}
 WEIGHTS = "weights.pt"
-"""in a table's folder: parameters that the neighbours are to be found with, while actors find them"""
+"""in a table's folder: the network parameters with which actors compute the neighbours"""
 
 
 def mine_part(
@@ -55,7 +55,7 @@ def mine_part(
 
 
 def is_whole(folder: Path, num_rows: int) -> bool:
-    """Whether the parts in `folder` make up a table of `num_rows` rows."""
+    """Whether the parts in `folder` form a complete table of `num_rows` rows."""
     bring(folder)
     return sum(_shape_of(path)[1] for path in folder.glob("part-*")) == num_rows
 
@@ -103,14 +103,14 @@ class NeighbourTable:
     num_same: int
     """K"""
     step: int
-    """optimizer step whose parameters the neighbours were found with"""
+    """optimizer step of the parameters with which the neighbours were computed"""
     crc32: int
     """checksum over all parts"""
 
     @classmethod
     def open(cls, folder: Path, num_same: int, step: int) -> NeighbourTable:
-        """Open the table whose parts are all in `folder`, found with the parameters of `step`."""
-        bring(folder)  # other machines' parts
+        """Open the table whose parts are all in `folder`, computed with the parameters of `step`."""
+        bring(folder)  # parts that other machines wrote
         parts = _open_parts(folder)
         crc32 = 0
         for _, part in parts:
@@ -120,9 +120,9 @@ class NeighbourTable:
 
     @classmethod
     def reopen(cls, folder: Path, num_same: int, step: int, crc32: int) -> NeighbourTable:
-        """Open the table a checkpoint names.
+        """Open the table that a checkpoint refers to.
 
-        Raises TrainingError when it is gone or is not the one the checkpoint was written with.
+        Raises TrainingError if it is missing or is not the one with which the checkpoint was written.
         """
         table = cls.open(folder, num_same, step)
         if not table.parts or table.crc32 != crc32:
@@ -144,7 +144,7 @@ class NeighbourTable:
 
     @staticmethod
     def prune(tables: Path, keep: set[str]) -> None:
-        """Remove the tables under `tables` that are not named in `keep`."""
+        """Remove the tables under `tables` that are not in `keep`."""
         for folder in tables.glob("step-*"):
             if folder.name not in keep:
                 remove_folder(folder)

@@ -1,7 +1,7 @@
-"""Passes over all training images: when one starts, when it takes effect, and what a checkpoint must know of it.
+"""Passes over all training images: when a pass starts, when it takes effect, and its state in a checkpoint.
 
-A pass that starts at step s takes effect at exactly step s + `mining.refresh_lag`, whoever makes it and however long that
-takes: the run is a function of its configuration.
+A pass that starts at step s takes effect at exactly step s + `mining.refresh_lag`, regardless of who runs it and how
+long it takes: the run is a function of its configuration.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ class Passes:
 
     Args:
         mining: `mining.*`.
-        tables: the folder that the tables are made in.
-        default_steps: steps between two passes with mining.refresh_steps=auto; 0: the first one only.
-        num_rows: training images.
+        tables: the folder for the tables.
+        default_steps: steps between two passes with mining.refresh_steps=auto; 0: only the first one.
+        num_rows: number of training images.
         num_same: K of a table of neighbours; with `num_other` 0: a table of embeddings.
         num_other: M.
 
     Raises:
-        RequestError: the lag is as long as what lies between two passes.
+        RequestError: the lag is at least the number of steps between two passes.
     """
 
     def __init__(
@@ -71,7 +71,8 @@ class Passes:
         self._is_restored = False
 
     def is_due(self, global_step: int) -> bool:
-        """Whether one starts or takes effect before this step; and at once where a checkpoint left one under way."""
+        """Whether a pass starts or takes effect before this step; true at once if a checkpoint contains a running
+        one."""
         takes_effect = self.pending is not None and global_step >= self.pending.step + self.lag
         return (
             self._starts_at(global_step)
@@ -84,7 +85,7 @@ class Passes:
         return global_step == 0 or (self.steps > 0 and global_step > 0 and global_step % self.steps == 0)
 
     def advance(self, global_step: int, index: TrainingIndex, group: WorkerGroup) -> Pass | None:
-        """Start the pass that is due; the one that takes effect now, finished, or None. Collective."""
+        """Start the pass that is due; return the finished pass that takes effect now, or None. Collective."""
         if self._is_restored:
             self._restart(index, group)
         if self._starts_at(global_step):
@@ -97,7 +98,7 @@ class Passes:
         return finished
 
     def _restart(self, index: TrainingIndex, group: WorkerGroup) -> None:
-        """Resume the pass that a checkpoint names: reuse its table if it is complete, else rebuild it from its weights."""
+        """Resume the pass of a checkpoint: reuse its table if it is complete, otherwise rebuild it from its weights."""
         assert self.pending is not None
         self._is_restored = False
         old = self.pending
@@ -107,18 +108,18 @@ class Passes:
             index.start_table(self.pending.folder, *self.widths, old.folder / WEIGHTS)
 
     def _new_folder(self, step: int, group: WorkerGroup) -> Path:
-        # A folder of its own: a killed attempt's parts, perhaps of other workers, must not be mixed in.
+        # A separate folder: parts of a killed attempt, perhaps by other workers, must not be mixed in.
         return self.tables / f"step-{step:08d}-{group.share_text(new_token())}"
 
     def state(self) -> dict[str, Tensor | str | int]:
-        """What a checkpoint holds: whether one has taken effect, and the one under way."""
+        """The state for a checkpoint: whether a pass has taken effect, and the running pass."""
         state: dict[str, Tensor | str | int] = {"has_taken_effect": int(self.has_taken_effect)}
         if self.pending is not None:
             state |= {"pending": self.pending.folder.name, "pending_step": self.pending.step}
         return state
 
     def load_state(self, state: dict[str, Tensor | str | int]) -> None:
-        """Take up what `state` gave."""
+        """Restore the result of `state`."""
         self.has_taken_effect = bool(state["has_taken_effect"])
         if "pending" in state:
             name, step = state["pending"], state["pending_step"]

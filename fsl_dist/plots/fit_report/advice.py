@@ -1,4 +1,4 @@
-"""What to do next: the learning curves, and what more images of which classes are expected to bring."""
+"""Next steps: the learning curves, and the expected gain from more images of each class."""
 
 from html import escape
 
@@ -20,18 +20,22 @@ def describe_advice(facts: NextFacts, catalogue: Catalogue) -> list[str]:
     sentences = [_advise(one, catalogue) for one in known]
     if whole.gain.low > 0:
         sentences.append(
-            f"Twice as many images in all classes ({count(whole.images, 'more image', 'more images')}) are expected to bring {_gain(whole)} of mean class "
+            f"Twice as many images in all classes ({count(whole.images, 'more image', 'more images')}) are "
+            f"expected to add {_gain(whole)} of mean class "
             "recall."
         )
     elif not known:
         sentences.append(
-            "What more images would bring cannot be told: fitted on parts of the training images, the head scores the same up to noise. A network "
-            "that was trained on all of them hides what fewer would cost; more test images, or another fit on half of the data, would tell."
+            "The gain from more images cannot be estimated: fitted on parts of the training images, the head has "
+            "the same scores up to noise. A network that was trained on all of them hides the loss from fewer "
+            "images; more test images, or another fit "
+            "on half of the data, would show it."
         )
     unknown = [one.name for one in groups if one.gain.low <= 0]
     if unknown and known:
         sentences.append(
-            f"For the classes with {' and '.join(map(_in_words, unknown))} it cannot be told: the interval includes 0."
+            f"For the classes with {' and '.join(map(_in_words, unknown))} it cannot be estimated: the interval "
+            "includes 0."
         )
     return sentences
 
@@ -62,10 +66,13 @@ def render_advice(facts: NextFacts, catalogue: Catalogue) -> str:
         "twice the images: MCR, 90 % interval",
     ]
     method = (
-        f"How it is measured: {facts.head} was fitted on a quarter, a half and all of the training images of the classes ({count(facts.draws, 'draw')} each; the "
-        f"other classes keep theirs) and scored on {count(facts.num_scored, f'{facts.split} image')}. The network itself was not trained again, so what more images "
-        "would teach it is not counted: the expectation is a cautious one. The law is error = a · images^−b for these classes; what the other "
-        "classes lost from a half to all is expected once more. A power law tends to promise too much where a class is nearly solved."
+        f"How it is measured: {facts.head} was fitted on a quarter, a half and all of the training images of the "
+        f"classes ({count(facts.draws, 'draw')} each; the "
+        f"other classes keep theirs) and scored on {count(facts.num_scored, f'{facts.split} image')}. The network "
+        "itself was not retrained, so its gain from "
+        "more images is not included: the expectation is cautious. The law is error = a · images^−b for these "
+        "classes; the loss of the other classes from a half to all images is expected once more. A power law "
+        "tends to be too optimistic for a class that is nearly solved."
     )
     return "\n".join(
         [
@@ -81,7 +88,8 @@ def _advise(one: GroupCurve, catalogue: Catalogue) -> str:
     named = [catalogue.label_name(label) for label in one.labels[:_NAMED_CLASSES]]
     more = f" and {len(one.labels) - len(named)} more" if len(one.labels) > len(named) else ""
     return (
-        f"About {count(one.images, 'more image', 'more images')} (twice as many as now) in the classes with {_in_words(one.name)} are expected to bring {_gain(one)} "
+        f"About {count(one.images, 'more image', 'more images')} (twice as many as now) in the classes with "
+        f"{_in_words(one.name)} are expected to add {_gain(one)} "
         f"of mean class recall. Those of lowest recall first: {', '.join(named)}{more}."
     )
 
@@ -135,7 +143,8 @@ def _draw(facts: NextFacts) -> str:
 
     legend = [(kind, one.name) for one, kind in zip(facts.curves, _KINDS, strict=False)]
     caption = (
-        "Error is 1 − mean recall of these classes, with 95 % bootstrap intervals over the scored images. The dotted line is the power law up to twice "
+        "Error is 1 − mean recall of these classes, with 95 % bootstrap intervals over the scored images. The "
+        "dotted line is the power law up to twice "
         "the images."
     )
     return chart(draw, caption, legend)

@@ -1,4 +1,4 @@
-"""The head of the report: the answer in sentences, the table of candidates, and where the time went."""
+"""The top of the report: the answer in sentences, the table of candidates, and the time spent."""
 
 from html import escape
 
@@ -18,9 +18,10 @@ def describe_answer(overview: Overview) -> list[str]:
     score, where = (result.test, "test") if result.test else (result.validation, "validation")
     if score is None:
         return [f"The choice is {_called(chosen)}; it was not scored."]
-    again = ", trained again on training and validation images together" if result is not chosen else ""
+    again = ", retrained on training and validation images together" if result is not chosen else ""
     sentences = [
-        f"The best model is {_called(chosen)}{again}: {percent(score.acc)} % accuracy{_between(score.acc_interval)} and "
+        f"The best model is {_called(chosen)}{again}: {percent(score.acc)} % "
+        f"accuracy{_between(score.acc_interval)} and "
         f"{percent(score.mcr)} % mean class recall{_between(score.mcr_interval)} on {count(score.n, f'{where} image')}."
     ]
     if not chosen.is_frozen:
@@ -49,8 +50,9 @@ def render_answer(overview: Overview) -> str:
     parts += [f'<p class="warning" role="note">{escape(warning)}</p>' for warning in overview.warnings]
     parts.append(_table(overview))
     parts.append(
-        '<p class="note">Intervals are 95 % bootstrap intervals. Mean class recall is the share of right answers in each class, averaged '
-        "over classes. Candidates are compared on validation images; test images are scored once and choose nothing.</p>"
+        '<p class="note">Intervals are 95 % bootstrap intervals. Mean class recall is the share of right answers '
+        "in each class, averaged over classes. Candidates are compared on validation images; test images are "
+        "scored once and choose nothing.</p>"
     )
     if overview.equal:
         parts.append(
@@ -81,7 +83,7 @@ def _table(overview: Overview) -> str:
                 one.state,
             ]
         )
-    # A column that says nothing of any candidate is left out.
+    # A column without any value is left out.
     used = [place for place in range(len(head)) if any(row[place] not in ("", "0") for row in rows)]
     names = [one.name for one in shown]
     marked = [names.index(one) for one in (overview.chosen, overview.final) if one in names]
@@ -117,7 +119,8 @@ def _render_time(overview: Overview) -> str:
     total = sum(spent.values())
     most = max(total, overview.budget_s, 1e-9)
     lines = [
-        f'<li><span class="what">{escape(phase)}</span><span class="bar"><i style="width:{100 * seconds / most:.1f}%"></i></span>'
+        f'<li><span class="what">{escape(phase)}</span><span class="bar"><i '
+        f'style="width:{100 * seconds / most:.1f}%"></i></span>'
         f'<span class="number">{seconds:.0f} s</span></li>'
         for phase, seconds in spent.items()
     ]

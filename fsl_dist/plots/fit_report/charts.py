@@ -19,7 +19,7 @@ class Scale:
     is_log: bool = False
 
     def place(self, value: float) -> float:
-        """Where a value is between `low` (0) and `high` (1); values outside are put at the ends."""
+        """Position of a value between `low` (0) and `high` (1); values outside are clipped."""
         value = min(max(value, self.low), self.high)
         if self.is_log:
             return math.log(value / self.low) / math.log(self.high / self.low)
@@ -48,7 +48,7 @@ class Scale:
 
 
 def around(values: Sequence[float], *, is_log: bool = False) -> Scale:
-    """A scale that holds all `values` (above 0 for a logarithmic one) with some room at both ends."""
+    """A scale that contains all `values` (above 0 for a logarithmic one) with margins at both ends."""
     low, high = min(values), max(values)
     if is_log:
         room = max((high / low) ** 0.05, 1.1)
@@ -59,7 +59,7 @@ def around(values: Sequence[float], *, is_log: bool = False) -> Scale:
 
 @dataclass(slots=True)
 class Plot:
-    """A chart being drawn, in pixels of its own width and height."""
+    """A chart under construction, in pixels of its own width and height."""
 
     width: int
     height: int
@@ -88,7 +88,8 @@ class Plot:
         """A point, described when it is pointed at."""
         left, top = self.at(x, y)
         self.parts.append(
-            f'<circle class="{kind}" cx="{left:.1f}" cy="{top:.1f}" r="{radius:g}"><title>{escape(words)}</title></circle>'
+            f'<circle class="{kind}" cx="{left:.1f}" cy="{top:.1f}" '
+            f'r="{radius:g}"><title>{escape(words)}</title></circle>'
         )
 
     def render(
@@ -99,7 +100,7 @@ class Plot:
         show_x: Callable[[float], str],
         show_y: Callable[[float], str],
     ) -> str:
-        """The SVG with axes and their names; `label` says in words what it shows."""
+        """The SVG with axes and their names; `label` describes it in words."""
         frame = []
         right, bottom = self.width - _RIGHT, self.height - _BOTTOM
         for value in self.y.ticks():
@@ -128,7 +129,8 @@ class Plot:
 
 
 def chart(draw: Callable[[int, int], str], caption: str, legend: Sequence[tuple[str, str]] = ()) -> str:
-    """A figure of the chart that `draw(width, height)` gives, wide and narrow; the page shows the one that fits.
+    """A figure of the chart that `draw(width, height)` returns, in a wide and a narrow version; the page shows the
+    one that fits.
 
     `caption` is HTML; `legend`: (CSS class, words) of each kind of mark.
     """

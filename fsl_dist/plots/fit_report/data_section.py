@@ -129,8 +129,9 @@ def _render_copies(data: DataFacts, catalogue: Catalogue, thumbnails: Thumbnails
     differ = [pair for pair in data.copies if _labels_differ(pair, catalogue)]
     if data.num_copies:
         parts.append(
-            f"<p>{count(data.num_copies, 'image')} {'has' if data.num_copies == 1 else 'have'} the same file content as an earlier one; "
-            f"{count(len(differ), 'such pair')} with different labels, {count(sum(_splits_differ(p, catalogue) for p in data.copies), 'pair')} "
+            f"<p>{count(data.num_copies, 'image')} {'has' if data.num_copies == 1 else 'have'} the same file "
+            f"content as an earlier one; {count(len(differ), 'such pair')} with different labels, "
+            f"{count(sum(_splits_differ(p, catalogue) for p in data.copies), 'pair')} "
             "across splits.</p>"
         )
     else:
@@ -143,14 +144,16 @@ def _render_copies(data: DataFacts, catalogue: Catalogue, thumbnails: Thumbnails
             "No near-duplicates were found."
             if not pairs
             else (
-                f"{count(pairs, 'pair')} of near-duplicates (copies included): {splits:,} across splits, {classes:,} across classes."
+                f"{count(pairs, 'pair')} of near-duplicates (copies included): {splits:,} across splits, "
+                f"{classes:,} across classes."
             )
         )
         parts.append(f"<p>{words}</p>")
         if splits:
             parts.append(
-                '<p class="warning" role="note">Images that are in training and in test in nearly the same form make the test score too '
-                "high. Pack again with dedupe=phash, or keep what belongs together on one side of the split.</p>"
+                '<p class="warning" role="note">Images that occur in training and in test in nearly the same form '
+                "make the test score too high. Pack again with dedupe=phash, or keep related images in the same "
+                "split.</p>"
             )
     shown = [*data.copies, *(data.near or ())]
     shown.sort(
@@ -161,7 +164,8 @@ def _render_copies(data: DataFacts, catalogue: Catalogue, thumbnails: Thumbnails
         parts.append(f'<ul class="cards">{cards}</ul>')
         if len(shown) > _SHOWN_PAIRS:
             parts.append(
-                f'<p class="note">{_SHOWN_PAIRS} of {len(shown):,} such pairs are shown, those of different classes first.</p>'
+                f'<p class="note">{_SHOWN_PAIRS} of {len(shown):,} such pairs are shown, those of different '
+                "classes first.</p>"
             )
     return "\n".join(parts)
 

@@ -1,4 +1,5 @@
-"""What the report on a fit shows, as plain values: the caller fills `Overview`, `measure_fit` computes the rest."""
+"""The contents of the report on a fit, as plain values: the caller fills `Overview`, `measure_fit` computes the
+rest."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ class Candidate:
 
     name: str
     head: str
-    """what turns embeddings into classes, in words, such as `kNN, cosine, 5 neighbours`; empty where the name says it"""
+    """the classifier on the embeddings, in words, such as `kNN, cosine, 5 neighbours`; empty if the name contains it"""
     validation: Score | None = None
     test: Score | None = None
     images_seen: int = 0
@@ -57,7 +58,7 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference:
-    """Score of the chosen candidate minus another's on the same images (a paired bootstrap)."""
+    """Score of the chosen candidate minus that of another on the same images (a paired bootstrap)."""
 
     against: str
     """name of the other candidate"""
@@ -71,7 +72,7 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Overview:
-    """What was tried, what it cost, and what was chosen."""
+    """The candidates, their cost, and the choice."""
 
     dataset: str
     """name of the data set"""
@@ -120,17 +121,17 @@ class DataFacts:
     num_copies: int = 0
     """images whose content an earlier image has"""
     near: tuple[Pair, ...] | None = None
-    """near-duplicates in different splits or classes, copies left out; None where they were not looked for"""
+    """near-duplicates in different splits or classes, without exact copies; None if there was no search"""
     num_near: tuple[int, int, int] = (0, 0, 0)
     """near-duplicates, copies among them: all pairs, those across splits, those across classes"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Judged:
-    """Images that were not trained on, and what the chosen candidate says of them."""
+    """Images that were not trained on, and the predictions of the chosen candidate."""
 
     split: str
-    """test, or val where there is no test"""
+    """test, or val if there is no test"""
     ids: NDArray[np.int64]
     """int64 [n]: sample ids"""
     labels: NDArray[np.int64]
@@ -169,7 +170,7 @@ class Mistake:
     confidence: float
     """probability of the predicted class"""
     own: float
-    """probability of the labelled class; 0 where training has no such class"""
+    """probability of the labelled class; 0 if training has no such class"""
     neighbours: tuple[Near, ...]
     """nearest training images, nearest first"""
 
@@ -206,16 +207,17 @@ class LabelFacts:
 
     errors: tuple[LabelError, ...]
     odds: float
-    """how many times as probable as the label another class is, at least"""
+    """least factor by which another class is more probable than the label"""
     acc: float
-    """share of the judged images whose label the classifier finds most probable"""
+    """share of the checked images whose label is the most probable class"""
     num_judged: int
     not_judged: tuple[int, ...]
-    """labels of classes whose images could not be judged"""
+    """labels of classes whose images could not be checked"""
     method: str
     """where the probabilities come from, in words"""
     own: NDArray[np.float64]
-    """float64 [samples]: out-of-sample probability of each sample's label, row = sample id; NaN where it was not judged"""
+    """float64 [samples]: out-of-sample probability of each sample's label, row = sample id; NaN if it was not
+    checked"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -241,12 +243,12 @@ class GroupCurve:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NextFacts:
-    """What more images are expected to bring."""
+    """The expected gain from more images."""
 
     curves: tuple[GroupCurve, ...]
     """all classes first; a group whose curve could not be measured is left out"""
     head: str
-    """what was fitted again, in words"""
+    """the refitted head, in words"""
     draws: int
     num_scored: int
     split: str
@@ -264,4 +266,4 @@ class FitFacts:
     labels: LabelFacts | None = None
     next: NextFacts | None = None
     left_out: tuple[str, ...] = ()
-    """sentences: what the report lacks, and why"""
+    """sentences: missing parts of the report, and the reasons"""

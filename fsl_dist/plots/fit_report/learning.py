@@ -1,4 +1,5 @@
-"""What more images would bring: the head fitted again on parts of the training images, and a power law through its errors."""
+"""The expected gain from more images: the head is refitted on parts of the training images, and a power law to its
+errors."""
 
 import dataclasses
 import time
@@ -19,14 +20,14 @@ from fsl_dist.seeding import generator
 _DRAWS = 3
 _TIMES = 500
 _GROUPS = ("fewest images", "middle", "most images")
-# A third of the classes must hold so many for a curve of its own.
+# A third of the classes must have this many for a separate curve.
 _LEAST_CLASSES = 2
 
 
 def refitted(config: HeadConfig, train: Embedded) -> HeadConfig:
-    """The head that is fitted on parts of the images.
+    """The head to fit on parts of the images.
 
-    Softmax belongs to the network; logistic regression takes its place, or class means where that would take long.
+    Softmax belongs to the network; it is replaced by logistic regression, or by class means if that would take long.
     """
     if config.kind != "softmax":
         return config
@@ -53,18 +54,19 @@ def measure_learning(
     seconds: float = float("inf"),
     seed: int = 0,
 ) -> NextFacts | None:
-    """Fit the head on quarters and halves of the training images of all classes, and of one third of the classes at a time.
+    """Fit the head on quarters and halves of the training images of all classes, and of one third of the classes at a
+    time.
 
     Args:
-        config: the head; `refitted` says what is fitted.
+        config: the head; see `refitted` for the head that is fitted.
         train: training images.
-        scored: images that are scored, of at least one class of training.
+        scored: images to score, of at least one training class.
         split: name of their split.
-        seconds: time limit: fewer draws, then no thirds, then None.
+        seconds: time limit: first reduces the draws, then the thirds, then returns None.
         seed: of the draws.
 
     Returns:
-        The curves; None where the time does not suffice for one draw, or no image can be scored.
+        The curves; None if the time does not suffice for one draw, or if no image can be scored.
     """
     classes = np.unique(train.labels)
     scored = scored.rows(np.isin(scored.labels, classes))
@@ -114,7 +116,7 @@ class _Refits:
 
 
 def _thirds(labels: NDArray[np.int64], judged: NDArray[np.int64]) -> list[_Group]:
-    """The scored classes in three parts by their training images; none where they are equally large or too few."""
+    """The scored classes in three parts by their training images; empty if they are equally large or too few."""
     counts = np.bincount(labels, minlength=int(judged.max()) + 1)[judged]
     if counts.min() == counts.max() or len(judged) < len(_GROUPS) * _LEAST_CLASSES:
         return []
@@ -123,7 +125,7 @@ def _thirds(labels: NDArray[np.int64], judged: NDArray[np.int64]) -> list[_Group
 
 
 def _measure(answer: _Refits, group: _Group, full: NDArray[np.bool_], draws: int, seed: int) -> GroupCurve:
-    """One curve: the group's images reduced, those of other classes as they are."""
+    """One curve: the group's images are reduced, those of other classes are not."""
     train, scored = answer.train, answer.scored
     inside = np.isin(train.labels, group.labels)
     own, others = np.flatnonzero(inside), np.flatnonzero(~inside)
@@ -176,7 +178,7 @@ def _curve_of(
     def extrapolate(shares: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         errors = np.maximum(1 - shares[..., 0], least)
         _, exponents = fit_power_law(sizes, errors)
-        # Twice the images: ε(2n) = ε(n) · 2^−b. The other classes lose once more what they lost from half to all.
+        # Twice the images: ε(2n) = ε(n) · 2^−b. The other classes lose as much again as they lost from half to all.
         own = errors[:, -1] * (1 - 2.0**-exponents)
         others = shares[:, -1, 1] - shares[:, -2, 1]
         return exponents, share * own + (1 - share) * others
@@ -185,7 +187,7 @@ def _curve_of(
 
 
 def _mean_over(is_it: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """float64 [C]: weights of a mean over some classes; zeros where there are none."""
+    """float64 [C]: weights of a mean over some classes; zeros if there are none."""
     return is_it / max(int(is_it.sum()), 1)
 
 

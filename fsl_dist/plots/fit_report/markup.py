@@ -7,7 +7,7 @@ from html import escape
 
 @dataclass(frozen=True, slots=True)
 class Html:
-    """Text that is HTML already."""
+    """Text that is already HTML."""
 
     text: str
 
@@ -17,7 +17,7 @@ Cell = str | Html
 
 
 def name(text: str) -> str:
-    """A name from the data, escaped, in its own direction of writing."""
+    """A name from the data, escaped, in its own writing direction."""
     return f"<bdi>{escape(text)}</bdi>"
 
 
@@ -43,9 +43,9 @@ def table(
     marked: Sequence[int] = (),
     near: Sequence[int] = (),
 ) -> str:
-    """A table in a box that scrolls by itself, also from the keyboard; the first cell of a row heads it.
+    """A table in a scrollable box, also by keyboard; the first cell of a row is its header.
 
-    `label` names the table for screen readers; `marked` and `near` are rows that stand out more and less.
+    `label` names the table for screen readers; `marked` and `near` are rows with strong and weak emphasis.
     """
     lines = [
         "<thead><tr>"

@@ -1,4 +1,4 @@
-"""What the report shows, computed from the chosen candidate's embeddings and head within a time limit."""
+"""The contents of the report, computed from the chosen candidate's embeddings and head within a time limit."""
 
 import time
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ from fsl_dist.plots.fit_report.learning import measure_learning
 
 _SHOWN_MISTAKES, _NEIGHBOURS = 16, 4
 _SHOWN_PAIRS = 200
-# Images that are decoded to estimate what comparing all of them takes.
+# Number of images that are decoded to estimate the time for comparing all of them.
 _TRIED = 48
 
 
@@ -39,11 +39,11 @@ class Chosen:
     """The chosen candidate, on the images that it is shown with."""
 
     head: Head
-    """calibrated; temperature 1 where it was not"""
+    """calibrated; temperature 1 if it was not"""
     train: Embedded
     """training images by its network"""
     scored: Embedded | None
-    """images that it has not seen, by its network: test, else validation; None where there are none"""
+    """embeddings of unseen images by its network: test, otherwise validation; None if there are none"""
     split: str
     """name of the split of `scored`"""
 
@@ -60,21 +60,22 @@ def measure_fit(
 ) -> FitFacts:
     """Compute everything that the report shows.
 
-    The cheap parts come first: scores, mistakes, exact copies. The learning curve, likely label errors and near-duplicates
-    follow in the order of their usual cost, each within what is left of `seconds`; what does not fit is named in `left_out`.
+    The cheap parts come first: scores, mistakes, exact copies. The learning curve, likely label errors and
+    near-duplicates follow in the order of their usual cost, each within the rest of `seconds`; parts that do not fit
+    are listed in `left_out`.
 
     Args:
-        overview: what was tried and chosen.
+        overview: the candidates and the choice.
         catalogue: the data set.
         chosen: the chosen candidate.
-        frozen: training and validation images by the frozen backbone, for label errors; `groups` keeps images in one fold.
-            None: label errors are left out.
-        near: near-duplicates, where they have been looked for already.
-        seconds: time limit. The parts that take it are estimated before they start, so it is kept roughly.
+        frozen: training and validation images by the frozen backbone, for label errors; `groups` keeps images in one
+            fold. None: label errors are left out.
+        near: near-duplicates, if they were already found.
+        seconds: time limit. Expensive parts are estimated before they start, so it is kept approximately.
         seed: of folds and draws.
 
     Raises:
-        DataError: a shard is missing or cut.
+        DataError: a shard is missing or truncated.
     """
     clock = _Clock(seconds)
     judged = None if chosen.scored is None or not len(chosen.scored.ids) else _judge(chosen)
@@ -84,7 +85,7 @@ def measure_fit(
     if judged is None or chosen.scored is None:
         clock.leave_out("Confusion, mistakes and the learning curve: there are no test or validation images.")
     else:
-        # Half of the time at most: the two parts after it are worth as much.
+        # At most half of the time: the two later parts are equally important.
         curve = measure_learning(
             chosen.head.config, chosen.train, chosen.scored, chosen.split, seconds=clock.left / 2, seed=seed
         )
@@ -117,7 +118,7 @@ def measure_fit(
 
 
 class _Clock:
-    """What is left of a time limit, and what was left out for it."""
+    """The rest of a time limit, and the parts that were left out."""
 
     def __init__(self, seconds: float) -> None:
         self._until = time.monotonic() + seconds
@@ -130,7 +131,7 @@ class _Clock:
         return max(self._until - time.monotonic(), 0.0)
 
     def leave_out(self, what: str, why: str = "") -> None:
-        """Note what is missing; with `why`, that the time limit is the reason."""
+        """Record a missing part; with `why`, the time limit is the reason."""
         self.left_out.append(f"{what}: {why} (limit of the report: {self._seconds:.0f} s)." if why else what)
 
 
@@ -249,7 +250,7 @@ def _find_near(catalogue: Catalogue, clock: _Clock) -> NearDuplicates | None:
 
 
 def _with_near(data: DataFacts, catalogue: Catalogue, near: NearDuplicates) -> DataFacts:
-    """`data` with the near-duplicates that are in different splits or classes; exact copies are there already."""
+    """`data` with the near-duplicates that are in different splits or classes; exact copies are already included."""
     id_of = {key: sample for sample, key in enumerate(catalogue.keys(np.arange(catalogue.num_samples)))}
     known = {(pair.first, pair.second) for pair in data.copies}
     found = []

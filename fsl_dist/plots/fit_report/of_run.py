@@ -23,13 +23,13 @@ from fsl_dist.training.trained import TrainedRun, open_start
 def report_run(trained: TrainedRun, out: Path, *, seconds: float = 120.0) -> Path:
     """Write the report on a run: OUT/report.html and OUT/label_errors.csv.
 
-    The run is scored by its head (RUN/head.json), or by its classifier's softmax, or by a vote of neighbours. The network that it
-    started from takes the place of the frozen backbone.
+    The run is scored by its head (RUN/head.json), by its classifier's softmax, or by a vote of neighbours. The
+    network that it started from is used as the frozen backbone.
 
     Args:
         trained: the run, opened.
-        out: folder, made if it is missing.
-        seconds: time limit for everything but embedding images; parts that do not fit are named in the report.
+        out: folder, created if it is missing.
+        seconds: time limit for everything but embedding images; parts that do not fit are listed in the report.
 
     Returns:
         The page.
@@ -81,7 +81,8 @@ _START = "the network it started from"
 
 
 def _embed(trained: TrainedRun, name: str, selection: Selection) -> Embedded:
-    """The embeddings of a selection, kept under the run as `evaluate` keeps them; with logits where there is a classifier."""
+    """The embeddings of a selection, cached under the run like those of `evaluate`; with logits if there is a
+    classifier."""
     index = open_selection(trained, trained.config, name, selection)
     ids, labels, vectors = index.ids, index.labels, index.vectors(0, index.num_vectors)
     logits = None
@@ -93,7 +94,7 @@ def _embed(trained: TrainedRun, name: str, selection: Selection) -> Embedded:
 
 
 def _fit(trained: TrainedRun, train: Embedded, splits: RunSplits) -> Head:
-    """The run's head, calibrated on the images that it was validated on where it has no file of its own."""
+    """The run's head; without a head file, one that is calibrated on the run's validation images."""
     classes = np.unique(train.labels)
     config = read_head(Path(trained.run))
     if config is not None:

@@ -37,14 +37,14 @@ class _Section:
 
 
 def write_fit_report(out: Path, facts: FitFacts) -> Path:
-    """Write OUT/report.html, and OUT/label_errors.csv where labels were judged.
+    """Write OUT/report.html, and OUT/label_errors.csv if labels were checked.
 
-    The page is one file that contains its pictures, runs no script and loads nothing. The table has all samples of the data set,
-    so that `resplit` takes it as it is.
+    The page is one self-contained file with its pictures and without scripts. The table has all samples of the data
+    set, so that it can be passed to `resplit` directly.
 
     Args:
-        out: folder, made if it is missing.
-        facts: what `measure_fit` gives.
+        out: folder, created if it is missing.
+        facts: the result of `measure_fit`.
 
     Returns:
         The page.
@@ -115,7 +115,7 @@ def render_report(facts: FitFacts) -> str:
 
 
 def _render_findings(facts: FitFacts) -> str:
-    """What is worth a look, with links to the sections that show it."""
+    """The most important findings, with links to their sections."""
     catalogue, found = facts.catalogue, list[tuple[str, str]]()
     conflicts = sum(
         catalogue.labels[pair.first] != catalogue.labels[pair.second] for pair in facts.data.copies

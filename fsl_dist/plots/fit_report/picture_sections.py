@@ -14,7 +14,7 @@ _LISTED_ERRORS = 300
 def render_mistakes(mistakes: Mistakes, catalogue: Catalogue, thumbnails: Thumbnails) -> str:
     """The mistakes of highest confidence, HTML."""
     if not mistakes.shown:
-        return "<p>There is no mistake.</p>"
+        return "<p>There are no mistakes.</p>"
     cards = "".join(_render_mistake(one, mistakes.measure, catalogue, thumbnails) for one in mistakes.shown)
     which = f"All {count(mistakes.number, 'mistake')}, the surest answers first."
     if len(mistakes.shown) < mistakes.number:
@@ -22,9 +22,10 @@ def render_mistakes(mistakes: Mistakes, catalogue: Catalogue, thumbnails: Thumbn
             f"The {len(mistakes.shown)} of {count(mistakes.number, 'mistake')} that the model is surest of."
         )
     return (
-        f"<p>{which} Next to each are the nearest training images by its network, with their {escape(mistakes.measure)}: a solid edge where the "
-        "training image has the class that was answered, a dashed edge where it has another. Where all neighbours look like the image and have "
-        "its answer, check the label.</p>"
+        f"<p>{which} Next to each are the nearest training images by its network, with their "
+        f"{escape(mistakes.measure)}: a solid edge where the "
+        "training image has the predicted class, a dashed edge where it has another. Where all neighbours look "
+        "like the image and have its answer, check the label.</p>"
         f'<ol class="cards wider">{cards}</ol>'
     )
 
@@ -53,20 +54,23 @@ def render_labels(labels: LabelFacts, catalogue: Catalogue, thumbnails: Thumbnai
     """Likely label errors as a sheet of pictures; `file` is the table with all of them. HTML."""
     number = len(labels.errors)
     parts = [
-        f"<p>{count(number, 'label')} {'is' if number == 1 else 'are'} worth a check: another class is at least {labels.odds:g} times as probable as the label. "
-        f"{count(labels.num_judged, 'image')} of training and validation were judged by {escape(labels.method)} on the features of the frozen "
-        f"network, each by a fit that had not seen it; {percent(labels.acc)} % of the labels were its first answer. The lower that share, the more "
-        "of the list is right as it is: rare views and mixed pictures are among them, so look before you correct.</p>",
-        '<p class="note">In measurements with 5 % of the labels changed at random, such lists held 91 to 96 % of the changed labels, and 56 to 94 % of '
-        "their entries were changed ones; with labels changed to the most similar class, 48 to 68 % and 42 to 92 %. A star marks images that "
-        "confident learning counts too (Northcutt et al. 2021, Eq. 1).</p>",
+        f"<p>{count(number, 'label')} {'is' if number == 1 else 'are'} worth a check: another class is at least "
+        f"{labels.odds:g} times as probable as the label. "
+        f"{count(labels.num_judged, 'image')} of training and validation were checked by {escape(labels.method)} "
+        f"on the features of the frozen network, each by a fit that had not seen it; {percent(labels.acc)} % of "
+        "the labels were its first prediction. The lower that share, the more "
+        "of the list is correct: it includes rare views and mixed pictures, so look before you correct.</p>",
+        '<p class="note">In measurements with 5 % of the labels changed at random, such lists contained 91 to 96 '
+        "% of the changed labels, and 56 to 94 % of "
+        "their entries were changed ones; with labels changed to the most similar class, 48 to 68 % and 42 to 92 "
+        "%. A star marks images that confident learning marks as well (Northcutt et al. 2021, Eq. 1).</p>",
     ]
     if labels.not_judged:
         some = ", ".join(catalogue.label_name(label) for label in labels.not_judged[:5])
         more = f" and {len(labels.not_judged) - 5} more" if len(labels.not_judged) > 5 else ""
         parts.append(
-            f"<p>{count(len(labels.not_judged), 'class', 'classes')} could not be judged, since they have one image or one group "
-            f"each: {escape(some + more)}.</p>"
+            f"<p>{count(len(labels.not_judged), 'class', 'classes')} could not be checked, since they have one "
+            f"image or one group each: {escape(some + more)}.</p>"
         )
     if not number:
         return "\n".join([*parts, "<p>No label is listed.</p>"])
@@ -96,8 +100,9 @@ def render_labels(labels: LabelFacts, catalogue: Catalogue, thumbnails: Thumbnai
     arguments = f'"{catalogue.folder}", table="{file}", key_column="key", label_column="suggested"'
     call = f"fsl_dist.resplit({arguments})"
     parts.append(
-        f"<p><code>{escape(file)}</code> has all images of the data set, the likely errors first. Put the label back in its column "
-        "<code>suggested</code> where you disagree. Then write a corrected version of the data set, over the same shards:</p>"
+        f"<p><code>{escape(file)}</code> has all images of the data set, the likely errors first. Put the label "
+        "back in its column <code>suggested</code> where you disagree. Then write a corrected version of the data "
+        "set, over the same shards:</p>"
         f'<pre tabindex="0">{escape(call)}</pre>'
     )
     return "\n".join(parts)
@@ -106,7 +111,7 @@ def render_labels(labels: LabelFacts, catalogue: Catalogue, thumbnails: Thumbnai
 def _render_error(place: int, error: LabelError, catalogue: Catalogue, thumbnails: Thumbnails) -> str:
     label, suggested = catalogue.label_name(error.label), catalogue.label_name(error.suggested)
     (key,) = catalogue.keys([error.id])
-    star = ' <abbr title="counted by confident learning too">★</abbr>' if error.is_confident else ""
+    star = ' <abbr title="marked by confident learning as well">★</abbr>' if error.is_confident else ""
     return (
         f'<li><div class="photos"><div class="first">{thumbnails.image(error.id, f"{key}, labelled {label}")}</div>'
         f'<div class="words"><p><strong>{place}</strong>{star}</p>'

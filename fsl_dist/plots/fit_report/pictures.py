@@ -13,7 +13,7 @@ from fsl_dist.data.store import ShardStore
 from fsl_dist.errors import DataError
 
 _SIDE = 144
-# Smaller pictures keep their pixels, which the browser shows as squares.
+# Smaller pictures keep their pixels, which the browser enlarges as squares.
 _PIXELATED_SIDE = 48
 _QUALITY = 78
 

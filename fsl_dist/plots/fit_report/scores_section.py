@@ -16,12 +16,12 @@ from fsl_dist.plots.fit_report.markup import count, details, name, percent, scro
 _MATRIX_CLASSES = 50
 _SHOWN_PAIRS = 15
 _BINS = 10
-# Fewer images than this in a bin say little: bins are made of equally many images.
+# A bin with fewer images than this is unreliable: bins have equal numbers of images.
 _BIN_IMAGES = 10
 
 
 def render_confusion(judged: Judged, catalogue: Catalogue) -> str:
-    """The most confused pairs of classes, and the whole matrix where it can be read; HTML."""
+    """The most confused pairs of classes, and the whole matrix if it is small enough to read; HTML."""
     labels, predicted = judged.labels, judged.predicted
     classes = np.union1d(labels, predicted)
     rows, columns = positions_among(labels, classes), positions_among(predicted, classes)
@@ -114,8 +114,8 @@ def render_recalls(judged: Judged, catalogue: Catalogue) -> str:
         ],
     )
     caption = (
-        "A point for each class; the line is Wilson's 95 % interval, which is long where a class has few scored images. Equal sizes are "
-        "drawn a little apart."
+        "A point for each class; the line is Wilson's 95 % interval, which is long where a class has few scored "
+        "images. Equal sizes are drawn a little apart."
     )
     return chart(draw, caption) + details(
         f"Table of all {len(tested):,} classes, the lowest recall first", listed
@@ -173,8 +173,8 @@ def render_calibration(judged: Judged) -> str:
 
     errors = "; ".join(f"{words}: {percent(error)} %" for words, *_, error in curves)
     caption = (
-        f"A point for each tenth of the images, by confidence. On the dotted line, answers of 80 % confidence are right in 80 %. Below it the "
-        f"model is too sure. Expected calibration error: {escape(errors)}."
+        "A point for each tenth of the images, by confidence. On the dotted line, answers of 80 % confidence are "
+        f"right in 80 %. Below it the model is too sure. Expected calibration error: {escape(errors)}."
     )
     rows = [
         [words, percent(one), percent(share_), f"{number_}"]

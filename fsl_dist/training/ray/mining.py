@@ -1,8 +1,8 @@
-"""Mining beside training: Ray actors with resources of their own embed, index and search while workers train.
+"""Mining concurrently with training: separate Ray actors embed, index and search while workers train.
 
-A refresh is a chain of remote calls, one stage's answers the next one's arguments: every actor embeds its share
-with the weights in the table's folder, the first publishes the index, every actor searches for its share and
-writes its part of the table. What passes between actors and workers is files; each of them is written whole.
+A refresh is a chain of remote calls in which each stage's results are the next one's arguments. Every actor embeds
+its share with the weights in the table's folder, the first one publishes the index, and every actor searches for its
+share and writes its part of the table. Actors and workers communicate by files, each of which is published atomically.
 """
 
 import dataclasses
@@ -20,14 +20,15 @@ _RESTARTS = 3
 
 
 class Miners:
-    """The actors of one run, as its first training worker holds them (it is pickled to it)."""
+    """The actors of one run, in the form in which they are pickled to its first training worker."""
 
     def __init__(self, actors: list[Any]) -> None:
         self.actors = actors
         self._running: dict[Path, list[Any]] = {}
 
     def start(self, folder: Path, num_same: int, num_other: int) -> None:
-        """Begin to make the table in `folder`, at the parameters in its weights file (`TrainingIndex.start_table`)."""
+        """Start building the table in `folder`, with the parameters in its weights file
+        (`TrainingIndex.start_table`)."""
         created = self.actors[0].create.remote(str(folder))
         embedded = [actor.embed.remote(str(folder), created) for actor in self.actors]
         version = self.actors[0].publish.remote(str(folder), *embedded)
@@ -36,9 +37,9 @@ class Miners:
         ]
 
     def finish(self, folder: Path) -> None:
-        """Return once that table is whole; at once for one that was not started here.
+        """Wait until that table is complete; returns at once for a table that was not started here.
 
-        Raises what an actor itself found wrong; a Ray error where one died more often than it is restarted.
+        Raises the errors that actors found, and a Ray error if an actor died more often than it is restarted.
         """
         import ray
 
@@ -95,10 +96,10 @@ class _Miner:
         self.out = Path(folder) / "index" / "mining"
 
     def ready(self) -> None:
-        """Answered once the actor stands."""
+        """Answered once the actor runs."""
 
     def create(self, folder: str) -> None:
-        """Make the place where the index grows; its token is the table's name."""
+        """Create the staging folder of the index; its token is the table's name."""
         from index import Staging
 
         Staging.create(self.out, Path(folder).name, self.owner)
@@ -155,7 +156,7 @@ class _Miner:
 
 @contextmanager
 def beside_training(config: RunConfig, owner: Owner) -> Iterator[Miners | None]:
-    """The actors of a run that mines beside training, for as long as the block runs; None for other runs."""
+    """The actors of a run that mines concurrently with training, during the block; None for other runs."""
     if not config.mining.is_beside:
         yield None
         return
@@ -168,7 +169,7 @@ def beside_training(config: RunConfig, owner: Owner) -> Iterator[Miners | None]:
     settings = render_config(config), (str(owner.folder), owner.epoch)
     actors = [remote.remote(*settings, rank, mining.gpus > 0) for rank in range(mining.actors)]
     try:
-        # Before the workers take the CPUs: an actor that cannot start must say so now, not at the first refresh.
+        # Before the workers reserve the CPUs: an actor that cannot start must fail now, not at the first refresh.
         ray.get([actor.ready.remote() for actor in actors])
         yield Miners(actors)
     finally:

@@ -1,4 +1,4 @@
-"""Which network interface the workers of a run talk through: the one that has the node's address in the Ray cluster."""
+"""The network interface for the communication of workers: the one with the node's address in the Ray cluster."""
 
 import fcntl
 import os
@@ -29,10 +29,10 @@ def interface_of(address: str) -> str:
 
 
 def name_interface() -> None:
-    """Tell gloo and NCCL the interface of this Ray node's address, where the environment names none.
+    """Set the interface of this Ray node's address for gloo and NCCL, unless the environment sets one.
 
-    Left alone, gloo takes the address that the host's own name resolves to; in a container or with a common /etc/hosts that may be the
-    loopback, where no other host answers.
+    By default, gloo uses the address to which the host's own name resolves. In a container or with a common
+    /etc/hosts that may be the loopback, which other hosts cannot reach.
     """
     if name := interface_of(get_node_ip_address()):
         for variable in _VARIABLES:

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 def prepare_import() -> bool:
     """Set what Ray reads when it is imported, before its first import; returns whether a cluster will be joined."""
-    # Ray reports usage to a server on the internet unless told not to.
+    # Ray reports usage to a server on the internet by default.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     joins = bool(os.environ.get("RAY_ADDRESS"))
     if not joins and "ray" not in sys.modules:
@@ -32,11 +32,11 @@ def prepare_import() -> bool:
 
 @contextmanager
 def ray_session(num_cpus: int, *, importing: str = "") -> Iterator[None]:
-    """Join the Ray cluster of RAY_ADDRESS, else start one here with at least `num_cpus` CPU slots.
+    """Join the Ray cluster of RAY_ADDRESS, otherwise start one here with at least `num_cpus` CPU slots.
 
-    A Ray started here listens on loopback, asks for a token made for it alone, and ends with the block; its folder is
-    removed then, or by the next start where this process was killed. importing: a module whose import takes long (torch:
-    2 s), imported while Ray's processes start.
+    A Ray that is started here listens on loopback, requires its own token, and ends with the block. Its folder is
+    removed then, or by the next start if this process was killed. importing: a module with a slow import (torch: 2
+    s), imported while Ray's processes start.
     """
     joins = prepare_import()
     require("ray")
@@ -45,18 +45,18 @@ def ray_session(num_cpus: int, *, importing: str = "") -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    # After Ray's own import: two threads that import one library at once may wait for each other.
+    # After Ray's own import: two threads that import the same library may wait for each other.
     meanwhile = threading.Thread(target=_import_quietly, args=(importing,), daemon=True)
     meanwhile.start()
-    # Ray prints what happens to its processes on stdout, where a command's one result belongs.
+    # Ray prints messages of its processes on stdout, which is reserved for a command's result.
     with redirect_stdout(sys.stderr), ExitStack() as stack:
         with keeping_handlers(), _ending_as_elsewhere():
             if joins:
                 stack.callback(ray.shutdown)
                 ray.init(log_to_driver=False)
             else:
-                # A folder of its own: two Rays that share one find each other's ports in it. Short, for its sockets; below
-                # one of this user's, since Ray lets everybody write to its own.
+                # A separate folder: two Rays that share one find each other's ports in it. Short, because of its
+                # sockets; in a folder of this user, since Ray makes its own writable for everybody.
                 scratch = stack.enter_context(scratch_folder("fsl-ray-")) / "r"
                 num_cpus = max(num_cpus, os.cpu_count() or 1)
                 log.info("starting Ray on this machine (%d CPU slots)", num_cpus)
@@ -86,7 +86,8 @@ def _ending_as_elsewhere() -> Iterator[None]:
 
 @contextmanager
 def spread_over(workers: int, *, embeds: bool) -> Iterator[Spread]:
-    """How the pieces of an index build are done: in this process, or by Ray actors, which share the GPUs where they embed."""
+    """How to run the pieces of an index build: in this process, or by Ray actors, which share the GPUs if they
+    embed."""
     if workers == 1:
         yield do_here
         return
@@ -100,7 +101,7 @@ def spread_over(workers: int, *, embeds: bool) -> Iterator[Spread]:
 
 
 def _import_quietly(module: str) -> None:
-    """Import a module; who uses it imports it again and meets the error, if there is one."""
+    """Import a module; errors appear again when it is imported for use."""
     if module:
         with suppress(Exception):
             importlib.import_module(module)

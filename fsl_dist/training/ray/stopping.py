@@ -11,7 +11,7 @@ _LOOK_EVERY_S = 0.2
 
 
 class _Bell:
-    """An actor by which a driver asks workers to stop; each of them waits at it in a thread."""
+    """An actor by which a driver requests workers to stop; each worker waits for it in a thread."""
 
     def __init__(self) -> None:
         import asyncio
@@ -20,11 +20,11 @@ class _Bell:
         self._has_stopped = False
 
     async def ask(self) -> None:
-        """Ask the workers to stop."""
+        """Request the workers to stop."""
         self._asked.set()
 
     async def wait(self) -> None:
-        """Return once they are asked to."""
+        """Return after a stop request."""
         await self._asked.wait()
 
     async def note_stopped(self) -> None:
@@ -38,7 +38,7 @@ class _Bell:
 
 @contextmanager
 def passing_on(stop: StopRequest) -> Iterator[Any]:
-    """The bell that rings when `stop` is asked for while the block runs: pass it to the workers, which `hear` it."""
+    """Yield a bell that rings when `stop` is requested in the block: pass it to the workers, which `hear` it."""
     import ray
 
     bell = ray.remote(num_cpus=0, max_concurrency=1000)(_Bell).remote()
@@ -61,7 +61,7 @@ def passing_on(stop: StopRequest) -> Iterator[Any]:
 
 
 def hear(bell: Any) -> StopRequest:
-    """A request that is asked for when the bell rings."""
+    """Return a stop request that is set when the bell rings."""
     stop = StopRequest()
 
     def wait() -> None:

@@ -1,4 +1,4 @@
-"""The Ray side of training: one Trainer in each Ray Train worker. Everything else is plain PyTorch."""
+"""The Ray part of training: one Trainer in each Ray Train worker. Everything else is plain PyTorch."""
 
 import logging
 from pathlib import Path
@@ -25,12 +25,13 @@ log = logging.getLogger(__name__)
 def train_on_ray(
     config: RunConfig, owner: Owner, watch: "Watch | None" = None, stop: StopRequest | None = None
 ) -> bool:
-    """Train `config` with Ray Train on the Ray cluster this process is connected to; returns whether `stop` ended it.
+    """Train `config` with Ray Train on the Ray cluster to which this process is connected; return whether `stop`
+    ended it.
 
-    When a worker dies, all start again from the last checkpoint, up to `workers.max_failures` times, each time
-    under a new claim, so that a worker that only seemed dead writes nothing. watch: may end the run after a validation;
-    it goes to the first worker, in another process. Raises RequestError when the cluster
-    cannot hold the workers, and at once what a worker itself found wrong: trying again would not mend that.
+    If a worker dies, all workers restart from the last checkpoint, up to `workers.max_failures` times. Each restart
+    makes a new claim, so that a worker that only seemed dead can no longer write. watch: may end the run after a
+    validation; it is passed to the first worker, in another process. Raises RequestError if the cluster is too small
+    for the workers, and at once any error that a worker itself found, since a restart would not help.
     """
     require("ray")
     use_gpu = _check_resources(config)
@@ -39,7 +40,7 @@ def train_on_ray(
 
 
 def _train_again(config: RunConfig, owner: Owner, use_gpu: bool, watch: "Watch | None", bell: Any) -> bool:
-    """Train, again after a worker died; returns whether the workers were asked to stop and did."""
+    """Train, and restart after a worker died; return whether the workers stopped on request."""
     import ray
     from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -52,7 +53,7 @@ def _train_again(config: RunConfig, owner: Owner, use_gpu: bool, watch: "Watch |
                 raise found from error
             if failures_left == 0:
                 raise TrainingError(f"a training worker failed: {_last_line(error)}") from error
-            log.warning("a worker failed (%s); going on from the last checkpoint", _last_line(error))
+            log.warning("a worker failed (%s); resuming from the last checkpoint", _last_line(error))
             owner = Owner.claim(owner.folder)
         else:
             break
@@ -74,8 +75,8 @@ def _check_resources(config: RunConfig) -> bool:
     for_mining = mining.actors * mining.gpus if mining.is_beside else 0
     if for_mining > gpus:
         raise RequestError(
-            f"mining.actors={mining.actors} with mining.gpus={mining.gpus:g} needs {for_mining:g} GPUs; the Ray cluster "
-            f"has {gpus:g} (mining.gpus=0 embeds on the CPU)"
+            f"mining.actors={mining.actors} with mining.gpus={mining.gpus:g} needs {for_mining:g} GPUs; the Ray "
+            f"cluster has {gpus:g} (mining.gpus=0 embeds on the CPU)"
         )
     if workers.gpu == "never" or gpus == 0:
         return False
@@ -123,13 +124,13 @@ def _build_trainer(
 
 
 def _ray_folder(run: Path) -> str:
-    """Where Ray Train keeps its own state: every node must see it."""
+    """The folder for Ray Train's own state: every node must see it."""
     place = place_of(run / "ray")
     return str((run / "ray").resolve()) if place is None else place.arrow_uri
 
 
 def _own_error(error: "TrainingFailedError") -> FslDistError | None:
-    """The first of our own errors among the workers' failures, however deep Ray wrapped it."""
+    """The first error of this project among the workers' failures, at any depth of Ray's wrappers."""
     for failure in getattr(error, "worker_failures", {}).values():
         cause: BaseException | None = failure
         while cause is not None:
@@ -158,7 +159,7 @@ def _train_worker(settings: dict) -> None:
 
     logging.getLogger("fsl_dist").setLevel(logging.INFO)
     folder, epoch = settings["owner"]
-    # The configuration passes the gate again: a worker's installation may differ from the driver's.
+    # The configuration is validated again: a worker's installation may differ from the driver's.
     config = parse_config(settings["config"], [], "the driver's configuration")
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=folder))
     stop = hear(settings["bell"])

@@ -1,1 +1,2 @@
-"""MLflow and Weights & Biases: fed from a run's metrics file by threads of their own, so that no run waits for them or ends by them."""
+"""MLflow and Weights & Biases: separate threads send a run's metrics file, so that a tracker never delays or ends a
+run."""

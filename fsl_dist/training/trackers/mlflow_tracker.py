@@ -1,4 +1,5 @@
-"""One run at MLflow, by its client. MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME and MLflow's other variables are its own to read."""
+"""A run in MLflow, sent by its client, which reads MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME and MLflow's other
+variables."""
 
 import contextlib
 import logging
@@ -36,7 +37,7 @@ def tracking_uri(tracked: TrackedRun) -> str:
 
 
 def prepare_mlflow() -> None:
-    """Set what must be set before MLflow is imported, unless the environment says otherwise."""
+    """Set the defaults that must be set before MLflow is imported; the environment takes precedence."""
     # MLflow reports its use to its makers, and prints links to stdout, which belongs to --json.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -99,7 +100,7 @@ class MlflowTracker:
 
 
 def valid_name(name: str) -> str:
-    """A metric's name in the letters that MLflow takes: `knn/mcr@5` becomes `knn/mcr_at_5`."""
+    """A metric's name in the characters that MLflow allows: `knn/mcr@5` becomes `knn/mcr_at_5`."""
     return re.sub(r"[^\w\-. :/]", "_", name.replace("@", "_at_"))
 
 
@@ -111,7 +112,8 @@ def _metrics(values: Mapping[str, float], step: int) -> "list[Metric]":
 
 
 def _find_experiment(client: "MlflowClient") -> str:
-    """Identifier of the experiment that the environment names, else of `PROJECT`; created where there is none."""
+    """Identifier of the experiment that the environment selects, otherwise of `PROJECT`; created if it does not
+    exist."""
     from mlflow.exceptions import MlflowException
 
     if named := os.environ.get("MLFLOW_EXPERIMENT_ID"):

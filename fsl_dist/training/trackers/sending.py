@@ -1,7 +1,8 @@
-"""A thread for each tracker of a run: it follows the run's metrics file and sends what is new.
+"""A thread per tracker of a run: it follows the run's metrics file and sends new lines.
 
-The file is the record and the tracker a copy of it, wherever the workers are. A tracker that fails costs one warning; one that
-hangs is left behind at the run's end after `FLUSH_S`. `RUN/trackers.json` keeps each tracker's identifier and how far it got:
+The file is the record, and the tracker a copy of it, for any location of the workers. A failing tracker causes one
+warning; a hanging one is abandoned at the run's end after `FLUSH_S`. `RUN/trackers.json` contains each tracker's
+identifier and progress:
 
     {"mlflow": {"place": "http://…", "id": "…", "sent": [step, 0 for a step's line or 1 for a validation's]}}
 """
@@ -30,17 +31,17 @@ log = logging.getLogger(__name__)
 
 IDS_FILE = "trackers.json"
 SEND_EVERY_S = 2.0
-"""seconds between two looks at the metrics file"""
+"""seconds between two checks of the metrics file"""
 FLUSH_S = 15.0
 """seconds that a run waits at its end for its trackers"""
 FLUSH_AGAIN_S = 1.0
 """the same for a tracker that did not answer in time before, in this process: a sweep has many trials"""
 OPEN_S = 15.0
-"""seconds that a sweep waits at its start for its own entry, which the entries of its trials are grouped under"""
+"""seconds that a sweep waits at its start for its own entry, under which the entries of its trials are grouped"""
 
 _ids_lock = threading.Lock()
 _unanswered: set[Kind] = set()
-"""trackers that the last run of this process waited for in vain"""
+"""trackers that did not answer in time at the end of the last run of this process"""
 
 
 def kinds_of(config: RunConfig) -> tuple[Kind, ...]:
@@ -73,14 +74,15 @@ def _check_mlflow(tracked: TrackedRun) -> None:
     known = ("http", "https", "file", "sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc")
     if ":" in uri and scheme.partition("+")[0] not in known:
         raise RequestError(
-            f"run.trackers=mlflow: MLFLOW_TRACKING_URI={_without_password(uri)} must start with one of {', '.join(known)} "
-            "(MLFLOW_TRACKING_URI=http://HOST:5000 is a server)"
+            f"run.trackers=mlflow: MLFLOW_TRACKING_URI={_without_password(uri)} must start with one of "
+            f"{', '.join(known)} (MLFLOW_TRACKING_URI=http://HOST:5000 is a server)"
         )
 
 
 @contextmanager
 def tracking(config: RunConfig, sweep: Path | None = None) -> Iterator[dict[str, Fact]]:
-    """Send a run's metrics to its trackers while the block runs, and at its end what the block put into the yielded facts.
+    """Send a run's metrics to its trackers during the block, and at its end the facts that the block added to the
+    yielded mapping.
 
     sweep: folder of the sweep that the run is a trial of.
     """
@@ -92,7 +94,7 @@ def tracking(config: RunConfig, sweep: Path | None = None) -> Iterator[dict[str,
 
 @contextmanager
 def ending(senders: Sequence["Sender"]) -> Iterator[dict[str, Fact]]:
-    """End the entries with the block, and send what it put into the yielded facts; an error in it marks them as failed."""
+    """End the entries with the block, and send the facts that it added; an error in the block marks them as failed."""
     facts: dict[str, Fact] = {}
     try:
         yield facts
@@ -132,7 +134,7 @@ def end_all(senders: Sequence["Sender"], facts: Mapping[str, Fact], ending: Endi
 
 
 class Sender:
-    """Keeps one tracker's entry of a run up to date, in a thread of its own."""
+    """Keeps one tracker's entry of a run up to date, in a separate thread."""
 
     def __init__(self, kind: Kind, tracked: TrackedRun, *, metrics: Path | None = None) -> None:
         """metrics: the metrics file to follow; None: only facts are sent."""
@@ -145,7 +147,7 @@ class Sender:
         self._left = False
         self._end: tuple[Mapping[str, Fact], Ending] | None = None
         self._sent = (-1, 0)
-        # A daemon: a process is not kept alive by a server that does not answer.
+        # A daemon: a server that does not answer must not keep the process alive.
         self._thread = threading.Thread(target=self._run, name=f"tracker-{kind}", daemon=True)
         self._thread.start()
 
@@ -180,13 +182,11 @@ class Sender:
             while not self._is_over.wait(SEND_EVERY_S):
                 self._send(tracker)
             if self._end is not None and not self._left:
-                if self._metrics is not None:  # the workers may have written it on other machines
+                if self._metrics is not None:  # workers on other machines may have written it
                     bring(self._metrics.parent, wanted=lambda name: name == METRICS_FILE)
                 self._send(tracker)
                 tracker.end(*self._end)
-        except (
-            BaseException
-        ) as error:  # whatever a foreign client raises, SystemExit included, is its own affair
+        except BaseException as error:  # a third-party client may raise anything, even SystemExit
             if not self._left:
                 self._warn(f"{type(error).__name__}: {error}")
         finally:
@@ -245,7 +245,7 @@ class Sender:
 
 
 def read_ids(folder: Path) -> dict[str, dict[str, Any]]:
-    """What `trackers.json` says; nothing where there is none, or it cannot be read."""
+    """The content of `trackers.json`; empty if the file is missing or unreadable."""
     path = folder / IDS_FILE
     with suppress(ValueError):
         if exists(path):
@@ -254,7 +254,7 @@ def read_ids(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _place_of(kind: Kind, tracked: TrackedRun) -> str:
-    """Where a tracker keeps its entries: an identifier means nothing elsewhere."""
+    """The location of a tracker's entries: an identifier is only valid there."""
     if kind == "mlflow":
         from fsl_dist.training.trackers.mlflow_tracker import tracking_uri
 

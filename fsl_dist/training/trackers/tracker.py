@@ -1,4 +1,4 @@
-"""What a tracker is given about a run, and what it must be able to do."""
+"""The interface of a tracker, and the information about a run that it gets."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ class TrackedRun:
     """A run as its trackers know it."""
 
     folder: Path
-    """absolute; `trackers.json` in it keeps the identifiers that a resumed run continues with"""
+    """absolute; its `trackers.json` contains the identifiers with which a resumed run continues"""
     name: str
     """shown in the tracker's table"""
     config: Mapping[str, object] = field(default_factory=dict)
@@ -28,7 +28,7 @@ class TrackedRun:
 
     @property
     def group(self) -> str:
-        """Name of the sweep; empty for a run on its own."""
+        """Name of the sweep; empty for a single run."""
         return self.sweep.name if self.sweep else ""
 
     @property
@@ -38,19 +38,20 @@ class TrackedRun:
 
 
 class Tracker(Protocol):
-    """One run at a tracker, open for writing. Every method may raise anything; the caller turns that into one warning."""
+    """One run at a tracker, open for writing. Every method may raise anything; the caller turns that into one
+    warning."""
 
     id: str
     """the tracker's own identifier of the run"""
     address: str
-    """where a person finds it"""
+    """where a person can view it"""
 
     def log(self, lines: Sequence[Mapping[str, float]]) -> None:
         """Record lines of a metrics file: `step`, `epoch` and values by name."""
         ...
 
     def end(self, facts: Mapping[str, Fact], ending: Ending) -> None:
-        """Record what the run reached and that it ended."""
+        """Record the run's results and that it ended."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""One run at Weights & Biases. WANDB_MODE, WANDB_PROJECT, WANDB_ENTITY and W&B's other variables are its own to read."""
+"""A run in Weights & Biases, whose client reads WANDB_MODE, WANDB_PROJECT, WANDB_ENTITY and its other variables."""
 
 import logging
 import os
@@ -9,20 +9,21 @@ from typing import Any
 from fsl_dist.training.trackers.tracker import PROJECT, Ending, Fact, TrackedRun
 
 FINISH_S = 15
-"""seconds that W&B may upload after a run's end, unless WANDB_FINISH_TIMEOUT says otherwise"""
+"""seconds for W&B's upload after a run's end; WANDB_FINISH_TIMEOUT takes precedence"""
 
 
 def prepare_wandb() -> None:
-    """Set what must be set before W&B is imported, unless the environment says otherwise."""
-    # W&B reports its own errors to its makers.
+    """Set the defaults that must be set before W&B is imported; the environment takes precedence."""
+    # By default, W&B reports its own errors to its developers.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     logging.getLogger("wandb").setLevel(logging.WARNING)
 
 
 def find_obstacle() -> str:
-    """Why W&B cannot keep the run, with a way out; empty where it can, or is to send nothing (WANDB_MODE=offline, disabled).
+    """Why W&B cannot store the run, with a remedy; empty if it can, or if nothing is sent (WANDB_MODE=offline,
+    disabled).
 
-    Looks where W&B looks: its variables, netrc, its settings. Asks no server and no person.
+    Checks the sources that W&B uses: its variables, netrc, its settings. Contacts no server and prompts nobody.
     """
     prepare_wandb()
     import wandb
@@ -30,7 +31,7 @@ def find_obstacle() -> str:
     from wandb.sdk.lib import wbauth
 
     try:
-        # setup() reads the variables once a process; they may have changed since.
+        # setup() reads the variables once per process; they may have changed since.
         wandb.Settings().update_from_env_vars(os.environ)
         settings = wandb.setup().settings
     except (wandb.Error, ValueError) as error:
@@ -59,7 +60,8 @@ def project_place() -> str:
 
 
 class WandbTracker:
-    """A W&B run: created, or continued by its identifier. Offline, the continuation is a folder of its own with that identifier."""
+    """A W&B run: created, or continued by its identifier. Offline, a continuation is a separate folder with that
+    identifier."""
 
     def __init__(self, tracked: TrackedRun, known: str) -> None:
         """known: identifier of the run to continue, if any."""

@@ -198,7 +198,7 @@ def others():
     for name, data, word in (
         ("JPEG XL", b"\xff\x0a" + bytes(200), "JPEG XL"), ("HEIF", b"\0\0\0\x18ftypheic" + bytes(200), "HEIF"),
         ("DICOM", bytes(128) + b"DICM" + bytes(99), "DICOM"), ("EPS", b"%!PS-Adobe-3.0 EPSF-3.0\n", "EPS"),
-        ("no image", b"words", "format is not known"),
+        ("no image", b"words", "format is unknown"),
     ):  # fmt: skip
         yield name, data, None, word
 

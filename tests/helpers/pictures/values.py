@@ -1,4 +1,4 @@
-"""The picture that every file shows, and what is seen of it. Each format's files are made in the modules beside this one.
+"""The picture that every file shows, and what is seen of it. Each format's files are made in the modules next to this one.
 
 It is 3 × 3 blocks of 16 × 16 pixels, whole blocks of every JPEG sampling, so that lossy formats keep its colours. It differs from
 itself in each of the eight orientations. What a file shows follows from the definition of its format, not from a decoder.

@@ -1,1 +1,1 @@
-"""The time of a fit: what is used, what the machine does, and how the rest is divided."""
+"""The time budget of a fit: the time used, the speed of the machine, and the division of the rest."""

@@ -1,4 +1,4 @@
-"""How much of a fit's budget is used, over all sessions."""
+"""The used part of a fit's time budget, over all sessions."""
 
 import threading
 import time

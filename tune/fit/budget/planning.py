@@ -6,15 +6,16 @@ from dataclasses import dataclass, replace
 SIZES = (64, 96, 128, 160, 192, 224)
 """image sizes for pretrained networks, pixels"""
 FINAL_EPOCHS = 20
-"""epochs that the image size is chosen for: on 40 groceries 24 epochs at 96 px reached what more did not improve (docs/how_to/fit.md)"""
+"""epochs that the image size is chosen for: on 40 groceries 24 epochs at 96 px reached what more did not improve
+(docs/how_to/fit.md)"""
 LEAST_EPOCHS = 3
-"""epochs of the whole network below which only its last blocks are trained"""
+"""with fewer epochs of the whole network than this, only its last blocks are trained"""
 ROUND_EPOCHS = 4
-"""epochs of a candidate below which a round says little"""
+"""with fewer epochs of a candidate than this, the scores of a round are not reliable"""
 LEAST_S = 4.0
 """seconds of a candidate's training, at least"""
 LONGER = 1.5
-"""times as long as in the first round that candidates of a second one train, unless it looks at other validation parts"""
+"""training time of candidates in a second round relative to the first, unless it uses other validation parts"""
 ROUNDS_SHARE = 0.39
 """of the time for training, 35 of 90 % of the budget; the rest is the final run's"""
 END_SHARE = 0.05
@@ -26,9 +27,9 @@ class Rates:
     """What this machine does, images per second."""
 
     trial: float
-    """of one trial's training, with as many at a time as there are places, at `size` pixels"""
+    """of one trial, with the planned number of concurrent trials, at `size` pixels"""
     final: float
-    """of one run's training that has the machine to itself, at `size` pixels"""
+    """of a single run that uses the whole machine, at `size` pixels"""
     embed: float
     """embedded with the machine to itself, at `size` pixels"""
     size: int
@@ -46,7 +47,7 @@ class Rates:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Overheads:
-    """Seconds that a round takes beyond its trainings."""
+    """Seconds that a round needs in addition to its trainings."""
 
     startup: float
     """until the first trial trains: Ray and the trial's process start and import torch"""
@@ -55,28 +56,29 @@ class Overheads:
 
     @classmethod
     def after_start(cls, start_s: float) -> "Overheads":
-        """Those of a machine on which this process took `start_s` seconds to start: a busy one takes as much longer for others.
+        """Overheads of a machine on which this process took `start_s` seconds to start: on a busy one all are slower.
 
-        On two cores that eight other programs used, this process took 32 s, the start of a round 17 s, and a trial 25 s beyond its
-        training.
+        On two cores that eight other programs used, this process took 32 s, the start of a round 17 s, and a trial 25
+        s in addition to its training.
         """
         return cls(startup=max(8.0, 5 + 0.5 * start_s), trial=max(3.0, 0.7 * start_s))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RoundPlan:
-    """One round: some recipes, each trained for as long as the others."""
+    """One round: several recipes, each trained for the same time."""
 
     candidates: int
-    """recipes that take part"""
+    """number of recipes in the round"""
     parts: int
     """validation parts that each is trained and scored on"""
     seconds: float
-    """of one training"""
+    """per training"""
 
 
 def choose_size(final: float, measured_px: int, final_s: float, num_images: int, own_px: int) -> int:
-    """The largest image size at which the final run sees each image about `FINAL_EPOCHS` times; the smallest where none does.
+    """The largest image size at which the final run sees each image about `FINAL_EPOCHS` times; the smallest where
+    none does.
 
     Args:
         final: images per second of the final run at `measured_px`.
@@ -95,12 +97,12 @@ def choose_size(final: float, measured_px: int, final_s: float, num_images: int,
 
 
 def choose_batch(num_images: int) -> int:
-    """Images of a step: 96, or an eighth of a small training part, so that an epoch has several steps."""
+    """Images per step: 96, or an eighth of a small training part, so that an epoch has several steps."""
     return max(8, min(96, num_images // 8))
 
 
 def least_seconds(rate: float, num_images: int) -> float:
-    """Seconds that a candidate must train for its score to say something."""
+    """Seconds that a candidate must train for a reliable score."""
     return max(LEAST_S, ROUND_EPOCHS * num_images / rate)
 
 
@@ -113,17 +115,17 @@ def plan_rounds(
     num_recipes: int,
     can_repeat: bool,
 ) -> list[RoundPlan]:
-    """The rounds that a time has room for; none where two candidates have not.
+    """Plan the rounds that fit into the time; empty if it does not suffice for two candidates.
 
-    Where it suffices for two waves of candidates and as much again, half of it is a second round in which the best two are
-    trained for longer, on other validation parts where there are some.
+    If the time suffices for two waves of candidates and the same again, half of it becomes a second round in which
+    the best two are trained for longer, on other validation parts if there are some.
 
     Args:
         available_s: seconds for all rounds.
-        slots: trainings at a time.
-        least_s: seconds of a training, at least.
-        overheads: seconds beyond the trainings.
-        num_recipes: that there are.
+        slots: concurrent trainings.
+        least_s: minimum seconds per training.
+        overheads: seconds in addition to the trainings.
+        num_recipes: number of recipes.
         can_repeat: whether there are other validation parts.
     """
     overhead_s = overheads.trial
@@ -143,7 +145,8 @@ def plan_rounds(
 
 
 def _finals(half_s: float, slots: int, overhead_s: float, first_s: float, *, can_repeat: bool) -> RoundPlan:
-    """The best two once more: on as many parts as there are places, or on two parts one after the other where that is long enough."""
+    """Train the best two once more: on as many parts as there are slots, or on two parts in sequence if that is long
+    enough."""
     waves_of_two = math.ceil(2 / slots)
     twice_s = half_s / (2 * waves_of_two) - overhead_s
     if can_repeat and slots < 4 and twice_s >= LONGER * first_s:

@@ -1,4 +1,4 @@
-"""What a fit measures and decides before its first round."""
+"""Measurements and decisions of a fit before its first round."""
 
 import logging
 import math
@@ -39,19 +39,20 @@ from tune.space import Point, nested
 log = logging.getLogger(__name__)
 
 LAST_BLOCKS = 0.25
-"""share of a network's layers that is trained where the whole network takes too long: the last four or five of them"""
+"""share of a network's layers that is trained if the whole network is too slow: its last four or five layers"""
 MOST_EMBEDDING = 0.2
-"""share of the budget for embedding all images with a pretrained network, where small networks from scratch are tried too"""
+"""share of the budget for embedding all images with a pretrained network, where small networks from scratch are tried
+too"""
 LEAST_EMBEDDING_S = 5.0
-"""seconds for embedding that are taken even where the budget is used up: less is no reason to give up"""
+"""seconds for embedding that are used even after the end of the budget: a shorter delay is no reason to give up"""
 MEASURED_PX = 96
 
 
 def choose_backbone(given: Point) -> tuple[Point, bool]:
-    """(settings of the pretrained network, whether it starts from weights).
+    """Return (settings of the pretrained network, whether it starts from weights).
 
-    MobileNetV2 on a CPU and ResNet50 on a GPU, with ImageNet weights, where the settings given name nothing else.
-    Raises RequestError or ConfigError where weights cannot be had, or do not fit.
+    The default is MobileNetV2 on a CPU and ResNet50 on a GPU, with ImageNet weights. Raises RequestError or
+    ConfigError if weights are not available, or do not fit.
     """
     default = "resnet50" if torch.cuda.is_available() else "mobilenet_v2"
     name = str(given.get("backbone.name", default))
@@ -82,7 +83,7 @@ def check_weights(backbone: Point, channels: int) -> int:
 
 
 def check_backbone(given: Point) -> None:
-    """Raise RequestError where the pretrained network's weights cannot be had, before anything else is done."""
+    """Raise RequestError if the pretrained network's weights are not available, before anything else is done."""
     backbone, has_weights = choose_backbone(given)
     if has_weights:
         check_weights(backbone, int(str(given.get("data.channels", 3))))
@@ -96,9 +97,9 @@ def make_plan(
     clock: Clock,
     say: Callable[[str], None],
 ) -> FitPlan:
-    """Measure what the machine does with this network and these images, and divide the time.
+    """Measure the speed of the machine with this network and these images, and divide the time.
 
-    Raises RequestError where not even the images can be embedded within the budget.
+    Raises RequestError if the budget does not even suffice to embed the images.
     """
     notes: list[str] = []
 
@@ -143,7 +144,7 @@ def make_plan(
     )
     num_images = int(num_train)
     if _training_s(plan, rates, clock, config) * rates.final < LEAST_EPOCHS * num_images:
-        # Other programs only ever make a measurement slower: the better of two counts.
+        # Other programs can only slow a measurement down: use the better of two.
         again = measure_rates(
             _measured(replace(plan, batch_size=batch_size), leading, config, parts, machine), machine
         )
@@ -151,7 +152,8 @@ def make_plan(
     plan = replace(plan, batch_size=batch_size, rates=rates)
     if small and profile.num_images / rates.embed > MOST_EMBEDDING * config.budget_s:
         note(
-            f"Embedding the {profile.num_images} images with {backbone['backbone.name']} would take {profile.num_images / rates.embed:.0f} s: "
+            f"Embedding the {profile.num_images} images with {backbone['backbone.name']} would take "
+            f"{profile.num_images / rates.embed:.0f} s: "
             "only small networks are trained, from scratch."
         )
         leading, small = small, None
@@ -181,7 +183,8 @@ def make_plan(
     )
     if not rounds:
         note(
-            f"The budget has no time to compare recipes: '{recipes[0].name}' is trained, and validation chooses its head."
+            f"The budget has no time to compare recipes: '{recipes[0].name}' is trained, and validation chooses "
+            "its head."
             if len(recipes) > 1
             else f"The settings leave one recipe: '{recipes[0].name}'."
         )
@@ -193,16 +196,16 @@ def make_plan(
 def reconsider(
     plan: FitPlan, config: FitConfig, left_s: float, embedding_s: float, num_train: int
 ) -> FitPlan:
-    """Decide again whether to train, where the rates said that there is no time for an epoch.
+    """Decide again whether to train, if the first measurement left no time for one epoch.
 
-    Embedding all images took `embedding_s`, which says more than the few steps that the rates were measured on.
+    Embedding all images took `embedding_s`, which is more reliable than the few steps of the first measurement.
 
     Args:
-        plan: that trains nothing.
-        config: what was asked.
-        left_s: seconds of the budget that are left.
-        embedding_s: seconds that embedding took in this session; 0: it was done before.
-        num_train: training images.
+        plan: a plan without training.
+        config: the settings of the fit.
+        left_s: remaining seconds of the budget.
+        embedding_s: seconds for embedding in this session; 0: it was done before.
+        num_train: number of training images.
     """
     rates = plan.rates
     assert rates is not None
@@ -214,26 +217,27 @@ def reconsider(
         return replace(plan, rates=rates, trains=True)
     share = 100 * max(final_s, 0.0) * rates.final / num_train
     note = (
-        f"The budget is too small to train: {max(final_s, 0.0):.0f} s would show the network {share:.0f} % of the {num_train} training "
-        "images once. The frozen network with its best head is the result."
+        f"The budget is too small to train: {max(final_s, 0.0):.0f} s would show the network {share:.0f} % of the "
+        f"{num_train} training images once. The frozen network with its best head is the result."
     )
     return replace(plan, notes=(*plan.notes, note))
 
 
 def is_final_wanted(config: FitConfig) -> bool:
-    """Whether most of the time is for one more run of what was chosen."""
+    """Whether most of the time is reserved for a final run of the chosen recipe."""
     return config.final is not False
 
 
 def embeddings_s(plan: FitPlan, rates: Rates) -> float:
-    """Seconds for embedding at the end: all images by the final run, and test by the others of the last round."""
+    """Seconds for embedding at the end: all images by the final run, and test images by the other runs of the last
+    round."""
     splits = plan.profile.splits
     images = plan.profile.num_images + 2 * splits.get("test", splits.get("val", 0))
     return images / rates.embed
 
 
 def _training_s(plan: FitPlan, rates: Rates, clock: Clock, config: FitConfig) -> float:
-    """Seconds for all training: what is left without the embeddings before and after it, and a reserve."""
+    """Seconds for all training: the rest after the embeddings before and after it, and a reserve."""
     frozen_s = plan.profile.num_images / rates.embed
     return clock.left_s - frozen_s - embeddings_s(plan, rates) - end_s(config)
 
@@ -244,7 +248,7 @@ def end_s(config: FitConfig) -> float:
 
 
 def _scratch_size(profile: ProfileRecord) -> int:
-    """28 px for signs, as published for Conv4; 32 for small pictures, 64 where they are larger and have colours."""
+    """28 px for signs, as published for Conv4; 32 for small images, 64 for larger colour images."""
     if profile.shorter_side <= 28 or profile.is_grey:
         return 28
     return 32 if profile.shorter_side < 64 else 64
@@ -253,9 +257,10 @@ def _scratch_size(profile: ProfileRecord) -> int:
 def plan_final(
     plan: FitPlan, config: FitConfig, recipe: Recipe, parts: Parts, seconds: float, num_train: int
 ) -> FitPlan:
-    """The plan with threads and image size of the final run, measured again: the machine may do more, or less, than at the start.
+    """Return the plan with newly measured threads and image size for the final run: the machine may be faster or
+    slower now.
 
-    The size grows where there is time for it. It does not shrink: candidates were compared at that size.
+    The size grows if there is time for it. It does not shrink, because candidates were compared at that size.
     """
     assert plan.rates is not None
     machine = Machine(plan.slots, plan.cpus, plan.gpus, plan.gpus > 0, plan.joins)
@@ -283,9 +288,9 @@ def _check_embedding(plan: FitPlan, rates: Rates, config: FitConfig, clock: Cloc
     if clock.left_s <= 0 or needed_s > max(clock.left_s, LEAST_EMBEDDING_S):
         minutes = math.ceil((clock.used_s + needed_s * 1.3 + 10) / 6) / 10
         raise RequestError(
-            f"minutes={config.minutes:g} is too small: embedding the {plan.profile.num_images} images takes about {needed_s:.0f} s on this "
-            f"machine, and {clock.used_s:.0f} s are used already (minutes={minutes:g} suffices for the frozen network, more "
-            "trains one)"
+            f"minutes={config.minutes:g} is too small: embedding the {plan.profile.num_images} images takes about "
+            f"{needed_s:.0f} s on this machine, and {clock.used_s:.0f} s are already used (minutes={minutes:g} "
+            "suffices for the frozen network, more trains one)"
         )
 
 
@@ -301,9 +306,9 @@ def _settle_size(
     num_layers: int,
     note: Callable[[str], None],
 ) -> FitPlan:
-    """Choose the image size, and how much of the network is trained; rates are those at that size.
+    """Choose the image size, and the trained part of the network; rates are those at that size.
 
-    small: a recipe from scratch that is trained in place of a part of the pretrained network.
+    small: a recipe from scratch that is trained instead of a part of the pretrained network.
     """
     rates = plan.rates
     assert rates is not None
@@ -318,8 +323,8 @@ def _settle_size(
     epochs = rates.at(size).final * final_s / num_train
     if epochs < LEAST_EPOCHS and small is not None:
         note(
-            f"The pretrained network would see each image {epochs:.1f} times: it is scored without training, and small networks are "
-            "trained from scratch."
+            f"The pretrained network would see each image {epochs:.1f} times: it is scored without training, and "
+            "small networks are trained from scratch."
         )
         found = measure_rates(_measured(plan, small, config, parts, machine), machine)
         return replace(plan, size=size, pretrained="frozen", rates=replace(found, embed=rates.at(size).embed))
@@ -329,15 +334,15 @@ def _settle_size(
         rates = measure_rates(_measured(frozen, recipe, config, parts, machine), machine)
         size = best_size(rates)
         note(
-            f"The whole network would see each image {epochs:.1f} times: its last {num_layers - freeze} of {num_layers} layers are trained "
-            f"(backbone.freeze={freeze})."
+            f"The whole network would see each image {epochs:.1f} times: its last {num_layers - freeze} of "
+            f"{num_layers} layers are trained (backbone.freeze={freeze})."
         )
         plan = frozen
     rates = rates.at(size)
     epochs = rates.final * final_s / num_train
     if not is_size_given:
         note(
-            f"Images are shown at {size} px: a final run of {final_s:.0f} s sees each about {epochs:.0f} times (about {FINAL_EPOCHS} are "
-            "wanted; data.image_size sets another size)."
+            f"Images are shown at {size} px: a final run of {final_s:.0f} s sees each about {epochs:.0f} times "
+            f"(about {FINAL_EPOCHS} are wanted; data.image_size sets another size)."
         )
     return replace(plan, size=size, rates=rates)

@@ -1,4 +1,5 @@
-"""What this machine does: images per second of training and of embedding, measured with the fit's own network and images."""
+"""What this machine does: images per second of training and of embedding, measured with the fit's own network and
+images."""
 
 import logging
 import os
@@ -23,13 +24,13 @@ log = logging.getLogger(__name__)
 FORWARD = 2.5
 """images embedded in the time that one is trained on"""
 _TIMED_BATCH = 24
-"""images of a step that is timed on a CPU, where larger steps are no faster for each image"""
+"""images per timed step on a CPU, where larger steps are not faster per image"""
 _STEPS = 1
 """steps that are timed at least, after one that is not"""
 _LEAST_S = 0.5
-"""seconds that a measurement of training takes, at least"""
+"""minimum seconds per measurement of training"""
 _MOST_COPIES = 8
-"""trainings that are measured at a time, at most"""
+"""maximum number of concurrent trainings in a measurement"""
 SMALLEST_BATCH = 8
 
 
@@ -38,7 +39,7 @@ class Machine:
     """Where trials and the final run are trained."""
 
     slots: int
-    """trials at a time"""
+    """concurrent trials"""
     cpus: int
     """CPU cores of a trial"""
     gpus: float
@@ -49,10 +50,10 @@ class Machine:
 
 
 def describe_machine(num_candidates: int, cores: float = 0.0, gpus: float = 0.0) -> Machine:
-    """How trials share this machine, or a cluster of so many `cores` and `gpus`.
+    """Divide this machine, or a cluster of `cores` and `gpus`, among trials.
 
-    As many trials run at a time as there are cores, up to the number of candidates; then each has several cores. Two trials
-    share a GPU, since one alone leaves it waiting for images.
+    One trial per core runs concurrently, up to the number of candidates; additional cores are divided among them. Two
+    trials share a GPU, since a single one leaves it idle while it waits for images.
     """
     joins = cores > 0
     num_cores = int(cores) if joins else len(os.sched_getaffinity(0))
@@ -65,12 +66,12 @@ def describe_machine(num_candidates: int, cores: float = 0.0, gpus: float = 0.0)
 
 
 def measure_rates(config: RunConfig, machine: Machine) -> Rates:
-    """Images per second of trials, of one run alone, and of embedding, at the image size of `config`.
+    """Measure images per second of trials, of a single run, and of embedding, at the image size of `config`.
 
-    As many trainings are timed at a time as trials will run, then one with all cores. Where other programs use the cores too,
-    threads that wait for each other are slower than one, so a run that is alone takes as many as are faster.
+    First as many trainings as there will be trials are timed concurrently, then one with all cores. If other programs
+    use the cores too, several threads can be slower than one, so a single run uses the fastest number of threads.
 
-    Raises RuntimeError where the memory does not suffice for a batch.
+    Raises RuntimeError if the memory does not suffice for a batch.
     """
     threads = torch.get_num_threads()
     if machine.has_gpu:
@@ -98,9 +99,9 @@ def measure_rates(config: RunConfig, machine: Machine) -> Rates:
 def find_batch(
     measure: Callable[[int], Rates], batch_size: int, say: Callable[[str], None]
 ) -> tuple[Rates, int]:
-    """Rates at the largest of `batch_size`, its half, a quarter … that the memory suffices for.
+    """Rates at the largest of `batch_size`, its half, a quarter … that fits in memory.
 
-    Raises RequestError where it does not suffice for `SMALLEST_BATCH` images.
+    Raises RequestError if `SMALLEST_BATCH` images do not fit.
     """
     while True:
         try:
@@ -110,15 +111,15 @@ def find_batch(
                 raise
             if batch_size // 2 < SMALLEST_BATCH:
                 raise RequestError(
-                    f"the memory does not suffice for a batch of {batch_size} images (data.image_size makes them smaller, "
-                    "backbone.name names a smaller network)"
+                    f"the memory does not suffice for a batch of {batch_size} images (data.image_size makes them "
+                    "smaller, backbone.name names a smaller network)"
                 ) from error
         batch_size //= 2
         say(f"The memory does not suffice for larger batches: training.batch_size={batch_size}.")
 
 
 def is_out_of_memory(error: BaseException | str) -> bool:
-    """Whether an error, or its text, says that memory could not be had."""
+    """Whether an error, or its text, reports a lack of memory."""
     text = str(error).lower()
     return isinstance(error, MemoryError) or any(
         words in text
@@ -127,7 +128,7 @@ def is_out_of_memory(error: BaseException | str) -> bool:
 
 
 def _measure_copies(config: RunConfig, copies: int, threads: int) -> float:
-    """Images per second of each of `copies` trainings, at a time, with so many threads each."""
+    """Images per second of each of `copies` concurrent trainings with this many threads each."""
     if copies == 1:
         torch.set_num_threads(threads)
         return _time_training(config, threading.Barrier(1))
@@ -187,4 +188,4 @@ def _time_training(config: RunConfig, barrier: threading.Barrier) -> float:
                     return images / elapsed
     finally:
         trainer.source.close()
-    raise AssertionError("a method gives steps without end")
+    raise AssertionError("a method yields steps without end")

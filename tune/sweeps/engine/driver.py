@@ -1,4 +1,4 @@
-"""What the parts that Tune calls share: the sweep's plan, its records, who is under way, and how long it all takes."""
+"""The state that the parts called by Tune share: the sweep's plan, its records, the running trials, and the clock."""
 
 import logging
 import time
@@ -16,7 +16,7 @@ from tune.records import Result, Trial
 from tune.space import Point, show_point
 from tune.sweeps.clock import Clock
 from tune.sweeps.config import SweepConfig
-from tune.sweeps.early_stopping import Judge
+from tune.sweeps.early_stopping import StopRule
 from tune.sweeps.engine.fitting import count_fitting
 from tune.sweeps.progress import Show, stand
 from tune.sweeps.schedulers import HyperBand, Population
@@ -29,63 +29,63 @@ _SHOW_EVERY_S = 1.0
 
 @dataclass(slots=True)
 class _UnderWay:
-    """A trial that was handed out."""
+    """A trial that was started."""
 
     trial: Trial
     since: float
-    """`time.monotonic()` when its actor took it; before, when it was handed out"""
+    """`time.monotonic()` when its actor started it; before that, when it was submitted"""
     heard: float
-    """when it last reported, or started"""
+    """time of its last report, or of its start"""
     worked_s: float = 0.0
     """seconds inside training before it was last paused"""
     has_started: bool = False
     """whether an actor has taken it, now or before"""
     is_told: bool = False
-    """whether it was told to stop"""
+    """whether it was asked to stop"""
     ends: Result | None = None
-    """how it counts once its actor, which is being killed, is gone"""
+    """the result that counts once its actor, which is being killed, has ended"""
 
 
 @dataclass(slots=True)
 class Driver:
-    """One process's part in a sweep; whatever must outlast it is in the sweep's folder."""
+    """One process's part in a sweep; everything that must outlast the process is in the sweep's folder."""
 
     config: SweepConfig
     owner: Owner
     plan: Plan
-    judge: Judge
+    stop_rule: StopRule
     clock: Clock
     show: Show
     stop: StopRequest = field(default_factory=StopRequest)
-    """asks the sweep to stop, with a checkpoint of each trial under way"""
+    """request to stop the sweep, with a checkpoint of each running trial"""
     under_way: dict[int, _UnderWay] = field(default_factory=dict)
-    """trials that were handed out and have not ended: that run, wait for an actor, or wait at a checkpoint"""
+    """trials that were submitted and have not ended: running, waiting for an actor, or waiting at a checkpoint"""
     _running: dict[int, Any] = field(default_factory=dict)
     """trial → Ray's handle of the actor that it runs in"""
     _deaths: dict[int, int] = field(default_factory=dict)
     _has_no_more: bool = False
     _shown: float = 0.0
     _asked: int = 0
-    """trials of several workers that the autoscaler was last asked to hold"""
+    """number of trials with several workers in the last request to the autoscaler"""
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
-        # Tune pickles what it runs with, to restore an experiment from; a sweep is restored from its folder.
+        # Tune pickles its arguments to restore an experiment; a sweep is restored from its folder instead.
         return object, ()
 
     @property
     def base_trial(self) -> int:
-        """Number of the trial that is the base as it is, which nothing stops or changes; −1 where there is none."""
+        """Number of the trial that is the unchanged base, which nothing stops or changes; −1 if there is none."""
         return 0 if self.config.include_base else -1
 
     @property
     def is_finished(self) -> bool:
-        """Whether no trial is handed out any more; those under way go on."""
+        """Whether no more trials are submitted; running ones continue."""
         if self.clock.is_over or self.plan.has_failed or self.stop.is_set:
             return True
         return self._has_no_more and not self.plan.has_cut_off
 
     def next_trial(self) -> Trial | None:
-        """The trial to hand out now; None where there is none, or where too many are under way."""
+        """The trial to submit now; None if there is none, or if the maximum number is running."""
         if self.is_finished or self.is_full():
             return None
         self.owner.check()
@@ -103,10 +103,11 @@ class Driver:
         return trial
 
     def is_full(self) -> bool:
-        """Whether as many trials are under way as may be.
+        """Whether the maximum number of trials is running.
 
-        One more is handed out than the cluster holds now: its placement group asks the autoscaler. Trials of several workers
-        take nothing themselves, so `look` asks for them. A search that looks at trials hands out none where one place is all.
+        One more is submitted than currently fits on the cluster: its placement group makes a request to the
+        autoscaler. Trials of several workers reserve nothing themselves, so `look` makes the request. A search that
+        depends on the results of trials submits no additional one if only one can run.
         """
         if isinstance(self.config.scheduler, HyperBand | Population):
             return False
@@ -127,7 +128,7 @@ class Driver:
         """Whether the trial stops after this validation."""
         one = self.under_way[number]
         one.heard = time.monotonic()
-        return self.judge.report(number, epoch, value, len(one.trial.changes))
+        return self.stop_rule.report(number, epoch, value, len(one.trial.changes))
 
     def end_run(self, number: int, actor: Any) -> None:
         """Have the trial stop at the validation that it waits at, or at its next one."""
@@ -137,12 +138,12 @@ class Driver:
             actor.end_run.remote()
 
     def change(self, number: int, donor: int, epoch: int, point: Point) -> Trial:
-        """Let a trial go on from the network that `donor` had after `epoch` epochs, at another point."""
+        """Let a trial continue from the network that `donor` had after `epoch` epochs, at another point."""
         self.owner.check()
         trial = self.plan.change(self.under_way[number].trial, donor, epoch, point)
         self.under_way[number].trial = trial
         log.info(
-            "trial %04d goes on from trial %04d at epoch %d · %s", number, donor, epoch, show_point(point)
+            "trial %04d continues from trial %04d at epoch %d · %s", number, donor, epoch, show_point(point)
         )
         return trial
 
@@ -156,20 +157,20 @@ class Driver:
         log.info("%s", _describe(self.plan, trial, result))
 
     def left(self, number: int) -> None:
-        """A trial was asked to stop and has a checkpoint, from which the resumed sweep continues it."""
+        """Handle a trial that stopped on request with a checkpoint, from which the resumed sweep continues it."""
         self.under_way.pop(number, None)
 
     def died(self, number: int) -> None:
-        """A trial's actor is gone: the trial is tried again, or has failed, unless it was ended from here."""
+        """Handle the loss of a trial's actor: the trial is retried, or has failed, unless the driver ended it."""
         one = self.under_way.get(number)
         if one is None:
-            return  # it failed, and said so before
+            return  # it failed, and has reported that
         if one.ends is not None:
             self.ended(number, one.ends)
             return
         self.owner.check()
         self._deaths[number] = self._deaths.get(number, 0) + 1
-        log.warning("trial %04d: its worker is gone", number)
+        log.warning("trial %04d: its worker has died", number)
         if self._deaths[number] <= self.config.base.workers.max_failures:
             del self.under_way[number]
             self.plan.put_back(one.trial)
@@ -177,17 +178,17 @@ class Driver:
             self.ended(number, Result(state="failed", error=f"its worker died {self._deaths[number]} times"))
 
     def stopped_waiting(self, number: int) -> None:
-        """A trial that waited at a checkpoint is not gone on with."""
+        """Handle a trial that waited at a checkpoint and will not continue."""
         if number in self.under_way and not self.stop.is_set:
             self.ended(number, progress_of(self.under_way[number].trial, "stopped"))
 
     @property
     def must_end(self) -> bool:
-        """Whether Tune ends now: asked to stop, or the minutes are used up, and no trial runs any more."""
+        """Whether Tune ends now: there is a stop request, or the minutes are used up, and no trial is running."""
         return self.clock.is_overdue or ((self.clock.is_due or self.stop.is_set) and not self._running)
 
     def look(self, running: Mapping[int, Any]) -> None:
-        """Show how the sweep stands, and end what takes too long; Tune calls it several times a second.
+        """Show the state of the sweep, and end what takes too long; Tune calls it several times per second.
 
         running: trial → Ray's handle of its actor.
         """
@@ -211,12 +212,14 @@ class Driver:
             self.clock.see(float(ray.cluster_resources().get("CPU", 0.0)))
             self._ask_autoscaler()
             since = {number: self.under_way[number].since for number in self._running}
-            self.show(stand(self.plan, since, self.judge.reports, self.config.value_name, self.clock.started))
+            self.show(
+                stand(self.plan, since, self.stop_rule.reports, self.config.value_name, self.clock.started)
+            )
 
     def _ask_autoscaler(self, *, is_over: bool = False) -> None:
-        """Ask for a cluster that holds one more trial of several workers than run now, while there are more to start.
+        """Request a cluster for one more trial of several workers than are running, while there are more to start.
 
-        A cluster without an autoscaler takes no notice. The request holds until the next one.
+        A cluster without an autoscaler ignores it. A request is valid until the next one.
         """
         base = self.config.trial_base()
         if not base.uses_ray or isinstance(self.config.scheduler, HyperBand | Population):
@@ -232,11 +235,12 @@ class Driver:
             self._asked = num_trials
 
     def release(self) -> None:
-        """Ask the autoscaler for nothing more."""
+        """Withdraw the request to the autoscaler."""
         self._ask_autoscaler(is_over=True)
 
     def close(self) -> None:
-        """Write down as stopped what was under way when the minutes were used up, and forget trials that never started."""
+        """Record as stopped the trials that were running when the minutes were used up, and forget those that never
+        started."""
         self.owner.check()
         for number, one in sorted(self.under_way.items(), reverse=True):
             result = one.ends or progress_of(one.trial, "stopped")
@@ -251,6 +255,6 @@ def _describe(plan: Plan, trial: Trial, result: Result) -> str:
     ended = f"{result.state}: {result.error}" if result.error else result.state
     seconds = result.train_s + result.evaluate_s
     return (
-        f"{plan.num_done} of {plan.num_wanted}: trial {trial.number:04d}{value} after {result.epochs} epochs, {seconds:.1f} s, "
-        f"{ended} · {show_point(trial.point)}"
+        f"{plan.num_done} of {plan.num_wanted}: trial {trial.number:04d}{value} after {result.epochs} epochs, "
+        f"{seconds:.1f} s, {ended} · {show_point(trial.point)}"
     )

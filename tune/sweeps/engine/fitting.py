@@ -1,4 +1,4 @@
-"""How many trials a cluster holds."""
+"""The number of trials that fit on a cluster."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ from tune.sweeps.config import SweepConfig
 
 
 def count_fitting(config: SweepConfig, resources: Mapping[str, float]) -> int:
-    """Trials that run at a time on a cluster with these `resources`, by Ray's names; 0 where not one does."""
+    """Number of trials that can run concurrently on a cluster with these `resources`, by Ray's names; 0 if none can."""
     # A sum of binary fractions is a little off: ten trials of 0.1 GPU fit on one.
     return min(
         int(resources.get(name, 0.0) / amount + 1e-9)
@@ -17,8 +17,8 @@ def count_fitting(config: SweepConfig, resources: Mapping[str, float]) -> int:
 
 
 def fit_concurrency(config: SweepConfig, resources: Mapping[str, float]) -> int:
-    """How many trials run at a time on a cluster with these `resources`; RequestError where not one does, or not as many as
-    the sweep asks for."""
+    """Number of concurrent trials on a cluster with these `resources`; RequestError if none can run, or fewer than
+    the sweep requests."""
     needed = _needed(config)
     for name, amount in needed.items():
         if amount > resources.get(name, 0.0):
@@ -29,9 +29,9 @@ def fit_concurrency(config: SweepConfig, resources: Mapping[str, float]) -> int:
     fits = count_fitting(config, resources)
     if config.concurrency > fits:
         raise RequestError(
-            f"concurrency={config.concurrency} trials of {needed['CPU']:g} CPUs and {needed['GPU']:g} GPUs do not fit on the Ray "
-            f"cluster's {resources.get('CPU', 0.0):g} CPUs and {resources.get('GPU', 0.0):g} GPUs; {fits} do (concurrency=0 takes as "
-            "many as fit)"
+            f"concurrency={config.concurrency} trials of {needed['CPU']:g} CPUs and {needed['GPU']:g} GPUs do not "
+            f"fit on the Ray cluster's {resources.get('CPU', 0.0):g} CPUs and {resources.get('GPU', 0.0):g} GPUs; "
+            f"{fits} do (concurrency=0 takes as many as fit)"
         )
     return config.concurrency or fits
 

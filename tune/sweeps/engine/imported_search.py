@@ -1,4 +1,4 @@
-"""Points that a `ray.tune.search.Searcher` of the user's proposes, found by its import path."""
+"""Points of a user's `ray.tune.search.Searcher`, which is imported by its path."""
 
 import importlib
 import logging
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def check_imported(config: SweepSettings) -> None:
-    """Raise ConfigError where the search names a class that cannot be had, or that does not take the space."""
+    """Raise ConfigError if the search names a class that cannot be imported, or that does not accept the space."""
     if isinstance(config.search, ImportedSearch):
         _build(config, config.search)
 
@@ -34,10 +34,10 @@ def open_proposer(config: SweepSettings) -> Proposer:
 
 
 class ImportedProposer:
-    """A searcher and what it was told.
+    """A searcher with the results that it has got.
 
-    Its state lives as long as the process. After a kill a new one is told of the trials that ended, where it has
-    `add_evaluated_point`; one without it starts anew, which is logged.
+    Its state exists only in this process. After a kill a new one gets the finished trials, if it has
+    `add_evaluated_point`; otherwise it starts from scratch, which is logged.
     """
 
     def __init__(self, config: SweepSettings, search: ImportedSearch) -> None:
@@ -47,7 +47,7 @@ class ImportedProposer:
         self._told: set[int] = set()
 
     def __call__(self, config: SweepSettings, trials: Sequence[Trial]) -> tuple[int, Point] | None:
-        """The next point; None where the searcher has finished, NotYet where it waits for a trial."""
+        """The next point; None if the searcher has finished, NotYet if it waits for a trial."""
         self._tell(config, [trial for trial in trials if trial.draw >= 0 and trial.result])
         draw = max((trial.draw for trial in trials), default=-1) + 1
         found = self._searcher.suggest(_name(draw))
@@ -79,7 +79,7 @@ class ImportedProposer:
                     lost += 1
         if lost:
             log.warning(
-                "search.class=%s has no add_evaluated_point, so it starts anew without %d trials that ended before",
+                "search.class=%s has no add_evaluated_point, so it restarts without %d trials that ended before",
                 self._search.class_, lost,
             )  # fmt: skip
 
@@ -90,7 +90,7 @@ class ImportedProposer:
         if set(flat) != set(config.space):
             raise RequestError(
                 f"search.class={self._search.class_} proposed the keys {', '.join(sorted(flat)) or 'none'}; space has "
-                f"{', '.join(sorted(config.space))} (a searcher gives a value for each key of space, and no other)"
+                f"{', '.join(sorted(config.space))} (a searcher returns a value for each key of space, and no other)"
             )
         point: Point = {}
         for key, knob in config.space.items():
@@ -108,14 +108,14 @@ def _build(config: SweepSettings, search: ImportedSearch) -> "Searcher":
     module, _, name = search.class_.partition(":")
     try:
         found = getattr(importlib.import_module(module), name)
-    except Exception as error:  # whatever a module does when it is imported
+    except Exception as error:  # a module may raise anything when it is imported
         raise ConfigError(
-            f"search.class={search.class_} cannot be imported: {_one_line(error)} (install its package, or name a class that "
-            "Python finds)"
+            f"search.class={search.class_} cannot be imported: {_one_line(error)} (install its package, or name a "
+            "class that Python finds)"
         ) from error
     if not (isinstance(found, type) and issubclass(found, Searcher)):
         raise ConfigError(
-            f"search.class={search.class_} is no ray.tune.search.Searcher (a subclass of it proposes points)"
+            f"search.class={search.class_} is not a ray.tune.search.Searcher (a subclass of it proposes points)"
         )
     try:
         searcher: Searcher = found(**search.settings)
@@ -127,8 +127,9 @@ def _build(config: SweepSettings, search: ImportedSearch) -> "Searcher":
         ) from error
     if not takes_space:
         raise ConfigError(
-            f"search.class={search.class_} with search.settings={search.settings} takes no space, metric or mode from the sweep "
-            "(leave them out of search.settings; a Searcher's set_search_properties returns True where it takes them)"
+            f"search.class={search.class_} with search.settings={search.settings} accepts no space, metric or "
+            "mode from the sweep (leave them out of search.settings; a Searcher's set_search_properties returns "
+            "True if it accepts them)"
         )
     return searcher
 

@@ -1,4 +1,5 @@
-"""How population based training perturbs a point: a function of (seed, trial, how often it changed), never of hidden state."""
+"""The perturbation of a point in population based training: a function of (seed, trial, number of changes), without
+hidden state."""
 
 from collections.abc import Mapping
 
@@ -11,15 +12,15 @@ _FACTORS = (0.8, 1.2)
 def perturb(
     space: Mapping[str, Knob], donor: Point, *, seed: int, trial: int, change: int, resample: float
 ) -> Point:
-    """A point near `donor` (Jaderberg et al. 2017, section 3.3).
+    """Perturb the point `donor` (Jaderberg et al. 2017, section 3.3).
 
     Args:
         space: the sweep's.
-        donor: a value for each key of `space`; the base's own may lie outside the key's knob, or be a word such as auto.
+        donor: a value for each key of `space`; the base's own may be outside the key's knob, or be a word such as auto.
         seed: the sweep's.
         trial: number of the trial that gets the point.
-        change: how often it changed before.
-        resample: probability that a value is drawn anew from its knob.
+        change: number of its earlier changes.
+        resample: probability that a value is drawn from its knob instead.
 
     Returns:
         A value for each key of `space`, inside its knob.

@@ -18,9 +18,11 @@ from tune.sweeps.trial import check_point
 
 
 class FolderPopulation(PopulationBasedTraining):
-    """Tune's PopulationBasedTraining, asynchronous. A change is written into the trial's folder before the trial goes on.
+    """Tune's PopulationBasedTraining, asynchronous. A change is recorded in the trial's folder before the trial
+    continues.
 
-    The base gives its network to others and takes none. After a kill the population is those trials that had not ended.
+    The base provides its network to others and takes over none. After a kill the population consists of the
+    unfinished trials.
     """
 
     def __init__(self, driver: Driver, settings: Population) -> None:
@@ -34,12 +36,12 @@ class FolderPopulation(PopulationBasedTraining):
         self._driver, self._settings = driver, settings
 
     def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
-        """Take the trial into the population, as far on as its reports say."""
+        """Add the trial to the population, with the progress in its reports."""
         super().on_trial_add(tune_controller, trial)
         own = self._driver.under_way[number_of(trial)].trial
         epochs = [
             report.epoch
-            for report in self._driver.judge.reports
+            for report in self._driver.stop_rule.reports
             if (report.trial, report.change) == (own.number, len(own.changes))
         ]
         epoch = max(epochs, default=own.changes[-1].epoch if own.changes else 0)
@@ -48,7 +50,7 @@ class FolderPopulation(PopulationBasedTraining):
         state.last_perturbation_time = epoch - epoch % self._settings.every_epochs
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
-        """Go on, give its network to others, or take one."""
+        """Continue the trial, provide its network to others, or let it take over one."""
         if is_end(result):
             return TrialScheduler.CONTINUE
         self._driver.report(number_of(trial), result["epoch"], result["value"])
@@ -68,7 +70,7 @@ class FolderPopulation(PopulationBasedTraining):
         return as_config(changed), {}
 
     def _perturb(self, own: Trial, donor: Trial) -> Point:
-        """The new point of `own`; the donor's where the perturbed one makes no run."""
+        """The new point of `own`; the donor's if the perturbed one is invalid."""
         config = self._driver.config
         point = {key: donor.point.get(key, _value_of_base(config, key)) for key in config.space}
         new = perturb(

@@ -10,19 +10,19 @@ from tune.records import Result
 from tune.sweeps.engine.driver import Driver
 
 LEFT = "left"
-"""state of a trial that was asked to stop; it has not ended"""
+"""state of a trial that stopped on request; it has not ended"""
 
 _FIELDS = [field.name for field in fields(Result)]
 
 
 class FolderRecords(Callback):
-    """Writes down how trials end, and lets the driver look at those under way."""
+    """Records how trials end, and lets the driver check the running ones."""
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
 
     def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
-        """Look at the trials that run."""
+        """Check the running trials."""
         actors = {
             number_of(trial): trial.temporary_state.ray_actor for trial in trials if trial.status == "RUNNING"
         }
@@ -44,11 +44,11 @@ class FolderRecords(Callback):
     def on_trial_complete(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
     ) -> None:
-        """A trial that waited at a checkpoint was stopped there; others have ended before."""
+        """Record a trial that was stopped while it waited at a checkpoint; others have ended before."""
         self._driver.stopped_waiting(number_of(trial))
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        """A trial's actor is gone."""
+        """Record the loss of a trial's actor."""
         self._driver.died(number_of(trial))
 
 
@@ -68,10 +68,11 @@ class BudgetStopper(Stopper):
 
 
 def number_of(trial: TuneTrial) -> int:
-    """The number of the sweep's trial that Tune runs as `trial`. A configuration may be another trial's, its id is not."""
+    """The number of the sweep's trial that Tune runs as `trial`. A configuration may be another trial's, its id is
+    not."""
     return int(trial.trial_id.partition("-")[0])
 
 
 def is_end(result: dict[str, Any]) -> bool:
-    """Whether the trainable has told how the trial ended, and not of a validation."""
+    """Whether the result is the end of a trial, and not a validation."""
     return "state" in result

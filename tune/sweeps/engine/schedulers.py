@@ -1,7 +1,8 @@
-"""The schedulers as Tune calls them. Each writes every validation down before it decides, and ends a run in the run's own way.
+"""The schedulers in the form that Tune calls. Each records every validation before it decides, and lets a run end by
+itself.
 
-A run that is to stop is told so and reports its end itself, after its checkpoint: a STOP of Tune's would leave it waiting in an
-actor that the next trial is to take.
+A run that should stop gets a stop message and reports its end itself, after its checkpoint: a STOP of Tune would
+leave it waiting in an actor that the next trial needs.
 """
 
 from typing import Any
@@ -17,14 +18,14 @@ from tune.sweeps.schedulers import HyperBand, Population
 
 
 class FolderScheduler(FIFOScheduler):
-    """Asks the judge, which has Tune's ASHA or median rule and was fed with the reports in the sweep's folder."""
+    """Uses Tune's ASHA or median rule, restored from the reports in the sweep's folder."""
 
     def __init__(self, driver: Driver) -> None:
         super().__init__()
         self._driver = driver
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
-        """Tell the trial to stop where the judge says so."""
+        """Stop the trial if the rule decides so."""
         if not is_end(result) and self._driver.report(number_of(trial), result["epoch"], result["value"]):
             self._driver.end_run(number_of(trial), trial.temporary_state.ray_actor)
         return TrialScheduler.CONTINUE
@@ -33,7 +34,7 @@ class FolderScheduler(FIFOScheduler):
 class FolderHyperBand(HyperBandScheduler):
     """Tune's HyperBand. The base is in no bracket.
 
-    After a kill its brackets are filled anew by the trials that had not ended, each of which goes on from where it was.
+    After a kill its brackets are filled again by the unfinished trials, each of which continues from its progress.
     """
 
     def __init__(self, driver: Driver, settings: HyperBand) -> None:
@@ -46,12 +47,12 @@ class FolderHyperBand(HyperBandScheduler):
         self._driver = driver
 
     def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
-        """Put the trial into a bracket."""
+        """Add the trial to a bracket."""
         if number_of(trial) != self._driver.base_trial:
             super().on_trial_add(tune_controller, trial)
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
-        """Go on, wait for the rest of the bracket, or stop."""
+        """Continue the trial, let it wait for the rest of the bracket, or stop it."""
         if is_end(result):
             return TrialScheduler.CONTINUE
         self._driver.report(number_of(trial), result["epoch"], result["value"])
@@ -64,7 +65,7 @@ class FolderHyperBand(HyperBandScheduler):
         return action
 
     def on_trial_remove(self, tune_controller: Any, trial: TuneTrial) -> None:
-        """Take the trial out of its bracket."""
+        """Remove the trial from its bracket."""
         if self._is_live(trial):
             super().on_trial_remove(tune_controller, trial)
 

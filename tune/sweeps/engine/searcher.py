@@ -1,4 +1,4 @@
-"""The search algorithm that hands Tune the trials of a sweep's plan, each under its number."""
+"""The search algorithm that passes the trials of a sweep's plan to Tune, each under its number."""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 class FolderSearch(SearchAlgorithm):
-    """Yields what the sweep's folder has unfinished, then new points.
+    """Yields the unfinished trials of the sweep's folder, then new points.
 
-    It is no `Searcher`, since PopulationBasedTraining takes none, and since those would let Tune name the trials. Its state is
-    the folder, so nothing is saved or restored.
+    It is not a `Searcher`, since PopulationBasedTraining does not accept one, and since a Searcher would let Tune
+    name the trials. Its state is the folder, so nothing is saved or restored.
     """
 
     def __init__(self, driver: Driver) -> None:
@@ -26,7 +26,7 @@ class FolderSearch(SearchAlgorithm):
         self._is_ended = False
 
     def add_configurations(self, experiments: "list[Experiment]") -> None:
-        """Take the experiment whose trials are made here."""
+        """Set the experiment for which trials are created."""
         self._spec: dict[str, Any] = experiments[0].spec
 
     def next_trial(self) -> TuneTrial | None:
@@ -37,14 +37,14 @@ class FolderSearch(SearchAlgorithm):
         attempt = self._attempts[trial.number] = self._attempts.get(trial.number, 0) + 1
         return TuneTrial(
             self._spec["run"],
-            config=as_config(trial, is_stopped=self._driver.judge.is_stopped(trial.number)),
+            config=as_config(trial, is_stopped=self._driver.stop_rule.is_stopped(trial.number)),
             trial_id=f"{trial.number:04d}" if attempt == 1 else f"{trial.number:04d}-{attempt}",
             storage=self._spec["storage"],
-            max_failures=0,  # the driver hands it out again
+            max_failures=0,  # the driver submits it again
         )
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Nothing: the plan looks at results when it is asked."""
+        """Does nothing: the plan reads results when it needs them."""
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -71,7 +71,7 @@ class FolderSearch(SearchAlgorithm):
 
 
 def as_config(trial: Trial, *, is_stopped: bool = False) -> dict[str, Any]:
-    """What the trainable is told of a trial. is_stopped: it was told to stop before, and its run is over."""
+    """The configuration of a trial for the trainable. is_stopped: the trial was stopped before, and its run is over."""
     return {
         "number": trial.number,
         "point": {key: list(v) if isinstance(v, tuple) else v for key, v in trial.point.items()},

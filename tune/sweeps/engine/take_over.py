@@ -1,4 +1,4 @@
-"""Going on with another trial's network: what population based training does to a trial that fell behind."""
+"""Continue with another trial's network: the step of population based training for a trial that fell behind."""
 
 import shutil
 from pathlib import Path
@@ -14,27 +14,27 @@ from tune.records import Trial
 from tune.space import nested
 
 CHANGE_FILE = "change.json"
-"""in a trial's folder: how many of `Trial.changes` its run has been through"""
+"""in a trial's folder: the number of `Trial.changes` that its run has applied"""
 _TRIES = 5
 """copies that are begun: a donor that trains on prunes its older checkpoints meanwhile"""
 
 
 def take_over(run: RunConfig, trial: Trial) -> None:
-    """Give a trial's run the newest checkpoint of its last donor and its own new settings; nothing where it has them.
+    """Give a trial's run the newest checkpoint of its last donor and its new settings; does nothing if it has them.
 
-    What the trial had written of its own before stays in its metrics up to the donor's step. A kill in between leaves the
-    note of the change unwritten, so that the next call does it all again.
+    The trial's earlier metrics are kept up to the donor's step. After a kill in between, the record of the change is
+    missing, so the next call repeats it.
 
     Args:
-        run: the trial's run under its new settings.
-        trial: the trial; `changes` says what happened to it.
+        run: the trial's run with its new settings.
+        trial: the trial; `changes` lists its changes.
 
     Raises:
         TrainingError: the donor has no checkpoint.
     """
     if not trial.changes or _done(trial.folder) >= len(trial.changes):
         return
-    owner = Owner.claim(trial.folder)  # the run that was here before writes no more
+    owner = Owner.claim(trial.folder)  # fences off an earlier process of this run
     donor = trial.folder.parent / f"{trial.changes[-1].donor:04d}"
     own = CheckpointFolder(trial.folder, keep=1, owner=owner)
     own.refresh()
@@ -62,7 +62,7 @@ def _done(folder: Path) -> int:
     done = read_json(path, root=folder.parent.parent, name=folder.name).get("changes")
     if not isinstance(done, int):
         raise VersionError(
-            f"{path} is damaged: changes={done} is no whole number (remove it to copy the donor's run again)"
+            f"{path} is damaged: changes={done} is not a whole number (remove it to copy the donor's run again)"
         )
     return done
 
@@ -73,7 +73,7 @@ def _copy(donor: Path, own: CheckpointFolder) -> None:
     given.refresh()
     latest = given.latest()
     if latest is None:
-        raise TrainingError(f"{donor} has no checkpoint to go on from")
+        raise TrainingError(f"{donor} has no checkpoint to continue from")
     chosen = sorted({folder for folder in (given.start(), given.best(), latest) if folder is not None})
     names = [f"mining/{name}" for name in sorted(tables_of(chosen))]
     for name in [*names, *(f"checkpoints/{folder.name}" for folder in chosen)]:

@@ -1,8 +1,8 @@
-"""The class trainable that runs a sweep's trials, one after another, in one actor.
+"""The class trainable that runs a sweep's trials sequentially in one actor.
 
-A trial is a run with a folder, checkpoints and an owner of its own, so nothing of it is kept by Tune: what `save` returns
-names the run's folder, and `restore` reads nothing. The run trains in a thread, which waits after each validation until Tune
-asks for the next result.
+A trial is a run with its own folder, checkpoints and owner, so Tune stores nothing of it: `save` returns only the
+name of the run's folder, and `restore` reads nothing. The run trains in a thread, which waits after each validation
+until Tune requests the next result.
 """
 
 import os
@@ -32,29 +32,30 @@ _HOME = Path.cwd()
 
 
 class TrialFailed(Exception):
-    """Ends the actor of a trial that failed: it may hold anything. How it failed was reported before."""
+    """Ends the actor of a failed trial, whose state is unknown. The failure was reported before."""
 
 
 class RunTrial(Trainable):
-    """Trains and scores trials of one sweep; `train` returns at each validation, and at a trial's end with its result."""
+    """Trains and scores trials of one sweep; `train` returns at each validation, and at a trial's end with its
+    result."""
 
     _thread: threading.Thread | None
     """trains; None before a trial's first step, and where its run was left"""
     _waits: bool
     """whether the thread waits for an answer"""
     _stops: bool
-    """whether the trial was told to stop"""
+    """whether the trial was asked to stop"""
     _has_failed: bool
     """whether the trial has failed, so that the actor ends"""
     _before_s: float
-    """seconds inside training before the run was last left and continued here"""
+    """seconds inside training before the run was last interrupted and continued here"""
 
     def setup(
         self, config: dict[str, Any], text: str = "", folder: str = "", owner: int = 0, bell: Any = None
     ) -> None:
-        """Start on the first trial.
+        """Start the first trial.
 
-        text, folder, owner: the sweep's YAML, its folder and the claim of its driver. bell: rings when it is asked to stop.
+        text, folder, owner: the sweep's YAML, its folder and the claim of its driver. bell: rings on a stop request.
         """
         import torch
 
@@ -70,7 +71,7 @@ class RunTrial(Trainable):
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Go on with another trial; the run of the one before ends where it is, with a checkpoint."""
+        """Continue with another trial; the run of the previous one ends with a checkpoint."""
         self._leave()
         self._begin(new_config)
         return True
@@ -84,7 +85,7 @@ class RunTrial(Trainable):
         elif self._waits:
             self._answers.put(self._stops)
         message = self._messages.get()
-        if message is None:  # asked to stop
+        if message is None:  # stop request
             return {"state": LEFT, "value": None, "done": True}
         if isinstance(message, BaseException):
             raise message
@@ -104,27 +105,27 @@ class RunTrial(Trainable):
         """Stop the trial at the validation that it waits at, or at its next one."""
         self._stops = True
 
-    # Tune's own would copy a folder to its storage, which workers on other machines may not see.
+    # Tune's own method would copy a folder to its storage, which workers on other machines may not see.
     def save(self, checkpoint_dir: str | None = None) -> Any:
-        """End the run where it is, with a checkpoint of its own; the next `train` goes on from it."""
+        """End the run with its own checkpoint; the next `train` resumes from it."""
         from ray.train._internal.session import _TrainingResult
 
         self._leave()
         return _TrainingResult(Checkpoint(str(self._trial.folder)), dict(self._last_result or {}))
 
     def restore(self, checkpoint_path: Any) -> None:
-        """Nothing: a run goes on from what its folder holds (`tune.sweeps.engine.take_over`)."""
+        """Does nothing: a run resumes from the content of its folder (`tune.sweeps.engine.take_over`)."""
 
     def cleanup(self) -> None:
-        """End the run where it is."""
+        """End the run."""
         self._leave()
 
     def watch(self, trial: int) -> Watch:
-        """What the trial's run asks after each validation."""
+        """The function that the trial's run calls after each validation."""
         return partial(_ask_box, self._box) if self._box is not None else self._ask
 
     def is_stopped(self, trial: int) -> bool:
-        """Whether the trial was told to stop, now or before."""
+        """Whether the trial was asked to stop, now or before."""
         return self._stops
 
     def _begin(self, config: dict[str, Any]) -> None:
@@ -161,7 +162,7 @@ class RunTrial(Trainable):
         except BaseException as error:
             messages.put(error)
         else:
-            messages.put(result)  # nobody reads it where the run was left
+            messages.put(result)  # not read if the run was interrupted
         finally:
             if self._box is not None:
                 ray.kill(self._box)
@@ -171,7 +172,7 @@ class RunTrial(Trainable):
         return self._answers.get()
 
     def _leave(self) -> None:
-        """Wait until the run has ended: at the validation that it waits at, else at its next one."""
+        """Wait until the run has ended: at the validation where it waits, otherwise at its next one."""
         if self._thread is not None:
             self._left.set()
             self._answers.put(True)
@@ -185,7 +186,7 @@ def _open_box() -> Any:
 
 
 class _Mailbox:
-    """Between the first worker of a run, which asks, and the trainable, which answers when Tune does."""
+    """Connects the first worker of a run, which asks, with the trainable, which answers when Tune does."""
 
     def __init__(self) -> None:
         import asyncio
@@ -212,7 +213,7 @@ def _ask_box(box: Any, epoch: int, value: float) -> bool:
 
 
 def _forward(box: Any, ask: Watch) -> None:
-    """Pass questions on until the box is gone with its run."""
+    """Forward questions until the mailbox ends with its run."""
     try:
         while True:
             ray.get(box.answer.remote(ask(*ray.get(box.next.remote()))))

@@ -19,24 +19,25 @@ from tune.sweeps.engine.searcher import FolderSearch
 from tune.sweeps.engine.trainable import RunTrial
 
 _SETTINGS = {
-    "RAY_AIR_NEW_OUTPUT": "0",  # its tables on stdout, where a command's one result belongs
+    "RAY_AIR_NEW_OUTPUT": "0",  # its tables on stdout, which is reserved for a command's result
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # runs write their own
     "TUNE_DISABLE_AUTO_CALLBACK_SYNCER": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command
-    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # nobody restores it
-    # One by one, actors would start one by one, and HyperBand's brackets would be halved before they are filled.
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # the experiment is never restored from it
+    # If trials were submitted one at a time, actors would start one at a time, and HyperBand's brackets would be
+    # halved early.
     "TUNE_MAX_PENDING_TRIALS_PG": "200",
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the sweep says in a line what failed
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the sweep reports failures in one line
     "TUNE_FORCE_TRIAL_CLEANUP_S": "120",  # a run that is left gets to its next validation
 }
 
 
 def fit(driver: Driver) -> raytune.ResultGrid:
-    """Run what is left of a sweep; returns Tune's result of the trials that ran."""
+    """Run the rest of a sweep; return Tune's result of the trials that ran."""
     config = driver.config
     base = config.trial_base()
     if base.uses_ray:
-        # Ray Train's workers have the cores; a group must ask for something, and this every cluster has.
+        # Ray Train's workers reserve the cores; a group must reserve something, and every cluster has this.
         resources = raytune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
     else:
         resources = raytune.PlacementGroupFactory([{"CPU": base.num_cpus, "GPU": config.resources.gpus}])
@@ -84,7 +85,7 @@ def fit(driver: Driver) -> raytune.ResultGrid:
 
 
 def _own_error(error: BaseException) -> FslDistError | None:
-    """The project's own error inside what Tune made of it; None where there is none."""
+    """The project's own error inside Tune's error; None if there is none."""
     inner: BaseException | None = error
     while inner is not None and not isinstance(inner, FslDistError):
         inner = inner.__cause__ or inner.__context__

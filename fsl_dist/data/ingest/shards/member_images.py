@@ -14,7 +14,7 @@ from fsl_dist.data.ingest.source_images import SourceFile
 from fsl_dist.data.masks import prepare_mask
 from fsl_dist.data.resize import StoredSize
 
-# One `pread` gives at most 2 GiB, and that is more than any image that may be decoded needs.
+# One `pread` returns at most 2 GiB, which is more than any image that may be decoded needs.
 _MAX_IMAGE_BYTES = 1 << 30
 
 
@@ -27,7 +27,7 @@ class Place:
     size: int
     mask_offset: int = 0
     mask_size: int = 0
-    """0 where there is none"""
+    """0 if there is none"""
 
 
 class MemberFile(NamedTuple):
@@ -39,7 +39,7 @@ class MemberFile(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CheckMembers:
-    """What members hold, or why they cannot be used. Reads and decodes all of each."""
+    """The images in members, or why they cannot be used. Reads and decodes each completely."""
 
     def __call__(self, members: Sequence[MemberFile]) -> list[CheckedImage | str]:
         return [_check(member.source, member.place) for member in members]
@@ -57,7 +57,7 @@ def _check(source: SourceFile, place: Place) -> CheckedImage | str:
     if isinstance(mask, str) or isinstance(prepared_mask, str):
         return f"its mask '{source.mask_path}' {prepared_mask!s}"
     if prepared_mask is not mask:
-        return f"its mask '{source.mask_path}' is not an upright PNG; `pack` takes others (mask_column=…)"
+        return f"its mask '{source.mask_path}' is not an upright PNG; use `pack` for other formats (mask_column=…)"
     stored = CheckedImage(
         prepared.image.width, prepared.image.height, len(mask), zlib.crc32(mask), "mask.png"
     )
@@ -72,4 +72,4 @@ def _read(shard: str, offset: int, size: int) -> bytes | str:
             data = os.pread(file.fileno(), size, offset)
     except OSError as error:
         return f"cannot be read: {error.strerror}"
-    return data if len(data) == size else "is cut: the shard ended before it"
+    return data if len(data) == size else "is truncated: the shard ended before it"

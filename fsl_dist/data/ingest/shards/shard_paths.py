@@ -1,4 +1,4 @@
-"""Which tar files a folder or a pattern names, and which files that look like shards are passed over."""
+"""Find the tar files of a folder or a pattern, and the files that look like shards but are skipped."""
 
 import difflib
 import glob
@@ -13,7 +13,7 @@ from pathlib import Path
 from fsl_dist.data.write_report import BadSample
 from fsl_dist.errors import DataError, RequestError
 
-# Compressed ones are named here, and their content says what to do (`tar_members`).
+# Compressed shards are included here; the error from their content gives advice (`tar_members`).
 _SHARD = re.compile(
     r"(.+)\.(tar(?:\.(?:gz|bgz|z|bz2?|xz|zstd?|lz4?|lzma|lzip|zip|7z|rar))?|tgz|taz|tbz2?|txz|tzst|tlz4?)",
     re.IGNORECASE,
@@ -28,26 +28,27 @@ _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?|([A-Za-z])\.\.([A-Za-z]
 
 @dataclass(slots=True)
 class FoundShards:
-    """What a folder or a pattern names."""
+    """The shards of a folder or a pattern."""
 
     paths: list[Path] = field(default_factory=list)
     """in order, each once"""
     bad: list[BadSample] = field(default_factory=list)
-    """what looks like a shard and is none that can be opened"""
+    """files that look like shards but cannot be opened"""
     notes: list[str] = field(default_factory=list)
-    """what else was passed over"""
+    """other files that were skipped"""
 
 
 def find_shards(pattern: str) -> FoundShards:
-    """Shards in a folder (at any depth), or those of a pattern with `*`, `?`, `[…]`, `{a,b}` or `{000..012}`.
+    """Find shards in a folder (at any depth), or those of a pattern with `*`, `?`, `[…]`, `{a,b}` or `{000..012}`.
 
-    A path that exists is taken as it is written, and so is the longest part of a pattern that exists. Compressed shards are
-    among the paths, so that they are reported. RequestError where there are none, or where a named one is missing; DataError where all there is cannot be opened.
+    An existing path is used literally, and so is the longest existing prefix of a pattern. Compressed shards are
+    included, so that they are reported. Raises RequestError if there are none, or if an explicitly named one is
+    missing; DataError if none can be opened.
     """
     found = FoundShards()
     place, rest = _divide(pattern)
     for name in _expand_braces(rest):
-        # A wildcard meets folders by chance; a folder that is named is meant.
+        # A wildcard matches folders by chance; a folder without wildcards is intended.
         matches = [path for path in _match(place, name) if not (glob.has_magic(name) and os.path.isdir(path))]
         if not any(os.path.isfile(path) or os.path.isdir(path) for path in matches):
             missing = os.path.join(place, name) if name else place
@@ -75,7 +76,7 @@ def find_shards(pattern: str) -> FoundShards:
 
 
 def _walk(folder: str, found: FoundShards) -> None:
-    """Add the shards at any depth below `folder`; names that start with a dot are passed over."""
+    """Add the shards at any depth below `folder`; names that start with a dot are skipped."""
     others: Counter[str] = Counter()
 
     def refuse(path: str, reason: str) -> None:
@@ -95,29 +96,25 @@ def _walk(folder: str, found: FoundShards) -> None:
             if name.startswith("."):
                 continue
             if shard and not os.path.isfile(path):
-                refuse(
-                    path, "is a link to a file that is not there" if os.path.islink(path) else "is no file"
-                )
+                refuse(path, "is a link to a missing file" if os.path.islink(path) else "is not a file")
             elif shard and (name.lower().endswith(".tar") or f"{shard[1]}.tar" not in present):
                 paths.append(path)
             elif not shard and _UNFINISHED.fullmatch(name):
-                refuse(
-                    path, "is passed over: its name does not end in .tar, as that of an unfinished download"
-                )
+                refuse(path, "is skipped: its name does not end in .tar, as that of an unfinished download")
             else:
                 others[os.path.splitext(name)[1] or "no ending"] += 1
     found.paths += map(Path, sorted(paths))
     if others:
         kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common(5))
         found.notes.append(
-            f"'{folder}': {others.total()} files that are not named like shards were passed over ({kinds}"
+            f"'{folder}': {others.total()} files that are not named like shards were skipped ({kinds}"
             f"{', …' if len(others) > 5 else ''})"
         )
 
 
 def _name_fault(path: str) -> str:
-    """Why `path`, which is there, is neither a file nor a folder."""
-    return "is a link to a file that is not there" if os.path.islink(path) else "is no file"
+    """Why the existing `path` is neither a file nor a folder."""
+    return "is a link to a missing file" if os.path.islink(path) else "is not a file"
 
 
 def _divide(pattern: str) -> tuple[str, str]:
@@ -151,7 +148,7 @@ def _expand_braces(pattern: str) -> Iterator[str]:
 
 
 def _parts_of(text: str, commas: list[int]) -> Iterator[str] | list[str] | None:
-    """The alternatives between a pair of braces, which begin at `commas`; None where there are none."""
+    """The alternatives between a pair of braces, separated at `commas`; None if there are none."""
     if len(commas) > 1:
         return [text[first : last - 1] for first, last in itertools.pairwise([*commas, len(text) + 1])]
     found = _RANGE.fullmatch(text)
@@ -169,7 +166,7 @@ def _parts_of(text: str, commas: list[int]) -> Iterator[str] | list[str] | None:
 
 
 def _match(place: str, name: str) -> Iterator[str]:
-    """Paths below `place` that `name` matches, sorted; of each part of it, what exists as written goes first."""
+    """Paths below `place` that match `name`, sorted; parts that exist literally come first."""
     if not name:
         yield place
         return

@@ -12,12 +12,12 @@ _REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 _EXTENDED = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
 _LINKS = {tarfile.LNKTYPE: "a hard link", tarfile.SYMTYPE: "a symbolic link"}
 _DEVICES = {tarfile.CHRTYPE: "a device", tarfile.BLKTYPE: "a device", tarfile.FIFOTYPE: "a pipe"}
-# Names and attributes of one member; a header that claims more is damage.
+# Names and attributes of one member; a header that declares more is damaged.
 _MAX_HEADER_BYTES = 1 << 20
-# Archives are padded with zeros to whole records, for tapes up to 1 MiB each. A longer run of zeros is no padding.
+# Archives are padded with zeros to whole records, for tapes up to 1 MiB each. A longer run of zeros is not padding.
 _MAX_PADDING_BYTES = 1 << 20
 _COMPRESSED = "compressed with {}: byte ranges cannot be read in it, so unpack it with `{}` first"
-# What comes in place of a tar file, by its first bytes; the case of letters is not compared.
+# Content that is often found instead of a tar file, by its first bytes; case-insensitive.
 _KINDS = {
     b"\x1f\x8b": _COMPRESSED.format("gzip", "gunzip"),
     b"\x28\xb5\x2f\xfd": _COMPRESSED.format("zstd", "unzstd"),
@@ -62,11 +62,13 @@ class _DamageError(Exception):
 
 
 def list_members(descriptor: int, shard: str) -> Iterator[Member | NextArchive | BadSample]:
-    """Regular members of the open tar file `shard` (its name in reports), in order; what is refused as BadSample.
+    """Yield the regular members of the open tar file `shard` (its name in reports), in order; refused ones as
+    BadSample.
 
-    USTAR, GNU and pax archives, also several in one file. Refused by name: absolute paths, `..`, links, devices, sparse
-    and unknown kinds. A file that is damaged, cut, empty or no tar file is one BadSample that ends the list; so is one
-    without the two zero blocks at its end, because members may be missing. Folders are ignored. Reads headers only.
+    Reads USTAR, GNU and pax archives, also several in one file. Absolute paths, `..`, links, devices, sparse and
+    unknown kinds are refused. A file that is damaged, truncated, empty or not a tar file gives one BadSample that
+    ends the list; so does one without the two zero blocks at its end, because members may be missing. Folders are
+    ignored. Reads only headers.
     """
     end = os.fstat(descriptor).st_size
     position, is_empty, is_next = 0, True, False
@@ -148,12 +150,12 @@ def _read_header(
         kind = next((kind for magic, kind in _KINDS.items() if first.startswith(magic.lower())), "")
         if kind:
             raise _DamageError(
-                f"is no tar file but {kind}"
+                f"is not a tar file but {kind}"
                 if position == 0
-                else f"holds {_without_advice(kind)} from byte {position} on, which is left out"
+                else f"contains {_without_advice(kind)} from byte {position} on, which is left out"
             ) from None
         if position == 0 and block[257:262] != b"ustar":
-            raise _DamageError("is no tar file") from None
+            raise _DamageError("is not a tar file") from None
         if is_next:
             raise _damaged(position, end, "no archive follows its end mark") from None
         if len(block) < _BLOCK:
@@ -162,7 +164,8 @@ def _read_header(
 
 
 def _find_next_archive(descriptor: int, position: int, end: int) -> int | None:
-    """Where the blocks of zeros that begin at `position` end and another archive begins; None at the end of the file."""
+    """Where the blocks of zeros that begin at `position` end and another archive begins; None at the end of the
+    file."""
     following = position
     while chunk := os.pread(descriptor, _MAX_PADDING_BYTES, following):
         if rest := chunk.lstrip(b"\0"):
@@ -185,7 +188,7 @@ def _without_advice(kind: str) -> str:
 
 
 def _damaged(position: int, end: int, reason: str) -> _DamageError:
-    return _DamageError(f"is damaged at byte {position} of {end} ({reason}); what follows there is left out")
+    return _DamageError(f"is damaged at byte {position} of {end} ({reason}); everything after it is left out")
 
 
 def _parse_attributes(content: bytes, header: int, end: int) -> dict[str, str]:
@@ -221,7 +224,7 @@ def _skip_sparse_map(descriptor: int, position: int) -> int:
 
 
 def _refuse(name: str, kind: bytes, is_sparse: bool) -> str:
-    """Why a member is not taken; empty where it is."""
+    """Why a member is refused; empty if it is accepted."""
     if name.startswith("/"):
         return "has an absolute name"
     if ".." in name.split("/"):

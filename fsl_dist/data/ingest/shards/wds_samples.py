@@ -27,51 +27,51 @@ _MAX_TEXT_BYTES = 1 << 24
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleKeys:
-    """Where a sample's values are found; an empty name means none."""
+    """Where a sample's values are read; an empty name means none."""
 
     label: str = ""
-    """key of `.json`; empty: `.cls`, else the first of `label`, `class`, `cls` in `.json`"""
+    """key of `.json`; empty: `.cls`, otherwise the first of `label`, `class`, `cls` in `.json`"""
     group: str = ""
     """key of `.json`"""
     split: str = ""
     """key of `.json`: train, val, test or novel"""
     unit: str = ""
-    """key of `.json`: samples with one value stay on one side of any split"""
+    """key of `.json`: samples with the same value are in the same split"""
     image_extensions: tuple[str, ...] = ()
     """which member is the image, the first that a sample has; empty: its only one that is named like an image"""
     mask: str = ""
     """extension of the member that is the image's mask, such as `mask.png`; a sample may lack it"""
     shard_in_key: bool = False
-    """the shard's whole name goes before each key, as `make_key` writes it: for shards that all count from 0"""
+    """put the shard's full name before each key, as `make_key` writes it: for shards whose keys all count from 0"""
 
 
 @dataclass(frozen=True, slots=True)
 class ShardListing:
-    """What shards hold, sorted by key, each key once."""
+    """The samples in shards, sorted by key, each key once."""
 
     shards: list[ShardFile]
-    """named as they were found; only those that hold samples"""
+    """named as they were found; only those with samples"""
     listing: Listing
     places: dict[str, Place]
     """key → where its image is stored"""
 
 
 def list_shards(paths: FoundShards, keys: SampleKeys) -> ShardListing:
-    """Samples of the shards at `paths`. Reads headers, labels and metadata, no image.
+    """List the samples of the shards at `paths`. Reads headers, labels and metadata, no image.
 
-    A shard without samples is a bad sample, as is what `paths` could not take. RequestError where `keys.split`
-    names other values than the four splits; DataError where no shard can be used at all.
+    A shard without samples is a bad sample, and so are the unusable `paths`. Raises RequestError if `keys.split`
+    contains other values than the four splits; DataError if no shard can be used at all.
     """
     found = _Collector(keys, list(paths.bad), list(paths.notes))
-    # Reports name a shard by its path below the folder that holds all of them.
+    # Reports name a shard by its path below the common folder of all shards.
     files = [os.path.abspath(path) for path in paths.paths]
     root = os.path.commonpath([os.path.dirname(file) for file in files])
     names = [os.path.relpath(file, root) for file in files]
     tops = {name.partition(os.sep)[0] for name in names}
     if holds_splits(tops) and not keys.split:
         found.notes.append(
-            f"the folders {', '.join(sorted(tops))} were not read as splits; split_key=… names the key of .json that holds "
-            "the split"
+            f"the folders {', '.join(sorted(tops))} were not read as splits; set split_key=… to the key of .json "
+            "that contains the split"
         )
     for path, name in zip(paths.paths, names, strict=True):
         found.add_shard(path, name)
@@ -79,8 +79,8 @@ def list_shards(paths: FoundShards, keys: SampleKeys) -> ShardListing:
     if not found.candidates and all(sample.path in shards for sample in found.bad):
         log_bad(found.bad)
         raise DataError(
-            f"none of the {len(found.bad)} samples can be used; the first, '{found.bad[0].path}': {found.bad[0].reason}; no "
-            "shard is left, so nothing is written"
+            f"none of the {len(found.bad)} samples can be used; the first, '{found.bad[0].path}': "
+            f"{found.bad[0].reason}; no shard is left, so nothing is written"
         )
     if keys.split:
         _check_splits(found.candidates, keys.split)
@@ -91,7 +91,7 @@ def list_shards(paths: FoundShards, keys: SampleKeys) -> ShardListing:
 
 @dataclass(slots=True)
 class _Collector:
-    """Takes the samples of one shard after the other."""
+    """Collects the samples of shards, one shard at a time."""
 
     keys: SampleKeys
     bad: list[BadSample]
@@ -104,7 +104,7 @@ class _Collector:
     num_ignored: int = 0
 
     def add_shard(self, path: Path, name: str) -> None:
-        """Take the samples of the shard at `path`; name: in reports."""
+        """Add the samples of the shard at `path`; name: in reports."""
         num_bad, num_samples = len(self.bad), len(self.candidates)
         try:
             with open(path, "rb", buffering=0) as file:
@@ -115,7 +115,7 @@ class _Collector:
         if len(self.candidates) > num_samples:
             self.shards.append(ShardFile(str(path), size_bytes))
         elif len(self.bad) == num_bad:
-            self.bad.append(BadSample(name, "holds no sample: none of its members is named KEY.EXTENSION"))
+            self.bad.append(BadSample(name, "contains no sample: none of its members is named KEY.EXTENSION"))
 
     def _add_samples(self, descriptor: int, path: Path, name: str) -> None:
         extensions_of: dict[str, set[str]] = {}
@@ -130,9 +130,7 @@ class _Collector:
             repeated = [extension for extension in members if extension in known]
             known.update(members)
             if is_apart:
-                reason = (
-                    f"its members are not side by side: {', '.join(members)} after those of other samples"
-                )
+                reason = f"its members are not adjacent: {', '.join(members)} after those of other samples"
                 self.bad.append(
                     BadSample(f"{name}:{key}", f"{reason} (write the shard again, sorted by name)")
                 )
@@ -160,7 +158,7 @@ class _Collector:
 def _group(
     descriptor: int, shard: str, bad: list[BadSample], notes: list[str]
 ) -> Iterator[tuple[str, dict[str, Member]]]:
-    """(key, extension → member) of each run of members with one key; an empty key for what is no sample's."""
+    """(key, extension → member) of each run of members with one key; an empty key for members of no sample."""
     key, members, num_archives = "", dict[str, Member](), 1
     for member in list_members(descriptor, shard):
         if isinstance(member, BadSample):
@@ -170,7 +168,7 @@ def _group(
             num_archives += 1
             continue
         name = member.name.removeprefix("./")
-        # WebDataset's rule: the key ends at the first dot of the last part; `__x__` is not a sample's.
+        # WebDataset's rule: the key ends at the first dot of the last part; `__x__` belongs to no sample.
         parts = re.fullmatch(r"((?:.*/)?[^./][^./]*)\.([^/]+)", name, re.DOTALL)
         if parts is None or re.fullmatch(r"__.*__", name.rsplit("/", 1)[-1]):
             yield "", {}
@@ -199,7 +197,8 @@ def _read_sample(
     keys: SampleKeys,
     prefix: str,
 ) -> tuple[Candidate, Place] | BadSample:
-    """What a run of members is. name: the shard's in reports; shard: its number; prefix: of the key in the catalogue."""
+    """The sample in a run of members. name: the shard's in reports; shard: its number; prefix: of the key in the
+    catalogue."""
     where = f"{name}:{key}"
     mask = members.pop(keys.mask, None) if keys.mask else None
     image = _choose_image(members, keys.image_extensions)
@@ -230,7 +229,7 @@ class _ValueError(Exception):
 
 
 def _choose_image(members: dict[str, Member], extensions: tuple[str, ...]) -> Member | str:
-    """The image among a sample's members, or why there is none."""
+    """The image among a sample's members, or the reason why there is none."""
     if extensions:
         for extension in extensions:
             if extension in members:
@@ -240,7 +239,7 @@ def _choose_image(members: dict[str, Member], extensions: tuple[str, ...]) -> Me
     plain = [ext for ext in found if "." not in ext]  # `jpg` before `mask.png`
     chosen = plain or found
     if len(chosen) > 1:
-        return f"has several images, {', '.join(chosen)}; image_extensions=… names the one to take"
+        return f"has several images, {', '.join(chosen)}; select one with image_extensions=…"
     return members[chosen[0]] if chosen else f"has no image; it has {', '.join(members)}"
 
 
@@ -291,7 +290,7 @@ def _read_label(
 
 
 def _as_text(values: dict[str, object], key: str) -> str:
-    """The name that a value holds; empty where there is none."""
+    """The name in a value; empty if there is none."""
     try:
         return read_value(values.get(key) if key else None)
     except ValueError as error:
@@ -302,6 +301,6 @@ def _check_splits(candidates: list[Candidate], key: str) -> None:
     seen = sorted({candidate.split for candidate in candidates})
     if not set(seen) <= set(SPLITS):
         raise RequestError(
-            f"split_key={key} must hold {', '.join(SPLITS)} in every .json; it holds "
+            f"split_key={key} must contain {', '.join(SPLITS)} in every .json; it contains "
             f"{', '.join(repr(value) for value in seen[:8])}{' …' if len(seen) > 8 else ''}"
         )
