@@ -63,6 +63,9 @@ class Hosts:
             "RAY_health_check_failure_threshold": "3",
         }
         self.environment.pop("RAY_ADDRESS", None)
+        self.environment.pop(
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", None
+        )  # no loopback: these are several machines
         self._bridge = f"fslb{self._tag}"
         _ip("link", "add", self._bridge, "type", "bridge")
         _ip("link", "set", self._bridge, "up")
