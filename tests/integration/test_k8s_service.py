@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import uvicorn.config
 import yaml
 
 from cluster.jobs.kustomize import read_objects
@@ -82,6 +83,8 @@ def test_the_manifest_s_environment_sets_the_gate_up(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("INDEX_TOKEN", TOKEN)
     for name, value in found.items():
         monkeypatch.setenv(name, value)
+    # The callback names another protocol class to uvicorn, in this process too.
+    monkeypatch.setitem(uvicorn.config.HTTP_PROTOCOLS, "auto", uvicorn.config.HTTP_PROTOCOLS["auto"])
     module, _, function = found["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"].partition(":")
     (middleware,) = getattr(importlib.import_module(module), function)()
     assert middleware.cls is gate.Gate
