@@ -10,7 +10,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from starlette.middleware import Middleware
@@ -80,7 +80,7 @@ class Gate:
             if size > MAX_HEADER_BYTES:
                 raise Refusal(431, f"the headers have more than {MAX_HEADER_BYTES} bytes")
             if path in _HEALTH:
-                await self.app(scope, _with_body(b"", receive), send)
+                await self._pass(scope, _with_body(b"", receive), send)
                 return
             if path in _WITH_TOKEN and not bears_token(
                 headers.get(b"authorization", b"").decode("latin-1"), self.settings.token_sha256
@@ -92,17 +92,38 @@ class Gate:
                 )
             if path != _SEARCH or scope["method"] != "POST":
                 with self._page():
-                    await self.app(scope, _with_body(b"", receive), send)
+                    await self._pass(scope, _with_body(b"", receive), send)
                 return
             client = scope["client"][0] if scope.get("client") else ""
             body = await self._read(headers, receive)
             try:
                 with self._place(client):
-                    await self.app(scope, _with_body(body, receive), send)
+                    await self._pass(scope, _with_body(body, receive), send)
             finally:
                 self._held_bytes -= len(body)
         except Refusal as refusal:
             await _answer(send, refusal)
+
+    async def _pass(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Let Ray Serve answer; a replica that hangs has `replica_s` for it. Raises Refusal."""
+        has_begun = False
+
+        async def send_in_time(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            limit.reschedule(None)  # from here on the client's own deadline counts
+            await send(message)
+
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.settings.replica_s) as limit:
+                await self.app(scope, receive, send_in_time)
+        # Ray Serve's proxy may take the cancellation for a client that has left, and return.
+        if not has_begun and limit.expired():
+            raise Refusal(
+                504,
+                f"no replica answered within replica_s={self.settings.replica_s:g} s; try again",
+                (b"retry-after", b"1"),
+            )
 
     async def _read(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         """The whole body, which counts as held from here on. Raises Refusal."""

@@ -42,6 +42,8 @@ _LOOK_S = 0.2
 _AT_ONCE_HERE, _AT_ONCE_BY_ACTORS = 2, 32
 # The gate in each process that listens limits the searches. These are far above its limits, so that /health always gets through.
 _MAX_TAKEN, _MAX_WAITING = 1024, 1024
+# A replica that hangs is replaced after three checks that it does not answer.
+_HEALTH_PERIOD_S, _HEALTH_TIMEOUT_S = 5.0, 10.0
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 logger = logging.getLogger(__name__)
@@ -245,6 +247,8 @@ def make_application(settings: ServiceSettings) -> serve.Application:
         max_ongoing_requests=_MAX_TAKEN,
         max_queued_requests=_MAX_WAITING,
         graceful_shutdown_wait_loop_s=0.5,
+        health_check_period_s=_HEALTH_PERIOD_S,
+        health_check_timeout_s=_HEALTH_TIMEOUT_S,
         ray_actor_options={"num_cpus": 1 if settings.num_actors else settings.num_cpus},
     )
     return deployment(serve.ingress()(IndexService)).bind(settings)

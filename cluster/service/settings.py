@@ -45,6 +45,9 @@ class GateSettings:
     answer_s: Annotated[float, Field(gt=0)] = 30.0
     """Seconds within which a client takes an answer; then the connection is closed."""
 
+    replica_s: Annotated[float, Field(gt=0)] = 60.0
+    """Seconds within which a replica answers; then the request is refused with 504."""
+
     connections: Annotated[int, Field(ge=1)] = 2048
     """Connections; at more, the client with the most of them loses the one that waits the longest for a request."""
 

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import uvicorn
 from click.testing import CliRunner
+from free_ports import free_port
 from sockets import listening_sockets
 
 from cluster.commands.index import index_group
@@ -100,12 +101,6 @@ def publish(out: Path, dataset: Path, seed: int) -> LocalIndex:
     labels = np.arange(catalogue.num_samples) // 7
     source = {"catalogue": catalogue.fingerprint, "vectors": str(out)}
     return open_index(build(out, vectors, labels, config=IndexConfig(shards=2), source=source))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

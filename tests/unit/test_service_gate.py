@@ -33,6 +33,7 @@ class Replica:
         self.is_open = threading.Event()
         self.is_open.set()
         self.num_inside = 0
+        self.swallows = False
 
     async def __call__(self, scope, receive, send) -> None:
         self.num_inside += 1
@@ -45,6 +46,9 @@ class Replica:
             size = str(len(self.answer)).encode()
             await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", size)]})
             await send({"type": "http.response.body", "body": self.answer})
+        except asyncio.CancelledError:
+            if not self.swallows:
+                raise
         finally:
             self.num_inside -= 1
 
@@ -223,6 +227,17 @@ def test_searches_have_places_and_health_needs_none(monkeypatch: pytest.MonkeyPa
         held[0].close()  # the one behind sees that its client is gone
         replica.is_open.set()
         wait_until(lambda: replica.num_inside == 0)
+        assert clients.ask(post()) == 200
+
+
+def test_a_replica_that_hangs_is_refused_by_504(monkeypatch: pytest.MonkeyPatch) -> None:
+    with served(monkeypatch, replica_s=0.3) as (replica, port), Clients(port) as clients:
+        replica.is_open.clear()
+        assert clients.ask(post()) == 504
+        wait_until(lambda: replica.num_inside == 0)
+        replica.swallows = True  # as Ray Serve's proxy does
+        assert clients.ask(post()) == 504
+        replica.is_open.set()
         assert clients.ask(post()) == 200
 
 
