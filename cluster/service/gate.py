@@ -10,7 +10,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from starlette.middleware import Middleware
@@ -31,6 +31,8 @@ _HEALTH = ("/health", "/-/healthz")
 _WITH_TOKEN = (_SEARCH, "/", "/-/routes")
 # The rest, of which one scrape asks every replica, needs no token: few at once.
 _MAX_PAGES = 16
+_END_S = 5.0
+"""seconds that Ray Serve has to end a request after its answer"""
 # What the service reads. Ray Serve takes commands from others, such as x-request-timeout-seconds, and fails at bytes that are no text.
 _PASSED = {b"host", b"content-type", b"content-length", b"accept", b"authorization", b"user-agent"}
 
@@ -79,51 +81,58 @@ class Gate:
             size = len(scope["raw_path"]) + sum(len(name) + len(value) for name, value in headers.items())
             if size > MAX_HEADER_BYTES:
                 raise Refusal(431, f"the headers have more than {MAX_HEADER_BYTES} bytes")
-            if path in _HEALTH:
-                await self._pass(scope, _with_body(b"", receive), send)
-                return
-            if path in _WITH_TOKEN and not bears_token(
-                headers.get(b"authorization", b"").decode("latin-1"), self.settings.token_sha256
-            ):
-                raise Refusal(
-                    401,
-                    "this service needs a token: Authorization: Bearer TOKEN",
-                    (b"www-authenticate", b"Bearer"),
-                )
-            if path != _SEARCH or scope["method"] != "POST":
-                with self._page():
-                    await self._pass(scope, _with_body(b"", receive), send)
-                return
-            client = scope["client"][0] if scope.get("client") else ""
-            body = await self._read(headers, receive)
-            try:
-                with self._place(client):
-                    await self._pass(scope, _with_body(body, receive), send)
-            finally:
-                self._held_bytes -= len(body)
+            with ExitStack() as place:
+                body = b""
+                if path not in _HEALTH:
+                    if path in _WITH_TOKEN and not bears_token(
+                        headers.get(b"authorization", b"").decode("latin-1"), self.settings.token_sha256
+                    ):
+                        raise Refusal(
+                            401,
+                            "this service needs a token: Authorization: Bearer TOKEN",
+                            (b"www-authenticate", b"Bearer"),
+                        )
+                    if path == _SEARCH and scope["method"] == "POST":
+                        body = await self._read(headers, receive)
+                        place.callback(self._let_go, len(body))
+                        place.enter_context(self._search(scope["client"][0] if scope.get("client") else ""))
+                    else:
+                        place.enter_context(self._page())
+                await self._pass(scope, _with_body(body, receive), send, place)
         except Refusal as refusal:
             await _answer(send, refusal)
 
-    async def _pass(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        """Let Ray Serve answer; a replica that hangs has `replica_s` for it. Raises Refusal."""
+    async def _pass(
+        self, scope: MutableMapping[str, Any], receive: Receive, send: Send, place: ExitStack
+    ) -> None:
+        """Let Ray Serve answer, and give the request's `place` up when it has. Raises Refusal."""
+        settings, now = self.settings, asyncio.get_running_loop().time
         has_begun = False
 
         async def send_in_time(message: Message) -> None:
             nonlocal has_begun
             has_begun = True
-            limit.reschedule(None)  # from here on the client's own deadline counts
+            # Sending waits for the client, which has a deadline of its own.
+            limit.reschedule(now() + settings.answer_s + settings.replica_s)
             await send(message)
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                place.close()
+                # Where a replica's connections broke at this moment, Ray Serve waits for the end of its messages for ever.
+                limit.reschedule(now() + _END_S)
 
         with suppress(TimeoutError):
-            async with asyncio.timeout(self.settings.replica_s) as limit:
+            async with asyncio.timeout(settings.replica_s) as limit:
                 await self.app(scope, receive, send_in_time)
         # Ray Serve's proxy may take the cancellation for a client that has left, and return.
         if not has_begun and limit.expired():
             raise Refusal(
                 504,
-                f"no replica answered within replica_s={self.settings.replica_s:g} s; try again",
+                f"no replica answered within replica_s={settings.replica_s:g} s; try again",
                 (b"retry-after", b"1"),
             )
+
+    def _let_go(self, num_bytes: int) -> None:
+        self._held_bytes -= num_bytes
 
     async def _read(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         """The whole body, which counts as held from here on. Raises Refusal."""
@@ -176,7 +185,7 @@ class Gate:
             excess -= body.size
 
     @contextmanager
-    def _place(self, client: str) -> Iterator[None]:
+    def _search(self, client: str) -> Iterator[None]:
         """A place for a search of `client`. Raises Refusal where there is none."""
         again = (b"retry-after", b"1")
         if self._of_client[client] >= self.settings.searches_per_client:

@@ -224,7 +224,7 @@ class Clients:
                 if answer.status == 200:
                     return json.loads(data)
                 problem = str(answer.status)
-                assert answer.status >= 500, data
+                assert answer.status >= 500, (problem, data)
             except (OSError, http.client.HTTPException) as error:
                 problem = type(error).__name__
             finally:

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 import pytest
 import uvicorn
 
-from cluster.service import connections
+from cluster.service import connections, gate
 from cluster.service.gate import VARIABLE, Gate, environment, settings_of_environment
 from cluster.service.settings import GateSettings
 from index.base.errors import ConfigError
@@ -34,6 +34,7 @@ class Replica:
         self.is_open.set()
         self.num_inside = 0
         self.swallows = False
+        self.lingers = False
 
     async def __call__(self, scope, receive, send) -> None:
         self.num_inside += 1
@@ -46,6 +47,8 @@ class Replica:
             size = str(len(self.answer)).encode()
             await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", size)]})
             await send({"type": "http.response.body", "body": self.answer})
+            if self.lingers:
+                await asyncio.sleep(60)
         except asyncio.CancelledError:
             if not self.swallows:
                 raise
@@ -56,8 +59,8 @@ class Replica:
 @contextmanager
 def served(monkeypatch: pytest.MonkeyPatch, **settings: object) -> Iterator[tuple[Replica, int]]:
     """A replica behind a gate with these settings, and the port."""
-    gate = GateSettings(**{**QUICK, **settings})  # type: ignore[arg-type]
-    monkeypatch.setenv(VARIABLE, environment(gate)[VARIABLE])
+    chosen = GateSettings(**{**QUICK, **settings})  # type: ignore[arg-type]
+    monkeypatch.setenv(VARIABLE, environment(chosen)[VARIABLE])
     monkeypatch.setattr(connections, "_connections", None)
     replica = Replica()
     with socket.socket() as listening:
@@ -239,6 +242,17 @@ def test_a_replica_that_hangs_is_refused_by_504(monkeypatch: pytest.MonkeyPatch)
         assert clients.ask(post()) == 504
         replica.is_open.set()
         assert clients.ask(post()) == 200
+
+
+def test_a_search_that_is_answered_holds_no_place_even_if_its_end_never_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gate, "_END_S", 0.3)
+    with served(monkeypatch, searches=1) as (replica, port), Clients(port) as clients:
+        replica.lingers = True
+        assert [clients.ask(post()) for _ in range(5)] == [200] * 5
+        assert clients.ask(get("/health")) == 200
+        wait_until(lambda: replica.num_inside == 0)
 
 
 def test_at_too_many_connections_those_that_wait_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
