@@ -88,8 +88,8 @@ class GuardedConnection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection, and its deadlines."""
         self._all.remove(self)
-        self._receiving = _cancelled(self._receiving)
-        self._sending = _cancelled(self._sending)
+        self._stop_waiting()
+        self._stop_sending()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -105,14 +105,14 @@ class GuardedConnection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Wait for the body."""
         self._in_headers, self._is_whole, self.is_busy = False, False, False
-        self._receiving = _cancelled(self._receiving)
+        self._stop_waiting()
         super().on_headers_complete()
         if not self.pipeline:
             self._wait_for_body()
 
     def on_message_complete(self) -> None:
         """Leave the client its time: the request is whole."""
-        self._receiving = _cancelled(self._receiving)
+        self._stop_waiting()
         self._in_headers, self._is_whole, self._header_bytes = True, True, 0
         self.is_busy = not self.cycle.response_complete
         super().on_message_complete()
@@ -134,8 +134,18 @@ class GuardedConnection(HttpToolsProtocol):
 
     def resume_writing(self) -> None:
         """The client has taken it."""
-        self._sending = _cancelled(self._sending)
+        self._stop_sending()
         super().resume_writing()
+
+    def _stop_waiting(self) -> None:
+        if self._receiving is not None:
+            self._receiving.cancel()
+            self._receiving = None
+
+    def _stop_sending(self) -> None:
+        if self._sending is not None:
+            self._sending.cancel()
+            self._sending = None
 
     def _wait_for_headers(self) -> None:
         self._receiving = self.loop.call_later(self._settings.headers_s, self._end_headers)
@@ -161,8 +171,3 @@ class GuardedConnection(HttpToolsProtocol):
         self.transport.write(b"HTTP/1.1 " + status + b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
         self.transport.close()
         self._wait_for_reader()
-
-
-def _cancelled(timer: asyncio.TimerHandle | None) -> None:
-    if timer is not None:
-        timer.cancel()

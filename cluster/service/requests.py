@@ -214,10 +214,10 @@ def describe_answers() -> dict[int | str, dict[str, Any]]:
         504: "No replica answered in time",
     }
     line = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
-    return {200: answer} | {
-        status: {"description": text, "content": {JSON: {"schema": line}}}
-        for status, text in refusals.items()
-    }
+    answers: dict[int | str, dict[str, Any]] = {200: answer}
+    for status, text in refusals.items():
+        answers[status] = {"description": text, "content": {JSON: {"schema": line}}}
+    return answers
 
 
 def _read_vectors(rows: object) -> NDArray[np.float32]:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
+_OURS = "fsl-"
 _LOCK = "lock"
 _UNLOCKED_S = 60.0
 """a folder without a lock is one that is being made, unless it is older"""
@@ -27,10 +28,14 @@ _UNLOCKED_S = 60.0
 def scratch_folder(prefix: str) -> Iterator[Path]:
     """A new folder, readable by its user alone, that is removed at the block's end.
 
-    Folders of the same `prefix` whose processes were killed are removed first. Those of other users and of processes that
-    live stay: the system drops a lock when its process ends, and not before.
+    Folders of any command (`fsl-…`) whose processes were killed are removed first. Those of other users and of processes
+    that live stay: the system drops a lock when its process ends, and not before.
+
+    Args:
+        prefix: begins with `fsl-`, or a start of another command would not find the folder of a killed process.
     """
-    sweep_scratch(prefix)
+    assert prefix.startswith(_OURS)
+    sweep_scratch(_OURS)
     folder, descriptor = _make(prefix)
     try:
         yield folder

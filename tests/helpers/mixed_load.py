@@ -25,7 +25,7 @@ from sweep_processes import descendants
 from index import changes
 from index.config import IndexConfig
 from index.search import open_index
-from index.versions import find_version, read_manifest
+from index.versions import find_version, list_versions, read_manifest
 from index.writing.build import build
 from index.writing.merging import merge
 from index.writing.writer import IndexWriter
@@ -124,8 +124,8 @@ class Shadow:
 
     def roll_back(self) -> None:
         """Go back to the version before, changes and all."""
-        now, older = self.latest, [v for v in sorted(self._of_version) if v < self.latest.version]
-        if not older or now.version - older[-1] > 1:
+        older = [one for one in list_versions(self.path) if one < self.latest.version]
+        if not older:
             return
         back = self._of_version[older[-1]]
         self._begin(back.version, back.ids, back.vectors, back.labels)
