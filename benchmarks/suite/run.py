@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,10 +20,11 @@ def run_benchmark(
     """Run one benchmark; `out`: an existing folder that gets NAME.json and NAME.md."""
     from benchmarks.suite.report import BenchOptions, to_json, to_markdown
     from index.base.files import write_atomic
+    from index.base.scratch import scratch_folder
 
     module = importlib.import_module(f"benchmarks.suite.{name}")
-    with tempfile.TemporaryDirectory(prefix=f"fsl-bench-{name}-") as folder:
-        report: Report = module.measure(BenchOptions(Path(folder), is_smoke, rounds, dataset))
+    with scratch_folder(f"fsl-bench-{name}-") as folder:
+        report: Report = module.measure(BenchOptions(folder, is_smoke, rounds, dataset))
     if out is not None:
         text = json.dumps(to_json(report), indent=1, ensure_ascii=False) + "\n"
         write_atomic(out / f"{name}.json", text.encode())

@@ -3,13 +3,13 @@
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 from benchmarks.suite.report import BenchOptions, Report, Table, Target
 from benchmarks.suite.train_setup import BenchData, describe_data, make_data
 from fsl_dist.training.runlog import read_metrics
+from index.base.scratch import scratch_folder
 
 _WAIT_S = 180.0
 
@@ -84,11 +84,11 @@ def _environment() -> dict[str, str]:
 def _start_nothing(place: Path, num_workers: int) -> float:
     script = place / "nothing.py"
     script.write_text(_NOTHING)
-    with tempfile.TemporaryDirectory(prefix="fsl-ray-", dir="/tmp") as scratch:
+    with scratch_folder("fsl-ray-") as scratch:
         started = time.time()
         subprocess.run(
             [sys.executable, str(script), str(place), str(num_workers)],
-            check=True, capture_output=True, timeout=_WAIT_S, env={**_environment(), "RAY_TMPDIR": scratch},
+            check=True, capture_output=True, timeout=_WAIT_S, env={**_environment(), "RAY_TMPDIR": str(scratch)},
         )  # fmt: skip
     return float((place / "started").read_text()) - started
 

@@ -7,7 +7,6 @@ images of each, the whole data set contains all.
 """
 
 import csv
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -20,6 +19,7 @@ import fsl_dist
 from cluster.commands.output import align_columns
 from fsl_dist.seeding import generator
 from fsl_dist.training.ray.session import ray_session
+from index.base.scratch import scratch_folder
 
 SEED = 0
 TRAIN_PAIRS, TEST_PAIRS = 2000, 1500
@@ -67,7 +67,8 @@ def run_demo(
     started = time.perf_counter()
     with ExitStack() as stack:
         if folder is None:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fsl-dist-demo-")))
+            folder = stack.enter_context(scratch_folder("fsl-demo-")) / "demo"
+            folder.mkdir()
         rows = _run_in(folder, workers, images_seen, show)
     seconds = round(time.perf_counter() - started, 1)
     result = {

@@ -18,7 +18,7 @@ from cluster.commands.output import emit
 from index.base.extras import require
 
 if TYPE_CHECKING:
-    from cluster.service.settings import ServiceSettings
+    from cluster.service.settings import GateSettings, ServiceSettings
     from index.actors.client import RayIndex
 
 _POSITIVE = click.IntRange(min=1)
@@ -50,6 +50,12 @@ _READY_WITHIN_S = 60
 @click.option("--max-batch", type=int, default=1024, show_default=True, help="Queries a request.")
 @click.option("--max-body-mb", type=int, default=32, show_default=True, help="Size of a request, in MiB.")
 @click.option(
+    "--gate",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="A deadline or limit of those who connect, such as body_s=60; docs/how_to/index_service.md lists them. May be repeated.",
+)
+@click.option(
     "--verify/--no-verify",
     default=True,
     show_default=True,
@@ -68,6 +74,7 @@ def serve(
     max_k: int,
     max_batch: int,
     max_body_mb: int,
+    gate: tuple[str, ...],
     verify: bool,
     as_json: bool,
 ) -> None:
@@ -81,9 +88,16 @@ def serve(
       fsl-dist index serve my-index
       fsl-dist index serve my-index --host 0.0.0.0 --token-env INDEX_TOKEN --replicas 2 --cpus 4
     """
-    from cluster.service.settings import Limits, ServiceSettings, digest_token, find_catalogue
+    from cluster.service.settings import (
+        GateSettings,
+        Limits,
+        ServiceSettings,
+        digest_token,
+        find_catalogue,
+    )
     from fsl_dist.training.ray.session import ray_session
     from index import versions
+    from index.base.settings import parse_overrides, validate
 
     require(
         "fastapi"
@@ -91,6 +105,8 @@ def serve(
     limits = Limits(max_k=max_k, max_batch=max_batch, max_body_mb=max_body_mb)
     _check_address(host, port, has_token=token_env is not None)
     token_sha256 = "" if token_env is None else digest_token(token_env)
+    facts = {"max_body_mb": max_body_mb, "token_sha256": token_sha256}
+    gated = validate(GateSettings, {**parse_overrides(gate), **facts}, "gate", "gate")
     folder = versions.find_version(index.absolute())
     manifest = versions.read_manifest(folder)
     versions.check_files(folder, manifest, verify=verify)
@@ -118,13 +134,17 @@ def serve(
         with ray_session(replicas * (1 + actors * cpus if actors else cpus)):
             # Ray has replaced the handler: it would exit with 15, without any cleanup.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
-            _run(settings, host, port, say)
+            _run(settings, gated, host, port, say)
     except KeyboardInterrupt:
         click.echo("stopped", err=True)
 
 
 def _run(
-    settings: "ServiceSettings", host: str, port: int, say: Callable[[dict[str, object], str], None]
+    settings: "ServiceSettings",
+    gate: "GateSettings",
+    host: str,
+    port: int,
+    say: Callable[[dict[str, object], str], None],
 ) -> None:
     """Start the service, report it, and wait for a signal; everything started here ends."""
     import logging
@@ -132,6 +152,7 @@ def _run(
     import ray
     from ray import serve
 
+    from cluster.service.gate import environment
     from cluster.service.replica import APP_NAME, make_application
     from index.actors.client import open_ray_index
     from index.base.errors import FslDistError, RequestError
@@ -142,6 +163,12 @@ def _run(
         raise RequestError(
             f"the Ray cluster of RAY_ADDRESS already serves {names}, at another address; end that "
             "(serve shutdown), or start this one on another cluster"
+        )
+    with suppress(ValueError):
+        ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
+        raise RequestError(
+            "the Ray cluster of RAY_ADDRESS runs Ray Serve with options of its own and serves nothing; end it first "
+            "(serve shutdown)"
         )
     remote: RayIndex | None = None
 
@@ -163,7 +190,12 @@ def _run(
         logs = {"log_level": "WARNING", "enable_access_log": False}
         try:
             with suppress(TimeoutError):  # after 60 s, although it continues to start; /health reports it
-                serve.start(http_options={"host": host, "port": port}, logging_config=logs)
+                serve.start(
+                    http_options={"host": host, "port": port},
+                    logging_config=logs,
+                    # The processes that listen are actors of the controller and get its environment.
+                    controller_options={"runtime_env": {"env_vars": environment(gate)}},
+                )
             started.callback(_end)
             serve.run(make_application(settings), name=APP_NAME, logging_config=logs)
         except (RuntimeError, ray.exceptions.RayError) as error:
@@ -220,7 +252,7 @@ def _wait_until_ready(host: str, port: int) -> None:
     """Wait until /health is answered. Raises FslDistError."""
     from index.base.errors import FslDistError
 
-    there = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    there = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  (asks itself)
     deadline = time.monotonic() + _READY_WITHIN_S
     while True:
         connection = http.client.HTTPConnection(there, port, timeout=5)

@@ -1,17 +1,18 @@
 """An index as an HTTP service: what Ray Serve runs in each replica."""
 
 import asyncio
-import hashlib
-import hmac
+import ipaddress
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import ray
 from fastapi import FastAPI, Request, Response
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
 from ray import serve
+from ray.util import get_node_ip_address
 from starlette.exceptions import HTTPException
 
 from cluster.service.requests import (
@@ -23,7 +24,7 @@ from cluster.service.requests import (
     write_raw,
 )
 from cluster.service.routes import build_app, refuse
-from cluster.service.settings import ServiceSettings, find_catalogue
+from cluster.service.settings import ServiceSettings, bears_token, find_catalogue
 from fsl_dist.data.catalogue import Catalogue
 from index import FollowingIndex, versions
 from index.actors.client import open_ray_index
@@ -39,8 +40,10 @@ _LOOK_S = 0.2
 # Requests that a replica works at together. In one process one is read or written while another searches; actors join
 # the small ones that wait for them.
 _AT_ONCE_HERE, _AT_ONCE_BY_ACTORS = 2, 32
-# Requests that a replica takes, bodies and all; so many more wait in front, and then one is refused by 503.
-_MAX_TAKEN, _MAX_WAITING = 64, 256
+# The gate in each process that listens limits the searches. These are far above its limits, so that /health always gets through.
+_MAX_TAKEN, _MAX_WAITING = 1024, 1024
+# A replica that hangs is replaced after three checks that it does not answer.
+_HEALTH_PERIOD_S, _HEALTH_TIMEOUT_S = 5.0, 10.0
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 logger = logging.getLogger(__name__)
@@ -50,6 +53,7 @@ class IndexService:
     """One replica: the current version of the index, and what it has counted."""
 
     def __init__(self, settings: ServiceSettings) -> None:
+        _keep_to_loopback()
         self.settings = settings
         self._workers = ThreadPoolExecutor(
             _AT_ONCE_BY_ACTORS if settings.num_actors else _AT_ONCE_HERE,
@@ -144,12 +148,7 @@ class IndexService:
         return list(families.values())
 
     def _check_token(self, request: Request) -> None:
-        if not (wanted := self.settings.token_sha256):
-            return
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        # Digests, in constant time: nothing tells how much of a token was right.
-        found = hashlib.sha256(token.strip().encode()).hexdigest()
-        if not hmac.compare_digest(found, wanted) or scheme.lower() != "bearer":
+        if not bears_token(request.headers.get("authorization", ""), self.settings.token_sha256):
             raise HTTPException(
                 401, "this service needs a token: Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"}
             )
@@ -223,6 +222,23 @@ class IndexService:
         return self._catalogues[wanted]
 
 
+def _keep_to_loopback() -> None:
+    """Let Ray Serve's own server in a replica, on which replicas ask one another, listen where the Ray node does.
+
+    It takes all addresses whatever the node's is; there is no setting. `test_index_serve.py` lists what listens.
+    """
+    if not ray.is_initialized() or not ipaddress.ip_address(get_node_ip_address()).is_loopback:
+        return
+    from ray.serve._private import replica
+
+    add_port = replica.add_port_to_grpc_server
+
+    def add_loopback_port(server: object, address: str) -> int:
+        return int(add_port(server, address.replace("[::]", "127.0.0.1")))
+
+    replica.add_port_to_grpc_server = add_loopback_port
+
+
 def make_application(settings: ServiceSettings) -> serve.Application:
     """What Ray Serve is to run."""
     deployment = serve.deployment(
@@ -231,6 +247,8 @@ def make_application(settings: ServiceSettings) -> serve.Application:
         max_ongoing_requests=_MAX_TAKEN,
         max_queued_requests=_MAX_WAITING,
         graceful_shutdown_wait_loop_s=0.5,
+        health_check_period_s=_HEALTH_PERIOD_S,
+        health_check_timeout_s=_HEALTH_TIMEOUT_S,
         ray_actor_options={"num_cpus": 1 if settings.num_actors else settings.num_cpus},
     )
     return deployment(serve.ingress()(IndexService)).bind(settings)

@@ -181,6 +181,45 @@ def describe_body() -> dict[str, Any]:
     return {"required": True, "content": {JSON: {"schema": schema}, RAW: {"schema": raw}}}
 
 
+def describe_answers() -> dict[int | str, dict[str, Any]]:
+    """The answers to a search in OpenAPI's words."""
+
+    def rows(item: dict[str, Any]) -> dict[str, Any]:
+        return {"type": "array", "items": {"type": "array", "items": item}}
+
+    columns = {
+        "version": {"type": "integer"},
+        "ids": rows({"type": "integer"}),
+        "labels": rows({"type": "integer"}),
+        "distances": rows({"type": ["number", "null"]}),
+        "keys": rows({"type": ["string", "null"]}),
+    }
+    required = ["version", "ids", "labels", "distances"]
+    found = {"type": "object", "properties": columns, "required": required, "additionalProperties": False}
+    raw = {"type": "string", "format": "binary"}
+    answer = {
+        "description": "The nearest vectors",
+        "content": {JSON: {"schema": found}, RAW: {"schema": raw}},
+    }
+    refusals = {
+        400: "The body cannot be read, or ended before its end",
+        401: "No token, or another one",
+        408: "The body did not arrive in time",
+        413: "The body is too large",
+        415: "Neither JSON nor raw bytes",
+        422: "What the line says",
+        429: "Too many searches of this client are under way",
+        431: "The headers are too large",
+        503: "Too many searches are under way, or a part of the index does not answer",
+        504: "No replica answered in time",
+    }
+    line = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
+    answers: dict[int | str, dict[str, Any]] = {200: answer}
+    for status, text in refusals.items():
+        answers[status] = {"description": text, "content": {JSON: {"schema": line}}}
+    return answers
+
+
 def _read_vectors(rows: object) -> NDArray[np.float32]:
     """float32 [n, dim] of lists of numbers; what is finite is the index's question."""
     try:

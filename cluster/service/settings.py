@@ -1,6 +1,7 @@
 """What an index is served with: limits, token, processes, and the data set that names its ids."""
 
 import hashlib
+import hmac
 import os
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Annotated
 from pydantic import Field
 
 from fsl_dist.data.catalogue import Catalogue
-from index.base.errors import RequestError, VersionError
+from index.base.errors import ConfigError, RequestError, VersionError
 from index.base.settings import settings
 from index.search import MAX_K
 
@@ -29,6 +30,66 @@ class Limits:
 
     max_body_mb: Annotated[int, Field(ge=1)] = 32
     """Size of a request's body, in MiB."""
+
+
+@settings("gate")
+class GateSettings:
+    """What each process that listens takes at once, and how long it waits for a client."""
+
+    headers_s: Annotated[float, Field(gt=0)] = 10.0
+    """Seconds within which the headers of a request arrive; then the connection is closed with 408."""
+
+    body_s: Annotated[float, Field(gt=0)] = 30.0
+    """Seconds after its headers within which a body arrives; then it is refused with 408."""
+
+    answer_s: Annotated[float, Field(gt=0)] = 30.0
+    """Seconds within which a client takes an answer; then the connection is closed."""
+
+    replica_s: Annotated[float, Field(gt=0)] = 60.0
+    """Seconds within which a replica answers; then the request is refused with 504."""
+
+    connections: Annotated[int, Field(ge=1)] = 2048
+    """Connections; at more, the client with the most of them loses the one that waits the longest for a request."""
+
+    connections_per_client: Annotated[int, Field(ge=1)] = 512
+    """Connections of one client address; at more, it loses the one that waits the longest for a request."""
+
+    searches: Annotated[int, Field(ge=1)] = 320
+    """Searches that are answered or wait for a replica; further ones are refused with 503."""
+
+    searches_per_client: Annotated[int, Field(ge=1)] = 128
+    """Searches of one client address; further ones are refused with 429."""
+
+    max_body_mb: Annotated[int, Field(ge=1)] = 32
+    """Size of a request's body, in MiB; a larger one is refused with 413."""
+
+    bodies_mb: Annotated[int, Field(ge=1)] = 1024
+    """Size of all bodies in memory, in MiB; at more, the one that takes the longest to arrive is refused with 503."""
+
+    token_sha256: str = ""
+    """SHA-256 of the token that requests bring; empty where they need none."""
+
+    token_env: str = ""
+    """Environment variable with that token, where its digest is not given."""
+
+    def __post_init__(self) -> None:
+        if self.bodies_mb < self.max_body_mb:
+            raise ConfigError(
+                f"gate.bodies_mb={self.bodies_mb} is below max_body_mb={self.max_body_mb}: no body of that size could "
+                "be read (raise bodies_mb)"
+            )
+        if self.token_env:
+            object.__setattr__(self, "token_sha256", digest_token(self.token_env))
+
+
+def bears_token(authorization: str, token_sha256: str) -> bool:
+    """Whether the value of a request's Authorization header has the token; any has where none is needed."""
+    if not token_sha256:
+        return True
+    scheme, _, token = authorization.partition(" ")
+    # Digests, in constant time: nothing tells how much of a token was right.
+    found = hashlib.sha256(token.strip().encode()).hexdigest()
+    return hmac.compare_digest(found, token_sha256) and scheme.lower() == "bearer"
 
 
 def digest_token(name: str) -> str:

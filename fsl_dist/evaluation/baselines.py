@@ -1,9 +1,7 @@
 """Classifiers of frozen features without a network: plain kNN, NCA and LMNN (deep kNN Table 3)."""
 
 import dataclasses
-import tempfile
 import time
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -16,6 +14,7 @@ from fsl_dist.heads.lmnn import fit_lmnn, target_scale
 from fsl_dist.metrics.knn import score_knn
 from fsl_dist.training.splits import split_run
 from index import open_index
+from index.base.scratch import scratch_folder
 from index.vectors import check_vectors
 from index.writing.build import build
 
@@ -73,8 +72,8 @@ def evaluate_baseline(baseline: Baseline, config: RunConfig, *, pca: int | None 
         baseline, gallery, labels, queries, _choose_pca(baseline, pca, gallery.shape)
     )
     fit_s = time.perf_counter() - started
-    with tempfile.TemporaryDirectory() as folder:
-        index = open_index(build(Path(folder) / "gallery", mapped, labels))
+    with scratch_folder("fsl-baseline-") as folder:
+        index = open_index(build(folder / "gallery", mapped, labels))
         metrics = score_knn(index, mapped_queries, splits.query.sample_labels, config.evaluation.k_p)
     return BaselineReport(
         baseline,

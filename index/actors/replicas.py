@@ -55,7 +55,7 @@ class Replicas:
         self._detached = detached
         self._lock = threading.Lock()
         self._making = threading.Lock()
-        self._draws = random.Random()
+        self._draws = random.Random()  # noqa: S311  (which replica is asked)
         self._is_closed = False
         self._parts: list[list[Replica]] = [[] for _ in range(num_parts)]
         try:

@@ -142,7 +142,7 @@ def _make_sendable(error: Exception) -> Exception:
     if not isinstance(error, FslDistError | OSError):
         error.add_note("".join(traceback.format_exception(error)))  # pickling drops the traceback
     try:
-        pickle.loads(pickle.dumps(error))
+        pickle.loads(pickle.dumps(error))  # noqa: S301  (its own bytes)
     except Exception:
         return FslDistError(f"{type(error).__name__}: {error}")
     return error

@@ -19,6 +19,7 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
+_OURS = "fsl-"
 _LOCK = "lock"
 _UNLOCKED_S = 60.0
 """A folder without a lock is still being created, unless it is older than this (seconds)."""
@@ -28,10 +29,14 @@ _UNLOCKED_S = 60.0
 def scratch_folder(prefix: str) -> Iterator[Path]:
     """Yield a new folder that only its user can read; it is removed at the end of the block.
 
-    Folders of the same `prefix` whose processes were killed are removed first. Folders of other users and of running
+    Folders of any command (`fsl-…`) whose processes were killed are removed first. Folders of other users and of running
     processes are kept: the system releases a lock only when its process ends.
+
+    Args:
+        prefix: begins with `fsl-`; otherwise another command would not find the folder of a killed process.
     """
-    sweep_scratch(prefix)
+    assert prefix.startswith(_OURS)
+    sweep_scratch(_OURS)
     folder, descriptor = _make(prefix)
     try:
         yield folder

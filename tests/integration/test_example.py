@@ -4,11 +4,12 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from index.base.scratch import scratch_folder
 
 pytestmark = pytest.mark.integration
 
@@ -44,7 +45,7 @@ def test_two_workers_train_on_batches_of_their_own(digits, tmp_path):
 
 @pytest.mark.slow
 def test_the_example_trains_under_ray(digits, tmp_path):
-    with tempfile.TemporaryDirectory(prefix="fsl-ray-") as scratch:  # short, for Ray's socket paths
+    with scratch_folder("fsl-ray-") as scratch:  # short, for Ray's socket paths
         done = subprocess.run(
             [sys.executable, str(EXAMPLE), str(digits), "2"],
             capture_output=True,
@@ -53,7 +54,7 @@ def test_the_example_trains_under_ray(digits, tmp_path):
                 **{name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
                 "PYTHONPATH": str(EXAMPLE.parents[1]),
                 "HOME": str(tmp_path),
-                "RAY_TMPDIR": scratch,
+                "RAY_TMPDIR": str(scratch),
                 "RAY_AUTH_MODE": "disabled",
             },
             timeout=280,

@@ -7,7 +7,6 @@ import secrets
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 from commands import GREY_16_PX
 
 from fsl_dist.training.runlog import read_metrics
+from index.base.scratch import scratch_folder
 from index.config import IndexConfig
 from index.search import open_index
 from index.writing.build import build
@@ -63,6 +63,9 @@ class Hosts:
             "RAY_health_check_failure_threshold": "3",
         }
         self.environment.pop("RAY_ADDRESS", None)
+        self.environment.pop(
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", None
+        )  # no loopback: these are several machines
         self._bridge = f"fslb{self._tag}"
         _ip("link", "add", self._bridge, "type", "bridge")
         _ip("link", "set", self._bridge, "up")
@@ -155,7 +158,8 @@ def hosts() -> Iterator[Hosts]:
     """A head that runs nothing, and two hosts of one core each."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         pytest.skip("hosts of their own need network namespaces: root and iproute2")
-    scratch = Path(tempfile.mkdtemp(prefix="fslh-"))
+    stack = contextlib.ExitStack()
+    scratch = stack.enter_context(scratch_folder("fsl-h-"))  # short, for Ray's sockets
     try:
         found = Hosts(scratch)
     except subprocess.CalledProcessError as error:
@@ -169,7 +173,7 @@ def hosts() -> Iterator[Hosts]:
         yield found
     finally:
         found.close()
-        shutil.rmtree(scratch, ignore_errors=True)
+        stack.close()
 
 
 def test_three_hosts_train_and_search_as_one_does(hosts: Hosts, digits: Path, tmp_path: Path) -> None:

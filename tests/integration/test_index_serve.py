@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ import numpy as np
 import pytest
 import uvicorn
 from click.testing import CliRunner
+from free_ports import free_port
+from sockets import listening_sockets
 
 from cluster.commands.index import index_group
 from cluster.service.settings import Limits, ServiceSettings
@@ -34,7 +37,7 @@ COMMAND = [sys.executable, "-c", "from cluster.cli import main; main()"]
 PAGE = Path(__file__).parents[2] / "docs" / "how_to" / "index_service.md"
 DIM, TOKEN = 12, "a token of the tests 0123456789"
 RAW = "application/octet-stream"
-LIMITS = ("--max-k", "50", "--max-batch", "300", "--max-body-mb", "1")
+LIMITS = ("--max-k", "50", "--max-batch", "300", "--max-body-mb", "1", "--gate", "body_s=3")
 
 
 class Client:
@@ -98,12 +101,6 @@ def publish(out: Path, dataset: Path, seed: int) -> LocalIndex:
     labels = np.arange(catalogue.num_samples) // 7
     source = {"catalogue": catalogue.fingerprint, "vectors": str(out)}
     return open_index(build(out, vectors, labels, config=IndexConfig(shards=2), source=source))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -281,9 +278,42 @@ def test_the_token_is_asked_for(client: Client) -> None:
         assert (status, headers["WWW-Authenticate"]) == (401, "Bearer"), wrong
         assert TOKEN.encode() not in answer
         assert client.ask("GET", "/", Authorization=wrong)[0] == 401
+    # Ray Serve's own list of routes, which the process that listens answers.
+    if client.ask("GET", "/-/healthz", Authorization=None)[0] == 200:
+        assert client.ask("GET", "/-/routes", Authorization=None)[0] == 401
+        assert client.ask("GET", "/-/routes")[0] == 200
     # What a probe and a scrape ask for needs none.
     for path in ("/health", "/openapi.json", "/docs"):
         assert client.ask("GET", path, Authorization=None)[0] == 200
+
+
+def test_half_sent_bodies_hold_nobody_up(service: tuple[Client, object]) -> None:
+    client = service[0]
+    start = (
+        f"POST /search HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Type: application/json\r\n"
+        'Content-Length: 1000\r\n\r\n{"queries": [['
+    ).encode()
+    with ExitStack() as stack:
+        held = []
+        for _ in range(450):
+            connection = socket.create_connection(("127.0.0.1", client.port), timeout=60)
+            held.append(stack.enter_context(connection))
+            connection.sendall(start)
+        began = time.monotonic()
+        assert client.ask("GET", "/health", Authorization=None)[0] == 200
+        assert client.search(queries=[[0.5] * DIM], k=1)["version"] >= 1
+        assert time.monotonic() - began < 3
+        # The service ends them; it was started with body_s=3.
+        answers = [connection.recv(4096) for connection in held]
+        assert all(answer.startswith(b"HTTP/1.1 408 ") for answer in answers)
+        assert b"did not arrive within body_s=3 s" in answers[0]
+
+
+def test_every_process_listens_on_loopback_alone(service: tuple[Client, subprocess.Popen[str]]) -> None:
+    found = listening_sockets(service[1].pid)
+    assert service[0].port in [socket.port for socket in found]
+    assert len({socket.process for socket in found}) >= 5  # Ray's own are seen
+    assert [socket for socket in found if not socket.address.is_loopback] == []
 
 
 def test_it_says_what_it_is(client: Client, indexed: tuple[Path, LocalIndex]) -> None:

@@ -3,16 +3,14 @@
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from commands import PROGRAM
 
 from cluster.jobs.local import FOLDER_VARIABLE
 from fsl_dist.training.runlog import read_metrics
+from index.base.scratch import scratch_folder
 
 pytestmark = pytest.mark.integration
 
@@ -138,7 +137,8 @@ def local(tmp_path: Path) -> Place:
 @pytest.fixture(scope="module")
 def head() -> Iterator[tuple[str, Path]]:
     """A Ray head on loopback that asks for TOKEN: the URL of its dashboard, and the home folder of its jobs."""
-    scratch = Path(tempfile.mkdtemp(prefix="fsl-head-"))  # short, for Ray's sockets
+    stack = ExitStack()
+    scratch = stack.enter_context(scratch_folder("fsl-head-"))  # short, for Ray's sockets
     home = scratch / "home"
     home.mkdir()
     gcs, dashboard, agent, agent_grpc, client = free_ports(5)
@@ -173,7 +173,7 @@ def head() -> Iterator[tuple[str, Path]]:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.1)
-        shutil.rmtree(scratch)
+        stack.close()
 
 
 def processes_of(scratch: Path) -> list[int]:

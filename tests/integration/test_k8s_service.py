@@ -1,5 +1,6 @@
 """The RayService's application, built and asked for real; what it cannot serve is reported in one line."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -10,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import uvicorn.config
 import yaml
 
 from cluster.jobs.kustomize import read_objects
+from cluster.service.settings import GateSettings, bears_token
 from index.base.errors import FslDistError, RequestError
 from index.config import IndexConfig
 from index.writing.build import build as build_index
@@ -42,6 +45,20 @@ def arguments() -> dict:
     return yaml.safe_load(service["spec"]["serveConfigV2"])["applications"][0]["args"]
 
 
+def variables() -> dict[str, str]:
+    """The environment that the manifest gives to every pod, without the secret."""
+    service = next(one for one in read_objects(MANIFEST) if one["kind"] == "RayService")
+    found = []
+    for group in [
+        service["spec"]["rayClusterConfig"]["headGroupSpec"],
+        *service["spec"]["rayClusterConfig"]["workerGroupSpecs"],
+    ]:
+        (container,) = group["template"]["spec"]["containers"]
+        found.append({one["name"]: one["value"] for one in container["env"] if "value" in one})
+    assert all(one == found[0] for one in found)
+    return found[0]
+
+
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("index")
@@ -58,6 +75,27 @@ def test_ray_serve_takes_the_manifest_s_configuration() -> None:
     assert found.applications[0].import_path == "cluster.service.app:build"
 
 
+def test_the_manifest_s_environment_sets_the_gate_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cluster.service import gate
+
+    found = variables()
+    assert set(gate.environment(GateSettings())) <= set(found)
+    monkeypatch.setenv("INDEX_TOKEN", TOKEN)
+    for name, value in found.items():
+        monkeypatch.setenv(name, value)
+    # The callback names another protocol class to uvicorn, in this process too.
+    monkeypatch.setitem(uvicorn.config.HTTP_PROTOCOLS, "auto", uvicorn.config.HTTP_PROTOCOLS["auto"])
+    module, _, function = found["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"].partition(":")
+    (middleware,) = getattr(importlib.import_module(module), function)()
+    assert middleware.cls is gate.Gate
+    (settings,) = middleware.args
+    assert bears_token(f"Bearer {TOKEN}", settings.token_sha256)
+    assert not bears_token("", settings.token_sha256)
+    monkeypatch.delenv("INDEX_TOKEN")
+    with pytest.raises(RequestError, match="INDEX_TOKEN"):
+        gate.middlewares()
+
+
 @pytest.mark.slow
 def test_the_application_answers_those_who_bring_the_token(index: Path) -> None:
     import socket
@@ -68,7 +106,7 @@ def test_the_application_answers_those_who_bring_the_token(index: Path) -> None:
     args = {**arguments(), "index": str(index), "replicas": 1, "cpus": 1}
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, json.dumps(args), str(port)],
-        env={**os.environ, "INDEX_TOKEN": TOKEN},
+        env={**os.environ, **variables(), "INDEX_TOKEN": TOKEN},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -93,6 +131,8 @@ def test_the_application_answers_those_who_bring_the_token(index: Path) -> None:
         with urllib.request.urlopen(request, timeout=60) as response:
             answer = json.load(response)
         assert (answer["version"], len(answer["ids"][0])) == (1, 3)
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/-/routes", timeout=60)
         process.communicate(timeout=60)
         assert process.returncode == 0
     finally:

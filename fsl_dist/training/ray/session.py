@@ -1,6 +1,7 @@
 """Ray on this machine for as long as a block runs, or the cluster that the process was started in."""
 
 import importlib
+import ipaddress
 import logging
 import os
 import secrets
@@ -17,6 +18,10 @@ from index.base.stopping import Stopped, keeping_handlers
 
 log = logging.getLogger(__name__)
 
+_LISTENS_ELSEWHERE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Ray's switch for clusters of several machines, on Linux too. "0": the node's address is the loopback, and every process of Ray
+listens there alone; otherwise they listen on all addresses, and their metrics ask for no token"""
+
 
 def prepare_import() -> bool:
     """Set what Ray reads when it is imported, before its first import; returns whether a cluster will be joined."""
@@ -27,6 +32,7 @@ def prepare_import() -> bool:
         # Ray reads these when it is imported, not when it starts; an earlier import has settled them.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        os.environ.setdefault(_LISTENS_ELSEWHERE, "0")
     return joins
 
 
@@ -41,6 +47,7 @@ def ray_session(num_cpus: int, *, importing: str = "") -> Iterator[None]:
     joins = prepare_import()
     require("ray")
     import ray
+    from ray.util import get_node_ip_address
 
     if ray.is_initialized():
         yield
@@ -60,6 +67,12 @@ def ray_session(num_cpus: int, *, importing: str = "") -> Iterator[None]:
                 scratch = stack.enter_context(scratch_folder("fsl-ray-")) / "r"
                 num_cpus = max(num_cpus, os.cpu_count() or 1)
                 log.info("starting Ray on this machine (%d CPU slots)", num_cpus)
+                if not ipaddress.ip_address(get_node_ip_address()).is_loopback:
+                    log.warning(
+                        "Ray was imported before this session: it listens on all addresses of this machine (set %s=0 and "
+                        "RAY_AUTH_MODE=token in the environment, or import ray later)",
+                        _LISTENS_ELSEWHERE,
+                    )
                 stack.callback(ray.shutdown)
                 ray.init(
                     address="local",
