@@ -103,3 +103,12 @@ def _free_port() -> int:
     """A port that nobody listens on, outside those that Ray gives to its workers."""
     rng = np.random.default_rng()
     return next(port for port in map(int, rng.permutation(np.arange(21_000, 32_000))) if _free(port))
+
+
+@pytest.mark.parametrize(
+    ("page", "printed"),
+    [("migrate.md", ["torch.Size([32, 1, 16, 16])", "False"]), ("filter_search.md", ["True True", "-1"])],
+)
+def test_python_of_a_how_to(page: str, printed: list[str], folder: Path) -> None:
+    found = run_page(ROOT / "docs" / "how_to" / page, folder)
+    assert all(text in found for text in printed), found
