@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 _FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.M | re.S)
-_INDENTED = re.compile(r"(?:^    \S.*\n)+", re.M)
+_INDENTED = re.compile(r"(?:^    .*\S.*\n)+", re.M)
 
 
 def fenced(page: Path) -> list[tuple[str, str]]:
@@ -85,4 +85,4 @@ def commands_of(page: Path) -> Iterator[list[str]]:
         for line in block.replace("\\\n", " ").splitlines():
             line = line.strip().removeprefix("$ ")
             if line.startswith("fsl-dist "):
-                yield shlex.split(line.split(" && ")[0], comments=True)[1:]
+                yield shlex.split(re.split(r" (?:&&|&|>|\|) ?", line)[0], comments=True)[1:]
