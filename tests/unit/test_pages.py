@@ -1,6 +1,7 @@
 """The commands that pages show: each exists, takes the options it is shown with, and its settings are settings."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import click
@@ -57,3 +58,37 @@ def test_a_wrong_command_is_found() -> None:
     assert "did you mean training.epochs?" in mistake(["train", "training.epoch=3"])
     assert "did you mean training.epochs?" in mistake(["submit", "--", "train", "training.epoch=3"])
     assert mistake(["train", "--config", "own-images", "training.epochs=3"]) == ""
+
+
+def slugs(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and the site make them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    titles = re.findall(r"^#+ +(.+)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_of_a_page_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"^```.*?^```|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", text):
+        target = "".join(link)
+        if re.match(r"https?:|mailto:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = page.parent / path if path else page
+        if not file.exists() or (anchor and anchor not in slugs(file)):
+            broken.append(target)
+    assert broken == []
+
+
+def test_the_readme_is_short_and_its_badges_are_true() -> None:
+    readme = (ROOT / "README.md").read_bytes()
+    assert len(readme) <= 6144
+    assert all(f"docs/assets/{name}".encode() in readme for name in ("overview.svg", "evidence.png"))
+    assert (ROOT / "docs" / "assets" / "evidence.png").stat().st_size <= 120_000
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    badges = (ROOT / "docs" / "assets" / "badges.svg").read_text(encoding="utf-8")
+    assert (project["requires-python"], project["license"]) == (">=3.11,<3.14", "Apache-2.0")
+    assert "Python 3.11 to 3.13" in badges
+    assert f"licence {project['license']}" in badges
