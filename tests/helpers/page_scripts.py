@@ -68,10 +68,18 @@ def run_page(page: Path, folder: Path, *, replaced: dict[str, str] | None = None
         **variables,
     }
     done = subprocess.run(
-        ["bash", "-c", script], cwd=folder, env=environment, capture_output=True, text=True, timeout=280
+        ["bash", "-c", script], cwd=folder, env=environment, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, f"{page.name}: {done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     return done.stdout
+
+
+def write_digits(folder: Path) -> Path:
+    """Write the images that the tutorials work on to `folder`/digits, by the first block of the first tutorial."""
+    folder.mkdir(parents=True, exist_ok=True)
+    block = fenced(ROOT / "docs" / "tutorials" / "digits.md")[0][1]
+    subprocess.run([sys.executable, "-c", block], cwd=folder, check=True, timeout=120)
+    return folder
 
 
 def commands_of(page: Path) -> Iterator[list[str]]:

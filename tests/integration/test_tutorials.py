@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 from k8s_security import broken_rules
-from page_scripts import ROOT, commands_of, fenced, run_page
+from page_scripts import ROOT, commands_of, fenced, run_page, write_digits
 
 import fsl_dist
 from cluster.jobs.kustomize import read_objects
@@ -21,11 +21,7 @@ TUTORIALS = ROOT / "docs" / "tutorials"
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with the digits of the first tutorial, by its own first block."""
-    out = tmp_path / "work"
-    out.mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(out)
-        exec(fenced(TUTORIALS / "digits.md")[0][1], {})
+    out = write_digits(tmp_path / "work")
     assert len(list(out.glob("digits/*/*.png"))) == 351
     return out
 
@@ -41,6 +37,7 @@ def test_digits_in_python(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_fit_on_your_own_images(folder: Path) -> None:
     run_page(TUTORIALS / "own_images.md", folder)
     fit = fsl_dist.Fit(folder / "digits-fit")
@@ -50,6 +47,7 @@ def test_fit_on_your_own_images(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_from_a_folder_to_a_served_evidence_page(folder: Path) -> None:
     ports = {"8080": str(_free_port()), "8000": str(_free_port())}
     printed = run_page(TUTORIALS / "evidence.md", folder, replaced=ports)
@@ -65,6 +63,7 @@ def test_from_a_folder_to_a_served_evidence_page(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_first_sweep(folder: Path) -> None:
     run_page(TUTORIALS / "first_sweep.md", folder)
     sweep = fsl_dist.Sweep(folder / "sweeps" / "digits")
