@@ -21,7 +21,7 @@ def fenced(page: Path) -> list[tuple[str, str]]:
 def script_of(page: Path, folder: Path) -> str:
     """A shell script of what a page runs: its `bash` blocks, and its `python` blocks, which go together where nothing is between.
 
-    `console` blocks are shown only. The Python files are written to `folder`.
+    `sh` blocks are shown only. The Python files are written to `folder`.
     """
     blocks = [(kind, text) for kind, text in fenced(page) if kind in ("bash", "python")]
     lines = ["set -euo pipefail -o monitor", "trap 'kill $(jobs -p) 2>/dev/null || true' EXIT"]
@@ -85,7 +85,7 @@ def write_digits(folder: Path) -> Path:
 def commands_of(page: Path) -> Iterator[list[str]]:
     """The `fsl-dist` commands that a page shows, in fenced and in indented blocks, each as its arguments."""
     text = page.read_text(encoding="utf-8")
-    blocks = [block for kind, block in _FENCE.findall(text) if kind in ("", "bash", "console", "sh")]
+    blocks = [block for kind, block in _FENCE.findall(text) if kind in ("", "bash", "sh", "console")]
     blocks += [
         re.sub(r"^    ", "", block, flags=re.M) for block in _INDENTED.findall(_FENCE.sub("", text) + "\n")
     ]

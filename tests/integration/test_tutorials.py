@@ -85,7 +85,7 @@ def test_from_an_empty_kubernetes_cluster_to_a_job(tmp_path: Path) -> None:
     ]
     assert scores[-2:] == ["evaluate", "/mnt/fsl-dist/runs/first"]
     # What it applies by hand exists, and the image's name is the version's.
-    shown = "".join(text for kind, text in fenced(page) if kind == "console")
+    shown = "".join(text for kind, text in fenced(page) if kind == "sh")
     applied = {word for word in shown.split() if word.startswith("k8s/")}
     assert len(applied) == 5
     assert all(list(read_objects(ROOT / path)) for path in applied)
