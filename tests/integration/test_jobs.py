@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import yaml
 from commands import PROGRAM
+from page_scripts import ROOT, run_page, write_digits
 
 from cluster.jobs.local import FOLDER_VARIABLE
 from fsl_dist.training.runlog import read_metrics
@@ -471,3 +472,19 @@ def test_a_cluster_that_does_not_let_in_is_told_in_one_line(ray: Place, tmp_path
     (tmp_path / "token").write_text(f"{TOKEN}\n")
     listed = ray("job", "list", *ray.options, RAY_AUTH_TOKEN="", RAY_AUTH_TOKEN_PATH=str(tmp_path / "token"))
     assert listed.returncode == 0, listed.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_tutorial_of_a_ray_cluster(head: tuple[str, Path], tmp_path: Path) -> None:
+    folder = write_digits(tmp_path / "work")
+    printed = run_page(
+        ROOT / "docs" / "tutorials" / "ray_cluster.md",
+        folder,
+        HOME=str(tmp_path),
+        RAY_API_SERVER_ADDRESS=head[0],
+        RAY_AUTH_TOKEN=TOKEN,
+    )
+    assert "knn/acc@5" in printed
+    assert (folder / "runs" / "first" / "checkpoints").is_dir()
+    assert (folder / "runs" / "first" / "config.yaml").read_text(encoding="utf-8").count("num: 2") == 1
