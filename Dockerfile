@@ -1,7 +1,7 @@
 # syntax=docker/dockerfile:1
 # The image of every pod: Ray's head, workers, submitter and index replicas. k8s/README.md says how it is built.
-# The wheels bring their own CUDA libraries, so on a machine without a GPU --build-arg BASE=ubuntu:24.04 is enough; both have
-# the same Python.
+# The wheels contain the CUDA libraries, so on a machine without a GPU --build-arg BASE=ubuntu:24.04 is enough; both
+# have the same Python.
 ARG BASE=nvidia/cuda:13.0.0-base-ubuntu24.04
 
 FROM ${BASE} AS build

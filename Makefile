@@ -87,13 +87,14 @@ wheel: setup
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 	rm -rf build
 
-# Everything in docs/benchmarks/index.md, measured anew on this machine, and the page.
+# Everything in docs/benchmarks/index.md, measured on this machine, and the page.
 bench: setup
 	@mkdir -p benchmarks/results
 	for name in stream episodes train workers start mining evaluate; do $(BIN)/python -m benchmarks.suite $$name --out benchmarks/results || exit 1; done
 	$(BIN)/python -m benchmarks.page
 
-# Everything in docs/benchmarks/practice.md: hours; finished runs are kept. FSL_DIST_TEST_DATA names the folder of the archives.
+# Everything in docs/benchmarks/practice.md: hours; finished runs are kept. FSL_DIST_TEST_DATA names the folder of the
+# archives.
 bench-practice: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all,dev,docs,bench]"
 	@mkdir -p benchmarks/results

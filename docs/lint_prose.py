@@ -1,7 +1,7 @@
-"""Checks the English of the pages and of the Python texts: words, long lines, long sentences.
+"""Checks the English of pages, Python texts and comments: words, long lines, long sentences.
 
 python docs/lint_prose.py               all files of docs/prose.toml, without those it lists as pending
-python docs/lint_prose.py PATH ...      these files, and all .md and .py files below these folders
+python docs/lint_prose.py PATH ...      these files, and the .md, .py, .yaml, .toml and .sh files below these folders
 
 Prints `path:line: problem` and exits with 1 where there are problems. Code, links and HTML comments are not prose.
 docs/prose.toml has the limits, and the words with their replacements.
@@ -21,6 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 RULES = tomllib.loads((ROOT / "docs" / "prose.toml").read_text(encoding="utf-8"))
+SUFFIXES = (".md", ".py", ".yaml", ".toml", ".sh")
 # One expression for all words: 60,000 lines take 2 s rather than 20.
 WORDS = re.compile("|".join(f"(?P<w{i}>{word['pattern']})" for i, word in enumerate(RULES["words"])), re.I)
 
@@ -35,6 +36,11 @@ _TAG = re.compile(r"</?[a-zA-Z][^>]*>")
 _SENTENCE_END = re.compile(r"""(?<=[.!?])["')\]*_]*\s+(?=["'(\[*_]*[A-Z0-9])""")
 _WORD = re.compile(r"[^\W_][\w'.,/%=-]*")
 _ARGUMENT = re.compile(r"\s*\*{0,2}\w[\w.*, ]{0,40}(\([^)]*\))?: ")
+_CODE = re.compile(r"\s*(>>>|\.\.\.|\$ |fsl-dist |python |\.venv/)")
+_HASH = re.compile(r"(?:^|\s)#+ (.*)")
+_COMMAND = re.compile(
+    r"\s*(>>>|\.\.\.|\$ |fsl-dist |python |\.venv/|make |pip |awk |curl |kubectl |docker |\s{3})"
+)
 _SECTION = re.compile(r"\s*[A-Z]\w+( \w+)?:\s*$")
 
 
@@ -143,6 +149,34 @@ def check_python(source: str) -> list[Problem]:
     return sorted(set(problems), key=lambda problem: problem.line)
 
 
+def check_comments(text: str) -> list[Problem]:
+    """Problems of the comments of a YAML, TOML, shell or make file.
+
+    Args:
+        text: the whole file.
+
+    Returns:
+        Problems in the order of their lines.
+    """
+    problems = []
+    current: list[tuple[int, str]] = []
+    for number, line in enumerate([*text.split("\n"), ""], 1):
+        match = _HASH.search(line)
+        is_alone = line.lstrip().startswith("#")
+        if current and not (is_alone and match):
+            problems += _check_paragraph(Paragraph(current))
+            current = []
+        if match:
+            if not _COMMAND.match(match[1]):
+                current.append((number, match[1]))
+            if is_alone and not _COMMAND.match(match[1]):
+                problems += _check_length(number, line)
+            elif not is_alone:
+                problems += _check_paragraph(Paragraph(current))
+                current = []
+    return sorted(set(problems), key=lambda problem: problem.line)
+
+
 def _replace(new: str, match: re.Match[str]) -> str:
     """The new text and the line ends of the old one, so that lines keep their numbers."""
     return new + "\n" * match[0].count("\n")
@@ -248,7 +282,7 @@ def _without_code_blocks_of_docstring(text: str) -> Iterator[tuple[int, str]]:
             line = ""
         if literal is not None and line.strip() and indent <= literal:
             literal = None
-        is_code = is_fenced or literal is not None or re.match(r"\s*(>>>|\.\.\.|\$ |fsl-dist |python )", line)
+        is_code = is_fenced or literal is not None or _CODE.match(line)
         yield number, "" if is_code else line
         if not is_code and line.rstrip().endswith("::"):
             literal = indent
@@ -286,9 +320,10 @@ def listed(key: str) -> frozenset[Path]:
 
 
 def check_file(path: Path) -> list[Problem]:
-    """Problems of a .md or .py file."""
+    """Problems of a file, by its suffix: a page, a Python file, or a file with `#` comments."""
     text = path.read_text(encoding="utf-8")
-    return check_markdown(text) if path.suffix == ".md" else check_python(text)
+    checks = {".md": check_markdown, ".py": check_python}
+    return checks.get(path.suffix, check_comments)(text)
 
 
 def main() -> None:
@@ -304,7 +339,7 @@ def main() -> None:
     files = [
         file
         for path in paths
-        for file in ([path] if path.is_file() else [*path.rglob("*.md"), *path.rglob("*.py")])
+        for file in ([path] if path.is_file() else [each for s in SUFFIXES for each in path.rglob(f"*{s}")])
     ]
     num_problems = 0
     for file in sorted({file.resolve() for file in files} if paths else listed("files") - listed("pending")):

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# install.sh SOURCE PREFIX: the project at SOURCE with the versions of its constraints.txt, as a virtual environment at PREFIX,
-# which must be empty. Nothing is installed when a pod starts.
+# install.sh SOURCE PREFIX: installs the project at SOURCE, with the versions of its constraints.txt, in a virtual
+# environment at PREFIX, which must be empty. Nothing is installed when a pod starts.
 set -euo pipefail
 source=$1 prefix=$2
 if [ -e "$prefix" ] && [ -n "$(ls -A "$prefix")" ]; then

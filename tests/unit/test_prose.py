@@ -79,6 +79,14 @@ def test_python_texts_are_docstrings_comments_and_messages() -> None:
     assert [problem.line for problem in lint_prose.check_python(source)] == [1, 2, 4, 7, 12, 16, 17]
 
 
+def test_comments_of_other_files_are_checked() -> None:
+    text = (
+        "# A run that was\n# told to stop.\n# fsl-dist train told\nkey: told  # beside it\nname: 'a#told'\n"
+        + "# x" * 41
+    )
+    assert [problem.line for problem in lint_prose.check_comments(text)] == [2, 4, 6]
+
+
 def test_the_program_fails_where_a_text_breaks_a_rule(tmp_path: Path) -> None:
     (tmp_path / "page.md").write_text("Mining runs beside training.\n")
     (tmp_path / "code.py").write_text("# Training is quick.\n")
