@@ -91,7 +91,7 @@ def submit(
         )
     options = kube_options(kube) if to == "kuberay" else None
     if options is not None and dry_run:
-        from cluster.jobs.kuberay_render import render_yaml
+        from cluster.jobs.kuberay.rendering import render_yaml
 
         click.echo(render_yaml(job, options), nl=False)
         return

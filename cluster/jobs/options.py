@@ -10,7 +10,7 @@ from cluster.jobs.job import JobPlace
 from index.base.errors import RequestError
 
 if TYPE_CHECKING:
-    from cluster.jobs.kuberay_render import KubeOptions
+    from cluster.jobs.kuberay.rendering import KubeOptions
 
 _PLACES = ("local", "ray", "kuberay")
 _TO = click.option(
@@ -42,7 +42,7 @@ def open_place(
         from cluster.jobs.ray import RayPlace
 
         return RayPlace(address or "", wheel=wheel, ships=ships)
-    from cluster.jobs.kuberay import KubeRayPlace
+    from cluster.jobs.kuberay.place import KubeRayPlace
 
     assert kube is not None
     return KubeRayPlace(kube)
@@ -55,7 +55,7 @@ def kube_of(to: str, namespace: str | None, address: str | None) -> "KubeOptions
 
 
 def kube_options(given: dict[str, Any]) -> "KubeOptions":
-    from cluster.jobs.kuberay_render import KubeOptions
+    from cluster.jobs.kuberay.rendering import KubeOptions
 
     return KubeOptions(**{name: value for name, value in given.items() if value is not None})
 

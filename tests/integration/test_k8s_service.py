@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
-from cluster.jobs.kustomize import read_objects
+from cluster.jobs.kuberay.kustomize import read_objects
 from index.base.errors import FslDistError, RequestError
 from index.config import IndexConfig
 from index.writing.build import build as build_index

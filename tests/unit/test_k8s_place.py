@@ -10,9 +10,9 @@ import yaml
 from kube_server import KubeServer
 
 from cluster.jobs.job import RESULT_MARK, Job
-from cluster.jobs.kuberay import KubeRayPlace
-from cluster.jobs.kuberay_checks import RIGHTS
-from cluster.jobs.kuberay_render import KubeOptions
+from cluster.jobs.kuberay.checks import RIGHTS
+from cluster.jobs.kuberay.place import KubeRayPlace
+from cluster.jobs.kuberay.rendering import KubeOptions
 from index.base.errors import FslDistError, RequestError
 
 pytestmark = [pytest.mark.k8s, pytest.mark.heavy]

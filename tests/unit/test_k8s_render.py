@@ -6,8 +6,8 @@ import subprocess
 import pytest
 
 from cluster.jobs.job import Job
-from cluster.jobs.kuberay_render import CONFIG_FILE, KubeOptions, command_line, render, works_in_driver
-from cluster.jobs.kustomize import containers, pod_specs
+from cluster.jobs.kuberay.kustomize import containers, pod_specs
+from cluster.jobs.kuberay.rendering import CONFIG_FILE, KubeOptions, command_line, render, works_in_driver
 from index.base.errors import RequestError
 
 pytestmark = pytest.mark.k8s

@@ -1,8 +1,8 @@
 """What must hold on a cluster before anything of a job is created there: each that does not is one line with the way out."""
 
 from cluster.jobs.job import Job
-from cluster.jobs.kube_api import KubeApi, KubeError
-from cluster.jobs.kuberay_render import MANIFESTS, KubeOptions
+from cluster.jobs.kuberay.api import KubeApi, KubeError
+from cluster.jobs.kuberay.rendering import MANIFESTS, KubeOptions
 from index.base.errors import RequestError
 
 RIGHTS = {

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from cluster.jobs.job import Job, JobState, JobStatus, read_error, read_result
-from cluster.jobs.kube_api import KubeApi, KubeError
-from cluster.jobs.kuberay_checks import check_cluster
-from cluster.jobs.kuberay_render import JOB_LABEL, PART_LABEL, KubeOptions, render
-from cluster.jobs.kustomize import Manifest
+from cluster.jobs.kuberay.api import KubeApi, KubeError
+from cluster.jobs.kuberay.checks import check_cluster
+from cluster.jobs.kuberay.kustomize import Manifest
+from cluster.jobs.kuberay.rendering import JOB_LABEL, PART_LABEL, KubeOptions, render
 from index.base.errors import RequestError
 
 _STOPPED = "fsl-dist/stopped"

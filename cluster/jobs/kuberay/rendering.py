@@ -11,11 +11,11 @@ import yaml
 from pydantic import AfterValidator, Field
 
 from cluster.jobs.job import Job
-from cluster.jobs.kustomize import Manifest, apply_component, pod_specs, read_objects, write_objects
+from cluster.jobs.kuberay.kustomize import Manifest, apply_component, pod_specs, read_objects, write_objects
 from index.base.errors import RequestError
 from index.base.settings import settings
 
-MANIFESTS = Path(__file__).parents[1] / "k8s"
+MANIFESTS = Path(__file__).parents[2] / "k8s"
 """kustomize's base, components and overlays, and their README"""
 
 JOB_LABEL = "fsl-dist/job"
