@@ -16,6 +16,7 @@ from cluster.commands.fit import fit
 from cluster.commands.head import add_class, choose_head, remove_class
 from cluster.commands.index import index_group
 from cluster.commands.job import job
+from cluster.commands.k8s import k8s
 from cluster.commands.messages import in_options, innermost, on_one_line
 from cluster.commands.object_store_paths import PlacesGroup
 from cluster.commands.output import configure_logging
@@ -67,6 +68,7 @@ for command in (
     sweep,
     submit,
     job,
+    k8s,
     bench,
     plan,
 ):

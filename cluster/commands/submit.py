@@ -1,6 +1,7 @@
 """The command `fsl-dist submit`: a command that runs elsewhere, the same on this machine, on Ray and on Kubernetes."""
 
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,14 @@ import click
 from cluster.commands.job import JSON, follow_job
 from cluster.commands.output import emit
 from cluster.jobs.job import Job
-from cluster.jobs.options import kube_options, on_place, open_place, refuse_foreign_options, way_back
+from cluster.jobs.options import (
+    kube_options,
+    on_followed,
+    on_place,
+    open_place,
+    refuse_foreign_options,
+    way_back,
+)
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -37,6 +45,7 @@ class Duration(click.ParamType):
     show_default=True,
     help="Show its log and wait for it, or return at once.",
 )
+@on_followed
 @click.option(
     "--wheel",
     type=click.Path(path_type=Path),
@@ -52,7 +61,16 @@ class Duration(click.ParamType):
 @click.option("--queue", help="kuberay: a queue of Kueue.")
 @click.option("--priority", help="kuberay: a priority class.")
 @click.option("--retries", type=click.IntRange(min=0), help="kuberay: new clusters after failures.")
-@click.option("--deadline", type=Duration(), help="kuberay: maximum duration of a job, such as 24h.")
+@click.option(
+    "--deadline", type=Duration(), help="kuberay: maximum duration of all tries together, such as 24h."
+)
+@click.option("--service-account", help="kuberay: ServiceAccount of the pods.")
+@click.option("--pull-secret", help="kuberay: the Secret of the image's registry.")
+@click.option("--operator-namespace", help="kuberay: where KubeRay's operator runs.")
+@click.option(
+    "--pod-template",
+    help="kuberay: YAML file merged into the pods: node selector, tolerations, spread, labels, volumes.",
+)
 @click.option("--dry-run", is_flag=True, help="kuberay: print the manifests, and touch no cluster.")
 @JSON
 @click.argument("arguments", nargs=-1, required=True, metavar="-- COMMAND…", type=click.UNPROCESSED)
@@ -64,6 +82,8 @@ def submit(
     address: str | None,
     name: str | None,
     follow: bool,
+    wait_s: float | None,
+    api_timeout_s: float,
     wheel: Path | None,
     no_ship: bool,
     dry_run: bool,
@@ -78,6 +98,7 @@ def submit(
     job.
     """
     refuse_foreign_options(to, address=address, wheel=wheel, no_ship=no_ship, dry_run=dry_run, **kube)
+    from cluster.jobs.capacity import check_demand, find_demand
     from cluster.jobs.command import find_local_paths, name_job, read_command, resolve_command
 
     is_elsewhere = to != "local"
@@ -91,12 +112,26 @@ def submit(
             err=True,
         )
     options = kube_options(kube) if to == "kuberay" else None
-    if options is not None and dry_run:
-        from cluster.jobs.kuberay_render import render_yaml
+    if options is not None:
+        from cluster.jobs.kuberay.outputs import check_outputs
+        from cluster.jobs.kuberay.rendering import machines, render, render_yaml
 
-        click.echo(render_yaml(job, options), nl=False)
-        return
-    place = open_place(to, address=address, kube=options, wheel=wheel, ships=not no_ship)
+        where = f"the job with workers={options.workers}"
+        way_out = "more workers=, cpus_per_worker= or gpus_per_worker=, or a smaller command"
+        check_demand(find_demand(command), machines(job, options), where, way_out)
+        check_outputs(command, render(job, options), options)
+        if dry_run:
+            click.echo(render_yaml(job, options, now_s=time.time()), nl=False)
+            return
+    place = open_place(
+        to, address=address, kube=options, wheel=wheel, ships=not no_ship, timeout_s=api_timeout_s
+    )
+    if to == "ray" and (demand := find_demand(command)):
+        from cluster.jobs.ray import RayPlace
+
+        assert isinstance(place, RayPlace)
+        way_out = "a larger cluster, or a smaller command"
+        check_demand(demand, place.machines(), f"the Ray cluster at {place.address}", way_out)
     place.submit(job)
     back = way_back(job.name, to, address, kube.get("namespace"))
     if not follow:
@@ -104,4 +139,4 @@ def submit(
         emit(result, as_json, f"{job.name} is submitted\nnext: {back}")
         return
     click.echo(f"{job.name} is submitted", err=True)
-    follow_job(place, job.name, back)
+    follow_job(place, job.name, back, wait_s=wait_s)

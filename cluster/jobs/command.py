@@ -12,7 +12,7 @@ from cluster.jobs.job import LONGEST_NAME
 from index.base.errors import RequestError
 from index.base.files import new_token
 
-_NOT_JOBS = ("submit", "job")
+_NOT_JOBS = ("submit", "job", "k8s")
 # Keys of a run and of a sweep that are paths.
 _PATHS = ("run.dir", "dir", "data.dataset", "data.features", "backbone.weights")
 _SETTING = re.compile(r"^[A-Za-z_][A-Za-z0-9_.]*=")
@@ -30,6 +30,8 @@ class Command:
     """the file that --config names"""
     options: frozenset[str]
     """long names of all options that the verb has"""
+    paths: tuple[str, ...] = ()
+    """its arguments that are neither options nor KEY=VALUE, in their order"""
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -40,6 +42,17 @@ class Command:
     def settings(self) -> tuple[str, ...]:
         """Its KEY=VALUE arguments."""
         return tuple(word for word in self.rest if _SETTING.match(word))
+
+    def number(self, option: str) -> int | None:
+        """The whole number that `option` was given; None where it was not, or was given something else."""
+        words = list(self.rest)
+        if "--" in words:
+            words = words[: words.index("--")]
+        for word, value in zip(words, [*words[1:], ""], strict=True):
+            text = value if word == option else word.removeprefix(f"{option}=") if "=" in word else ""
+            if (word == option or word.startswith(f"{option}=")) and text.isdigit():
+                return int(text)
+        return None
 
     def with_options(self, *first: str, flags: Sequence[str] = ()) -> tuple[str, ...]:
         """The command line with `first` behind the verb, and those of `flags` that the verb has and was not given."""
@@ -76,11 +89,16 @@ def read_command(root: click.Group, arguments: Sequence[str]) -> Command:
         (given.get(p.name) for p in command.params if p.name and "--config" in p.opts and given.get(p.name)),
         None,
     )
+    named = [given.get(p.name) for p in command.params if isinstance(p, click.Argument) and p.name]
+    positional = [
+        word for one in named for word in (one if isinstance(one, (list, tuple)) else [one]) if word
+    ]
     return Command(
         words=tuple(words),
         rest=tuple(_without_config(rest)) if config else tuple(rest),
         config=Path(config) if config else None,
         options=frozenset(name for p in command.params for name in p.opts if name.startswith("--")),
+        paths=tuple(word for word in positional if not _SETTING.match(word)),
     )
 
 

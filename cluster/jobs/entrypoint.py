@@ -6,14 +6,16 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
 
 from cluster.jobs.command import read_command
-from cluster.jobs.job import RESULT_MARK
-from index.base.errors import RequestError
+from cluster.jobs.deadlines import GRACE_S, DeadlineError, check_deadline, show_moment
+from cluster.jobs.job import FINAL_MARK, RESULT_MARK
+from index.base.errors import FslDistError, RequestError
 from index.base.extras import require
 from index.base.scratch import scratch_folder
 
@@ -26,13 +28,37 @@ PROGRAM = ("-P", "-m", "cluster.cli")
 """arguments of Python that are `fsl-dist`, also where no script is installed; -P: a folder `index` at hand is not imported"""
 
 
-def run_job(root: click.Group, arguments: Sequence[str], *, config: Path | None, ray_version: str) -> int:
-    """Run the command `arguments` with its result on a marked line of stdout; returns the command's exit code.
+_STOPPED_WITHIN_S = 60.0
+"""seconds within which Ray ends a job that it was asked to"""
 
-    config: the file given to it as --config; without one, the text in FSL_DIST_JOB_CONFIG, if any. ray_version: what the
-    submitter or manifest took this machine's Ray to be. A command that was cut off goes on: verbs with --resume get it.
-    Raises RequestError where the Ray here is another one, or the command is none.
+
+def run_job(
+    root: click.Group,
+    arguments: Sequence[str],
+    *,
+    config: Path | None,
+    ray_version: str,
+    deadline_s: float | None = None,
+    clock: Callable[[], float] = time.time,
+) -> int:
+    """Run the command `arguments` with its result on a marked line of stdout. Interrupted commands with --resume get it.
+
+    Args:
+        root: the group of all commands.
+        arguments: the command line after `fsl-dist`, without `--config FILE`.
+        config: the file given to it as --config; without one, the text in FSL_DIST_JOB_CONFIG, if any.
+        ray_version: what the submitter or manifest took this machine's Ray to be.
+        deadline_s: when the command ends at the latest, in seconds since 1970: SIGTERM, on which a run writes a checkpoint.
+        clock: seconds since 1970; another one in tests.
+
+    Returns:
+        The command's exit code.
+
+    Raises:
+        RequestError: the Ray here is another one, or the command is none.
+        DeadlineError: the deadline has passed, before the command began or while it ran.
     """
+    check_deadline(deadline_s, clock())
     if ray_version:
         _check_ray(ray_version)
     command = read_command(root, arguments)
@@ -43,7 +69,8 @@ def run_job(root: click.Group, arguments: Sequence[str], *, config: Path | None,
         first = ("--config", str(config)) if config is not None else ()
         line = command.with_options(*first, flags=("--resume", "--json"))
         log.info("fsl-dist %s", " ".join(line))
-        out, code = _run([sys.executable, *PROGRAM, *line])
+        left_s = None if deadline_s is None else deadline_s - clock()
+        out, code = _run([sys.executable, *PROGRAM, *line], left_s)
     if result := _read_object(out):
         click.echo(RESULT_MARK + json.dumps(result, allow_nan=False))
     elif out.strip():
@@ -51,13 +78,49 @@ def run_job(root: click.Group, arguments: Sequence[str], *, config: Path | None,
     return code
 
 
-def _run(command: list[str]) -> tuple[str, int]:
-    """Run a child whose stderr is ours and that gets our SIGTERM; returns its stdout and its exit code, 128 + signal."""
+def end_for_good(code: int) -> None:
+    """Write down that no retry mends the failure, and ask Ray to stop the job that this process is.
+
+    KubeRay retries a Ray job that failed, on a new cluster; one that was stopped it does not. Returns where this process is no
+    Ray job, or Ray does not end it: the job then fails, and is retried.
+    """
+    click.echo(f"{FINAL_MARK}{code}")
+    sys.stdout.flush()
+    about = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("metadata", {})
+    name = about.get("job_submission_id")
+    if name is None:
+        return
+    from cluster.jobs.ray import stop_own_job
+
+    try:
+        stop_own_job(name)
+        time.sleep(_STOPPED_WITHIN_S)  # until its SIGTERM
+    except FslDistError as error:
+        log.warning("Ray does not stop this job, so it is tried again: %s", error)
+
+
+def _run(command: list[str], left_s: float | None) -> tuple[str, int]:
+    """Run a child whose stderr is ours and that gets our SIGTERM; returns its stdout and its exit code, 128 + signal.
+
+    After `left_s` seconds it gets SIGTERM, after GRACE_S more SIGKILL. Raises DeadlineError then.
+    """
     environment = {name: value for name, value in os.environ.items() if name != CONFIG_VARIABLE}
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8", env=environment)
     before = signal.signal(signal.SIGTERM, lambda number, frame: child.send_signal(number))
     try:
-        out, _ = child.communicate()
+        try:
+            out, _ = child.communicate(timeout=left_s)
+        except subprocess.TimeoutExpired:
+            log.warning("the job's deadline has passed: the command gets %g s to end", GRACE_S)
+            child.terminate()
+            try:
+                child.communicate(timeout=GRACE_S)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.communicate()
+            raise DeadlineError(
+                f"the job's deadline passed at {show_moment(time.time())} UTC while it ran"
+            ) from None
     finally:
         signal.signal(signal.SIGTERM, before)
     return out, child.returncode if child.returncode >= 0 else 128 - child.returncode

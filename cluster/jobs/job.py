@@ -6,15 +6,30 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from index.base.errors import RequestError
+from index.base.errors import FslDistError, RequestError
 
 RESULT_MARK = "fsl-dist-result: "
 """what precedes the job's JSON result, on one line of its log"""
+
+FINAL_MARK = "fsl-dist-final: "
+"""what precedes the exit code, on one line of the log, of a command that no retry mends"""
 
 JobState = Literal["pending", "running", "succeeded", "failed", "stopped"]
 
 LONGEST_NAME = 47
 """longest name of a RayJob, in characters; KubeRay appends its own suffix"""
+
+
+class WaitedError(FslDistError):
+    """A job did not start within the time that one waited for it; it still waits."""
+
+    exit_code = 3
+
+
+class LostSightError(FslDistError):
+    """The place of a job does not answer; the job may run on."""
+
+    exit_code = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +63,10 @@ class JobStatus:
     ended: str = ""
     message: str = ""
     """one line: why it failed or waits"""
+    deadline: str = ""
+    """date and time, UTC, at which it ends at the latest, where it has one"""
+    is_late: bool = False
+    """whether its deadline has passed, and it has not ended"""
     result: dict | None = None
     """its result, once it succeeded"""
     exit_code: int | None = None
@@ -104,6 +123,12 @@ def read_result(log: str) -> dict | None:
     except ValueError:  # cut off in the middle
         return None
     return result if isinstance(result, dict) else None
+
+
+def read_final(log: str) -> int | None:
+    """The exit code of a command that no retry mends, as the job's log has it; None where it has none."""
+    found = re.findall(rf"^{FINAL_MARK}(\d+)$", log, re.M)
+    return int(found[-1]) if found else None
 
 
 def read_error(log: str) -> str:

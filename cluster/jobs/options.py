@@ -10,7 +10,7 @@ from cluster.jobs.job import JobPlace
 from index.base.errors import RequestError
 
 if TYPE_CHECKING:
-    from cluster.jobs.kuberay_render import KubeOptions
+    from cluster.jobs.kuberay.rendering import KubeOptions
 
 _PLACES = ("local", "ray", "kuberay")
 _TO = click.option(
@@ -31,8 +31,31 @@ def on_place(function: Callable[..., None]) -> Callable[..., None]:
     return _TO(_ADDRESS(_NAMESPACE(function)))
 
 
+_API_TIMEOUT = click.option(
+    "--api-timeout-s",
+    type=click.FloatRange(min=0),
+    default=300.0,
+    show_default=True,
+    help="Seconds for which the place may be away while a job is followed.",
+)
+_WAIT = click.option(
+    "--wait-s", type=click.FloatRange(min=0), help="Exit with 3 where the job has not started after so long."
+)
+
+
+def on_followed(function: Callable[..., None]) -> Callable[..., None]:
+    """The options of commands that follow a job."""
+    return _WAIT(_API_TIMEOUT(function))
+
+
 def open_place(
-    to: str, *, address: str | None, kube: "KubeOptions | None", wheel: Path | None = None, ships: bool = True
+    to: str,
+    *,
+    address: str | None,
+    kube: "KubeOptions | None",
+    wheel: Path | None = None,
+    ships: bool = True,
+    timeout_s: float = 300.0,
 ) -> JobPlace:
     if to == "local":
         from cluster.jobs.local import LocalPlace
@@ -41,11 +64,11 @@ def open_place(
     if to == "ray":
         from cluster.jobs.ray import RayPlace
 
-        return RayPlace(address or "", wheel=wheel, ships=ships)
-    from cluster.jobs.kuberay import KubeRayPlace
+        return RayPlace(address or "", wheel=wheel, ships=ships, timeout_s=timeout_s)
+    from cluster.jobs.kuberay.place import KubeRayPlace
 
     assert kube is not None
-    return KubeRayPlace(kube)
+    return KubeRayPlace(kube, timeout_s=timeout_s)
 
 
 def kube_of(to: str, namespace: str | None, address: str | None) -> "KubeOptions | None":
@@ -55,7 +78,7 @@ def kube_of(to: str, namespace: str | None, address: str | None) -> "KubeOptions
 
 
 def kube_options(given: dict[str, Any]) -> "KubeOptions":
-    from cluster.jobs.kuberay_render import KubeOptions
+    from cluster.jobs.kuberay.rendering import KubeOptions
 
     return KubeOptions(**{name: value for name, value in given.items() if value is not None})
 

@@ -2,21 +2,23 @@
 
 import asyncio
 import logging
-import math
 import os
+import random
+import re
 import shlex
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from cluster.jobs.archive import check_wheel, write_archive
+from cluster.jobs.capacity import Machine
 from cluster.jobs.entrypoint import CONFIG_VARIABLE, PROGRAM
-from cluster.jobs.job import Job, JobState, JobStatus, read_error, read_result
+from cluster.jobs.job import Job, JobState, JobStatus, LostSightError, read_error, read_result
 from index.base.errors import FslDistError, RequestError
 from index.base.extras import require
 from index.base.scratch import scratch_folder
@@ -24,31 +26,45 @@ from index.base.scratch import scratch_folder
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
+log = logging.getLogger(__name__)
+
+_Answer = TypeVar("_Answer")
+
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 
 _CONNECT_S = 5.0
 _STOP_S = 60.0
-_RETRY_S = 2.0
-_LONGEST_SILENCE_S = 120.0
+_RETRY_S, _LONGEST_RETRY_S = 1.0, 15.0
 # A string of a process's environment can hold 128 KiB on Linux.
 _CONFIG_BYTES = 120_000
 
 
+class _AwayError(RequestError):
+    """The dashboard did not answer; before it ever did, its address is wrong."""
+
+
 class RayPlace:
-    """The Ray cluster at `address`, the URL of its dashboard.
+    """The Ray cluster at `address`, the URL of its dashboard. The token is that of RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or
+    ~/.ray/auth_token.
 
-    wheel: what is sent instead of the code that runs here. ships: whether anything is sent; if not, the cluster's own
-    installation runs. The token is that of RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token.
+    Args:
+        address: URL of the dashboard; empty: that of RAY_API_SERVER_ADDRESS, else port 8265 of this machine.
+        wheel: what is sent instead of the code that runs here.
+        ships: whether anything is sent; if not, the cluster's own installation runs.
+        timeout_s: seconds for which a look at a job is repeated while the dashboard does not answer.
 
-    Raises RequestError where nothing answers at `address`, or where the token is missing or wrong.
+    Raises:
+        RequestError: nothing answers at `address`, or the token is missing or wrong.
     """
 
-    def __init__(self, address: str = "", *, wheel: Path | None = None, ships: bool = True) -> None:
+    def __init__(
+        self, address: str = "", *, wheel: Path | None = None, ships: bool = True, timeout_s: float = 300.0
+    ) -> None:
         require("ray")
         address = address or os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS
-        self._address = address if "://" in address else f"http://{address}"
-        self._wheel, self._ships = wheel, ships
+        self.address = address if "://" in address else f"http://{address}"
+        self._wheel, self._ships, self._timeout_s = wheel, ships, timeout_s
         if wheel is not None:
             check_wheel(wheel)
         self._client = self._connect()
@@ -96,24 +112,35 @@ class RayPlace:
         details = self._details(name)
         if details is None:
             raise RequestError(
-                f"there is no job {name} at {self._address} (fsl-dist job list --to ray names them)"
+                f"there is no job {name} at {self.address} (fsl-dist job list --to ray names them)"
             )
         status = _status_of(details)
         if status.state == "succeeded":
-            with self._told():
-                log_text = self._client.get_job_logs(name)
-            status = _status_of(details, read_result(log_text))
+            status = _status_of(details, read_result(self._ask(lambda: self._client.get_job_logs(name))))
         return status
+
+    def machines(self) -> list[Machine]:
+        """What the nodes that are up have for work."""
+        from ray.util.state.api import StateApiClient
+        from ray.util.state.common import ListApiOptions, StateResource
+
+        options = ListApiOptions(limit=10_000, filters=[("state", "=", "ALIVE")])
+
+        def list_nodes() -> list[dict]:
+            client = StateApiClient(address=self.address, headers=_headers())
+            return client.list(StateResource.NODES, options, raise_on_missing_output=False)
+
+        shares = [node["resources_total"] for node in self._ask(list_nodes)]
+        return [Machine(cpus=share.get("CPU", 0.0), gpus=share.get("GPU", 0.0)) for share in shares]
 
     def logs(self, name: str, *, follow: bool) -> Iterator[str]:
         """The job's log; a connection that breaks is made again, and nothing is told twice."""
         if not follow or self.status(name).is_over:
-            with self._told():
-                yield self._client.get_job_logs(name)
+            yield self._ask(lambda: self._client.get_job_logs(name))
             return
         import aiohttp
 
-        told, failing_since = 0, math.inf
+        told = 0
         while True:
             position = 0
             try:
@@ -123,17 +150,13 @@ class RayPlace:
                     told = max(told, position)
                     if new:
                         yield new
-                if self.status(name).is_over:
-                    return
-                failing_since = math.inf
-            except (aiohttp.ClientError, OSError, RuntimeError, FslDistError) as error:
-                failing_since = min(failing_since, time.monotonic())
-                if time.monotonic() - failing_since > _LONGEST_SILENCE_S:
-                    raise FslDistError(
-                        f"{self._address} has not answered for {_LONGEST_SILENCE_S:g} s ({_say(error)}); the job may run on: "
-                        f"fsl-dist job logs {name} --follow --to ray"
-                    ) from None
-            time.sleep(_RETRY_S)
+            except (aiohttp.ClientError, OSError, RuntimeError) as error:
+                log.warning("the log of %s broke off (%s); asking for it again", name, _say(error))
+                time.sleep(_RETRY_S)
+            if self.status(name).is_over:
+                # The connection may have broken off before the last words.
+                yield self._ask(lambda: self._client.get_job_logs(name))[told:]
+                return
 
     def stop(self, name: str) -> None:
         """Ask Ray to end the job (SIGTERM, then SIGKILL after RAY_JOB_STOP_WAIT_TIME_S of the cluster), and wait for that."""
@@ -151,47 +174,65 @@ class RayPlace:
 
     def list(self) -> list[JobStatus]:
         """All jobs that were submitted to the cluster, whoever did, the newest first."""
-        with self._told():
-            found = [details for details in self._client.list_jobs() if details.submission_id]
+        found = [details for details in self._ask(self._client.list_jobs) if details.submission_id]
         found.sort(key=lambda details: details.start_time or 0, reverse=True)
         return [_status_of(details) for details in found]
 
     def _connect(self) -> "JobSubmissionClient":
-        url = urlsplit(self._address)
+        url = urlsplit(self.address)
         try:
             port = url.port or (443 if url.scheme == "https" else 8265)
         except ValueError:
             port = 0
         if url.scheme not in ("http", "https") or not url.hostname or not port:
             raise RequestError(
-                f"--address {self._address} must be the URL of a Ray dashboard, such as {DEFAULT_ADDRESS}"
+                f"--address {self.address} must be the URL of a Ray dashboard, such as {DEFAULT_ADDRESS}"
             )
         try:
             socket.create_connection((url.hostname, port), timeout=_CONNECT_S).close()
         except OSError as error:
             raise RequestError(
-                f"no Ray cluster answers at {self._address} ({error}); --address or {ADDRESS_VARIABLE} names its dashboard, and "
+                f"no Ray cluster answers at {self.address} ({error}); --address or {ADDRESS_VARIABLE} names its dashboard, and "
                 "from outside Kubernetes kubectl port-forward opens the way to it"
             ) from None
-        headers = {"Authorization": f"Bearer {token}"} if (token := _read_token()) else None
         # Ray takes the address from the environment before the one it is given.
-        os.environ[ADDRESS_VARIABLE] = self._address
+        os.environ[ADDRESS_VARIABLE] = self.address
         from ray.job_submission import JobSubmissionClient
 
         # It says what it uploads and how its connections close.
         for name in ("dashboard_sdk", "job.sdk"):
             logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
         with self._told():
-            return JobSubmissionClient(self._address, headers=headers)
+            return JobSubmissionClient(self.address, headers=_headers())
 
     def _details(self, name: str) -> "JobDetails | None":
-        with self._told():
+        def find() -> "JobDetails | None":
             try:
                 return self._client.get_job_info(name)
             except RuntimeError as error:
                 if "status code 404" in str(error):
                     return None
                 raise
+
+        return self._ask(find)
+
+    def _ask(self, call: Callable[[], _Answer]) -> _Answer:
+        """The answer to a request that only reads, repeated while the dashboard is away. Raises LostSightError."""
+        deadline, pause_s, is_said = time.monotonic() + self._timeout_s, _RETRY_S, False
+        while True:
+            try:
+                with self._told():
+                    return call()
+            except _AwayError as error:
+                if time.monotonic() >= deadline:
+                    raise LostSightError(
+                        f"{error}; it has been asked for {self._timeout_s:g} s (api_timeout_s={self._timeout_s:g})"
+                    ) from None
+                if not is_said:
+                    log.warning("%s; trying again for %g s", error, self._timeout_s)
+                    is_said = True
+                time.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, no secret
+                pause_s = min(2 * pause_s, _LONGEST_RETRY_S)
 
     def _tail(self, name: str) -> Iterator[str]:
         """The log from its beginning, piece by piece, until the job ends."""
@@ -222,17 +263,36 @@ class RayPlace:
         except AuthenticationError as error:
             is_missing = "Missing" in str(error) or "couldn't find" in str(error)
             raise RequestError(
-                f"the Ray cluster at {self._address} "
+                f"the Ray cluster at {self.address} "
                 + ("asks for a token, and none was found (401)" if is_missing else "refuses the token (403)")
                 + ": RAY_AUTH_TOKEN holds the cluster's, or RAY_AUTH_TOKEN_PATH names a file that does"
             ) from None
         except (ConnectionError, requests.exceptions.RequestException) as error:
-            raise RequestError(f"no Ray job API answers at {self._address}: {_say(error)}") from None
+            raise _AwayError(f"no Ray job API answers at {self.address}: {_say(error)}") from None
         except RuntimeError as error:
-            raise FslDistError(f"the Ray cluster at {self._address}: {_say(error)}") from None
+            if re.search(r"status code (429|50[234])", str(error)):
+                raise _AwayError(f"the Ray cluster at {self.address} is busy: {_say(error)}") from None
+            raise FslDistError(f"the Ray cluster at {self.address}: {_say(error)}") from None
 
     def _exists(self, name: str) -> str:
-        return f"a job {name} exists at {self._address} (another --name; a cluster keeps the names of jobs that ended)"
+        return f"a job {name} exists at {self.address} (another --name; a cluster keeps the names of jobs that ended)"
+
+
+def stop_own_job(name: str) -> None:
+    """Ask the cluster that this process is a job of to stop that job. Raises FslDistError."""
+    require("ray")
+    import requests
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        # Of the environment that Ray gives to a job: the address of its cluster.
+        JobSubmissionClient(headers=_headers()).stop_job(name)
+    except (RuntimeError, ValueError, ConnectionError, requests.exceptions.RequestException) as error:
+        raise FslDistError(_say(error)) from None
+
+
+def _headers() -> dict[str, str] | None:
+    return {"Authorization": f"Bearer {token}"} if (token := _read_token()) else None
 
 
 def _read_token() -> str:

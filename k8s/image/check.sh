@@ -12,7 +12,7 @@ python - <<'PYTHON'
 import re
 
 import faiss, kubernetes, ray, torch, torchvision  # noqa: E401, F401
-from cluster.jobs.kuberay_render import MANIFESTS
+from cluster.jobs.kuberay.rendering import MANIFESTS
 
 named = set(re.findall(r"rayVersion: (\S+)", "".join(p.read_text() for p in (MANIFESTS / "base").glob("*.yaml"))))
 if named != {ray.__version__}:

@@ -15,7 +15,7 @@ import click
 import yaml
 
 from cluster.cli import fsl_dist
-from cluster.jobs.kustomize import containers, pod_specs
+from cluster.jobs.kuberay.kustomize import containers, pod_specs
 
 Rule = Callable[[list[dict]], Iterator[str]]
 RULES: dict[str, Rule] = {}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from k8s_rules import RULES, clusters, groups, jobs, name_of, pods, rule
 from k8s_schema import schema_faults
 
-from cluster.jobs.kustomize import containers
+from cluster.jobs.kuberay.kustomize import containers
 
 _HOST = re.compile(r"\b[a-z0-9-]+(\.[a-z0-9-]+)*\.(io|com|org|dev|net|cloud)/")
 

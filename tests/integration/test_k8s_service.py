@@ -14,7 +14,7 @@ import pytest
 import uvicorn.config
 import yaml
 
-from cluster.jobs.kustomize import read_objects
+from cluster.jobs.kuberay.kustomize import read_objects
 from cluster.service.settings import GateSettings, bears_token
 from index.base.errors import FslDistError, RequestError
 from index.config import IndexConfig

@@ -113,7 +113,7 @@ def test_a_dry_run_touches_no_cluster(tmp_path: Path) -> None:
     assert code == 0  # there is no cluster to touch
     found = list(yaml.safe_load_all(out))
     assert [one["kind"] for one in found] == ["ConfigMap", "RayJob", "NetworkPolicy", "NetworkPolicy"]
-    assert found[1]["spec"]["activeDeadlineSeconds"] == 7200
+    assert found[1]["spec"]["activeDeadlineSeconds"] == 7320
     assert yaml.safe_load(found[0]["data"]["config.yaml"])["run"]["dir"] == "/mnt/fsl-dist/runs/a"
     code, _, errors = run(tmp_path, "submit", "--to", "kuberay", "--", "train", "--config", str(config))
     assert (code, errors.count("\n")) == (2, 1)

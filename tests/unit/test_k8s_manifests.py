@@ -11,8 +11,8 @@ import yaml
 from k8s_security import broken_rules
 
 from cluster.jobs.job import Job
-from cluster.jobs.kuberay_render import KubeOptions, render, render_yaml
-from cluster.jobs.kustomize import build, containers, read_objects
+from cluster.jobs.kuberay.kustomize import build, containers, read_objects
+from cluster.jobs.kuberay.rendering import KubeOptions, render, render_yaml
 
 pytestmark = pytest.mark.k8s
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from k8s_security import RULES, broken_rules
 
-from cluster.jobs.kustomize import build, patch_json
+from cluster.jobs.kuberay.kustomize import build, patch_json
 
 pytestmark = pytest.mark.k8s
 

@@ -10,9 +10,9 @@ import yaml
 from kube_server import KubeServer
 
 from cluster.jobs.job import RESULT_MARK, Job
-from cluster.jobs.kuberay import KubeRayPlace
-from cluster.jobs.kuberay_checks import RIGHTS
-from cluster.jobs.kuberay_render import KubeOptions
+from cluster.jobs.kuberay.place import KubeRayPlace
+from cluster.jobs.kuberay.rendering import KubeOptions
+from cluster.jobs.kuberay.rights import LOOKS, RIGHTS, render_role
 from index.base.errors import FslDistError, RequestError
 
 pytestmark = [pytest.mark.k8s, pytest.mark.heavy]
@@ -72,9 +72,9 @@ def test_a_job_s_states_and_result(server: KubeServer) -> None:
     found = here.status("first")
     assert (found.state, found.command) == ("pending", "fsl-dist train 'run.dir=/mnt/fsl-dist/a b'")
     said = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
-    unplaced = [{"type": "PodScheduled", "status": "False", "message": said}]
+    unplaced = [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": said}]
     server.add_pod("first-head", "first", "ray", conditions=unplaced)
-    assert here.status("first").message == f"pod first-head: {said}"
+    assert here.status("first").message == f"pod first-head: Unschedulable: {said}"
     set_status(server, jobDeploymentStatus="Running", jobStatus="RUNNING", startTime="2026-11-21T22:00:00Z")
     assert (here.status("first").state, here.status("first").started) == ("running", "2026-11-21 22:00:00")
     set_status(server, jobDeploymentStatus="Retrying", jobStatus="FAILED")
@@ -197,7 +197,7 @@ def _kueue_without_queue(server: KubeServer) -> None:
         (
             _no_rights,
             {},
-            r"you may not create rayjobs, get pods/log in namespace fsl-dist \(.*/k8s/rights/submitter.yaml",
+            r"you may not create rayjobs, get pods/log in namespace fsl-dist \(fsl-dist k8s rights --namespace fsl-dist prints",
         ),
         (_no_namespace, {}, r"there is no namespace fsl-dist \(kubectl apply"),
         (_taken_name, {}, r"job first exists in namespace fsl-dist \(another --name;"),
@@ -259,13 +259,27 @@ def test_a_cluster_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         place()
 
 
-def test_the_submitter_s_role_grants_what_is_asked_for_and_looks() -> None:
-    rules = yaml.safe_load((ROOT / "k8s" / "rights" / "submitter.yaml").read_text())["rules"]
-    granted = {
-        (group, name): set(rule["verbs"])
-        for rule in rules
-        for group in rule["apiGroups"]
-        for name in rule["resources"]
+def test_the_file_of_rights_is_what_the_command_prints() -> None:
+    assert yaml.safe_load((ROOT / "k8s" / "rights" / "submitter.yaml").read_text()) == render_role("fsl-dist")
+
+
+def test_a_job_lives_its_life_with_exactly_the_printed_rights(server: KubeServer) -> None:
+    server.granted = {
+        (verb, resource) for (_, resource), verbs in {**RIGHTS, **LOOKS}.items() for verb in verbs
     }
-    looks = {("", "persistentvolumeclaims"): {"get"}, ("", "serviceaccounts"): {"get"}}
-    assert granted == {key: set(verbs) for key, verbs in RIGHTS.items()} | looks
+    here = place()
+    here.submit(JOB)
+    set_status(server, jobDeploymentStatus="Initializing", rayClusterName="first-c")
+    server.add_event(
+        "RayCluster", "first-c", "FailedToCreateHeadPod", "exceeded quota", "2026-01-01T00:00:00Z"
+    )
+    assert here.status("first").message == "raycluster first-c: FailedToCreateHeadPod: exceeded quota"
+    set_status(server, jobDeploymentStatus="Running", jobStatus="RUNNING", startTime="2026-11-21T22:00:00Z")
+    server.add_pod("first-x", "first", "submitter", phase="Succeeded")
+    server.write_log("first-x", "step 1\n", ends=True)
+    assert "".join(here.logs("first", follow=False)) == "step 1\n"
+    assert [event["reason"] for event in here.events("first")] == []
+    assert here.describe("first")["pods"][0]["pod"] == "first-x"
+    assert [one.name for one in here.list()] == ["first"]
+    here.stop("first")
+    assert here.status("first").state == "stopped"

@@ -6,8 +6,8 @@ import subprocess
 import pytest
 
 from cluster.jobs.job import Job
-from cluster.jobs.kuberay_render import CONFIG_FILE, KubeOptions, command_line, render, works_in_driver
-from cluster.jobs.kustomize import containers, pod_specs
+from cluster.jobs.kuberay.kustomize import containers, pod_specs
+from cluster.jobs.kuberay.rendering import CONFIG_FILE, KubeOptions, command_line, render, works_in_driver
 from index.base.errors import RequestError
 
 pytestmark = pytest.mark.k8s
@@ -37,8 +37,8 @@ def test_options_reach_the_job() -> None:
     spec = job["spec"]
     assert (spec["backoffLimit"], spec["activeDeadlineSeconds"], spec["preRunningDeadlineSeconds"]) == (
         1,
-        600,
-        600,
+        720,
+        300,
     )
     group = spec["rayClusterSpec"]["workerGroupSpecs"][0]
     assert (group["minReplicas"], group["replicas"], group["maxReplicas"]) == (5, 5, 5)
@@ -70,7 +70,8 @@ def test_a_queue_gives_the_priority_and_no_hurry() -> None:
     labels = job["metadata"]["labels"]
     assert (labels["kueue.x-k8s.io/queue-name"], labels["kueue.x-k8s.io/priority-class"]) == ("team", "high")
     assert all("priorityClassName" not in pod for pod in pod_specs(job))
-    assert job["spec"]["preRunningDeadlineSeconds"] == job["spec"]["activeDeadlineSeconds"]
+    # A third of a day for each of three tries, not the hour of a job that no queue holds.
+    assert job["spec"]["preRunningDeadlineSeconds"] == 28_800
 
 
 def test_the_operator_s_namespace_is_the_one_that_reaches_the_dashboard() -> None:

@@ -10,12 +10,16 @@ from typing import Annotated, Any
 import yaml
 from pydantic import AfterValidator, Field
 
+from cluster.jobs.capacity import Machine
+from cluster.jobs.deadlines import first_deadlines, write_moment
 from cluster.jobs.job import Job
-from cluster.jobs.kustomize import Manifest, apply_component, pod_specs, read_objects, write_objects
+from cluster.jobs.kuberay.kustomize import Manifest, apply_component, pod_specs, read_objects, write_objects
+from cluster.jobs.kuberay.pod_template import apply_template
+from cluster.jobs.kuberay.states import DEADLINE
 from index.base.errors import RequestError
 from index.base.settings import settings
 
-MANIFESTS = Path(__file__).parents[1] / "k8s"
+MANIFESTS = Path(__file__).parents[2] / "k8s"
 """kustomize's base, components and overlays, and their README"""
 
 JOB_LABEL = "fsl-dist/job"
@@ -79,15 +83,19 @@ class KubeOptions:
     priority: Annotated[str, _like(_NAME + "|", "the name of a class")] = ""
     """PriorityClass of the pods; with `queue`, WorkloadPriorityClass of the job; empty: the cluster's own"""
     retries: Annotated[int, Field(ge=0)] = 2
-    """new clusters after the first that failed; the command goes on from its storage"""
+    """new clusters after the first that failed; the command resumes from its storage. A bad request is not tried again"""
     deadline: Annotated[int, Field(ge=60)] = 86_400
-    """seconds for everything, waiting and retries included"""
+    """seconds from submission to the end, waiting and retries included"""
     service_account: Annotated[str, _like(_NAME, "the name of a ServiceAccount")] = "fsl-dist"
     """of all pods"""
     pull_secret: Annotated[str, _like(_NAME + "|", "a Secret's name")] = ""
     """Secret for the image's registry; empty: none"""
     operator_namespace: Annotated[str, _like(_LABEL, "a DNS label")] = "kuberay-system"
-    """where KubeRay's operator runs: the one namespace that reaches the job's dashboard"""
+    """where KubeRay's operator runs: the one namespace that reaches the job's dashboard. `submit` finds another one where you
+    may list the pods of all namespaces"""
+    pod_template: str = ""
+    """YAML file that is laid over all pods by strategic merge: node selectors, tolerations, spread, volumes, labels; empty:
+    none"""
 
     @property
     def is_bucket(self) -> bool:
@@ -128,15 +136,39 @@ def render(job: Job, options: KubeOptions) -> list[Manifest]:
     return objects
 
 
-def render_yaml(job: Job, options: KubeOptions) -> str:
-    """The same as YAML documents, which `kubectl apply -f -` takes."""
-    return write_objects(render(job, options))
+def render_yaml(job: Job, options: KubeOptions, *, now_s: float | None = None) -> str:
+    """The same as YAML documents, which `kubectl apply -f -` takes; now_s: the moment from which the deadline counts."""
+    objects = render(job, options)
+    for one in objects:
+        if one["kind"] == "RayJob" and now_s is not None:
+            set_deadline(one, now_s + options.deadline)
+    return write_objects(objects)
+
+
+def set_deadline(ray_job: Manifest, deadline_s: float) -> None:
+    """Give a job the moment, in seconds since 1970, at which it ends at the latest: for those who look at it, and for itself.
+
+    KubeRay's own clock begins anew at each try.
+    """
+    moment = write_moment(deadline_s)
+    ray_job["metadata"].setdefault("annotations", {})[DEADLINE] = moment
+    first, enter, rest = ray_job["spec"]["entrypoint"].partition("job enter")
+    ray_job["spec"]["entrypoint"] = f"{first}{enter} --deadline {moment}{rest}"
+
+
+def machines(job: Job, options: KubeOptions) -> list[Machine]:
+    """What the job's workers have for work: one machine each."""
+    workers = [Machine(cpus=options.cpus_per_worker, gpus=options.gpus_per_worker)] * options.workers
+    if works_in_driver(job) and _has_actors(job):  # its own process takes one CPU of the first
+        workers[0] = Machine(cpus=options.cpus_per_worker - 1, gpus=options.gpus_per_worker)
+    return workers
 
 
 def command_line(job: Job, ray_version: str) -> list[str]:
     """What Ray runs: the command, in an entry that checks the image's Ray first and prints the result last."""
     config = ["--config", CONFIG_FILE] if job.config else []
-    return ["fsl-dist", "job", "enter", *config, "--ray-version", ray_version, "--", *job.arguments]
+    checks = ["--ray-version", ray_version, "--stop-retries"]
+    return ["fsl-dist", "job", "enter", *config, *checks, "--", *job.arguments]
 
 
 def _fit_job(ray_job: Manifest, job: Job, options: KubeOptions) -> None:
@@ -146,16 +178,15 @@ def _fit_job(ray_job: Manifest, job: Job, options: KubeOptions) -> None:
     spec["entrypoint"] = shlex.join(command_line(job, cluster["rayVersion"])).replace("$", "$$")
     if works_in_driver(job):
         # The head has no CPUs for work and no GPU: what works in its own process does so on a worker.
-        has_actors = any(argument.startswith("--index-actors") for argument in job.arguments)
-        spec["entrypointNumCpus"] = 1 if has_actors else options.cpus_per_worker
+        spec["entrypointNumCpus"] = 1 if _has_actors(job) else options.cpus_per_worker
         if options.gpus_per_worker:
             spec["entrypointNumGpus"] = 1
     spec["backoffLimit"] = options.retries
-    spec["activeDeadlineSeconds"] = options.deadline
-    spec["preRunningDeadlineSeconds"] = min(spec["preRunningDeadlineSeconds"], options.deadline)
+    # Waiting for its turn is no reason to fail.
+    start_s = options.deadline if options.queue else spec["preRunningDeadlineSeconds"]
+    one_try_s, start_s = first_deadlines(options.deadline, options.retries, start_s)
+    spec |= {"activeDeadlineSeconds": one_try_s, "preRunningDeadlineSeconds": start_s}
     if options.queue:
-        # Waiting for its turn is no reason to fail.
-        spec["preRunningDeadlineSeconds"] = options.deadline
         labels = ray_job["metadata"]["labels"]
         labels["kueue.x-k8s.io/queue-name"] = options.queue
         if options.priority:
@@ -171,6 +202,13 @@ def _fit_job(ray_job: Manifest, job: Job, options: KubeOptions) -> None:
             amount["nvidia.com/gpu"] = str(options.gpus_per_worker)
     for pod in pod_specs(spec):
         _fit_pod(pod, job, options)
+    if options.pod_template:
+        for part, template in (
+            ("head", cluster["headGroupSpec"]["template"]),
+            ("worker", workers["template"]),
+            ("submitter", spec["submitterPodTemplate"]),
+        ):
+            apply_template(options.pod_template, part, template)
 
 
 def _fit_pod(pod: Manifest, job: Job, options: KubeOptions) -> None:
@@ -204,6 +242,10 @@ def works_in_driver(job: Job) -> bool:
         options = shlex.join(rest)
         return not re.search(r"--workers[ =]([2-9]|\d{2,})", options)
     return True
+
+
+def _has_actors(job: Job) -> bool:
+    return any(argument.startswith("--index-actors") for argument in job.arguments)
 
 
 def _settings(job: Job) -> dict[str, Any]:

@@ -1,18 +1,30 @@
 """What must hold on a cluster before anything of a job is created there: each that does not is one line with the way out."""
 
+import logging
+
 from cluster.jobs.job import Job
-from cluster.jobs.kube_api import KubeApi, KubeError
-from cluster.jobs.kuberay_render import MANIFESTS, KubeOptions
+from cluster.jobs.kuberay.api import KubeApi, KubeError
+from cluster.jobs.kuberay.rendering import MANIFESTS, KubeOptions
+from cluster.jobs.kuberay.rights import RIGHTS
 from index.base.errors import RequestError
 
-RIGHTS = {
-    ("ray.io", "rayjobs"): ("get", "list", "create", "patch", "delete"),
-    ("networking.k8s.io", "networkpolicies"): ("create", "patch", "delete"),
-    ("", "configmaps"): ("create", "patch", "delete"),
-    ("", "pods"): ("list",),
-    ("", "pods/log"): ("get",),
-}
-"""what submit, status, logs and stop do, by API group and resource; k8s/rights/submitter.yaml grants it"""
+log = logging.getLogger(__name__)
+
+_OPERATOR = "app.kubernetes.io/component=kuberay-operator"
+
+
+def find_operator(api: KubeApi, options: KubeOptions) -> str:
+    """The namespace in which KubeRay's operator runs: where its pod is, as far as one may look; else as `options` has it.
+
+    The network policies of a job let that namespace in. Without it the operator cannot ask a job's dashboard, and takes a job
+    that succeeded for failed.
+    """
+    found = api.look("/api/v1/pods", labelSelector=_OPERATOR)
+    spaces = sorted({pod["metadata"]["namespace"] for pod in found["items"]}) if found else []
+    if not spaces or options.operator_namespace in spaces:
+        return options.operator_namespace
+    log.info("KubeRay's operator is in namespace %s; the job's network policies let it in", spaces[0])
+    return spaces[0]
 
 
 def check_cluster(api: KubeApi, job: Job, options: KubeOptions) -> None:
@@ -71,7 +83,8 @@ def _check_rights(api: KubeApi, namespace: str) -> None:
                 missing.append(f"{verb} {resource}")
     if missing:
         raise RequestError(
-            f"you may not {', '.join(missing)} in namespace {namespace} ({MANIFESTS / 'rights' / 'submitter.yaml'} is the role that may)"
+            f"you may not {', '.join(missing)} in namespace {namespace} (fsl-dist k8s rights --namespace {namespace} prints the role "
+            "that may, for kubectl apply -f -)"
         )
 
 

@@ -1,0 +1,70 @@
+"""Following a job: why it waits, what it writes, how it ends, whichever place runs it."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+
+from cluster.jobs.job import JobPlace, JobStatus, WaitedError
+
+log = logging.getLogger(__name__)
+
+_POLL_S = 2.0
+
+
+class CauseLog:
+    """Reports why a job waits: once, and again when the reason changes."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def tell(self, status: JobStatus) -> None:
+        """Report the status of a job that has not ended, unless it is the one reported last."""
+        if status.is_over:
+            return
+        said = status.message if status.message or status.state != "pending" else "nothing says why"
+        if said and said != self._last:
+            log.info("%s %s: %s", status.name, "waits" if status.state == "pending" else status.state, said)
+        self._last = said
+
+
+def wait_for_start(
+    place: JobPlace,
+    name: str,
+    *,
+    wait_s: float | None = None,
+    poll_s: float = _POLL_S,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> JobStatus:
+    """Wait until a job runs, or has ended; the reason why it waits is reported as it changes.
+
+    Args:
+        place: where the job is.
+        name: the job's.
+        wait_s: seconds after which the wait ends; None: it does not.
+        poll_s: seconds between two looks.
+        sleep: waits; another one in tests.
+        clock: seconds that pass; another one in tests.
+
+    Raises:
+        WaitedError: the job still waits after `wait_s`; the text says why. The job stays.
+    """
+    until = None if wait_s is None else clock() + wait_s
+    causes = CauseLog()
+    while (status := place.status(name)).state == "pending":
+        causes.tell(status)
+        if status.is_late:
+            place.stop(name)  # nothing on the cluster ends what waits in a queue
+            return place.status(name)
+        if until is not None and clock() >= until:
+            raise WaitedError(
+                f"{name} still waits after {wait_s:g} s: {status.message or 'nothing says why'}"
+            )
+        sleep(poll_s if until is None else max(0.0, min(poll_s, until - clock())))
+    return status
+
+
+def follow(place: JobPlace, name: str, *, wait_s: float | None = None) -> Iterator[str]:
+    """A job's log, from before it runs to its end, in pieces. Raises WaitedError after `wait_s` seconds of waiting."""
+    wait_for_start(place, name, wait_s=wait_s)
+    yield from place.logs(name, follow=True)

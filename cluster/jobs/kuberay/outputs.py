@@ -1,0 +1,68 @@
+"""Whether what a command writes outlives its pods: it must lie on a volume that does, or in a bucket."""
+
+from cluster.jobs.command import Command
+from cluster.jobs.kuberay.kustomize import Manifest
+from cluster.jobs.kuberay.rendering import KubeOptions
+from index.base.errors import RequestError
+from index.base.object_cache import with_addresses
+
+_PASSING = {"emptyDir", "configMap", "secret", "downwardAPI", "projected", "ephemeral"}
+"""volumes that end with their pod, or that no command writes"""
+
+
+def check_outputs(command: Command, objects: list[Manifest], options: KubeOptions) -> None:
+    """Refuse a command that writes where nothing is kept. Raises RequestError.
+
+    Args:
+        command: the command.
+        objects: the job, rendered.
+        options: what it was rendered with.
+    """
+    ray_job = next(one for one in objects if one["kind"] == "RayJob")
+    kept = _kept_folders(ray_job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"])
+    for key, value in find_outputs(command):
+        if (
+            not value
+            or "://" in value
+            or any(value == folder or value.startswith(f"{folder}/") for folder in kept)
+        ):
+            continue
+        if options.is_bucket:
+            name = value.rstrip("/").rpartition("/")[2] or "first"
+            raise RequestError(
+                f"{key}={value} is lost with the job's pods: with storage={options.storage} they have no volume that stays "
+                f"({key}={options.storage.rstrip('/')}/{name})"
+            )
+        raise RequestError(
+            f"{key}={value} is lost with the job's pods, which keep what lies below {', '.join(kept)} (a path there, or a bucket's "
+            "address)"
+        )
+
+
+def find_outputs(command: Command) -> list[tuple[str, str]]:
+    """What a command writes: the setting or argument that says where, and its value."""
+    if command.words == ("train",):
+        from fsl_dist.config import load_config
+
+        is_resumed = command.config is None and "--resume" in command.rest
+        folder = [word.removeprefix("run.dir=") for word in command.settings if word.startswith("run.dir=")]
+        if is_resumed:
+            return [("run.dir", folder[-1])] if folder else []
+        return [("run.dir", with_addresses(load_config(command.config, command.settings).run.dir))]
+    if command.words == ("sweep", "run") and command.config is not None:
+        from tune.sweep_file import load_sweep
+
+        return [("dir", with_addresses(load_sweep(command.config, command.settings).dir))]
+    if command.words in (("index", "build"), ("pack",), ("embed",)) and (paths := command.paths):
+        return [(command.words[-1], paths[-1])]
+    return []
+
+
+def _kept_folders(pod: Manifest) -> list[str]:
+    kinds = {volume["name"]: set(volume) - {"name"} for volume in pod.get("volumes") or []}
+    mounts = pod["containers"][0].get("volumeMounts") or []
+    return [
+        mount["mountPath"].rstrip("/")
+        for mount in mounts
+        if not mount.get("readOnly") and not kinds.get(mount["name"], _PASSING) & _PASSING
+    ]
