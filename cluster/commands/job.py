@@ -53,8 +53,8 @@ def status(name: str, to: str, address: str | None, namespace: str | None, as_js
 @on_place
 @JSON
 def logs(name: str, follow: bool, to: str, address: str | None, namespace: str | None, as_json: bool) -> None:
-    """Print a job's log so far on stdout; with --follow, follow it again: log on stderr, result on stdout, its exit
-    code."""
+    """Print a job's log so far on stdout; with --follow, follow it again:
+    log on stderr, result on stdout, its exit code."""
     place = open_place(to, address=address, kube=kube_of(to, namespace, address))
     if follow:
         follow_job(place, name, way_back(name, to, address, namespace))
@@ -110,8 +110,8 @@ def enter(
     exit_code_file: Path | None,
     arguments: tuple[str, ...],
 ) -> None:
-    """The command inside a job, on its machine: run the given command, with resuming, and put its result in the log's
-    last line."""
+    """The command inside a job, on its machine: run the given command, with resuming,
+    and put its result in the log's last line."""
     from cluster.jobs.entrypoint import run_job
     from index.base.errors import FslDistError
     from index.base.files import write_atomic
