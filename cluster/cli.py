@@ -1,5 +1,5 @@
-"""The command line `fsl-dist`: its commands and their errors. Torch, Ray and FAISS load in the commands that need
-them."""
+"""The command line `fsl-dist`: its commands and their errors.
+Torch, Ray and FAISS load in the commands that need them."""
 
 import io
 import sys

@@ -51,8 +51,7 @@ class RunFolder:
     """all random draws are functions of it"""
     trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)
     """trackers that receive the metrics in addition to `metrics.jsonl`: TensorBoard's files in the run's folder,
-    MLflow, Weights & Biases; the last two need the extras of their names and read their own environment variables
-    (docs/how_to/trackers.md). Empty: none"""
+    MLflow, Weights & Biases; the last two need their extras (docs/how_to/trackers.md). Empty: none"""
 
     def __post_init__(self) -> None:
         for name in self.trackers:
@@ -163,8 +162,7 @@ class RunConfig:
 
     @property
     def validation_metrics(self) -> tuple[str, ...]:
-        """The metrics that a run can select by: the stop metric's family (`knn/…`, `…/base`, `kmeans/…`) and the
-        method's own."""
+        """Metrics that can select the best epoch: the stop metric's family (`knn/…`, `kmeans/…`), and the method's."""
         of_classes = ("mca", "recall@5", "recall@10", "balanced_recall@5", "balanced_recall@10")
         base = tuple(f"{score}/base" for score in of_classes)
         kmeans = tuple(f"kmeans/{score}" for score in CLUSTER_SCORES)
@@ -235,8 +233,7 @@ def parse_config(text: str, overrides: Sequence[str], place: str) -> RunConfig:
 
 
 def read_config(named: Path) -> tuple[dict[str, Any], str]:
-    """Return the settings of a run's YAML file, merged over those of its `base` if it has one, and the file names for
-    errors.
+    """Return the settings of a run's YAML file over those of its `base` if it has one, and the file names for errors.
 
     `base` is the path of another such file, relative to this one's folder, or the name of a shipped configuration; a
     base has no base itself. Raises ConfigError.
@@ -304,8 +301,7 @@ def _without_mining(tree: Mapping[str, Any], place: str) -> Mapping[str, Any]:
 
 
 def _open_places(config: RunConfig) -> RunConfig:
-    """The same configuration with working folders in place of s3:// and gs:// addresses; `render_config` reverses
-    it."""
+    """The same configuration with working folders for s3:// and gs:// addresses; `render_config` reverses it."""
 
     def local(place: str) -> str:
         return str(working_folder(place)) if is_url(place) else place
@@ -368,8 +364,7 @@ def load_run(run: Path) -> RunConfig:
 
 
 def _parse_stored(path: Path, overrides: Sequence[str]) -> RunConfig:
-    """Load the configuration in a run's own file, which has all settings of its version. VersionError if it was
-    changed."""
+    """Load a run's own configuration file, with all settings of its version. VersionError if it was changed."""
     tree = parse_yaml(read_yaml_text(path, root=path.parent), str(path))
     if not isinstance(tree.get("training", {}), dict):
         raise ConfigError(f"training={tree['training']} must be a mapping of keys to values ({path})")

@@ -132,8 +132,8 @@ def build_from_run(
 
 
 def check_gallery(index: ShardedIndex, trained: TrainedRun, selection: Selection) -> None:
-    """Raise RequestError if an index does not contain exactly these images by this network: another source, or later
-    changes."""
+    """Raise RequestError if an index does not contain exactly these images by this network:
+    another source, or later changes."""
     check_source(index.path, index.manifest, source_of(trained))
     if index.changes.number or not np.array_equal(np.sort(index.ids), np.sort(selection.ids)):
         raise RequestError(
@@ -143,8 +143,8 @@ def check_gallery(index: ShardedIndex, trained: TrainedRun, selection: Selection
 
 
 def write_embeddings(trained: TrainedRun, out: Path) -> None:
-    """Write the embeddings of every sample of the data set that `trained` is opened for: .npy float32 [num_samples,
-    dim].
+    """Write the embeddings of every sample of the data set that `trained` is opened for:
+    .npy float32 [num_samples, dim].
 
     Row = sample id. Memory use is one block of rows, for any size of the data set. Raises TrainingError, which names
     the sample, for a non-finite embedding; then no file remains.

@@ -1,5 +1,5 @@
-"""From image files to classes: by the run's head if it has one, otherwise by a PCN run's prototypes or the
-neighbours' vote.
+"""From image files to classes: by the run's head if it has one,
+otherwise by a PCN run's prototypes or the neighbours' vote.
 
 Novel classes come from folders of support images, by one forward pass, or were added to the run. Data on the base
 classes is computed from the run's training images on first use and cached under RUN/evaluation.

@@ -18,8 +18,8 @@ def _is_notebook() -> bool:
 
 
 def line_printer() -> Progress | None:
-    """Return a function that rewrites a line on the terminal; an empty text clears it. None if no line can be
-    rewritten."""
+    """Return a function that rewrites a line on the terminal; an empty text clears it.
+    None if no line can be rewritten."""
     if sys.stderr.isatty():
         start, width = "\r\x1b[2K", 0
     elif _is_notebook():
@@ -37,8 +37,8 @@ def line_printer() -> Progress | None:
 
 
 def log_printer(clock: Callable[[], float] = time.monotonic) -> Progress:
-    """Return a function that writes lines to stderr for a log file: the first, then at most one per minute, and the
-    last one.
+    """Return a function that writes lines to stderr for a log file:
+    the first, then at most one per minute, and the last one.
 
     An empty text ends the log. clock: returns seconds.
     """
@@ -67,8 +67,8 @@ def progress_printer() -> Progress:
 
 
 def counter() -> Callable[[str, int, int], None] | None:
-    """Return a function that shows (stage, done, total), at most ten times per second, one line per stage; None as in
-    `line_printer`."""
+    """Return a function that shows (stage, done, total), at most ten times per second, one line per stage;
+    None as in `line_printer`."""
     line = line_printer()
     if line is None:
         return None

@@ -55,8 +55,7 @@ def open_run(dir: PathLike) -> "Run":
 
 
 class Run:
-    """An opened training run. Its best checkpoint (the last one, if it did not validate) is loaded on first use and
-    kept.
+    """An opened training run. Its best checkpoint (or the last, without validation) is loaded on first use.
 
     Args:
         dir: the run's folder, or its address at s3:// or gs://.
@@ -137,8 +136,7 @@ class Run:
         return read_head(self.dir)
 
     def choose_head(self, metric: Literal["mcr", "acc"] = "mcr") -> "Choice":
-        """Score all heads on the validation images and write the best one to the run's folder (head.json); `predict`
-        uses it.
+        """Score all heads on the validation images, and write the best one to RUN/head.json; `predict` uses it.
 
         Args:
             metric: criterion for the best head: mean class recall or accuracy.
@@ -162,8 +160,7 @@ class Run:
         return [*class_names_of(self.trained), *(added.name for added in read_classes(self.dir))]
 
     def add_class(self, name: str, images: "Sequence[ImageLike]") -> "AddedClass":
-        """Add a class by a few images, without training; it is stored in the run's folder and included in every
-        prediction.
+        """Add a class by a few images, without training; it is stored in the run and included in every prediction.
 
         Args:
             name: of the class.
@@ -214,13 +211,12 @@ class Run:
             settings: `evaluation.*` keys that take precedence over the run's.
 
         Returns:
-            The scores by name, fractions in 0 … 1; a score over several draws has `mean`, `std` and `n`. `start` has
-            those of the network before its first step, if the run validated; the first call takes twice as long
-            because of them.
+            The scores by name, 0 … 1; over several draws with `mean`, `std` and `n`. `start` has those before training,
+            if the run validated; they double the time of the first call.
 
         Raises:
-            RequestError: there is nothing to score, the method does not support the protocol, or `index` is of
-                another network or other data.
+            RequestError: there is nothing to score, the protocol does not apply, or `index` is of another network or
+                data.
         """
         evaluation = load_evaluation(self.dir, to_overrides(settings))
         from fsl_dist.evaluation.report import evaluate_settings, with_start
@@ -278,12 +274,12 @@ class Run:
         Args:
             images: paths, PIL images and uint8 arrays [H, W], [H, W, 1] or [H, W, 3].
             support: images of novel classes: a folder with one folder per class, or a mapping from names to images.
-                The novel classes are added to the training classes without any training.
+                Novel classes need no training.
             k: number of classes per image, best first.
 
         Returns:
             One prediction per readable image; the others are in `failed`. Scores are calibrated probabilities of
-            `head`; without a head, probabilities (pcn) or shares of the nearest training images' votes.
+            `head`; without one, probabilities (pcn) or shares of the neighbours' votes.
 
         Raises:
             RequestError: the run was trained on feature vectors, or `support` has no usable class, or a training class.
@@ -295,8 +291,7 @@ class Run:
     def explain(
         self, images: "Sequence[ImageLike]", *, out: PathLike | None = None, k: int = 5, maps: bool = True
     ) -> "ExplainReport":
-        """Explain predictions: the training images nearest to each image, their vote, and activation maps of each
-        distance (CHAI).
+        """Explain predictions by the nearest training images, their vote, and activation maps of each distance (CHAI).
 
         With a head or added classes, an explanation also contains their prediction, and reports a different vote.
 
@@ -351,8 +346,7 @@ class Run:
             data: data set whose train split is indexed; by default the run's own.
             workers: number of Ray tasks; 1 needs no Ray.
             progress: show a progress line on a terminal or in a notebook.
-            **settings: of the index, such as `kind="ivf_flat"` or `metric="cosine"` (the `index.*` keys of the
-                configuration).
+            **settings: the `index.*` keys of a configuration, such as `kind="ivf_flat"` or `metric="cosine"`.
 
         Returns:
             The opened index. Its ids are sample ids of the data set.
@@ -396,7 +390,7 @@ class Run:
         return path
 
     def close(self) -> None:
-        """Let go of the network and the data set's files; the next use loads them again."""
+        """Release the network and the data set's files; the next use loads them again."""
         if "trained" in self.__dict__:
             self.trained.close()
             del self.trained

@@ -1,5 +1,5 @@
-"""Configurations that come with the package, known by their names: `own-images`, `omniglot/pcn`,
-`sweeps/pcn-omniglot`."""
+"""Configurations that come with the package, known by their names:
+`own-images`, `omniglot/pcn`, `sweeps/pcn-omniglot`."""
 
 import difflib
 import os
@@ -39,8 +39,8 @@ def _name_of(path: Path) -> str:
 
 
 def list_configs() -> list[str]:
-    """List the names of all shipped configurations of runs and sweeps; `_base.yaml`, the shared part of a folder, is
-    not one.
+    """List the names of all shipped configurations of runs and sweeps;
+    `_base.yaml`, the shared part of a folder, is not one.
 
     Returns:
         Sorted names, such as `own-images` or `omniglot/pcn`; `train` accepts those of runs.

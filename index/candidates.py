@@ -47,8 +47,8 @@ class Candidates:
         return self._nlist
 
     def visits(self, parameters: Mapping[str, int]) -> int:
-        """Approximate number of vectors that a query is compared with; below it, a filtered search is cheaper without
-        the index."""
+        """Approximate number of vectors that a query is compared with;
+        below it, a filtered search is cheaper without the index."""
         if self._nlist:
             return -(-self._num_rows * min(parameters["nprobe"], self._nlist) // self._nlist)
         return parameters["ef_search"] * self._links if self._links else 0
@@ -130,8 +130,8 @@ class Candidates:
 
 
 def _select(allowed: Ranges | np.ndarray, num_rows: int) -> tuple[Any, Any]:
-    """FAISS's selector of these rows (None for all), and a function that returns which of an array of rows it
-    allows."""
+    """FAISS's selector of these rows (None for all),
+    and a function that returns which of an array of rows it allows."""
     if isinstance(allowed, np.ndarray):
         is_allowed = np.zeros(num_rows, dtype=bool)
         is_allowed[allowed] = True

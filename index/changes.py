@@ -136,8 +136,8 @@ class Contents:
         vectors: bool = True,
         up_to: int | None = None,
     ) -> None:
-        """changes: whether to read them, or only `up_to` a number; vectors: whether to keep the added vectors in
-        memory."""
+        """changes: whether to read them, or only `up_to` a number; vectors:
+        whether to keep the added vectors in memory."""
         self.folder = folder
         self.manifest = manifest
         self.labels = versions.read_labels(folder, manifest)

@@ -36,8 +36,8 @@ class IndexConfig:
     """For `lay_over`."""
 
     kind: Kind = "flat"
-    """Kind of index. flat is exact; ivf_flat is exact if it probes every cluster; ivf_pq, hnsw and factory are
-    approximate."""
+    """Kind of index. flat is exact; ivf_flat is exact if it probes every cluster;
+    ivf_pq, hnsw and factory are approximate."""
 
     factory: str = ""
     """FAISS's own description of the index, such as OPQ16,IVF256,PQ16; kind=factory alone, which needs it."""

@@ -19,8 +19,8 @@ _READ_AS = {"IndexFlatL2": "IndexFlat", "IndexFlatIP": "IndexFlat", "IndexRefine
 
 
 def check_contents(index: Any, expected: Any, rows: int, place: str) -> None:
-    """Raise VersionError if a shard's index has other parts than the empty index `expected`, or ids outside its
-    `rows`."""
+    """Raise VersionError if a shard's index has other parts than the empty index `expected`,
+    or ids outside its `rows`."""
     found, wanted = _parts_of(index), _parts_of(expected)
     if not index.is_trained:
         raise _damaged(place, "it is not trained")

@@ -280,8 +280,8 @@ class FlatRows:
 
 
 def keep_best(parts: list[Proposal], count: int) -> Proposal:
-    """The `count` smallest costs of several proposals for the same queries, unordered; all of them if there are
-    fewer."""
+    """The `count` smallest costs of several proposals for the same queries, unordered;
+    all of them if there are fewer."""
     if len(parts) == 1 and parts[0].costs.shape[1] <= count:
         return parts[0]
     costs = np.concatenate([part.costs for part in parts], axis=1)

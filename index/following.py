@@ -1,5 +1,5 @@
-"""A reader that follows an index when it is changed, a new version is published, or an older one is made current
-again."""
+"""A reader that follows an index when it is changed, a new version is published,
+or an older one is made current again."""
 
 import logging
 import threading
@@ -17,8 +17,8 @@ _Opened = TypeVar("_Opened", bound=ShardedIndex)
 
 
 class FollowingIndex(Generic[_Opened]):
-    """Opens the current version of the index at `path` with its changes, and switches to the next one once it is
-    current.
+    """Opens the current version of the index at `path` with its changes,
+    and switches to the next one once it is current.
 
     Thread-safe. Call `latest()` once per request and use its result for the whole request: a returned index never
     changes. `open_version` opens a version's folder; by default it opens it in this process and compares checksums.

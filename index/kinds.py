@@ -1,5 +1,5 @@
-"""Kinds of index: their rules, and training and filling a FAISS index. All parameters that FAISS gets at build time
-are here.
+"""Kinds of index: their rules, and training and filling a FAISS index.
+All parameters that FAISS gets at build time are here.
 
 For l2 and cosine, ivf_flat and ivf_pq subtract the sample's mean from all vectors first: FAISS assigns vectors to
 clusters by ‖x‖² + ‖c‖² − 2x·c, which loses digits far from the origin. The same input gives the same bytes for any
@@ -54,8 +54,8 @@ def factory_of(config: IndexConfig, dim: int, num_vectors: int) -> str:
 
 
 def check(config: IndexConfig, dim: int, num_vectors: int) -> None:
-    """Raise ConfigError if the settings do not suit `num_vectors` vectors of `dim` numbers; cheap, so call it before
-    embedding."""
+    """Raise ConfigError if the settings do not suit `num_vectors` vectors of `dim` numbers;
+    cheap, so call it before embedding."""
     empty = _make(config, dim, num_vectors)
     ivf, graph = ivf_of(empty), graph_of(empty)
     if ivf is not None and ivf.nlist > num_vectors:
@@ -162,8 +162,8 @@ def fill(trained: bytes, vectors: np.ndarray, config: IndexConfig) -> "faiss.Ind
 
 
 def from_bytes(data: bytes | np.ndarray, place: str) -> "faiss.Index":
-    """Read the result of `train`, or a shard's index file; raises VersionError, which names `place`, for anything
-    else."""
+    """Read the result of `train`, or a shard's index file;
+    raises VersionError, which names `place`, for anything else."""
     numbers = np.frombuffer(data, dtype=np.uint8) if isinstance(data, bytes) else data
     try:
         with _read_lock:

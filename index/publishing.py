@@ -53,8 +53,8 @@ def publish_version(
     keep_versions: int,
     switch: Callable[[Path, int], None] = make_current,
 ) -> Path:
-    """Give the staged folder the next number, make it current (by `switch`), and remove versions beyond
-    `keep_versions`.
+    """Give the staged folder the next number, make it current (by `switch`),
+    and remove versions beyond `keep_versions`.
 
     If the process is killed before the last step, the old version stays current. `manifest.version` is set here.
     Versions that a reader on this machine has open are kept until a later publication.
@@ -95,8 +95,8 @@ def check_older(out: Path, to: int | None = None) -> Manifest:
 
 
 def _remove_version(out: Path, version: int) -> None:
-    """Remove a version's folder, unless a reader on this machine has it open; a half-removed folder is never
-    visible."""
+    """Remove a version's folder, unless a reader on this machine has it open;
+    a half-removed folder is never visible."""
     folder = out / VERSIONS / version_name(version)
     if object_cache.place_of(folder) is not None:
         files.remove_folder(folder)  # who has it open maps files of a working folder

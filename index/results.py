@@ -37,8 +37,8 @@ class SearchResult:
 
 @dataclass(frozen=True, slots=True)
 class Neighbours:
-    """The result of `neighbours`, used for mining: neighbours of the query's own class and of all others; -1 if too
-    few."""
+    """The result of `neighbours`, used for mining: neighbours of the query's own class and of all others;
+    -1 if too few."""
 
     same_ids: np.ndarray
     """int64 [n, num_same], best first."""

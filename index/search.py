@@ -37,8 +37,8 @@ Labels = np.ndarray | Sequence[int] | Sequence[str] | int | str
 
 
 class ShardedIndex(abc.ABC):
-    """A published version with the changes made to it until it was opened; where its shards live is the subclass's
-    business."""
+    """A published version with the changes made to it until it was opened;
+    where its shards live is the subclass's business."""
 
     labels: np.ndarray
     """int64 [manifest.num_vectors], by position, ascending: of the version, without its changes."""
@@ -253,8 +253,8 @@ class ShardedIndex(abc.ABC):
         num_same: int,
         num_other: int,
     ) -> Neighbours:
-        """Return the num_same nearest of the query's class, excluding the query, and the num_other nearest of all
-        others.
+        """Return the num_same nearest of the query's class, excluding the query,
+        and the num_other nearest of all others.
 
         Arguments and errors are those of `search`; a count of 0 gives arrays [n, 0].
         """
@@ -331,8 +331,8 @@ class LocalIndex(ShardedIndex):
         return max(shard.num_clusters for shard in self._shards)
 
     def compares_all(self, parameters: Mapping[str, int]) -> bool:
-        """Whether a search without a filter compares every vector of some shard, because its FAISS index would visit
-        as many."""
+        """Whether a search without a filter compares every vector of some shard,
+        because its FAISS index would visit as many."""
         return any(shard.compares_all(parameters) for shard in self._shards)
 
 

@@ -226,8 +226,8 @@ class Shard:
         return found
 
     def _propose_all(self, request: Request, part: np.ndarray, tasks: list[Task], margin: int) -> "_Found":
-        """As `_propose`, by comparing these queries with every row of the tasks: k + `margin` candidates and some for
-        hidden rows."""
+        """As `_propose`, by comparing these queries with every row of the tasks:
+        k + `margin` candidates and some for hidden rows."""
         queries = self._flat.hold(request.queries[part])
         hidden = self._hidden_among(request, tasks)
         asked = request.k + margin + 1 + min(_SPARE, len(hidden))  # one more for the excluded position
@@ -307,8 +307,8 @@ class Shard:
     def _order(
         self, request: Request, part: np.ndarray, rows: np.ndarray, costs: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The k best of the ranked candidates [queries, any] without the excluded position: ids and costs [queries,
-        k]."""
+        """The k best of the ranked candidates [queries, any] without the excluded position:
+        ids and costs [queries, k]."""
         ids = self._ids[rows]
         left_out = (rows < 0) | (rows + self.start == request.skip[part][:, None])
         ids[left_out] = -1

@@ -26,8 +26,8 @@ class Trial:
     """nprobe, ef_search, k_factor: those that the kind has."""
 
     recall: float
-    """Share of the k true neighbours that are found, 0 to 1; a neighbour at the same distance as the last one
-    counts."""
+    """Share of the k true neighbours that are found, 0 to 1;
+    a neighbour at the same distance as the last one counts."""
 
     seconds: float
     """Time a query."""
@@ -87,8 +87,8 @@ def store(index: LocalIndex, parameters: dict[str, int]) -> None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Truth:
-    """Some vectors of an index and the distances of their true neighbours: equal for every index of these vectors and
-    labels."""
+    """Some vectors of an index and the distances of their true neighbours:
+    equal for every index of these vectors and labels."""
 
     positions: np.ndarray
     """int64 [n], ascending: the query vectors, each excluded from its own answer."""

@@ -222,8 +222,8 @@ def encode_current(version: int) -> bytes:
 
 
 def open_current(path: Path, open_version: Callable[[Path], _Opened]) -> _Opened:
-    """Call `open_version` on the current version folder at `path`; repeat once if that version was replaced
-    meanwhile."""
+    """Call `open_version` on the current version folder at `path`;
+    repeat once if that version was replaced meanwhile."""
     while True:
         folder = find_version(path)
         try:

@@ -162,8 +162,8 @@ class SweepFolder:
         return Trial(number=number, folder=folder, point=point, draw=draw)
 
     def change(self, trial: Trial, donor: int, epoch: int, point: Point) -> Trial:
-        """Record that a trial continues with the network that trial `donor` had after `epoch` epochs, at another
-        point."""
+        """Record that a trial continues with the network that trial `donor` had after `epoch` epochs,
+        at another point."""
         changes = (*trial.changes, Change(donor=donor, epoch=epoch, before=trial.point))
         about = {"number": trial.number, "draw": trial.draw, "point": point}
         _write(trial.folder / TRIAL_FILE, {**about, "changes": list(map(asdict, changes))})
@@ -240,8 +240,8 @@ def read_evaluation(folder: Path) -> Iterator[Cell]:
 
 
 def read_split(folder: Path) -> str:
-    """The split of the base classes' queries of a trial's scores: test, otherwise val; empty if it was not
-    evaluated."""
+    """The split of the base classes' queries of a trial's scores: test, otherwise val;
+    empty if it was not evaluated."""
     path = folder / EVALUATION_FILE
     return _read(_Evaluation, path).split if path.is_file() else ""
 

@@ -36,8 +36,8 @@ def bench() -> None:
 @JSON
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]…")
 def rates(config_path: Path | None, out: Path, as_json: bool, overrides: tuple[str, ...]) -> None:
-    """Measure how fast this machine loads, trains, embeds, indexes and searches for a run's configuration; `plan`
-    reads it.
+    """Measure how fast this machine loads, trains, embeds, indexes and searches for a run's configuration;
+    `plan` reads it.
 
     One process, for about a minute; only temporary files next to OUT. Do not use the machine for anything else
     meanwhile.

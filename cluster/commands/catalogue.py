@@ -90,8 +90,8 @@ def adopt(shards: str, out: str, allow_bad: bool, as_json: bool, **options: Any)
 @click.option("--allow-bad", is_flag=True, help="Exit 0 although some samples had to be left out.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def resplit(dataset: str, allow_bad: bool, as_json: bool, **options: Any) -> None:
-    """Change splits, labels or groups of the data set in folder DATASET: its next catalogue version, over the same
-    shards.
+    """Change splits, labels or groups of the data set in folder DATASET:
+    its next catalogue version, over the same shards.
 
     Without a split option, images keep their splits. Earlier versions and their ids do not change.
     """

@@ -118,8 +118,8 @@ def pack(source: str, out: str, allow_bad: bool, as_json: bool, **options: Any) 
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def inspect(dataset: str, verify: bool, has_near_duplicates: bool, plots: str | None, as_json: bool) -> None:
-    """Describe the data set in folder DATASET: classes, counts, tail, sizes, splits, and the samples that were left
-    out."""
+    """Describe the data set in folder DATASET: classes, counts, tail, sizes, splits,
+    and the samples that were left out."""
     from dataclasses import asdict, replace
 
     from cluster.commands.output import emit

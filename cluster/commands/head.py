@@ -1,5 +1,5 @@
-"""The commands `fsl-dist choose-head`, `add-class` and `remove-class`, which change the predictions of a trained
-run."""
+"""The commands `fsl-dist choose-head`, `add-class` and `remove-class`,
+which change the predictions of a trained run."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

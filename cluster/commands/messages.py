@@ -31,8 +31,8 @@ def innermost(root: click.Command, arguments: Sequence[str]) -> click.Command:
 
 
 def in_options(message: str, root: click.Command, command: click.Command) -> str:
-    """`message` with arguments and functions in place of which `command`, one of those below `root`, has options and
-    commands."""
+    """`message` with arguments and functions in place of which `command`, one of those below `root`,
+    has options and commands."""
     commands = dict(_walk(root, ""))
     options = {
         option.name: option

@@ -97,8 +97,8 @@ def measure_rates(config: RunConfig) -> Rates:
 
 
 def _build_trainer(config: RunConfig, run: Path) -> Trainer:
-    """One process's trainer. Neighbours in the batch replace those of mining: the same number of images, the same
-    loss."""
+    """One process's trainer. Neighbours in the batch replace those of mining:
+    the same number of images, the same loss."""
     config = dataclasses.replace(
         config,
         run=dataclasses.replace(config.run, dir=str(run)),
@@ -203,8 +203,8 @@ def _train_rate(trainer: Trainer) -> tuple[Rate, int]:
 
 
 def _read_rate(trainer: Trainer) -> tuple[float, Rate]:
-    """Mean bytes of an image, and 10⁶ bytes/s read in batches of random images, without the page cache if it can be
-    dropped."""
+    """Mean bytes of an image, and 10⁶ bytes/s read in batches of random images,
+    without the page cache if it can be dropped."""
     catalogue, ids = trainer.catalogue, trainer.splits.train.ids
     if trainer.config.data.features:
         size = 4.0 * trainer.source.sample_shape[0]

@@ -68,8 +68,8 @@ class _Ledger:
 def plan_run(
     config: RunConfig, rates: Rates, fleet: Fleet, *, num_images: int, classes: int, place: str
 ) -> Plan:
-    """Plan `config` on `fleet` over `num_images` training images of `classes`, by `rates`, whose file is `place` in
-    errors.
+    """Plan `config` on `fleet` over `num_images` training images of `classes`, by `rates`,
+    whose file is `place` in errors.
 
     Raises RequestError if a rate is missing or belongs to another device.
     """

@@ -1,5 +1,5 @@
-"""A rates file: how fast one machine does each part of a run. `fsl-dist bench rates` measures one, `fsl-dist plan`
-reads it."""
+"""A rates file: how fast one machine does each part of a run.
+`fsl-dist bench rates` measures one, `fsl-dist plan` reads it."""
 
 import json
 from dataclasses import field
@@ -101,8 +101,8 @@ class Rates:
     """10⁶ bytes of images read from the shards at random, in batches"""
 
     def needed(self, name: str, place: str, instead: str = "") -> Rate:
-        """A rate by name; a RequestError for a missing one says how to measure it. `instead`: an option that replaces
-        it."""
+        """A rate by name; a RequestError for a missing one says how to measure it. `instead`:
+        an option that replaces it."""
         rate = getattr(self, name)
         if rate is None:
             raise RequestError(
@@ -126,7 +126,7 @@ def read_rates(path: Path) -> Rates:
 
 
 def render_rates(rates: Rates, *, as_json: bool = False) -> str:
-    """The text of a rates file, which `read_rates` reads back to equal rates; rates that were not measured are
-    omitted."""
+    """The text of a rates file, which `read_rates` reads back to equal rates;
+    rates that were not measured are omitted."""
     plain = {name: value for name, value in dump(rates).items() if value is not None}
     return json.dumps(plain, indent=1) + "\n" if as_json else to_yaml(plain)

@@ -40,8 +40,8 @@ def step_seconds(
 
 
 def search_work(num_vectors: float, processes: int, looked_at: float) -> float:
-    """Distances that one of `processes` computes if all vectors search their neighbours among all: N² / n, or a share
-    of it."""
+    """Distances that one of `processes` computes if all vectors search their neighbours among all:
+    N² / n, or a share of it."""
     return num_vectors**2 * looked_at / processes
 
 

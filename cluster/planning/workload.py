@@ -9,8 +9,8 @@ from fsl_dist.config import RunConfig
 from fsl_dist.methods.method import EpochPlan
 
 SELECTION_BYTES = 34
-"""bytes per image while a process selects its training images, class by class: ids, labels, and an index of the
-classes"""
+"""bytes per image while a process selects its training images, class by class:
+ids, labels, and an index of the classes"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +71,8 @@ def count_workload(config: RunConfig, num_images: int, processes: int) -> Worklo
 
 
 def _cut(config: RunConfig, size: int, processes: int) -> tuple[int, int]:
-    """The largest part of a batch of `size` images, and the number of processes with a part: ghost batch norm divides
-    between groups.
+    """The largest part of a batch of `size` images, and the number of processes with a part:
+    ghost batch norm divides between groups.
 
     The same division as `training.step.deal_pieces`, whose module needs torch.
     """

@@ -51,8 +51,8 @@ _UNHASHED = (b"fingerprint", b"checksum", b"version")
 
 
 def read_table(path: Path, version: int, root: Path) -> pa.Table:
-    """Read catalogue `version` of the data set `root` after comparing its checksum. The table's buffers are the
-    mapped file.
+    """Read catalogue `version` of the data set `root` after comparing its checksum.
+    The table's buffers are the mapped file.
 
     Raises VersionError, one line, where the file is damaged, of another format, or that of another version. One pass
     over the file's bytes (benchmarks/bench_catalogue_open.py).

@@ -18,8 +18,8 @@ class DataConfig:
     version: Annotated[int, Field(ge=0)] = 0
     """version of the catalogue; 0: the current one, which a run records when it starts and keeps using"""
     features: str = ""
-    """a .npy file, float32 [num_samples, dim], row = sample id: frozen features used instead of images; empty:
-    images"""
+    """a .npy file, float32 [num_samples, dim], row = sample id:
+    frozen features used instead of images; empty: images"""
     decoder: Literal["auto", "dali", "torchvision"] = "auto"
     """decoder of images; auto uses DALI if it can be imported, otherwise torchvision"""
     image_size: Annotated[int, Field(ge=1)] = 224
@@ -27,8 +27,8 @@ class DataConfig:
     resize: Literal["shorter", "exact"] = "shorter"
     """shorter: resize the shorter side to resize_size; exact: resize both sides, ignoring the aspect ratio"""
     resize_size: Annotated[int, Field(ge=0)] = 256
-    """size before the crop, pixels, at least image_size; 0: image_size, so that the test transform crops nothing of a
-    square"""
+    """size before the crop, pixels, at least image_size; 0:
+    image_size, so that the test transform crops nothing of a square"""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """filter that images are resized with, with antialiasing; most networks of timm were trained with bicubic"""
     channels: Literal[1, 3] = 3

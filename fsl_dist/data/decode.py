@@ -27,14 +27,14 @@ class Decoder(Protocol):
     name: str
 
     def decode(self, encoded: Sequence[Encoded], augment: AugmentParameters | None) -> torch.Tensor:
-        """Decode to a new tensor, float32 [n, C, S, S] in channels_last memory, normalised; `augment` None: test
-        transform.
+        """Decode to a new tensor, float32 [n, C, S, S] in channels_last memory, normalised;
+        `augment` None: test transform.
 
         Raises UndecodableError, which names an image that cannot be decoded.
         """
 
     def close(self) -> None:
-        """Let go of threads and device memory."""
+        """Release threads and device memory."""
 
 
 def make_decoder(config: DataConfig, *, device: str = "cpu", max_batch: int = 256) -> Decoder:

@@ -69,8 +69,8 @@ class Fingerprints:
         )
 
     def correlate(self, rows: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.float64]:
-        """float64 [n]: correlation of each pair's thumbnails, each channel about its own mean; none may be
-        plain-coloured.
+        """float64 [n]: correlation of each pair's thumbnails, each channel about its own mean;
+        none may be plain-coloured.
 
         Computed from sums of integers, which are exact in float64: the same on every machine.
         """

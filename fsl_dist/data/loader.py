@@ -50,7 +50,7 @@ class Source(Protocol):
         """Tensor float32 [n, *sample_shape]; `epoch` draws the augmentation, None is the test transform."""
 
     def close(self) -> None:
-        """Let go of files and threads."""
+        """Release files and threads."""
 
 
 class ImageSource:
@@ -127,8 +127,8 @@ class FeatureSource:
         return {}
 
     def check(self) -> None:
-        """Read all rows; raise RequestError for the first that is not finite. `prepare` does so for the rows it is
-        given."""
+        """Read all rows; raise RequestError for the first that is not finite.
+        `prepare` does so for the rows it is given."""
         at_once = max(1, _NUMBERS_AT_A_TIME // self.sample_shape[0])
         for start in range(0, len(self._features), at_once):
             ids = np.arange(start, min(start + at_once, len(self._features)))

@@ -130,8 +130,8 @@ def _read_header(encoded: Encoded) -> JpegFile | PngFile | None:
 
 
 def _strip(encoded: Encoded) -> tuple[Encoded, int | None]:
-    """A file without metadata that could prevent PIL from decoding it, and its orientation; None: PIL has to find
-    it."""
+    """A file without metadata that could prevent PIL from decoding it, and its orientation; None:
+    PIL has to find it."""
     head = bytes(encoded[:8])
     if head[:4] in BYTE_ORDERS:
         return strip_tiff(bytes(encoded)) or (encoded, None)
@@ -202,8 +202,8 @@ def upright_in_memory(
 
 
 def _orientation_of(opened: Image.Image) -> int:
-    """The orientation by the blocks that PIL found in the file. An image made in memory may have EXIF that it was not
-    opened with."""
+    """The orientation by the blocks that PIL found in the file.
+    An image made in memory may have EXIF that it was not opened with."""
     exif, xmp = opened.info.get("exif"), opened.info.get("XML:com.adobe.xmp") or opened.info.get("xmp")
     if opened.format == "AVIF":  # `irot` and `imir` turn it, which PIL states as EXIF
         return find_orientation(exif if isinstance(exif, bytes) else b"", b"")

@@ -13,7 +13,7 @@ def extents_of_shorter(height: int, width: int, shorter: int) -> tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredSize:
-    """The size at which `pack` stores images; both None: as they are. RequestError where both are given."""
+    """The size at which `pack` stores images; both None: unchanged. RequestError if both are set."""
 
     shorter: int | None = None
     """pixels of the shorter side, ≥ 1; the aspect ratio is kept"""

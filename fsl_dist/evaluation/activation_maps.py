@@ -35,8 +35,8 @@ def upsample(maps: Floats, side: int) -> NDArray[np.float64]:
 
 
 def is_constant(plane: Floats) -> bool:
-    """Whether the values of a map (any shape) differ by no more than the rounding of float32, in which maps are
-    computed.
+    """Whether the values of a map (any shape) differ by no more than the rounding of float32,
+    in which maps are computed.
 
     The bound is 16 units in the last place of the largest absolute value, a relative difference of 1.9e-6: the sums
     of two equal pixels may be rounded differently. A map of one pixel is constant.

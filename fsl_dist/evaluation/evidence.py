@@ -1,5 +1,5 @@
-"""What speaks for an answer: an image's nearest training images, their vote, and where each distance comes from
-(CHAI)."""
+"""What speaks for an answer: an image's nearest training images, their vote,
+and where each distance comes from (CHAI)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -84,8 +84,8 @@ class Evidence:
 
 
 def pixels_of(images: torch.Tensor, config: DataConfig) -> NDArray[np.uint8]:
-    """uint8 [n, S, S, 3] of normalised images (float32 [n, C, S, S]): the pixels that the decoder had, to half a
-    level."""
+    """uint8 [n, S, S, 3] of normalised images (float32 [n, C, S, S]):
+    the pixels that the decoder had, to half a level."""
     mean, std = (
         torch.tensor(values[: config.channels]).view(-1, 1, 1) for values in (config.mean, config.std)
     )

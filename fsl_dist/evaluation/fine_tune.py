@@ -1,5 +1,5 @@
-"""Fine-tuning on novel classes (PCN's FT-CE): for each draw, the classifier is retrained with the draw's support
-images.
+"""Fine-tuning on novel classes (PCN's FT-CE): for each draw,
+the classifier is retrained with the draw's support images.
 
 A draw starts from the run's best network. Its classifier keeps the rows of the base classes and gets a new row for
 each novel class. Then the whole network trains on base training images and the draw's support, with classes drawn
@@ -121,8 +121,8 @@ def _train_and_classify(
     ids: NDArray[np.int64],
     folder: Path,
 ) -> NDArray[np.int64]:
-    """Ranks of the true classes of `ids` (int64 [n]) and labels of the best, int64 [2, n], by a network trained for
-    this draw."""
+    """Ranks of the true classes of `ids` (int64 [n]) and labels of the best, int64 [2, n],
+    by a network trained for this draw."""
     train = selection_of_draw(splits, novel, draw)
     embedder = trained.embedder
     trainer = Trainer(

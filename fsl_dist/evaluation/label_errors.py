@@ -46,8 +46,8 @@ class OutOfSample:
 
 
 def deal_folds(labels: NDArray[np.int64], units: NDArray[np.int64], seed: int = 0) -> NDArray[np.int64]:
-    """Assign a fold, 0 … `FOLDS` − 1, to each image: int64 [n]. A unit is never divided; a class is spread over the
-    folds.
+    """Assign a fold, 0 … `FOLDS` − 1, to each image: int64 [n]. A unit is never divided;
+    a class is spread over the folds.
 
     labels, units: int64 [n]; each −1 is a separate unit. Units are distributed round-robin, class by class, in an
     order drawn from `seed`. A class that has only one unit is divided anyway: otherwise none of its images could be

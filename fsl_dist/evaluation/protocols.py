@@ -79,8 +79,8 @@ def score(
 
 
 def open_selection(trained: TrainedRun, config: RunConfig, name: str, selection: Selection) -> ShardedIndex:
-    """Open the embeddings of a selection as the index RUN/evaluation/NAME; build it if it is missing or of another
-    network.
+    """Open the embeddings of a selection as the index RUN/evaluation/NAME;
+    build it if it is missing or of another network.
 
     For the gallery, an index that was built elsewhere may be used (`TrainedRun.gallery`).
     """

@@ -1,5 +1,5 @@
-"""The head of a run: chosen on its validation images, written to RUN/head.json, and fitted to its training images
-when used."""
+"""The head of a run: chosen on its validation images, written to RUN/head.json,
+and fitted to its training images when used."""
 
 import dataclasses
 import io

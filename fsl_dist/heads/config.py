@@ -32,8 +32,8 @@ class HeadConfig:
     k_p: Annotated[int, Field(ge=1)] = 5
     """knn, lmnn: nearest training images that vote"""
     tau: Annotated[float, Field(ge=0.0, le=4.0)] = 0.0
-    """softmax: share of the log prior that is subtracted from the logits (Menon et al. 2021, Eq. 9); 0 leaves them as
-    they are"""
+    """softmax: share of the log prior that is subtracted from the logits (Menon et al. 2021, Eq. 9);
+    0 leaves them as they are"""
     is_centred: bool = False
     """prototypes: subtract the mean of the training embeddings first (SimpleShot's CL2N)"""
     c: Annotated[float, Field(gt=0.0)] = 1.0

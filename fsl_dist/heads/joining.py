@@ -1,5 +1,5 @@
-"""Add novel classes to a head without training: class means decide between old and new classes, the head among the
-old ones.
+"""Add novel classes to a head without training: class means decide between old and new classes,
+the head among the old ones.
 
     q    softmax of the scores of all class means, base and novel
     p(novel class) = q(novel class)

@@ -151,8 +151,8 @@ def batch_log_sums(
 
 
 def log_sum(scores: Tensor, counts: Tensor) -> Tensor:
-    """log Σ exp(scores) along the last axis over the entries where `counts` is true; about `NO_TERMS` if there are
-    none."""
+    """log Σ exp(scores) along the last axis over the entries where `counts` is true;
+    about `NO_TERMS` if there are none."""
     (scores,) = at_least_float32(scores)
     return scores.masked_fill(~counts, NO_TERMS).logsumexp(-1)
 

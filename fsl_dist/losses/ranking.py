@@ -48,8 +48,8 @@ def rank_pairs(
 
 
 def _largest_error(points: Tensor, distances: Tensor) -> float:
-    """Most that a product distance, about the mean of `points`, is off by: the bound of searches in an index, for
-    float64."""
+    """Most that a product distance, about the mean of `points`, is off by:
+    the bound of searches in an index, for float64."""
     rows, dim = points.shape
     # No point is further from the mean than from the furthest point; the mean is rounded too.
     radius = float(distances.max().sqrt()) + gamma(rows, FLOAT64) * float(
@@ -61,8 +61,8 @@ def _largest_error(points: Tensor, distances: Tensor) -> float:
 def _rank_exactly(
     points: Tensor, distances: Tensor, allowed: Tensor, ids: Tensor, width: int, sign: float
 ) -> Tensor:
-    """The `width` smallest of `distances` [..., n, n] in each row, by direct differences: positions, −1 where not
-    allowed.
+    """The `width` smallest of `distances` [..., n, n] in each row, by direct differences:
+    positions, −1 where not allowed.
 
     sign: −1 if distances are negated and the furthest comes first, otherwise 1.
     """

@@ -52,8 +52,8 @@ Ints = NDArray[np.int64]
 
 @settings("method")
 class CHAIConfig(MethodSettings):
-    """CHAI: random triplets by class (disease) and by similarity group; its embedding is that of
-    backbone.map_head=1024."""
+    """CHAI: random triplets by class (disease) and by similarity group;
+    its embedding is that of backbone.map_head=1024."""
 
     kind: Literal["chai"] = "chai"
     sampling: Sampling = "disease"
@@ -74,8 +74,8 @@ class CHAIConfig(MethodSettings):
 
     @property
     def traits(self) -> Traits:
-        """Scored by retrieval, and validated by triplets if possible; learns from groups, so units are kept
-        together."""
+        """Scored by retrieval, and validated by triplets if possible;
+        learns from groups, so units are kept together."""
         return Traits(
             prepares_from_all_images=True,
             protocols=("retrieval", "knn"),
@@ -94,8 +94,8 @@ class CHAIConfig(MethodSettings):
 
 
 class CHAI(Method):
-    """Triplets of the training images with CHAI's loss; `joint` may use k-means groups that it computes at the
-    start."""
+    """Triplets of the training images with CHAI's loss;
+    `joint` may use k-means groups that it computes at the start."""
 
     metrics = ("train/active_triplets",)
 
@@ -254,8 +254,8 @@ def draw_parts(
 
 
 def check_groups(method: CHAIConfig, catalogue: Catalogue, ids: Ints, dataset: str) -> None:
-    """Raise RequestError where the training images `ids` lack the groups that the sampling needs, or these do not
-    nest."""
+    """Raise RequestError where the training images `ids` lack the groups that the sampling needs,
+    or these do not nest."""
     if method.sampling not in ("hierarchical", "non_hierarchical"):
         return
     who = f"method.kind=chai with method.sampling={method.sampling} needs similarity groups"

@@ -49,8 +49,8 @@ class DeepKNNConfig(MethodSettings):
     m_other: Neighbours = "all"
     """other-class neighbours of an anchor (M of deep kNN Eq. 3); all: all other classes, with loss=softmax"""
     temperature: Annotated[float, Field(gt=0)] = 0.1
-    """softmax: τ, in units of squared distance, above 0; 0.2 suits heads on frozen features
-    (docs/how_to/training.md)"""
+    """softmax: τ, in units of squared distance, above 0;
+    0.2 suits heads on frozen features (docs/how_to/training.md)"""
     margin: Annotated[float, Field(gt=0)] = 0.2
     """hinge: α of deep kNN Eq. 2, in units of distance, above 0; the paper is silent (1.0 suits raw embeddings)"""
     normalise: bool = True
@@ -116,8 +116,8 @@ class DeepKNNConfig(MethodSettings):
 
 
 class NeighbourLoss(Method):
-    """Base of all variants: the loss over neighbours in the batch, and the cross entropy of a classifier if there is
-    one."""
+    """Base of all variants: the loss over neighbours in the batch,
+    and the cross entropy of a classifier if there is one."""
 
     def __init__(self, context: MethodContext, method: DeepKNNConfig) -> None:
         self.method = method
@@ -173,8 +173,8 @@ class NeighbourLoss(Method):
 
 
 class BatchMining(NeighbourLoss):
-    """Images are drawn by the size of their class to a power; each is an anchor and finds its neighbours in the
-    batch."""
+    """Images are drawn by the size of their class to a power;
+    each is an anchor and finds its neighbours in the batch."""
 
     def __init__(self, context: MethodContext, method: DeepKNNConfig) -> None:
         super().__init__(context, method)

@@ -1,5 +1,5 @@
-"""The shared part of episodic methods: several episodes per step, distributed over the workers or each split over
-all."""
+"""The shared part of episodic methods: several episodes per step,
+distributed over the workers or each split over all."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class Episodes(Method):
 
 
 def split_outputs(outputs: Tensor, batch: Batch) -> tuple[Episode, Tensor, Tensor]:
-    """An episode and its outputs [n_way · (k_shot + n_query), D] as support [n_way, k_shot, D] and query [n_way,
-    n_query, D]."""
+    """An episode and its outputs [n_way · (k_shot + n_query), D] as support [n_way, k_shot,
+    D] and query [n_way, n_query, D]."""
     episode = batch.payload
     assert isinstance(episode, Episode)
     k_shot = episode.support.shape[1]

@@ -1,5 +1,5 @@
-"""The interface of a method: its settings, its traits, and the batches, loss and memory that the training loop
-requests.
+"""The interface of a method: its settings, its traits, and the batches,
+loss and memory that the training loop requests.
 
 A method is one module of this folder, or of another distribution (docs/how_to/new_method.md). It contains a settings
 class, whose `traits` the rest of the program reads as data, and a `Method`, which the settings build. The loop uses
@@ -72,8 +72,8 @@ class Traits:
     image_setting: str = ""
     """the setting that needs images, so that data.features cannot be used; empty: none does"""
     kept_together: Literal["group", "unit"] = "group"
-    """images that are kept together when a part of train is held out: those of a group, or of a unit (pack's
-    keep_together)"""
+    """images that are kept together when a part of train is held out:
+    those of a group, or of a unit (pack's keep_together)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,8 +195,8 @@ class TrainingIndex(Protocol):
         ...
 
     def features(self) -> NDArray[np.float32]:
-        """float32 [num_images, feature_dim]: the backbone's features before any head, in the selection's order.
-        Collective."""
+        """float32 [num_images, feature_dim]: the backbone's features before any head,
+        in the selection's order. Collective."""
         ...
 
     def start_table(self, folder: Path, num_same: int, num_other: int, weights: Path | None = None) -> None:
@@ -213,8 +213,8 @@ class TrainingIndex(Protocol):
 
 
 Validate = Callable[[NDArray[np.float32]], dict[str, float]]
-"""embeddings of the validation images, float32 [n, dim] in the order of their ids, → metrics named as
-`Traits.own_metrics`"""
+"""embeddings of the validation images, float32 [n, dim] in the order of their ids,
+→ metrics named as `Traits.own_metrics`"""
 
 
 class Method(ABC):
@@ -241,12 +241,12 @@ class Method(ABC):
 
     @abstractmethod
     def loss(self, outputs: Tensor, batch: Batch) -> BatchLoss:
-        """Loss of a batch from the network's outputs, float [num_images, dim or num_outputs, or both]. Collective if
-        `is_global`."""
+        """Loss of a batch from the network's outputs, float [num_images, dim or num_outputs, or both].
+        Collective if `is_global`."""
 
     def check_embeddings(self, dim: int, index: IndexConfig) -> None:  # noqa: B027  # most methods keep none
-        """Raise RequestError if embeddings of `dim` numbers, searched by `index.*`, cannot be stored; called before a
-        run starts."""
+        """Raise RequestError if embeddings of `dim` numbers, searched by `index.*`, cannot be stored;
+        called before a run starts."""
 
     def prepares_at(self, epoch: int, step: int) -> bool:
         """Whether `prepare` must run before this step of the epoch."""

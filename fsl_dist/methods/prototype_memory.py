@@ -32,8 +32,8 @@ class PrototypeMemory:
         self.is_padded = not bool(mask.all())
 
     def empty(self, dim: int) -> None:
-        """One prototype per class, at the origin: the initial value for a prototypical network (PN), which never
-        reads it."""
+        """One prototype per class, at the origin: the initial value for a prototypical network (PN),
+        which never reads it."""
         num_classes = len(self.labels)
         self._set(
             torch.zeros(num_classes, 1, dim, device=self.device),

@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 
 @settings("method")
 class ScatterConfig(MethodSettings):
-    """Deep clustering: prototypical episodes with the multivariate scatter loss; scored by clusters of unknown
-    classes."""
+    """Deep clustering: prototypical episodes with the multivariate scatter loss;
+    scored by clusters of unknown classes."""
 
     kind: Literal["scatter"] = "scatter"
     scatter_weight: Annotated[float, Field(ge=0, le=1)] = 0.1
     """share of the scatter loss in the loss, 0 … 1; the rest is cross entropy (α of deep clustering Eq. 3). The paper
     selects it by validation CA, and finds 0.1 for ConvNeXt-B on EU Moths"""
     distance: Literal["euclidean", "squared"] = "euclidean"
-    """of a query to its prototypes in the cross entropy: as deep clustering Eq. 2 has it, or squared as in
-    prototypical networks"""
+    """of a query to its prototypes in the cross entropy: as deep clustering Eq.
+    2 has it, or squared as in prototypical networks"""
 
     @property
     def traits(self) -> Traits:

@@ -1,5 +1,5 @@
-"""The shared part of methods on stratified batches: one batch per step, split over all workers, its embeddings
-gathered."""
+"""The shared part of methods on stratified batches:
+one batch per step, split over all workers, its embeddings gathered."""
 
 import numpy as np
 from numpy.typing import NDArray

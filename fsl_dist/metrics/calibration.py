@@ -1,5 +1,5 @@
-"""Calibration: the difference between probabilities and the shares of correct predictions, and the temperature that
-reduces it."""
+"""Calibration: the difference between probabilities and the shares of correct predictions,
+and the temperature that reduces it."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,8 +10,8 @@ _BETAS = (-7.0, 7.0)  # log of 1/temperature: 0.0009 to 1,097
 
 
 def calibration_error(probabilities: NDArray[np.float64], is_right: NDArray[np.bool_]) -> float:
-    """Expected calibration error: the mean of |accuracy − confidence| over 15 equal bins of confidence, weighed by
-    their images.
+    """Expected calibration error: the mean of |accuracy − confidence| over 15 equal bins of confidence,
+    weighed by their images.
 
     Guo et al. 2017, "On Calibration of Modern Neural Networks", Eq. 3.
 

@@ -59,8 +59,8 @@ def rank_targets(scores: Floats, targets: NDArray[np.int64]) -> NDArray[np.int64
 
 
 def share_within(ranks: NDArray[np.int64], k: int) -> float:
-    """Share of the samples (`ranks`: int64 [n], n ≥ 1) whose true class is among the first `k` (recall@k, PCN Eq.
-    10)."""
+    """Share of the samples (`ranks`: int64 [n], n ≥ 1) whose true class is among the first `k` (recall@k,
+    PCN Eq. 10)."""
     return float(np.mean(ranks < k))
 
 

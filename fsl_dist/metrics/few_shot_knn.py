@@ -1,5 +1,5 @@
-"""Few-shot classification by nearest neighbours (PCN's FT-1NN and FT-3NN): the gallery is base training images +
-support.
+"""Few-shot classification by nearest neighbours (PCN's FT-1NN and FT-3NN):
+the gallery is base training images + support.
 
 The vote selects only one class. All classes are ranked by votes among the K_p nearest; equal votes by the nearest
 member; equal distances by label. Classes without a vote follow in the order of their nearest member. So the first
@@ -140,8 +140,8 @@ def _candidates(
 
 
 def join_nearest(first: Nearest, second: Nearest) -> Nearest:
-    """The neighbours of the same queries in both galleries together, which share no class; ties as in
-    `find_nearest`."""
+    """The neighbours of the same queries in both galleries together, which share no class;
+    ties as in `find_nearest`."""
     labels = np.concatenate([first.labels, second.labels], axis=1)
     distances = np.concatenate([first.distances, second.distances], axis=1)
     nearest = np.lexsort((labels, distances), axis=1)[:, : first.labels.shape[1]]
@@ -153,8 +153,8 @@ def join_nearest(first: Nearest, second: Nearest) -> Nearest:
 
 
 def rank_classes(nearest: Nearest, k_p: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """All classes from best to worst (int64 [n, C], positions in `nearest.classes`), and votes (int64 [n, C]) in that
-    order.
+    """All classes from best to worst (int64 [n, C], positions in `nearest.classes`), and votes (int64 [n,
+    C]) in that order.
 
     The order is described in this module's docstring; `nearest` must have at least `k_p` neighbours.
     """

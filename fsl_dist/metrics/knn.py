@@ -159,8 +159,8 @@ def evaluate_knn(
     class_counts: NDArray[np.int64],
     k_ps: Sequence[int],
 ) -> dict[str, float]:
-    """`knn/acc@K_p`, `knn/mcr@K_p` and `knn/rs@K_p` for each of `k_ps`; arguments as in `vote_each` and
-    `knn_metrics`."""
+    """`knn/acc@K_p`, `knn/mcr@K_p` and `knn/rs@K_p` for each of `k_ps`;
+    arguments as in `vote_each` and `knn_metrics`."""
     scores: dict[str, float] = {}
     for k_p, predictions in zip(k_ps, vote_each(neighbour_labels, distances, k_ps), strict=True):
         metrics = knn_metrics(predictions, targets, class_labels=class_labels, class_counts=class_counts)

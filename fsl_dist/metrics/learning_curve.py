@@ -101,8 +101,8 @@ def resample_shares(
 def wilson_interval(
     right: NDArray[np.int64], number: NDArray[np.int64], z: float = 1.96
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Wilson's interval of a share, `right` of `number` (int64 [n], number ≥ 1): (low, high), float64 [n]. z=1.96: 95
-    %."""
+    """Wilson's interval of a share, `right` of `number` (int64 [n], number ≥ 1): (low, high), float64 [n].
+    z=1.96: 95 %."""
     share = right / number
     centre = (share + z**2 / (2 * number)) / (1 + z**2 / number)
     half = z * np.sqrt(share * (1 - share) / number + z**2 / (4 * number**2)) / (1 + z**2 / number)

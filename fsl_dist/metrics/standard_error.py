@@ -35,8 +35,8 @@ class ScoredImages:
         return sum(self.counts)
 
     def effective(self, metric: str) -> float | None:
-        """Number of images with which a plain share would have the same standard error; None for a score that is not
-        a share.
+        """Number of images with which a plain share would have the same standard error;
+        None for a score that is not a share.
 
         A share of all images (`knn/acc@5`, `recall@5/base`, `kmeans/ca`): n. A mean over C classes of each class's
         share (`knn/mcr@5`, `mca/base`): C² / Σ 1/n_c, far below n if a class has few images. `knn/rs@5` is that mean

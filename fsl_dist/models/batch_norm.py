@@ -141,8 +141,8 @@ def apply_batch_norm(model: nn.Module, mode: BatchNormMode) -> None:
 
 
 def freeze_batch_norms(model: nn.Module, names: Iterable[str]) -> None:
-    """Freeze the batch norms `names` of `model` permanently, in place, regardless of later calls of
-    `apply_batch_norm`."""
+    """Freeze the batch norms `names` of `model` permanently, in place,
+    regardless of later calls of `apply_batch_norm`."""
     for name in names:
         parent, _, own = name.rpartition(".")
         norm = model.get_submodule(name)

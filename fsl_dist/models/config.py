@@ -59,8 +59,8 @@ class BackboneConfig:
     """learning rate of the backbone as a multiple of `training.lr`; a head or classifier uses `training.lr` itself.
     0: the backbone's parameters do not change (`batch_norm=frozen` keeps its statistics too)"""
     linear_lr_factor: Annotated[float, Field(gt=0)] = 1.0
-    """alexnet, vgg19: learning rate of the backbone's linear layers (fc6, fc7) as a multiple of that of its
-    convolutions"""
+    """alexnet, vgg19: learning rate of the backbone's linear layers (fc6,
+    fc7) as a multiple of that of its convolutions"""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """factor of the learning rate from each layer of the backbone to the layer before it; the last layer has
     `lr_factor` times this factor, heads and classifier the full rate. 1: the same rate for all layers; 0.65 to 0.9

@@ -1,5 +1,5 @@
-"""Whether a server that has weights can be reached: without a network, a download fails within seconds, not after
-retries."""
+"""Whether a server that has weights can be reached:
+without a network, a download fails within seconds, not after retries."""
 
 import logging
 import os
@@ -19,8 +19,8 @@ TIMEOUT_S = 5.0
 
 
 def is_reachable(url: str) -> bool:
-    """Whether a connection to the server of `url`, or to the proxy that is set for it, can be made within
-    `TIMEOUT_S`."""
+    """Whether a connection to the server of `url`, or to the proxy that is set for it,
+    can be made within `TIMEOUT_S`."""
     parts = urllib.parse.urlsplit(url)
     proxy = urllib.request.getproxies().get(parts.scheme)
     if proxy and parts.hostname and not urllib.request.proxy_bypass(parts.hostname):

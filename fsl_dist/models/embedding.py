@@ -61,8 +61,8 @@ class MapBackbone(nn.Sequential, MapModule):
 
 
 class MapHead(nn.Module):
-    """A 3×3 convolution and a ReLU on feature maps, outside autocast (CHAI section 2.1): [n, C, h, w] → [n, maps, h,
-    w]."""
+    """A 3×3 convolution and a ReLU on feature maps, outside autocast (CHAI section 2.1):
+    [n, C, h, w] → [n, maps, h, w]."""
 
     def __init__(self, channels: int, num_maps: int) -> None:
         super().__init__()

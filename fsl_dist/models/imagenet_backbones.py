@@ -74,8 +74,8 @@ def _pooled(network: nn.Module, *names: str) -> MapBackbone:
 
 
 def _with_linear_layers(network: nn.Module, *, last: int) -> MapBackbone:
-    """AlexNet or VGG through layer `last` of `classifier`, a linear one, and its ReLU; the last pooling is in
-    `pool`."""
+    """AlexNet or VGG through layer `last` of `classifier`, a linear one, and its ReLU;
+    the last pooling is in `pool`."""
     features, classifier = network.features, network.classifier
     assert isinstance(features, nn.Sequential)
     assert isinstance(classifier, nn.Sequential)

@@ -1,5 +1,5 @@
-"""The layers of a backbone in order: for freezing the first of them, and for learning rates that fall towards the
-input."""
+"""The layers of a backbone in order: for freezing the first of them,
+and for learning rates that fall towards the input."""
 
 from typing import Any
 
@@ -17,8 +17,8 @@ _VIT_LAYERS = {
 
 
 def layer_numbers(backbone: nn.Module) -> dict[str, int]:
-    """Return the layer of each parameter of `backbone`, by the parameter's name, counted from 0 at the input without
-    gaps.
+    """Return the layer of each parameter of `backbone`, by the parameter's name,
+    counted from 0 at the input without gaps.
 
     A layer is the stem, or a residual or transformer block. timm's networks define them; for other networks they are
     the members of their sequences, where a norm belongs to the layer before it.

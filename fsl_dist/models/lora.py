@@ -14,8 +14,8 @@ _ATTENTION, _MLP = "attn", "mlp"
 
 
 def add_lora(backbone: nn.Module, config: BackboneConfig, sample_shape: tuple[int, ...]) -> None:
-    """Add trainable low-rank updates to the linear layers of attention and MLP, in place; all else in `backbone` is
-    frozen.
+    """Add trainable low-rank updates to the linear layers of attention and MLP, in place;
+    all else in `backbone` is frozen.
 
     The updates start at 0, so the features do not change. A layer gets an update if a forward pass calls it; some
     transformers use only a layer's weight, where an update of the layer would have no effect.

@@ -30,16 +30,16 @@ class TimmBackbone(nn.Module):
         self.model: Any = model  # timm's interface: forward_features, forward_head
 
     def forward(self, samples: Tensor) -> Tensor:
-        """Features float [n, feature_dim] of `samples` (float [n, channels, height, width]); pooled in at least
-        float32."""
+        """Features float [n, feature_dim] of `samples` (float [n, channels, height, width]);
+        pooled in at least float32."""
         encoded = self.model.forward_features(samples)
         with torch.autocast(samples.device.type, enabled=False):
             return self.model.forward_head(encoded.to(torch.promote_types(encoded.dtype, torch.float32)))
 
 
 class TimmMapBackbone(TimmBackbone, MapModule):
-    """A timm network whose last stage is a feature map: convolutional networks, and transformers with stages such as
-    Swin."""
+    """A timm network whose last stage is a feature map:
+    convolutional networks, and transformers with stages such as Swin."""
 
     def __init__(self, model: nn.Module, num_maps: int, after_maps: list[str]) -> None:
         """`after_maps`: the children of `model` that its maps do not need."""
@@ -101,8 +101,8 @@ def input_settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find_pretrained_cfg(name: str) -> PretrainedCfg:
-    """Return timm's configuration of the network `name` (`timm:NAME` or `timm:NAME.TAG`); ConfigError if there is
-    none."""
+    """Return timm's configuration of the network `name` (`timm:NAME` or `timm:NAME.TAG`);
+    ConfigError if there is none."""
     model_name = name.removeprefix(TIMM)
     architecture, _, tag = model_name.partition(".")
     if not timm.is_model(architecture):

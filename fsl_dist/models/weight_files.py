@@ -183,8 +183,8 @@ def _name_archive(path: Path) -> str:
 
 
 def _find_entries(found: object, depth: int = _DEEPEST) -> list[_Entry]:
-    """All mappings of tensors by name in the content of a file, in the order of preference if the names do not
-    decide."""
+    """All mappings of tensors by name in the content of a file,
+    in the order of preference if the names do not decide."""
     if not isinstance(found, Mapping) or depth < 0:
         return []
     below = {

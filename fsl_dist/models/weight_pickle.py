@@ -58,8 +58,8 @@ class _AnyClass(type):
 
 
 class PassedOver(OrderedDict[Any, Any], metaclass=_AnyClass):
-    """Placeholder for an object that is not a tensor. Items are kept, since it may be a state_dict; all else is
-    dropped."""
+    """Placeholder for an object that is not a tensor. Items are kept, since it may be a state_dict;
+    all else is dropped."""
 
     def __new__(cls, *_args: object, **_named: object) -> "PassedOver":
         return super().__new__(cls)

@@ -174,8 +174,8 @@ def _load_map_head(head: nn.Module, given: Mapping[str, Tensor], source: str, pr
 def _load_fc7(
     fc7: nn.Module, loaded: Mapping[str, Tensor], prefixes: tuple[str, ...], source: str
 ) -> set[str]:
-    """The names of the loaded tensors: of a run's fc7, or of AlexNet's own file, the fifth layer of its
-    `classifier`."""
+    """The names of the loaded tensors: of a run's fc7, or of AlexNet's own file,
+    the fifth layer of its `classifier`."""
     prefix = next((prefix for prefix in prefixes if _part_of(loaded, prefix)), "")
     given = _part_of(loaded, prefix)
     linear = fc7.get_submodule("linear")

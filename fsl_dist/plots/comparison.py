@@ -109,8 +109,8 @@ def plot_comparison(
 
 
 def draw_comparison(classes: Sequence[ComparedClass], title_a: str, title_b: str) -> Any:
-    """A matplotlib figure: A's accuracy to the right, B's upwards, in percent; the classes that differ most are
-    named."""
+    """A matplotlib figure: A's accuracy to the right, B's upwards, in percent;
+    the classes that differ most are named."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.5, 7.5), layout="constrained")

@@ -26,7 +26,7 @@ SHEET_FILE = "samples.png"
 
 # One for each split, in the order train, val, test, novel.
 _SPLIT_COLOURS = (BLUE, ORANGE, GREEN, PURPLE)
-# Up to so many classes, each point is marked well visibly.
+# Up to this many classes, each point has a large marker.
 _FEW_CLASSES = 200
 
 _CLASSES_A_PART = 4
@@ -121,8 +121,8 @@ def choose_classes(counts: NDArray[np.int64]) -> list[tuple[str, list[int]]]:
 
 
 def draw_samples(catalogue: Catalogue) -> Image.Image:
-    """A sheet with a row for each class that `choose_classes` returns: its name, its size, and up to 8 of its
-    images."""
+    """A sheet with a row for each class that `choose_classes` returns:
+    its name, its size, and up to 8 of its images."""
     counts = np.bincount(catalogue.labels, minlength=catalogue.num_classes)
     rows: list[tuple[str, int | None]] = []
     for part, labels in choose_classes(counts):

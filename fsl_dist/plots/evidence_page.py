@@ -42,8 +42,8 @@ class PageFacts:
 
 
 def render_evidence(facts: PageFacts, named: Sequence[tuple[str, Evidence, ScoredClass | None]]) -> str:
-    """Render an HTML page with a section per image; `named`: (name of the image, its evidence, the answer if not by
-    the vote).
+    """Render an HTML page with a section per image; `named`:
+    (name of the image, its evidence, the answer if not by the vote).
 
     It needs no script and no other file; its content security policy forbids loading anything.
     """

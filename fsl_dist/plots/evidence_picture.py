@@ -18,8 +18,8 @@ _FRAME = 4
 
 
 def draw_evidence(name: str, evidence: Evidence, answer: ScoredClass | None = None) -> Image.Image:
-    """One row: the image, then its results with label, group and distance; below each its RAM, and the QAM of the
-    image.
+    """One row: the image, then its results with label, group and distance;
+    below each its RAM, and the QAM of the image.
 
     answer: the predicted class, if it is not that of the vote.
     """
@@ -63,8 +63,8 @@ def draw_result(sheet: Image.Image, result: Result, left: int, top: int, *, is_s
 
 
 def paste(sheet: Image.Image, pixels: NDArray[np.uint8], left: int, top: int, side: int = TILE) -> None:
-    """Paste an image (uint8 [S, S, 3]) as a square of `side` pixels: enlarged by nearest neighbour, reduced by
-    averaging."""
+    """Paste an image (uint8 [S, S, 3]) as a square of `side` pixels:
+    enlarged by nearest neighbour, reduced by averaging."""
     resample = Image.Resampling.BOX if len(pixels) >= side else Image.Resampling.NEAREST
     sheet.paste(Image.fromarray(pixels).resize((side, side), resample), (left, top))
 

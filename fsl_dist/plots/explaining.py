@@ -1,5 +1,5 @@
-"""From image files to evidence: the nearest training images, their vote, both activation maps; as a page and
-pictures."""
+"""From image files to evidence: the nearest training images, their vote, both activation maps;
+as a page and pictures."""
 
 import dataclasses
 import hashlib

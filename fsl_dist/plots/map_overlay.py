@@ -14,8 +14,8 @@ DIMMING = 0.75
 
 
 def tint(plane: Floats, side: int) -> Image.Image:
-    """A map ([h, w]) as colours: RGBA, `side` × `side` pixels, scaled to the map's own range; transparent if it is
-    constant."""
+    """A map ([h, w]) as colours: RGBA, `side` × `side` pixels, scaled to the map's own range;
+    transparent if it is constant."""
     scaled = scale_to_unit(plane, side)
     levels = (_palette()[np.round(scaled * 255).astype(np.int64)] * 255).round()
     levels[:, :, 3] = np.round(scaled * _OPACITY * 255)

@@ -85,8 +85,8 @@ def labels_of_names(catalogue: Catalogue, names: Sequence[str]) -> list[int]:
 
 
 def find_nearest(points: Floats, vectors: Floats) -> NDArray[np.int64]:
-    """Position of the nearest of `vectors` ([n, D], n ≥ 1) to each of `points` ([m, D]): int64 [m], the first of
-    equals.
+    """Position of the nearest of `vectors` ([n, D], n ≥ 1) to each of `points` ([m, D]):
+    int64 [m], the first of equals.
 
     Euclidean, by differences in float64.
     """

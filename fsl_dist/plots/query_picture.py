@@ -66,8 +66,8 @@ def plot_queries(
     classes: Sequence[str] = (),
     draw: int = 0,
 ) -> QueryPicture:
-    """Show up to 6 test images of base classes and 3 of novel ones with the predictions of all `runs`; write `out`, a
-    PNG.
+    """Show up to 6 test images of base classes and 3 of novel ones with the predictions of all `runs`;
+    write `out`, a PNG.
 
     protocols: one per run as in `answers_of`, or none: each run's default. settings: one per run, overriding its
     `evaluation.*`, or none. classes: names of classes whose images may be shown, by default all. Only images on which
@@ -144,8 +144,8 @@ def plot_queries(
 def _common_answers(
     runs: Sequence[EmbeddedRun], protocols: Sequence[str], draw: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(ids, predicted): sample ids int64 [n] of the common test images, ascending, and the predictions, int64 [runs,
-    n]."""
+    """(ids, predicted): sample ids int64 [n] of the common test images, ascending, and the predictions,
+    int64 [runs, n]."""
     answers = [answers_of(run, protocol, draw) for run, protocol in zip(runs, protocols, strict=True)]
     ids = answers[0].ids
     for answer in answers:

@@ -78,8 +78,8 @@ class MapPicture:
 
 
 def plot_retrieval(runs: Sequence[Path], out: Path, *, query: str = "", k: int = 5) -> RetrievalPicture:
-    """Show the `k` training images nearest to one image of the data set by each of `runs`, a row a run; write `out`,
-    a PNG.
+    """Show the `k` training images nearest to one image of the data set by each of `runs`, a row a run;
+    write `out`, a PNG.
 
     query: a key of the catalogue, or a sample id; by default the middle one of the first run's queries. The image
     itself is never among its results. Deterministic.

@@ -98,8 +98,8 @@ def lay_out(vectors: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
 
 
 def draw_points(places: NDArray[np.floating], classes: NDArray[np.int64], names: list[str]) -> Image.Image:
-    """A dot at each of `places` (float [n, 2]) in the colour of its class (int64 [n], positions in `names`), and a
-    legend."""
+    """A dot at each of `places` (float [n, 2]) in the colour of its class (int64 [n], positions in `names`),
+    and a legend."""
     colours = class_colours(len(names))
     image = Image.new("RGB", (_SIDE + _LEGEND, _SIDE), PAPER)
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(14)

@@ -80,8 +80,8 @@ class ClassPowerDraws:
         return float(_shifts(self.seed, epoch // _EPOCHS_AT_A_TIME)[epoch % _EPOCHS_AT_A_TIME])
 
     def _in_turn(self, number: int, size: int, first: int, num: int) -> NDArray[np.int64]:
-        """Draws `first` … `first + num − 1` of a class of `size` images: cycle after cycle, each in another random
-        order."""
+        """Draws `first` … `first + num − 1` of a class of `size` images:
+        cycle after cycle, each in another random order."""
         cycles = range(first // size, (first + num - 1) // size + 1)
         label = int(self.selection.labels[number])
         orders = [

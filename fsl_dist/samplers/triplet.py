@@ -60,8 +60,8 @@ def sampling_keys(sampling: Sampling, diseases: Ints, groups: Ints, blind_groups
 
 
 def find_divided_group(diseases: Ints, groups: Ints) -> tuple[int, int, int] | None:
-    """Find a group whose images have two diseases, and return it with the two, the smallest first; None if groups are
-    nested.
+    """Find a group whose images have two diseases, and return it with the two, the smallest first;
+    None if groups are nested.
 
     diseases, groups: int64 [n], −1 for none; such images are ignored.
     """

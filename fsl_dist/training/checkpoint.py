@@ -36,8 +36,8 @@ class Progress:
     images_seen: int = 0
     """images forwarded in training, over all workers"""
     seconds: float = 0.0
-    """total training time in seconds, including resumed sessions; measured if `training.minutes` limits it, otherwise
-    0"""
+    """total training time in seconds, including resumed sessions;
+    measured if `training.minutes` limits it, otherwise 0"""
     best_value: float = float("-inf")
     """best validation value so far; −inf = none yet"""
     best_step: int = -1
@@ -275,8 +275,8 @@ START = step_name(0)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Facts:
-    """The content of `checkpoint.json`; its checksum is verified when it is read, and binds it to the name of its
-    folder."""
+    """The content of `checkpoint.json`; its checksum is verified when it is read,
+    and binds it to the name of its folder."""
 
     progress: Progress
     method: dict[str, str | int]
@@ -340,8 +340,8 @@ def read_checkpoint(folder: Path, device: torch.device) -> Checkpoint:
 
 
 def load_weights(network: nn.Module, weights: Mapping[str, Tensor], folder: Path) -> None:
-    """Load the weights of the checkpoint `folder`. Raises TrainingError if they are not finite, or those of another
-    network."""
+    """Load the weights of the checkpoint `folder`. Raises TrainingError if they are not finite,
+    or those of another network."""
     try:
         network.load_state_dict(weights)
     except (RuntimeError, TypeError) as error:

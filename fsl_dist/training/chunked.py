@@ -35,8 +35,8 @@ class Chunk:
 
 
 def cut_units(num: int, kept_together: int) -> list[int]:
-    """Sizes of the smallest parts into which `num` images may be divided: `kept_together` each; the last may be
-    smaller."""
+    """Sizes of the smallest parts into which `num` images may be divided: `kept_together` each;
+    the last may be smaller."""
     whole, rest = divmod(num, kept_together)
     return [kept_together] * whole + [rest] * (rest > 0)
 

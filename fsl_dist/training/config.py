@@ -67,7 +67,7 @@ class TrainingConfig:
     L2 coefficient of all parameters. auto: 0.05 for adamw, 1e-5 for adam and sgd, which 0.05 would ruin"""
     schedule: Literal["cosine", "milestones", "constant"] = "cosine"
     """learning rate after the warm-up: down to 0 by half a cosine over the whole run (`epochs`, or `images` or
-    `minutes` where that limit comes first), by `lr_gamma` at each of `lr_milestones`, or as it is"""
+    `minutes` where that limit comes first), by `lr_gamma` at each of `lr_milestones`, or constant"""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """share of the run in which the learning rate rises linearly from 0; 0 = no warm-up"""
     lr_milestones: tuple[int, ...] = ()
@@ -108,8 +108,8 @@ class TrainingConfig:
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """forward pass; auto: bf16 on a GPU, float32 on a CPU. Losses and distances are float32 always"""
     compile: bool = False
-    """use torch.compile for the network. Needs a C++ compiler on the training machine; on a CPU it was not faster
-    (docs/benchmarks/index.md)"""
+    """use torch.compile for the network. Needs a C++ compiler on the training machine;
+    on a CPU it was not faster (docs/benchmarks/index.md)"""
 
     def __post_init__(self) -> None:
         if self.lr_milestones and self.schedule != "milestones":

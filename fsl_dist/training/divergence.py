@@ -86,8 +86,8 @@ def find_bad_row(forwarded: list[OutputRows], group: WorkerGroup, device: torch.
 
 
 def check_gradient(norm: Tensor, planned: PlannedStep, is_asked_to_stop: bool = False) -> float:
-    """The norm of a step's gradient as a number; DivergedError if it is not finite, or if its square would soon not
-    be."""
+    """The norm of a step's gradient as a number; DivergedError if it is not finite,
+    or if its square would soon not be."""
     value = float(norm)
     if not value <= MAX_NORM:
         raise DivergedError(planned, f"the norm of the gradient is {value:g}", is_asked_to_stop)
@@ -95,8 +95,8 @@ def check_gradient(norm: Tensor, planned: PlannedStep, is_asked_to_stop: bool = 
 
 
 class BadSteps:
-    """What becomes of steps that are not finite: skipped, until too many come in a row or the weights are not finite
-    either."""
+    """What becomes of steps that are not finite: skipped,
+    until too many come in a row or the weights are not finite either."""
 
     def __init__(
         self,
@@ -169,8 +169,8 @@ def describe_way_back(checkpoints: CheckpointFolder) -> str:
 def check_trained(
     network: nn.Module, average: Mapping[str, Tensor], config: RunConfig, global_step: int
 ) -> None:
-    """Raise TrainingError where the weights, or their average, are not finite: no later step would have looked at
-    them."""
+    """Raise TrainingError where the weights, or their average, are not finite:
+    no later step would have looked at them."""
     bad = find_non_finite(network) or (find_non_finite(network, average) if average else "")
     if bad:
         raise TrainingError(

@@ -184,8 +184,8 @@ def describe_stopped(config: RunConfig) -> str:
 
 
 def sweep_litter(run: Path) -> None:
-    """Remove what killed processes left half written in a run's folder. Call it as its owner: those before are fenced
-    off."""
+    """Remove what killed processes left half written in a run's folder. Call it as its owner:
+    those before are fenced off."""
     CheckpointFolder(run, keep=1, owner=None).sweep()
     remove_unfinished(run)
     for staging in run.glob(f"index/*/{STAGING}"):

@@ -86,16 +86,16 @@ class RunningStatistics:
         self._group.average_(self._all())
 
     def of_workers(self) -> Tensor | None:
-        """float [world_size, n]: the statistics of each worker; None with one worker, or if none has any.
-        Collective."""
+        """float [world_size, n]: the statistics of each worker;
+        None with one worker, or if none has any. Collective."""
         own = self._all()
         if self._group.world_size == 1 or not own:
             return None
         return self._group.gather_equal(torch.cat([part.reshape(-1) for part in own]))
 
     def restore(self, of_workers: Tensor) -> None:
-        """Restore this worker's row of the result of `of_workers`; does nothing for another number of workers, or for
-        [0]."""
+        """Restore this worker's row of the result of `of_workers`;
+        does nothing for another number of workers, or for [0]."""
         if len(of_workers) != self._group.world_size:
             return
         tensors = self._all()

@@ -21,8 +21,8 @@ def group_parameters(
     head_lr_factor: float = 1.0,
     layer_decay: float = 1.0,
 ) -> list[dict]:
-    """Return the trainable parameters as an optimizer's groups: `params`, `lr_factor`, and `decays` (use of weight
-    decay).
+    """Return the trainable parameters as an optimizer's groups:
+    `params`, `lr_factor`, and `decays` (use of weight decay).
 
     Heads and classifier have `head_lr_factor`, layer l of the backbone's L layers `lr_factor`·`layer_decay`^(L − l),
     with l counted from 0 (BEiT, Bao et al. 2022). The backbone's linear layers and fc7 have `linear_lr_factor` times
@@ -86,8 +86,8 @@ def build_optimizer(
     head_lr_factor: float = 1.0,
     layer_decay: float = 1.0,
 ) -> torch.optim.Optimizer:
-    """Create AdamW, Adam or SGD over `group_parameters`, each group with the learning rate `settings.lr` times its
-    `lr_factor`.
+    """Create AdamW, Adam or SGD over `group_parameters`,
+    each group with the learning rate `settings.lr` times its `lr_factor`.
 
     AdamW decays only the groups with `decays` (Loshchilov & Hutter 2019: by lr · weight_decay per step); the L2 of
     Adam and SGD applies to all. A group keeps its factor as `lr_factor`, also in the optimizer's state_dict. torch
@@ -126,8 +126,8 @@ _CHANGEABLE = ("weight_decay", "momentum")
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict, folder: Path) -> None:
-    """Load the state of an optimizer, from the checkpoint in RUN/checkpoints/… `folder`; its settings remain the
-    run's own.
+    """Load the state of an optimizer, from the checkpoint in RUN/checkpoints/… `folder`;
+    its settings remain the run's own.
 
     Raises TrainingError if its groups of parameters differ.
     """

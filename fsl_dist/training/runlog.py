@@ -1,5 +1,5 @@
-"""A run's metrics: one JSON line per step in RUN/metrics.jsonl, a copy in TensorBoard, read back for progress and
-trackers.
+"""A run's metrics: one JSON line per step in RUN/metrics.jsonl, a copy in TensorBoard,
+read back for progress and trackers.
 
 Each line ends with its checksum (`index.base.checksums`), which is not a metric.
 """

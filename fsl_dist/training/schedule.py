@@ -1,5 +1,5 @@
-"""The learning rate of a step, as a pure function of the run's progress: a resumed run has the same rates as an
-uninterrupted one."""
+"""The learning rate of a step, as a pure function of the run's progress:
+a resumed run has the same rates as an uninterrupted one."""
 
 import math
 

@@ -130,8 +130,8 @@ def _check_pairs(splits: RunSplits, config: RunConfig) -> None:
 
 
 def _needs_pairs(config: RunConfig) -> bool:
-    """Whether an image is useful only with another of its class: classifiers need none, episodes have their own
-    rule."""
+    """Whether an image is useful only with another of its class:
+    classifiers need none, episodes have their own rule."""
     traits = config.method.traits
     return not traits.has_classifier and not traits.is_episodic
 

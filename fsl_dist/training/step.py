@@ -186,8 +186,8 @@ def step_requests(
     ghost_group: int,
     chunk_size: int = 0,
 ) -> Iterator[Request]:
-    """Yield this worker's requests for `steps`, in the order in which they are forwarded; a request's tag is its
-    PlannedStep.
+    """Yield this worker's requests for `steps`, in the order in which they are forwarded;
+    a request's tag is its PlannedStep.
 
     A cached piece requests each chunk twice: only the images of one chunk are in memory at a time.
     """

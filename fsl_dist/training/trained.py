@@ -48,8 +48,8 @@ class TrainedRun:
 
 
 def find_checkpoint(run: Path) -> Path:
-    """Folder of a run's best checkpoint, or of the last one if it did not validate; RequestError if there is none
-    yet."""
+    """Folder of a run's best checkpoint, or of the last one if it did not validate;
+    RequestError if there is none yet."""
     checkpoints = CheckpointFolder(run, keep=1, owner=None)
     checkpoints.refresh()
     folder = checkpoints.best() or checkpoints.latest()

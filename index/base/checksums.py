@@ -31,8 +31,8 @@ _named: set[Path] = set()
 
 
 def checksum_of(data: Mapping[str, Any], name: str = "") -> str:
-    """CRC-32 (8 hexadecimal digits) of JSON members in any order; `name` binds it to one file, so that a swapped file
-    is refused."""
+    """CRC-32 (8 hexadecimal digits) of JSON members in any order;
+    `name` binds it to one file, so that a swapped file is refused."""
     rest = {key: value for key, value in data.items() if key != KEY}
     text = json.dumps([name, rest], sort_keys=True, separators=(",", ":"))
     return f"{zlib.crc32(text.encode()):08x}"

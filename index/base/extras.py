@@ -1,5 +1,5 @@
-"""Optional packages: each is imported where it is needed, and the error for a missing one names the extra to
-install."""
+"""Optional packages: each is imported where it is needed,
+and the error for a missing one names the extra to install."""
 
 import importlib
 

@@ -139,8 +139,8 @@ def open_array(path: Path) -> np.ndarray:
 
 
 def map_array(path: Path) -> np.ndarray:
-    """Map a .npy file read-only, without unpickling. Raises ValueError (one line) for other content, OSError like
-    `open`.
+    """Map a .npy file read-only, without unpickling.
+    Raises ValueError (one line) for other content, OSError like `open`.
 
     The header is checked before NumPy allocates or maps the size that it declares.
     """

@@ -228,8 +228,8 @@ def put_same(source: Path, final: Path) -> bool:
 
 
 def put_folder(source: Path, final: Path) -> None:
-    """Upload a finished folder to the location of `final`: data files concurrently, then its .json, which marks it
-    complete.
+    """Upload a finished folder to the location of `final`:
+    data files concurrently, then its .json, which marks it complete.
 
     Remains of a killed attempt are removed first. Raises VersionError if a complete folder exists.
     """

@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 CONCURRENCY = 128
-"""Concurrent requests: the ranges of four batches. At 20 ms latency, twice as many images arrive as with 64 (1800
-against 950/s)."""
+"""Concurrent requests: the ranges of four batches.
+At 20 ms latency, twice as many images arrive as with 64 (1800 against 950/s)."""
 CONDITIONAL_BYTES = 8 << 20
 """Larger files are data files with a manifest: they are uploaded in parts, which no store writes conditionally."""
 _FILES_AT_ONCE = 8  # whole files, some of them with 8 MiB in memory
@@ -95,8 +95,8 @@ class Bucket:
             return None
 
     def fetch(self, key: str, path: Path) -> Tag | None:
-        """Write an object's bytes to the new file `path`, using a few MB of memory; returns None if it does not
-        exist."""
+        """Write an object's bytes to the new file `path`, using a few MB of memory;
+        returns None if it does not exist."""
         import obstore
 
         def read() -> Tag:

@@ -121,8 +121,8 @@ class WorkFolder:
         files.remove_file(self._note_path(name))
 
     def recover(self) -> None:
-        """Prepare an earlier attempt for resuming: remove half-written files, and notes of files whose bytes have
-        changed.
+        """Prepare an earlier attempt for resuming: remove half-written files,
+        and notes of files whose bytes have changed.
 
         Reads every finished file.
         """

@@ -19,8 +19,8 @@ T = TypeVar("T")
 
 
 def write_record(path: Path, record: "DataclassInstance") -> None:
-    """Write the fields of a dataclass, and of those in it, as JSON in one step. The checksum binds them to the file's
-    name."""
+    """Write the fields of a dataclass, and of those in it, as JSON in one step.
+    The checksum binds them to the file's name."""
     write_atomic(path, encode_json(asdict(record), path.name))
 
 

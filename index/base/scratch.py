@@ -1,5 +1,5 @@
-"""Scratch folders in the system's temporary folder; they are removed with their process, or at the next start after a
-kill.
+"""Scratch folders in the system's temporary folder;
+they are removed with their process, or at the next start after a kill.
 
 TMPDIR/fsl-ray-x8k2/lock      locked by the process that created the folder, as long as it runs
 TMPDIR/fsl-ray-x8k2/…         the process's files
@@ -97,8 +97,8 @@ def is_writable(folder: Path) -> bool:
 
 
 def unkept_folder(folder: Path) -> Path:
-    """A temporary folder, until this process ends, for results that cannot be written to `folder`; the first call
-    warns."""
+    """A temporary folder, until this process ends, for results that cannot be written to `folder`;
+    the first call warns."""
     if not _of_process.cache_info().currsize:
         logger.warning("%s is not writable: results that are computed here are not kept", folder)
     path = _of_process() / folder.absolute().relative_to(folder.absolute().anchor)

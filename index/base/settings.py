@@ -297,8 +297,8 @@ class _Parser:
         raise ConfigError(f"{join_key(key, 'kind')} is required: one of {', '.join(loaders)} ({self.place})")
 
     def _refuse_key(self, name: str, cls: type, key: str) -> typing.NoReturn:
-        """Raise an error about the unknown key `name` of `cls` at `key`: where it belongs, or which key was probably
-        meant."""
+        """Raise an error about the unknown key `name` of `cls` at `key`:
+        where it belongs, or which key was probably meant."""
         siblings = _siblings_of(self.root, cls)
         owners = list_kinds([c for c in siblings if c is not cls and name in hints_of(c)])
         kind = join_key(key, "kind")

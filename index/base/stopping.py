@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _AGAIN_S = 0.5
-"""A second Ctrl-C within this time is the same key press: a process group and its leader may both forward it
-(seconds)."""
+"""A second Ctrl-C within this time is the same key press:
+a process group and its leader may both forward it (seconds)."""
 _LAST_S = 3.0
 """Time that a process has for cleaning up after an immediate stop (seconds)."""
 
@@ -133,8 +133,8 @@ def answering_signals(
 
 @contextlib.contextmanager
 def raising_on_sigterm() -> Iterator[None]:
-    """Raise `Stopped` in the main thread at SIGTERM while the block runs, as Python raises KeyboardInterrupt at
-    Ctrl-C."""
+    """Raise `Stopped` in the main thread at SIGTERM while the block runs,
+    as Python raises KeyboardInterrupt at Ctrl-C."""
 
     def end(number: int, frame: FrameType | None) -> None:
         signal.signal(

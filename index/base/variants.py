@@ -16,8 +16,8 @@ ONLY = ""  # instead of a kind: the one dataclass of a hint that offers no choic
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Variants:
-    """In `Annotated[MethodSettings, Variants(find)]`: further dataclasses for a field, each loaded when its kind is
-    used.
+    """In `Annotated[MethodSettings, Variants(find)]`:
+    further dataclasses for a field, each loaded when its kind is used.
 
     They extend those that the type itself names. A loader may raise ConfigError; it appears only if that kind is used.
     """
@@ -27,8 +27,8 @@ class Variants:
 
 
 def loaders_of(hint: Any) -> dict[str, Callable[[], type]]:
-    """Kind → loader of its dataclass, for a hint that is a dataclass, a union of some, or has `Variants`; otherwise
-    empty."""
+    """Kind → loader of its dataclass, for a hint that is a dataclass, a union of some,
+    or has `Variants`; otherwise empty."""
     marks: list[Any] = []
     if typing.get_origin(hint) is typing.Annotated:
         hint, *marks = typing.get_args(hint)
@@ -50,8 +50,8 @@ def _itself(cls: type) -> type:
 
 
 def classes_of(hint: Any) -> list[type]:
-    """The dataclasses of a hint, all loaded, also those in tuple[...] and dict[...]; one that cannot be loaded is
-    left out."""
+    """The dataclasses of a hint, all loaded, also those in tuple[...] and dict[...];
+    one that cannot be loaded is left out."""
     if typing.get_origin(hint) in (tuple, dict):
         return [cls for arg in typing.get_args(hint) for cls in classes_of(arg)]
     found = []

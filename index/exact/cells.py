@@ -1,5 +1,5 @@
-"""Rows grouped into cells, each around a nearby point: rows in a tight cell are compared precisely, distant cells are
-skipped.
+"""Rows grouped into cells, each around a nearby point:
+rows in a tight cell are compared precisely, distant cells are skipped.
 
 If an embedding has tight clusters far apart, a common origin for all vectors loses the digits that distinguish
 neighbours. An origin in each cluster keeps them (‖x − y‖² = ‖x − c‖² − 2(x − c)·(y − c) + ‖y − c‖², and ‖y − c‖ is
@@ -48,8 +48,8 @@ def one_cell(vectors: Vectors, rows: np.ndarray) -> Cells:
 
 
 def find_cells(vectors: Vectors) -> Cells:
-    """Find cells of all rows by the furthest-first traversal (Gonzalez, 1985): the next seed is the row furthest from
-    all seeds.
+    """Find cells of all rows by the furthest-first traversal (Gonzalez, 1985):
+    the next seed is the row furthest from all seeds.
 
     The radius is at most twice the smallest possible one for this number of seeds, so distant clusters get separate
     cells. Any cells give the same answers; good ones are faster. Deterministic.

@@ -42,8 +42,8 @@ def squared_distance_error(dim: int, a: np.ndarray | float, b: np.ndarray | floa
 
 
 def product_error(dim: int, a: np.ndarray | float, b: np.ndarray | float, unit: float) -> np.ndarray:
-    """Most that a computed x·y of vectors of `dim` numbers and lengths ≤ `a` and ≤ `b` is off by: float64, inf for no
-    promise."""
+    """Most that a computed x·y of vectors of `dim` numbers and lengths ≤ `a` and ≤ `b` is off by:
+    float64, inf for no promise."""
     error = gamma(dim, unit) * a * b + _underflow(dim, a + b, unit)
     return np.where(np.maximum(a, b) < LARGEST_LENGTH, error, np.inf)
 

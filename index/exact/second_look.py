@@ -145,8 +145,8 @@ class _Search:
     def look(
         self, queries: np.ndarray, cells: Cells, is_allowed: np.ndarray | None, dtype: type
     ) -> np.ndarray:
-        """Find all pairs within the limits of these queries, int64 [any]; return queries with too many near rows for
-        float32."""
+        """Find all pairs within the limits of these queries, int64 [any];
+        return queries with too many near rows for float32."""
         if not len(queries):
             return queries
         lowest, offsets = self._to_cells(queries, cells)
@@ -212,8 +212,8 @@ class _Search:
     def _right(
         self, rows: np.ndarray, centre: np.ndarray, radius: float, dtype: type
     ) -> tuple[np.ndarray, float]:
-        """The rows' side of the product, [rows, dim + 2], in units of a power of two near the radius, which comes
-        with it."""
+        """The rows' side of the product, [rows, dim + 2], in units of a power of two near the radius,
+        which comes with it."""
         scale = float(_power_of_two(np.array(radius or np.abs(centre).max() or 1.0)))
         offsets = (self._vectors.points(rows) - centre) / scale
         squares = np.einsum("nd,nd->n", offsets, offsets)
@@ -233,8 +233,8 @@ class _Search:
         right: np.ndarray,
         scale: float,
     ) -> np.ndarray:
-        """Add the pairs of these queries and rows that are within the limits; return queries with too many rows for
-        float32.
+        """Add the pairs of these queries and rows that are within the limits;
+        return queries with too many rows for float32.
 
         One product gives (2·)q·y' minus its rounding: a lower bound on the cost, up to a term of the query alone.
         """
@@ -292,8 +292,8 @@ class _Search:
         self.limits[queries] = np.minimum(self.limits[queries], kth)
 
     def _add(self, queries: np.ndarray, rows: np.ndarray) -> None:
-        """Compute the exact costs of new pairs, ordered by query; lower the limits to the k-th best, and keep pairs
-        within them."""
+        """Compute the exact costs of new pairs, ordered by query;
+        lower the limits to the k-th best, and keep pairs within them."""
         if not len(queries):
             return
         if len(queries) >= _PAIRS_FOR_TWINS:

@@ -137,8 +137,8 @@ class Staging(WorkFolder):
         return staging
 
     def path_of(self, name: str) -> Path:
-        """Path of a file of this attempt: in the version's folder if it will be published, otherwise next to that
-        folder."""
+        """Path of a file of this attempt: in the version's folder if it will be published,
+        otherwise next to that folder."""
         return (self.version_folder if versions.is_file_name(name) else self.folder) / name
 
     def write_shard(
@@ -181,8 +181,8 @@ class Staging(WorkFolder):
         self.finish(name, {**dump(facts), **(more or {})}, crc32=crc32)
 
     def train(self, config: IndexConfig) -> None:
-        """Train the part that the shards share, for kinds that have one, on a sample that depends only on the number
-        of shards."""
+        """Train the part that the shards share, for kinds that have one,
+        on a sample that depends only on the number of shards."""
         if not kinds.is_trained(config.kind) or self.has(versions.QUANTIZER):
             return
         facts = self._facts_of_shards()

@@ -85,8 +85,8 @@ class Plan:
     source: Mapping[str, str]
     """Origin of the vectors, for the manifest."""
     identity: Mapping[str, str]
-    """Everything that decides the vectors and labels, by its user-visible name; with the settings it gives the
-    fingerprint."""
+    """Everything that decides the vectors and labels, by its user-visible name;
+    with the settings it gives the fingerprint."""
 
     @property
     def fingerprint(self) -> str:
@@ -299,8 +299,8 @@ class PieceVectors:
     """int64 [n]: the positions that are in the index, ascending; None: all"""
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the vectors float32 [stop - start, dim] at these of the kept positions, and their original
-        positions."""
+        """Return the vectors float32 [stop - start, dim] at these of the kept positions,
+        and their original positions."""
         if self.kept is None:
             return self._read_all(start, stop), np.arange(start, stop)
         positions = self.kept[start:stop]

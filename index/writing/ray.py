@@ -26,8 +26,8 @@ class _Worker:
 
 
 def on_ray(workers: int, *, gpus: float = 0.0) -> Spread:
-    """Run pieces in `workers` Ray actors of one CPU and `gpus` GPUs each, which see the index's folder. Ray must be
-    connected.
+    """Run pieces in `workers` Ray actors of one CPU and `gpus` GPUs each, which see the index's folder.
+    Ray must be connected.
 
     A killed actor is restarted up to three times; then FslDistError is raised. An exception in a piece is raised here.
     """

@@ -1,5 +1,5 @@
-"""Changing a published index: vectors are added, removed and replaced, each batch on the disk before it is
-acknowledged."""
+"""Changing a published index: vectors are added, removed and replaced,
+each batch on the disk before it is acknowledged."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -102,8 +102,8 @@ class IndexWriter:
         return Contents(folder, manifest, vectors=False)
 
     def _write(self, make: Callable[[Contents], Batch]) -> Change:
-        """Write the batch that `make` creates from the current contents; repeat with newer contents if another writer
-        was first."""
+        """Write the batch that `make` creates from the current contents;
+        repeat with newer contents if another writer was first."""
         while True:
             contents = self._latest()
             batch = make(contents)

@@ -294,10 +294,10 @@ def test_a_sweep_that_was_killed_goes_on_elsewhere(store: Any, images: Path, tmp
     [
         (
             ["index", "tune", "s3://bucket/index"],
-            "fsl-dist index tune only on a disk, not at s3://bucket/index",
+            "fsl-dist index tune works only on a disk, not at s3://bucket/index",
         ),
-        (["plot", "curves", "s3://bucket/run"], "fsl-dist plot works only on a disk, alone"),
-        (["adopt", "s3://bucket/shards", "out"], "fsl-dist adopt works only on a disk, alone"),
+        (["plot", "curves", "s3://bucket/run"], "fsl-dist plot works only on a disk, not at"),
+        (["adopt", "s3://bucket/shards", "out"], "fsl-dist adopt works only on a disk, not at"),
         (["inspect", "data", "--plots=s3://bucket/p"], "--plots needs a path on a disk"),
         (["pack", "s3://bucket/images", "out"], "pack reads images from a disk"),
         (["inspect", "s3://no-such-bucket/data"], "does not exist; create the bucket first"),

@@ -302,7 +302,7 @@ def test_two_workers_stop_by_the_clusters_of_one(worlds: dict[int, Path]) -> Non
 
 
 def test_training_in_chunks_learns_as_without(worlds: dict[int, Path]) -> None:
-    """Several steps: DDP rebuilds its buckets in the second one, for any each worker's number of chunks."""
+    """Several steps: DDP rebuilds its buckets in the second one, for any number of chunks."""
     runs = [place_of(worlds, 1, "train deep kNN")]
     runs += [place_of(worlds, world_size, "train deep kNN, chunked") for world_size in (1, 2)]
     plain, *chunked = ([line["train/loss"] for line in read_metrics(run)] for run in runs)

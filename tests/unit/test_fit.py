@@ -45,7 +45,7 @@ def request(folder: Path, *settings: str, minutes: float = 1.0, **more: object):
         (
             ("pack.label_colum=x",),
             1.0,
-            r"pack does not support this argument; did you mean pack\.label_column",
+            r"pack has no such argument; did you mean pack\.label_column",
         ),
     ],
 )
@@ -75,7 +75,7 @@ def test_a_missing_folder_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "full" / "x").touch()
     with pytest.raises(RequestError, match="is not empty and contains no fit"):
         fsl_dist.fit(tmp_path, dir=tmp_path / "full", minutes=1, progress=False)
-    with pytest.raises(ConfigError, match="holds no finished fit"):
+    with pytest.raises(ConfigError, match="contains no finished fit"):
         fsl_dist.Fit(tmp_path)
 
 

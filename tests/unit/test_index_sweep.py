@@ -328,7 +328,7 @@ def test_vectors_that_were_changed_are_not_measured_against_the_old_truth(tmp_pa
     ):
         run_sweep(config)
     (tmp_path / "x.npy").unlink()
-    with pytest.raises(RequestError, match=r"x.npy is no file"):
+    with pytest.raises(RequestError, match=r"x.npy is not a file"):
         run_sweep(config)
 
 

@@ -58,7 +58,7 @@ def test_bad_requests_are_one_line(arrays: Path) -> None:
     assert "--vectors and --labels belong together" in refusal("build", *vectors, out)
     assert "did you mean shards?" in refusal("build", *both, "shard=2")
     assert "metric=" in refusal("build", *both, "metric=manhattan")
-    assert "takes --vectors X.npy --labels Y.npy OUT, or RUN DATASET OUT" in refusal("build", "a", "b")
+    assert "needs --vectors X.npy --labels Y.npy OUT, or RUN DATASET OUT" in refusal("build", "a", "b")
     assert "X.npy has dtype float32; it must contain integers" in refusal(
         "build", *vectors, "--labels", arrays / "X.npy", out
     )
@@ -131,7 +131,7 @@ def test_serve_refuses_an_address_before_anything_starts(
     for host in ("0.0.0.0", "::"):
         assert "lets others reach the index, and there is no token" in refusal("serve", out, "--host", host)
     assert "host=256.1.1.1 is not an address of this machine" in refusal("serve", out, "--host", "256.1.1.1")
-    assert "A_TOKEN must contain a token of at least 16" in refusal(
+    assert "A_TOKEN must hold a token of at least 16" in refusal(
         "serve", out, "--port", port, "--token-env", "A_TOKEN"
     )
     assert "max_k=0 must be" in refusal("serve", out, "--max-k", 0)

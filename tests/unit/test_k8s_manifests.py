@@ -131,5 +131,5 @@ def test_what_is_not_understood_of_kustomize_is_refused(tmp_path: Path) -> None:
     from index.base.errors import RequestError
 
     (tmp_path / "kustomization.yaml").write_text("resources: []\nhelmCharts: []\n")
-    with pytest.raises(RequestError, match="helmCharts must be one of"):
+    with pytest.raises(RequestError, match="helmCharts is none of"):
         build(tmp_path)

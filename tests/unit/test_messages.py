@@ -86,7 +86,7 @@ def test_the_command_line_prints_errors_in_its_own_words(tmp_path: Path) -> None
     failed = subprocess.run(asked, capture_output=True, text=True, check=False)
     assert failed.returncode == 2
     assert failed.stderr.startswith("error: --path-column, --label-column, ")
-    assert "say which with --table" in failed.stderr
+    assert "set the table with --table" in failed.stderr
 
 
 def test_the_library_names_no_option_and_no_command() -> None:

@@ -152,7 +152,7 @@ def test_limits_hold_and_the_index_says_the_rest(opened: LocalIndex) -> None:
     assert refused(1, 11) == "k=11 is above max_k=10 of this service; ask in parts, or for less"
     assert refused(3, 1) == "3 queries are more than max_batch=2 of this service; ask in parts, or for less"
     assert "k=0 must be" in refused(1, 0)
-    assert "queries row 0 holds a NaN or infinite number" in refused(1, 1, np.inf)
+    assert "queries row 0 contains a NaN or infinite number" in refused(1, 1, np.inf)
     assert "queries has dim=4" in refused(1, 1, dim=4)
     # 1e39 is a number in JSON and none in float32.
     search = read_json(b'{"queries": [[1e39, 0, 0]], "k": 1}')

@@ -192,7 +192,7 @@ def test_options_that_are_lists_come_back_as_lists(tmp_path: Path) -> None:
         (ImportedSearch(class_="pathlib:Path"), "is not a ray.tune.search.Searcher"),
         (own("Recorder", wait=1), "cannot be made: TypeError"),
         (ImportedSearch(class_="ray.tune.search.nevergrad:NevergradSearch"), "cannot be made: "),
-        (own("Stubborn"), "takes no space, metric or mode from the sweep"),
+        (own("Stubborn"), "accepts no space, metric or mode from the sweep"),
     ],
 )
 def test_a_searcher_that_cannot_be_had_is_refused_in_one_line(

@@ -86,7 +86,7 @@ def test_a_grid_ends_and_numbers_start_at_one_without_the_base(tmp_path: Path) -
 def test_a_space_that_the_data_refuses_ends_the_sweep(tmp_path: Path) -> None:
     config = sweep(tmp_path, space={"method.clusters": Knob(choice=(5,))}, include_base=False)
     with pytest.raises(
-        RequestError, match="200 points non-finite steps in a rowmake no trial; the last one: five is refused"
+        RequestError, match="200 consecutive points make no trial; the last one: five is refused"
     ):
         Plan(config, SweepFolder(tmp_path), accept).next()
 

@@ -179,7 +179,7 @@ def test_another_kind_of_method_drops_the_settings_of_the_base(tmp_path: Path) -
         (BASE + SPACE + "scheduler: pbt", "space.method.clusters may not change while a run trains"),
         (
             BASE + "space: {training.lr: {uniform: [1, 2]}}\nscheduler: pbt\nsearch: optuna",
-            "search=optuna with scheduler.kind=pbt: all trials take part from the start",
+            "search=optuna with scheduler.kind=pbt: all trials start together",
         ),
         (
             BASE + SPACE + "scheduler: hyperband\nsearch: {kind: import, class: 'a:B'}",

@@ -42,8 +42,8 @@ class Parts:
 
     @property
     def are_cut(self) -> bool:
-        """Whether validation images are held out of train; then there are other parts, and a final run trains on all
-        of it."""
+        """Whether validation images are held out of train;
+        then there are other parts, and a final run trains on all of it."""
         return self.fraction > 0
 
     def part(self, number: int) -> Part:
@@ -75,8 +75,8 @@ class Parts:
 
     @property
     def test_ids(self) -> NDArray[np.int64]:
-        """int64 [n]: ids of `test_split`; empty if there is none. Images of classes that are not trained on are left
-        out."""
+        """int64 [n]: ids of `test_split`; empty if there is none.
+        Images of classes that are not trained on are left out."""
         if not self.test_split:
             return np.zeros(0, dtype=np.int64)
         ids = np.asarray(self.catalogue.split_ids(self.test_split))

@@ -132,8 +132,8 @@ def _reconsider(session: Session) -> None:
 
 
 def _find_machine(stack: ExitStack) -> Machine:
-    """The machine for the trials: the Ray cluster to join, otherwise this one, where Ray is started for the first
-    round."""
+    """The machine for the trials: the Ray cluster to join, otherwise this one,
+    where Ray is started for the first round."""
     from fsl_dist.training.ray.session import cluster_size, prepare_import, ray_session
 
     if not prepare_import():

@@ -1,5 +1,5 @@
-"""The networks of a fit: the frozen one, and those of the rounds, with the scores of heads on their validation
-parts."""
+"""The networks of a fit: the frozen one, and those of the rounds,
+with the scores of heads on their validation parts."""
 
 import logging
 import math

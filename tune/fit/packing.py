@@ -108,8 +108,8 @@ def describe_table(folder: Path, given: dict[str, object]) -> list[str]:
 
 
 def describe_nesting(folder: Path) -> list[str]:
-    """A warning where the folders of `folder` have no images themselves but several folders of images: which are the
-    classes?"""
+    """A warning where the folders of `folder` have no images themselves but several folders of images:
+    which are the classes?"""
     if is_dataset(folder) or not folder.is_dir() or (folder / TABLE).is_file():
         return []
     outer = sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")

@@ -1,5 +1,5 @@
-"""The recipes of a fit: the settings that all of its runs share, and the recipes in the order in which they are
-tried."""
+"""The recipes of a fit: the settings that all of its runs share,
+and the recipes in the order in which they are tried."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -90,8 +90,8 @@ def _interleave(first: Sequence[Recipe], second: Sequence[Recipe]) -> list[Recip
 
 
 def _episodes(profile: ProfileRecord) -> Point | None:
-    """PCN's settings; None if classes are too small for episodes: 4 support and 2 query images, with a fifth held
-    out."""
+    """PCN's settings; None if classes are too small for episodes:
+    4 support and 2 query images, with a fifth held out."""
     if profile.smallest_class < 12 or profile.num_classes < 2:
         return None
     return {

@@ -49,8 +49,8 @@ class CandidateRecord:
     settings: dict[str, object]
     """what its run changes of the fit's base: dotted key → value"""
     run: str
-    """its run's folder, relative to the fit's; of a candidate with several runs the first one; empty: the frozen
-    network"""
+    """its run's folder, relative to the fit's; of a candidate with several runs the first one; empty:
+    the frozen network"""
     head: dict[str, object]
     """the settings of its head, as in RUN/head.json"""
     validation: ScoreRecord | None = None

@@ -112,8 +112,8 @@ def _mean(temperatures: Sequence[float]) -> float:
 
 
 def _join(scores: Sequence[HeadScore], parts: Sequence[Embedded], classes: NDArray[np.int64]) -> HeadScore:
-    """The score of all parts' images together; an image in two parts counts twice, and both copies are kept
-    together."""
+    """The score of all parts' images together; an image in two parts counts twice,
+    and both copies are kept together."""
     ids = np.concatenate([part.ids for part in parts])
     groups = [part.groups for part in parts]
     together = Embedded(
@@ -147,8 +147,8 @@ class Difference:
 
 
 def difference(first: Scored, second: Scored, metric: Metric) -> Difference:
-    """The difference of two candidates that were scored on the same images, and its standard error by a paired
-    bootstrap."""
+    """The difference of two candidates that were scored on the same images,
+    and its standard error by a paired bootstrap."""
     values = first.score.is_right.astype(np.int64) - second.score.is_right.astype(np.int64)
     acc, mcr = resample(values, first.score.labels, first.score.groups, seed=0)
     draws = {"acc": acc, "mcr": mcr, "balanced": (acc + mcr) / 2}[metric]

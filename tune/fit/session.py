@@ -31,8 +31,8 @@ class Session:
     """sentences for the record"""
     warnings: list[str] = field(default_factory=list)
     embedding_s: float = 0.0
-    """seconds for embedding all images by the frozen network and fitting its heads, in this session; 0: they were
-    cached"""
+    """seconds for embedding all images by the frozen network and fitting its heads, in this session; 0:
+    they were cached"""
 
     def note(self, text: str) -> None:
         """A sentence for the record and for who watches."""

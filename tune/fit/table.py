@@ -12,8 +12,8 @@ TABLE_FILE = "table.csv"
 
 
 def table_rows(record: FitRecord) -> list[list[str]]:
-    """Rows of text, the head first; the result's row is marked with *, those that are equal to the best within noise
-    with =."""
+    """Rows of text, the head first; the result's row is marked with *,
+    those that are equal to the best within noise with =."""
     return [HEAD, *(_row(record, one) for one in record.candidates)]
 
 

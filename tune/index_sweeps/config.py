@@ -91,8 +91,8 @@ class IndexSweepConfig(SweepSettings):
         return validate(IndexConfig, tree, f"the point {show_point(point)}" if point else "the base", "index")
 
     def search_settings(self, own: dict[str, int], kind: Kind, num_clusters: int) -> list[dict[str, int]]:
-        """All combinations of the evaluation grid for an index of this kind with the parameters `own`, each with all
-        parameters.
+        """All combinations of the evaluation grid for an index of this kind with the parameters `own`,
+        each with all parameters.
 
         A parameter that is missing in the grid is not changed, and neither is k_factor if FAISS ranks by the vectors
         themselves, so that more candidates find nothing more. A value above the number of clusters means all of them.

@@ -1,5 +1,5 @@
-"""An index sweep's report: the cost of each build at the required recall, the effect of each knob, and how to build
-the best."""
+"""An index sweep's report: the cost of each build at the required recall, the effect of each knob,
+and how to build the best."""
 
 import csv
 import io
@@ -257,8 +257,8 @@ def _left_out(trials: Sequence[Trial]) -> list[Block]:
 
 
 def _cell_of(config: IndexSweepConfig, cells: Sequence[SearchCell]) -> SearchCell | None:
-    """The cell by which a build is compared; if none is accepted, the one with the highest recall, the fastest of
-    those."""
+    """The cell by which a build is compared; if none is accepted, the one with the highest recall,
+    the fastest of those."""
     best = best_cell(config, cells)
     return best or min(cells, key=lambda cell: (-cell.recall, cell.ms), default=None)
 

@@ -1,5 +1,5 @@
-"""A sweep of indexes: builds are made and measured sequentially in this process, so that nothing disturbs a
-measurement.
+"""A sweep of indexes: builds are made and measured sequentially in this process,
+so that nothing disturbs a measurement.
 
 The folder, the order of the points and the time of writing are those of sweeps of runs.
 """

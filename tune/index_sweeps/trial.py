@@ -74,8 +74,8 @@ def check_point(config: IndexSweepConfig, point: Point, folder: Path) -> IndexCo
 
 
 def run_trial(config: IndexSweepConfig, trial: Trial, owner: Owner) -> Result:
-    """Build a trial's index, or resume building it, and measure it; return the result, also for an error of the trial
-    itself.
+    """Build a trial's index, or resume building it, and measure it;
+    return the result, also for an error of the trial itself.
 
     Raises RequestError for vectors that no index accepts, StaleOwnerError if another process drives the sweep.
     """
@@ -142,8 +142,8 @@ def bytes_a_vector(index: LocalIndex, parameters: dict[str, int]) -> float:
 
 
 def best_cell(config: IndexSweepConfig, cells: Sequence[SearchCell]) -> SearchCell | None:
-    """The search parameters that a build is compared by: among those that count, the best by the metric, then the
-    fastest."""
+    """The search parameters that a build is compared by:
+    among those that count, the best by the metric, then the fastest."""
     counting = [cell for cell in cells if config.is_enough(cell.recall, cell.ms)]
     sign = -1.0 if config.mode == "max" else 1.0
     return min(counting, key=lambda cell: (sign * getattr(cell, config.metric), cell.ms), default=None)

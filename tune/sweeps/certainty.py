@@ -1,5 +1,5 @@
-"""How sure a sweep's choice is: the standard error of each validation value, and which trials are as good as the
-best."""
+"""How sure a sweep's choice is: the standard error of each validation value,
+and which trials are as good as the best."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

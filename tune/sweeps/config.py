@@ -47,8 +47,8 @@ class SweepConfig(SweepSettings):
     resources: Resources = field(default_factory=Resources)
     """the resources of one trial"""
     scores_trials: bool = True
-    """score a trial that has run to its end, on test images, or on val if there is no test split; false leaves that to
-    `Run.evaluate`"""
+    """score a trial that has run to its end, on test images, or on val if there is no test split;
+    false leaves that to `Run.evaluate`"""
     concurrency: Annotated[int, Field(ge=0)] = 0
     """concurrent trials; 0: as many as fit on the CPUs and GPUs, also while the cluster grows"""
     minutes: Annotated[float, Field(ge=0)] = 0.0

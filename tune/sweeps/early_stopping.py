@@ -78,8 +78,8 @@ class _Member:
 
 
 class _TuneAsha:
-    """Ray Tune's AsyncHyperBandScheduler with one bracket. It uses only a trial's id, and nothing of Tune's
-    controller."""
+    """Ray Tune's AsyncHyperBandScheduler with one bracket.
+    It uses only a trial's id, and nothing of Tune's controller."""
 
     def __init__(self, settings: Asha, max_epochs: int, base_trial: int) -> None:
         from ray.tune.schedulers import AsyncHyperBandScheduler
@@ -136,8 +136,8 @@ class _TuneMedian:
 
 
 def build_scheduler(config: SweepConfig) -> _GoOn | _TuneAsha | _TuneMedian:
-    """The rule that decides on each report separately; none for a scheduler that pauses trials
-    (`tune.sweeps.engine`)."""
+    """The rule that decides on each report separately;
+    none for a scheduler that pauses trials (`tune.sweeps.engine`)."""
     base_trial = 0 if config.include_base else -1
     match config.scheduler:
         case Asha():

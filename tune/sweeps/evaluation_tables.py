@@ -71,8 +71,8 @@ def headline(cells: Sequence[Cell], k_p: int) -> dict[str, Score]:
 
 
 def grid_tables(cells: Sequence[Cell], others: Sequence[Sequence[Cell]] = ()) -> list[list[list[str]]]:
-    """Tables of text, header first, one for the main scores that depend on the same settings; percent, ± over
-    repetitions.
+    """Tables of text, header first, one for the main scores that depend on the same settings;
+    percent, ± over repetitions.
 
     others: scores of other trials; a setting that changes a score of any of them is shown.
     """

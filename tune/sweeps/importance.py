@@ -1,5 +1,5 @@
-"""The effect of each knob on the metric: its permutation importance in a small forest, and the points of a scatter
-plot."""
+"""The effect of each knob on the metric: its permutation importance in a small forest,
+and the points of a scatter plot."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,8 +16,8 @@ LEAST_TRIALS = 8
 
 
 def position_of(knob: Knob, value: Value) -> float:
-    """Position of a value on its knob's axis: the number, its logarithm for loguniform, otherwise its index among the
-    options."""
+    """Position of a value on its knob's axis: the number, its logarithm for loguniform,
+    otherwise its index among the options."""
     if knob.options and not all(_is_number(option) for option in knob.options):
         return float(knob.options.index(value))
     if isinstance(value, str | tuple) or (knob.loguniform and value <= 0):

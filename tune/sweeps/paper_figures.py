@@ -96,8 +96,8 @@ def _over_grid(cells: Sequence[Cell], score: str, setting: str, words: str) -> C
 
 
 def _over_weight(trials: Sequence[Trial], scores: Mapping[int, Sequence[Cell]]) -> list[Block]:
-    """Deep clustering Fig. 3: test scores over the weight of the scatter loss, a curve for each of the other knobs'
-    values."""
+    """Deep clustering Fig. 3: test scores over the weight of the scatter loss,
+    a curve for each of the other knobs' values."""
     key = "method.scatter_weight"
     curves: dict[str, dict[str, list[tuple[float, float, float]]]] = {}
     for trial in trials:

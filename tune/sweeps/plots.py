@@ -86,8 +86,8 @@ def plot_reports(
     best: int | None,
     certainty: Certainty | None = None,
 ) -> bytes:
-    """The metric of every trial over epochs, a line a trial: the best, those within its standard error and the base
-    coloured."""
+    """The metric of every trial over epochs, a line a trial:
+    the best, those within its standard error and the base coloured."""
     from matplotlib import pyplot
     from matplotlib.ticker import MaxNLocator
 

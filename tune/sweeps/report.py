@@ -1,5 +1,5 @@
-"""A sweep's report: best trials compared with the base, the effect of each knob, the evaluation grid, the time
-spent."""
+"""A sweep's report: best trials compared with the base, the effect of each knob, the evaluation grid,
+the time spent."""
 
 import csv
 import io

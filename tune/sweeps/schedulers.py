@@ -20,8 +20,8 @@ class Asha:
 
     kind: Literal["asha"] = "asha"
     grace_epochs: Annotated[int, Field(ge=1)] = 1
-    """epochs of every trial before the first rung; decisions follow the validations, every `training.validate_every`
-    epochs"""
+    """epochs of every trial before the first rung; decisions follow the validations,
+    every `training.validate_every` epochs"""
     reduction: Annotated[float, Field(gt=1)] = 3.0
     """factor between two rungs; 1/reduction of the trials pass each"""
 
@@ -39,8 +39,8 @@ class MedianRule:
 
 @settings("scheduler")
 class HyperBand:
-    """Brackets of trials with different grace periods; in each, trials wait for one another and the better share
-    continues."""
+    """Brackets of trials with different grace periods;
+    in each, trials wait for one another and the better share continues."""
 
     kind: Literal["hyperband"] = "hyperband"
     reduction: Annotated[float, Field(gt=1)] = 3.0

@@ -42,8 +42,8 @@ def check_listed(points: Sequence[Mapping[str, Value]], space: Mapping[str, Knob
 def check_space(
     space: Mapping[str, Knob], search: object, points: Sequence[Mapping[str, Value]] = ()
 ) -> None:
-    """Raise ConfigError for an unknown key, for one that needs no training or is common to all trials, and for
-    invalid knobs."""
+    """Raise ConfigError for an unknown key, for one that needs no training or is common to all trials,
+    and for invalid knobs."""
     if points:
         raise ConfigError("points lists the points to try, which needs search=points")
     if not space:
@@ -74,8 +74,8 @@ def _check_key(place: str, key: str) -> None:
 
 
 def check_evaluation(grid: Mapping[str, tuple[Scalar, ...]]) -> None:
-    """Raise ConfigError for a name that is not a setting of an evaluation, and for values that are missing or
-    repeated."""
+    """Raise ConfigError for a name that is not a setting of an evaluation,
+    and for values that are missing or repeated."""
     names = {f.name for f in fields(EvaluationConfig)}
     known = known_keys(RunConfig)
     for name, values in grid.items():

@@ -73,8 +73,8 @@ def prepare_sweep(config: SweepConfig) -> SweepConfig:
 
 
 def num_cpus(config: SweepConfig) -> int:
-    """CPU cores that the sweep needs from a Ray started for it: those of one trial, or of its fixed number of
-    concurrent trials."""
+    """CPU cores that the sweep needs from a Ray started for it:
+    those of one trial, or of its fixed number of concurrent trials."""
     return config.trial_base().num_cpus * max(config.concurrency, 1)
 
 

@@ -101,8 +101,8 @@ class Sweep:
         self.summary: SweepSummary | None = None
         """how `sweep` ended; None where the sweep was only opened"""
         self.grid: ResultGrid | None = None
-        """Ray Tune's own result of the trials that `sweep` ran: `grid[i].metrics`, `.config`, `.error`; None
-        otherwise"""
+        """Ray Tune's own result of the trials that `sweep` ran:
+        `grid[i].metrics`, `.config`, `.error`; None otherwise"""
 
     @cached_property
     def best(self) -> Run:

@@ -58,8 +58,8 @@ def run_trial(
     is_left: Callable[[], bool] = lambda: False,
     stop: StopRequest | None = None,
 ) -> Result | None:
-    """Train a trial, from its last checkpoint if there is one, and score it; return its result, also for an error of
-    its own.
+    """Train a trial, from its last checkpoint if there is one, and score it;
+    return its result, also for an error of its own.
 
     A trial that the scheduler stopped is not scored.
 

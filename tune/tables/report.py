@@ -93,8 +93,8 @@ def commands_of(results: list[RowResult]) -> list[str]:
 
 
 def render_csv(table: Table, results: list[RowResult]) -> str:
-    """One line per score: row, column, metric, mean, std and count of the measurement (percent, or a number), and the
-    paper's figure."""
+    """One line per score: row, column, metric, mean, std and count of the measurement (percent, or a number),
+    and the paper's figure."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["row", "column", "metric", "mean", "std", "count", "paper"])

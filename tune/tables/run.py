@@ -1,5 +1,5 @@
-"""Run a paper's table: each of its runs is trained once, scored as its columns require, and shown with the paper's
-figures.
+"""Run a paper's table: each of its runs is trained once, scored as its columns require,
+and shown with the paper's figures.
 
 Every run has a separate process. OUT/FAMILY/RUN/seed-S is the run's folder, which also contains its scores. Both are
 reused, so an interrupted table resumes. The commands that a table lists do the same from a terminal.

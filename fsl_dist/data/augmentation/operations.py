@@ -23,7 +23,7 @@ def apply_operations(pixels: Tensor, which: NDArray[np.int64], amounts: NDArray[
     """Change each crop by one operation.
 
     Args:
-        pixels: uint8 [n, S, S, C], left as they are.
+        pixels: uint8 [n, S, S, C], not modified.
         which: int64 [n], numbers in `OPERATIONS`.
         amounts: float32 [n], in the operation's unit.
 
@@ -123,8 +123,8 @@ def _contrast(pixels: Tensor, amount: Tensor) -> Tensor:
 
 
 def _sharpness(pixels: Tensor, amount: Tensor) -> Tensor:
-    """Approximately PIL's smoothed image: weight 5 for the middle pixel, 1 for its eight neighbours; the border is
-    unchanged."""
+    """Approximately PIL's smoothed image: weight 5 for the middle pixel, 1 for its eight neighbours;
+    the border is unchanged."""
     if min(pixels.shape[1:3]) < 3:
         return pixels
     exact = pixels.float()

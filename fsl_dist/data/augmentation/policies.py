@@ -1,5 +1,5 @@
-"""RandAugment (Cubuk et al. 2020) and TrivialAugment (Müller & Hutter 2021): which operation an image gets, how
-strongly.
+"""RandAugment (Cubuk et al. 2020) and TrivialAugment (Müller & Hutter 2021):
+which operation an image gets, how strongly.
 
 `fsl_dist.data.augmentation.operations` applies them. Pure arithmetic on uniform draws.
 """

@@ -1,5 +1,5 @@
-"""PNG files by their chunks (W3C PNG, third edition): the header, the orientation, and the file without its
-metadata."""
+"""PNG files by their chunks (W3C PNG, third edition):
+the header, the orientation, and the file without its metadata."""
 
 import struct
 import zlib
@@ -50,8 +50,8 @@ class PngFile:
         return self.content if self.is_bare else self._join(b"")
 
     def as_bytes_of_samples(self) -> bytes | None:
-        """Grey with alpha of 16 bits as RGBA of 8: red and green are the upper and lower byte of grey. None: another
-        file.
+        """Grey with alpha of 16 bits as RGBA of 8: red and green are the upper and lower byte of grey.
+        None: another file.
 
         PIL decodes such files to their upper bytes only. Filters work on bytes, so the same pixels follow.
         """
@@ -128,8 +128,8 @@ def read_png(encoded: bytes | memoryview) -> PngFile | None:
 
 
 def _read_text(kind: bytes, body: bytes) -> tuple[bytes, bytes]:
-    """(keyword, text) of a text chunk that may contain orientation; the text of others, or of an unreadable one, is
-    empty."""
+    """(keyword, text) of a text chunk that may contain orientation;
+    the text of others, or of an unreadable one, is empty."""
     name, _, rest = body.partition(b"\0")
     if name not in (_RAW_EXIF, _XMP):
         return name, b""

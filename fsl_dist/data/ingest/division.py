@@ -38,8 +38,8 @@ class SplitOptions:
     num_base: int | None = None
     """base-novel: number of base classes, which are the largest ones"""
     fractions: tuple[float, ...] | None = None
-    """train, val, test, summing to 1; stratified: of images, default 0.7, 0.1, 0.2; classes: of classes, default 0.6,
-    0.2, 0.2"""
+    """train, val, test, summing to 1; stratified: of images, default 0.7, 0.1, 0.2; classes:
+    of classes, default 0.6, 0.2, 0.2"""
     seed: int = 0
     """splits, and for pack the order in the shards"""
 

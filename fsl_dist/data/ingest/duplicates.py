@@ -37,8 +37,8 @@ def drop_duplicates(
     old: Catalogue | None = None,
     progress: Progress | None = None,
 ) -> tuple[list[Candidate], list[CheckedImage], list[Duplicate]]:
-    """(samples to keep, their images, samples that are left out, by path). The order is kept; without `dedupe` all
-    are kept.
+    """(samples to keep, their images, samples that are left out, by path). The order is kept;
+    without `dedupe` all are kept.
 
     In the order of paths, an image is left out if it is a near-duplicate of a kept image, or of one in `old`, whose
     images are decoded for that (only those of the same name, with dedupe by name). The first such image is reported
@@ -196,8 +196,8 @@ class NearDuplicates:
 
 
 def find_near_duplicates(catalogue: Catalogue, progress: Progress | None = None) -> NearDuplicates:
-    """Find all pairs of near-duplicates of a data set; decodes each image once. DataError if a shard is missing or
-    truncated."""
+    """Find all pairs of near-duplicates of a data set; decodes each image once.
+    DataError if a shard is missing or truncated."""
     ids, encoded, contents = read_fingerprints(catalogue, np.arange(catalogue.num_samples), progress)
     splits, labels = catalogue.splits[ids], catalogue.labels[ids]
     counts = np.zeros(3, dtype=np.int64)

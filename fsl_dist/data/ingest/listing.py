@@ -246,8 +246,8 @@ def list_folder(source: Path, split_folders: bool | None = None) -> Listing:
 
 
 def _walk(source: Path, collected: _Collector) -> dict[str, list[tuple[list[str], str]]]:
-    """Folder in `source` ("" for `source` itself) → (folders from there to the image, path) of each image at or below
-    it."""
+    """Folder in `source` ("" for `source` itself) → (folders from there to the image,
+    path) of each image at or below it."""
     images: dict[str, list[tuple[list[str], str]]] = {"": []}
     for folder, folders, files in os.walk(source, onerror=collected.reject_folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))

@@ -55,8 +55,8 @@ class NearPairs:
 def find_near(
     prints: Fingerprints, bounds: Bounds, groups: Sequence[NDArray[np.int64]] | None = None
 ) -> Iterator[NearPairs]:
-    """Yield every pair within `bounds`, in blocks; with `groups` (int64, ascending rows each) only pairs inside a
-    group.
+    """Yield every pair within `bounds`, in blocks; with `groups` (int64,
+    ascending rows each) only pairs inside a group.
 
     Among images with identical files only the first is compared with others; each copy is paired with the first only.
     Plain-coloured images have no near-duplicates except copies. A group's blocks follow the order of `rows`; all

@@ -37,8 +37,8 @@ def hold_new(out: Path, *, has_shards: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def hold_dataset(dataset: Path) -> Iterator[Catalogue]:
-    """Yield the current catalogue of `dataset` and block other writers; raises RequestError if another process is
-    writing.
+    """Yield the current catalogue of `dataset` and block other writers;
+    raises RequestError if another process is writing.
 
     Remains of a killed writer are removed first, except for pieces that an append may resume with. A shard that is
     missing or has another size than in the catalogue is reported in a warning: it need not be accessible here.
@@ -66,8 +66,8 @@ def partial_of(out: Path, old: Catalogue | None = None) -> Path:
 
 
 def name_shards(out: Path, old: Catalogue | None, token: str = "") -> str:
-    """The folder in `out` for shards added to `old`; at an object store `token` separates the shards of two
-    machines."""
+    """The folder in `out` for shards added to `old`;
+    at an object store `token` separates the shards of two machines."""
     if old is None:
         return _SHARDS
     name = f"appended-{old.version + 1:06d}"

@@ -29,12 +29,12 @@ class PackOptions(SplitOptions):
     shard_size_mb: Annotated[int, Field(ge=1)] = 256
     """a shard is closed before it grows beyond this many 10⁶ bytes (one sample may be larger)"""
     resize_shorter: Annotated[int, Field(ge=1)] | None = None
-    """pixels of the shorter side at which larger images are stored; None: as they are"""
+    """pixels of the shorter side at which larger images are stored; None: unchanged"""
     resize: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
     """(height, width) in pixels at which larger images are stored, in place of `resize_shorter`"""
     pixel_range: tuple[float, float] | None = None
-    """(low, high): grey pixels of more than 8 bits are stored as PNG of 8, low as black and high as white; None: as
-    they are"""
+    """(low, high): grey pixels of more than 8 bits are stored as PNG of 8, low as black and high as white; None:
+    as they are"""
     dedupe: Dedupe | None = None
     """near-duplicates to leave out: `name`: those with one file name; `phash`: all; None: none"""
     num_classes: Annotated[int, Field(ge=1)] | None = None

@@ -94,8 +94,8 @@ def append(
 def _write(
     listing: Listing, out: Path, old: Catalogue | None, options: PackOptions, progress: Progress | None
 ) -> WriteReport:
-    """Pack `listing` as the next version of `out`, which contains the rows of `old`. The caller holds the lock of
-    `out`."""
+    """Pack `listing` as the next version of `out`, which contains the rows of `old`.
+    The caller holds the lock of `out`."""
     with PackFolder.open(partial_of(out, old), make_plan(listing, options, old)) as work:
         checked = check_images(work, listing, options, progress)
         samples, images, bad = sort_out(listing, checked.results)

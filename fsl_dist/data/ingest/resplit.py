@@ -168,8 +168,8 @@ def _match(
 
 
 def _key_of_path(path: str, id_of: dict[str, int], has_earlier_keys: bool) -> str:
-    """The key that `pack` made of a path, or that adopted shards have for it; for an unknown path, the key it would
-    get now.
+    """The key that `pack` made of a path, or that adopted shards have for it;
+    for an unknown path, the key it would get now.
 
     Empty if the path names no file: an empty cell, the source itself.
     """

@@ -91,8 +91,8 @@ def find_split_folders(
 def describe_folders(
     source: Path, folders: Mapping[str, Mapping[str, int]], split_of: Mapping[str, str]
 ) -> list[str]:
-    """Sentences on how `source` was read; none for ordinary class folders. Arguments: those and the result of
-    `find_split_folders`."""
+    """Sentences on how `source` was read; none for ordinary class folders. Arguments:
+    those and the result of `find_split_folders`."""
     if not split_of:
         named = [name for name in folders if name.casefold() in _SPLIT_OF]
         longer, hint = [name for name in _read_names(folders) if name not in named], ""
@@ -141,8 +141,8 @@ def holds_splits(folders: Iterable[str]) -> bool:
 
 
 def _read_names(folders: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Folder → (split, the rest of its name) for the folders whose names have one word that is a split's, such as
-    `trainset`."""
+    """Folder → (split, the rest of its name) for the folders whose names have one word that is a split's,
+    such as `trainset`."""
     found = {}
     for name in folders:
         words = [
@@ -172,7 +172,7 @@ def _are_splits(folders: Mapping[str, Mapping[str, int]], named: Mapping[str, tu
 
 
 def _names_splits(folders: Mapping[str, Mapping[str, int]], named: Iterable[str]) -> bool:
-    """Whether `named` are so many splits of `folders` that reading them as classes needs a word."""
+    """Whether `named` are enough splits of `folders` to warn about reading them as classes."""
     named = set(named)
     is_all = all(name in named for name, images in folders.items() if images)
     splits = {split for split, _ in _read_names(named).values()}
@@ -180,8 +180,8 @@ def _names_splits(folders: Mapping[str, Mapping[str, int]], named: Iterable[str]
 
 
 def _find_link(source: Path, folder: str) -> str:
-    """`folder` of `source` if it is a link to a folder, otherwise a folder in it that is one; empty if there is
-    none."""
+    """`folder` of `source` if it is a link to a folder, otherwise a folder in it that is one;
+    empty if there is none."""
     place = source / folder
     for path in (place, *sorted(place.iterdir() if place.is_dir() else ())):
         if path.is_symlink() and path.is_dir():

@@ -21,8 +21,8 @@ _METADATA = re.compile("__[^/]*__/")
 
 
 def make_key(path: str, *, with_hash: bool = False) -> str:
-    """Return the key of the image at `path`. It depends only on the path; only paths that differ in the extension
-    share it.
+    """Return the key of the image at `path`. It depends only on the path;
+    only paths that differ in the extension share it.
 
     Letters, digits and marks of every script, "_", "-" and "/" are kept; everything else becomes "_", including dots,
     because WebDataset cuts a name at its first dot. If the key changes by this, by Unicode's form NFC, by the length

@@ -1,5 +1,5 @@
-"""Names of classes, groups, units and splits: folder names, table cells, `.json` and `.cls` are read by the same
-rules."""
+"""Names of classes, groups, units and splits: folder names, table cells,
+`.json` and `.cls` are read by the same rules."""
 
 import re
 import unicodedata
@@ -103,8 +103,8 @@ def _read_number(value: float | np.floating | Decimal) -> str:
 
 
 def read_known(name: str) -> str:
-    """The form in which existing and folder names are compared: `read_value`, or the name itself if that raises an
-    error."""
+    """The form in which existing and folder names are compared:
+    `read_value`, or the name itself if that raises an error."""
     try:
         return read_value(name)
     except ValueError:

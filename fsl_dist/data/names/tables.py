@@ -33,8 +33,8 @@ _DELIMITERS = {";": "';'", "\t": "a tab", "|": "'|'"}
 
 
 def read_columns(path: Path, columns: Sequence[str]) -> dict[str, list[Any]]:
-    """Read the selected columns, one value per row: text for CSV and TSV, typed values for other formats, None if
-    missing.
+    """Read the selected columns, one value per row: text for CSV and TSV, typed values for other formats,
+    None if missing.
 
     Text is UTF-8, or the encoding of a byte order mark. Blank lines are skipped, also before the header, and a first
     line `sep=;` sets the delimiter of CSV and TSV. Only the selected columns must be valid.
@@ -99,8 +99,8 @@ def _as_text(value: object) -> str:
 
 
 def _places(path: Path, columns: Sequence[str], found: Sequence[str]) -> dict[str, int]:
-    """Column → its position among those `found`; names are compared exactly first, then without invisible
-    characters."""
+    """Column → its position among those `found`; names are compared exactly first,
+    then without invisible characters."""
     shown = printable(", ".join(found)) or "none"
     if any("\0" in name for name in found):
         raise RequestError(

@@ -63,8 +63,8 @@ class LogSums:
 def check_memory(
     num_images: int, dim: int, num_workers: int, *, index: IndexConfig, most_bytes: float
 ) -> None:
-    """Raise RequestError where the rows of a worker do not fit into `most_bytes`, or `index.kind` cannot overwrite
-    rows."""
+    """Raise RequestError where the rows of a worker do not fit into `most_bytes`,
+    or `index.kind` cannot overwrite rows."""
     if index.kind not in ("flat", "ivf_flat"):
         raise RequestError(
             f"mining.neighbours=memory overwrites rows, which index.kind={index.kind} cannot (index.kind=flat or "
@@ -119,8 +119,7 @@ class EmbeddingMemory:
         self.lists = MemoryLists(index, group, len(selection)) if index.kind == "ivf_flat" else None
 
     def fill(self, vectors: Tensor, step: int) -> None:
-        """Write this worker's rows (float32 [n, D]) of a pass at `step`; rows that a later step has written are
-        kept."""
+        """Write this worker's rows (float32 [n, D]) of a pass at `step`; rows of a later step are kept."""
         is_older = self.written < step
         self.vectors[is_older] = vectors.to(self.device)[is_older.to(vectors.device)]
         self.written[is_older] = step
@@ -133,8 +132,8 @@ class EmbeddingMemory:
             self.lists.build(self.vectors.cpu().numpy(), self.start, seed)
 
     def write(self, rows: Tensor, embeddings: Tensor, step: int) -> None:
-        """Overwrite rows (int64 [B]) with embeddings (float32 [B, D]) made at `step`; of a row named twice the first
-        counts."""
+        """Overwrite rows (int64 [B]) with embeddings (float32 [B, D]) made at `step`;
+        of a row named twice the first counts."""
         counts = is_first(rows) & (rows >= self.start) & (rows < self.stop)
         own, latest = rows[counts] - self.start, embeddings[counts].to(self.vectors.dtype)
         self.vectors[own] = latest
@@ -221,8 +220,7 @@ class EmbeddingMemory:
         return rows, distances.clamp_min(0.0).masked_fill(rows < 0, 0.0)
 
     def _nearest_of_class(self, anchors: Anchors, num: int) -> tuple[Tensor, Tensor]:
-        """This worker's nearest rows of each anchor's class: (distances², rows), [B, num], infinite and −1 if there
-        are fewer."""
+        """This worker's nearest rows of each anchor's class: (distances² or inf, rows or −1), [B, num]."""
         best, rows = self._nothing(anchors, num)
         large: list[Tensor] = []
         for positions, low, high in anchors.classes():
@@ -268,8 +266,7 @@ class EmbeddingMemory:
         return best, torch.full(best.shape, -1, dtype=torch.int64, device=self.device)
 
     def _blocks(self, num_anchors: int, low: int = 0, high: int | None = None) -> list[tuple[int, int]]:
-        """This worker's rows from `low` to before `high`, in blocks for which the anchors' scores fit in memory:
-        (first, last)."""
+        """This worker's rows from `low` to before `high`, in blocks that fit in memory: (first, last)."""
         low, high = max(low, self.start), min(self.stop if high is None else high, self.stop)
         width = max(1, _SCORES_AT_A_TIME // max(num_anchors, 1))
         return [(first, min(first + width, high)) for first in range(low, high, width)]
@@ -367,8 +364,8 @@ class _Running:
         self.weighted = torch.zeros_like(embeddings)
 
     def add(self, scores: Tensor, vectors: Tensor, positions: Tensor | None = None) -> None:
-        """Add rows `vectors` [n, D] with `scores` [b, n], which it spoils, to the anchors at `positions` (None:
-        all)."""
+        """Add rows `vectors` [n, D] with `scores` [b, n], which it spoils,
+        to the anchors at `positions` (None: all)."""
         here = slice(None) if positions is None else positions
         before = self.top[here]
         top = torch.maximum(before, scores.amax(1))

@@ -1,5 +1,5 @@
-"""Deep kNN against the embeddings of all training images: every image of a step is an anchor, and no neighbour is
-decoded."""
+"""Deep kNN against the embeddings of all training images:
+every image of a step is an anchor, and no neighbour is decoded."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ class MemoryMining(BatchMining):
         )
 
     def prepares_at(self, epoch: int, step: int) -> bool:
-        """Where a pass starts or takes effect; and with an ivf_flat index, at the start of an epoch, where it is
-        reclustered."""
+        """Where a pass starts or takes effect; and with an ivf_flat index, at the start of an epoch,
+        where it is reclustered."""
         return (
             self.passes.is_due(epoch * self.num_steps() + step)
             or self.memory is None
@@ -169,8 +169,8 @@ class MemoryMining(BatchMining):
         *,
         same: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """An anchor's `num` nearest in memory and step: [B, num] squared distances with gradient, which exist, and
-        their rows."""
+        """An anchor's `num` nearest in memory and step: [B, num] squared distances with gradient, which exist,
+        and their rows."""
         assert self.memory is not None
         rows, squared = self.memory.nearest(anchors, num, same=same)
         if num <= _FEW:  # direct differences keep the precision of small distances
@@ -232,8 +232,8 @@ class _Squared(torch.autograd.Function):
     def forward(
         ctx: Any, embeddings: Tensor, memory: EmbeddingMemory, rows: Tensor, squared: Tensor
     ) -> Tensor:
-        """embeddings: float32 [B, D]; rows: int64 [B, num], −1 = none; squared: their distances, [B, num], which it
-        returns."""
+        """embeddings: float32 [B, D]; rows: int64 [B, num], −1 = none; squared:
+        their distances, [B, num], which it returns."""
         ctx.save_for_backward(embeddings, rows)
         ctx.memory = memory
         return squared.view_as(squared)

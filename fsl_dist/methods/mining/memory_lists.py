@@ -50,8 +50,8 @@ class MemoryLists:
         self._is_in_step = np.zeros(0, dtype=np.bool_)  # of this worker's rows, during the search of a step
 
     def build(self, vectors: NDArray[np.float32], start: int, seed: int) -> None:
-        """Cluster a sample of all workers' rows, and sort this worker's (float32 [n, D], from row `start` on) into
-        it. Collective."""
+        """Cluster a sample of all workers' rows, and sort this worker's (float32 [n, D],
+        from row `start` on) into it. Collective."""
         self.start = start
         self._is_in_step = np.zeros(len(vectors) + 1, dtype=np.bool_)  # a worker may have no row
         size = kinds.sample_size(self.config, vectors.shape[1], self.num_rows)

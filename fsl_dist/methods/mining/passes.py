@@ -71,8 +71,8 @@ class Passes:
         self._is_restored = False
 
     def is_due(self, global_step: int) -> bool:
-        """Whether a pass starts or takes effect before this step; true at once if a checkpoint contains a running
-        one."""
+        """Whether a pass starts or takes effect before this step;
+        true at once if a checkpoint contains a running one."""
         takes_effect = self.pending is not None and global_step >= self.pending.step + self.lag
         return (
             self._starts_at(global_step)

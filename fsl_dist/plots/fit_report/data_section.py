@@ -13,7 +13,7 @@ from fsl_dist.plots.fit_report.pictures import Thumbnails
 
 # More classes than this are drawn as a curve instead of named bars.
 _NAMED_BARS = 60
-# And from so many on the bars are in two columns.
+# From this many on, the bars are in two columns.
 _ONE_COLUMN = 16
 _SHOWN_PAIRS = 12
 _KINDS = ("one", "two", "three", "four")

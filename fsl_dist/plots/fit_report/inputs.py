@@ -1,5 +1,5 @@
-"""The contents of the report on a fit, as plain values: the caller fills `Overview`, `measure_fit` computes the
-rest."""
+"""The contents of the report on a fit, as plain values:
+the caller fills `Overview`, `measure_fit` computes the rest."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -216,8 +216,8 @@ class LabelFacts:
     method: str
     """where the probabilities come from, in words"""
     own: NDArray[np.float64]
-    """float64 [samples]: out-of-sample probability of each sample's label, row = sample id; NaN if it was not
-    checked"""
+    """float64 [samples]: out-of-sample probability of each sample's label, row = sample id;
+    NaN if it was not checked"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

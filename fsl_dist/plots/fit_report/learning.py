@@ -1,5 +1,5 @@
-"""The expected gain from more images: the head is refitted on parts of the training images, and a power law to its
-errors."""
+"""The expected gain from more images: the head is refitted on parts of the training images,
+and a power law to its errors."""
 
 import dataclasses
 import time
@@ -54,8 +54,8 @@ def measure_learning(
     seconds: float = float("inf"),
     seed: int = 0,
 ) -> NextFacts | None:
-    """Fit the head on quarters and halves of the training images of all classes, and of one third of the classes at a
-    time.
+    """Fit the head on quarters and halves of the training images of all classes,
+    and of one third of the classes at a time.
 
     Args:
         config: the head; see `refitted` for the head that is fitted.

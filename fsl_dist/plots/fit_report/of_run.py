@@ -81,8 +81,8 @@ _START = "the network it started from"
 
 
 def _embed(trained: TrainedRun, name: str, selection: Selection) -> Embedded:
-    """The embeddings of a selection, cached under the run like those of `evaluate`; with logits if there is a
-    classifier."""
+    """The embeddings of a selection, cached under the run like those of `evaluate`;
+    with logits if there is a classifier."""
     index = open_selection(trained, trained.config, name, selection)
     ids, labels, vectors = index.ids, index.labels, index.vectors(0, index.num_vectors)
     logits = None

@@ -37,7 +37,7 @@ class Thumbnails:
         return f'<img{kind} alt="{escape(words)}" src="{source}">'
 
     def close(self) -> None:
-        """Let go of the shards."""
+        """Release the shards."""
         self._store.close()
 
     def _make(self, sample: int) -> str:

@@ -99,8 +99,8 @@ def _ending_as_elsewhere() -> Iterator[None]:
 
 @contextmanager
 def spread_over(workers: int, *, embeds: bool) -> Iterator[Spread]:
-    """How to run the pieces of an index build: in this process, or by Ray actors, which share the GPUs if they
-    embed."""
+    """How to run the pieces of an index build: in this process, or by Ray actors,
+    which share the GPUs if they embed."""
     if workers == 1:
         yield do_here
         return

@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 def train_on_ray(
     config: RunConfig, owner: Owner, watch: "Watch | None" = None, stop: StopRequest | None = None
 ) -> bool:
-    """Train `config` with Ray Train on the Ray cluster to which this process is connected; return whether `stop`
-    ended it.
+    """Train `config` with Ray Train on the Ray cluster to which this process is connected;
+    return whether `stop` ended it.
 
     If a worker dies, all workers restart from the last checkpoint, up to `workers.max_failures` times. Each restart
     makes a new claim, so that a worker that only seemed dead can no longer write. watch: may end the run after a

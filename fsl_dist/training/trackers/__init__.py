@@ -1,2 +1,2 @@
-"""MLflow and Weights & Biases: separate threads send a run's metrics file, so that a tracker never delays or ends a
-run."""
+"""MLflow and Weights & Biases: separate threads send a run's metrics file,
+so that a tracker never delays or ends a run."""

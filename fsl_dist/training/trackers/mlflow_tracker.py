@@ -1,5 +1,5 @@
-"""A run in MLflow, sent by its client, which reads MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME and MLflow's other
-variables."""
+"""A run in MLflow, sent by its client, which reads MLFLOW_TRACKING_URI,
+MLFLOW_EXPERIMENT_NAME and MLflow's other variables."""
 
 import contextlib
 import logging
@@ -112,8 +112,8 @@ def _metrics(values: Mapping[str, float], step: int) -> "list[Metric]":
 
 
 def _find_experiment(client: "MlflowClient") -> str:
-    """Identifier of the experiment that the environment selects, otherwise of `PROJECT`; created if it does not
-    exist."""
+    """Identifier of the experiment that the environment selects, otherwise of `PROJECT`;
+    created if it does not exist."""
     from mlflow.exceptions import MlflowException
 
     if named := os.environ.get("MLFLOW_EXPERIMENT_ID"):

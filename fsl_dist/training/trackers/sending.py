@@ -81,8 +81,8 @@ def _check_mlflow(tracked: TrackedRun) -> None:
 
 @contextmanager
 def tracking(config: RunConfig, sweep: Path | None = None) -> Iterator[dict[str, Fact]]:
-    """Send a run's metrics to its trackers during the block, and at its end the facts that the block added to the
-    yielded mapping.
+    """Send a run's metrics to its trackers during the block,
+    and at its end the facts that the block added to the yielded mapping.
 
     sweep: folder of the sweep that the run is a trial of.
     """

@@ -38,8 +38,8 @@ class TrackedRun:
 
 
 class Tracker(Protocol):
-    """One run at a tracker, open for writing. Every method may raise anything; the caller turns that into one
-    warning."""
+    """One run at a tracker, open for writing. Every method may raise anything;
+    the caller turns that into one warning."""
 
     id: str
     """the tracker's own identifier of the run"""

@@ -20,8 +20,8 @@ def prepare_wandb() -> None:
 
 
 def find_obstacle() -> str:
-    """Why W&B cannot store the run, with a remedy; empty if it can, or if nothing is sent (WANDB_MODE=offline,
-    disabled).
+    """Why W&B cannot store the run, with a remedy; empty if it can,
+    or if nothing is sent (WANDB_MODE=offline, disabled).
 
     Checks the sources that W&B uses: its variables, netrc, its settings. Contacts no server and prompts nobody.
     """
@@ -60,8 +60,8 @@ def project_place() -> str:
 
 
 class WandbTracker:
-    """A W&B run: created, or continued by its identifier. Offline, a continuation is a separate folder with that
-    identifier."""
+    """A W&B run: created, or continued by its identifier.
+    Offline, a continuation is a separate folder with that identifier."""
 
     def __init__(self, tracked: TrackedRun, known: str) -> None:
         """known: identifier of the run to continue, if any."""

@@ -77,8 +77,8 @@ class RoundPlan:
 
 
 def choose_size(final: float, measured_px: int, final_s: float, num_images: int, own_px: int) -> int:
-    """The largest image size at which the final run sees each image about `FINAL_EPOCHS` times; the smallest where
-    none does.
+    """The largest image size at which the final run sees each image about `FINAL_EPOCHS` times;
+    the smallest where none does.
 
     Args:
         final: images per second of the final run at `measured_px`.
@@ -145,8 +145,8 @@ def plan_rounds(
 
 
 def _finals(half_s: float, slots: int, overhead_s: float, first_s: float, *, can_repeat: bool) -> RoundPlan:
-    """Train the best two once more: on as many parts as there are slots, or on two parts in sequence if that is long
-    enough."""
+    """Train the best two once more: on as many parts as there are slots,
+    or on two parts in sequence if that is long enough."""
     waves_of_two = math.ceil(2 / slots)
     twice_s = half_s / (2 * waves_of_two) - overhead_s
     if can_repeat and slots < 4 and twice_s >= LONGER * first_s:

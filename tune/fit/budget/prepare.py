@@ -41,8 +41,8 @@ log = logging.getLogger(__name__)
 LAST_BLOCKS = 0.25
 """share of a network's layers that is trained if the whole network is too slow: its last four or five layers"""
 MOST_EMBEDDING = 0.2
-"""share of the budget for embedding all images with a pretrained network, where small networks from scratch are tried
-too"""
+"""share of the budget for embedding all images with a pretrained network,
+where small networks from scratch are tried too"""
 LEAST_EMBEDDING_S = 5.0
 """seconds for embedding that are used even after the end of the budget: a shorter delay is no reason to give up"""
 MEASURED_PX = 96
@@ -229,8 +229,8 @@ def is_final_wanted(config: FitConfig) -> bool:
 
 
 def embeddings_s(plan: FitPlan, rates: Rates) -> float:
-    """Seconds for embedding at the end: all images by the final run, and test images by the other runs of the last
-    round."""
+    """Seconds for embedding at the end: all images by the final run,
+    and test images by the other runs of the last round."""
     splits = plan.profile.splits
     images = plan.profile.num_images + 2 * splits.get("test", splits.get("val", 0))
     return images / rates.embed
@@ -257,8 +257,8 @@ def _scratch_size(profile: ProfileRecord) -> int:
 def plan_final(
     plan: FitPlan, config: FitConfig, recipe: Recipe, parts: Parts, seconds: float, num_train: int
 ) -> FitPlan:
-    """Return the plan with newly measured threads and image size for the final run: the machine may be faster or
-    slower now.
+    """Return the plan with newly measured threads and image size for the final run:
+    the machine may be faster or slower now.
 
     The size grows if there is time for it. It does not shrink, because candidates were compared at that size.
     """

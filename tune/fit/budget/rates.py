@@ -1,5 +1,5 @@
-"""What this machine does: images per second of training and of embedding, measured with the fit's own network and
-images."""
+"""What this machine does: images per second of training and of embedding,
+measured with the fit's own network and images."""
 
 import logging
 import os

@@ -1,2 +1,2 @@
-"""A sweep's trials under `ray.tune.Tuner`: what runs them, proposes them, schedules them and writes down how they
-end."""
+"""A sweep's trials under `ray.tune.Tuner`: what runs them, proposes them,
+schedules them and writes down how they end."""

@@ -239,8 +239,8 @@ class Driver:
         self._ask_autoscaler(is_over=True)
 
     def close(self) -> None:
-        """Record as stopped the trials that were running when the minutes were used up, and forget those that never
-        started."""
+        """Record as stopped the trials that were running when the minutes were used up,
+        and forget those that never started."""
         self.owner.check()
         for number, one in sorted(self.under_way.items(), reverse=True):
             result = one.ends or progress_of(one.trial, "stopped")

@@ -1,5 +1,5 @@
-"""The perturbation of a point in population based training: a function of (seed, trial, number of changes), without
-hidden state."""
+"""The perturbation of a point in population based training:
+a function of (seed, trial, number of changes), without hidden state."""
 
 from collections.abc import Mapping
 

@@ -68,8 +68,8 @@ class BudgetStopper(Stopper):
 
 
 def number_of(trial: TuneTrial) -> int:
-    """The number of the sweep's trial that Tune runs as `trial`. A configuration may be another trial's, its id is
-    not."""
+    """The number of the sweep's trial that Tune runs as `trial`.
+    A configuration may be another trial's, its id is not."""
     return int(trial.trial_id.partition("-")[0])
 
 

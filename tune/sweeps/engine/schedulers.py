@@ -1,5 +1,5 @@
-"""The schedulers in the form that Tune calls. Each records every validation before it decides, and lets a run end by
-itself.
+"""The schedulers in the form that Tune calls. Each records every validation before it decides,
+and lets a run end by itself.
 
 A run that should stop gets a stop message and reports its end itself, after its checkpoint: a STOP of Tune would
 leave it waiting in an actor that the next trial needs.

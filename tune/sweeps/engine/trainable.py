@@ -36,8 +36,8 @@ class TrialFailed(Exception):
 
 
 class RunTrial(Trainable):
-    """Trains and scores trials of one sweep; `train` returns at each validation, and at a trial's end with its
-    result."""
+    """Trains and scores trials of one sweep; `train` returns at each validation,
+    and at a trial's end with its result."""
 
     _thread: threading.Thread | None
     """trains; None before a trial's first step, and where its run was left"""

@@ -62,8 +62,8 @@ class _DamageError(Exception):
 
 
 def list_members(descriptor: int, shard: str) -> Iterator[Member | NextArchive | BadSample]:
-    """Yield the regular members of the open tar file `shard` (its name in reports), in order; refused ones as
-    BadSample.
+    """Yield the regular members of the open tar file `shard` (its name in reports), in order;
+    refused ones as BadSample.
 
     Reads USTAR, GNU and pax archives, also several in one file. Absolute paths, `..`, links, devices, sparse and
     unknown kinds are refused. A file that is damaged, truncated, empty or not a tar file gives one BadSample that
@@ -164,8 +164,8 @@ def _read_header(
 
 
 def _find_next_archive(descriptor: int, position: int, end: int) -> int | None:
-    """Where the blocks of zeros that begin at `position` end and another archive begins; None at the end of the
-    file."""
+    """Where the blocks of zeros that begin at `position` end and another archive begins;
+    None at the end of the file."""
     following = position
     while chunk := os.pread(descriptor, _MAX_PADDING_BYTES, following):
         if rest := chunk.lstrip(b"\0"):

@@ -197,8 +197,8 @@ def _read_sample(
     keys: SampleKeys,
     prefix: str,
 ) -> tuple[Candidate, Place] | BadSample:
-    """The sample in a run of members. name: the shard's in reports; shard: its number; prefix: of the key in the
-    catalogue."""
+    """The sample in a run of members. name: the shard's in reports; shard: its number; prefix:
+    of the key in the catalogue."""
     where = f"{name}:{key}"
     mask = members.pop(keys.mask, None) if keys.mask else None
     image = _choose_image(members, keys.image_extensions)
