@@ -91,7 +91,10 @@ def read_command(root: click.Group, arguments: Sequence[str]) -> Command:
     )
     named = [given.get(p.name) for p in command.params if isinstance(p, click.Argument) and p.name]
     positional = [
-        word for one in named for word in (one if isinstance(one, (list, tuple)) else [one]) if word
+        word
+        for one in named
+        for word in (one if isinstance(one, (list, tuple)) else [one])
+        if isinstance(word, str)
     ]
     return Command(
         words=tuple(words),
