@@ -179,7 +179,7 @@ def commands_of(group: click.Group, words: tuple[str, ...] = ()) -> Iterator[tup
 def test_every_command_makes_a_valid_name_with_all_random_bits() -> None:
     for words in (*commands_of(fsl_dist), ("a-command-with-a-long-name", "and-another")):
         name = name_job(Command(words=words, rest=(), config=None, options=frozenset()))
-        assert re.fullmatch(r"[a-z-]+[a-z]-\d{8}-\d{6}-[0-9a-f]{12}", name), name
+        assert re.fullmatch(r"[a-z0-9-]+[a-z]-\d{8}-\d{6}-[0-9a-f]{12}", name), name
         assert Job(name=name, arguments=words).name == name
 
 

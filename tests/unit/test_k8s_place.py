@@ -80,7 +80,7 @@ def test_a_job_s_states_and_result(server: KubeServer) -> None:
     set_status(server, jobDeploymentStatus="Retrying", jobStatus="FAILED")
     assert (here.status("first").state, here.status("first").message) == (
         "pending",
-        "starts again on a new cluster",
+        f"starts again on a new cluster: pod first-head: Unschedulable: {said}",
     )
     set_status(
         server,
