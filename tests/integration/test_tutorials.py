@@ -11,7 +11,7 @@ from k8s_security import broken_rules
 from page_scripts import ROOT, commands_of, fenced, run_page, write_digits
 
 import fsl_dist
-from cluster.jobs.kustomize import read_objects
+from cluster.jobs.kuberay.kustomize import read_objects
 
 pytestmark = pytest.mark.integration
 
