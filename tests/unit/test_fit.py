@@ -12,6 +12,7 @@ from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.heads import Embedded
 from fsl_dist.training.splits import split_run
 from index.base.errors import ConfigError, RequestError
+from tune.fit import networks
 from tune.fit.budget.clock import Clock
 from tune.fit.budget.plan import FitPlan
 from tune.fit.budget.planning import Rates
@@ -23,7 +24,7 @@ from tune.fit.finish import SHOWN_HEADS, shown_heads
 from tune.fit.packing import describe_nesting, describe_table, open_or_pack, pack_options
 from tune.fit.records import CandidateRecord, FitRecord, ScoreRecord
 from tune.fit.runs import build_config
-from tune.fit.scoring import choose, difference, score_networks, top_heads
+from tune.fit.scoring import SIMPLE_HEAD, choose, difference, plain, score_networks, top_heads
 
 
 def request(folder: Path, *settings: str, minutes: float = 1.0, **more: object):
@@ -274,6 +275,39 @@ def test_scores_of_several_parts_count_together() -> None:
         right = sum(part.is_right.sum() for part in one.of_parts)
         assert one.score.acc == pytest.approx(right / 180)
     assert {one.head.kind for one in joined} == {"prototypes", "knn", "logistic"}
+
+
+def test_few_validation_images_do_not_choose_the_frozen_network_s_head(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Vectors without any information about the classes: the best of all heads on 20 validation images looks good."""
+    rng = np.random.default_rng(3)
+    write_images(tmp_path / "images", [f"{label}/{n}.png" for label in range(4) for n in range(30)])
+    fsl_dist.pack(tmp_path / "images", tmp_path / "packed", fractions=(0.5, 0.17, 0.33), progress=False)
+    parts = open_parts(Catalogue.open(tmp_path / "packed"), request(tmp_path / "packed"))
+    assert not parts.are_cut
+    assert len(parts.part(0).held) == 20
+    noise = Embedded(
+        ids=np.arange(120),
+        vectors=rng.standard_normal((120, 16)).astype(np.float32),
+        labels=parts.catalogue.labels,
+        groups=None,
+        logits=None,
+    )
+    monkeypatch.setattr(networks, "embed_run", lambda *_: noise)
+    every = networks.score_frozen("frozen", tmp_path, parts, [0], tmp_path)
+    heads = networks.preselect_heads(tmp_path, parts, tmp_path, "balanced")
+    kept = networks.score_frozen("frozen", tmp_path, parts, [0], tmp_path, heads)
+    assert len(every) > 10
+    assert {plain(one.head) for one in kept} == set(heads)
+    assert 1 <= len(heads) <= 2
+    assert SIMPLE_HEAD in heads
+    luckiest = max(one.value("balanced") for one in every)
+    assert luckiest > 0.33  # chance is 0.25
+    assert max(one.value("balanced") for one in kept) < luckiest
+    # With more validation images all heads are compared on them.
+    monkeypatch.setattr(networks, "FEW_VALIDATION", 20)
+    assert networks.preselect_heads(tmp_path, parts, tmp_path, "balanced") == []
 
 
 def test_batches_are_halved_until_they_fit() -> None:

@@ -23,9 +23,11 @@ from tune.fit.finish import finish
 from tune.fit.networks import (
     RoundResult,
     collect_round,
+    embed_frozen,
     frozen_name,
     is_memory_the_reason,
     make_frozen,
+    preselect_heads,
     round_folder,
     run_round,
     score_frozen,
@@ -57,8 +59,10 @@ def run_flow(
         with clock.phase("frozen"):
             started = time.monotonic()
             run = make_frozen(plan, config, parts, out)
-            frozen = score_frozen(name, run, parts, [0], out)
+            embed_frozen(run, parts, out)
             session.embedding_s = time.monotonic() - started
+            heads = preselect_heads(run, parts, out, config.metric)
+            frozen = score_frozen(name, run, parts, [0], out, heads)
             say(_describe(top_heads(frozen, config.metric, 1)[0], "frozen"))
         if not plan.trains and not (out / FINAL / CONFIG_FILE).is_file():
             _reconsider(session)
@@ -68,13 +72,13 @@ def run_flow(
     numbers = sorted({one.part for one in last.trained}) if last else [0]
     if numbers != [0]:
         with clock.phase("frozen"):
-            frozen = score_frozen(name, run, parts, numbers, out)
+            frozen = score_frozen(name, run, parts, numbers, out, heads)
     choice = choose([*frozen, *(last.scored if last else ())], config.metric)
     with clock.phase("final"):
         final = train_final(session, recipes, last, choice)
         # The final run is validated on the first part.
         if final is not None and final.own is not None and numbers != [0]:
-            frozen = score_frozen(name, run, parts, [0], out)
+            frozen = score_frozen(name, run, parts, [0], out, heads)
     with clock.phase("test"):
         owner.check()
         return finish(session, frozen, rounds, choice, final)
