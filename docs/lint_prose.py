@@ -11,6 +11,7 @@ import argparse
 import ast
 import functools
 import io
+import itertools
 import re
 import sys
 import tokenize
@@ -142,7 +143,8 @@ def check_python(source: str) -> list[Problem]:
                 problems += _check_length(number, lines[number - 1])
         elif _is_message(text):
             span = range(node.lineno, (node.end_lineno or node.lineno) + 1)
-            for problem in _check_paragraph(Paragraph([(node.lineno, text)])):
+            paragraphs = [Paragraph([(node.lineno, part)]) for part in re.split(r"\n\s*\n", text)]
+            for problem in itertools.chain.from_iterable(map(_check_paragraph, paragraphs)):
                 word = problem.text.split("'")[1] if problem.text.startswith("'") else None
                 line = next((n for n in span if word and word in lines[n - 1]), node.lineno)
                 problems.append(Problem(line, problem.text))

@@ -71,6 +71,12 @@ def test_a_row_of_a_layout_is_its_own_sentence() -> None:
     assert [found.line for found in lint_prose.check_python('"""Text.\n\nfile   is told.\n"""\n')] == [3]
 
 
+def test_a_blank_line_ends_a_sentence_of_a_message() -> None:
+    half = "words and more words of it " * 4
+    assert lint_prose.check_python(f'PAGE = """{half}\n\n{half}"""\n') == []
+    assert "48 words" in lint_prose.check_python(f'PAGE = """{half}\n{half}"""\n')[0].text
+
+
 def test_a_list_of_names_is_no_sentence_and_a_value_is_no_word() -> None:
     names = ", ".join(["torch"] * 50)
     assert lint_prose.check_markdown(f"| MIT | {names} |") == []
