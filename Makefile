@@ -73,7 +73,8 @@ docs-pages: setup
 	for name in configuration folders commands errors; do $(BIN)/python docs/make_$$name.py || exit 1; done
 	$(BIN)/python -m benchmarks.page
 
-# The pictures of the documentation, from a run on digits; needs Chromium. RUNS: results of `reproduce` and `sweep`, for docs/benchmarks.
+# The pictures of the documentation, from a run on digits; needs Chromium.
+# RUNS: results of `reproduce` and `sweep`, for docs/benchmarks.
 docs-assets: setup
 	$(BIN)/python docs/make_assets.py $(RUNS)
 

@@ -11,6 +11,7 @@ import argparse
 import ast
 import functools
 import io
+import itertools
 import re
 import sys
 import tokenize
@@ -36,6 +37,10 @@ _TAG = re.compile(r"</?[a-zA-Z][^>]*>")
 _SENTENCE_END = re.compile(r"""(?<=[.!?])["')\]*_]*\s+(?=["'(\[*_]*[A-Z0-9])""")
 _WORD = re.compile(r"[^\W_][\w'.,/%=-]*")
 _ARGUMENT = re.compile(r"\s*\*{0,2}\w[\w.*, ]{0,40}(\([^)]*\))?: ")
+# A row of a layout in a docstring: columns two or more spaces apart. Two spaces behind a full stop are not a column.
+_ROW = re.compile(r"\s*\S.*?[^\s.!?:] {2,}\S")
+_NAMES = re.compile(r"[\w.`-]+(, [\w.`-]+)+\.?")  # a list of names alone, which is no sentence
+_VALUE = re.compile(r"(?<=\w=)[a-z]\w*")  # the value in `mining.run=beside`
 _CODE = re.compile(r"\s*(>>>|\.\.\.|\$ |fsl-dist |python |\.venv/)")
 _HASH = re.compile(r"(?:^|\s)#+ (.*)")
 _COMMAND = re.compile(
@@ -138,7 +143,8 @@ def check_python(source: str) -> list[Problem]:
                 problems += _check_length(number, lines[number - 1])
         elif _is_message(text):
             span = range(node.lineno, (node.end_lineno or node.lineno) + 1)
-            for problem in _check_paragraph(Paragraph([(node.lineno, text)])):
+            paragraphs = [Paragraph([(node.lineno, part)]) for part in re.split(r"\n\s*\n", text)]
+            for problem in itertools.chain.from_iterable(map(_check_paragraph, paragraphs)):
                 word = problem.text.split("'")[1] if problem.text.startswith("'") else None
                 line = next((n for n in span if word and word in lines[n - 1]), node.lineno)
                 problems.append(Problem(line, problem.text))
@@ -215,7 +221,7 @@ def _check_paragraph(paragraph: Paragraph) -> list[Problem]:
     """Problems of one text: refused words, and sentences that are too long."""
     text = "\n".join(line for _, line in paragraph.lines)
     text = _LINK.sub(r"\1", _INLINE_CODE.sub(functools.partial(_replace, "CODE"), text))
-    text = _TAG.sub(functools.partial(_replace, ""), _URL.sub("URL", text))
+    text = _VALUE.sub("CODE", _TAG.sub(functools.partial(_replace, ""), _URL.sub("URL", text)))
     starts = [number for number, _ in paragraph.lines]
 
     def line_at(position: int) -> int:
@@ -231,7 +237,7 @@ def _check_paragraph(paragraph: Paragraph) -> list[Problem]:
         start = flat.index(sentence, position)
         position = start + len(sentence)
         count = len(_WORD.findall(sentence))
-        if count > RULES["max_sentence"]:
+        if count > RULES["max_sentence"] and not _NAMES.fullmatch(sentence.strip()):
             problems.append(
                 Problem(line_at(start), f"{count} words; a sentence has at most {RULES['max_sentence']}")
             )
@@ -257,11 +263,13 @@ def _is_message(text: str) -> bool:
 
 
 def _docstring_paragraphs(text: str, first: int) -> Iterator[Paragraph]:
-    """Paragraphs of a docstring; each argument, list item and section heading is one."""
+    """Paragraphs of a docstring; each argument, list item, section heading and row of a layout is one."""
     current: list[tuple[int, str]] = []
     for number, line in _without_code_blocks_of_docstring(text):
         bare = line.strip()
-        starts = _ITEM.match(line) or _ARGUMENT.match(line) or bare.startswith("|")
+        starts = (
+            _ITEM.match(line) or _ARGUMENT.match(line) or _ROW.match(line) or bare.startswith(("|", "├", "└"))
+        )
         if (not bare or starts) and current:
             yield Paragraph(current)
             current = []

@@ -38,10 +38,10 @@ def split_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--split",
             type=click.Choice(_SPLITS),
-            help="stratified: every class by --fractions (default 0.7,0.1,0.2). classes: whole classes by --fractions "
-            "(default 0.6,0.2,0.2). base-novel: the --num-base largest classes, each with max(5, 20%) of its images "
-            "for val and for test; the others are novel. column: by --split-column.  [default: stratified, or "
-            "column if --split-column is given]",
+            help="With stratified, every class is split by --fractions (default 0.7,0.1,0.2). With classes, whole "
+            "classes are assigned by --fractions (default 0.6,0.2,0.2). With base-novel, the --num-base largest classes "
+            "are base, each with max(5, 20%) of its images for val and for test; the others are novel. With column, "
+            "--split-column decides.  [default: stratified, or column if --split-column is given]",
         ),
     ):
         command = option(command)

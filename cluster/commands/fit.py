@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 @click.option(
     "--final/--no-final",
     default=None,
-    help="Train the chosen recipe once more, including the images held out for validation, or use the best run of the last round. "
-    "--final includes a val split of the data set too.  [default: train once more, without such a val split]",
+    help="Train the chosen recipe once more, including the images held out for validation. With --no-final, the best "
+    "run of the last round is the result. "
+    "With --final, a val split of the data set is included too.  [default: train once more, without such a val split]",
 )
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of split and training."

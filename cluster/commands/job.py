@@ -177,7 +177,7 @@ def events(name: str, to: str, address: str | None, namespace: str | None, as_js
 @click.option(
     "--stop-retries",
     is_flag=True,
-    help="Have Ray stop the job where no retry mends its failure: a bad request (exit code 2), or its deadline.",
+    help="Have Ray stop the job if a retry cannot fix its failure: a bad request (exit code 2), or its deadline.",
 )
 @click.option("--exit-code-file", type=click.Path(path_type=Path), hidden=True)
 @click.argument("arguments", nargs=-1, required=True, metavar="-- COMMAND…", type=click.UNPROCESSED)
@@ -220,7 +220,8 @@ def enter(
 def follow_job(place: JobPlace, name: str, back: str, *, wait_s: float | None = None) -> NoReturn:
     """Show a job's log on stderr until it ends, then its result on stdout; exit as the job did.
 
-    Exits with 3 where it has not started after `wait_s` seconds, with 4 where the place is away for too long: the job may run on.
+    Exits with 3 if the job has not started after `wait_s` seconds. Exits with 4 if the cluster cannot be reached for
+    too long; the job may still be running.
     """
     line, log = "", ""
     try:

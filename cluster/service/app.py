@@ -21,7 +21,7 @@ class ServiceArguments:
     index: str
     """path of the index, on storage that all pods mount"""
     token_env: str
-    """environment variable with the token that requests bring; others reach the service, so there is one"""
+    """environment variable with the token that requests must have; required because others reach the service"""
     ray_version: str = ""
     """the manifest's rayVersion, which the image's Ray is compared with; empty: not compared"""
     dataset: str = ""

@@ -1,7 +1,8 @@
 """Connections of the processes that listen, with deadlines for what a client sends and takes.
 
-A connection is in one of three states: it waits for the headers of a request, it receives the body, or it is busy (the request is
-whole, and the answer is made or sent). Each state but the last has a deadline, and so has an answer that a client does not take.
+A connection is in one of three states: it waits for the headers of a request, it receives the body, or it is busy. A
+busy connection has a complete request, and the answer is computed or sent. Each state but the last has a deadline, and
+so has an answer that a client does not receive.
 """
 
 import asyncio
@@ -12,12 +13,12 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from cluster.service.gate import MAX_HEADER_BYTES, settings_of_environment
 from cluster.service.settings import GateSettings
 
-# After the body's own deadline the gate answers 408; whoever sends on beyond that is cut off.
+# After the body's own deadline the middleware answers 408; a client that continues to send is then disconnected.
 _LINGER_S = 2.0
 
 
 class _Connections:
-    """The connections of this process, by client address; those of an address in the order in which their last request ended."""
+    """The connections of this process by client address, in the order in which their last request ended."""
 
     def __init__(self, settings: GateSettings) -> None:
         self.settings = settings

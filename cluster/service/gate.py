@@ -1,8 +1,8 @@
-"""What stands between clients and the replicas, in each process that listens: who may ask, for how long, and how much at once.
+"""The middleware between clients and replicas in each listening process: authentication, deadlines and limits.
 
-Ray Serve's HTTP proxy passes a request to a replica when its headers have arrived; a client that never ends its body then keeps a
-place for ever. Here the body is read first. `middlewares` is what the proxy calls when it starts; its variable of the environment,
-and the settings', are those of `environment`.
+Ray Serve's HTTP proxy passes a request to a replica when its headers have arrived; a client that never ends its body
+then occupies a slot for ever. Here the body is read first. The proxy calls `middlewares` when it starts. `environment`
+returns the environment variables that name `middlewares` and contain the settings.
 """
 
 import asyncio
@@ -33,7 +33,8 @@ _WITH_TOKEN = (_SEARCH, "/", "/-/routes")
 _MAX_PAGES = 16
 _END_S = 5.0
 """seconds that Ray Serve has to end a request after its answer"""
-# What the service reads. Ray Serve takes commands from others, such as x-request-timeout-seconds, and fails at bytes that are no text.
+# The headers that the service reads. Ray Serve obeys others, such as x-request-timeout-seconds, and fails if their
+# bytes are not text.
 _PASSED = {b"host", b"content-type", b"content-length", b"accept", b"authorization", b"user-agent"}
 
 
@@ -117,7 +118,7 @@ class Gate:
             await send(message)
             if message["type"] == "http.response.body" and not message.get("more_body", False):
                 place.close()
-                # Where a replica's connections broke at this moment, Ray Serve waits for the end of its messages for ever.
+                # If a replica's connections break at this moment, Ray Serve waits for the end of its messages for ever.
                 limit.reschedule(now() + _END_S)
 
         with suppress(TimeoutError):
@@ -186,7 +187,7 @@ class Gate:
 
     @contextmanager
     def _search(self, client: str) -> Iterator[None]:
-        """A place for a search of `client`. Raises Refusal where there is none."""
+        """Occupy a slot for a search of `client`. Raises Refusal if none is free."""
         again = (b"retry-after", b"1")
         if self._of_client[client] >= self.settings.searches_per_client:
             most = self.settings.searches_per_client

@@ -40,7 +40,8 @@ _LOOK_S = 0.2
 # Requests that a replica works at together. In one process one is read or written while another searches; actors join
 # the small ones that wait for them.
 _AT_ONCE_HERE, _AT_ONCE_BY_ACTORS = 2, 32
-# The gate in each process that listens limits the searches. These are far above its limits, so that /health always gets through.
+# The middleware in each listening process limits the searches. These limits are far above its own, so that /health is
+# always answered.
 _MAX_TAKEN, _MAX_WAITING = 1024, 1024
 # A replica that hangs is replaced after three checks that it does not answer.
 _HEALTH_PERIOD_S, _HEALTH_TIMEOUT_S = 5.0, 10.0
@@ -91,12 +92,12 @@ class IndexService:
         return build_app(self)
 
     async def follow(self) -> None:
-        """Go along with publications and rollbacks, beside the requests that are answered."""
+        """Follow publications and rollbacks, concurrently with the requests."""
         while True:
             await asyncio.sleep(_LOOK_S)
             try:
                 self.index = await asyncio.to_thread(self._following.latest)
-            except Exception:  # what is open goes on, whatever became of the next
+            except Exception:  # the open version is served, whatever happened to the next
                 logger.exception("%s cannot be followed", self.settings.index)
 
     async def search(self, request: Request) -> Response:

@@ -92,7 +92,7 @@ class Search:
 
 
 def read_json(body: bytes) -> Search:
-    """A JSON object: "queries" [[…], …] beside the fields of SearchSettings. Raises BadBody, RequestError."""
+    """A JSON object: "queries" [[…], …] and the fields of SearchSettings. Raises BadBody, RequestError."""
     try:
         # A number of 500 digits would become infinite without a word; so would NaN be read, which JSON does not have.
         data = pydantic_core.from_json(body, allow_inf_nan=False)

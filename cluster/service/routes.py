@@ -107,7 +107,7 @@ def build_app(service: Service) -> FastAPI:
     async def search(request: Request) -> Response:
         """The k nearest vectors of each query, best first.
 
-        JSON: {"version", "ids", "labels", "distances"}, the last three [n, k], and "keys" where the service knows the data
+        JSON: {"version", "ids", "labels", "distances"}, the last three [n, k], and "keys" if the service has the data
         set. Where there are fewer than k, id and label are -1, distance and key null. Raw, where Accept is
         application/octet-stream: ids int64 [n, k], labels int64 [n, k], distances float32 [n, k], one behind the other,
         little-endian; headers Index-Version and Index-Shape (n,k). Refusals are {"error": one line}.

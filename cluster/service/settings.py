@@ -67,7 +67,7 @@ class GateSettings:
     """Size of all bodies in memory, in MiB; at more, the one that takes the longest to arrive is refused with 503."""
 
     token_sha256: str = ""
-    """SHA-256 of the token that requests bring; empty where they need none."""
+    """SHA-256 of the token that requests must have; empty if they need none."""
 
     token_env: str = ""
     """Environment variable with that token, where its digest is not given."""
@@ -93,7 +93,7 @@ def bears_token(authorization: str, token_sha256: str) -> bool:
 
 
 def digest_token(name: str) -> str:
-    """SHA-256 of the token in the environment variable `name`. Raises RequestError where there is none worth its name."""
+    """SHA-256 of the token in the environment variable `name`. Raises RequestError if it is missing or too short."""
     token = os.environ.get(name, "").strip()
     if len(token) < MIN_TOKEN:
         raise RequestError(
@@ -120,7 +120,7 @@ class ServiceSettings:
     """What one request may ask for."""
 
     token_sha256: str
-    """Of the token that requests must bring; empty where they need none. The token itself is kept nowhere."""
+    """SHA-256 of the token that requests must have; empty if they need none. The token itself is not stored."""
 
     num_actors: int
     """Ray actors that the shards are dealt to; 0 searches in the replica's own process."""

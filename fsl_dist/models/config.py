@@ -31,9 +31,9 @@ class BackboneConfig:
 
     name: str = "resnet50"
     """architecture: alexnet, conv4, convnext_base, densenet121, efficientnet_b3, mlp (takes feature vectors, the
-    others images), mobilenet_v2, resnet18, resnet50, resnet50_v2, se_resnet50, vgg19, vit_b_16; `timm:NAME` or
-    `timm:NAME.TAG` for a network of timm, which sets the defaults of `data.mean`, `data.std`, `data.image_size`,
-    `data.resize_size`, `data.resize` and `data.interpolation`; or one that another distribution adds"""
+    others images), mobilenet_v2, resnet18, resnet50, resnet50_v2, se_resnet50, vgg19, vit_b_16; or one that another
+    distribution adds. A network of timm is `timm:NAME` or `timm:NAME.TAG`. It sets the defaults of `data.mean`,
+    `data.std`, `data.image_size`, `data.resize_size`, `data.resize` and `data.interpolation`"""
     weights: str = ""
     """checkpoint to start from, of torch or safetensors and of most tools (docs/how_to/new_backbone.md), or the
     folder of a run, whose best checkpoint's backbone is taken, and its map head where this run has one; head and

@@ -22,7 +22,7 @@ class RunSplits:
     stop: Selection | None
     """what early stopping is decided on; None = the run cannot validate"""
     gallery: Selection
-    """all of the train split, and of val where that is trained on: the base classes' images that queries are compared with"""
+    """images of base classes that queries are compared with: all of the train split, and of val if it is trained on"""
     query: Selection | None
     """test, otherwise val; None if the data set has neither"""
     query_split: str

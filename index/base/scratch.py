@@ -29,8 +29,8 @@ _UNLOCKED_S = 60.0
 def scratch_folder(prefix: str) -> Iterator[Path]:
     """Yield a new folder that only its user can read; it is removed at the end of the block.
 
-    Folders of any command (`fsl-…`) whose processes were killed are removed first. Folders of other users and of running
-    processes are kept: the system releases a lock only when its process ends.
+    Folders of any command (`fsl-…`) whose processes were killed are removed first. Folders of other users and of
+    running processes are kept: the system releases a lock only when its process ends.
 
     Args:
         prefix: begins with `fsl-`; otherwise another command would not find the folder of a killed process.

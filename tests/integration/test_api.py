@@ -94,7 +94,7 @@ def test_options_that_name_nothing_are_refused_in_one_line(images: Path, tmp_pat
             {"split": "alphabetic"},
             "split='alphabetic' must be one of stratified, classes, base-novel, column",
         ),
-        ({"label_column": "species"}, "say which with table=FILE"),
+        ({"label_column": "species"}, "set the table with table=FILE"),
     ]:
         with pytest.raises(fsl_dist.RequestError) as refused:
             fsl_dist.pack(images / "mine", tmp_path / "out", **options)

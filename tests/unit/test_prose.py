@@ -60,6 +60,33 @@ def test_a_sentence_is_at_most_40_words_over_all_its_lines() -> None:
     ]
 
 
+def test_a_row_of_a_layout_is_its_own_sentence() -> None:
+    row = "name.json   " + "word " * 17 + "word"
+    more = " " * 12 + "word word"
+    assert lint_prose.check_python(f'"""Files.\n\n{row}\n{more}\n{row}\n{row}\n"""\n') == []
+    long = "\n".join([row, *[more] * 12])
+    assert [found.line for found in lint_prose.check_python(f'"""Files.\n\n{row}\n{long}\n"""\n')] == [4]
+    prose = ("word " * 15 + "\n") * 3
+    assert [found.line for found in lint_prose.check_python(f'"""Text.\n\n{prose}"""\n')] == [3]
+    assert [found.line for found in lint_prose.check_python('"""Text.\n\nfile   is told.\n"""\n')] == [3]
+
+
+def test_a_blank_line_ends_a_sentence_of_a_message() -> None:
+    half = "words and more words of it " * 4
+    assert lint_prose.check_python(f'PAGE = """{half}\n\n{half}"""\n') == []
+    assert "48 words" in lint_prose.check_python(f'PAGE = """{half}\n{half}"""\n')[0].text
+
+
+def test_a_list_of_names_is_no_sentence_and_a_value_is_no_word() -> None:
+    names = ", ".join(["torch"] * 50)
+    assert lint_prose.check_markdown(f"| MIT | {names} |") == []
+    assert "51 words" in lint_prose.check_markdown(f"| MIT | needs {names} |")[0].text
+    assert lint_prose.check_markdown("Set mining.run=beside or ``beside`` here.") == []
+    message = 'raise ValueError("mining.run=beside needs Ray for its actors")\n'
+    assert lint_prose.check_python(f'Run = Literal["inline", "beside"]\n{message}') == []
+    assert lint_prose.check_python(message.replace("=", " ")) != []
+
+
 def test_python_texts_are_docstrings_comments_and_messages() -> None:
     source = (
         '"""It is told."""\n'

@@ -55,8 +55,9 @@ class FitConfig:
     minutes: Annotated[float, Field(gt=0)] = 10.0
     """from the call to the end, the report included"""
     final: Literal["auto"] | bool = "auto"
-    """train the chosen recipe once more for most of the time. auto: yes, including the validation images that were held
-    out of train; true: including a val split of the data set too; false: the best run of the last round is the result"""
+    """train the chosen recipe once more for most of the time. `auto`: yes, including the validation images that were
+    held out of train. `true`: yes, including a val split of the data set too. `false`: no, the best run of the last
+    round is the result"""
     seed: Annotated[int, Field(ge=0)] = 0
     """seed of the split, of the held-out images, and of all training"""
     metric: Metric = "balanced"

@@ -50,7 +50,7 @@ class Result:
     run: Path
     head: HeadConfig
     part: Part | None
-    """what its run was trained on, and what it was not; None: the frozen network, whose head is fitted to all of train"""
+    """what its run was trained on, and what it was not; None: the frozen network, its head fitted to all of train"""
     note: str = ""
 
 

@@ -19,8 +19,8 @@ from index.base.stopping import Stopped, keeping_handlers
 log = logging.getLogger(__name__)
 
 _LISTENS_ELSEWHERE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-"""Ray's switch for clusters of several machines, on Linux too. "0": the node's address is the loopback, and every process of Ray
-listens there alone; otherwise they listen on all addresses, and their metrics ask for no token"""
+"""Ray's switch for clusters of several machines, on Linux too. "0": the node's address is the loopback, and every
+process of Ray listens only there. Otherwise they listen on all addresses, and their metrics need no token."""
 
 
 def prepare_import() -> bool:
