@@ -471,3 +471,23 @@ def test_a_cluster_that_does_not_let_in_is_told_in_one_line(ray: Place, tmp_path
     (tmp_path / "token").write_text(f"{TOKEN}\n")
     listed = ray("job", "list", *ray.options, RAY_AUTH_TOKEN="", RAY_AUTH_TOKEN_PATH=str(tmp_path / "token"))
     assert listed.returncode == 0, listed.stderr
+
+
+def test_what_never_fits_is_refused_and_what_no_retry_mends_is_stopped_for_good(ray: Place) -> None:
+    refused = ray("submit", *ray.options, "--", "index", "build", "r", "d", "i", "--workers", "9")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "--workers 9 asks for 9 times 1 CPUs, and the Ray cluster at" in refused.stderr
+    assert "has 1 times 4 CPUs: 5 of them would wait for ever" in refused.stderr
+    # As on Kubernetes, where a job that has failed is tried again on a new cluster, and one that was stopped is not.
+    entry = "cd ~ && python -P -m cluster.cli job enter --stop-retries -- evaluate /nowhere"
+    program = (
+        "from ray.job_submission import JobSubmissionClient as C;"
+        f"C({ray.options[-1]!r}, headers={{'Authorization': 'Bearer {TOKEN}'}})"
+        f".submit_job(entrypoint={entry!r}, submission_id='mended-by-none')"
+    )
+    subprocess.run([sys.executable, "-c", program], env=ray.environment, check=True, timeout=120)
+    wait_until(lambda: ray.state("mended-by-none")["state"] not in ("pending", "running"), 120)
+    assert ray.state("mended-by-none")["state"] == "stopped"
+    log = ray.job("logs", "mended-by-none").stdout
+    assert [line for line in log.splitlines() if line.startswith("error: ")]
+    assert "fsl-dist-final: 2" in log.splitlines()
