@@ -130,8 +130,10 @@ def submit(
         from cluster.jobs.ray import RayPlace
 
         assert isinstance(place, RayPlace)
-        way_out = "a larger cluster, or a smaller command"
-        check_demand(demand, place.machines(), f"the Ray cluster at {place.address}", way_out)
+        # A head that has just started does not know its own node yet.
+        if there := place.machines():
+            way_out = "a larger cluster, or a smaller command"
+            check_demand(demand, there, f"the Ray cluster at {place.address}", way_out)
     place.submit(job)
     back = way_back(job.name, to, address, kube.get("namespace"))
     if not follow:

@@ -488,3 +488,25 @@ def test_the_tutorial_of_a_ray_cluster(head: tuple[str, Path], tmp_path: Path) -
     assert "knn/acc@5" in printed
     assert (folder / "runs" / "first" / "checkpoints").is_dir()
     assert (folder / "runs" / "first" / "config.yaml").read_text(encoding="utf-8").count("num: 2") == 1
+
+
+def test_what_never_fits_is_refused_and_what_no_retry_mends_is_stopped_for_good(ray: Place) -> None:
+    line = ("submit", *ray.options, "--detach", "--", "index", "build", "r", "d", "i", "--workers", "9")
+    # A head that has just started does not know its own node yet.
+    wait_until(lambda: "asks for 9 times 1 CPUs" in ray(*line).stderr, 60)
+    refused = ray(*line)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "has 1 times 4 CPUs: 5 of them would wait for ever" in refused.stderr
+    # As on Kubernetes, where a job that has failed is tried again on a new cluster, and one that was stopped is not.
+    entry = "cd ~ && python -P -m cluster.cli job enter --stop-retries -- evaluate /nowhere"
+    program = (
+        "from ray.job_submission import JobSubmissionClient as C;"
+        f"C({ray.options[-1]!r}, headers={{'Authorization': 'Bearer {TOKEN}'}})"
+        f".submit_job(entrypoint={entry!r}, submission_id='mended-by-none')"
+    )
+    subprocess.run([sys.executable, "-c", program], env=ray.environment, check=True, timeout=120)
+    wait_until(lambda: ray.state("mended-by-none")["state"] not in ("pending", "running"), 120)
+    assert ray.state("mended-by-none")["state"] == "stopped"
+    log = ray.job("logs", "mended-by-none").stdout
+    assert [line for line in log.splitlines() if line.startswith("error: ")]
+    assert "fsl-dist-final: 2" in log.splitlines()

@@ -13,9 +13,11 @@ import yaml
 from kube_server import KubeServer
 
 from cluster.jobs.job import RESULT_MARK
+from cluster.jobs.kuberay.kustomize import build
 
 pytestmark = [pytest.mark.integration, pytest.mark.k8s]
 
+ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-c", "from cluster.cli import main; main()"]
 RAY_JOB = "/apis/ray.io/v1/namespaces/fsl-dist/rayjobs/first"
 STARTED = "2026-11-21T22:00:00Z"
@@ -118,3 +120,83 @@ def test_a_dry_run_touches_no_cluster(tmp_path: Path) -> None:
     code, _, errors = run(tmp_path, "submit", "--to", "kuberay", "--", "train", "--config", str(config))
     assert (code, errors.count("\n")) == (2, 1)
     assert "no Kubernetes cluster is configured" in errors
+
+
+def test_a_wait_ends_with_its_cause_and_a_lost_api_with_the_way_back(
+    server: KubeServer, tmp_path: Path
+) -> None:
+    job = ("--to", "kuberay", "--name", "first", "--", "evaluate", "/mnt/fsl-dist/r")
+    server.add_event("RayJob", "first", "InvalidRayJobSpec", "no such thing", "2026-01-01T00:00:00Z")
+    code, _, errors = run(tmp_path, "submit", "--wait-s", "0", *job)
+    assert code == 3
+    assert errors.splitlines()[-1] == (
+        "error: first still waits after 0 s: rayjob first: InvalidRayJobSpec: no such thing; come back to it: "
+        "fsl-dist job logs first --follow --to kuberay"
+    )
+    _, out, _ = run(tmp_path, "job", "status", "first", "--to", "kuberay")
+    assert "message: rayjob first: InvalidRayJobSpec: no such thing" in out
+    _, out, _ = run(tmp_path, "job", "describe", "first", "--to", "kuberay")
+    assert "tries: 1 of 3" in out
+    assert "InvalidRayJobSpec" in out
+    follower = start(tmp_path, "job", "logs", "first", "--follow", "--to", "kuberay", "--api-timeout-s", "0")
+    assert follower.stderr is not None
+    assert "waits" in follower.stderr.readline()
+    server.faults = ["503"] * 100
+    _, errors = follower.communicate(timeout=60)
+    assert follower.returncode == 4
+    assert "--api-timeout-s 0" in errors
+    assert errors.endswith("may run on, look again: fsl-dist job logs first --follow --to kuberay\n")
+
+
+def test_the_runs_of_a_schedule_are_known_by_its_name(server: KubeServer, tmp_path: Path) -> None:
+    name, jobs = "fsl-dist-index-rebuild", "/apis/ray.io/v1/namespaces/fsl-dist/rayjobs"
+    schedule = next(one for one in build(ROOT / "k8s" / "overlays" / "cpu") if one["kind"] == "RayCronJob")
+    schedule["metadata"]["creationTimestamp"] = "2026-11-20T00:00:00Z"
+    server.put(f"/apis/ray.io/v1/namespaces/fsl-dist/raycronjobs/{name}", schedule)
+    minute = round(time.time() / 86400) * 1440 - 1440 + 150  # 02:30 of a day or two ago
+    for number, night in enumerate((minute - 1440, minute)):
+        moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(night * 60))
+        child = {
+            "metadata": {
+                "name": f"{name}-{night}",
+                "labels": {"ray.io/cronjob-name": name},
+                "annotations": {"ray.io/cronjob-scheduled-timestamp": moment},
+                "creationTimestamp": moment,
+            },
+            "spec": schedule["spec"]["jobTemplate"],
+            "status": {
+                "jobDeploymentStatus": "Complete",
+                "jobStatus": "SUCCEEDED",
+                "rayClusterName": f"c{number}",
+            }
+            | {"startTime": moment, "endTime": moment},
+        }
+        server.put(f"{jobs}/{name}-{night}", child)
+        # All nights' pods share the schedule's label.
+        server.add_pod(f"p{number}", name, "submitter", phase="Succeeded")
+        owner = {"name": f"{name}-{night}", "kind": "Job", "uid": str(number)}
+        server.objects[f"/api/v1/namespaces/fsl-dist/pods/p{number}"]["metadata"]["ownerReferences"] = [owner]
+        server.write_log(f"p{number}", f'{RESULT_MARK}{{"version": {number}}}\n', ends=True)
+    options = ("--schedule", name, "--to", "kuberay", "--json")
+    code, out, _ = run(tmp_path, "job", "list", *options)
+    names = [one["name"] for one in json.loads(out)["jobs"] if not one["message"].startswith("missed")]
+    assert (code, names) == (0, [f"{name}-{minute}", f"{name}-{minute - 1440}"])
+    code, out, _ = run(tmp_path, "job", "status", *options)
+    assert (code, json.loads(out)["name"], json.loads(out)["result"]) == (
+        0,
+        f"{name}-{minute}",
+        {"version": 1},
+    )
+    code, out, _ = run(tmp_path, "job", "logs", *options)
+    assert (code, json.loads(out)["log"]) == (0, f'{RESULT_MARK}{{"version": 1}}\n')
+    code, _, errors = run(tmp_path, "job", "list", "--schedule", "none", "--to", "kuberay")
+    assert (code, errors.count("\n")) == (2, 1)
+    assert "there is no schedule none in namespace fsl-dist" in errors
+    assert run(tmp_path, "job", "list", "--schedule", "none")[0] == 2, "schedules are Kubernetes' own"
+
+
+def test_the_role_is_printed_for_a_namespace(tmp_path: Path) -> None:
+    code, out, _ = run(tmp_path, "k8s", "rights", "--namespace", "research")
+    role = yaml.safe_load(out)
+    assert (code, role["kind"], role["metadata"]["namespace"]) == (0, "Role", "research")
+    assert run(tmp_path, "k8s", "rights", "--namespace", "A b")[0] == 2

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,10 +18,12 @@ from hypothesis import strategies as st
 
 from cluster.cli import fsl_dist
 from cluster.commands.submit import Duration
+from cluster.jobs import entrypoint
 from cluster.jobs.archive import check_wheel, write_archive
 from cluster.jobs.command import Command, find_local_paths, name_job, read_command, resolve_command
-from cluster.jobs.entrypoint import CONFIG_VARIABLE, run_job
-from cluster.jobs.job import RESULT_MARK, Job, JobStatus, read_error, read_result
+from cluster.jobs.deadlines import DeadlineError
+from cluster.jobs.entrypoint import CONFIG_VARIABLE, end_for_good, run_job
+from cluster.jobs.job import RESULT_MARK, Job, JobStatus, read_error, read_final, read_result
 from cluster.jobs.local import LocalPlace
 from fsl_dist.config import load_config, parse_config
 from index.base.errors import RequestError
@@ -172,7 +175,7 @@ def commands_of(group: click.Group, words: tuple[str, ...] = ()) -> Iterator[tup
         command = group.get_command(click.Context(group), name)
         if isinstance(command, click.Group):
             yield from commands_of(command, (*words, name))
-        elif (words or (name,))[0] not in ("submit", "job"):
+        elif (words or (name,))[0] not in ("submit", "job", "k8s"):
             yield (*words, name)
 
 
@@ -237,6 +240,24 @@ def test_another_ray_is_told_before_the_command_runs(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv(CONFIG_VARIABLE, "never read")
     with pytest.raises(RequestError, match=r"the Ray here is 2\.\d+\.\d+ and the job expects 1\.2\.3: "):
         run_job(fsl_dist, ["doctor"], config=None, ray_version="1.2.3")
+
+
+def test_a_command_that_is_late_is_ended_and_one_past_its_deadline_not_begun() -> None:
+    program = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(0)); print('up', flush=True); time.sleep(60)"
+    started = time.monotonic()
+    with pytest.raises(DeadlineError, match=r"deadline passed at .* UTC while it ran"):
+        entrypoint._run([sys.executable, "-c", program], 1.0)
+    assert time.monotonic() - started < 20, "it is asked to end, and does"
+    with pytest.raises(DeadlineError, match="has passed before it began"):
+        run_job(fsl_dist, ["doctor"], config=None, ray_version="", deadline_s=5.0, clock=lambda: 5.0)
+
+
+def test_a_failure_that_no_retry_mends_is_marked(capsys: pytest.CaptureFixture[str]) -> None:
+    end_for_good(2)  # no job of Ray: nothing is stopped
+    out = capsys.readouterr().out
+    assert read_final(f"a\n{out}") == 2
+    for log in ("", "x fsl-dist-final: 2\n", "fsl-dist-final: \n"):
+        assert read_final(log) is None
 
 
 def test_the_archive_is_the_code_that_runs_here(tmp_path: Path) -> None:

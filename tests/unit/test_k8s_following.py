@@ -224,7 +224,7 @@ def test_the_cause_of_waiting_is_said_once_and_again_when_it_changes(
     with caplog.at_level(logging.INFO):
         assert wait_for_start(here, "first", sleep=pass_time).state == "running"
     assert [record.message for record in caplog.records if "waits" in record.message] == [
-        "first waits: 0 of 0 pods are up",
+        "first waits: its pods are not made yet",
         "first waits: pod first-head: Unschedulable: no GPU",
     ]
 

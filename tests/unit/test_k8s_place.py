@@ -77,6 +77,7 @@ def test_a_job_s_states_and_result(server: KubeServer) -> None:
     assert here.status("first").message == f"pod first-head: Unschedulable: {said}"
     set_status(server, jobDeploymentStatus="Running", jobStatus="RUNNING", startTime="2026-11-21T22:00:00Z")
     assert (here.status("first").state, here.status("first").started) == ("running", "2026-11-21 22:00:00")
+    del server.objects[f"{NAMESPACE}/pods/first-head"]
     set_status(server, jobDeploymentStatus="Retrying", jobStatus="FAILED")
     assert (here.status("first").state, here.status("first").message) == (
         "pending",

@@ -95,8 +95,9 @@ class KubeRayPlace:
         status = self._status_of(ray_job)
         if not status.is_over:
             cause = find_cause(self.objects(ray_job))
-            said = ": ".join(filter(None, (status.message, str(cause or ""))))
-            return replace(status, message=said)
+            if cause is None or (status.message and not cause.where):
+                return status
+            return replace(status, message=": ".join(filter(None, (status.message, str(cause)))))
         tail = "".join(
             self._pod_log(pod, tailLines=str(_LAST_LINES)) for pod in self._submitters(ray_job)[:1]
         )

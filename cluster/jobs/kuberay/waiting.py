@@ -32,7 +32,7 @@ class Cause:
     """One reason why a job waits."""
 
     where: str
-    """the kind and name of the object that says so"""
+    """the kind and name of the object that says so; empty for a start that nothing holds back"""
     said: str
     """the reason and its explanation, on one line"""
     since: str = ""
@@ -150,7 +150,9 @@ def _progress(found: JobObjects) -> Cause | None:
     if status.get("jobStatus") == "RUNNING":
         return None
     ready = sum(map(_is_ready, found.pods))
-    if found.pods and ready == len(found.pods):
+    if not found.pods:
+        return Cause(where="", said="its pods are not made yet")
+    if ready == len(found.pods):
         return Cause(where="", said=f"its {ready} pods are up; the command is being started")
     return Cause(where="", said=f"{ready} of {len(found.pods)} pods are up")
 
