@@ -152,7 +152,7 @@ def test_damage_is_found_and_exits_1(source, tmp_path):
 @pytest.mark.parametrize(
     ("extra", "text"),
     [
-        (["--label-column", "x"], "say which with --table"),
+        (["--label-column", "x"], "set the table with --table"),
         (["--fractions", "a,b,c"], "--fractions=a,b,c must be three numbers"),
         (["--fractions", "0.5,0.6,0.2"], "that sum to 1"),
         (["--table", "nowhere.csv"], "no such file"),
@@ -161,7 +161,7 @@ def test_damage_is_found_and_exits_1(source, tmp_path):
         (["--resize", "8x8", "--resize-shorter", "8"], "exclude each other; leave one out"),
         (["--pixel-range", "5"], "--pixel-range=5 must be two numbers, such as -1024:3071"),
         (["--pixel-range", "5:1"], "--pixel-range 5:1 must be two numbers, the smaller first"),
-        (["--mask-column", "mask"], "say which with --table"),
+        (["--mask-column", "mask"], "set the table with --table"),
         (["--split", "base-novel"], "needs --num-base"),
     ],
 )
