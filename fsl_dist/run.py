@@ -211,8 +211,7 @@ class Run:
             settings: `evaluation.*` keys that take precedence over the run's.
 
         Returns:
-            The scores by name, 0 … 1; over several draws with `mean`, `std` and `n`. `start` has those before training,
-            if the run validated; they double the time of the first call.
+            The scores by name, 0 … 1; over several draws `mean`, `std`, `n`. `start` has those before training, if any.
 
         Raises:
             RequestError: there is nothing to score, the protocol does not apply, or `index` is of another network or
@@ -274,7 +273,6 @@ class Run:
         Args:
             images: paths, PIL images and uint8 arrays [H, W], [H, W, 1] or [H, W, 3].
             support: images of novel classes: a folder with one folder per class, or a mapping from names to images.
-                Novel classes need no training.
             k: number of classes per image, best first.
 
         Returns:

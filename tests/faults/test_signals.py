@@ -218,7 +218,7 @@ def test_resume_from_an_earlier_checkpoint_by_its_name(
     wanted = tensors_of(CheckpointFolder(run, keep=1, owner=None).finished()[-1])
     said = finish(start(run, environment, *data, "--resume", "--from", "step-5"), 2)
     assert said.startswith(f"error: --from 5 is not a checkpoint of {run}; existing ones: 0, 2, 4, 6")
-    assert "names no checkpoint" in finish(start(run, environment, "--resume", "--from", "best"), 2)
+    assert "is not a checkpoint" in finish(start(run, environment, "--resume", "--from", "best"), 2)
     assert finish(start(run, environment, *data, "--from", "step-4"), 2).endswith("it needs --resume")
     finish(start(run, environment, *data, "--resume", "--from", "step-4", "--json"))
     found = tensors_of(CheckpointFolder(run, keep=1, owner=None).finished()[-1])

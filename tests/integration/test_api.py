@@ -436,7 +436,7 @@ def test_an_export_that_cannot_be_is_refused(
     # A file that gives other numbers than the run is not kept.
     wrong = (fsl_dist_export._write_pt2, lambda path, images: np.zeros((len(images), 8), np.float32))
     monkeypatch.setitem(fsl_dist_export._WRITERS, ".pt2", wrong)
-    with pytest.raises(fsl_dist.TrainingError, match="gives other embeddings than the run"):
+    with pytest.raises(fsl_dist.TrainingError, match="embeddings differ from the run"):
         run.export(tmp_path / "model.pt2")
     assert list(tmp_path.iterdir()) == []
 

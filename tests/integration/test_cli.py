@@ -225,7 +225,7 @@ def test_a_run_is_not_overwritten_and_resumes(cli: Cli, base_novel: Path, tmp_pa
     refused(
         cli("train", "--resume", *settings, "training.batch_size=5"),
         "training.batch_size=5",
-        "another folder starts a new one",
+        "another folder starts a new run",
     )
     refused(
         cli("train", "--resume", f"run.dir={tmp_path / 'run'}", "method.clusters=3"),

@@ -223,7 +223,7 @@ def test_a_run_is_evaluated_against_an_index_here_or_as_actors(
         evaluate_run(trained, gallery=open_index(tmp_path / "other"))
     code, _, errors = run("evaluate", trained, "--index-actors", 2)
     assert code == 2
-    assert "--index-actors goes with --index" in errors
+    assert "--index-actors needs --index" in errors
 
 
 def test_workers_of_ray_write_the_same_files_and_may_die(tmp_path: Path) -> None:

@@ -235,7 +235,7 @@ def test_what_does_not_fit_is_refused_in_one_line(client: Client, indexed: tuple
         (400, "not JSON", b'{"queries": [[NaN]], "k": 1}'),
         (422, "k=51 is above max_k=50", {"queries": query, "k": 51}),
         (422, "301 queries are more than max_batch=300", {"queries": query * 301, "k": 1}),
-        (422, "queries has dim=3; the index holds vectors of dim=12", {"queries": [[1, 2, 3]], "k": 1}),
+        (422, "queries has dim=3; the index contains vectors of dim=12", {"queries": [[1, 2, 3]], "k": 1}),
         (
             422,
             "query 0 has label 99, which no vector of the index has",

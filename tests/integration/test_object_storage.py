@@ -301,7 +301,7 @@ def test_a_sweep_that_was_killed_goes_on_elsewhere(store: Any, images: Path, tmp
         (["inspect", "data", "--plots=s3://bucket/p"], "--plots needs a path on a disk"),
         (["pack", "s3://bucket/images", "out"], "pack reads images from a disk"),
         (["inspect", "s3://no-such-bucket/data"], "does not exist; create the bucket first"),
-        (["inspect", "az://bucket/data"], "no place that this program knows"),
+        (["inspect", "az://bucket/data"], "is not a supported location"),
         (["train", "run.dir=s3://bucket"], "must name a bucket and a folder in it"),
     ],
 )
