@@ -19,9 +19,9 @@ def fenced(page: Path) -> list[tuple[str, str]]:
 
 
 def script_of(page: Path, folder: Path) -> str:
-    """A shell script of what a page runs: its `bash` blocks, and its `python` blocks, which go together where nothing is between.
+    """A shell script of what a page runs: its `bash` blocks and its `python` blocks.
 
-    `sh` blocks are shown only. The Python files are written to `folder`.
+    Python blocks with nothing to run between them are one program, written to `folder`. `sh` blocks are shown only.
     """
     blocks = [(kind, text) for kind, text in fenced(page) if kind in ("bash", "python")]
     lines = ["set -euo pipefail -o monitor", "trap 'kill $(jobs -p) 2>/dev/null || true' EXIT"]
