@@ -100,6 +100,8 @@ def serve(
     require(
         "fastapi"
     )  # not ray.serve: Ray must not be imported before its session settles how it authenticates
+    from cluster.service.gate import environment
+
     limits = Limits(max_k=max_k, max_batch=max_batch, max_body_mb=max_body_mb)
     _check_address(host, port, has_token=token_env is not None)
     token_sha256 = "" if token_env is None else digest_token(token_env)
@@ -129,6 +131,8 @@ def serve(
     # Ray Serve gives up a process that listens after 5 s, which a busy machine takes to start one.
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", str(_READY_WITHIN_S))
     try:
+        # Inherited by the processes of a Ray that starts here.
+        os.environ.update(environment(gated))
         with ray_session(replicas * (1 + actors * cpus if actors else cpus)):
             # Ray has put its own handler in the place: exit 15, nothing unwound.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -156,6 +160,7 @@ def _run(
     from index.base.errors import FslDistError, RequestError
     from index.versions import find_version, read_manifest
 
+    joins = bool(os.environ.get("RAY_ADDRESS"))
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if names := ", ".join(serve.status().applications):
         raise RequestError(
@@ -191,8 +196,9 @@ def _run(
                 serve.start(
                     http_options={"host": host, "port": port},
                     logging_config=logs,
-                    # The processes that listen are actors of the controller's, and get its environment.
-                    controller_options={"runtime_env": {"env_vars": environment(gate)}},
+                    # The processes that listen are actors of the controller's, and get its environment. A Ray of this
+                    # command's own has it already; there, processes that are started in advance can be used.
+                    controller_options={"runtime_env": {"env_vars": environment(gate)}} if joins else None,
                 )
             started.callback(_end)
             serve.run(make_application(settings), name=APP_NAME, logging_config=logs)
