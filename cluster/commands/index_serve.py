@@ -102,6 +102,8 @@ def serve(
     require(
         "fastapi"
     )  # not ray.serve: Ray must not be imported before its session settles how it authenticates
+    from cluster.service.gate import environment
+
     limits = Limits(max_k=max_k, max_batch=max_batch, max_body_mb=max_body_mb)
     _check_address(host, port, has_token=token_env is not None)
     token_sha256 = "" if token_env is None else digest_token(token_env)
@@ -131,6 +133,8 @@ def serve(
     # Ray Serve gives up on a server that does not listen within 5 s, which is too short on a busy machine.
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", str(_READY_WITHIN_S))
     try:
+        # Inherited by the processes of a Ray that starts here.
+        os.environ.update(environment(gated))
         with ray_session(replicas * (1 + actors * cpus if actors else cpus)):
             # Ray has replaced the handler: it would exit with 15, without any cleanup.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -158,6 +162,7 @@ def _run(
     from index.base.errors import FslDistError, RequestError
     from index.versions import find_version, read_manifest
 
+    joins = bool(os.environ.get("RAY_ADDRESS"))
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if names := ", ".join(serve.status().applications):
         raise RequestError(
@@ -193,8 +198,9 @@ def _run(
                 serve.start(
                     http_options={"host": host, "port": port},
                     logging_config=logs,
-                    # The processes that listen are actors of the controller and get its environment.
-                    controller_options={"runtime_env": {"env_vars": environment(gate)}},
+                    # The processes that listen are actors of the controller and get its environment. A Ray that this
+                    # command started has it already, so that processes started in advance can be used.
+                    controller_options={"runtime_env": {"env_vars": environment(gate)}} if joins else None,
                 )
             started.callback(_end)
             serve.run(make_application(settings), name=APP_NAME, logging_config=logs)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import uvicorn.config
 import yaml
+from free_ports import free_port
 
 from cluster.jobs.kuberay.kustomize import read_objects
 from cluster.service.settings import GateSettings, bears_token
@@ -98,11 +99,7 @@ def test_the_manifest_s_environment_sets_the_gate_up(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.slow
 def test_the_application_answers_those_who_bring_the_token(index: Path) -> None:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     args = {**arguments(), "index": str(index), "replicas": 1, "cpus": 1}
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, json.dumps(args), str(port)],
