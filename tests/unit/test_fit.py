@@ -281,7 +281,7 @@ def test_few_validation_images_do_not_choose_the_frozen_network_s_head(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Vectors without any information about the classes: the best of all heads on 20 validation images looks good."""
-    rng = np.random.default_rng(3)
+    rng = np.random.default_rng(0)
     write_images(tmp_path / "images", [f"{label}/{n}.png" for label in range(4) for n in range(30)])
     fsl_dist.pack(tmp_path / "images", tmp_path / "packed", fractions=(0.5, 0.17, 0.33), progress=False)
     parts = open_parts(Catalogue.open(tmp_path / "packed"), request(tmp_path / "packed"))
