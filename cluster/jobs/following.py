@@ -8,7 +8,7 @@ from cluster.jobs.job import JobPlace, JobStatus, WaitedError
 
 log = logging.getLogger(__name__)
 
-_POLL_S = 2.0
+_FIRST_POLL_S, _POLL_S = 0.5, 5.0
 
 
 class CauseLog:
@@ -42,7 +42,7 @@ def wait_for_start(
         place: where the job is.
         name: the job's.
         wait_s: seconds after which the wait ends; None: it does not.
-        poll_s: seconds between two looks.
+        poll_s: seconds between two looks at a job that waits for long; the first ones follow each other faster.
         sleep: waits; another one in tests.
         clock: seconds that pass; another one in tests.
 
@@ -50,7 +50,7 @@ def wait_for_start(
         WaitedError: the job still waits after `wait_s`; the text says why. The job stays.
     """
     until = None if wait_s is None else clock() + wait_s
-    causes = CauseLog()
+    causes, pause_s = CauseLog(), min(_FIRST_POLL_S, poll_s)
     while (status := place.status(name)).state == "pending":
         causes.tell(status)
         if status.is_late:
@@ -60,7 +60,8 @@ def wait_for_start(
             raise WaitedError(
                 f"{name} still waits after {wait_s:g} s: {status.message or 'nothing says why'}"
             )
-        sleep(poll_s if until is None else max(0.0, min(poll_s, until - clock())))
+        sleep(pause_s if until is None else max(0.0, min(pause_s, until - clock())))
+        pause_s = min(2 * pause_s, poll_s)
     return status
 
 
