@@ -43,16 +43,22 @@ class Command:
         """Its KEY=VALUE arguments."""
         return tuple(word for word in self.rest if _SETTING.match(word))
 
-    def number(self, option: str) -> int | None:
-        """The whole number that `option` was given; None where it was not, or was given something else."""
+    def value(self, option: str) -> str:
+        """What `option` was given; empty where it was not."""
         words = list(self.rest)
         if "--" in words:
             words = words[: words.index("--")]
-        for word, value in zip(words, [*words[1:], ""], strict=True):
-            text = value if word == option else word.removeprefix(f"{option}=") if "=" in word else ""
-            if (word == option or word.startswith(f"{option}=")) and text.isdigit():
-                return int(text)
-        return None
+        for word, following in zip(words, [*words[1:], ""], strict=True):
+            if word == option:
+                return following
+            if word.startswith(f"{option}="):
+                return word.removeprefix(f"{option}=")
+        return ""
+
+    def number(self, option: str) -> int | None:
+        """The whole number that `option` was given; None where it was not, or was given something else."""
+        text = self.value(option)
+        return int(text) if text.isdigit() else None
 
     def with_options(self, *first: str, flags: Sequence[str] = ()) -> tuple[str, ...]:
         """The command line with `first` behind the verb, and those of `flags` that the verb has and was not given."""

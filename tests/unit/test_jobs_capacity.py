@@ -114,12 +114,17 @@ def test_the_workers_of_a_kubernetes_job_are_its_machines() -> None:
         ("train run.dir=runs/r data.dataset=d", "fsl-dist", r"run\.dir=runs/r is lost with the job's pods, which keep what lies below /mnt/fsl-dist \("),
         ("train run.dir=/tmp/r data.dataset=d", "fsl-dist", r"run\.dir=/tmp/r is lost"),
         ("train run.dir=/mnt/fsl-dist-2/r data.dataset=d", "fsl-dist", r"is lost"),
-        ("index build /mnt/fsl-dist/r s3://b/d indexes/i kind=flat", "fsl-dist", r"build=indexes/i is lost"),
+        ("index build /mnt/fsl-dist/r s3://b/d indexes/i kind=flat", "fsl-dist", r"OUT=indexes/i is lost"),
         ("train run.dir=/mnt/fsl-dist/r data.dataset=d", "fsl-dist", ""),
         ("train run.dir=s3://b/r data.dataset=d", "fsl-dist", ""),
         ("train run.dir=s3://b/r data.dataset=d", "s3://b/p", ""),
         ("index build s3://b/r s3://b/d s3://b/i kind=flat", "s3://b/p", ""),
         ("evaluate r", "s3://b/p", ""),
+        ("embed /image/r /image/d --out x.npy", "fsl-dist", r"--out=x\.npy is lost"),
+        ("embed /image/r /image/d --out=/mnt/fsl-dist/x.npy", "fsl-dist", ""),
+        ("fit /image/d --out /tmp/fit", "s3://b/p", r"--out=/tmp/fit is lost .*\(--out=s3://b/p/fit\)"),
+        ("export s3://b/r net.onnx", "fsl-dist", r"OUT=net\.onnx is lost"),
+        ("pack /image/a /mnt/fsl-dist/d", "fsl-dist", ""),
     ],
 )  # fmt: skip
 def test_what_would_be_lost_with_the_pods_is_refused(line: str, storage: str, said: str) -> None:

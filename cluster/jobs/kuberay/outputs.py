@@ -8,6 +8,8 @@ from index.base.object_cache import with_addresses
 
 _PASSING = {"emptyDir", "configMap", "secret", "downwardAPI", "projected", "ephemeral"}
 """volumes that end with their pod, or that no command writes"""
+_LAST_IS_OUTPUT = (("index", "build"), ("pack",), ("export",))
+"""commands whose last path is what they write"""
 
 
 def check_outputs(command: Command, objects: list[Manifest], options: KubeOptions) -> None:
@@ -53,9 +55,10 @@ def find_outputs(command: Command) -> list[tuple[str, str]]:
         from tune.sweep_file import load_sweep
 
         return [("dir", with_addresses(load_sweep(command.config, command.settings).dir))]
-    if command.words in (("index", "build"), ("pack",), ("embed",)) and (paths := command.paths):
-        return [(command.words[-1], paths[-1])]
-    return []
+    given = [(option, command.value(option)) for option in ("--out", "--dir") if option in command.options]
+    if command.words in _LAST_IS_OUTPUT and command.paths:
+        given.append(("OUT", command.paths[-1]))
+    return [(option, value) for option, value in given if value]
 
 
 def _kept_folders(pod: Manifest) -> list[str]:
