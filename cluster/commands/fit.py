@@ -88,8 +88,12 @@ def _process_age_s() -> float:
 
 
 def _describe(result: "Fit") -> str:
-    record = result.record
+    from fsl_dist.config import load_run
+
+    record, folder = result.record, shlex.quote(str(result.dir))
     run = result.dir / record.final_run
+    # A network with a head has no maps whose mean is the embedding.
+    no_maps = " --no-maps" if load_run(run).backbone.embedding_dim else ""
     lines = [
         align_columns(result.table()),
         "",
@@ -100,8 +104,8 @@ def _describe(result: "Fit") -> str:
         f"record: {result.dir / 'fit.json'}, {result.dir / 'table.csv'}",
         *([f"report: {result.report}"] if result.report.is_file() else []),
         f"index: {result.dir / 'index'}",
-        f"next: fsl-dist predict {shlex.quote(str(run))} IMAGE…",
-        f"next: fsl-dist explain {shlex.quote(str(run))} IMAGE… --out evidence",
-        f"next: fsl-dist evaluate {shlex.quote(str(run))}",
+        f"next: fsl-dist predict {folder} IMAGE…",
+        f"next: fsl-dist explain {folder} IMAGE… --out evidence{no_maps}",
+        f"next: fsl-dist evaluate {folder}",
     ]
     return "\n".join(lines)
