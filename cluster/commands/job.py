@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
+from cluster.commands.durations import Duration
 from cluster.commands.output import align_columns, align_left, emit
 from cluster.jobs.following import follow
 from cluster.jobs.job import (
@@ -165,6 +166,17 @@ def events(name: str, to: str, address: str | None, namespace: str | None, as_js
     emit({"name": name, "events": found}, as_json, text)
 
 
+@job.command(epilog="Example: fsl-dist job clean --older-than 30d --to kuberay")
+@click.option("--older-than", type=Duration(), required=True, help="Since they ended, such as 30d.")
+@on_place
+@JSON
+def clean(older_than: int, to: str, address: str | None, namespace: str | None, as_json: bool) -> None:
+    """Delete the records of jobs, and of a schedule's runs, that ended long ago; what they stored stays."""
+    place = _scheduling(open_place(to, address=address, kube=kube_of(to, namespace, address)))
+    removed = list(place.clean(older_than))
+    emit({"removed": removed}, as_json, "\n".join(f"{name}: removed" for name in removed) or "no jobs")
+
+
 @job.command(
     context_settings={"allow_interspersed_args": False},
     epilog="Example: fsl-dist job enter --config run.yaml --ray-version 2.60.0 -- train run.dir=/data/runs/first",
@@ -269,7 +281,7 @@ def _scheduling(place: JobPlace) -> "KubeRayPlace":
     from cluster.jobs.kuberay.place import KubeRayPlace
 
     if not isinstance(place, KubeRayPlace):
-        raise RequestError("schedules, events and describe are Kubernetes' own: give --to kuberay")
+        raise RequestError("schedules, events, describe and clean are Kubernetes' own: give --to kuberay")
     return place
 
 

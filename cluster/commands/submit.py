@@ -1,12 +1,12 @@
 """The command `fsl-dist submit`: a command that runs elsewhere, the same on this machine, on Ray and on Kubernetes."""
 
-import re
 import time
 from pathlib import Path
 from typing import Any
 
 import click
 
+from cluster.commands.durations import Duration
 from cluster.commands.job import JSON, follow_job
 from cluster.commands.output import emit
 from cluster.jobs.job import Job
@@ -18,19 +18,6 @@ from cluster.jobs.options import (
     refuse_foreign_options,
     way_back,
 )
-
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-class Duration(click.ParamType):
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Seconds of 90, 90s, 15m, 24h or 2d."""
-        found = re.fullmatch(r"([1-9][0-9]*)([smhd]?)", str(value))
-        if not found:
-            self.fail(f"{value!r} must be a duration such as 90s, 15m, 24h or 2d", param, ctx)
-        return int(found[1]) * _UNITS[found[2] or "s"]
 
 
 @click.command(

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.cli import fsl_dist
-from cluster.commands.submit import Duration
+from cluster.commands.durations import Duration
 from cluster.jobs import entrypoint
 from cluster.jobs.archive import check_wheel, write_archive
 from cluster.jobs.command import Command, find_local_paths, name_job, read_command, resolve_command

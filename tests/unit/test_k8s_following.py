@@ -139,6 +139,25 @@ def test_an_object_whose_creation_was_not_answered_is_this_submission_s(server: 
         KubeRayPlace(KubeOptions()).submit(JOB)
 
 
+def test_what_cannot_be_removed_after_a_failed_submission_is_named(
+    server: KubeServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.refused["rayjobs"] = "no budget"
+    here = KubeRayPlace(KubeOptions(), timeout_s=10)
+    keep = server.put
+
+    def take_the_right(path: str, one: dict) -> dict:
+        server.denied.add(("delete", "networkpolicies"))  # after the rights were checked
+        return keep(path, one)
+
+    server.put = take_the_right  # type: ignore[method-assign]
+    with pytest.raises(FslDistError, match="no budget"):
+        here.submit(JOB)
+    left = [record.message for record in caplog.records if "is left on the cluster" in record.message]
+    assert len(left) == 2
+    assert all("networkpolicies/first" in text for text in left)
+
+
 @pytest.mark.parametrize("lines", range(6))
 def test_a_log_goes_on_where_its_connection_broke(server: KubeServer, lines: int) -> None:
     here = submit(server)
@@ -294,3 +313,24 @@ def test_the_operator_is_let_in_from_where_it_is(server: KubeServer) -> None:
     policy = server.objects["/apis/networking.k8s.io/v1/namespaces/fsl-dist/networkpolicies/first-dashboard"]
     assert "ray-system" in str(policy["spec"])
     assert "kuberay-system" not in str(policy["spec"])
+
+
+def test_only_records_of_jobs_that_ended_long_ago_are_removed(server: KubeServer) -> None:
+    now_s = open_api()[0].now_s()
+    jobs = RAY_JOB.rpartition("/")[0]
+    for name, status, age_s, labels in (
+        ("old", DONE, 100, {"fsl-dist/job": "old"}),
+        ("old-night", DONE, 100, {"ray.io/cronjob-name": "nightly"}),
+        ("new", DONE, 10, {"fsl-dist/job": "new"}),
+        ("running", RUNNING, 100, {"fsl-dist/job": "running"}),
+        ("another-s", DONE, 100, {}),
+    ):
+        one = {
+            "metadata": {"name": name, "labels": labels},
+            "spec": {"entrypoint": "fsl-dist job enter -- doctor"},
+            "status": {**status, "endTime": write_moment(now_s - age_s)},
+        }
+        server.put(f"{jobs}/{name}", one)
+    assert sorted(KubeRayPlace(KubeOptions()).clean(50)) == ["old", "old-night"]
+    left = {path.rpartition("/")[2] for path in server.objects if path.startswith(f"{jobs}/")}
+    assert left == {"new", "running", "another-s"}

@@ -55,10 +55,12 @@ def find_outputs(command: Command) -> list[tuple[str, str]]:
         from tune.sweep_file import load_sweep
 
         return [("dir", with_addresses(load_sweep(command.config, command.settings).dir))]
-    given = [(option, command.value(option)) for option in ("--out", "--dir") if option in command.options]
+    given: dict[str, str] = {
+        option: command.value(option) for option in ("--out", "--dir") if option in command.options
+    }
     if command.words in _LAST_IS_OUTPUT and command.paths:
-        given.append(("OUT", command.paths[-1]))
-    return [(option, value) for option, value in given if value]
+        given["OUT"] = command.paths[-1]
+    return [(option, value) for option, value in given.items() if value]
 
 
 def _kept_folders(pod: Manifest) -> list[str]:

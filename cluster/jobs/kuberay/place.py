@@ -19,7 +19,7 @@ from cluster.jobs.kuberay.rendering import JOB_LABEL, KubeOptions, render, set_d
 from cluster.jobs.kuberay.schedules import describe_runs
 from cluster.jobs.kuberay.states import STOPPED, read_status
 from cluster.jobs.kuberay.waiting import JobObjects, find_cause, is_in_queue
-from index.base.errors import RequestError
+from index.base.errors import FslDistError, RequestError
 from index.base.files import new_token
 
 log = logging.getLogger(__name__)
@@ -84,7 +84,10 @@ class KubeRayPlace:
                 self._api.change(path, {"metadata": {"ownerReferences": [reference]}})
         except BaseException:
             for path in made:
-                self._delete(path)
+                try:
+                    self._delete(path)
+                except FslDistError as error:
+                    log.warning("%s is left on the cluster: %s (kubectl deletes it)", path, error)
             raise
 
     def status(self, name: str) -> JobStatus:
@@ -186,6 +189,19 @@ class KubeRayPlace:
             )
         runs = self._newest_first({"labelSelector": f"{SCHEDULE_LABEL}={schedule}"})
         return describe_runs(found, runs, self._api.now_s())
+
+    def clean(self, older_s: float) -> Sequence[str]:
+        """Delete the records of jobs that ended more than `older_s` seconds ago; returns their names. What they stored stays."""
+        removed = []
+        for one in self._newest_first({}):
+            metadata, ended = one["metadata"], (one.get("status") or {}).get("endTime")
+            is_own = {JOB_LABEL, SCHEDULE_LABEL} & set(metadata.get("labels") or {})
+            if not is_own or not ended or not self._status_of(one).is_over:
+                continue
+            if read_moment(ended) < self._api.now_s() - older_s:
+                self._delete(self._jobs_path(metadata["name"]))
+                removed.append(metadata["name"])
+        return removed
 
     def events(self, name: str) -> Sequence[dict[str, str]]:
         """What Kubernetes noted about a job and its objects, the oldest first."""
