@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 
 import click
@@ -48,7 +49,7 @@ class Command:
         words = list(self.rest)
         if "--" in words:
             words = words[: words.index("--")]
-        for word, following in zip(words, [*words[1:], ""], strict=True):
+        for word, following in zip_longest(words, words[1:], fillvalue=""):
             if word == option:
                 return following
             if word.startswith(f"{option}="):

@@ -241,7 +241,7 @@ def test_what_does_not_fit_is_refused_in_one_line(client: Client, indexed: tuple
             "query 0 has label 99, which no vector of the index has",
             {"queries": query, "k": 1, "filter": "same_class", "query_labels": [99]},
         ),
-        (422, "the index (kind=flat) takes none", {"queries": query, "k": 1, "parameters": {"nprobe": 2}}),
+        (422, "the index (kind=flat) has none", {"queries": query, "k": 1, "parameters": {"nprobe": 2}}),
         (422, "unknown key kk", {"queries": query, "k": 1, "kk": 1}),
         (413, "larger than max_body_mb=1", b" " * (1 << 20) + b"{}"),
     ):

@@ -130,7 +130,7 @@ def test_a_wait_ends_with_its_cause_and_a_lost_api_with_the_way_back(
     code, _, errors = run(tmp_path, "submit", "--wait-s", "0", *job)
     assert code == 3
     assert errors.splitlines()[-1] == (
-        "error: first still waits after 0 s: rayjob first: InvalidRayJobSpec: no such thing; come back to it: "
+        "error: first still waits after 0 s: rayjob first: InvalidRayJobSpec: no such thing; follow it again: "
         "fsl-dist job logs first --follow --to kuberay"
     )
     _, out, _ = run(tmp_path, "job", "status", "first", "--to", "kuberay")
@@ -145,7 +145,7 @@ def test_a_wait_ends_with_its_cause_and_a_lost_api_with_the_way_back(
     _, errors = follower.communicate(timeout=60)
     assert follower.returncode == 4
     assert "--api-timeout-s 0" in errors
-    assert errors.endswith("may run on, look again: fsl-dist job logs first --follow --to kuberay\n")
+    assert errors.endswith("may still run; look again: fsl-dist job logs first --follow --to kuberay\n")
 
 
 def test_the_runs_of_a_schedule_are_known_by_its_name(server: KubeServer, tmp_path: Path) -> None:
