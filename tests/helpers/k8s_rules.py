@@ -206,7 +206,7 @@ def entrypoint(objects: list[dict]) -> Iterator[str]:
             continue
         entry, command = words[3 : words.index("--")], words[words.index("--") + 1 :]
         given = dict(zip(entry[::2], entry[1::2], strict=False))
-        if unknown := set(given) - {"--config", "--ray-version"}:
+        if unknown := set(given) - {"--config", "--deadline", "--ray-version"}:
             yield f"{name}: job enter takes no {unknown}"
         if given.get("--ray-version") != job["rayClusterSpec"]["rayVersion"]:
             yield f"{name}: --ray-version {given.get('--ray-version')} is not rayVersion"

@@ -19,6 +19,8 @@ HIDDEN = {*EXTRA_OF, "ray.serve", "starlette", "uvicorn", "aiohttp", "pandas", "
 # What is only ever loaded where its package is.
 NEEDS_ITS_PACKAGE = {
     "cluster.service.app",
+    "cluster.service.connections",
+    "cluster.service.gate",
     "cluster.service.replica",
     "cluster.service.routes",
     "fsl_dist.data.decode_dali",
@@ -58,9 +60,9 @@ def run_hidden(program: str, folder: Path) -> dict:
 
 def test_extras_are_those_of_the_distribution() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert set(EXTRA_OF.values()) == set(extras) - {"all", "bench", "dev", "webdataset"}
+    assert set(EXTRA_OF.values()) == set(extras) - {"all", "bench", "dev", "docs", "webdataset"}
     everything = extras["all"][0].removeprefix("fsl-dist[").removesuffix("]").split(",")
-    assert set(everything) == set(extras) - {"all", "bench", "dev"}
+    assert set(everything) == set(extras) - {"all", "bench", "dev", "docs"}
 
 
 def test_every_module_imports_but_those_made_of_a_package(tmp_path: Path) -> None:
@@ -158,7 +160,7 @@ print(json.dumps({{
         (["sweep", "run", "--config", "sweep.yaml"], "ray"),
         (["submit", "--to", "ray", "--", "doctor"], "ray"),
         (
-            ["submit", "--to", "kuberay", "--", "train", "--config", "own-images", "run.dir=/mnt/r"],
+            ["submit", "--to", "kuberay", "--", "train", "--config", "own-images", "run.dir=/mnt/fsl-dist/r"],
             "kubernetes",
         ),
         (["index", "serve", "index"], "fastapi"),
