@@ -1,6 +1,7 @@
 """`fit` on real digits: from a folder to a model, and after a kill."""
 
 import json
+import os
 import signal
 import subprocess
 import time
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from commands import PROGRAM
+from sweep_processes import descendants, trial_actors
 
 import fsl_dist
 from cluster.cli import fsl_dist as program
@@ -120,3 +122,46 @@ def test_a_killed_fit_is_resumed(folder: Path, tmp_path: Path) -> None:
     assert best["validation"]["acc"] > 0.8
     assert (out / "plan.json").read_bytes() == plan
     assert {path: path.read_bytes() for path in trials} == trials
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["trial", "raylet"])
+def test_a_fit_outlives_the_processes_of_ray(victim: str, folder: Path, tmp_path: Path) -> None:
+    """A killed trial is tried again within the same command; without its raylet the command ends in one line, and goes on later."""
+    out = tmp_path / "fit"
+    given = [f"{key}={json.dumps(value)}" for key, value in SETTINGS.items()]
+    asked = [str(folder), "--out", str(out), "--minutes", "3", "--no-final", "--resume", "--json", *given]
+    command = [PROGRAM, "fit", *asked]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def victims() -> list[int]:
+        if victim == "trial":
+            return trial_actors(process.pid)
+        return [child for child, title in descendants(process.pid) if "/raylet/raylet " in title]
+
+    try:
+        while process.poll() is None and not (list(out.glob("rounds/1/trials/*/run")) and victims()):
+            time.sleep(0.1)
+        assert process.poll() is None
+        os.kill(victims()[0], signal.SIGKILL)
+        printed, said = process.communicate(timeout=280)
+    finally:
+        process.kill()
+        process.wait()
+    assert "Traceback" not in said
+    plan = (out / "plan.json").read_bytes()
+    if victim == "raylet":
+        assert process.returncode == 1, said[-3000:]
+        assert said.strip().splitlines()[-1].startswith("error: ")
+        assert not (out / "fit.json").exists()
+        done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=True)
+        printed = done.stdout
+    else:
+        assert process.returncode == 0, said[-3000:]
+    record = json.loads(printed)
+    trained = [one for one in record["candidates"] if one["round"] > 0]
+    assert trained
+    assert all(one["validation"] is not None for one in trained), "no candidate was lost"
+    best = next(one for one in record["candidates"] if one["name"] == record["chosen"])
+    assert best["validation"]["acc"] > 0.8
+    assert (out / "plan.json").read_bytes() == plan
