@@ -350,6 +350,7 @@ def test_another_learning_rate_is_said_when_a_run_is_resumed(
     assert "training.lr=0.005 replaces the run's 0.0003 from here on" in caplog.text
 
 
+@pytest.mark.slow
 def test_type_checkers_see_the_types_in_the_readme_s_examples(tmp_path: Path) -> None:
     examples = re.findall(
         r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL

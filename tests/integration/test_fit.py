@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -132,27 +133,30 @@ def test_a_fit_outlives_the_processes_of_ray(victim: str, folder: Path, tmp_path
     given = [f"{key}={json.dumps(value)}" for key, value in SETTINGS.items()]
     asked = [str(folder), "--out", str(out), "--minutes", "3", "--no-final", "--resume", "--json", *given]
     command = [PROGRAM, "fit", *asked]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
-    def victims() -> list[int]:
+    def victims(driver: int) -> list[int]:
         if victim == "trial":
-            return trial_actors(process.pid)
-        return [child for child, title in descendants(process.pid) if "/raylet/raylet " in title]
+            return trial_actors(driver)
+        return [child for child, title in descendants(driver) if "/raylet/raylet " in title]
 
-    try:
-        while process.poll() is None and not (list(out.glob("rounds/1/trials/*/run")) and victims()):
-            time.sleep(0.1)
-        assert process.poll() is None
-        os.kill(victims()[0], signal.SIGKILL)
-        printed, said = process.communicate(timeout=280)
-    finally:
-        process.kill()
-        process.wait()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            while process.poll() is None and not (
+                list(out.glob("rounds/1/trials/*/metrics.jsonl")) and victims(process.pid)
+            ):
+                time.sleep(0.1)
+            assert process.poll() is None
+            os.kill(victims(process.pid)[0], signal.SIGKILL)
+            printed, said = process.communicate(timeout=280)
+        finally:
+            process.kill()
     assert "Traceback" not in said
     plan = (out / "plan.json").read_bytes()
     if victim == "raylet":
         assert process.returncode == 1, said[-3000:]
-        assert said.strip().splitlines()[-1].startswith("error: ")
+        assert re.match(
+            r"error: Ray's raylet \(process \d+\) on this machine has ended: ", said.splitlines()[-1]
+        )
         assert not (out / "fit.json").exists()
         done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=True)
         printed = done.stdout

@@ -175,6 +175,7 @@ def test_the_whole_way_at_a_store_gives_what_it_gives_on_disk(
     assert str(tmp_path) not in config
 
 
+@pytest.mark.slow
 def test_a_server_killed_in_the_middle_of_training_is_waited_for(
     store: Any, images: Path, tmp_path: Path
 ) -> None:

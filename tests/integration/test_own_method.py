@@ -151,6 +151,7 @@ def points_of(example: str, group: str) -> dict[str, str]:
     return project["entry-points"][group]
 
 
+@pytest.mark.slow
 def test_a_backbone_and_a_metric_of_ones_own(digits: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
     for example, module, group in (

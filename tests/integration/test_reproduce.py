@@ -25,6 +25,7 @@ SETTINGS = [
 ]
 
 
+@pytest.mark.slow
 def test_a_table_is_run_once_and_found_again(digits: Path, tmp_path: Path) -> None:
     data, out = tmp_path / "data", tmp_path / "out"
     shutil.copytree(digits, data)

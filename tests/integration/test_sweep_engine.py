@@ -97,6 +97,7 @@ def test_a_sweep_from_python_has_its_best_run_a_table_a_report_and_tunes_result(
     assert again.dataframe().equals(table)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray")
 def test_a_population_goes_on_from_its_best_networks_and_never_changes_the_base(
     digits: Path, tmp_path: Path

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 
+from fsl_dist.training.ray.watching import watching_ray
 from index.base.extras import require
 from index.base.pieces import Spread, do_here
 from index.base.scratch import scratch_folder
@@ -82,6 +83,7 @@ def ray_session(num_cpus: int, *, importing: str = "") -> Iterator[None]:
                     logging_level=logging.WARNING,
                     _temp_dir=str(scratch),
                 )
+                stack.enter_context(watching_ray(scratch))
         meanwhile.join()
         yield
 
