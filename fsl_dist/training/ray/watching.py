@@ -11,14 +11,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 VITAL = ("raylet", "gcs_server")
-"""Ray's processes without which no other can go on."""
+"""Ray's processes that all others need."""
 
 
 @contextmanager
 def watching_ray(folder: Path) -> Iterator[None]:
     """End this process in one line if a vital process of its Ray ends within the block, killed or out of memory.
 
-    Ray ends such a process too, 10 s to 20 s later, without saying how to go on, after pages of its own messages. Work
+    Ray ends such a process too, 10 s to 20 s later, after pages of its own messages, without naming a way out. Work
     is saved as it is after a `kill -9`: in checkpoints and records that the next start reads.
 
     Args:
