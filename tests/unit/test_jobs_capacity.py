@@ -109,7 +109,7 @@ def test_the_workers_of_a_kubernetes_job_are_its_machines() -> None:
 @pytest.mark.parametrize(
     ("line", "storage", "said"),
     [
-        ("train run.dir=/mnt/fsl-dist/r data.dataset=d", "s3://b/p", r"run\.dir=/mnt/fsl-dist/r would be lost .*storage=s3://b/p .*\(run\.dir=s3://b/p/r\)"),
+        ("train run.dir=/mnt/fsl-dist/r data.dataset=d", "s3://b/p", r"run\.dir=/mnt/fsl-dist/r would be lost .*storage=s3://b/p .*give run\.dir=s3://b/p/r"),
         ("train run.dir=runs/r data.dataset=d", "s3://b/p", r"run\.dir=runs/r would be lost"),
         ("train run.dir=runs/r data.dataset=d", "fsl-dist", r"run\.dir=runs/r would be lost with the job's pods; give a path below /mnt/fsl-dist, or"),
         ("train run.dir=/tmp/r data.dataset=d", "fsl-dist", r"run\.dir=/tmp/r would be lost"),
@@ -122,7 +122,7 @@ def test_the_workers_of_a_kubernetes_job_are_its_machines() -> None:
         ("evaluate r", "s3://b/p", ""),
         ("embed /image/r /image/d --out x.npy", "fsl-dist", r"--out=x\.npy would be lost"),
         ("embed /image/r /image/d --out=/mnt/fsl-dist/x.npy", "fsl-dist", ""),
-        ("fit /image/d --out /tmp/fit", "s3://b/p", r"--out=/tmp/fit would be lost .*\(--out=s3://b/p/fit\)"),
+        ("fit /image/d --out /tmp/fit", "s3://b/p", r"--out=/tmp/fit would be lost .*give --out=s3://b/p/fit"),
         ("export s3://b/r net.onnx", "fsl-dist", r"OUT=net\.onnx would be lost"),
         ("pack /image/a /mnt/fsl-dist/d", "fsl-dist", ""),
     ],

@@ -32,8 +32,8 @@ def check_outputs(command: Command, objects: list[Manifest], options: KubeOption
         if options.is_bucket:
             name = value.rstrip("/").rpartition("/")[2] or "first"
             raise RequestError(
-                f"{key}={value} would be lost with the job's pods: with storage={options.storage} they have no persistent volume "
-                f"({key}={options.storage.rstrip('/')}/{name})"
+                f"{key}={value} would be lost with the job's pods: with storage={options.storage} they have no persistent volume; "
+                f"give {key}={options.storage.rstrip('/')}/{name}"
             )
         raise RequestError(
             f"{key}={value} would be lost with the job's pods; give a path below {', '.join(kept)}, or an address in a "
