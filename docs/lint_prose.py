@@ -141,6 +141,10 @@ def check_python(source: str) -> list[Problem]:
                 problems += _check_paragraph(paragraph)
             for number in range(node.lineno, (node.end_lineno or node.lineno) + 1):
                 problems += _check_length(number, lines[number - 1])
+        elif _is_message(text) and "```" in text:  # a page that a program writes
+            problems += [
+                Problem(node.lineno + problem.line - 1, problem.text) for problem in check_markdown(text)
+            ]
         elif _is_message(text):
             span = range(node.lineno, (node.end_lineno or node.lineno) + 1)
             paragraphs = [Paragraph([(node.lineno, part)]) for part in re.split(r"\n\s*\n", text)]
@@ -258,7 +262,9 @@ def _is_message(text: str) -> bool:
     words = text.split()
     plain = [word for word in words if re.fullmatch(r"[\"'(`]*[A-Za-z][A-Za-z'-]*[.,:;)\"'`?]*", word)]
     return (
-        len(plain) >= 4 and 2 * len(plain) >= len(words) and not re.search(r"</|\{\n|;\n|^\s*import ", text)
+        len(plain) >= 4
+        and 2 * len(plain) >= len(words)
+        and not re.search(r"</|\{\n|;\n|^\s*(import|from \S+ import) ", text, re.M)
     )
 
 
