@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).parents[1]
 RULES = tomllib.loads((ROOT / "docs" / "prose.toml").read_text(encoding="utf-8"))
 SUFFIXES = (".md", ".py", ".yaml", ".toml", ".sh")
@@ -187,6 +189,29 @@ def check_comments(text: str) -> list[Problem]:
     return sorted(set(problems), key=lambda problem: problem.line)
 
 
+def check_yaml(text: str) -> list[Problem]:
+    """Problems of a YAML file's comments, and of the sentences among its values.
+
+    Args:
+        text: the whole file.
+
+    Returns:
+        Problems in the order of their lines.
+    """
+    problems = check_comments(text)
+    waiting = [node for node in yaml.compose_all(text, yaml.CSafeLoader) if node is not None]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, yaml.ScalarNode):
+            if _is_message(node.value):
+                problems += _check_paragraph(Paragraph([(node.start_mark.line + 1, node.value)]))
+        else:
+            waiting += [
+                each for item in node.value for each in (item if isinstance(item, tuple) else (item,))
+            ]
+    return sorted(set(problems), key=lambda problem: problem.line)
+
+
 def _replace(new: str, match: re.Match[str]) -> str:
     """The new text and the line ends of the old one, so that lines keep their numbers."""
     return new + "\n" * match[0].count("\n")
@@ -334,9 +359,9 @@ def listed(key: str) -> frozenset[Path]:
 
 
 def check_file(path: Path) -> list[Problem]:
-    """Problems of a file, by its suffix: a page, a Python file, or a file with `#` comments."""
+    """Problems of a file, by its suffix: a page, a Python or YAML file, or a file with `#` comments."""
     text = path.read_text(encoding="utf-8")
-    checks = {".md": check_markdown, ".py": check_python}
+    checks = {".md": check_markdown, ".py": check_python, ".yaml": check_yaml}
     return checks.get(path.suffix, check_comments)(text)
 
 

@@ -82,6 +82,26 @@ def test_links_of_a_page_lead_somewhere(page: Path) -> None:
     assert broken == []
 
 
+def empty_sections(text: str) -> list[str]:
+    """Headings that another heading of the same or a higher level follows without a line between them."""
+    text = re.sub(r"^```.*?^```", "CODE", text, flags=re.M | re.S)
+    lines = [line for line in text.splitlines() if line.strip()]
+    levels = [len(found[1]) if (found := re.match(r"(#+) ", line)) else 7 for line in lines]
+    return [
+        line for line, here, below in zip(lines, levels, [*levels[1:], 0], strict=True) if below <= here < 7
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_sections_of_a_page_have_content(page: Path) -> None:
+    assert empty_sections(page.read_text(encoding="utf-8")) == []
+
+
+def test_an_empty_section_is_found() -> None:
+    text = "# A\n\n## B\n\ntext\n\n## C\n## D\n\n```\n# no heading\n```\n\n## E\n"
+    assert empty_sections(text) == ["## C", "## E"]
+
+
 def test_the_readme_is_short_and_its_badges_are_true() -> None:
     readme = (ROOT / "README.md").read_bytes()
     assert len(readme) <= 6144
