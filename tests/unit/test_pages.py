@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 import pytest
-from page_scripts import ROOT, commands_of
+from page_scripts import ROOT, commands_of, inline_commands_of
 
 from cluster.cli import fsl_dist as program
 from fsl_dist.config import load_config
@@ -50,6 +50,16 @@ def test_commands_of_a_page_exist(page: Path) -> None:
         if not re.search(r"…|\.\.\.|\[(?!\d)|[A-Z]\|", text := " ".join(one)) and not OWN.search(text)
     ]
     assert [found for one in shown if (found := mistake(one))] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_commands_inside_sentences_exist(page: Path) -> None:
+    """They may lack arguments; what they have is right."""
+    shown = [
+        one for one in inline_commands_of(page) if not re.search(r"…|[|[]|COMMAND|^catalogue", " ".join(one))
+    ]
+    found = [found for one in shown if (found := mistake(one))]
+    assert [one for one in found if re.search(r"No such|did you mean|unknown", one)] == []
 
 
 def test_a_wrong_command_is_found() -> None:
