@@ -2,9 +2,9 @@
 
     python benchmarks/bench_chunks.py [--plain] [key=value …]
 
-Every row trains prototypical networks on a synthetic data set, packed for the occasion (200 classes of 20 images of
-84 px), by the real training loop in a process of its own with one thread; peak memory is that process's (ru_maxrss,
-with some 700 MiB for the imported libraries). An episode has 10 support and 10 query images per class. Each row takes
+Every row trains prototypical networks on a synthetic data set (200 classes of 20 images of 84 px), by the real
+training loop in a process of its own with one thread. Peak memory is ru_maxrss of that process, with some 700 MiB
+for the imported libraries. An episode has 10 support and 10 query images per class. Each row takes
 two steps, of which the second is timed. `--plain` adds the 200-way episode without chunks, whose activations are 20
 times those of the 10-way one; `key=value` replaces the network and the size of its images, ResNet18 at 64 px. Prints
 a table and JSON.

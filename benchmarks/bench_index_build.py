@@ -150,7 +150,7 @@ def summarise(
     """Medians of both, printed as a table."""
     seconds = {name: statistics.median(m["seconds"] for m in measures) for name, measures in taken.items()}
     peaks = {name: max(m["peak_bytes"] for m in measures) for name, measures in taken.items()}
-    print("| build | seconds (median) | vectors a second | peak memory, of the largest shard |")
+    print("| build | seconds (median) | vectors/s | peak memory, of the largest shard |")
     print("| --- | ---: | ---: | ---: |")
     for name in taken:
         print(

@@ -4,9 +4,9 @@ mining.run=`beside`.
     python benchmarks/bench_mining_beside.py DATASET [key=value …]
 
 DATASET is a packed data set; `key=value` changes the runs' settings. Every process has one thread. The three runs are
-one worker that mines inline, the same with one actor beside it, and two workers that mine inline: the second core
-spent in another way. All take the same steps with the same tables; inline runs have the same `mining.refresh_lag`.
-Counted is what the steps and what stands between them took, without Ray's start. Prints a table and JSON.
+one worker that mines inline, the same with a concurrent actor, and two workers that mine inline. The last ones use
+the second core in another way. All take the same steps with the same tables; inline runs have the same
+`mining.refresh_lag`. The time of the steps and between them is counted, without Ray's start. Prints a table and JSON.
 """
 
 import argparse
@@ -27,7 +27,7 @@ MODES = {
 
 
 def run_once(settings: list[str], run: Path) -> dict[str, float]:
-    """Train once; seconds of the steps, of what stood between them, and of waiting for tables beyond the first."""
+    """Train once; seconds of the steps, between them, and of waiting for tables after the first."""
     from fsl_dist.config import load_config
     from fsl_dist.training.launch import train_run
     from fsl_dist.training.runlog import read_metrics

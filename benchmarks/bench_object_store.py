@@ -2,8 +2,8 @@
 
     python benchmarks/bench_object_store.py packed --delay-ms 20 --image-size 64
 
-The server is a separate process that supports ranged reads and listings, and waits before each answer. It stands in
-for S3, whose latency it has and whose bandwidth it has not: it shares this machine's cores with the reader. A scan
+The server is a separate process that supports ranged reads and listings, and waits before each answer. It has
+the latency of S3 but not its bandwidth: it shares this machine's cores with the reader. A scan
 takes ids in the order of their bytes; random batches are drawn over the whole data set, without blocks. `one by one`
 is the same random batches with one request at a time. Images count as read (bytes, checksums compared) or as decoded.
 All are timed in turn, round after round; the median counts. Prints a Markdown table, then one JSON object; `--out`
@@ -213,7 +213,7 @@ def measure(folder: Path, remote: str, options: argparse.Namespace) -> dict[str,
 def report(found: dict[str, object], options: argparse.Namespace) -> None:
     rates = found["images_per_s"]
     assert isinstance(rates, dict)
-    lines = ["| images a second | scan | random | random / scan |", "|---|---|---|---|"]
+    lines = ["| images/s | scan | random | random / scan |", "|---|---|---|---|"]
     for place in ("disk", "store"):
         for unit in ("read", "decoded"):
             scan, random = rates[f"{place} {unit} scan"], rates[f"{place} {unit} random"]

@@ -3,11 +3,12 @@
     python benchmarks/bench_spectral.py
     python benchmarks/bench_spectral.py --run runs/omniglot-characters-scatter
 
-By default 160 classes of 50 vectors around class centres, the size of tiered-ImageNet's test classes, at several
-overlaps; with --run the vectors that `fsl-dist evaluate RUN` has kept. Both cluster by 10 neighbours and the best of
-10 k-means starts, on one thread; seconds are CPU seconds, which other work on the machine does not lengthen.
-scikit-learn makes its eigenvectors again in every run, ours once for all runs. Prints a Markdown table, then one JSON
-object.
+By default, the data are 160 classes of 50 vectors around class centres, the size of tiered-ImageNet's test classes,
+at several overlaps; with --run, the vectors that `fsl-dist evaluate RUN` has kept. Both cluster by 10 neighbours and
+the best of 10 k-means starts, on one thread. Seconds are CPU seconds, which other work on the machine does not
+lengthen. scikit-learn computes its eigenvectors in every run, ours once for all runs.
+
+Prints a Markdown table, then one JSON object.
 """
 
 import argparse

@@ -2,9 +2,9 @@
 
     python benchmarks/cluster_sizes.py RUN …
 
-For runs that `fsl-dist evaluate` has scored, one k-means run and one spectral run as in the evaluation: images in the
-largest and in the median cluster, classes in the largest, and the ARI of all images and of those outside the largest
-cluster. A pair of images counts once in ARI, so a cluster of n images weighs as n².
+Runs that `fsl-dist evaluate` has scored are clustered once by k-means and once spectrally, as in the evaluation. The
+table has the images in the largest and in the median cluster, the classes in the largest, and the ARI of all images
+and of those outside the largest cluster. A pair of images counts once in ARI, so a cluster of n images weighs as n².
 """
 
 import argparse

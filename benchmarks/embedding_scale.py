@@ -2,10 +2,14 @@
 
     python benchmarks/embedding_scale.py RUN …
 
-Over the training images: mean norm; mean distance between two images, 2,000 pairs that are the same for every run (a
-margin says nothing without the distances it is added to); within / between, the mean squared distance of an image to
-its class mean over that of a class mean to the mean of all; directions, (Σλ)² / Σλ² of the eigenvalues λ of the class
-means' covariance: 1 where all class means lie on a line, as many as dimensions where they spread alike in all.
+Over the training images:
+
+- the mean norm;
+- the mean distance between two images, of 2,000 pairs that are the same for every run: a margin is read next to it;
+- within / between: the mean squared distance of an image to its class mean over that of a class mean to the overall
+  mean;
+- directions: (Σλ)² / Σλ² of the eigenvalues λ of the class means' covariance. It is 1 if all class means are on one
+  line, and the number of dimensions if they spread equally in all.
 """
 
 import argparse

@@ -3,10 +3,10 @@
     python benchmarks/explain_delta_tau.py RUN …
 
 A class's score is −Σ_z q(z|x) d(x, μ_z) with q a softmax over −d/τ (PCN Eq. 1, 3). A larger τ spreads q to prototypes
-further away, so the score of every class sinks, by more if its prototypes are further apart. For each Δτ the table
-shows, means over draws and over RUNs: the share of base and of novel test images that some novel class wins; how far
-the best score among the base and among the novel classes sank since the smallest Δτ; and over how many prototypes the
-best base and novel class spread an image (the perplexity of q).
+further away, so the score of every class sinks, by more if its prototypes are further apart. For each Δτ, the
+table has means over draws and RUNs. The first is the share of base and of novel test images that a novel class wins.
+The second is how far the best base and novel scores sank since the smallest Δτ. The third is over how many prototypes
+the best base and novel class spread an image (the perplexity of q).
 """
 
 import argparse

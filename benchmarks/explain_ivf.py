@@ -2,8 +2,8 @@
 
     python benchmarks/explain_ivf.py --num 200000 --threads 2
 
-`bench_index_ivf.py`'s mixture. First, how many vectors must be looked at to find the neighbours, with k-means'
-clusters and with the true ones; then seconds of ways to look at them: FAISS's own IVF search, the same pairs by
+`bench_index_ivf.py`'s mixture. First, how many vectors must be compared to find the neighbours, with k-means
+clusters and with the true ones. Then seconds of ways to compare them: FAISS's own IVF search, the same pairs by
 matrix products over the queries that share a cluster, and codes. Prints Markdown tables, then one JSON object.
 """
 

@@ -5,9 +5,9 @@
 
 FOLDER has a folder of images for each class; its images are packed, divided, and embedded by the frozen backbone.
 `digits` are scikit-learn's, as pixels. Of the training images' labels, a share is changed: to a class drawn at
-random, or to the class of the most similar mean. Prints one JSON object: for each kind of change and over all seeds,
-precision and recall of the list, the precision of as many first entries as were planted, how often the suggestion is
-the true class, and the same of confident learning's own list (Eq. 1).
+random, or to the class of the most similar mean. Prints one JSON object for each kind of change, over
+all seeds: precision and recall of the list, the precision of as many first entries as were changed, and how often the
+suggestion is the true class. The same figures follow for confident learning's own list (Eq. 1).
 """
 
 import argparse

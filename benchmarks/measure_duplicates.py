@@ -2,9 +2,9 @@
 
     python benchmarks/measure_duplicates.py FOLDER --sample 300
 
-Reads every .jpg and .png below FOLDER (class = first folder). Prints one JSON object: milliseconds an image, pairs
-by the bits in which their hashes differ (all; of two classes; with thumbnails that correlate), pairs with equal
-pixels among the near ones, and the share of changed images that are near under each rule.
+Reads every .jpg and .png below FOLDER (class = first folder). Prints one JSON object: milliseconds per image;
+pairs by the bits in which their hashes differ (all; of two classes; with thumbnails that correlate); pairs with equal
+pixels among the near ones. The share of changed images that are near under each rule follows.
 """
 
 import argparse

@@ -3,8 +3,8 @@
     python -m benchmarks.recipe FOLDER WEIGHTS --out OUT --seeds 3
 
 FOLDER: one folder of images for each class. WEIGHTS: a file of torchvision's MobileNetV2. All rows start from the
-same weights and see the same 96 px; the plain row is the recipe that a user would otherwise write: cross entropy with
-label smoothing, AdamW with a faster head, warm-up and cosine, random resized crops, flips and colours, clipped
+same weights and see the same 96 px. The plain row is the recipe that a user would otherwise write: cross entropy with
+label smoothing, AdamW with a faster head, warm-up and cosine, random resized crops, flips and colours, and clipped
 gradients. Prints a table, and writes it to OUT/recipe.json; what is there already is not run again.
 """
 

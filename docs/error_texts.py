@@ -224,7 +224,7 @@ class _Reader:
             return str(part.value)
         assert isinstance(part, ast.FormattedValue)
         value = part.value
-        if isinstance(value, ast.Name) and isinstance(known := self._constants.get(value.id), ast.Constant):
+        if isinstance(value, ast.Name) and isinstance(known := self._value_of(value.id), ast.Constant):
             return str(known.value)
         if isinstance(value, ast.IfExp) and "" in (
             branches := [*self.read(value.body), *self.read(value.orelse)]
@@ -233,6 +233,15 @@ class _Reader:
                 f"{GAP}…{GAP}" if not any(branches) else f"{GAP}[{''.join(branches).replace(GAP, '')}]{GAP}"
             )
         return _placeholder(value)
+
+    def _value_of(self, name: str) -> ast.expr | None:
+        """The value of a constant, or of a name that the function around the message assigns only once."""
+        assigned = [
+            node.value
+            for node in ast.walk(self._function or ast.Module([], []))
+            if isinstance(node, ast.Assign) and name in map(name_of, node.targets)
+        ]
+        return assigned[0] if len(assigned) == 1 else self._constants.get(name)
 
     def _read_name(self, name: str) -> list[str]:
         if name in self._seen:

@@ -1,7 +1,8 @@
-"""What the scripts that generate pages share: write the pages of a folder, or compare them."""
+"""What the scripts of this folder share: writing or comparing the pages of a folder, text in tables, the browser."""
 
 import argparse
 import re
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,3 +48,11 @@ def write_or_check(pages: Mapping[str, str], folder: str, script: str) -> None:
         (target / name).unlink()
     for name, text in pages.items():
         (target / name).write_text(text, "utf-8")
+
+
+def find_browser() -> str:
+    """The path of Chromium or Chrome; ends the script where there is none."""
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        sys.exit("no Chromium or Chrome is on the path (apt-get install chromium)")
+    return browser

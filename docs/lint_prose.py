@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).parents[1]
 RULES = tomllib.loads((ROOT / "docs" / "prose.toml").read_text(encoding="utf-8"))
 SUFFIXES = (".md", ".py", ".yaml", ".toml", ".sh")
@@ -141,6 +143,10 @@ def check_python(source: str) -> list[Problem]:
                 problems += _check_paragraph(paragraph)
             for number in range(node.lineno, (node.end_lineno or node.lineno) + 1):
                 problems += _check_length(number, lines[number - 1])
+        elif _is_message(text) and "```" in text:  # a page that a program writes
+            problems += [
+                Problem(node.lineno + problem.line - 1, problem.text) for problem in check_markdown(text)
+            ]
         elif _is_message(text):
             span = range(node.lineno, (node.end_lineno or node.lineno) + 1)
             paragraphs = [Paragraph([(node.lineno, part)]) for part in re.split(r"\n\s*\n", text)]
@@ -180,6 +186,29 @@ def check_comments(text: str) -> list[Problem]:
             elif not is_alone:
                 problems += _check_paragraph(Paragraph(current))
                 current = []
+    return sorted(set(problems), key=lambda problem: problem.line)
+
+
+def check_yaml(text: str) -> list[Problem]:
+    """Problems of a YAML file's comments, and of the sentences among its values.
+
+    Args:
+        text: the whole file.
+
+    Returns:
+        Problems in the order of their lines.
+    """
+    problems = check_comments(text)
+    waiting = [node for node in yaml.compose_all(text, yaml.CSafeLoader) if node is not None]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, yaml.ScalarNode):
+            if _is_message(node.value):
+                problems += _check_paragraph(Paragraph([(node.start_mark.line + 1, node.value)]))
+        else:
+            waiting += [
+                each for item in node.value for each in (item if isinstance(item, tuple) else (item,))
+            ]
     return sorted(set(problems), key=lambda problem: problem.line)
 
 
@@ -258,7 +287,9 @@ def _is_message(text: str) -> bool:
     words = text.split()
     plain = [word for word in words if re.fullmatch(r"[\"'(`]*[A-Za-z][A-Za-z'-]*[.,:;)\"'`?]*", word)]
     return (
-        len(plain) >= 4 and 2 * len(plain) >= len(words) and not re.search(r"</|\{\n|;\n|^\s*import ", text)
+        len(plain) >= 4
+        and 2 * len(plain) >= len(words)
+        and not re.search(r"</|\{\n|;\n|^\s*(import|from \S+ import) ", text, re.M)
     )
 
 
@@ -328,9 +359,9 @@ def listed(key: str) -> frozenset[Path]:
 
 
 def check_file(path: Path) -> list[Problem]:
-    """Problems of a file, by its suffix: a page, a Python file, or a file with `#` comments."""
+    """Problems of a file, by its suffix: a page, a Python or YAML file, or a file with `#` comments."""
     text = path.read_text(encoding="utf-8")
-    checks = {".md": check_markdown, ".py": check_python}
+    checks = {".md": check_markdown, ".py": check_python, ".yaml": check_yaml}
     return checks.get(path.suffix, check_comments)(text)
 
 

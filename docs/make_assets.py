@@ -9,13 +9,13 @@ figures of docs/benchmarks. Without it they stay, since making them takes hours.
 
 import argparse
 import contextlib
-import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
+from generated import find_browser
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -64,9 +64,6 @@ def write_digits(folder: Path) -> None:
 
 def photograph(page: Path, out: Path, width: int, height: int) -> None:
     """Write what Chromium draws of the upper part of a page, `width` by `height` pixels."""
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if browser is None:
-        sys.exit("docs/make_assets.py needs Chromium or Chrome on the path (apt-get install chromium)")
     with tempfile.TemporaryDirectory() as profile:
         flags = [
             "--headless",
@@ -77,7 +74,7 @@ def photograph(page: Path, out: Path, width: int, height: int) -> None:
         ]
         window = [f"--window-size={width},{height}", f"--screenshot={out}", f"--user-data-dir={profile}"]
         subprocess.run(
-            [browser, *flags, *window, page.as_uri()], check=True, capture_output=True, timeout=120
+            [find_browser(), *flags, *window, page.as_uri()], check=True, capture_output=True, timeout=120
         )
 
 

@@ -6,8 +6,10 @@ python docs/make_errors.py --check    exit 1 where a page is out of date
 
 import re
 import sys
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from error_texts import ErrorText, find_texts
 from generated import escape_cell, escape_markup, write_or_check
@@ -150,12 +152,30 @@ CLASSES = (
     *(FslDistError, RequestError, ConfigError, DataError, TrainingError, VersionError, StorageError),
     *(StaleOwnerError, PartialSearchError),
 )
-_IMPERATIVES = (
-    r"(add|ask|build|choose|compare|copy|correct|did|evaluate|explain|give|install|keep|leave|look|lower|make|merge|name|open|"
-    r"`?pack`?|pass|put|raise|remove|rename|replace|`?resplit`?|restart|restore|run|save|say|search|see|set|show|split|start|"
-    r"stop|take|train|try|unset|use|wait|write|the same command)\b|\S+="
+_VERBS = (
+    r"(add|ask|build|check|choose|compare|convert|copy|correct|create|did|end|evaluate|explain|follow|free|give|inspecting|"
+    r"install|keep|leave|look|lower|make|merge|move|name|open|`?pack`?(?! has)|pass|pip|put|raise|remove|rename|replace|`?resplit`?|restart|"
+    r"restore|run|save|say|search|see|set|show|split|start|stop|store|take|train|try|unset|use|wait|write|the same command)\b"
 )
-"""what a way out after a semicolon begins with"""
+"""what a way out after a semicolon, a colon or `so` begins with"""
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """What to do about the messages of one kind."""
+
+    pattern: str
+    """regular expression that is searched in a message"""
+    say: str
+    """what to do; {name} stands for a group of the pattern"""
+    path: str = ""
+    """regular expression for the beginning of the source file's path"""
+
+
+ADVICE = tuple(
+    Advice(**entry)
+    for entry in tomllib.loads(Path(__file__).with_name("error_advice.toml").read_text("utf-8"))["advice"]
+)
 
 
 def place(path: str) -> tuple[str, int]:
@@ -176,14 +196,34 @@ def place(path: str) -> tuple[str, int]:
 
 
 def split_way_out(text: str) -> tuple[str, str]:
-    """A message as (cause, way out): the way out follows the last semicolon, or is in parentheses at the end."""
+    """A message as (cause, way out).
+
+    The way out is in parentheses at the end, or follows a semicolon, a colon or `so` and begins with an imperative.
+    After a semicolon or `so`, it may also be a setting.
+    """
     start = _closing_parenthesis(text)
-    if start > 0 and re.search(r"[a-z]", inside := text[start + 2 : -1]):
+    # A placeholder or the name of a file in parentheses is no way out.
+    if start > 0 and re.search(r"[a-z].*[ =(]|[=(].*[a-z]", inside := text[start + 2 : -1]):
         return text[:start], inside
-    cause, mark, rest = text.rpartition("; ")
-    if mark and re.match(_IMPERATIVES, rest):
-        return cause, rest
+    for mark in ("; ", ", so ", ": "):
+        parts = text.split(mark)
+        for at in range(len(parts) - 1, 0, -1):
+            if re.match(_VERBS if mark == ": " else rf"{_VERBS}|\S+=", parts[at]):
+                return mark.join(parts[:at]), mark.join(parts[at:])
     return text, ""
+
+
+def find_advice(one: ErrorText) -> tuple[str, str, Advice | None]:
+    """A message as (cause, what to do as Markdown), and the entry of error_advice.toml that was needed for it."""
+    cause, way_out = split_way_out(one.text)
+    if way_out:
+        return cause, escape_markup(way_out), None
+    for advice in ADVICE:
+        if re.match(advice.path, one.path) and (found := re.search(advice.pattern, one.text)):
+            groups = {name: escape_markup(text.strip()) for name, text in found.groupdict().items()}
+            return one.text, advice.say.format(**groups), advice
+    general = TOPICS[place(one.path)[0]].advice
+    return one.text, general[0].lower() + general[1:].removesuffix("."), None
 
 
 def _closing_parenthesis(text: str) -> int:
@@ -224,8 +264,10 @@ def render(errors: Sequence[ErrorText]) -> dict[str, str]:
 def _table(texts: dict[str, ErrorText]) -> list[str]:
     rows = ["| message | what to do | exit |", "| --- | --- | --- |"]
     for text in sorted(texts, key=lambda text: (text.lower(), text)):
-        cells = [escape_cell(escape_markup(cell)) for cell in split_way_out(text)]
-        rows.append(f"| {cells[0]} | {cells[1]} | {texts[text].exit_code} |")
+        cause, way_out, _ = find_advice(texts[text])
+        rows.append(
+            f"| {escape_cell(escape_markup(cause))} | {escape_cell(way_out)} | {texts[text].exit_code} |"
+        )
     return rows
 
 

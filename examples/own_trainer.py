@@ -1,4 +1,4 @@
-"""fsl-dist's loader, sampler and loss in a training function of one's own, with Ray Train or without.
+"""fsl-dist's loader, sampler and loss in your own training function, with Ray Train or without.
 
 python examples/own_trainer.py DATASET [NUM_WORKERS]
 """

@@ -98,5 +98,5 @@ def check_order(labels: np.ndarray, ids: np.ndarray) -> None:
         raise RequestError(f"id {repeated[0]} is given to more than one vector; ids must be unique")
     if not rises.all():
         raise RequestError(
-            f"row {int(np.argmin(rises)) + 1} breaks the order: rows must be sorted by (label, id)"
+            f"row {int(np.argmin(rises)) + 1} breaks the order: rows must be sorted by label, then by id"
         )

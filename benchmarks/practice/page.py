@@ -178,4 +178,5 @@ def _summarise(records: Sequence[SetRecord]) -> list[str]:
         "The best other row is chosen on test, separately for each figure, so it is an upper bound.",
         "",
     ]
-    return [*head, "| set | fit Acc | best other Acc | fit MCR | best other MCR |", "| --- |" + " ---: |" * 4, *lines, ""]  # fmt: skip
+    titles = "| set | fit Acc | best other Acc | fit MCR | best other MCR |"
+    return [*head, titles, "| --- |" + " ---: |" * 4, *lines, ""]

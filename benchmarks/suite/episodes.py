@@ -1,4 +1,4 @@
-"""`python -m benchmarks.suite episodes`: episodes from shards, compared with loose files with a torch sampler and one tar per class."""
+"""`python -m benchmarks.suite episodes`: episodes from shards, compared with loose files and one tar per class."""
 
 import functools
 import json
@@ -100,7 +100,7 @@ def measure(options: BenchOptions) -> Report:
 
 
 def _measure_starts(ways: Mapping[str, tuple[str, Path]], times: int) -> dict[str, dict[str, list[float]]]:
-    """Figures of `measure_start` of each way, one a process; the processes take turns."""
+    """Figures of `measure_start` of each way, each in its own process; the processes take turns."""
     found: dict[str, dict[str, list[float]]] = {name: {} for name in ways}
     for _ in range(times):
         for name, (way, folder) in ways.items():

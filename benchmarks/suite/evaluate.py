@@ -1,4 +1,4 @@
-"""`python -m benchmarks.suite evaluate`: kNN scores of many K_p and prototype scores of many draws, compared with scikit-learn and torch."""
+"""`python -m benchmarks.suite evaluate`: kNN and prototype scores, compared with scikit-learn and torch."""
 
 import functools
 from collections.abc import Callable

@@ -76,7 +76,7 @@ def prototypes_by_torch(
     novels: Sequence[Prototypes],
     temperatures: Mapping[str, float],
 ) -> dict[str, float]:
-    """torch, float32, a loop over draws: MCA over base and novel, mean over the draws; keys `mca/base_novel` and a suffix."""
+    """torch, float32, a loop over draws: mean MCA over base and novel; keys `mca/base_novel` and a suffix."""
     found: dict[str, list[float]] = {}
     for rows, of_draw in zip(tests, novels, strict=True):
         images = torch.from_numpy(np.concatenate([test[0], novel[0][rows]]))

@@ -13,7 +13,7 @@ def spawned(
 ) -> Iterator[Connection]:
     """A fresh process that runs `serve(*arguments, end)`; yields the other end, whose closing has `serve` return.
 
-    environment: variables of that process in addition to this one's. It is killed where it has not ended 10 s after the block.
+    environment: variables of that process in addition to this one's. It is killed 10 s after the block at the latest.
     """
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()

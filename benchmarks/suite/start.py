@@ -1,4 +1,4 @@
-"""`python -m benchmarks.suite start`: from the command to a run's first step on Ray, compared with a TorchTrainer whose loop does nothing."""
+"""`python -m benchmarks.suite start`: time to the first step on Ray, compared with an empty TorchTrainer."""
 
 import os
 import subprocess
@@ -37,7 +37,7 @@ if __name__ == "__main__":
 
 
 def measure(options: BenchOptions) -> Report:
-    """Seconds from starting the process to the first step's line in metrics.jsonl, and to the empty loop's first line."""
+    """Seconds from the start of the process to the first step's line in metrics.jsonl, and to the empty loop's."""
     data, folder = make_data(options), options.folder
     tables, targets = [], []
     for num in (1,) if options.is_smoke else (1, 2):

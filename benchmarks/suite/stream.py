@@ -72,9 +72,10 @@ def measure(options: BenchOptions) -> Report:
 def make_contenders(
     folder: Path, *, batch: int, stack: ExitStack, is_random: bool = True
 ) -> dict[str, Reader]:
-    """Every contender, ready: peers by name, the limit, and ours. `folder`/photographs contains one folder per class; packs are next to it.
+    """Every reader, open: the peers by name, the limit, and ours.
 
-    `is_random` False: the test transform, with which all give the same images. Ours are closed by `stack`.
+    `folder`/photographs contains one folder per class; packed data sets are next to it. With is_random=False, the test
+    transform is used, with which all give the same images. Ours are closed by `stack`.
     """
     source = folder / "photographs"
     files = tuple(sorted(source.glob("*/*")))

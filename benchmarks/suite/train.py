@@ -1,4 +1,4 @@
-"""`python -m benchmarks.suite train`: training steps compared with a bare loop, waiting for images, clustering compared with scikit-learn."""
+"""`python -m benchmarks.suite train`: training steps, waiting for images, and clustering, compared with peers."""
 
 import torch
 

@@ -118,7 +118,7 @@ def _measure_case(case: _Case, rounds: int) -> Found:
 def measure_epoch(data: BenchData, *, folder: Path, rounds: int, steps: int, sizes: tuple[int, ...]) -> Found:
     """Clustering and merging as a share of an epoch of 200 PCN episodes with Conv4, without the pass that embeds.
 
-    The clusterings are of `sizes` vectors a class, as many as a real data set has; step and merge are timed in turn.
+    The clusterings are of `sizes` vectors per class, the sizes of a real data set; step and merge are timed in turn.
     """
     trainer = make_trainer(data.config("conv4", "pcn", folder / "epoch", ["method.clusters=10"]))
     planned, (images,) = load_steps(trainer, 0, 1)[0][0]
@@ -162,7 +162,7 @@ def measure_epoch(data: BenchData, *, folder: Path, rounds: int, steps: int, siz
 
 
 def measure_pass(data: BenchData, *, folder: Path, rounds: int) -> Found:
-    """The embedding pass of a PCN epoch, with the index it leaves, compared with `Embedder.embed` of the same images."""
+    """The embedding pass of a PCN epoch and its index, compared with `Embedder.embed` of the same images."""
     trainer = make_trainer(data.config("resnet18", "pcn", folder / "pass"))
     ids, turn = trainer.splits.train.ids, iter(range(10**6))
 

@@ -1,4 +1,4 @@
-"""What it brings that freed memory stays with the process, and what it costs in memory: the same work in two processes."""
+"""Keeping freed memory in the process: time saved and memory used, by the same work in two processes."""
 
 import statistics
 from functools import partial
@@ -29,7 +29,7 @@ KEPT, GIVEN = "kept", "given back"
 
 
 def measure_kept_memory(data: BenchData, *, folder: Path, rounds: int) -> Found:
-    """Some work with freed memory kept and given back, each in a separate process: milliseconds, and its peak memory."""
+    """Work with freed memory kept or returned, each in its own process: milliseconds and peak memory."""
     rows: list[tuple[str | float, ...]] = []
     for number, case in enumerate(CASES):
         with (

@@ -1,4 +1,4 @@
-"""One training step as the training loop takes it, compared with the same step written by hand; and what steps wait for data."""
+"""One step of the training loop, compared with the same step written by hand; and how long steps wait for data."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -139,7 +139,7 @@ def _repeated(step: Callable[[], float], repeats: int) -> Callable[[], float]:
 
 
 def measure_wait(data: BenchData, *, folder: Path, steps: int, more: Sequence[str] = ()) -> Found:
-    """A real run on packed images, decoded concurrently with the steps: the share of its steps that waited for images."""
+    """A real run on packed images, decoded concurrently with the steps: the share of steps that waited."""
     config = data.config(
         "resnet18", "pcn", folder / "wait", [f"episode.per_epoch={steps}", "training.epochs=1", *more]
     )

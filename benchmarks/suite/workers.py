@@ -1,4 +1,4 @@
-"""`python -m benchmarks.suite workers`: two workers compared with one on the same steps; the gain of the second core, the cost of averaging."""
+"""`python -m benchmarks.suite workers`: two workers compared with one on the same steps, and the cost of averaging."""
 
 import statistics
 from collections.abc import Callable, Iterator, Sequence

@@ -1,1 +1,1 @@
-"""Commands that run elsewhere: a job is submitted to this machine, a Ray cluster or Kubernetes, and followed to its result."""
+"""Jobs: commands that are submitted to this machine, a Ray cluster or Kubernetes, and followed to their result."""

@@ -1,7 +1,7 @@
-"""The code that this process runs as a zip, for a Ray cluster that has the dependencies and not the project.
+"""The code that this process runs, as a zip for a Ray cluster that has the dependencies but not the project.
 
-It is no wheel: pip builds those, from sources, which an installed package no longer has. The zip has the same packages
-and the metadata that versions and entry points are read from, and is unpacked on PYTHONPATH.
+It is not a wheel: pip builds wheels from sources, which an installed package no longer has. The zip contains the same
+packages and the metadata for versions and entry points. It is unpacked on PYTHONPATH.
 """
 
 import importlib.metadata
@@ -15,14 +15,14 @@ from index.base.errors import RequestError
 
 _NAME = "fsl-dist"
 _PACKAGES = ("cluster", "tune", "fsl_dist", "index")
-# What package data is, in pyproject.toml: a checkout has other files between its modules.
+# The package data of pyproject.toml: a checkout has other files between its modules.
 _SUFFIXES = (".py", ".yaml", ".md", ".typed")
-# The first moment a zip can hold: the same code is the same bytes, and is sent to a cluster once.
+# The earliest time that a zip can hold: equal code gives equal bytes, which are sent to a cluster once.
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 def write_archive(path: Path) -> None:
-    """Write the packages that this process runs to the zip `path`, wherever they are: installed, editable or on PYTHONPATH."""
+    """Write the packages that this process runs to the zip `path`: installed, editable or on PYTHONPATH."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in sorted(_files()):
             archive.writestr(zipfile.ZipInfo(name, _EPOCH), data, zipfile.ZIP_DEFLATED)
@@ -31,15 +31,15 @@ def write_archive(path: Path) -> None:
 def check_wheel(path: Path) -> None:
     """Raise RequestError unless `path` is a wheel of this project."""
     if not path.is_file():
-        raise RequestError(f"--wheel {path} is no file (pip wheel --no-deps . makes one)")
+        raise RequestError(f"--wheel {path} is not a file (pip wheel --no-deps . makes one)")
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except (zipfile.BadZipFile, OSError) as error:
-        raise RequestError(f"--wheel {path} is no wheel: {error}") from None
+        raise RequestError(f"--wheel {path} is not a wheel: {error}") from None
     missing = [package for package in _PACKAGES if f"{package}/__init__.py" not in names]
     if missing:
-        raise RequestError(f"--wheel {path} is no wheel of {_NAME}: it has no {', '.join(missing)}")
+        raise RequestError(f"--wheel {path} is not a wheel of {_NAME}: {', '.join(missing)} missing")
 
 
 def _files() -> Iterator[tuple[str, bytes]]:

@@ -1,4 +1,4 @@
-"""Whether a command can ever run with what a place gives it: pieces of CPUs and GPUs, each of which needs one machine."""
+"""Whether a command fits on the machines of a target: pieces of CPUs and GPUs, each of which needs one machine."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Machine:
-    """What one machine of a cluster has for work."""
+    """The resources of one machine of a cluster that are available for work."""
 
     cpus: float
     gpus: float = 0.0
@@ -22,7 +22,7 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pieces:
-    """Workers, actors or tasks of one kind, all at a time; each fits on one machine."""
+    """Workers, actors or tasks of one kind that run at the same time; each fits on one machine."""
 
     what: str
     """the settings that ask for them, with their values"""
@@ -36,7 +36,7 @@ class Pieces:
 
 
 def find_demand(command: Command) -> list[Pieces]:
-    """What a command asks for at a time, the largest pieces first; empty where its own process does everything.
+    """The resources that a command needs at the same time; empty if its own process does everything.
 
     Raises ConfigError as the command itself would.
     """
@@ -44,7 +44,7 @@ def find_demand(command: Command) -> list[Pieces]:
         from fsl_dist.config import load_config
 
         if command.config is None and "--resume" in command.rest:
-            return []  # as the run was started, wherever that lies
+            return []  # the run's own config.yaml applies, which may be on another machine
         return _of_run(load_config(command.config, command.settings))
     if command.words == ("sweep", "run") and command.config is not None:
         from tune.sweep_file import load_sweep
@@ -66,16 +66,16 @@ def find_demand(command: Command) -> list[Pieces]:
 
 
 def check_demand(demand: Sequence[Pieces], machines: Sequence[Machine], where: str, way_out: str) -> None:
-    """Refuse what can never run.
+    """Refuse a command that can never run.
 
     Args:
-        demand: what is asked for at a time.
-        machines: all that there are for work.
-        where: what has them, for the error.
+        demand: the pieces that are needed at the same time.
+        machines: all machines that are available for work.
+        where: the cluster or pods that these machines are, for the error.
         way_out: how to get more of them, for the error.
 
     Raises:
-        RequestError: the pieces do not fit on the machines; the text has both numbers.
+        RequestError: the pieces do not fit on the machines; the message has both numbers.
     """
     free = [(machine.cpus, machine.gpus) for machine in machines]
     has_gpus = any(machine.gpus > 0 for machine in machines)
@@ -89,14 +89,14 @@ def check_demand(demand: Sequence[Pieces], machines: Sequence[Machine], where: s
         if left > 0:
             raise RequestError(
                 f"{pieces.what} asks for {pieces.num} times {_show(pieces.cpus, gpus)}, and {where} has "
-                f"{_show_machines(machines)}: {left} of them would wait for ever ({way_out})"
+                f"{_show_machines(machines)}: {left} of them would wait forever ({way_out})"
             )
 
 
 def _of_run(config: "RunConfig", *, num: int = 1, said: str = "", gpus: float | None = None) -> list[Pieces]:
-    """What `num` runs at a time ask for; gpus: of each worker, where a sweep says so."""
+    """The resources of `num` concurrent runs; gpus: of each worker, where a sweep sets them."""
     if not config.uses_ray:
-        return []  # the command's own process, to which a worker's place is given whole
+        return []  # the command's own process, which gets all resources of a worker
     workers, mining = config.workers, config.mining
     pieces = [
         Pieces(
@@ -125,7 +125,7 @@ def _of_sweep(config: "SweepConfig") -> list[Pieces]:
 
 
 def _count(free: float, amount: float) -> int:
-    # A sum of binary fractions is a little off: ten trials of 0.1 GPU fit on one.
+    # Sums of binary fractions are inexact: ten trials of 0.1 GPU fit on one.
     return int(free / amount + 1e-9) if amount > 0 else 1_000_000_000
 
 

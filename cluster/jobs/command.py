@@ -1,4 +1,4 @@
-"""Reading the command line of a job before it is sent: its verb, its --config, what is wrong with it, what stays behind."""
+"""Reads the command line of a job before it is sent: its command words, its --config, errors, and local paths."""
 
 import re
 import time
@@ -24,13 +24,13 @@ class Command:
     """A command line of `fsl-dist`, read but not run."""
 
     words: tuple[str, ...]
-    """its verb, such as ("sweep", "run")"""
+    """the words of its command, such as ("sweep", "run")"""
     rest: tuple[str, ...]
-    """what follows the verb, without `--config FILE`"""
+    """what follows these words, without `--config FILE`"""
     config: Path | None
     """the file that --config names"""
     options: frozenset[str]
-    """long names of all options that the verb has"""
+    """long names of all options of the command"""
     paths: tuple[str, ...] = ()
     """its arguments that are neither options nor KEY=VALUE, in their order"""
 
@@ -45,7 +45,7 @@ class Command:
         return tuple(word for word in self.rest if _SETTING.match(word))
 
     def value(self, option: str) -> str:
-        """What `option` was given; empty where it was not."""
+        """The value of `option`; empty if it is not given."""
         words = list(self.rest)
         if "--" in words:
             words = words[: words.index("--")]
@@ -57,21 +57,21 @@ class Command:
         return ""
 
     def number(self, option: str) -> int | None:
-        """The whole number that `option` was given; None where it was not, or was given something else."""
+        """The value of `option` as a whole number; None if it is not given, or is not a number."""
         text = self.value(option)
         return int(text) if text.isdigit() else None
 
     def with_options(self, *first: str, flags: Sequence[str] = ()) -> tuple[str, ...]:
-        """The command line with `first` behind the verb, and those of `flags` that the verb has and was not given."""
+        """The command line with `first` after the command words, and those of `flags` that it has and lacks."""
         added = [flag for flag in flags if flag in self.options and flag not in self.rest]
         return (*self.words, *first, *added, *self.rest)
 
 
 def read_command(root: click.Group, arguments: Sequence[str]) -> Command:
-    """Find the verb of `arguments` and take its --config out.
+    """Find the command in `arguments`, and separate its --config.
 
-    Raises RequestError for a verb that is none, or that runs no job, and for an option that the verb does not have.
-    Values are not looked at: a path may exist where the job runs and not here.
+    Raises RequestError for an unknown command, for one that cannot run as a job, and for an unknown option.
+    Values are not checked: a path may exist where the job runs but not here.
     """
     command: click.Command = root
     words: list[str] = []
@@ -81,7 +81,7 @@ def read_command(root: click.Group, arguments: Sequence[str]) -> Command:
         name = rest.pop(0) if rest else ""
         found = command.get_command(click.Context(command), name) if name in known else None
         if found is None:
-            said = f"{' '.join([*words, name])!r} is no command" if name else "there is no command"
+            said = f"{' '.join([*words, name])!r} is not a command" if name else "there is no command"
             raise RequestError(
                 f"{said} that a job could run; one of {', '.join(known)} follows {' '.join(words) or '--'}"
             )
@@ -115,8 +115,8 @@ def read_command(root: click.Group, arguments: Sequence[str]) -> Command:
 def resolve_command(command: Command, *, is_elsewhere: bool) -> tuple[Command, str]:
     """The command as a job runs it, and the text of its configuration, checked with its KEY=VALUE arguments.
 
-    The text has everything inside that the file refers to. Where it runs elsewhere (is_elsewhere), a run of one worker goes
-    through Ray Train: in the command's own process it would train on the cluster's head, which often has no GPU.
+    The text includes everything that the file refers to. With is_elsewhere, a run of one worker uses Ray Train:
+    in the command's own process it would train on the cluster's head, which often has no GPU.
     Raises ConfigError as the command itself would.
     """
     if command.words == ("sweep", "run"):
@@ -129,7 +129,7 @@ def resolve_command(command: Command, *, is_elsewhere: bool) -> tuple[Command, s
     if command.words == ("train",):
         from fsl_dist.config import load_config, render_config
 
-        # Without --config, --resume goes on as the run was started; that file may lie elsewhere.
+        # Without --config, --resume reads the run's own config.yaml, which may be on another machine.
         if command.config is None and "--resume" in command.rest:
             return command, ""
         config = load_config(command.config, command.settings)
@@ -149,22 +149,22 @@ def resolve_command(command: Command, *, is_elsewhere: bool) -> tuple[Command, s
 
 
 def name_job(command: Command) -> str:
-    """A new name: the command, the date and time, and 48 random bits, so that two submitters of one second do not collide."""
+    """A new name: the command, the date and time, and 48 random bits, so that concurrent submitters never collide."""
     ending = f"-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{new_token()}"
     words = "-".join(command.words)[: LONGEST_NAME - len(ending)].rstrip("-")
     return words + ending
 
 
 def find_local_paths(command: Command, config: str) -> list[str]:
-    """Relative paths that the command or its configuration names: elsewhere they are other places, or none."""
+    """Relative paths that the command or its configuration names: on another machine they mean something else."""
     named = {}
     if config:
         from index.base.settings import parse_yaml
 
-        # A sweep's run lies under `base`; a KEY=VALUE of either goes over the file.
+        # A sweep has its run under `base`; a KEY=VALUE of either overrides the file.
         named = {key.removeprefix("base."): text for key, text in _flatten(parse_yaml(config, "--config"))}
     named |= {word.partition("=")[0]: word.partition("=")[2] for word in command.rest if "=" in word}
-    # A word alone is rather a name (workers.launch=ray) than a path, unless its key says so.
+    # A single word is a name (workers.launch=ray) rather than a path, unless its key is one of _PATHS.
     found = [text for key, text in named.items() if key in _PATHS and text and _is_relative(text)]
     found += [text for text in named.values() if "/" in text and _is_relative(text) and _exists(text)]
     found += [word for word in command.rest if "=" not in word and _is_relative(word) and _exists(word)]

@@ -1,4 +1,4 @@
-"""What a job runs, wherever it runs: check the Ray that is there, run the command, write its result as the log's last line."""
+"""The process of a job on every target: checks the Ray version, runs the command, logs its result as the last line."""
 
 import json
 import logging
@@ -22,14 +22,14 @@ from index.base.scratch import scratch_folder
 log = logging.getLogger(__name__)
 
 CONFIG_VARIABLE = "FSL_DIST_JOB_CONFIG"
-"""environment variable with the text of a job's configuration, where no file carries it"""
+"""environment variable with the text of a job's configuration, if it is not in a file"""
 
 PROGRAM = ("-P", "-m", "cluster.cli")
-"""arguments of Python that are `fsl-dist`, also where no script is installed; -P: a folder `index` at hand is not imported"""
+"""Python arguments equal to `fsl-dist`, even if no script is installed; -P: a local folder `index` is not imported"""
 
 
 _STOPPED_WITHIN_S = 60.0
-"""seconds within which Ray ends a job that it was asked to"""
+"""seconds in which Ray ends a job on request"""
 
 
 def run_job(
@@ -41,22 +41,24 @@ def run_job(
     deadline_s: float | None = None,
     clock: Callable[[], float] = time.time,
 ) -> int:
-    """Run the command `arguments` with its result on a marked line of stdout. Interrupted commands with --resume get it.
+    """Run the command `arguments`, with its result on a marked line of stdout.
+
+    A command that has the option `--resume` gets it, so that a retry resumes.
 
     Args:
         root: the group of all commands.
         arguments: the command line after `fsl-dist`, without `--config FILE`.
-        config: the file given to it as --config; without one, the text in FSL_DIST_JOB_CONFIG, if any.
-        ray_version: what the submitter or manifest took this machine's Ray to be.
-        deadline_s: when the command ends at the latest, in seconds since 1970: SIGTERM, on which a run writes a checkpoint.
-        clock: seconds since 1970; another one in tests.
+        config: the file for its --config; without one, the text in FSL_DIST_JOB_CONFIG, if any.
+        ray_version: the Ray version that the submitter or the manifest expects here; empty: no check.
+        deadline_s: seconds since 1970 at which the command gets SIGTERM, on which a run writes a checkpoint.
+        clock: returns seconds since 1970; tests pass their own.
 
     Returns:
         The command's exit code.
 
     Raises:
-        RequestError: the Ray here is another one, or the command is none.
-        DeadlineError: the deadline has passed, before the command began or while it ran.
+        RequestError: Ray has another version here, or the command is unknown.
+        DeadlineError: the deadline passed, before the command started or while it ran.
     """
     check_deadline(deadline_s, clock())
     if ray_version:
@@ -79,10 +81,10 @@ def run_job(
 
 
 def end_for_good(code: int) -> None:
-    """Write down that no retry mends the failure, and ask Ray to stop the job that this process is.
+    """Log that a retry cannot help, and ask Ray to stop the job of this process.
 
-    KubeRay retries a Ray job that failed, on a new cluster; one that was stopped it does not. Returns where this process is no
-    Ray job, or Ray does not end it: the job then fails, and is retried.
+    KubeRay retries a failed Ray job on a new cluster, but not a stopped one. The function returns if this process
+    is not a Ray job, or if Ray does not end it: the job then fails and is retried.
     """
     click.echo(f"{FINAL_MARK}{code}")
     sys.stdout.flush()
@@ -96,13 +98,13 @@ def end_for_good(code: int) -> None:
         stop_own_job(name)
         time.sleep(_STOPPED_WITHIN_S)  # until its SIGTERM
     except FslDistError as error:
-        log.warning("Ray does not stop this job, so it is tried again: %s", error)
+        log.warning("Ray does not stop this job, so it is retried: %s", error)
 
 
 def _run(command: list[str], left_s: float | None) -> tuple[str, int]:
-    """Run a child whose stderr is ours and that gets our SIGTERM; returns its stdout and its exit code, 128 + signal.
+    """Run a child process that shares stderr and SIGTERM; returns its stdout and exit code (128 + signal).
 
-    After `left_s` seconds it gets SIGTERM, after GRACE_S more SIGKILL. Raises DeadlineError then.
+    After `left_s` seconds it gets SIGTERM, and SIGKILL GRACE_S later. Raises DeadlineError then.
     """
     environment = {name: value for name, value in os.environ.items() if name != CONFIG_VARIABLE}
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8", env=environment)
@@ -140,6 +142,6 @@ def _check_ray(wanted: str) -> None:
 
     if ray.__version__ != wanted:
         raise RequestError(
-            f"the Ray here is {ray.__version__} and the job expects {wanted}: submit with an image, or from an environment, "
-            f"that has Ray {wanted} (rayVersion of a manifest must be its image's Ray)"
+            f"Ray is {ray.__version__} here, but the job expects {wanted}: submit with an image, or from an environment, "
+            f"that has Ray {wanted} (rayVersion of a manifest must be the version in its image)"
         )

@@ -1,4 +1,4 @@
-"""Following a job: why it waits, what it writes, how it ends, whichever place runs it."""
+"""Following a job on any target: why it waits, its log, and how it ends."""
 
 import logging
 import time
@@ -21,7 +21,7 @@ class CauseLog:
         """Report the status of a job that has not ended, unless it is the one reported last."""
         if status.is_over:
             return
-        said = status.message if status.message or status.state != "pending" else "nothing says why"
+        said = status.message if status.message or status.state != "pending" else "no reason is known"
         if said and said != self._last:
             log.info("%s %s: %s", status.name, "waits" if status.state == "pending" else status.state, said)
         self._last = said
@@ -36,29 +36,29 @@ def wait_for_start(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> JobStatus:
-    """Wait until a job runs, or has ended; the reason why it waits is reported as it changes.
+    """Wait until a job runs or has ended; report why it waits whenever the reason changes.
 
     Args:
         place: where the job is.
-        name: the job's.
-        wait_s: seconds after which the wait ends; None: it does not.
-        poll_s: seconds between two looks at a job that waits for long; the first ones follow each other faster.
-        sleep: waits; another one in tests.
-        clock: seconds that pass; another one in tests.
+        name: its name.
+        wait_s: seconds after which the wait ends; None: no limit.
+        poll_s: seconds between two requests while a job waits; the first ones are more frequent.
+        sleep: waits for seconds; tests pass their own.
+        clock: monotonic seconds; tests pass their own.
 
     Raises:
-        WaitedError: the job still waits after `wait_s`; the text says why. The job stays.
+        WaitedError: the job still waits after `wait_s`; the message has the reason. The job stays.
     """
     until = None if wait_s is None else clock() + wait_s
     causes, pause_s = CauseLog(), min(_FIRST_POLL_S, poll_s)
     while (status := place.status(name)).state == "pending":
         causes.tell(status)
         if status.is_late:
-            place.stop(name)  # nothing on the cluster ends what waits in a queue
+            place.stop(name)  # nothing on the cluster ends a job that waits in a queue
             return place.status(name)
         if until is not None and clock() >= until:
             raise WaitedError(
-                f"{name} still waits after {wait_s:g} s: {status.message or 'nothing says why'}"
+                f"{name} still waits after {wait_s:g} s: {status.message or 'no reason is known'}"
             )
         sleep(pause_s if until is None else max(0.0, min(pause_s, until - clock())))
         pause_s = min(2 * pause_s, poll_s)

@@ -1,4 +1,4 @@
-"""A job: one `fsl-dist` command that runs somewhere else, and what every place that runs jobs can do."""
+"""A job: one `fsl-dist` command that runs elsewhere, and the interface of all targets that run jobs."""
 
 import json
 import re
@@ -12,7 +12,7 @@ RESULT_MARK = "fsl-dist-result: "
 """what precedes the job's JSON result, on one line of its log"""
 
 FINAL_MARK = "fsl-dist-final: "
-"""what precedes the exit code, on one line of the log, of a command that no retry mends"""
+"""what precedes, on one line of the log, the exit code of a command that a retry cannot help"""
 
 JobState = Literal["pending", "running", "succeeded", "failed", "stopped"]
 
@@ -21,20 +21,20 @@ LONGEST_NAME = 47
 
 
 class WaitedError(FslDistError):
-    """A job did not start within the time that one waited for it; it still waits."""
+    """A job did not start within the time limit; it still waits."""
 
     exit_code = 3
 
 
 class LostSightError(FslDistError):
-    """The place of a job does not answer; the job may run on."""
+    """The target of a job does not answer; the job may still run."""
 
     exit_code = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """What is to run."""
+    """A command to run."""
 
     name: str
     """letters, digits and hyphens, a letter first, at most 47 characters: a DNS label everywhere"""
@@ -53,33 +53,33 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobStatus:
-    """How a job stands."""
+    """The status of a job."""
 
     name: str
     state: JobState
     command: str = ""
     started: str = ""
-    """date and time, UTC; empty before"""
+    """date and time, UTC; empty before the start"""
     ended: str = ""
     message: str = ""
     """one line: why it failed or waits"""
     deadline: str = ""
-    """date and time, UTC, at which it ends at the latest, where it has one"""
+    """date and time, UTC, by which it must end; empty: none"""
     is_late: bool = False
-    """whether its deadline has passed, and it has not ended"""
+    """whether its deadline has passed and it has not ended"""
     result: dict | None = None
     """its result, once it succeeded"""
     exit_code: int | None = None
-    """of its command, where the place knows it"""
+    """of its command, if the target reports it"""
 
     @property
     def is_over(self) -> bool:
-        """Whether it has ended, one way or another."""
+        """Whether it has ended: succeeded, failed or stopped."""
         return self.state in ("succeeded", "failed", "stopped")
 
     @property
     def follower_exit_code(self) -> int:
-        """What a command that waited for the job exits with: the job's own code, 143 (SIGTERM) for a stopped one."""
+        """Exit code of a command that waited for the job: the job's own code, 143 (SIGTERM) for a stopped one."""
         if self.state == "stopped":
             return 143
         if self.state == "succeeded":
@@ -91,28 +91,28 @@ class JobPlace(Protocol):
     """Where jobs run: this machine, a Ray cluster, Kubernetes with KubeRay."""
 
     def submit(self, job: Job) -> None:
-        """Start a job; it lives on when this process ends. RequestError for a name that exists."""
+        """Start a job; it outlives this process. Raises RequestError for a name that exists."""
         ...
 
     def status(self, name: str) -> JobStatus:
-        """How a job stands. RequestError where there is none of this name."""
+        """The status of a job. Raises RequestError for an unknown name."""
         ...
 
     def logs(self, name: str, *, follow: bool) -> Iterator[str]:
-        """What it wrote so far, in pieces; with follow until it ends."""
+        """Its log so far, in pieces; with follow, until it ends."""
         ...
 
     def stop(self, name: str) -> None:
-        """End it; what it has stored stays."""
+        """End it; what it has stored is kept."""
         ...
 
     def list(self) -> list[JobStatus]:
-        """All jobs that the place knows of, the newest first."""
+        """All jobs of the target, the newest first."""
         ...
 
 
 def read_result(log: str) -> dict | None:
-    """The job's result in its log: the last line that begins with RESULT_MARK; None where there is none."""
+    """The job's result in its log: the last line that begins with RESULT_MARK; None if there is none."""
     _, mark, tail = log.rpartition("\n" + RESULT_MARK)
     if not mark:
         if not log.startswith(RESULT_MARK):
@@ -126,12 +126,12 @@ def read_result(log: str) -> dict | None:
 
 
 def read_final(log: str) -> int | None:
-    """The exit code of a command that no retry mends, as the job's log has it; None where it has none."""
+    """The exit code, from a job's log, of a command that a retry cannot help; None if the log has none."""
     found = re.findall(rf"^{FINAL_MARK}(\d+)$", log, re.M)
     return int(found[-1]) if found else None
 
 
 def read_error(log: str) -> str:
-    """The last line in which the command said what went wrong; empty where it said nothing."""
+    """The last error line of the command; empty if it has none."""
     errors = [line for line in log.splitlines() if line.startswith("error: ")]
     return errors[-1].removeprefix("error: ") if errors else ""

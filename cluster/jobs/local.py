@@ -1,4 +1,4 @@
-"""Jobs on this machine: detached processes that live on when their submitter ends, a folder each."""
+"""Jobs on this machine: detached processes that outlive their submitter, each with its folder."""
 
 import contextlib
 import os
@@ -20,19 +20,19 @@ from index.base.files import write_atomic
 FOLDER_VARIABLE = "FSL_DIST_JOBS"
 """environment variable that names the folder of jobs"""
 
-# How long a job has after SIGTERM before SIGKILL (more than training.grace_s), and a submitter to start its process.
+# Seconds between SIGTERM and SIGKILL (more than training.grace_s), and for a submitter to start its process.
 _GRACE_S = 30.0
 _START_S = 10.0
 _POLL_S = 0.2
 
 
 def jobs_folder() -> Path:
-    """Where jobs lie: $FSL_DIST_JOBS, else ~/.fsl-dist/jobs."""
+    """The folder of all jobs: $FSL_DIST_JOBS, else ~/.fsl-dist/jobs."""
     return Path(os.environ.get(FOLDER_VARIABLE) or Path.home() / ".fsl-dist" / "jobs").absolute()
 
 
 class LocalPlace:
-    """A folder of jobs, each with `job.json`, `process.json` (pid and when it started), `log`, and `exit-code` written last."""
+    """A folder per job with `job.json`, `process.json` (pid, start time), `log` and, written last, `exit-code`."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder or jobs_folder()
@@ -70,7 +70,7 @@ class LocalPlace:
         write_atomic(folder / "process.json", encode_json(identity))
 
     def status(self, name: str) -> JobStatus:
-        """How a job stands, from its folder and from whether its process lives."""
+        """The status of a job, from its folder and from whether its process is alive."""
         folder = self._find(name)
         about = read_json(folder / "job.json", root=None)
         code = _read_code(folder)
@@ -111,7 +111,7 @@ class LocalPlace:
         folder = self._find(name)
         state = self.status(name).state
         if state == "pending":
-            raise RequestError(f"job {name} is just being started; stop it in a moment")
+            raise RequestError(f"job {name} is being started; stop it in a moment")
         if state != "running":
             return
         (folder / "stop").touch()
@@ -151,7 +151,7 @@ class LocalPlace:
         if code is not None:
             return "failed", ""
         if (folder / "process.json").exists():
-            return "failed", "its process ended without an exit code: killed, or the machine was started anew"
+            return "failed", "its process ended without an exit code: it was killed, or the machine restarted"
         if time.time() - about["submitted"] < _START_S:
             return "pending", ""
         return "failed", "it was never started: its submitter was killed"
@@ -163,7 +163,7 @@ def _read_code(folder: Path) -> int | None:
 
 
 def _identity_of(folder: Path) -> dict[str, Any]:
-    """The process that was started: a signal goes to its number, so a damaged file is refused."""
+    """The process of a job. Signals go to its number, so a damaged file is refused."""
     identity = read_json(folder / "process.json", root=None)
     if not isinstance(identity.get("pid"), int) or not isinstance(identity.get("started"), str):
         raise VersionError(f"{folder / 'process.json'} is damaged: it names no process")
@@ -171,7 +171,7 @@ def _identity_of(folder: Path) -> dict[str, Any]:
 
 
 def _is_alive(folder: Path) -> bool:
-    """Whether the process that was started still runs; another one that has its number by now does not count."""
+    """Whether the process of a job is alive; another one that reuses its number does not count."""
     if not (folder / "process.json").is_file():
         return False
     identity = _identity_of(folder)
@@ -179,7 +179,7 @@ def _is_alive(folder: Path) -> bool:
 
 
 def _start_of(pid: int) -> str:
-    """When a process started, in the system's own words; empty for one that has ended."""
+    """The start time of a process as the system reports it; empty for one that has ended."""
     if Path("/proc/self/stat").exists():
         try:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -187,7 +187,9 @@ def _start_of(pid: int) -> str:
             return ""
         return "" if fields[0] in "ZX" else fields[19]
     if shutil.which("ps") is None:
-        raise RequestError("neither /proc nor the program ps is here, which tell whether a job runs")
+        raise RequestError(
+            "neither /proc nor the program ps exists here; one of them is needed to see whether a job runs"
+        )
     shown = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True)
     state, _, started = shown.stdout.strip().partition(" ")
     return "" if state.startswith("Z") else started.strip()

@@ -1,4 +1,4 @@
-"""Where jobs are: the options that say so, and the place they name."""
+"""The command-line options that name the target of a job, and the target they open."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +27,7 @@ _NAMESPACE = click.option("--namespace", help="kuberay: the namespace.")
 
 
 def on_place(function: Callable[..., None]) -> Callable[..., None]:
-    """The options that say where a job is."""
+    """Adds the options that name the target of a job."""
     return _TO(_ADDRESS(_NAMESPACE(function)))
 
 
@@ -36,15 +36,17 @@ _API_TIMEOUT = click.option(
     type=click.FloatRange(min=0),
     default=300.0,
     show_default=True,
-    help="Seconds for which the place may be away while a job is followed.",
+    help="Seconds for which the target may be unreachable while a job is followed.",
 )
 _WAIT = click.option(
-    "--wait-s", type=click.FloatRange(min=0), help="Exit with 3 where the job has not started after so long."
+    "--wait-s",
+    type=click.FloatRange(min=0),
+    help="Exit with 3 if the job has not started after these seconds.",
 )
 
 
 def on_followed(function: Callable[..., None]) -> Callable[..., None]:
-    """The options of commands that follow a job."""
+    """Adds the options of commands that follow a job."""
     return _WAIT(_API_TIMEOUT(function))
 
 
@@ -72,7 +74,7 @@ def open_place(
 
 
 def kube_of(to: str, namespace: str | None, address: str | None) -> "KubeOptions | None":
-    """The options of a place that a job is looked up in."""
+    """The Kubernetes options for looking up a job; None for other targets."""
     refuse_foreign_options(to, address=address, namespace=namespace)
     return kube_options({"namespace": namespace}) if to == "kuberay" else None
 
@@ -84,12 +86,12 @@ def kube_options(given: dict[str, Any]) -> "KubeOptions":
 
 
 def refuse_foreign_options(to: str, **given: Any) -> None:
-    """RequestError for an option of another place than `to`."""
+    """Raise RequestError for an option that belongs to another target than `to`."""
     of_ray = ("address", "wheel", "no_ship")
     for name, value in given.items():
         owner = "ray" if name in of_ray else "kuberay"
         if value not in (None, False) and to != owner:
-            raise RequestError(f"--{name.replace('_', '-')} goes with --to {owner}; this is --to {to}")
+            raise RequestError(f"--{name.replace('_', '-')} needs --to {owner}; this is --to {to}")
     if given.get("wheel") is not None and given.get("no_ship"):
         raise RequestError("--wheel names what is sent, and --no-ship sends nothing; give one of them")
 

@@ -1,4 +1,4 @@
-"""Jobs on a Ray cluster, by Ray's job API: the head's dashboard, over HTTP, with a token."""
+"""Jobs on a Ray cluster, through Ray's job API: the dashboard of the head, over HTTP, with a token."""
 
 import asyncio
 import logging
@@ -41,18 +41,19 @@ _CONFIG_BYTES = 120_000
 
 
 class _AwayError(RequestError):
-    """The dashboard did not answer; before it ever did, its address is wrong."""
+    """The dashboard did not answer; if it never has, the address is wrong."""
 
 
 class RayPlace:
-    """The Ray cluster at `address`, the URL of its dashboard. The token is that of RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or
-    ~/.ray/auth_token.
+    """The Ray cluster at `address`, the URL of its dashboard.
+
+    The token comes from RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token.
 
     Args:
         address: URL of the dashboard; empty: that of RAY_API_SERVER_ADDRESS, else port 8265 of this machine.
-        wheel: what is sent instead of the code that runs here.
-        ships: whether anything is sent; if not, the cluster's own installation runs.
-        timeout_s: seconds for which a look at a job is repeated while the dashboard does not answer.
+        wheel: sent instead of the code that runs here.
+        ships: whether code is sent; otherwise the cluster's own installation runs.
+        timeout_s: seconds for which a request is repeated while the dashboard does not answer.
 
     Raises:
         RequestError: nothing answers at `address`, or the token is missing or wrong.
@@ -73,21 +74,21 @@ class RayPlace:
         """Send the project and start the job on the cluster's head."""
         if len(job.config.encode()) > _CONFIG_BYTES:
             raise RequestError(
-                f"the configuration has {len(job.config.encode())} bytes, and a job carries {_CONFIG_BYTES}; put lists into files"
+                f"the configuration has {len(job.config.encode())} bytes, and a job carries at most {_CONFIG_BYTES}; put lists into files"
             )
         if self._details(job.name) is not None:
             raise RequestError(self._exists(job.name))
         import ray
 
-        # From the home folder: the working folder is Ray's copy of the project, which Ray removes.
+        # Run in the home folder: the working folder is Ray's copy of the project, which Ray removes.
         entrypoint = "cd ~ && exec " + shlex.join(
             ["python", *PROGRAM, "job", "enter", "--ray-version", ray.__version__, "--", *job.arguments]
         )
         environment = {CONFIG_VARIABLE: job.config} if job.config else {}
-        with scratch_folder("fsl-ship-") as scratch, self._told():
+        with scratch_folder("fsl-ship-") as scratch, self._explained():
             runtime: dict[str, Any] = {"env_vars": environment}
             if self._ships:
-                # Named .zip, so that Ray unpacks it: a .whl it would install by pip, dependencies and all.
+                # Named .zip, so that Ray unpacks it; it would install a .whl by pip, with all dependencies.
                 package = scratch / "fsl_dist.zip"
                 if self._wheel is None:
                     write_archive(package)
@@ -108,7 +109,7 @@ class RayPlace:
                 raise
 
     def status(self, name: str) -> JobStatus:
-        """How a job stands, by Ray's own account of it."""
+        """The status of a job, as Ray reports it."""
         details = self._details(name)
         if details is None:
             raise RequestError(
@@ -120,7 +121,7 @@ class RayPlace:
         return status
 
     def machines(self) -> list[Machine]:
-        """What the nodes that are up have for work."""
+        """The resources of the nodes that are up."""
         from ray.util.state.api import StateApiClient
         from ray.util.state.common import ListApiOptions, StateResource
 
@@ -134,46 +135,46 @@ class RayPlace:
         return [Machine(cpus=share.get("CPU", 0.0), gpus=share.get("GPU", 0.0)) for share in shares]
 
     def logs(self, name: str, *, follow: bool) -> Iterator[str]:
-        """The job's log; a connection that breaks is made again, and nothing is told twice."""
+        """The job's log; broken connections are reopened, and no line is repeated."""
         if not follow or self.status(name).is_over:
             yield self._ask(lambda: self._client.get_job_logs(name))
             return
         import aiohttp
 
-        told = 0
+        num_read = 0
         while True:
             position = 0
             try:
                 for piece in self._tail(name):
-                    new = piece[max(0, told - position) :]
+                    new = piece[max(0, num_read - position) :]
                     position += len(piece)
-                    told = max(told, position)
+                    num_read = max(num_read, position)
                     if new:
                         yield new
             except (aiohttp.ClientError, OSError, RuntimeError) as error:
-                log.warning("the log of %s broke off (%s); asking for it again", name, _say(error))
+                log.warning("the log of %s broke off (%s); requesting it again", name, _say(error))
                 time.sleep(_RETRY_S)
             if self.status(name).is_over:
                 # The connection may have broken off before the last words.
-                yield self._ask(lambda: self._client.get_job_logs(name))[told:]
+                yield self._ask(lambda: self._client.get_job_logs(name))[num_read:]
                 return
 
     def stop(self, name: str) -> None:
-        """Ask Ray to end the job (SIGTERM, then SIGKILL after RAY_JOB_STOP_WAIT_TIME_S of the cluster), and wait for that."""
+        """End the job and wait for that: SIGTERM, then SIGKILL after the cluster's RAY_JOB_STOP_WAIT_TIME_S."""
         if self.status(name).is_over:
             return
-        with self._told():
+        with self._explained():
             self._client.stop_job(name)
         deadline = time.monotonic() + _STOP_S
         while not self.status(name).is_over:
             if time.monotonic() > deadline:
                 raise FslDistError(
-                    f"job {name} has not ended {_STOP_S:g} s after it was asked to; see fsl-dist job status {name} --to ray"
+                    f"job {name} has not ended {_STOP_S:g} s after the request to stop; see fsl-dist job status {name} --to ray"
                 )
             time.sleep(0.3)
 
     def list(self) -> list[JobStatus]:
-        """All jobs that were submitted to the cluster, whoever did, the newest first."""
+        """All jobs of the cluster, whoever submitted them, the newest first."""
         found = [details for details in self._ask(self._client.list_jobs) if details.submission_id]
         found.sort(key=lambda details: details.start_time or 0, reverse=True)
         return [_status_of(details) for details in found]
@@ -192,17 +193,17 @@ class RayPlace:
             socket.create_connection((url.hostname, port), timeout=_CONNECT_S).close()
         except OSError as error:
             raise RequestError(
-                f"no Ray cluster answers at {self.address} ({error}); --address or {ADDRESS_VARIABLE} names its dashboard, and "
-                "from outside Kubernetes kubectl port-forward opens the way to it"
+                f"no Ray cluster answers at {self.address} ({error}); give the URL of its dashboard as --address or {ADDRESS_VARIABLE}; "
+                "from outside Kubernetes, kubectl port-forward makes it reachable"
             ) from None
-        # Ray takes the address from the environment before the one it is given.
+        # Ray prefers the address of the environment to its argument.
         os.environ[ADDRESS_VARIABLE] = self.address
         from ray.job_submission import JobSubmissionClient
 
-        # It says what it uploads and how its connections close.
+        # These loggers report each upload and each closed connection.
         for name in ("dashboard_sdk", "job.sdk"):
             logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
-        with self._told():
+        with self._explained():
             return JobSubmissionClient(self.address, headers=_headers())
 
     def _details(self, name: str) -> "JobDetails | None":
@@ -217,16 +218,16 @@ class RayPlace:
         return self._ask(find)
 
     def _ask(self, call: Callable[[], _Answer]) -> _Answer:
-        """The answer to a request that only reads, repeated while the dashboard is away. Raises LostSightError."""
+        """The answer to a read-only request, repeated while the dashboard is unreachable. Raises LostSightError."""
         deadline, pause_s, is_said = time.monotonic() + self._timeout_s, _RETRY_S, False
         while True:
             try:
-                with self._told():
+                with self._explained():
                     return call()
             except _AwayError as error:
                 if time.monotonic() >= deadline:
                     raise LostSightError(
-                        f"{error}; it has been asked for {self._timeout_s:g} s (api_timeout_s={self._timeout_s:g})"
+                        f"{error}; requests were repeated for {self._timeout_s:g} s (api_timeout_s={self._timeout_s:g})"
                     ) from None
                 if not is_said:
                     log.warning("%s; trying again for %g s", error, self._timeout_s)
@@ -253,8 +254,8 @@ class RayPlace:
             loop.close()
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
-        """Ray's errors in one line each, with the way out."""
+    def _explained(self) -> Iterator[None]:
+        """Turns Ray's errors into one line each, with what to do."""
         import requests
         from ray.exceptions import AuthenticationError
 
@@ -265,7 +266,7 @@ class RayPlace:
             raise RequestError(
                 f"the Ray cluster at {self.address} "
                 + ("asks for a token, and none was found (401)" if is_missing else "refuses the token (403)")
-                + ": RAY_AUTH_TOKEN holds the cluster's, or RAY_AUTH_TOKEN_PATH names a file that does"
+                + ": set RAY_AUTH_TOKEN to the cluster's token, or RAY_AUTH_TOKEN_PATH to a file with it"
             ) from None
         except (ConnectionError, requests.exceptions.RequestException) as error:
             raise _AwayError(f"no Ray job API answers at {self.address}: {_say(error)}") from None
@@ -275,17 +276,17 @@ class RayPlace:
             raise FslDistError(f"the Ray cluster at {self.address}: {_say(error)}") from None
 
     def _exists(self, name: str) -> str:
-        return f"a job {name} exists at {self.address} (another --name; a cluster keeps the names of jobs that ended)"
+        return f"a job {name} exists at {self.address} (choose another --name; a cluster keeps the names of ended jobs)"
 
 
 def stop_own_job(name: str) -> None:
-    """Ask the cluster that this process is a job of to stop that job. Raises FslDistError."""
+    """Ask the cluster to stop the job of this process. Raises FslDistError."""
     require("ray")
     import requests
     from ray.job_submission import JobSubmissionClient
 
     try:
-        # Of the environment that Ray gives to a job: the address of its cluster.
+        # The address of the cluster is in the environment of Ray's jobs.
         JobSubmissionClient(headers=_headers()).stop_job(name)
     except (RuntimeError, ValueError, ConnectionError, requests.exceptions.RequestException) as error:
         raise FslDistError(_say(error)) from None
@@ -328,7 +329,7 @@ def _show_time(milliseconds: int | None) -> str:
 
 
 def _say(error: object) -> str:
-    """The first line of a message; of a traceback the last, which says what happened."""
+    """The first line of a message; of a traceback, the last, which has the error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip(". ")]
     if not lines:
         return type(error).__name__

@@ -1,4 +1,4 @@
-"""A backbone of one's own: a small vision transformer of timm."""
+"""A custom backbone: a small vision transformer of timm."""
 
 import timm
 from torch import nn

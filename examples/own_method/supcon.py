@@ -1,4 +1,4 @@
-"""A method of one's own: the supervised contrastive loss (Khosla et al. 2020) on stratified batches."""
+"""A custom method: the supervised contrastive loss (Khosla et al. 2020) on stratified batches."""
 
 from typing import Annotated, Literal
 

@@ -1,4 +1,4 @@
-"""A metric of one's own: mean average precision at R (Musgrave, Belongie & Lim 2020)."""
+"""A custom metric: mean average precision at R (Musgrave, Belongie & Lim 2020)."""
 
 import numpy as np
 from numpy.typing import NDArray

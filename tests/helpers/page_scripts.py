@@ -94,3 +94,10 @@ def commands_of(page: Path) -> Iterator[list[str]]:
             line = line.strip().removeprefix("$ ")
             if line.startswith("fsl-dist "):
                 yield shlex.split(re.split(r" (?:&&|&|>|\|) ?", line)[0], comments=True)[1:]
+
+
+def inline_commands_of(page: Path) -> Iterator[list[str]]:
+    """The `fsl-dist` commands in the sentences and tables of a page, each as its arguments."""
+    text = _INDENTED.sub("", _FENCE.sub("", page.read_text(encoding="utf-8")))
+    for line in re.findall(r"`fsl-dist ([^`]+)`", text):
+        yield shlex.split(" ".join(line.split()), comments=True)

@@ -260,10 +260,10 @@ def test_a_job_exits_as_its_command_does(tmp_path: Path, local: Place) -> None:
     assert found["log"] == local.job("logs", "refused").stdout
     for arguments, problem in (
         (["--name", "refused", "--", "doctor"], "a job refused exists on this machine"),
-        (["--image", "x", "--", "doctor"], "--image goes with --to kuberay; this is --to local"),
+        (["--image", "x", "--", "doctor"], "--image needs --to kuberay; this is --to local"),
         (
             ["--to", "kuberay", "--wheel", "x", "--", "doctor"],
-            "--wheel goes with --to ray; this is --to kuberay",
+            "--wheel needs --to ray; this is --to kuberay",
         ),
         (["--", "train", "training.epoch=1"], "did you mean training.epochs?"),
     ):
@@ -344,7 +344,7 @@ def test_a_job_on_ray_trains_sweeps_and_builds(digits: Path, tmp_path: Path, ray
     taken = ray("submit", *ray.options, "--name", "train", "--", "doctor")
     assert taken.returncode == 2
     assert re.fullmatch(
-        r"error: a job train exists at http://127.0.0.1:\d+ \(another --name; .*\)\n", taken.stderr
+        r"error: a job train exists at http://127.0.0.1:\d+ \(choose another --name; .*\)\n", taken.stderr
     )
 
 
@@ -496,7 +496,7 @@ def test_what_never_fits_is_refused_and_what_no_retry_mends_is_stopped_for_good(
     wait_until(lambda: "asks for 9 times 1 CPUs" in ray(*line).stderr, 60)
     refused = ray(*line)
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
-    assert "has 1 times 4 CPUs: 5 of them would wait for ever" in refused.stderr
+    assert "has 1 times 4 CPUs: 5 of them would wait forever" in refused.stderr
     # As on Kubernetes, where a job that has failed is tried again on a new cluster, and one that was stopped is not.
     entry = "cd ~ && python -P -m cluster.cli job enter --stop-retries -- evaluate /nowhere"
     program = (

@@ -121,7 +121,7 @@ def test_publishing_refuses_what_does_not_fit(tmp_path: Path) -> None:
     staging.write_shard(0, vectors[:0])
     with pytest.raises(RequestError, match=r"labels has shape \[39\]; it must be \[40\]"):
         staging.publish(labels[1:], ids, IndexConfig(), {})
-    with pytest.raises(RequestError, match=r"rows must be sorted by \(label, id\)"):
+    with pytest.raises(RequestError, match="rows must be sorted by label, then by id"):
         staging.publish(labels, ids, IndexConfig(), {})
     with pytest.raises(RequestError, match=r"staging token '\.\./x'"):
         Staging.create(tmp_path, "../x")

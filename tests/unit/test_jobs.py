@@ -53,10 +53,10 @@ def test_a_command_is_read(line: str, words: list[str], arguments: str | None, c
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("trian", "'trian' is no command that a job could run; one of add-class, adopt, "),
-        ("submit -- train", "'submit' is no command that a job could run"),
-        ("job list", "'job' is no command that a job could run"),
-        ("index bild OUT", "'index bild' is no command that a job could run; one of add, build, "),
+        ("trian", "'trian' is not a command that a job could run; one of add-class, adopt, "),
+        ("submit -- train", "'submit' is not a command that a job could run"),
+        ("job list", "'job' is not a command that a job could run"),
+        ("index bild OUT", "'index bild' is not a command that a job could run; one of add, build, "),
         ("sweep", "there is no command that a job could run; one of report, resume, run follows sweep"),
         ("train --confg run.yaml", "fsl-dist train: No such option '--confg'. (Did you mean "),
         ("train --config", "fsl-dist train: Option '--config' requires an argument."),
@@ -238,7 +238,7 @@ def test_durations(text: str, seconds: int) -> None:
 
 def test_another_ray_is_told_before_the_command_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(CONFIG_VARIABLE, "never read")
-    with pytest.raises(RequestError, match=r"the Ray here is 2\.\d+\.\d+ and the job expects 1\.2\.3: "):
+    with pytest.raises(RequestError, match=r"Ray is 2\.\d+\.\d+ here, but the job expects 1\.2\.3: "):
         run_job(fsl_dist, ["doctor"], config=None, ray_version="1.2.3")
 
 
@@ -248,7 +248,7 @@ def test_a_command_that_is_late_is_ended_and_one_past_its_deadline_not_begun() -
     with pytest.raises(DeadlineError, match=r"deadline passed at .* UTC while it ran"):
         entrypoint._run([sys.executable, "-c", program], 1.0)
     assert time.monotonic() - started < 20, "it is asked to end, and does"
-    with pytest.raises(DeadlineError, match="has passed before it began"):
+    with pytest.raises(DeadlineError, match="passed before it started"):
         run_job(fsl_dist, ["doctor"], config=None, ray_version="", deadline_s=5.0, clock=lambda: 5.0)
 
 
@@ -292,9 +292,9 @@ def test_what_is_no_wheel_of_this_project_is_told(tmp_path: Path) -> None:
         archive.writestr("cluster/__init__.py", "")
     text.write_text("no zip")
     for path, problem in (
-        (other, "it has no tune, fsl_dist, index"),
-        (text, "is no wheel: File is not a zip file"),
-        (tmp_path / "none.whl", "is no file"),
+        (other, "tune, fsl_dist, index missing"),
+        (text, "is not a wheel: File is not a zip file"),
+        (tmp_path / "none.whl", "is not a file"),
     ):
         with pytest.raises(RequestError, match=problem):
             check_wheel(path)

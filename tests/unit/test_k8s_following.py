@@ -100,7 +100,7 @@ def test_what_another_try_would_not_change_is_said_at_once(server: KubeServer, s
 def test_a_server_that_stays_away_is_lost_sight_of(server: KubeServer) -> None:
     api, pauses = open_api(timeout_s=0.0)
     server.faults = ["reset"]
-    with pytest.raises(LostSightError, match=r"does not answer: .*; it has been asked for 0 s") as lost:
+    with pytest.raises(LostSightError, match=r"does not answer: .*; requests were repeated for 0 s") as lost:
         api.get(NAMESPACE)
     assert lost.value.exit_code == 4
     # One that never answered is another address: nothing is repeated.
@@ -221,7 +221,7 @@ def test_a_job_that_is_deleted_while_it_is_followed_is_said(server: KubeServer, 
     listener.join(20)
     found = here.status("first")
     assert (found.state, found.follower_exit_code) == ("stopped", 143)
-    assert found.message == "it was deleted while it was followed; it was last seen running"
+    assert found.message == "it was deleted while it was followed; its last state was running"
 
 
 def test_the_cause_of_waiting_is_said_once_and_again_when_it_changes(
@@ -243,7 +243,7 @@ def test_the_cause_of_waiting_is_said_once_and_again_when_it_changes(
     with caplog.at_level(logging.INFO):
         assert wait_for_start(here, "first", sleep=pass_time).state == "running"
     assert [record.message for record in caplog.records if "waits" in record.message] == [
-        "first waits: its pods are not made yet",
+        "first waits: its pods are not created yet",
         "first waits: pod first-head: Unschedulable: no GPU",
     ]
 
@@ -272,7 +272,7 @@ def test_a_queued_job_that_is_stopped_leaves_the_queue_though_it_ran_before(serv
     here.stop("first")
     assert RAY_JOB not in server.objects
     found = here.status("first")
-    assert (found.state, found.message) == ("stopped", "it waited in its queue, and is deleted")
+    assert (found.state, found.message) == ("stopped", "it waited in its queue; the job was deleted")
 
 
 def test_the_deadline_counts_from_the_server_s_clock_and_ends_a_wait_in_a_queue(server: KubeServer) -> None:
@@ -286,7 +286,7 @@ def test_the_deadline_counts_from_the_server_s_clock_and_ends_a_wait_in_a_queue(
     found = wait_for_start(here, "first", sleep=lambda _: None)
     assert RAY_JOB not in server.objects
     assert (found.state, found.follower_exit_code) == ("failed", 1)
-    assert found.message == "its deadline passed while it waited in its queue, and is deleted"
+    assert found.message == "its deadline passed while it waited in its queue; the job was deleted"
 
 
 def test_a_command_that_no_retry_mends_has_failed_though_ray_says_stopped(server: KubeServer) -> None:
@@ -304,7 +304,7 @@ def test_a_result_counts_more_than_an_operator_that_cannot_reach_the_job(server:
     server.write_log("first-x", 'fsl-dist-result: {"steps": 3}\n', ends=True)
     found = here.status("first")
     assert (found.state, found.result, found.follower_exit_code) == ("succeeded", {"steps": 3}, 0)
-    assert "KubeRay calls it failed (JobStatusCheckTimeoutExceeded" in found.message
+    assert "KubeRay reports a failure (JobStatusCheckTimeoutExceeded" in found.message
 
 
 def test_the_operator_is_let_in_from_where_it_is(server: KubeServer) -> None:

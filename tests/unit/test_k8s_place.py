@@ -81,7 +81,7 @@ def test_a_job_s_states_and_result(server: KubeServer) -> None:
     set_status(server, jobDeploymentStatus="Retrying", jobStatus="FAILED")
     assert (here.status("first").state, here.status("first").message) == (
         "pending",
-        "starts again on a new cluster",
+        "restarts on a new cluster",
     )
     set_status(
         server,
@@ -201,8 +201,12 @@ def _kueue_without_queue(server: KubeServer) -> None:
             r"you may not create rayjobs, get pods/log in namespace fsl-dist \(fsl-dist k8s rights --namespace fsl-dist prints",
         ),
         (_no_namespace, {}, r"there is no namespace fsl-dist \(kubectl apply"),
-        (_taken_name, {}, r"job first exists in namespace fsl-dist \(another --name;"),
-        (_taken_policy, {}, r"NetworkPolicy first-dashboard exists in namespace fsl-dist \(another --name\)"),
+        (_taken_name, {}, r"job first exists in namespace fsl-dist \(choose another --name;"),
+        (
+            _taken_policy,
+            {},
+            r"NetworkPolicy first-dashboard exists in namespace fsl-dist \(choose another --name\)",
+        ),
         (
             _no_claim,
             {},
@@ -248,7 +252,7 @@ def test_a_cluster_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with KubeServer() as ended:
         kubeconfig = ended.kubeconfig(tmp_path)
         _use(ended.kubeconfig(tmp_path, token="another"), monkeypatch)
-        with pytest.raises(FslDistError, match=r"does not know who asks: Unauthorized \(log in"):
+        with pytest.raises(FslDistError, match=r"does not accept the login: Unauthorized \(log in"):
             place().submit(JOB)
     _use(kubeconfig, monkeypatch)
     with pytest.raises(

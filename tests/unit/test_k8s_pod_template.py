@@ -131,10 +131,10 @@ def test_strategic_merge(old: dict, patch: dict, merged: dict) -> None:
         ({"spec": {"initContainers": [{"name": "i", "image": "x:1"}]}}, "container i does not drop"),
         ({"wrker": {"spec": {}}}, "wrker is none of all, head, worker, submitter"),
         ({"worker": {"nodeSelector": {}}}, "worker.nodeSelector is none of a pod template's metadata and spec"),
-        ({"metadata": {"labels": {"fsl-dist/job": "b"}}}, "all.metadata.labels.fsl-dist/job is the job's own"),
-        ({"spec": {"serviceAccountName": "x"}}, r"all.spec.serviceAccountName is the job's own \(service_account="),
+        ({"metadata": {"labels": {"fsl-dist/job": "b"}}}, "all.metadata.labels.fsl-dist/job is set by submit and cannot be changed"),
+        ({"spec": {"serviceAccountName": "x"}}, r"all.spec.serviceAccountName is set by submit \(use service_account="),
         ({"spec": {"containers": [{"image": "x:1"}]}}, "an item without a name"),
-        ({"spec": {"containers": [{"name": "main", "image": "x:1"}]}}, "the image of main is the job's own"),
+        ({"spec": {"containers": [{"name": "main", "image": "x:1"}]}}, "the image of main is set by submit"),
     ],
 )  # fmt: skip
 def test_what_no_restricted_namespace_takes_is_refused_in_one_line(

@@ -71,7 +71,7 @@ CASES = {
             "cluster": cluster(condition("ReplicaFailure", "False", "x", "y")),
             "pods": [pod("a-head", phase="Running")],
         },
-        "its 1 pods are up; the command is being started",
+        "its 1 pods are up; the command is starting",
     ),
     "unschedulable": (
         {"pods": [pod("a-w", condition("PodScheduled", "False", "Unschedulable", "0/3 nodes: no GPU"))]},
@@ -165,7 +165,7 @@ CASES = {
     ),
     "an operator that is away": (
         {"job": {"metadata": {"name": "a"}, "spec": {}}},
-        "KubeRay's operator has not taken it up yet",
+        "KubeRay's operator has not started it yet",
     ),
     "queue": (
         {
@@ -194,7 +194,7 @@ CASES = {
     ),
     "a queue that says nothing": (
         {"job": ray_job("Suspended", suspend=True)},
-        "queue team: suspended until its turn comes",
+        "queue team: suspended until its queue admits it",
     ),
 }
 

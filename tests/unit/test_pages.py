@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 import pytest
-from page_scripts import ROOT, commands_of
+from page_scripts import ROOT, commands_of, inline_commands_of
 
 from cluster.cli import fsl_dist as program
 from fsl_dist.config import load_config
@@ -52,6 +52,16 @@ def test_commands_of_a_page_exist(page: Path) -> None:
     assert [found for one in shown if (found := mistake(one))] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_commands_inside_sentences_exist(page: Path) -> None:
+    """They may lack arguments; what they have is right."""
+    shown = [
+        one for one in inline_commands_of(page) if not re.search(r"…|[|[]|COMMAND|^catalogue", " ".join(one))
+    ]
+    found = [found for one in shown if (found := mistake(one))]
+    assert [one for one in found if re.search(r"No such|did you mean|unknown", one)] == []
+
+
 def test_a_wrong_command_is_found() -> None:
     assert "No such command 'trian'" in mistake(["trian"])
     assert "--seeds" in mistake(["fit", "my_images", "--seeds", "3"])
@@ -80,6 +90,26 @@ def test_links_of_a_page_lead_somewhere(page: Path) -> None:
         if not file.exists() or (anchor and anchor not in slugs(file)):
             broken.append(target)
     assert broken == []
+
+
+def empty_sections(text: str) -> list[str]:
+    """Headings that another heading of the same or a higher level follows without a line between them."""
+    text = re.sub(r"^```.*?^```", "CODE", text, flags=re.M | re.S)
+    lines = [line for line in text.splitlines() if line.strip()]
+    levels = [len(found[1]) if (found := re.match(r"(#+) ", line)) else 7 for line in lines]
+    return [
+        line for line, here, below in zip(lines, levels, [*levels[1:], 0], strict=True) if below <= here < 7
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_sections_of_a_page_have_content(page: Path) -> None:
+    assert empty_sections(page.read_text(encoding="utf-8")) == []
+
+
+def test_an_empty_section_is_found() -> None:
+    text = "# A\n\n## B\n\ntext\n\n## C\n## D\n\n```\n# no heading\n```\n\n## E\n"
+    assert empty_sections(text) == ["## C", "## E"]
 
 
 def test_the_readme_is_short_and_its_badges_are_true() -> None:

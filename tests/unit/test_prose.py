@@ -115,6 +115,26 @@ def test_comments_of_other_files_are_checked() -> None:
     assert [problem.line for problem in lint_prose.check_comments(text)] == [2, 4, 6]
 
 
+def test_sentences_among_the_values_of_a_yaml_file_are_checked() -> None:
+    text = (
+        "# The reason is told here.\n"
+        "title: told\n"
+        "notes:\n"
+        '  - "The row was told by the paper"\n'
+        "  - {text: The other rows stand at zero}\n"
+        "run: |\n"
+        "  import told; told.at_once(1)\n"
+    )
+    assert [problem.line for problem in lint_prose.check_yaml(text)] == [1, 4, 5]
+
+
+def test_a_page_inside_a_program_is_a_page_and_a_program_is_no_text() -> None:
+    page = '"""A page."""\nPAGE = """# Told\n\nAll of it is told here.\n\n```\nthis is told in code only\n```\n"""\n'
+    assert [problem.line for problem in lint_prose.check_python(page)] == [2, 4]
+    code = 'CODE = """\nfrom told import all of it as told\n"""\n'
+    assert lint_prose.check_python(code) == []
+
+
 def test_the_program_fails_where_a_text_breaks_a_rule(tmp_path: Path) -> None:
     (tmp_path / "page.md").write_text("Mining runs beside training.\n")
     (tmp_path / "code.py").write_text("# Training is quick.\n")

@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 
@@ -24,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "docs" / "reference"
 sys.path.append(str(ROOT / "docs"))
 from error_texts import ErrorText, find_texts  # noqa: E402
-from make_errors import place, render, split_way_out  # noqa: E402
+from make_errors import ADVICE, find_advice, place, render, split_way_out  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,43 @@ def test_an_error_has_its_page_exit_code_and_way_out(texts: list[ErrorText]) -> 
         "search twice",
     )
     assert split_way_out("a=1 is too small (b=2 (or c) helps)") == ("a=1 is too small", "b=2 (or c) helps")
+    assert split_way_out("x is needed: put it under y") == ("x is needed", "put it under y")
+    assert split_way_out("it is cut, so pack again") == ("it is cut", "pack again")
+    assert split_way_out("PATH is damaged: x=3 is odd")[1] == split_way_out("no run (config.yaml)")[1] == ""
     assert split_way_out("no column 'x'; it has y") == ("no column 'x'; it has y", "")
+
+
+def test_every_message_says_what_to_do(texts: list[ErrorText]) -> None:
+    found = [find_advice(one) for one in texts]
+    rows = [
+        line.split(" | ")
+        for page in render(texts).values()
+        for line in page.splitlines()
+        if re.search(r"\| [\d, ]* ?\|$", line) and line.count(" | ") == 2
+    ]
+    assert len(rows) > 500
+    assert [row[0] for row in rows if not re.search(r"[a-z].*[ =(]|[=(].*[a-z]", row[1])] == []
+    # The advice of a whole page is for a few messages, and no entry is left over from a message that has changed.
+    general = [
+        one.text
+        for one, (cause, _, advice) in zip(texts, found, strict=True)
+        if advice is None and cause == one.text
+    ]
+    assert len(general) < len(texts) / 50, general
+    assert set(ADVICE) - {advice for _, _, advice in found} == set()
+
+
+def test_advice_names_commands_that_exist() -> None:
+    from cluster import cli
+
+    named = [match.split() for one in ADVICE for match in re.findall(r"`fsl-dist ([a-z0-9 -]+)", one.say)]
+    assert len(named) > 10
+    for words in named:
+        command: click.Command = cli.fsl_dist
+        for word in words:
+            if isinstance(command, click.Group):
+                assert word in command.commands, words
+                command = command.commands[word]
 
 
 def test_the_page_lists_every_exit_code() -> None:

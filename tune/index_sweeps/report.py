@@ -161,7 +161,7 @@ def _builds(
             *used,
             f"recall@{config.k} %",
             "ms a query",
-            "bytes a vector",
+            "bytes per vector",
             "build s",
             "counts",
         ]

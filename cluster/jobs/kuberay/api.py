@@ -1,4 +1,4 @@
-"""Kubernetes' API by the official client: JSON in and out, patient with a server that is away, its failures in one line each."""
+"""The Kubernetes API through the official client: JSON in and out, repeated requests, errors in one line each."""
 
 import codecs
 import json
@@ -17,15 +17,15 @@ from index.base.extras import require
 log = logging.getLogger(__name__)
 
 API_TIMEOUT_S = 300.0
-"""seconds that a server which has answered once may be away; it restarts within 10 to 60"""
+"""seconds for which a server that has answered before may be unreachable; a restart takes 10 to 60"""
 
 _CONNECT_S, _READ_S = 5, 30
 _QUIET_S = 60
-"""seconds after which a quiet log is asked for again: a connection may be dead without saying so"""
+"""seconds after which a log without new lines is requested again: the connection may be dead"""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
 _MERGE = "application/merge-patch+json"
 _PASSING = {401, 408, 425, 429, 500, 502, 503, 504}
-"""HTTP codes that another try may not meet: a token that is renewed, a server that is busy or restarts"""
+"""HTTP codes that may pass: an expired token that is renewed, a busy server, a restart"""
 
 
 class KubeError(FslDistError):
@@ -37,11 +37,11 @@ class KubeError(FslDistError):
 
 
 class BrokenOffError(FslDistError):
-    """A connection ended in the middle of a text."""
+    """A connection ended in the middle of an answer."""
 
 
 class _AwayError(FslDistError):
-    """The API server did not answer, or not yet as it will."""
+    """The API server did not answer, or with an error that may pass."""
 
     def __init__(self, message: str, pause_s: float = 0.0) -> None:
         super().__init__(message)
@@ -51,13 +51,13 @@ class _AwayError(FslDistError):
 class KubeApi:
     """The cluster of the current kubeconfig context, or the one that this process runs in.
 
-    A request that the server does not answer (refused or broken connections, 429, 5xx, a token that has expired) is sent again
-    with growing, random pauses; the token is read from its file again. Where the server has not answered any request of this
-    object yet, nothing is repeated: a wrong address is reported at once.
+    A request is sent again, with growing random pauses, if the connection is refused or breaks, after 429 and 5xx, and
+    if the token has expired, which is then read from its file again. Nothing is repeated before the server has answered
+    the first request of this object: a wrong address is reported at once.
 
     Args:
         timeout_s: seconds for which one request is repeated.
-        sleep: waits; another one in tests.
+        sleep: waits for seconds; tests pass their own.
     """
 
     def __init__(
@@ -70,11 +70,11 @@ class KubeApi:
         self._connect()
 
     def get(self, path: str, **query: str) -> dict:
-        """An object or a list. KubeError."""
+        """An object or a list. Raises KubeError."""
         return self._json("GET", path, query=query)
 
     def find(self, path: str) -> dict | None:
-        """An object; None where there is none."""
+        """An object; None if it does not exist."""
         try:
             return self.get(path)
         except KubeError as error:
@@ -83,7 +83,7 @@ class KubeApi:
             return None
 
     def look(self, path: str, **query: str) -> dict | None:
-        """An object or a list; None where there is none, or where one may not look."""
+        """An object or a list; None if it does not exist or may not be read."""
         try:
             return self.get(path, **query)
         except KubeError as error:
@@ -92,24 +92,24 @@ class KubeApi:
             return None
 
     def create(self, path: str, body: Mapping, *, is_trial: bool = False) -> dict:
-        """Create an object; on trial, everything but keeping it. A repeated request may meet its own object (409)."""
+        """Create an object; is_trial: a dry run. A repeated request may find its own object (409)."""
         query = {"fieldValidation": "Strict"} | ({"dryRun": "All"} if is_trial else {})
         return self._json("POST", path, body, query=query)
 
     def change(self, path: str, body: Mapping) -> dict:
-        """Lay a merge patch over an object."""
+        """Apply a merge patch to an object."""
         return self._json("PATCH", path, body, content=_MERGE)
 
     def delete(self, path: str) -> None:
-        """Delete an object, and what it owns, in the background."""
+        """Delete an object and everything it owns, in the background."""
         self._json("DELETE", path, {"propagationPolicy": "Background"})
 
     def now_s(self) -> float:
-        """The moment by the server's clock, in seconds since 1970, as of its last answer; by the clock here before one."""
+        """Seconds since 1970 by the server's clock, from its last answer; before the first one, by the local clock."""
         return time.time() if self._ahead_s is None else time.time() + self._ahead_s
 
     def stream(self, path: str, **query: str) -> Iterator[str]:
-        """A text, in pieces as they come. BrokenOffError where the connection ends early, or nothing came for a minute."""
+        """A text in pieces. Raises BrokenOffError if the connection breaks or is silent for a minute."""
         import urllib3
 
         response = self._ask("GET", path, query=query, is_stream=True)
@@ -123,7 +123,7 @@ class KubeApi:
             response.close()
 
     def _connect(self) -> None:
-        """Read the configuration, and with it the token's file."""
+        """Read the configuration and the file of the token."""
         from kubernetes import client, config
 
         settings = client.Configuration()
@@ -135,8 +135,8 @@ class KubeApi:
                 config.load_incluster_config(client_configuration=settings)
             except config.ConfigException:
                 raise RequestError(
-                    f"no Kubernetes cluster is configured: {' '.join(str(error).split())} (KUBECONFIG names the file, kubectl "
-                    "config use-context the cluster)"
+                    f"no Kubernetes cluster is configured: {' '.join(str(error).split())} (set KUBECONFIG to the file; kubectl "
+                    "config use-context chooses the cluster)"
                 ) from None
         self.host = str(settings.host)
         self._client = client.ApiClient(settings)
@@ -163,7 +163,7 @@ class KubeApi:
         content: str = "application/json",
         is_stream: bool = False,
     ) -> Any:
-        """The answer to a request, repeated while the server is away. Raises KubeError, LostSightError."""
+        """The answer to a request, repeated while the server is unreachable. Raises KubeError, LostSightError."""
         deadline = time.monotonic() + self._timeout_s
         pause_s, is_said = _FIRST_PAUSE_S, False
         while True:
@@ -172,15 +172,15 @@ class KubeApi:
             except _AwayError as error:
                 left_s = deadline - time.monotonic()
                 if not self._has_answered:
-                    raise FslDistError(f"{error} (kubectl cluster-info asks it, too)") from None
+                    raise FslDistError(f"{error} (check with kubectl cluster-info)") from None
                 if left_s <= 0:
                     raise LostSightError(
-                        f"{error}; it has been asked for {self._timeout_s:g} s (api_timeout_s={self._timeout_s:g})"
+                        f"{error}; requests were repeated for {self._timeout_s:g} s (api_timeout_s={self._timeout_s:g})"
                     ) from None
                 if not is_said:
                     log.warning("%s; trying again for %g s", error, self._timeout_s)
                     is_said = True
-                # Half of it random: clients that lost the same server do not come back together.
+                # Half of it is random: clients that lost the same server do not return at once.
                 wait_s = max(pause_s * random.uniform(0.5, 1.0), error.pause_s)  # noqa: S311 - jitter, no secret
                 self._sleep(min(wait_s, max(left_s, 0.0)))
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
@@ -203,7 +203,7 @@ class KubeApi:
     ) -> Any:
         response = self._send(method, path, body, query, content, is_stream)
         if response.status == 401:
-            # A token that has expired is renewed in its file.
+            # An expired token is renewed in its file.
             self._connect()
             response = self._send(method, path, body, query, content, is_stream)
         if response.status < 400:
@@ -256,5 +256,5 @@ class KubeApi:
             said = data.decode("utf-8", "replace")[:200] or f"HTTP {status}"
         said = " ".join(str(said).split())
         if status == 401:
-            return f"the Kubernetes API at {self.host} does not know who asks: {said} (log in to the cluster again)"
+            return f"the Kubernetes API at {self.host} does not accept the login: {said} (log in to the cluster again)"
         return f"Kubernetes refuses {path}: {said}"

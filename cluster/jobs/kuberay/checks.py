@@ -1,4 +1,4 @@
-"""What must hold on a cluster before anything of a job is created there: each that does not is one line with the way out."""
+"""Checks of a cluster before any object of a job is created there: each failure is one line with what to do."""
 
 import logging
 
@@ -14,21 +14,21 @@ _OPERATOR = "app.kubernetes.io/component=kuberay-operator"
 
 
 def find_operator(api: KubeApi, options: KubeOptions) -> str:
-    """The namespace in which KubeRay's operator runs: where its pod is, as far as one may look; else as `options` has it.
+    """The namespace of KubeRay's operator: that of its pod, if pods may be listed; else that of `options`.
 
-    The network policies of a job let that namespace in. Without it the operator cannot ask a job's dashboard, and takes a job
-    that succeeded for failed.
+    The network policies of a job admit that namespace. Otherwise the operator cannot reach a job's dashboard, and
+    reports a job that succeeded as failed.
     """
     found = api.look("/api/v1/pods", labelSelector=_OPERATOR)
     spaces = sorted({pod["metadata"]["namespace"] for pod in found["items"]}) if found else []
     if not spaces or options.operator_namespace in spaces:
         return options.operator_namespace
-    log.info("KubeRay's operator is in namespace %s; the job's network policies let it in", spaces[0])
+    log.info("KubeRay's operator is in namespace %s; the job's network policies admit it", spaces[0])
     return spaces[0]
 
 
 def check_cluster(api: KubeApi, job: Job, options: KubeOptions) -> None:
-    """Refuse a job that the cluster cannot take. Raises RequestError."""
+    """Refuse a job that the cluster cannot run. Raises RequestError."""
     namespace = options.namespace
     _check_kuberay(api)
     if _is_missing(api, f"/api/v1/namespaces/{namespace}"):
@@ -38,8 +38,8 @@ def check_cluster(api: KubeApi, job: Job, options: KubeOptions) -> None:
     _check_rights(api, namespace)
     if api.find(f"/apis/ray.io/v1/namespaces/{namespace}/rayjobs/{job.name}") is not None:
         raise RequestError(
-            f"job {job.name} exists in namespace {namespace} (another --name; kubectl -n {namespace} delete rayjob {job.name} "
-            "forgets it)"
+            f"job {job.name} exists in namespace {namespace} (choose another --name; kubectl -n {namespace} delete rayjob "
+            f"{job.name} removes it)"
         )
     if _is_missing(api, f"/api/v1/namespaces/{namespace}/serviceaccounts/{options.service_account}"):
         raise RequestError(
@@ -56,7 +56,7 @@ def _check_kuberay(api: KubeApi) -> None:
     found = api.find("/apis/ray.io/v1")
     if found is None or "rayjobs" not in [resource["name"] for resource in found.get("resources", [])]:
         raise RequestError(
-            f"the cluster at {api.host} has no KubeRay, whose RayJob a job is ({MANIFESTS / 'README.md'} installs its operator; kubectl "
+            f"the cluster at {api.host} has no KubeRay, which runs jobs ({MANIFESTS / 'README.md'} installs its operator; kubectl "
             "config use-context chooses another cluster)"
         )
 
@@ -84,7 +84,7 @@ def _check_rights(api: KubeApi, namespace: str) -> None:
     if missing:
         raise RequestError(
             f"you may not {', '.join(missing)} in namespace {namespace} (fsl-dist k8s rights --namespace {namespace} prints the role "
-            "that may, for kubectl apply -f -)"
+            "that allows it, for kubectl apply -f -)"
         )
 
 
@@ -123,7 +123,7 @@ def _check_queue(api: KubeApi, options: KubeOptions) -> None:
 
 
 def _is_missing(api: KubeApi, path: str) -> bool:
-    """Whether an object is known not to be there; where one may not look, it may be."""
+    """Whether an object certainly does not exist; without the right to read it, it may."""
     try:
         return api.find(path) is None
     except KubeError as error:

@@ -1,4 +1,4 @@
-"""The moments of a cron schedule, as RayCronJob reads it: five fields, of which each may be a list, a range, a step or a name."""
+"""The moments of a cron schedule as RayCronJob reads it: five fields, each a list, a range, a step or a name."""
 
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
@@ -25,12 +25,12 @@ def moments_between(schedule: str, zone: str, first: datetime, last: datetime) -
 
     Args:
         schedule: five fields (minute, hour, day of month, month, day of week), or a nickname such as `@daily`.
-        zone: name of the time zone; empty: UTC. An hour that a change of the clocks leaves out has no moments.
+        zone: name of the time zone; empty: UTC. An hour that daylight saving skips has no moments.
         first: with its time zone.
         last: with its time zone.
 
     Raises:
-        RequestError: the schedule or the zone is none.
+        RequestError: the schedule or the time zone is invalid.
     """
     fields = _NICKNAMES.get(schedule.strip(), schedule).split()
     if len(fields) != len(_RANGES):
@@ -44,11 +44,11 @@ def moments_between(schedule: str, zone: str, first: datetime, last: datetime) -
     try:
         where = ZoneInfo(zone or "UTC")
     except (ZoneInfoNotFoundError, ValueError):
-        raise RequestError(f"time zone {zone!r} is none that this machine knows") from None
+        raise RequestError(f"time zone {zone!r} is unknown on this machine") from None
 
     def is_on(day: date) -> bool:
         in_month, in_week = day.day in days, day.isoweekday() % 7 in weekdays
-        # Where both fields are given, either one is enough.
+        # If both fields are given, one of them is enough.
         return day.month in months and (
             (in_month or in_week) if by_month and by_week else in_month and in_week
         )

@@ -1,4 +1,4 @@
-"""A job on Kubernetes as people look at it: its pods and its events, each as a row of texts."""
+"""A job on Kubernetes for people to read: its pods and events, each as a row of texts."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Reading the objects of a job: its cluster, its pods, its queue's account of it, their events."""
+"""Reads the objects of a job: its cluster, its pods, its Workload in a queue, and their events."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,20 +8,20 @@ from cluster.jobs.kuberay.rendering import JOB_LABEL, PART_LABEL
 from cluster.jobs.kuberay.waiting import JobObjects, is_in_queue
 
 SCHEDULE_LABEL = "ray.io/cronjob-name"
-"""KubeRay's, on each RayJob of a RayCronJob: the name of that"""
+"""label of KubeRay on each RayJob of a RayCronJob: the name of the RayCronJob"""
 
 _MOST_PODS = 5
-"""pods of a job whose events are asked for; those that wait for the same thing say the same"""
+"""pods of a job whose events are read; pods that wait for the same reason have the same events"""
 
 
 def read_objects(api: KubeApi, namespace: str, ray_job: Manifest, *, all_events: bool = False) -> JobObjects:
-    """The objects of a job. What one may not read is left out.
+    """The objects of a job, without those that may not be read.
 
     Args:
         api: the API server.
         namespace: the job's.
         ray_job: the job.
-        all_events: whether events are read of pods that are up, too.
+        all_events: whether to read the events of running pods, too.
     """
     name = ray_job["metadata"]["name"]
     cluster_name = (ray_job.get("status") or {}).get("rayClusterName", "")
@@ -50,7 +50,7 @@ def read_pods(api: KubeApi, namespace: str, ray_job: Manifest, part: str = "") -
         selector += f",{PART_LABEL}={part}"
     pods = api.get(f"/api/v1/namespaces/{namespace}/pods", labelSelector=selector)["items"]
     if SCHEDULE_LABEL in (metadata.get("labels") or {}):
-        # All nights share the label: a pod is of the night whose cluster it is in, or whose submitter it is.
+        # All runs of a schedule share the label: a pod belongs to the run that owns its cluster or its submitter.
         own = {metadata["name"], status.get("rayClusterName", "")} - {""}
         pods = [pod for pod in pods if own & _owners(pod)]
     return sorted(pods, key=lambda pod: pod["metadata"].get("creationTimestamp", ""), reverse=True)
@@ -69,7 +69,7 @@ def _read_events(api: KubeApi, namespace: str, name: str) -> list[Manifest]:
 
 
 def _read_workloads(api: KubeApi, namespace: str, ray_job: Manifest) -> Iterator[Manifest]:
-    """Kueue's Workloads of a job: those that it owns."""
+    """The Workloads of Kueue that a job owns."""
     kueue = api.look("/apis/kueue.x-k8s.io")
     if kueue is None:
         return

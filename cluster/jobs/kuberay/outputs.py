@@ -1,4 +1,4 @@
-"""Whether what a command writes outlives its pods: it must lie on a volume that does, or in a bucket."""
+"""Checks that the output of a command outlives its pods: on a persistent volume, or in a bucket."""
 
 from cluster.jobs.command import Command
 from cluster.jobs.kuberay.kustomize import Manifest
@@ -7,18 +7,18 @@ from index.base.errors import RequestError
 from index.base.object_cache import with_addresses
 
 _PASSING = {"emptyDir", "configMap", "secret", "downwardAPI", "projected", "ephemeral"}
-"""volumes that end with their pod, or that no command writes"""
+"""volumes that are deleted with their pod, or that no command writes"""
 _LAST_IS_OUTPUT = (("index", "build"), ("pack",), ("export",))
-"""commands whose last path is what they write"""
+"""commands whose last path is their output"""
 
 
 def check_outputs(command: Command, objects: list[Manifest], options: KubeOptions) -> None:
-    """Refuse a command that writes where nothing is kept. Raises RequestError.
+    """Refuse a command whose output would be lost. Raises RequestError.
 
     Args:
         command: the command.
-        objects: the job, rendered.
-        options: what it was rendered with.
+        objects: the rendered objects of the job.
+        options: the options they were rendered with.
     """
     ray_job = next(one for one in objects if one["kind"] == "RayJob")
     kept = _kept_folders(ray_job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"])
@@ -32,17 +32,17 @@ def check_outputs(command: Command, objects: list[Manifest], options: KubeOption
         if options.is_bucket:
             name = value.rstrip("/").rpartition("/")[2] or "first"
             raise RequestError(
-                f"{key}={value} is lost with the job's pods: with storage={options.storage} they have no volume that stays "
-                f"({key}={options.storage.rstrip('/')}/{name})"
+                f"{key}={value} would be lost with the job's pods: with storage={options.storage} they have no persistent volume; "
+                f"give {key}={options.storage.rstrip('/')}/{name}"
             )
         raise RequestError(
-            f"{key}={value} is lost with the job's pods, which keep what lies below {', '.join(kept)} (a path there, or a bucket's "
-            "address)"
+            f"{key}={value} would be lost with the job's pods; give a path below {', '.join(kept)}, or an address in a "
+            "bucket"
         )
 
 
 def find_outputs(command: Command) -> list[tuple[str, str]]:
-    """What a command writes: the setting or argument that says where, and its value."""
+    """The outputs of a command: the setting or argument of each, and its value."""
     if command.words == ("train",):
         from fsl_dist.config import load_config
 

@@ -25,18 +25,18 @@ from index.base.files import new_token
 log = logging.getLogger(__name__)
 
 _SUBMISSION = "fsl-dist/submission"
-"""annotation that is new for each submission: whether an object is this one's or another submitter's"""
+"""annotation with a new value for each submission, by which a submitter recognizes its own objects"""
 _LAST_LINES = 200
-"""of a log, among which the result or the error is"""
+"""of a log: they include the result or the error"""
 
 
 class KubeRayPlace:
     """The namespace of `options` in the cluster of the current kubeconfig context.
 
     Args:
-        options: where jobs run and what they get.
-        poll_s: seconds between two looks at a job that is followed.
-        timeout_s: seconds for which a request is repeated while the API server is away.
+        options: the namespace and the resources of jobs.
+        poll_s: seconds between two requests while a job is followed.
+        timeout_s: seconds for which a request is repeated while the API server is unreachable.
     """
 
     def __init__(
@@ -45,10 +45,10 @@ class KubeRayPlace:
         self.options = options
         self._api = KubeApi(timeout_s=timeout_s)
         self._poll_s = poll_s
-        self._gone: dict[str, JobStatus] = {}  # jobs that were there, and are not any more
+        self._gone: dict[str, JobStatus] = {}  # jobs that were deleted since
 
     def submit(self, job: Job) -> None:
-        """Create the job's objects, once the cluster is known to take them; all of them, or none."""
+        """Create the job's objects after checking that the cluster accepts them: all of them, or none."""
         check_cluster(self._api, job, self.options)
         objects = render(
             job, replace(self.options, operator_namespace=find_operator(self._api, self.options))
@@ -57,7 +57,7 @@ class KubeRayPlace:
         for one in objects:
             one["metadata"].setdefault("annotations", {})[_SUBMISSION] = mark
         ray_job = next(one for one in objects if one["kind"] == "RayJob")
-        # Network policies first: no pod of the job is open for a moment.
+        # Network policies first, so that no pod of the job is ever reachable without them.
         others = [one for one in objects if one is not ray_job]
         for one in [*others, ray_job]:
             self._create(one, is_trial=True)
@@ -66,12 +66,12 @@ class KubeRayPlace:
             for one in others:
                 created = self._create(one)["metadata"].get("creationTimestamp")
                 made.append(self._path_of(one))
-            # The server's clock counts: the one here may be wrong.
+            # By the server's clock: the local one may be wrong.
             now_s = read_moment(created) if created else time.time()
             set_deadline(ray_job, now_s + self.options.deadline)
             owner = self._create(ray_job)["metadata"]
             made.append(self._path_of(ray_job))
-            # The other objects go when the job goes.
+            # The other objects are deleted with the job.
             reference = {
                 "apiVersion": "ray.io/v1",
                 "kind": "RayJob",
@@ -87,11 +87,11 @@ class KubeRayPlace:
                 try:
                     self._delete(path)
                 except FslDistError as error:
-                    log.warning("%s is left on the cluster: %s (kubectl deletes it)", path, error)
+                    log.warning("%s is left on the cluster: %s (delete it with kubectl)", path, error)
             raise
 
     def status(self, name: str) -> JobStatus:
-        """How a job stands; while it waits, what for; its result, or its error, from the end of its log."""
+        """The status of a job: why it waits, or its result or error from the end of its log."""
         if name in self._gone:
             return self._gone[name]
         ray_job = self._find(name)
@@ -107,7 +107,7 @@ class KubeRayPlace:
         return _with_log(status, tail, was_asked=STOPPED in _annotations(ray_job))
 
     def logs(self, name: str, *, follow: bool) -> Iterator[str]:
-        """The log of the newest try; with follow, those of all that come, until the job ends or is deleted."""
+        """The log of the newest try; with follow, also those of later tries, until the job ends or is deleted."""
         ray_job = self._find(name)
         if not follow:
             for pod in self._submitters(ray_job)[:1]:
@@ -127,7 +127,7 @@ class KubeRayPlace:
                     pods[pod_name] = PodLog(self._api, self._log_path(pod_name), reader)
                 is_live = phase == "Running" and not status.is_over
                 yield from pods[pod_name].read(follow=is_live)
-                # What it wrote while a connection broke off is asked for before its end is believed.
+                # Lines written while the connection was broken are read before the log counts as complete.
                 while not is_live and not pods[pod_name].is_complete:
                     time.sleep(self._poll_s)
                     yield from pods[pod_name].read(follow=False)
@@ -148,27 +148,29 @@ class KubeRayPlace:
             time.sleep(self._poll_s)
             found = self._api.find(self._jobs_path(name))
             if found is None or found["metadata"].get("uid") != ray_job["metadata"].get("uid"):
-                message = f"it was deleted while it was followed; it was last seen {status.state}"
+                message = f"it was deleted while it was followed; its last state was {status.state}"
                 self._gone[name] = replace(status, state="stopped", message=message)
                 return
             ray_job = found
 
     def stop(self, name: str) -> None:
-        """End a job and let its pods go. One that has not begun, or waits in a queue, is deleted; else record and log stay."""
+        """End a job and its pods. A job that has not started, or waits in a queue, is deleted; else its log is kept."""
         found = self._find(name)
         status = self._status_of(found)
         if status.is_over:
             return
         if is_in_queue(found) or not found.get("status", {}).get("startTime"):
-            # A request to stop would wait in the queue with the job, and be read when its turn comes.
+            # A request to stop would wait in the queue with the job, and act only after its admission.
             self._delete(self._jobs_path(name))
-            said = "it waited in its queue" if is_in_queue(found) else "it had not begun"
+            said = "it waited in its queue" if is_in_queue(found) else "it had not started"
             if status.is_late:
                 said = f"its deadline passed while {said}"
             state: JobState = "failed" if status.is_late else "stopped"
-            self._gone[name] = replace(status, state=state, is_late=False, message=f"{said}, and is deleted")
+            self._gone[name] = replace(
+                status, state=state, is_late=False, message=f"{said}; the job was deleted"
+            )
             return
-        # KubeRay ends what is past its deadline for good, whatever retries are left. spec.suspend is Kueue's.
+        # KubeRay never retries a job that is past its deadline. spec.suspend belongs to Kueue.
         ended = {"activeDeadlineSeconds": 1, "backoffLimit": 0, "ttlSecondsAfterFinished": 1}
         self._api.change(
             self._jobs_path(name), {"metadata": {"annotations": {STOPPED: "true"}}, "spec": ended}
@@ -179,7 +181,7 @@ class KubeRayPlace:
         return [self._status_of(one) for one in self._newest_first({"labelSelector": JOB_LABEL})]
 
     def list_runs(self, schedule: str) -> Sequence[JobStatus]:
-        """The runs of a RayCronJob, the newest first, and those that were missed. RequestError where there is none."""
+        """The runs of a RayCronJob, the newest first, with missed ones. Raises RequestError for an unknown name."""
         path = f"/apis/ray.io/v1/namespaces/{self.options.namespace}/raycronjobs/{schedule}"
         found = self._api.find(path)
         if found is None:
@@ -191,7 +193,7 @@ class KubeRayPlace:
         return describe_runs(found, runs, self._api.now_s())
 
     def clean(self, older_s: float) -> Sequence[str]:
-        """Delete the records of jobs that ended more than `older_s` seconds ago; returns their names. What they stored stays."""
+        """Delete the records of jobs that ended over `older_s` seconds ago, not their output; returns the names."""
         removed = []
         for one in self._newest_first({}):
             metadata, ended = one["metadata"], (one.get("status") or {}).get("endTime")
@@ -204,7 +206,7 @@ class KubeRayPlace:
         return removed
 
     def events(self, name: str) -> Sequence[dict[str, str]]:
-        """What Kubernetes noted about a job and its objects, the oldest first."""
+        """The Kubernetes events of a job and its objects, the oldest first."""
         return describe_events(self.objects(self._find(name), all_events=True))
 
     def describe(self, name: str) -> dict[str, Any]:
@@ -213,7 +215,7 @@ class KubeRayPlace:
         return describe_job(self.status(name), self.objects(ray_job, all_events=True))
 
     def objects(self, ray_job: Manifest, *, all_events: bool = False) -> JobObjects:
-        """A job's objects, for whoever asks why it waits."""
+        """A job's objects, from which the reason for a wait is read."""
         return read_objects(self._api, self.options.namespace, ray_job, all_events=all_events)
 
     def _status_of(self, ray_job: Manifest) -> JobStatus:
@@ -235,9 +237,9 @@ class KubeRayPlace:
         return f"/apis/ray.io/v1/namespaces/{self.options.namespace}/rayjobs" + (f"/{name}" if name else "")
 
     def _path_of(self, one: Manifest, *, is_listed: bool = False) -> str:
-        room = f"/api/{one['apiVersion']}" if "/" not in one["apiVersion"] else f"/apis/{one['apiVersion']}"
+        group = f"/api/{one['apiVersion']}" if "/" not in one["apiVersion"] else f"/apis/{one['apiVersion']}"
         plural = {"NetworkPolicy": "networkpolicies"}.get(one["kind"], f"{one['kind'].lower()}s")
-        path = f"{room}/namespaces/{self.options.namespace}/{plural}"
+        path = f"{group}/namespaces/{self.options.namespace}/{plural}"
         return path if is_listed else f"{path}/{one['metadata']['name']}"
 
     def _create(self, one: Manifest, *, is_trial: bool = False) -> Manifest:
@@ -248,9 +250,9 @@ class KubeRayPlace:
                 raise
             found = self._api.look(self._path_of(one)) or {"metadata": {}}
             if _annotations(found).get(_SUBMISSION) == _annotations(one)[_SUBMISSION]:
-                return found  # of an earlier try of this very request, whose answer was lost
+                return found  # created by an earlier try of this request, whose answer was lost
             raise RequestError(
-                f"{one['kind']} {one['metadata']['name']} exists in namespace {self.options.namespace} (another --name)"
+                f"{one['kind']} {one['metadata']['name']} exists in namespace {self.options.namespace} (choose another --name)"
             ) from None
 
     def _delete(self, path: str) -> None:
@@ -261,7 +263,7 @@ class KubeRayPlace:
                 raise
 
     def _submitters(self, ray_job: Manifest) -> Sequence[Manifest]:
-        """The pods whose log is the job's, one a try, the newest first."""
+        """The pods whose log is the job's, one per try, the newest first."""
         return read_pods(self._api, self.options.namespace, ray_job, "submitter")
 
     def _pod_log(self, pod: Manifest, **query: str) -> str:
@@ -275,13 +277,13 @@ class KubeRayPlace:
 
 
 def _with_log(status: JobStatus, tail: str, *, was_asked: bool) -> JobStatus:
-    """The status of a job that has ended, with what the end of its log says."""
+    """The status of a job that has ended, completed from the end of its log."""
     result = read_result(tail)
     if status.state == "succeeded":
         return replace(status, result=result)
     if status.state == "failed" and result is not None and not status.message.startswith("AppFailed"):
-        # KubeRay's verdict is about the way to the job's dashboard; the command ended well.
-        message = f"KubeRay calls it failed ({status.message}); its log has its result"
+        # KubeRay could not reach the job's dashboard, but the command succeeded.
+        message = f"KubeRay reports a failure ({status.message}), but the log has the result"
         return replace(status, state="succeeded", exit_code=0, result=result, message=message)
     code = read_final(tail)
     if status.state == "stopped" and not was_asked and code is not None:
@@ -296,6 +298,6 @@ def _annotations(one: Manifest) -> dict[str, str]:
 
 
 def _owner_of(pod: Manifest) -> str:
-    """What the tries of a job differ in: the Kubernetes Job that made the pod."""
+    """What distinguishes the tries of a job: the uid of the Kubernetes Job that made the pod."""
     owners = pod["metadata"].get("ownerReferences") or [{"uid": pod["metadata"]["name"]}]
     return str(owners[0]["uid"])

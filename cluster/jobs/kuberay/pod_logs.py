@@ -1,4 +1,4 @@
-"""A pod's log, asked for as often as connections break: no line twice, none left out."""
+"""Reads the log of a pod across broken connections: no line is repeated or lost."""
 
 import re
 from collections import Counter
@@ -10,18 +10,18 @@ _STAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d+)?(Z|[+-]\d\d:\d\d
 
 
 class TryLog:
-    """The lines of one try that were reported: a second submitter of the same try writes them all again."""
+    """The reported lines of one try: a second submitter of the same try writes them all again."""
 
     def __init__(self) -> None:
         self._lines: list[int] = []  # hashes; a million lines take 40 MB
 
     def reader(self) -> "TryReader":
-        """What one more pod of the try writes."""
+        """A reader for one more pod of the try."""
         return TryReader(self._lines)
 
 
 class TryReader:
-    """Finds, among the lines of one pod, those that an earlier pod of the same try did not write."""
+    """Finds the lines of one pod that no earlier pod of the same try wrote."""
 
     def __init__(self, lines: list[int]) -> None:
         self._lines, self._known, self._position = lines, len(lines), 0
@@ -32,7 +32,9 @@ class TryReader:
         if self._position < self._known:
             try:
                 self._position = self._lines.index(value, self._position, self._known) + 1
-            except ValueError:  # of the submitter itself, or what the earlier one did not get to write
+            except (
+                ValueError
+            ):  # a line of the submitter itself, or one that the earlier submitter did not reach
                 return True
             return False
         self._lines.append(value)
@@ -42,12 +44,12 @@ class TryReader:
 class PodLog:
     """The log of one pod.
 
-    Each request resumes at the second of the last line that was read, by the timestamps of Kubernetes, and leaves out what was
-    read in that second. So neither a connection that breaks nor a log that the node has rotated repeats or loses a line.
+    Each request starts at the second of the last line that was read, by the timestamps of Kubernetes, and skips the
+    lines already read in that second. So broken connections and logs rotated by the node repeat or lose no line.
 
     Args:
         api: the API server.
-        path: of the log.
+        path: API path of the log.
         reader: which lines are new to the try.
     """
 
@@ -56,12 +58,12 @@ class PodLog:
         self._second, self._zone = "", ""
         self._recent: list[str] = []  # lines of that second, with their timestamps
         self.is_complete = False
-        """whether the last request was answered to its end"""
+        """whether the last answer was complete"""
 
     def read(self, *, follow: bool) -> Iterator[str]:
-        """The lines since the last request, each with its newline; with follow until the pod ends or the connection does.
+        """The lines since the last request, with newlines; with follow, until the pod ends or the connection breaks.
 
-        A pod that is gone has no more lines. Half a line at a connection's end is left to the next request.
+        A deleted pod has no more lines. An incomplete last line is left to the next request.
         """
         query = {"timestamps": "true", "follow": "true" if follow else "false"}
         if self._second:

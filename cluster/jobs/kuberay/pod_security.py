@@ -1,4 +1,4 @@
-"""Pod Security "restricted": what a pod must hold to in a namespace that enforces it, as Kubernetes documents it."""
+"""Pod Security "restricted": the documented rules for pods in a namespace that enforces it."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -76,7 +76,7 @@ def _container_faults(container: Manifest, of_pod: dict[str, Any]) -> Iterator[s
 
 
 def _shared_faults(where: str, context: dict[str, Any]) -> Iterator[str]:
-    """What a pod's and a container's security context are both held to."""
+    """Faults that a pod's and a container's security context can both have."""
     if context.get("runAsUser") == 0:
         yield f"{where} has runAsUser=0"
     if context.get("runAsNonRoot") is False:

@@ -1,10 +1,10 @@
-"""What a site adds to all pods of its jobs: one YAML file, laid over the pods by strategic merge and checked.
+"""Site-specific additions to all pods of a job: one YAML file, applied by strategic merge and checked.
 
     all: {spec: {nodeSelector: {pool: gpu}, tolerations: [{key: reserved, operator: Exists}]}}
     worker: {spec: {containers: [{name: main, env: [{name: NCCL_DEBUG, value: INFO}]}]}}
 
-`head`, `worker` and `submitter` go over `all`; a file with `metadata` and `spec` at the top is `all`. The container that runs
-Ray, or submits, is called `main`.
+`head`, `worker` and `submitter` override `all`; a file with `metadata` and `spec` at the top is `all`. The container
+that runs Ray, or submits, is called `main`.
 """
 
 import json
@@ -18,7 +18,7 @@ from index.base.errors import RequestError
 from index.base.settings import parse_yaml
 
 MAIN = "main"
-"""name, in the file, of the container that a pod is for"""
+"""name, in the file, of the main container of a pod"""
 
 _PARTS = ("all", "head", "worker", "submitter")
 _KEYS = {
@@ -34,9 +34,9 @@ _KEYS = {
     "topologySpreadConstraints": ("topologyKey", "whenUnsatisfiable"),
     "resourceClaims": ("name",),
 }
-"""lists whose items are merged by these keys, as in Kubernetes' own types; other lists are replaced"""
+"""lists whose items are merged by these keys, as Kubernetes does; other lists are replaced"""
 _ADDED = ("tolerations",)
-"""lists that are added to: a site's tolerations do not take away that of GPU nodes"""
+"""lists that are extended: a site's tolerations do not replace the toleration for GPU nodes"""
 _OWN_LABELS = "fsl-dist/"
 _OWN_FIELDS = {
     "restartPolicy": "retries",
@@ -46,7 +46,7 @@ _OWN_FIELDS = {
 
 
 def read_template(path: str) -> dict[str, Manifest]:
-    """A file's parts, each a pod template's metadata and spec. Raises RequestError for what is none."""
+    """A file's parts, each a pod template's metadata and spec. Raises RequestError for an invalid file."""
     try:
         tree = parse_yaml(Path(path).read_text("utf-8"), path)
     except OSError as error:
@@ -67,7 +67,7 @@ def read_template(path: str) -> dict[str, Manifest]:
 
 
 def apply_template(path: str, part: str, template: Manifest) -> None:
-    """Lay the file over a pod template in place. Raises RequestError where the pod would break the restricted rules.
+    """Apply the file to a pod template, in place. Raises RequestError if the pod would break the restricted rules.
 
     Args:
         path: the file.
@@ -85,19 +85,19 @@ def apply_template(path: str, part: str, template: Manifest) -> None:
         template.clear()
         template.update(merged)
     names = [container["name"] for container in template["spec"]["containers"]]
-    if names[0] != main:  # what comes first is the one that Ray runs in
+    if names[0] != main:  # Ray runs in the first container
         template["spec"]["containers"].insert(0, template["spec"]["containers"].pop(names.index(main)))
     if faults := list(find_faults(template["spec"])):
         raise RequestError(
             f'pod_template={path}: the {part} pod would break Pod Security "restricted": {"; ".join(faults)} (give each '
-            "container that is added a securityContext as those of k8s/base have)"
+            "added container a securityContext like those of k8s/base)"
         )
 
 
 def merge(tree: Any, patch: Any, key: str = "") -> Any:
-    """`patch` over `tree` by strategic merge: mappings by key (null deletes), lists by their items' merge key, else replaced.
+    """Apply `patch` to `tree` by strategic merge: mappings by key (null deletes), lists by merge key or replaced.
 
-    An item or mapping with `$patch: delete` goes, one with `$patch: replace` replaces.
+    An item or mapping with `$patch: delete` is deleted, one with `$patch: replace` replaces.
     """
     if isinstance(patch, dict):
         if patch.get("$patch") == "replace" or not isinstance(tree, dict):
@@ -144,19 +144,21 @@ def _plain(patch: Manifest) -> Iterator[tuple[str, Any]]:
 
 
 def _check_ownership(path: str, part: str, template: Manifest) -> None:
-    """Refuse what `submit` itself writes: by its labels, jobs and network policies find their pods."""
+    """Refuse what `submit` itself sets: jobs and network policies find their pods by these labels."""
     for kind in ("labels", "annotations"):
         for name in ((template.get("metadata") or {}).get(kind) or {}) if template else {}:
             if name.startswith((_OWN_LABELS, "ray.io/")):
-                raise RequestError(f"pod_template={path}: {part}.metadata.{kind}.{name} is the job's own")
+                raise RequestError(
+                    f"pod_template={path}: {part}.metadata.{kind}.{name} is set by submit and cannot be changed"
+                )
     for name, option in _OWN_FIELDS.items():
         if name in (template.get("spec") or {}):
-            way_out = f" ({option}=… sets it)" if option else ""
-            raise RequestError(f"pod_template={path}: {part}.spec.{name} is the job's own{way_out}")
+            way_out = f" (use {option}=…)" if option else " and cannot be changed"
+            raise RequestError(f"pod_template={path}: {part}.spec.{name} is set by submit{way_out}")
     for container in (template.get("spec") or {}).get("containers") or []:
         if not isinstance(container, dict) or not container.get("name"):
             raise RequestError(f"pod_template={path}: {part}.spec.containers has an item without a name")
         if container["name"] == MAIN and "image" in container:
             raise RequestError(
-                f"pod_template={path}: {part}: the image of {MAIN} is the job's own (image=… sets it)"
+                f"pod_template={path}: {part}: the image of {MAIN} is set by submit (use image=…)"
             )

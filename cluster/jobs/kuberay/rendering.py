@@ -1,4 +1,4 @@
-"""A job as the objects that run it on Kubernetes with KubeRay, rendered from the files of `k8s/`."""
+"""The Kubernetes objects of a job for KubeRay, rendered from the files of `k8s/`."""
 
 import json
 import re
@@ -20,7 +20,7 @@ from index.base.errors import RequestError
 from index.base.settings import settings
 
 MANIFESTS = Path(__file__).parents[2] / "k8s"
-"""kustomize's base, components and overlays, and their README"""
+"""the base, components and overlays for kustomize, and their README"""
 
 JOB_LABEL = "fsl-dist/job"
 """on every object and pod of a job: its name"""
@@ -42,7 +42,7 @@ def _image_of_manifests() -> str:
 
 
 def _like(pattern: str, rule: str) -> AfterValidator:
-    """Text that `pattern` matches from end to end; `rule` says in an error what it must be."""
+    """Text that `pattern` matches in full; `rule` is the requirement in an error."""
 
     def check(text: str) -> str:
         if not re.fullmatch(pattern, text):
@@ -61,50 +61,50 @@ def _pinned(image: str) -> str:
 
 @settings("")
 class KubeOptions:
-    """Where on the cluster a job runs, and what it gets."""
+    """The namespace and the resources of a job on Kubernetes."""
 
     image: Annotated[str, AfterValidator(_pinned)] = field(default_factory=_image_of_manifests)
-    """of all pods, with a tag or a digest; `latest` is none"""
+    """container image of all pods, with a tag other than `latest`, or a digest"""
     namespace: Annotated[str, _like(_LABEL, "a DNS label")] = "fsl-dist"
-    """must exist; a DNS label"""
+    """an existing namespace; a DNS label"""
     workers: Annotated[int, Field(ge=1)] = 2
-    """worker pods; of a sweep, the most at a time"""
+    """worker pods; for a sweep, the maximum"""
     cpus_per_worker: Annotated[int, Field(ge=1)] = 4
-    """CPU cores"""
+    """CPU cores of each worker"""
     gpus_per_worker: Annotated[int, Field(ge=0)] = 0
-    """whole GPUs"""
+    """whole GPUs of each worker"""
     memory: Annotated[str, _like(r"[1-9]\d*[MGT]i", "a number with Mi, Gi or Ti: 16Gi")] = "16Gi"
-    """of a worker, requested and never exceeded: a number with Mi, Gi or Ti"""
+    """memory of each worker, as request and limit: a number with Mi, Gi or Ti"""
     storage: Annotated[str, _like(_STORAGE, _STORAGE_IN_WORDS)] = "fsl-dist"
-    """a persistent volume claim that all pods can write, mounted at /mnt/fsl-dist; or s3://… or gs://…: no volume, and the
-    Secret fsl-dist-storage, where there is one, as environment variables"""
+    """a persistent volume claim that all pods can write, mounted at /mnt/fsl-dist; or s3://… or gs://…: no volume, and
+    the Secret fsl-dist-storage, if it exists, as environment variables"""
     queue: Annotated[str, _like(_NAME + "|", "the name of a LocalQueue")] = ""
-    """LocalQueue of Kueue that the job waits in; empty: none"""
+    """LocalQueue of Kueue in which the job waits; empty: none"""
     priority: Annotated[str, _like(_NAME + "|", "the name of a class")] = ""
-    """PriorityClass of the pods; with `queue`, WorkloadPriorityClass of the job; empty: the cluster's own"""
+    """PriorityClass of the pods; with `queue`, WorkloadPriorityClass of the job; empty: the cluster's default"""
     retries: Annotated[int, Field(ge=0)] = 2
-    """new clusters after the first that failed; the command resumes from its storage. A bad request is not tried again"""
+    """retries on a new cluster, in which the command resumes from its storage; a bad request is not retried"""
     deadline: Annotated[int, Field(ge=60)] = 86_400
-    """seconds from submission to the end, waiting and retries included"""
+    """seconds from submission to the end, including waiting and retries"""
     service_account: Annotated[str, _like(_NAME, "the name of a ServiceAccount")] = "fsl-dist"
-    """of all pods"""
+    """ServiceAccount of all pods"""
     pull_secret: Annotated[str, _like(_NAME + "|", "a Secret's name")] = ""
-    """Secret for the image's registry; empty: none"""
+    """Secret with the login for the image's registry; empty: none"""
     operator_namespace: Annotated[str, _like(_LABEL, "a DNS label")] = "kuberay-system"
-    """where KubeRay's operator runs: the one namespace that reaches the job's dashboard. `submit` finds another one where you
-    may list the pods of all namespaces"""
+    """namespace of KubeRay's operator, the only one that may reach the job's dashboard; `submit` finds another one
+    itself if you may list the pods of all namespaces"""
     pod_template: str = ""
-    """YAML file that is laid over all pods by strategic merge: node selectors, tolerations, spread, volumes, labels; empty:
+    """YAML file that is applied to all pods by strategic merge: node selectors, tolerations, volumes, labels; empty:
     none"""
 
     @property
     def is_bucket(self) -> bool:
-        """Whether storage is a bucket, not a volume."""
+        """Whether the storage is a bucket rather than a volume."""
         return "://" in self.storage
 
 
 def render(job: Job, options: KubeOptions) -> list[Manifest]:
-    """The objects of a job: ConfigMap (where it has a config), RayJob, NetworkPolicies. Raises RequestError."""
+    """The objects of a job: ConfigMap (if it has a config), RayJob, NetworkPolicies. Raises RequestError."""
     if not job.arguments:
         raise RequestError("submit needs a command after --: submit --to kuberay -- train --config F")
     if (size := len(job.config.encode())) > _LARGEST_CONFIG:
@@ -137,7 +137,7 @@ def render(job: Job, options: KubeOptions) -> list[Manifest]:
 
 
 def render_yaml(job: Job, options: KubeOptions, *, now_s: float | None = None) -> str:
-    """The same as YAML documents, which `kubectl apply -f -` takes; now_s: the moment from which the deadline counts."""
+    """The same as YAML documents for `kubectl apply -f -`; now_s: start of the deadline, seconds since 1970."""
     objects = render(job, options)
     for one in objects:
         if one["kind"] == "RayJob" and now_s is not None:
@@ -146,9 +146,9 @@ def render_yaml(job: Job, options: KubeOptions, *, now_s: float | None = None) -
 
 
 def set_deadline(ray_job: Manifest, deadline_s: float) -> None:
-    """Give a job the moment, in seconds since 1970, at which it ends at the latest: for those who look at it, and for itself.
+    """Write a job's deadline, in seconds since 1970, into its annotations and its command line.
 
-    KubeRay's own clock begins anew at each try.
+    KubeRay's own clock restarts at each try.
     """
     moment = write_moment(deadline_s)
     ray_job["metadata"].setdefault("annotations", {})[DEADLINE] = moment
@@ -157,15 +157,15 @@ def set_deadline(ray_job: Manifest, deadline_s: float) -> None:
 
 
 def machines(job: Job, options: KubeOptions) -> list[Machine]:
-    """What the job's workers have for work: one machine each."""
+    """The resources of the job's workers, each one machine."""
     workers = [Machine(cpus=options.cpus_per_worker, gpus=options.gpus_per_worker)] * options.workers
-    if works_in_driver(job) and _has_actors(job):  # its own process takes one CPU of the first
+    if works_in_driver(job) and _has_actors(job):  # the command's process takes one CPU of the first
         workers[0] = Machine(cpus=options.cpus_per_worker - 1, gpus=options.gpus_per_worker)
     return workers
 
 
 def command_line(job: Job, ray_version: str) -> list[str]:
-    """What Ray runs: the command, in an entry that checks the image's Ray first and prints the result last."""
+    """The command line for Ray: it checks the image's Ray version, runs the command and prints the result."""
     config = ["--config", CONFIG_FILE] if job.config else []
     checks = ["--ray-version", ray_version, "--stop-retries"]
     return ["fsl-dist", "job", "enter", *config, *checks, "--", *job.arguments]
@@ -174,15 +174,15 @@ def command_line(job: Job, ray_version: str) -> list[str]:
 def _fit_job(ray_job: Manifest, job: Job, options: KubeOptions) -> None:
     spec = ray_job["spec"]
     cluster = spec["rayClusterSpec"]
-    # A shell reads it, and before that Kubernetes, for which $$ is $.
+    # Kubernetes reads it first, for which $$ is $, and then a shell.
     spec["entrypoint"] = shlex.join(command_line(job, cluster["rayVersion"])).replace("$", "$$")
     if works_in_driver(job):
-        # The head has no CPUs for work and no GPU: what works in its own process does so on a worker.
+        # The head has no CPUs for work and no GPU: a command that works in its own process runs on a worker.
         spec["entrypointNumCpus"] = 1 if _has_actors(job) else options.cpus_per_worker
         if options.gpus_per_worker:
             spec["entrypointNumGpus"] = 1
     spec["backoffLimit"] = options.retries
-    # Waiting for its turn is no reason to fail.
+    # A job may wait in its queue until its deadline.
     start_s = options.deadline if options.queue else spec["preRunningDeadlineSeconds"]
     one_try_s, start_s = first_deadlines(options.deadline, options.retries, start_s)
     spec |= {"activeDeadlineSeconds": one_try_s, "preRunningDeadlineSeconds": start_s}
@@ -229,16 +229,16 @@ def _fit_pod(pod: Manifest, job: Job, options: KubeOptions) -> None:
 
 
 def works_in_driver(job: Job) -> bool:
-    """Whether the command does its work in its own process, not in Ray's workers."""
-    verb, *rest = job.arguments
-    if verb == "sweep":
+    """Whether the command works in its own process rather than in Ray's workers."""
+    word, *rest = job.arguments
+    if word == "sweep":
         return False
-    if verb == "train":
+    if word == "train":
         asked = _settings(job)
         if asked.get("mining.run") == "beside" or asked.get("workers.launch") == "ray":
             return False
         return asked.get("workers.launch") == "process" or int(asked.get("workers.num", 1)) <= 1
-    if verb == "index" and rest[:1] == ["build"]:
+    if word == "index" and rest[:1] == ["build"]:
         options = shlex.join(rest)
         return not re.search(r"--workers[ =]([2-9]|\d{2,})", options)
     return True
@@ -249,12 +249,12 @@ def _has_actors(job: Job) -> bool:
 
 
 def _settings(job: Job) -> dict[str, Any]:
-    """Dotted keys of the config, and the command line's over them, as far as a driver's place hangs on them."""
+    """The dotted settings of the config and the command line that decide where the driver runs."""
     found: dict[str, Any] = {}
     tree = yaml.safe_load(job.config) or {}
-    for room, name in (("workers", "num"), ("workers", "launch"), ("mining", "run")):
-        if isinstance(tree.get(room), dict) and name in tree[room]:
-            found[f"{room}.{name}"] = tree[room][name]
+    for section, name in (("workers", "num"), ("workers", "launch"), ("mining", "run")):
+        if isinstance(tree.get(section), dict) and name in tree[section]:
+            found[f"{section}.{name}"] = tree[section][name]
     for argument in job.arguments[1:]:
         key, is_setting, value = argument.partition("=")
         if is_setting:
@@ -263,7 +263,7 @@ def _settings(job: Job) -> dict[str, Any]:
 
 
 def _rename(part: Any, old: str, new: str) -> Any:
-    """`part` with every text that is `old`, or starts with `old-`, under the new name."""
+    """`part` with `new` for `old` in every text that is `old` or starts with `old-`."""
     if isinstance(part, dict):
         return {key: _rename(value, old, new) for key, value in part.items()}
     if isinstance(part, list):

@@ -1,4 +1,4 @@
-"""What people who submit jobs must be allowed in the namespace, and no more."""
+"""The least rights in a namespace for people who submit jobs."""
 
 from cluster.jobs.kuberay.kustomize import Manifest
 
@@ -11,7 +11,7 @@ RIGHTS = {
     ("", "pods"): ("list",),
     ("", "pods/log"): ("get",),
 }
-"""what submit, status, logs and stop do, by API group and resource"""
+"""needed by submit, status, logs and stop, by API group and resource"""
 
 LOOKS = {
     ("", "events"): ("list",),
@@ -22,7 +22,7 @@ LOOKS = {
     ("", "persistentvolumeclaims"): ("get",),
     ("", "serviceaccounts"): ("get",),
 }
-"""what is asked for where it is allowed: why a job waits, what the options name, what a schedule ran"""
+"""used if allowed: to see why a job waits, to check options, to list the runs of a schedule"""
 
 
 def render_role(namespace: str) -> Manifest:

@@ -1,4 +1,4 @@
-"""The runs of a schedule (RayCronJob): what ran, what was missed, what ran into the next."""
+"""The runs of a schedule (RayCronJob): those that ran, were missed, or overlapped the next."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,19 +14,19 @@ _MOMENT = "ray.io/cronjob-scheduled-timestamp"
 _MOST_MISSED = 14
 """missed runs that are listed"""
 _LATE_S = 120.0
-"""seconds after its moment at which a run that is not there counts as missed"""
+"""seconds after which a run that does not exist counts as missed"""
 
 
 def describe_runs(schedule: Manifest, ray_jobs: Sequence[Manifest], now_s: float) -> list[JobStatus]:
-    """The runs of a schedule, the newest first: those that there are, and those that should be there and are not.
+    """The runs of a schedule, the newest first, with those that are missing.
 
     Args:
         schedule: a RayCronJob.
         ray_jobs: its RayJobs, in any order.
-        now_s: the moment by the server's clock, seconds since 1970.
+        now_s: seconds since 1970 by the server's clock.
 
     Returns:
-        Statuses; `message` says of a run that it was missed, or that it began before the one before it ended.
+        Statuses; `message` reports a missed run, and one that started before the previous one ended.
     """
     ordered = sorted(ray_jobs, key=_moment_of)
     found = []
@@ -34,7 +34,7 @@ def describe_runs(schedule: Manifest, ray_jobs: Sequence[Manifest], now_s: float
         status = read_status(one, now_s)
         before = ordered[number - 1] if number else None
         if before is not None and _overlaps(before, one):
-            said = f"began before {before['metadata']['name']} ended"
+            said = f"started before {before['metadata']['name']} ended"
             status = replace(status, message="; ".join(filter(None, (status.message, said))))
         found.append((_moment_of(one), status))
     found += _missed_runs(schedule, {round(moment / 60) for moment, _ in found}, now_s)
@@ -42,7 +42,7 @@ def describe_runs(schedule: Manifest, ray_jobs: Sequence[Manifest], now_s: float
 
 
 def _missed_runs(schedule: Manifest, there: set[int], now_s: float) -> list[tuple[float, JobStatus]]:
-    """The moments since the oldest run that is kept at which nothing ran."""
+    """The moments without a run since the oldest run that is kept."""
     spec, name = schedule["spec"], schedule["metadata"]["name"]
     if spec.get("suspend"):
         return []
@@ -61,7 +61,7 @@ def _missed_runs(schedule: Manifest, there: set[int], now_s: float) -> list[tupl
                 name=f"{name}-{round(moment / 60)}",
                 state="stopped",
                 started=show_utc(datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")),
-                message="missed: nothing was started at this moment (was the operator away?)",
+                message="missed: no run was started at this time (check that the operator was running)",
             ),
         )
         for moment in missed
@@ -69,7 +69,7 @@ def _missed_runs(schedule: Manifest, there: set[int], now_s: float) -> list[tupl
 
 
 def _moment_of(ray_job: Manifest) -> float:
-    """When a run was due, in seconds since 1970: what KubeRay wrote down, else the minute in its name."""
+    """When a run was due, in seconds since 1970: the annotation of KubeRay, else the minute in its name."""
     metadata = ray_job["metadata"]
     if stamp := (metadata.get("annotations") or {}).get(_MOMENT):
         return read_moment(stamp)

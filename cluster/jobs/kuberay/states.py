@@ -1,4 +1,4 @@
-"""A RayJob's own account of itself as the status of a job."""
+"""Reads the status of a job from its RayJob."""
 
 import re
 import shlex
@@ -8,13 +8,13 @@ from cluster.jobs.job import JobState, JobStatus
 from cluster.jobs.kuberay.kustomize import Manifest
 
 STOPPED = "fsl-dist/stopped"
-"""annotation of a job that was stopped rather than failed"""
+"""annotation of a job that was stopped on request"""
 DEADLINE = "fsl-dist/deadline"
-"""annotation with the moment at which a job ends at the latest, over all its tries"""
+"""annotation with the deadline of a job, over all its tries"""
 
 
 def read_status(ray_job: Manifest, now_s: float | None = None) -> JobStatus:
-    """A RayJob as a job's status; now_s: the moment by the server's clock, seconds since 1970, to judge the deadline by."""
+    """The status of a RayJob; now_s: seconds since 1970 by the server's clock, compared with the deadline."""
     status, spec, metadata = ray_job.get("status") or {}, ray_job["spec"], ray_job["metadata"]
     annotations = metadata.get("annotations") or {}
     deployment, job = status.get("jobDeploymentStatus", ""), status.get("jobStatus", "")
@@ -27,7 +27,7 @@ def read_status(ray_job: Manifest, now_s: float | None = None) -> JobStatus:
         state = "stopped"
     said = _one_line(f"{status.get('reason', '')} {status.get('message', '')}")
     if deployment == "Retrying" and not said:
-        said = "starts again on a new cluster"
+        said = "restarts on a new cluster"
     elif state == "pending" and (failed := status.get("failed")):
         said = said or f"try {failed + 1} of {spec.get('backoffLimit', 0) + 1}"
     deadline = annotations.get(DEADLINE, "")

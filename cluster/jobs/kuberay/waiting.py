@@ -1,4 +1,4 @@
-"""Why a job on Kubernetes waits: what its queue, its cluster and its pods say of themselves, and their events."""
+"""Why a job on Kubernetes waits, from the conditions of its queue, cluster and pods, and from their events."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -7,24 +7,24 @@ from dataclasses import dataclass
 from cluster.jobs.kuberay.kustomize import Manifest
 
 _QUEUE = {"QuotaReserved": "False", "Admitted": "False", "Evicted": "True", "Preempted": "True"}
-"""conditions of Kueue's Workload that hold a job back, and the status in which they do"""
+"""conditions of Kueue's Workload that delay a job, with the status in which they do"""
 _STARTING = ("", "ContainerCreating", "PodInitializing")
-"""reasons of a container that is merely not there yet"""
+"""reasons of a container that is still starting"""
 _WORDS = re.compile(r"^(Failed|Successful|Created|Deleted)(ly)?(To)?(Create|Delete)?|(ing|ed)$")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobObjects:
-    """A job's objects, each as the API server has it."""
+    """A job's objects, as the API server returns them."""
 
     ray_job: Manifest
     cluster: Manifest | None = None
-    """its RayCluster; None before there is one, or where one may not read it"""
+    """its RayCluster; None before it exists, or if it may not be read"""
     pods: Sequence[Manifest] = ()
     events: Sequence[Manifest] = ()
-    """of all these objects"""
+    """events of all these objects"""
     workloads: Sequence[Manifest] = ()
-    """Kueue's account of the job, where there is Kueue"""
+    """Workloads of Kueue for the job, if the cluster has Kueue"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,9 +32,9 @@ class Cause:
     """One reason why a job waits."""
 
     where: str
-    """the kind and name of the object that says so; empty for a start that nothing holds back"""
+    """kind and name of the object that reports it; empty if the start is not delayed"""
     said: str
-    """the reason and its explanation, on one line"""
+    """the reason and its message, on one line"""
     since: str = ""
     """date and time, ISO 8601 in UTC"""
 
@@ -43,17 +43,18 @@ class Cause:
 
 
 def find_cause(found: JobObjects) -> Cause | None:
-    """The newest reason why a job waits; None where nothing holds it.
+    """The newest reason why a job waits; None if it does not wait.
 
-    Conditions say how things are now, so they come first: of the job's place in its queue, of its cluster, of its pods. Events
-    are read where no condition explains it, such as a volume that cannot be mounted. Of equally new ones the first counts.
+    Conditions describe the current state, so they come first: those of the queue, of the cluster, of the pods. Events
+    are read if no condition explains the wait, such as a volume that cannot be mounted. The first of equally new
+    reasons is returned.
     """
     conditions = [*_queue_causes(found), *_cluster_causes(found), *_pod_causes(found.pods)]
     causes = conditions or list(_event_causes(found))
     if not causes:
         return _progress(found)
     newest = max(causes, key=lambda cause: cause.since)
-    # Pods that wait for the same thing are one cause, whichever of them said so last.
+    # Pods that wait for the same reason are one cause, whichever reported it last.
     same = [cause for cause in causes if cause.said == newest.said]
     more = f" and {len(same) - 1} more" if len(same) > 1 else ""
     return Cause(where=f"{same[0].where}{more}", said=newest.said, since=newest.since)
@@ -87,7 +88,9 @@ def _queue_causes(found: JobObjects) -> Iterator[Cause]:
                 is_explained = True
                 yield _of_condition(f"queue {queue}", condition)
     if not is_explained:
-        yield Cause(where=f"queue {queue}" if queue else "", said="suspended until its turn comes", since="0")
+        yield Cause(
+            where=f"queue {queue}" if queue else "", said="suspended until its queue admits it", since="0"
+        )
 
 
 def _cluster_causes(found: JobObjects) -> Iterator[Cause]:
@@ -114,13 +117,13 @@ def _pod_causes(pods: Iterable[Manifest]) -> Iterator[Cause]:
                 continue
             said = _join(waiting["reason"], waiting.get("message", ""))
             ended = container.get("lastState", {}).get("terminated", {})
-            if ended.get("reason"):  # why it is restarted: OOMKilled, Error
+            if ended.get("reason"):  # why it restarts: OOMKilled, Error
                 said += f" (it ended before with {ended['reason']}, exit code {ended.get('exitCode')})"
             yield Cause(where=where, said=said, since=_newest_transition(pod))
 
 
 def _event_causes(found: JobObjects) -> Iterator[Cause]:
-    """Warnings that no later event of the same object has answered, of objects that have not come up."""
+    """Warnings of objects that are not up, unless a later event of the same object resolves them."""
     running = {pod["metadata"]["name"] for pod in found.pods if _is_ready(pod)}
     for event in found.events:
         about = event.get("involvedObject", {})
@@ -133,7 +136,7 @@ def _event_causes(found: JobObjects) -> Iterator[Cause]:
 
 
 def _answers(other: Manifest, warning: Manifest) -> bool:
-    """Whether `other` says that what `warning` missed was done later: CreatedHeadPod after FailedToCreateHeadPod."""
+    """Whether `other` resolves `warning`: CreatedHeadPod after FailedToCreateHeadPod."""
     return (
         other.get("type") == "Normal"
         and other.get("involvedObject") == warning.get("involvedObject")
@@ -143,17 +146,17 @@ def _answers(other: Manifest, warning: Manifest) -> bool:
 
 
 def _progress(found: JobObjects) -> Cause | None:
-    """How far the start is, where nothing holds it back."""
+    """The progress of a start that is not delayed."""
     status = found.ray_job.get("status", {})
     if not status.get("jobDeploymentStatus"):
-        return Cause(where="", said="KubeRay's operator has not taken it up yet")
+        return Cause(where="", said="KubeRay's operator has not started it yet")
     if status.get("jobStatus") == "RUNNING":
         return None
     ready = sum(map(_is_ready, found.pods))
     if not found.pods:
-        return Cause(where="", said="its pods are not made yet")
+        return Cause(where="", said="its pods are not created yet")
     if ready == len(found.pods):
-        return Cause(where="", said=f"its {ready} pods are up; the command is being started")
+        return Cause(where="", said=f"its {ready} pods are up; the command is starting")
     return Cause(where="", said=f"{ready} of {len(found.pods)} pods are up")
 
 
