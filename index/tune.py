@@ -84,8 +84,8 @@ def tune(index: LocalIndex, recall: float, k: int, sample: int = 1000, seed: int
 def measure_recall(index: ShardedIndex, k: int, sample: int, seed: int = 0) -> float:
     """The share of the k true neighbours of `sample` own vectors that `index` finds with its own search parameters.
 
-    Costs `sample` passes over all vectors and one search. Raises RequestError as `find_truth` does, and for an index that
-    was changed since it was published.
+    Costs `sample` passes over all vectors and one search. Raises RequestError as `find_truth` does, and for an index
+    that was changed since it was published.
     """
     truth = find_truth(index, k, sample, seed)
     queries, ids = _vectors_at(index, truth.positions), index.ids[truth.positions]

@@ -1,4 +1,7 @@
-"""A sweep on a Ray of its own, which writes down the port where that Ray exports: python exporting_sweep.py SWEEP.yaml FILE."""
+"""A sweep on a Ray of its own, which writes down the port where that Ray exports.
+
+python exporting_sweep.py SWEEP.yaml FILE
+"""
 
 import sys
 from pathlib import Path

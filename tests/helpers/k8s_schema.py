@@ -1,5 +1,5 @@
-"""Whether objects are what their API takes: core objects by kubernetes-validate, Ray's and Prometheus' by the schemas of
-their operators."""
+"""Whether objects are what their API takes: core objects by kubernetes-validate, Ray's and Prometheus' by the
+schemas of their operators."""
 
 import json
 import lzma

@@ -1,4 +1,4 @@
-"""What a real sweep and its trials export for Prometheus, and that every query of the dashboards and alerts is about that."""
+"""What a real sweep and its trials export for Prometheus; every query of dashboards and alerts is about that."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What Prometheus and Grafana are given: valid objects, queries that parse, alerts that fire when they should and say what to do."""
+"""What Prometheus and Grafana are given: valid objects, queries that parse, alerts that fire when they should."""
 
 import re
 import shutil

@@ -1,7 +1,7 @@
 """The part of kustomize that `k8s/` uses, so that `fsl-dist submit` renders from the same files without it.
 
-A `kustomization.yaml` may name resources, components, patches (JSON 6902, and `$patch: delete`), images, a namespace, and
-files that become a ConfigMap; anything else in one is refused.
+A `kustomization.yaml` may name resources, components, patches (JSON 6902, and `$patch: delete`), images, a
+namespace, and files that become a ConfigMap; anything else in one is refused.
 """
 
 import json
