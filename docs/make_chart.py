@@ -3,8 +3,9 @@
 .venv/bin/python docs/make_chart.py            writes k8s/chart/templates
 .venv/bin/python docs/make_chart.py --check    exit 1 where a template is not what the files give
 
-A template has the objects of k8s/base and k8s/monitoring. What a component of k8s/components changes becomes a condition,
-and `VALUES` says which parts become values. Templates use Go's own template functions alone, so any engine renders them.
+A template has the objects of k8s/base and k8s/monitoring. What a component of k8s/components changes becomes a
+condition, and `VALUES` says which parts become values. Templates use Go's own template functions alone, so that tests
+can render them without Helm.
 """
 
 import argparse
