@@ -1,5 +1,5 @@
-"""Whether objects are what their API takes: core objects by kubernetes-validate, Ray's and Prometheus' by the
-schemas of their operators."""
+"""Whether objects are what their API takes: core objects by kubernetes-validate, those of Ray,
+Prometheus and Kueue by the schemas of their operators."""
 
 import json
 import lzma
@@ -11,9 +11,11 @@ import jsonschema.validators
 import kubernetes_validate
 
 _DATA = Path(__file__).parents[1] / "data"
+# Group → version, name of its faults, file.
 _SCHEMAS = {
-    "ray.io": ("kuberay-schema", _DATA / "kuberay-1.7.0-v1.json.xz"),
-    "monitoring.coreos.com": ("prometheus-schema", _DATA / "prometheus-operator-0.93.0-v1.json.xz"),
+    "ray.io": ("v1", "kuberay-schema", _DATA / "kuberay-1.7.0-v1.json.xz"),
+    "monitoring.coreos.com": ("v1", "prometheus-schema", _DATA / "prometheus-operator-0.93.0-v1.json.xz"),
+    "kueue.x-k8s.io": ("v1beta2", "kueue-schema", _DATA / "kueue-0.19.2-v1beta2.json.xz"),
 }
 _KUBERNETES = "1.36"
 
@@ -32,10 +34,10 @@ def _look(one: dict) -> list[str]:
     api, kind = one.get("apiVersion", ""), one.get("kind", "")
     group, _, version = api.partition("/")
     if group in _SCHEMAS:
-        if version != "v1" or kind not in _validators(group):
+        if version != _SCHEMAS[group][0] or kind not in _validators(group):
             return [f"unknown-kind: {api} {kind}"]
         return [
-            f"{_SCHEMAS[group][0]}: {'/'.join(map(str, error.absolute_path))}: {error.message}"
+            f"{_SCHEMAS[group][1]}: {'/'.join(map(str, error.absolute_path))}: {error.message}"
             for error in _validators(group)[kind].iter_errors(_without_null(one))
         ]
     try:
@@ -49,7 +51,7 @@ def _look(one: dict) -> list[str]:
 
 @cache
 def _validators(group: str) -> dict[str, jsonschema.protocols.Validator]:
-    schemas = json.loads(lzma.decompress(_SCHEMAS[group][1].read_bytes()))
+    schemas = json.loads(lzma.decompress(_SCHEMAS[group][2].read_bytes()))
     return {kind: _Validator(_to_json_schema(schema, is_root=True)) for kind, schema in schemas.items()}
 
 
