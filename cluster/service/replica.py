@@ -100,7 +100,7 @@ class IndexService:
             ["version"],
             registry=registry,
         )
-        self._probed: Path | None = None
+        self._probed: Manifest | None = None
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # Ray Serve asks for it after __init__
         return build_app(self)
@@ -110,7 +110,7 @@ class IndexService:
         probing = asyncio.create_task(self._probe())
         while True:
             await asyncio.sleep(_LOOK_S)
-            if probing.done() and self._probed != self.index.path:
+            if probing.done() and self._probed != self.index.manifest:
                 probing = asyncio.create_task(self._probe())
             try:
                 self.index = await asyncio.to_thread(self._following.latest)
@@ -118,9 +118,10 @@ class IndexService:
                 logger.exception("%s cannot be followed", self.settings.index)
 
     async def _probe(self) -> None:
-        """Measure the recall of the version that is served, once, concurrently with the requests."""
+        """Measure the recall of the version that is served, concurrently with the requests: once, and again if it is
+        tuned."""
         index, sample = self.index, self.settings.probe_queries
-        self._probed = index.path
+        self._probed = index.manifest
         self._recall.clear()  # of the version before
         if not sample:
             return
