@@ -72,6 +72,8 @@ def unanswered(query: Query, samples: Sequence[Sample]) -> list[str]:
         found += matching
         if not matching:
             faults.append(f"{query.place}: nothing that is exported is {selector}")
+    if faults:
+        return faults  # the labels of what is not there are not known
     known = TARGET_LABELS.union(*(sample.labels for sample in found))
     for part in parts:
         if isinstance(part, promql.AggregateExpr) and part.modifier is not None:
