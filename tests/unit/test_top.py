@@ -13,6 +13,7 @@ from cluster.jobs import local
 from cluster.jobs.local import FOLDER_VARIABLE
 from cluster.jobs.progress import JobProgress, read_progress
 from fsl_dist.training.runlog import describe_progress
+from index.base.errors import RequestError
 from tune.records import Result, Trial
 from tune.sweeps.engine.driver import _describe
 
@@ -85,6 +86,12 @@ def test_a_sweep_s_trials_are_read(tmp_path: Path) -> None:
 def test_other_commands_show_their_last_line() -> None:
     assert read_progress("one\ntwo\n\n") == JobProgress(line="two")
     assert read_progress("") == JobProgress()
+
+
+def test_a_cluster_that_does_not_answer_is_one_line() -> None:
+    found = CliRunner().invoke(fsl_dist, ["top", "--to", "ray", "--address", "http://127.0.0.1:1"])
+    assert isinstance(found.exception, RequestError)
+    assert str(found.exception).startswith("no Ray cluster answers at http://127.0.0.1:1 ")
 
 
 def test_jobs_that_run_are_shown_and_those_that_ended_are_not(
