@@ -1,4 +1,4 @@
-"""A real Prometheus on loopback, where Debian's package is installed."""
+"""Pages of metrics, and a real Prometheus on loopback where Debian's package is installed."""
 
 import contextlib
 import json
@@ -12,6 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from free_ports import free_port
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
+
+
+def read_samples(text: str) -> list[Sample]:
+    """The samples of a page of metrics."""
+    return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
 
 
 def is_installed() -> bool:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import promql_parser as promql
-from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from cluster.jobs.kuberay.kustomize import build
@@ -55,11 +54,6 @@ def documented() -> set[str]:
     """Every metric that the page names, without those that it only begins."""
     page = (ROOT / "docs" / "how_to" / "monitoring.md").read_text()
     return set(re.findall(r"`((?:ray_)?fsl_dist_\w+)`", page)) - {"ray_fsl_dist_"}
-
-
-def read_samples(text: str) -> list[Sample]:
-    """The samples of a page of metrics."""
-    return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
 
 
 def unanswered(query: Query, samples: Sequence[Sample]) -> list[str]:

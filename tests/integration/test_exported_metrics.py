@@ -13,7 +13,7 @@ import prometheus
 import pytest
 import yaml
 from prometheus_client.samples import Sample
-from promql import Query, documented, queries, read_samples, unanswered
+from promql import Query, documented, queries, unanswered
 
 pytestmark = pytest.mark.integration
 
@@ -109,6 +109,6 @@ def scrape(port: int) -> list[Sample]:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as page:
             lines = page.read().decode().splitlines(keepends=True)
             # The rest, nine tenths of it, would take a second to read.
-            return read_samples("".join(line for line in lines if line.startswith(NAMES)))
+            return prometheus.read_samples("".join(line for line in lines if line.startswith(NAMES)))
     except (urllib.error.URLError, ConnectionError):  # it has ended
         return []

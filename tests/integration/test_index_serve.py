@@ -382,8 +382,8 @@ def test_every_query_is_about_what_the_service_exports(
     client.search(queries=[[0.5] * DIM], k=1)
     assert client.refusal("POST", "/search", "{}", Authorization=None)[0] == 401
 
-    def scrape() -> list[promql.Sample]:
-        return promql.read_samples(client.ask("GET", "/metrics", Authorization=None)[1].decode())
+    def scrape() -> list[prometheus.Sample]:
+        return prometheus.read_samples(client.ask("GET", "/metrics", Authorization=None)[1].decode())
 
     samples = scrape()
     # The status of failures that did not happen.

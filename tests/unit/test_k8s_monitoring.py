@@ -9,7 +9,8 @@ import promql_parser
 import pytest
 import yaml
 from k8s_schema import schema_faults
-from promql import MONITORING, Query, dashboards, queries, read_samples, rules, unanswered
+from prometheus import read_samples
+from promql import MONITORING, Query, dashboards, queries, rules, unanswered
 
 from cluster.jobs.kuberay.kustomize import build, pod_specs
 

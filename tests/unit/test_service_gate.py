@@ -10,7 +10,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
-import promql
+import prometheus
 import pytest
 import uvicorn
 
@@ -309,7 +309,7 @@ def test_refusals_are_counted_by_reason_on_the_page_of_metrics(monkeypatch: pyte
         replica.answer = b"a_total 1.0\n"
 
         def counts() -> dict[str, float]:
-            samples = promql.read_samples(body_of(port, "/metrics"))
+            samples = prometheus.read_samples(body_of(port, "/metrics"))
             assert [sample.value for sample in samples if sample.name == "a_total"] == [1.0]
             return {
                 f"{sample.labels['reason']} {sample.labels.get('status', '')}".strip(): sample.value
