@@ -75,12 +75,12 @@ def draw_jobs(jobs: "list[tuple[JobStatus, JobProgress]]") -> "Table":
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=f"{len(jobs)} jobs run or wait", title_justify="left")
+    table = Table(title=f"jobs that run or wait: {len(jobs)}", title_justify="left")
     for name in ("job", "state", "started (UTC)"):
-        table.add_column(name)
+        table.add_column(name, no_wrap=True)
     for name in ("progress", "loss", "img/s", "data wait", "validation"):
-        table.add_column(name, justify="right")
-    table.add_column("command, or the reason of a wait", overflow="ellipsis", no_wrap=True)
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("command, or the reason of a wait")
     for status, progress in jobs:
         table.add_row(
             *(Text(cell) for cell in (status.name, status.state, status.started)),
