@@ -91,6 +91,19 @@ VALUES: list[tuple[str, str | int, str]] = [
     ),
     (f"{_SERVICE} /spec/serveConfigV2", "replicas: 2", f"replicas: {plain('service.replicas')}"),
     (f"{_SERVICE} /spec/serveConfigV2", "cpus: 4", f"cpus: {plain('service.cpus')}"),
+    (
+        f"{_SERVICE} /spec/serveConfigV2",
+        "ray_version: 2.60.0\n",
+        "ray_version: 2.60.0\n"
+        "{{- range $key, $value := .Values.service.args }}\n"
+        "      {{ $key }}: {{ $value }}\n"
+        "{{- end }}\n",
+    ),
+    (
+        f"{_SERVICE} .*/env/\\d+/value",
+        '"INDEX_TOKEN"}',
+        '\\"INDEX_TOKEN\\"{{ range $key, $value := .Values.service.gate }}, \\"{{ $key }}\\": {{ $value }}{{ end }}}',
+    ),
     (f"{_SERVICE} .*/(replicas|minReplicas|maxReplicas)", 2, plain("service.replicas")),
     (f"{_SERVICE} {_SIZES}cpu", "4", f'"{plain("service.cpus")}"'),
     (f"{_SERVICE} {_SIZES}memory", "16Gi", quoted("service.memory")),

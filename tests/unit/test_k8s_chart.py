@@ -1,5 +1,6 @@
 """The Helm chart gives the objects of the kustomize overlays; its values are described, checked, and each has an effect."""
 
+import json
 import subprocess
 import sys
 import tomllib
@@ -12,8 +13,12 @@ import yaml
 from chart import CHART, ROOT, default_values, is_renderable, render, render_text, schema, with_values
 from k8s_security import broken_rules
 
-from cluster.jobs.kuberay.kustomize import build
+from cluster.jobs.kuberay.kustomize import build, containers
 from cluster.jobs.kuberay.rights import render_role
+from cluster.service.app import ServiceArguments
+from cluster.service.gate import VARIABLE
+from cluster.service.settings import GateSettings
+from index.base.settings import validate
 
 pytestmark = pytest.mark.k8s
 
@@ -103,6 +108,8 @@ CHANGES = {
         "service__cpus": 7,
         "service__memory": "31Gi",
         "service__tokenSecret": "t",
+        "service__args": {"dataset": "/mnt/fsl-dist/d", "max_k": 500, "probe_queries": 0},
+        "service__gate": {"body_s": 7.5, "searches": 99},
         "service__redis__image": "redis:9",
         "service__redis__secret": "r",
     },
@@ -154,6 +161,21 @@ def known(objects: list[dict]) -> list[dict]:
 
 
 @rendered
+def test_the_service_takes_its_arguments_and_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INDEX_TOKEN", "a token of the tests 0123456789")
+    objects = by_name(render(with_values(**CHANGES["service"])))
+    spec = objects["RayService fsl-dist-index"]["spec"]
+    (application,) = spec["serveConfigV2"]["applications"]
+    args = validate(ServiceArguments, application["args"], "the chart", "args")
+    assert (args.index, args.dataset, args.replicas) == ("/mnt/fsl-dist/i", "/mnt/fsl-dist/d", 5)
+    assert (args.cpus, args.max_k, args.probe_queries) == (7, 500, 0)
+    for container in containers(spec):
+        text = next(one["value"] for one in container["env"] if one["name"] == VARIABLE)
+        gate = validate(GateSettings, json.loads(text), VARIABLE)
+        assert (gate.body_s, gate.searches, gate.token_env) == (7.5, 99, "INDEX_TOKEN")
+
+
+@rendered
 def test_another_namespace_is_that_of_every_object() -> None:
     objects = render(with_values(denyAll=True, monitors__enabled=True), namespace="research")
     assert {one["metadata"]["namespace"] for one in objects} == {"research"}
@@ -168,7 +190,7 @@ def test_every_value_is_tried_and_described() -> None:
 
 def leaves(part: dict, values: Any, name: str = "") -> Iterator[tuple[str, dict]]:
     """Each value's name and its description; the schema and values.yaml have the same."""
-    if "properties" not in part:
+    if "required" not in part:  # a value that is a list, or a mapping with keys of choice
         yield name, part
         return
     assert set(part["properties"]) == set(values) == set(part["required"]), name
@@ -181,6 +203,8 @@ def leaves(part: dict, values: Any, name: str = "") -> Iterator[tuple[str, dict]
     ("name", "value"),
     [
         ("service__replicas", 0),
+        ("service__args", {"index": "/x"}),
+        ("service__gate", {"searches": "many"}),
         ("service__replicas", "2"),
         ("service__indx", "/x"),
         ("service__index", "indexes/first"),
