@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import jsonschema
@@ -153,6 +154,22 @@ def test_each_value_has_an_effect(case: str) -> None:
     assert yaml.safe_load_all(render_text(with_values(**CHANGES[case])))
     if together:
         assert broken_rules(known(render(with_values(**CHANGES[case])))) == []
+
+
+@rendered
+@pytest.mark.skipif(
+    find_spec("helm_python") is None, reason="helm-python-sdk, which contains Helm, is not installed"
+)
+@pytest.mark.parametrize("case", ["default", *CHANGES])
+def test_helm_renders_the_same(case: str) -> None:
+    import helm_python  # type: ignore[import-not-found]
+
+    values = with_values(**CHANGES.get(case, {}))
+    with helm_python.Chart.load(str(CHART)) as loaded:
+        texts = loaded.render(values, name="fsl-dist", namespace="fsl-dist").values()
+    objects = [one for text in texts for one in yaml.safe_load_all(text) if one]
+    assert by_name(objects) == by_name(render(values))
+    assert helm_python.lint(str(CHART))["errors"] == []
 
 
 def known(objects: list[dict]) -> list[dict]:
