@@ -40,11 +40,21 @@ _PASSED = {b"host", b"content-type", b"content-length", b"accept", b"authorizati
 
 
 class Refusal(Exception):
-    """A request that is not passed on: why, and the one line to answer with."""
+    """A request that is not passed on: a status, and the one line to answer with."""
 
-    def __init__(self, reason: Reason, line: str, *headers: tuple[bytes, bytes]) -> None:
+    reason: Reason | None = None
+    """why, for the counters of `/metrics`; None: it is not counted"""
+
+    def __init__(self, status: int, line: str, *headers: tuple[bytes, bytes]) -> None:
         super().__init__(line)
-        self.reason, self.status, self.headers = reason, STATUS[reason], headers
+        self.status, self.headers = status, headers
+
+    @classmethod
+    def of(cls, reason: Reason, line: str, *headers: tuple[bytes, bytes]) -> "Refusal":
+        """A refusal that is counted, with the status of its reason."""
+        refusal = cls(STATUS[reason], line, *headers)
+        refusal.reason = reason
+        return refusal
 
 
 class _Body:
@@ -82,14 +92,14 @@ class Gate:
         try:
             size = len(scope["raw_path"]) + sum(len(name) + len(value) for name, value in headers.items())
             if size > MAX_HEADER_BYTES:
-                raise Refusal("header_size", f"the headers have more than {MAX_HEADER_BYTES} bytes")
+                raise Refusal.of("header_size", f"the headers have more than {MAX_HEADER_BYTES} bytes")
             with ExitStack() as place:
                 body = b""
                 if path not in _HEALTH:
                     if path in _WITH_TOKEN and not bears_token(
                         headers.get(b"authorization", b"").decode("latin-1"), self.settings.token_sha256
                     ):
-                        raise Refusal(
+                        raise Refusal.of(
                             "token",
                             "this service needs a token: Authorization: Bearer TOKEN",
                             (b"www-authenticate", b"Bearer"),
@@ -103,7 +113,8 @@ class Gate:
                 answer = with_refusals(send) if path == _METRICS and scope["method"] == "GET" else send
                 await self._pass(scope, _with_body(body, receive), answer, place)
         except Refusal as refusal:
-            count_refusal(refusal.reason)
+            if refusal.reason is not None:
+                count_refusal(refusal.reason)
             await _answer(send, refusal)
 
     async def _pass(
@@ -129,7 +140,7 @@ class Gate:
                 await self.app(scope, receive, send_in_time)
         # Ray Serve's proxy may take the cancellation for a client that has left, and return.
         if not has_begun and limit.expired():
-            raise Refusal(
+            raise Refusal.of(
                 "replica_time",
                 f"no replica answered within replica_s={settings.replica_s:g} s; try again",
                 (b"retry-after", b"1"),
@@ -143,7 +154,7 @@ class Gate:
         settings = self.settings
         most = settings.max_body_mb << 20
         length = headers.get(b"content-length", b"0")
-        too_large = Refusal(
+        too_large = Refusal.of(
             "body_size", f"the body is larger than max_body_mb={settings.max_body_mb} of this service"
         )
         if not length.isdigit() or len(length) > 18 or int(length) > most:
@@ -156,7 +167,7 @@ class Gate:
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        raise Refusal("body_incomplete", "the body ended before its end")
+                        raise Refusal.of("body_incomplete", "the body ended before its end")
                     pieces.append(message.get("body", b""))
                     body.size += len(pieces[-1])
                     self._held_bytes += len(pieces[-1])
@@ -170,10 +181,10 @@ class Gate:
             if not isinstance(error, TimeoutError):
                 raise
             if body is not None and body.is_dropped:
-                raise Refusal(
+                raise Refusal.of(
                     "bodies_memory", "too many bodies are being sent; try again", (b"retry-after", b"1")
                 ) from None
-            raise Refusal(
+            raise Refusal.of(
                 "body_time", f"the body did not arrive within body_s={settings.body_s:g} s"
             ) from None
         finally:
@@ -196,14 +207,14 @@ class Gate:
         again = (b"retry-after", b"1")
         if self._of_client[client] >= self.settings.searches_per_client:
             most = self.settings.searches_per_client
-            raise Refusal(
+            raise Refusal.of(
                 "client_searches",
                 f"{most} searches of this client are under way (searches_per_client={most})",
                 again,
             )
         if self._searches >= self.settings.searches:
             most = self.settings.searches
-            raise Refusal("searches", f"{most} searches are under way (searches={most}); try again", again)
+            raise Refusal.of("searches", f"{most} searches are under way (searches={most}); try again", again)
         self._searches += 1
         self._of_client[client] += 1
         try:
@@ -217,7 +228,7 @@ class Gate:
     @contextmanager
     def _page(self) -> Iterator[None]:
         if self._pages >= _MAX_PAGES:
-            raise Refusal(
+            raise Refusal.of(
                 "pages",
                 f"{_MAX_PAGES} requests of this kind are under way; try again",
                 (b"retry-after", b"1"),
