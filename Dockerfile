@@ -14,7 +14,7 @@ COPY index/ /source/index/
 COPY fsl_dist/ /source/fsl_dist/
 COPY tune/ /source/tune/
 COPY cluster/ /source/cluster/
-RUN /image/install.sh /source /opt/fsl-dist
+RUN /image/install.sh /source /opt/fsl-dist && /image/sbom.sh /source /opt/fsl-dist
 
 FROM ${BASE}
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]

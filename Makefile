@@ -70,7 +70,7 @@ docs: setup
 
 # The pages that are generated from the code. The tests of `make test` fail where one is out of date.
 docs-pages: setup
-	for name in configuration folders commands errors; do $(BIN)/python docs/make_$$name.py || exit 1; done
+	for name in configuration folders commands errors chart; do $(BIN)/python docs/make_$$name.py || exit 1; done
 	$(BIN)/python -m benchmarks.page
 
 # The pictures of the documentation, from a run on digits; needs Chromium.

@@ -116,7 +116,7 @@ TOPICS = {
         "Jobs on Ray and Kubernetes",
         "`fsl-dist job status NAME` shows what is known of a job.",
         (
-            ("Submit and follow", "cluster/jobs cluster/commands/submit cluster/commands/job"),
+            ("Submit and follow", "cluster/jobs cluster/commands/submit cluster/commands/job cluster/commands/top"),
             ("Ray", "cluster/jobs/ray cluster/jobs/archive"),
             ("Kubernetes", "cluster/jobs/kube"),
         ),

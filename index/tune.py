@@ -12,7 +12,8 @@ import numpy as np
 from index import versions
 from index.base.errors import RequestError
 from index.config import Kind
-from index.search import LocalIndex
+from index.results import SearchResult
+from index.search import LocalIndex, ShardedIndex
 
 _LARGEST = {"ef_search": 4096}
 _K_FACTORS = (1, 2, 4, 8, 16, 32, 64)
@@ -80,6 +81,17 @@ def tune(index: LocalIndex, recall: float, k: int, sample: int = 1000, seed: int
     )
 
 
+def measure_recall(index: ShardedIndex, k: int, sample: int, seed: int = 0) -> float:
+    """The share of the k true neighbours of `sample` own vectors that `index` finds with its own search parameters.
+
+    Costs `sample` passes over all vectors and one search. Raises RequestError as `find_truth` does, and for an index
+    that was changed since it was published.
+    """
+    truth = find_truth(index, k, sample, seed)
+    queries, ids = _vectors_at(index, truth.positions), index.ids[truth.positions]
+    return truth.num_found(index, index.search(queries, k, query_ids=ids)) / truth.num_true
+
+
 def store(index: LocalIndex, parameters: dict[str, int]) -> None:
     """Write the parameters into the version's manifest; indexes opened afterwards search with them."""
     versions.write_parameters(index.path, versions.read_manifest(index.path), parameters)
@@ -102,8 +114,13 @@ class Truth:
     num_true: int
     """True neighbours of all queries together."""
 
+    def num_found(self, index: ShardedIndex, found: SearchResult, queries: slice = slice(None)) -> int:
+        """The number of true neighbours in the answer to some of the queries."""
+        costs = _sign_of(index) * found.exact_distances
+        return int(((found.ids >= 0) & (costs <= self.last[queries, None])).sum())
 
-def find_truth(index: LocalIndex, k: int, sample: int = 1000, seed: int = 0) -> Truth:
+
+def find_truth(index: ShardedIndex, k: int, sample: int = 1000, seed: int = 0) -> Truth:
     """Draw `sample` vectors of `index` by `seed` and find their k true neighbours: `sample` passes over all vectors.
 
     Raises RequestError if there is no vector to draw or no neighbour to find.
@@ -154,19 +171,18 @@ class Measurer:
 
     def _search(self, parameters: dict[str, int]) -> tuple[int, float]:
         """The number of true neighbours found by all queries, and the seconds of the searches."""
-        num_hits, seconds, last = 0, 0.0, self._truth.last[:, None]
+        num_hits, seconds = 0, 0.0
         for start in range(0, len(self._ids), self._at_once):
             some = slice(start, start + self._at_once)
             queries, ids = self._queries[some], self._ids[some]
             began = time.perf_counter()
             found = self._index.search(queries, self._truth.k, query_ids=ids, parameters=parameters)
             seconds += time.perf_counter() - began
-            costs = _sign_of(self._index) * found.exact_distances
-            num_hits += int(((found.ids >= 0) & (costs <= last[some])).sum())
+            num_hits += self._truth.num_found(self._index, found, some)
         return num_hits, seconds
 
 
-def _sign_of(index: LocalIndex) -> float:
+def _sign_of(index: ShardedIndex) -> float:
     return 1.0 if index.metric == "l2" else -1.0
 
 
@@ -191,7 +207,7 @@ def _bisect(measure: Measurer, name: str, largest: int, k_factor: int, recall: f
     return measured(high)
 
 
-def _vectors_at(index: LocalIndex, positions: np.ndarray) -> np.ndarray:
+def _vectors_at(index: ShardedIndex, positions: np.ndarray) -> np.ndarray:
     """The stored vectors at these positions, ascending: float32 [n, dim]."""
     parts = []
     for shard in range(len(index.manifest.shard_starts)):

@@ -56,6 +56,13 @@ _READY_WITHIN_S = 60
     help="A deadline or limit of those who connect, such as body_s=60; docs/how_to/index_service.md lists them. May be repeated.",
 )
 @click.option(
+    "--probe-queries",
+    type=click.IntRange(min=0),
+    default=32,
+    show_default=True,
+    help="Vectors of each version by which its recall is measured for /metrics; 0 measures none.",
+)
+@click.option(
     "--verify/--no-verify",
     default=True,
     show_default=True,
@@ -75,6 +82,7 @@ def serve(
     max_batch: int,
     max_body_mb: int,
     gate: tuple[str, ...],
+    probe_queries: int,
     verify: bool,
     as_json: bool,
 ) -> None:
@@ -123,6 +131,7 @@ def serve(
         num_actors=actors,
         num_replicas=replicas,
         num_cpus=cpus,
+        probe_queries=probe_queries,
     )
     stdout = sys.stdout
 

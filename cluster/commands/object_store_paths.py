@@ -12,8 +12,8 @@ COMMANDS = {
     *("sweep resume", "sweep report"),
 }
 """commands that read and write at object stores"""
-_PASSED_ON = ("submit", "job")
-"""commands whose arguments are another command's, which resolves them where it runs"""
+_PASSED_ON = ("submit", "job", "top")
+"""commands whose addresses are a cluster's, or another command's, which resolves them where it runs"""
 _OPTIONS_ON_DISK = ("--table", "--plots", "--config")
 # Every other argument is a folder.
 _FILES = (".npy", ".npz", ".parquet")

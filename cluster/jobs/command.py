@@ -13,7 +13,7 @@ from cluster.jobs.job import LONGEST_NAME
 from index.base.errors import RequestError
 from index.base.files import new_token
 
-_NOT_JOBS = ("submit", "job", "k8s")
+_NOT_JOBS = ("submit", "job", "top", "k8s")
 # Keys of a run and of a sweep that are paths.
 _PATHS = ("run.dir", "dir", "data.dataset", "data.features", "backbone.weights")
 _SETTING = re.compile(r"^[A-Za-z_][A-Za-z0-9_.]*=")

@@ -102,6 +102,10 @@ class JobPlace(Protocol):
         """Its log so far, in pieces; with follow, until it ends."""
         ...
 
+    def tail(self, name: str) -> str:
+        """The end of its log so far, 200 lines or 64 KiB, in which a progress line is the newest of its kind."""
+        ...
+
     def stop(self, name: str) -> None:
         """End it; what it has stored is kept."""
         ...

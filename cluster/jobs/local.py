@@ -24,6 +24,7 @@ FOLDER_VARIABLE = "FSL_DIST_JOBS"
 _GRACE_S = 30.0
 _START_S = 10.0
 _POLL_S = 0.2
+_TAIL_BYTES = 64 << 10
 
 
 def jobs_folder() -> Path:
@@ -105,6 +106,12 @@ class LocalPlace:
                     return
                 if not is_over:
                     time.sleep(_POLL_S)
+
+    def tail(self, name: str) -> str:
+        """The last 64 KiB of the job's log."""
+        with (self._find(name) / "log").open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            return log.read().decode(errors="replace")
 
     def stop(self, name: str) -> None:
         """SIGTERM to the job's processes, SIGKILL after 30 seconds."""

@@ -38,6 +38,7 @@ _STOP_S = 60.0
 _RETRY_S, _LONGEST_RETRY_S = 1.0, 15.0
 # A string of a process's environment can hold 128 KiB on Linux.
 _CONFIG_BYTES = 120_000
+_TAIL_CHARACTERS = 64 << 10
 
 
 class _AwayError(RequestError):
@@ -158,6 +159,10 @@ class RayPlace:
                 # The connection may have broken off before the last words.
                 yield self._ask(lambda: self._client.get_job_logs(name))[num_read:]
                 return
+
+    def tail(self, name: str) -> str:
+        """The last 64 KiB of the job's log, all of which Ray sends."""
+        return self._ask(lambda: self._client.get_job_logs(name))[-_TAIL_CHARACTERS:]
 
     def stop(self, name: str) -> None:
         """End the job and wait for that: SIGTERM, then SIGKILL after the cluster's RAY_JOB_STOP_WAIT_TIME_S."""

@@ -36,6 +36,8 @@ class ServiceArguments:
     """queries a request"""
     max_body_mb: int = 32
     """size of a request, in MiB"""
+    probe_queries: Annotated[int, Field(ge=0)] = 32
+    """vectors of each version by which its recall is measured for `/metrics`; 0: none"""
     verify: bool = True
     """whether checksums are compared before a version is served"""
 
@@ -66,5 +68,6 @@ def build(arguments: dict[str, Any]) -> serve.Application:
             num_actors=0,
             num_replicas=args.replicas,
             num_cpus=args.cpus,
+            probe_queries=args.probe_queries,
         )
     )

@@ -11,6 +11,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from cluster.service.gate import MAX_HEADER_BYTES, settings_of_environment
+from cluster.service.refusals import count_closing, count_refusal
 from cluster.service.settings import GateSettings
 
 # After the body's own deadline the middleware answers 408; a client that continues to send is then disconnected.
@@ -54,6 +55,7 @@ class _Connections:
         waiting = next((one for one in own if not one.is_busy), None)
         chosen = waiting or next(reversed(own))
         self.remove(chosen)
+        count_closing("connections")
         chosen.transport.abort()
 
 
@@ -101,6 +103,7 @@ class GuardedConnection(HttpToolsProtocol):
                 self._wait_for_headers()
         super().data_received(data)
         if self._in_headers and self._header_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
+            count_refusal("header_size")
             self._refuse(b"431 Request Header Fields Too Large")
 
     def on_headers_complete(self) -> None:
@@ -152,7 +155,7 @@ class GuardedConnection(HttpToolsProtocol):
         self._receiving = self.loop.call_later(self._settings.headers_s, self._end_headers)
 
     def _wait_for_body(self) -> None:
-        self._receiving = self.loop.call_later(self._settings.body_s + _LINGER_S, self.transport.abort)
+        self._receiving = self.loop.call_later(self._settings.body_s + _LINGER_S, self._end_body)
 
     def _wait_for_reader(self) -> None:
         if self._sending is None:
@@ -161,11 +164,17 @@ class GuardedConnection(HttpToolsProtocol):
     def _end_headers(self) -> None:
         self._receiving = None
         if not self.is_busy:
+            count_refusal("header_time")
             self._refuse(b"408 Request Timeout")
+
+    def _end_body(self) -> None:
+        count_closing("body_time")
+        self.transport.abort()
 
     def _end_answer(self) -> None:
         self._sending = None
         if self.transport.get_write_buffer_size() > 0:
+            count_closing("answer_time")
             self.transport.abort()
 
     def _refuse(self, status: bytes) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from starlette.middleware import Middleware
 
+from cluster.service.refusals import STATUS, Reason, count_refusal, with_refusals
 from cluster.service.settings import GateSettings, bears_token
 from index.base.settings import dump, validate
 
@@ -26,7 +27,7 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 VARIABLE = "FSL_DIST_INDEX_GATE"
 _CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 MAX_HEADER_BYTES = 64 << 10
-_SEARCH = "/search"
+_SEARCH, _METRICS = "/search", "/metrics"
 _HEALTH = ("/health", "/-/healthz")
 _WITH_TOKEN = (_SEARCH, "/", "/-/routes")
 # The rest, of which one scrape asks every replica, needs no token: few at once.
@@ -41,9 +42,19 @@ _PASSED = {b"host", b"content-type", b"content-length", b"accept", b"authorizati
 class Refusal(Exception):
     """A request that is not passed on: a status, and the one line to answer with."""
 
+    reason: Reason | None = None
+    """why, for the counters of `/metrics`; None: it is not counted"""
+
     def __init__(self, status: int, line: str, *headers: tuple[bytes, bytes]) -> None:
         super().__init__(line)
         self.status, self.headers = status, headers
+
+    @classmethod
+    def of(cls, reason: Reason, line: str, *headers: tuple[bytes, bytes]) -> "Refusal":
+        """A refusal that is counted, with the status of its reason."""
+        refusal = cls(STATUS[reason], line, *headers)
+        refusal.reason = reason
+        return refusal
 
 
 class _Body:
@@ -81,15 +92,15 @@ class Gate:
         try:
             size = len(scope["raw_path"]) + sum(len(name) + len(value) for name, value in headers.items())
             if size > MAX_HEADER_BYTES:
-                raise Refusal(431, f"the headers have more than {MAX_HEADER_BYTES} bytes")
+                raise Refusal.of("header_size", f"the headers have more than {MAX_HEADER_BYTES} bytes")
             with ExitStack() as place:
                 body = b""
                 if path not in _HEALTH:
                     if path in _WITH_TOKEN and not bears_token(
                         headers.get(b"authorization", b"").decode("latin-1"), self.settings.token_sha256
                     ):
-                        raise Refusal(
-                            401,
+                        raise Refusal.of(
+                            "token",
                             "this service needs a token: Authorization: Bearer TOKEN",
                             (b"www-authenticate", b"Bearer"),
                         )
@@ -99,8 +110,11 @@ class Gate:
                         place.enter_context(self._search(scope["client"][0] if scope.get("client") else ""))
                     else:
                         place.enter_context(self._page())
-                await self._pass(scope, _with_body(body, receive), send, place)
+                answer = with_refusals(send) if path == _METRICS and scope["method"] == "GET" else send
+                await self._pass(scope, _with_body(body, receive), answer, place)
         except Refusal as refusal:
+            if refusal.reason is not None:
+                count_refusal(refusal.reason)
             await _answer(send, refusal)
 
     async def _pass(
@@ -126,8 +140,8 @@ class Gate:
                 await self.app(scope, receive, send_in_time)
         # Ray Serve's proxy may take the cancellation for a client that has left, and return.
         if not has_begun and limit.expired():
-            raise Refusal(
-                504,
+            raise Refusal.of(
+                "replica_time",
                 f"no replica answered within replica_s={settings.replica_s:g} s; try again",
                 (b"retry-after", b"1"),
             )
@@ -140,8 +154,8 @@ class Gate:
         settings = self.settings
         most = settings.max_body_mb << 20
         length = headers.get(b"content-length", b"0")
-        too_large = Refusal(
-            413, f"the body is larger than max_body_mb={settings.max_body_mb} of this service"
+        too_large = Refusal.of(
+            "body_size", f"the body is larger than max_body_mb={settings.max_body_mb} of this service"
         )
         if not length.isdigit() or len(length) > 18 or int(length) > most:
             raise too_large
@@ -153,7 +167,7 @@ class Gate:
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        raise Refusal(400, "the body ended before its end")
+                        raise Refusal.of("body_incomplete", "the body ended before its end")
                     pieces.append(message.get("body", b""))
                     body.size += len(pieces[-1])
                     self._held_bytes += len(pieces[-1])
@@ -167,10 +181,12 @@ class Gate:
             if not isinstance(error, TimeoutError):
                 raise
             if body is not None and body.is_dropped:
-                raise Refusal(
-                    503, "too many bodies are being sent; try again", (b"retry-after", b"1")
+                raise Refusal.of(
+                    "bodies_memory", "too many bodies are being sent; try again", (b"retry-after", b"1")
                 ) from None
-            raise Refusal(408, f"the body did not arrive within body_s={settings.body_s:g} s") from None
+            raise Refusal.of(
+                "body_time", f"the body did not arrive within body_s={settings.body_s:g} s"
+            ) from None
         finally:
             if body is not None:
                 self._reading.pop(body, None)
@@ -191,12 +207,14 @@ class Gate:
         again = (b"retry-after", b"1")
         if self._of_client[client] >= self.settings.searches_per_client:
             most = self.settings.searches_per_client
-            raise Refusal(
-                429, f"{most} searches of this client are under way (searches_per_client={most})", again
+            raise Refusal.of(
+                "client_searches",
+                f"{most} searches of this client are under way (searches_per_client={most})",
+                again,
             )
         if self._searches >= self.settings.searches:
             most = self.settings.searches
-            raise Refusal(503, f"{most} searches are under way (searches={most}); try again", again)
+            raise Refusal.of("searches", f"{most} searches are under way (searches={most}); try again", again)
         self._searches += 1
         self._of_client[client] += 1
         try:
@@ -210,8 +228,10 @@ class Gate:
     @contextmanager
     def _page(self) -> Iterator[None]:
         if self._pages >= _MAX_PAGES:
-            raise Refusal(
-                503, f"{_MAX_PAGES} requests of this kind are under way; try again", (b"retry-after", b"1")
+            raise Refusal.of(
+                "pages",
+                f"{_MAX_PAGES} requests of this kind are under way; try again",
+                (b"retry-after", b"1"),
             )
         self._pages += 1
         try:

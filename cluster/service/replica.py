@@ -5,6 +5,7 @@ import ipaddress
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +29,10 @@ from cluster.service.settings import ServiceSettings, bears_token, find_catalogu
 from fsl_dist.data.catalogue import Catalogue
 from index import FollowingIndex, versions
 from index.actors.client import open_ray_index
-from index.base.errors import RequestError
+from index.base.errors import FslDistError, RequestError
 from index.runtime import faiss
 from index.search import ShardedIndex, open_index
+from index.tune import measure_recall
 from index.versions import Manifest
 
 APP_NAME = "fsl-dist-index"
@@ -45,6 +47,7 @@ _AT_ONCE_HERE, _AT_ONCE_BY_ACTORS = 2, 32
 _MAX_TAKEN, _MAX_WAITING = 1024, 1024
 # A replica that hangs is replaced after three checks that it does not answer.
 _HEALTH_PERIOD_S, _HEALTH_TIMEOUT_S = 5.0, 10.0
+_RECALL_K = 10
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 logger = logging.getLogger(__name__)
@@ -87,18 +90,46 @@ class IndexService:
         version.set_function(lambda: self.index.manifest.version)
         vectors = Gauge(f"{start}vectors", "Vectors of that version.", registry=registry)
         vectors.set_function(lambda: self.index.num_vectors)
+        published = Gauge(
+            f"{start}published_timestamp_seconds", "When that version was published.", registry=registry
+        )
+        published.set_function(lambda: datetime.fromisoformat(self.index.manifest.created).timestamp())
+        self._recall = Gauge(
+            f"{start}recall_at_{_RECALL_K}",
+            "Share of the true neighbours of some of its own vectors that a version finds.",
+            ["version"],
+            registry=registry,
+        )
+        self._probed: Manifest | None = None
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # Ray Serve asks for it after __init__
         return build_app(self)
 
     async def follow(self) -> None:
         """Follow publications and rollbacks, concurrently with the requests."""
+        probing = asyncio.create_task(self._probe())
         while True:
             await asyncio.sleep(_LOOK_S)
+            if probing.done() and self._probed != self.index.manifest:
+                probing = asyncio.create_task(self._probe())
             try:
                 self.index = await asyncio.to_thread(self._following.latest)
             except Exception:  # the open version is served, whatever happened to the next
                 logger.exception("%s cannot be followed", self.settings.index)
+
+    async def _probe(self) -> None:
+        """Measure the recall of the version that is served, concurrently with the requests: once, and again if it is
+        tuned."""
+        index, sample = self.index, self.settings.probe_queries
+        self._probed = index.manifest
+        self._recall.clear()  # of the version before
+        if not sample:
+            return
+        try:
+            found = await asyncio.to_thread(_measure_recall, index, sample)
+            self._recall.labels(str(index.manifest.version)).set(found)
+        except FslDistError as error:  # such as of an index of one vector, or one that was changed
+            logger.info("the recall of %s was not measured: %s", index.path, error)
 
     async def search(self, request: Request) -> Response:
         """Answer a search, and count it."""
@@ -221,6 +252,14 @@ class IndexService:
         if wanted not in self._catalogues:
             self._catalogues[wanted] = find_catalogue(self.settings.dataset, wanted)
         return self._catalogues[wanted]
+
+
+def _measure_recall(index: ShardedIndex, sample: int) -> float:
+    """The recall of an index by one thread, which requests hardly notice."""
+    if not index.parameters:
+        return 1.0  # a flat index compares with every vector
+    faiss.omp_set_num_threads(1)
+    return measure_recall(index, _RECALL_K, sample)
 
 
 def _keep_to_loopback() -> None:

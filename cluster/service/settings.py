@@ -131,6 +131,9 @@ class ServiceSettings:
     num_cpus: int
     """CPUs, and threads, of each process that searches."""
 
+    probe_queries: int = 32
+    """Vectors of each version by which its recall is measured for `/metrics`; 0 measures none."""
+
 
 def find_catalogue(dataset: Path, fingerprint: str) -> Catalogue:
     """The version of a data set's catalogue that an index was made from. Raises VersionError, RequestError."""

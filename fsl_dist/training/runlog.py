@@ -1,4 +1,4 @@
-"""A run's metrics: one JSON line per step in RUN/metrics.jsonl, a copy in TensorBoard,
+"""A run's metrics: one JSON line per step in RUN/metrics.jsonl, a copy in TensorBoard and in Ray's gauges,
 read back for progress and trackers.
 
 Each line ends with its checksum (`index.base.checksums`), which is not a metric.
@@ -13,11 +13,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from fsl_dist.errors import TrainingError
+from fsl_dist.training.ray.gauges import open_gauges
 from index.base.checksums import decode_line, encode_line, read_lines
 from index.base.errors import RequestError, VersionError
 from index.base.extras import require
 from index.base.files import Owner, write_atomic
-from index.base.object_cache import put_appended
+from index.base.object_cache import put_appended, with_addresses
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -49,6 +50,7 @@ class RunLog:
         self._board = None
         if "tensorboard" in config.run.trackers:
             self._board = _open_board(run, purge_step=from_step + 1, flush_secs=10)
+        self._gauges = open_gauges({"run": with_addresses(str(run.absolute()))})
         self._last_check = 0.0
 
     def write(self, global_step: int, epoch: int, metrics: dict[str, float]) -> None:
@@ -63,6 +65,8 @@ class RunLog:
             self.owner.check()
             self._last_check = time.monotonic()
         self._append(encode_line({"step": global_step, "epoch": epoch, **metrics}).encode())
+        if self._gauges is not None:
+            self._gauges.set({"step": global_step, "epoch": epoch, **metrics})
         if self._board is None:
             return
         from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
@@ -97,6 +101,8 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+        if self._gauges is not None:
+            self._gauges.close()
         if self._board is not None:
             self._board.close()
         if error is None:

@@ -1,4 +1,5 @@
-"""Whether objects are what their API takes: core objects by kubernetes-validate, Ray's by KubeRay's own schemas."""
+"""Whether objects are what their API takes: core objects by kubernetes-validate, those of Ray,
+Prometheus and Kueue by the schemas of their operators."""
 
 import json
 import lzma
@@ -9,7 +10,13 @@ import jsonschema.protocols
 import jsonschema.validators
 import kubernetes_validate
 
-_SCHEMAS = Path(__file__).parents[1] / "data" / "kuberay-1.7.0-v1.json.xz"
+_DATA = Path(__file__).parents[1] / "data"
+# Group → version, name of its faults, file.
+_SCHEMAS = {
+    "ray.io": ("v1", "kuberay-schema", _DATA / "kuberay-1.7.0-v1.json.xz"),
+    "monitoring.coreos.com": ("v1", "prometheus-schema", _DATA / "prometheus-operator-0.93.0-v1.json.xz"),
+    "kueue.x-k8s.io": ("v1beta2", "kueue-schema", _DATA / "kueue-0.19.2-v1beta2.json.xz"),
+}
 _KUBERNETES = "1.36"
 
 
@@ -25,12 +32,13 @@ def _faults(text: str) -> tuple[str, ...]:
 
 def _look(one: dict) -> list[str]:
     api, kind = one.get("apiVersion", ""), one.get("kind", "")
-    if api.startswith("ray.io/"):
-        if api != "ray.io/v1" or kind not in _validators():
+    group, _, version = api.partition("/")
+    if group in _SCHEMAS:
+        if version != _SCHEMAS[group][0] or kind not in _validators(group):
             return [f"unknown-kind: {api} {kind}"]
         return [
-            f"kuberay-schema: {'/'.join(map(str, error.absolute_path))}: {error.message}"
-            for error in _validators()[kind].iter_errors(_without_null(one))
+            f"{_SCHEMAS[group][1]}: {'/'.join(map(str, error.absolute_path))}: {error.message}"
+            for error in _validators(group)[kind].iter_errors(_without_null(one))
         ]
     try:
         kubernetes_validate.validate(one, _KUBERNETES, strict=True)
@@ -42,8 +50,8 @@ def _look(one: dict) -> list[str]:
 
 
 @cache
-def _validators() -> dict[str, jsonschema.protocols.Validator]:
-    schemas = json.loads(lzma.decompress(_SCHEMAS.read_bytes()))
+def _validators(group: str) -> dict[str, jsonschema.protocols.Validator]:
+    schemas = json.loads(lzma.decompress(_SCHEMAS[group][2].read_bytes()))
     return {kind: _Validator(_to_json_schema(schema, is_root=True)) for kind, schema in schemas.items()}
 
 

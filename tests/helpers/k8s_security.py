@@ -142,8 +142,12 @@ def queue(objects: list[dict]) -> Iterator[str]:
             yield f"{name_of(one)}: spec.suspend is Kueue's"
         if "kueue.x-k8s.io/queue-name" in one["metadata"].get("labels", {}):
             cluster = one["spec"]["rayClusterSpec"]
-            if len(cluster["workerGroupSpecs"]) > 17:
-                yield f"{name_of(one)}: Kueue takes 17 worker groups"
+            # Kueue's webhook counts the head and the submitter, too (v0.19).
+            num_sets = len(cluster["workerGroupSpecs"]) + 1 + (one["spec"]["submissionMode"] == "K8sJobMode")
+            if num_sets > 18:
+                yield f"{name_of(one)}: Kueue takes 18 kinds of pods"
+            if any(group["groupName"] == "head" for group in cluster["workerGroupSpecs"]):
+                yield f"{name_of(one)}: Kueue calls the head's group head"
             if cluster.get("enableInTreeAutoscaling"):
                 yield f"{name_of(one)}: Kueue takes no autoscaling clusters"
 

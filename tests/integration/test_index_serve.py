@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import prometheus
+import promql
 import pytest
 import uvicorn
 from click.testing import CliRunner
@@ -370,6 +372,44 @@ def test_metrics_count_all_replicas(service: tuple[Client, object]) -> None:
     assert grown("fsl_dist_index_request_seconds_count") == 11
     assert grown('fsl_dist_index_request_seconds_bucket{le="+Inf"}') == 11
     assert after["fsl_dist_index_request_seconds_sum"] > before["fsl_dist_index_request_seconds_sum"]
+
+
+def test_every_query_is_about_what_the_service_exports(
+    service: tuple[Client, object], tmp_path: Path
+) -> None:
+    client = service[0]
+    asked = [query for query in promql.queries() if "fsl_dist_index" in query.text]
+    client.search(queries=[[0.5] * DIM], k=1)
+    assert client.refusal("POST", "/search", "{}", Authorization=None)[0] == 401
+
+    def scrape() -> list[prometheus.Sample]:
+        return prometheus.read_samples(client.ask("GET", "/metrics", Authorization=None)[1].decode())
+
+    samples = scrape()
+    # The status of failures that did not happen.
+    faults = [fault for query in asked for fault in promql.unanswered(query, samples)]
+    assert [fault for fault in faults if '"5.."' not in fault] == []
+    names = {sample.name for sample in samples}
+    assert {name for name in promql.documented() if name.startswith("fsl_dist_index")} <= names
+    refused = {
+        sample.labels["reason"]: sample.value for sample in samples if sample.name.endswith("refused_total")
+    }
+    assert refused["token"] >= 1
+    recalls = [sample for sample in samples if sample.name == "fsl_dist_index_recall_at_10"]
+    assert {sample.value for sample in recalls} == {1.0}, "a flat index compares with every vector"
+    if not prometheus.is_installed():
+        return
+    with prometheus.scraping(client.port, tmp_path) as server:
+        deadline = time.monotonic() + 20
+        shown = [query for query in asked if not query.place.startswith("alert")]
+        while missing := [
+            query.place for query in shown if not server.ask(query.text.replace("$namespace", ".*"))
+        ]:
+            assert time.monotonic() < deadline, missing
+            client.search(queries=[[0.5] * DIM], k=1)
+            time.sleep(1)
+        for query in asked:
+            server.ask(query.text.replace("$namespace", ".*"))  # an alert's answer is empty where all is well
 
 
 def test_the_examples_of_the_page_run(service: tuple[Client, object], tmp_path: Path) -> None:

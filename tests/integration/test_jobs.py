@@ -362,6 +362,10 @@ def test_ctrl_c_leaves_a_job_on_ray_running(digits: Path, tmp_path: Path, ray: P
     steps = num_steps(tmp_path)
     wait_until(lambda: num_steps(tmp_path) > steps)
     assert ray.state("endless")["state"] == "running"
+    shown = ray("top", "--json", *ray.options)
+    assert shown.returncode == 0, shown.stderr
+    (job,) = (one for one in json.loads(shown.stdout)["jobs"] if one["name"] == "endless")
+    assert job["progress"]["images_per_s"] > 0
     stopped = ray.job("stop", "endless")
     assert (stopped.returncode, stopped.stdout) == (0, "endless: stopped\n")
     steps = num_steps(tmp_path)

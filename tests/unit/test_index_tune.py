@@ -11,7 +11,7 @@ from index import versions
 from index.base.errors import RequestError
 from index.config import IndexConfig
 from index.search import open_index
-from index.tune import tune
+from index.tune import measure_recall, tune
 from index.writing.build import build
 
 
@@ -41,6 +41,19 @@ def test_the_smallest_nprobe_that_reaches_the_recall(tmp_path) -> None:
     assert 1 < nprobe < 24
     assert tuning.chosen.recall == pytest.approx(recall_of(opened, vectors, 5, {"nprobe": nprobe}), abs=1e-9)
     assert recall_of(opened, vectors, 5, {"nprobe": nprobe - 1}) < 0.9
+
+
+def test_the_recall_of_an_index_as_it_is(tmp_path) -> None:
+    vectors = gallery()
+    config = IndexConfig(kind="ivf_flat", nlist=24, shards=2)
+    build(tmp_path / "ivf", vectors, np.zeros(1200, np.int64), config=config)
+    opened = open_index(tmp_path / "ivf")
+    own = opened.parameters
+    assert measure_recall(opened, 5, 1200) == pytest.approx(recall_of(opened, vectors, 5, own), abs=1e-9)
+    build(tmp_path / "flat", vectors, np.zeros(1200, np.int64), config=IndexConfig(kind="flat"))
+    assert measure_recall(open_index(tmp_path / "flat"), 5, 50) == 1.0
+    with pytest.raises(RequestError, match="leaves nothing to measure"):
+        measure_recall(opened, 5, 0)
 
 
 def test_the_verb_stores_what_it_found(tmp_path) -> None:

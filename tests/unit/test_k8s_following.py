@@ -1,13 +1,16 @@
 """Followers outlive the API server: restarts, expired tokens, broken connections, deleted jobs; and deadlines are kept."""
 
+import json
 import logging
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from kube_server import KubeServer
 
+from cluster.cli import fsl_dist
 from cluster.jobs.deadlines import write_moment
 from cluster.jobs.following import wait_for_start
 from cluster.jobs.job import Job, LostSightError, WaitedError
@@ -334,3 +337,18 @@ def test_only_records_of_jobs_that_ended_long_ago_are_removed(server: KubeServer
     assert sorted(KubeRayPlace(KubeOptions()).clean(50)) == ["old", "old-night"]
     left = {path.rpartition("/")[2] for path in server.objects if path.startswith(f"{jobs}/")}
     assert left == {"new", "running", "another-s"}
+
+
+def test_top_shows_the_newest_progress_and_the_reason_of_a_wait(server: KubeServer) -> None:
+    submit(server)
+    server.add_pod("first-x", "first", "submitter", phase="Running")
+    line = "epoch 2/9  step 5/8  loss 0.5123  812 img/s  at most 0:25 left  data wait 12 ms"
+    server.write_log("first-x", f"{line.replace('2/9', '1/9')}\n{line}\n")
+    found = CliRunner().invoke(fsl_dist, ["top", "--to", "kuberay", "--json"])
+    (job,) = json.loads(found.output)["jobs"]
+    assert (job["name"], job["state"], job["progress"]["line"]) == ("first", "running", line)
+    shown = CliRunner().invoke(fsl_dist, ["top", "--to", "kuberay", "--once"]).output
+    assert "epoch 2/9 step 5/8" in shown
+    set_status(server)
+    shown = CliRunner().invoke(fsl_dist, ["top", "--to", "kuberay", "--once"]).output
+    assert "operator has not taken it up" in shown

@@ -1,5 +1,6 @@
 """The image: its Dockerfile by hadolint and this project's rules, and the scripts that it runs. No container engine is at hand."""
 
+import json
 import os
 import re
 import shutil
@@ -8,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from packaging.utils import canonicalize_name
 
 pytestmark = pytest.mark.k8s
 
@@ -121,6 +123,20 @@ def _system_python() -> str:
     return "" if found.returncode == 0 else "/usr/bin/python3 is no Python 3.11 to 3.13 with venv"
 
 
+def check_bill(prefix: Path) -> None:
+    """The bill of materials lists what is installed, with versions, and licences of nearly all."""
+    bill = json.loads((prefix / "sbom.cdx.json").read_text())
+    assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.6")
+    assert bill["metadata"]["component"]["name"] == "fsl-dist"
+    listed = {canonicalize_name(one["name"]): one for one in bill["components"]}
+    command = [prefix / "bin" / "python", "-m", "pip", "list", "--format=json"]
+    installed = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    own = {canonicalize_name(one["name"]): one["version"] for one in installed}
+    del own["fsl-dist"]
+    assert {name: one["version"] for name, one in listed.items() if name != "fsl-dist"} == own
+    assert sum("licenses" in one for one in listed.values()) > 0.9 * len(listed)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.skipif(bool(_system_python()), reason=_system_python() or "-")
@@ -135,7 +151,10 @@ def test_an_empty_prefix_becomes_what_a_pod_needs_for_a_user_who_is_not_root() -
         )
         paths = "/usr/bin:/bin"
         install = [SCRIPTS / "install.sh", place / "source", place / "prefix"]
-        subprocess.run(install, env={**os.environ, "PATH": paths, "PYTHONPATH": ""}, check=True)
+        environment = {**os.environ, "PATH": paths, "PYTHONPATH": ""}
+        subprocess.run(install, env=environment, check=True)
+        subprocess.run([SCRIPTS / "sbom.sh", *install[1:]], env=environment, check=True)
+        check_bill(place / "prefix")
         home = place / "home"
         home.mkdir()
         is_root = os.getuid() == 0

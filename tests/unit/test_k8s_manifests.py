@@ -115,16 +115,16 @@ def test_what_is_applied_by_hand_breaks_no_rule(path: Path) -> None:
 @pytest.mark.skipif(
     shutil.which("kubectl") is None, reason="kubectl, which has kustomize in it, is not installed"
 )
-@pytest.mark.parametrize("name", OVERLAYS)
+@pytest.mark.parametrize("name", [*(f"overlays/{name}" for name in OVERLAYS), "monitoring", "queues"])
 def test_kustomize_builds_the_same(name: str) -> None:
-    folder = ROOT / "k8s" / "overlays" / name
+    folder = ROOT / "k8s" / name
     built = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=True)
     assert built.stderr == "", "nothing deprecated"
 
     def by_name(objects: list[dict]) -> dict[str, dict]:
         return {f"{one['kind']} {one['metadata']['name']}": one for one in objects}
 
-    assert by_name(list(yaml.safe_load_all(built.stdout))) == by_name(overlay(name))
+    assert by_name(list(yaml.safe_load_all(built.stdout))) == by_name(build(folder))
 
 
 def test_what_is_not_understood_of_kustomize_is_refused(tmp_path: Path) -> None:

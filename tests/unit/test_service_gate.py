@@ -6,14 +6,17 @@ import json
 import socket
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
+import prometheus
 import pytest
 import uvicorn
 
 from cluster.service import connections, gate
 from cluster.service.gate import VARIABLE, Gate, environment, settings_of_environment
+from cluster.service.refusals import STATUS
 from cluster.service.settings import GateSettings
 from index.base.errors import ConfigError
 
@@ -294,6 +297,51 @@ def test_the_token_is_asked_for_before_a_body_is_read(monkeypatch: pytest.Monkey
             assert clients.ask(get(path)) == 200
         assert clients.ask(post(b"{}", bearer.encode())) == 200
         assert replica.bodies[-1] == b"{}"
+
+
+def test_refusals_are_counted_by_reason_on_the_page_of_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = hashlib.sha256(TOKEN.encode()).hexdigest()
+    bearer = f"authorization: Bearer {TOKEN}".encode()
+    with (
+        served(monkeypatch, token_sha256=digest, max_body_mb=1, bodies_mb=1) as (replica, port),
+        Clients(port) as clients,
+    ):
+        replica.answer = b"a_total 1.0\n"
+
+        def counts() -> dict[str, float]:
+            samples = prometheus.read_samples(body_of(port, "/metrics"))
+            assert [sample.value for sample in samples if sample.name == "a_total"] == [1.0]
+            return {
+                f"{sample.labels['reason']} {sample.labels.get('status', '')}".strip(): sample.value
+                for sample in samples
+                if sample.name.endswith(("refused_total", "closed_connections_total"))
+            }
+
+        before = counts()
+        assert set(before) == {f"{reason} {status}" for reason, status in STATUS.items()} | {
+            "connections",
+            "body_time",
+            "answer_time",
+        }
+        assert clients.ask(post(b"{}")) == 401
+        assert status_of(clients.open(HEADERS + bearer + b"\r\ncontent-length: 1048577\r\n\r\n")) == 413
+        assert status_of(clients.open(HEADERS + bearer + b"\r\ncontent-length: 9\r\n\r\n")) == 408
+        assert clients.ask(get("/health", "x: " + "y" * 100_000)) == 431
+        assert status_of(clients.open(b"GET / HT")) == 408
+        after = counts()
+        grown = {name: after[name] - before[name] for name in after if after[name] > before[name]}
+        assert grown == {
+            "token 401": 1,
+            "body_size 413": 1,
+            "body_time 408": 1,
+            "header_size 431": 1,
+            "header_time 408": 1,
+        }
+
+
+def body_of(port: int, path: str) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+        return answer.read().decode()
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from tune.sweeps.early_stopping import StopRule
 from tune.sweeps.engine.fitting import fit_concurrency
 from tune.sweeps.engine.imported_search import check_imported, open_proposer
 from tune.sweeps.progress import Show
-from tune.sweeps.tracking import tracking_sweep
+from tune.sweeps.tracking import exporting, tracking_sweep
 from tune.sweeps.trial import check_point
 
 if TYPE_CHECKING:
@@ -134,12 +134,12 @@ def run_tuner(
         plan.retry_failed()
     clock = Clock(config, folder, owner, resources["CPU"], config.trial_base().num_cpus, started)
     grace_s = config.trial_base().training.grace_s
-    with tracking_sweep(config) as facts:
+    with tracking_sweep(config) as facts, exporting(config, show) as show_and_export:
         try:
             with answering_signals(
                 grace_s, "a checkpoint of each trial", describe=lambda: describe_stopped(config, plan)
             ) as stop:
-                driver = Driver(config, owner, plan, StopRule(config, owner), clock, show, stop)
+                driver = Driver(config, owner, plan, StopRule(config, owner), clock, show_and_export, stop)
                 grid = fit(driver)
             if stop.is_set:
                 raise Stopped(number=stop.number)

@@ -1,17 +1,22 @@
-"""A sweep in the trackers of `run.trackers`: its own entry, and the final scores in its trials' entries."""
+"""A sweep in the trackers of `run.trackers`: its own entry, and the final scores in its trials' entries; and its state
+in Ray's gauges."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import get_args
 
 from fsl_dist.config import RunConfig
+from fsl_dist.training.ray.gauges import Gauges
 from fsl_dist.training.runlog import write_hparams
 from fsl_dist.training.trackers.sending import OPEN_S, Sender, add_facts, check_trackers, ending, kinds_of
 from fsl_dist.training.trackers.tracker import Fact, TrackedRun
+from index.base.object_cache import with_addresses
 from index.base.settings import dump
-from tune.records import Result, Trial, read_evaluation
+from tune.records import Result, State, Trial, read_evaluation
 from tune.space import show_value
 from tune.sweeps.config import SweepConfig
+from tune.sweeps.progress import Show, Standing
 
 
 @contextmanager
@@ -29,6 +34,24 @@ def tracking_sweep(config: SweepConfig) -> Iterator[dict[str, Fact]]:
         sender.wait_until_open(OPEN_S)
     with ending(senders) as facts:
         yield facts
+
+
+@contextmanager
+def exporting(config: SweepConfig, show: Show) -> Iterator[Show]:
+    """A `show` that also reports the state of the sweep to Ray, for Prometheus: trials by state, and the best value."""
+    labels = {"sweep": with_addresses(str(Path(config.dir).absolute()))}
+    with closing(Gauges(labels)) as gauges:
+
+        def show_and_export(standing: Standing) -> None:
+            for state in get_args(State):
+                gauges.set({"sweep/trials": standing.counts.get(state, 0)}, state=state)
+            gauges.set({"sweep/trials": len(standing.running)}, state="running")
+            gauges.set({"sweep/trials_wanted": standing.num_wanted})
+            if standing.best and (value := standing.best[0].value) is not None:
+                gauges.set({"sweep/best_value": value}, metric=standing.metric)
+            show(standing)
+
+        yield show_and_export
 
 
 def report_trial(config: SweepConfig, trial: Trial, run: RunConfig, result: Result) -> None:

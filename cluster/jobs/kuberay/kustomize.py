@@ -1,7 +1,7 @@
 """The part of kustomize that `k8s/` uses, so that `fsl-dist submit` renders the same files without kustomize.
 
-A `kustomization.yaml` may have resources, components, patches (JSON 6902, and `$patch: delete`), images and a
-namespace; everything else is refused.
+A `kustomization.yaml` may have resources, components, patches (JSON 6902, and `$patch: delete`), images, a
+namespace, and files that become a ConfigMap; everything else is refused.
 """
 
 import json
@@ -20,7 +20,16 @@ Manifest = dict[str, Any]
 # Both are safe; the C version takes a tenth of the time.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _FILE = "kustomization.yaml"
-_KNOWN = {"apiVersion", "kind", "namespace", "resources", "components", "patches", "images"}
+_KNOWN = {
+    "apiVersion",
+    "kind",
+    "namespace",
+    "resources",
+    "components",
+    "patches",
+    "images",
+    "configMapGenerator",
+}
 _CLUSTER_SCOPED = {"Namespace"}
 
 
@@ -86,6 +95,7 @@ def _apply(folder: Path, objects: list[Manifest]) -> list[Manifest]:
     for name in found.get("resources", []):
         path = folder / name
         objects = [*objects, *(build(path) if path.is_dir() else read_objects(path))]
+    objects = [*objects, *(_config_map(one, folder) for one in found.get("configMapGenerator", []))]
     for name in found.get("components", []):
         objects = apply_component(folder / name, objects)
     for patch in found.get("patches", []):
@@ -99,6 +109,20 @@ def _apply(folder: Path, objects: list[Manifest]) -> list[Manifest]:
             if one["kind"] not in _CLUSTER_SCOPED:
                 one["metadata"]["namespace"] = namespace
     return objects
+
+
+def _config_map(generator: Manifest, folder: Path) -> Manifest:
+    """A ConfigMap of files, under a name without kustomize's hash."""
+    options = generator.get("options", {})
+    if set(generator) != {"name", "files", "options"} or not options.get("disableNameSuffixHash"):
+        raise RequestError(
+            f"{folder / _FILE}: a configMapGenerator has a name, files, and options with disableNameSuffixHash: true"
+        )
+    metadata = {"name": generator["name"]}
+    if labels := options.get("labels"):
+        metadata["labels"] = labels
+    data = {Path(name).name: (folder / name).read_text("utf-8") for name in generator["files"]}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
 
 
 def _patch(objects: list[Manifest], patch: Manifest, folder: Path) -> list[Manifest]:

@@ -101,10 +101,7 @@ class KubeRayPlace:
             if cause is None or (status.message and not cause.where):
                 return status
             return replace(status, message=": ".join(filter(None, (status.message, str(cause)))))
-        tail = "".join(
-            self._pod_log(pod, tailLines=str(_LAST_LINES)) for pod in self._submitters(ray_job)[:1]
-        )
-        return _with_log(status, tail, was_asked=STOPPED in _annotations(ray_job))
+        return _with_log(status, self._tail_of(ray_job), was_asked=STOPPED in _annotations(ray_job))
 
     def logs(self, name: str, *, follow: bool) -> Iterator[str]:
         """The log of the newest try; with follow, also those of later tries, until the job ends or is deleted."""
@@ -152,6 +149,10 @@ class KubeRayPlace:
                 self._gone[name] = replace(status, state="stopped", message=message)
                 return
             ray_job = found
+
+    def tail(self, name: str) -> str:
+        """The last 200 lines of the newest try."""
+        return self._tail_of(self._find(name))
 
     def stop(self, name: str) -> None:
         """End a job and its pods. A job that has not started, or waits in a queue, is deleted; else its log is kept."""
@@ -265,6 +266,11 @@ class KubeRayPlace:
     def _submitters(self, ray_job: Manifest) -> Sequence[Manifest]:
         """The pods whose log is the job's, one per try, the newest first."""
         return read_pods(self._api, self.options.namespace, ray_job, "submitter")
+
+    def _tail_of(self, ray_job: Manifest) -> str:
+        return "".join(
+            self._pod_log(pod, tailLines=str(_LAST_LINES)) for pod in self._submitters(ray_job)[:1]
+        )
 
     def _pod_log(self, pod: Manifest, **query: str) -> str:
         try:
