@@ -4,6 +4,7 @@ A permanent refusal (no such bucket, no access rights) is reported at once, in o
 retried for `_PATIENCE_S` seconds if it has answered this process before, otherwise for `_FIRST_S`.
 """
 
+import errno
 import functools
 import hashlib
 import logging
@@ -285,6 +286,11 @@ class Bucket:
 
     def _refusal(self, key: str, error: Exception) -> Exception:
         text = str(error)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return StorageError(
+                f"{self.url}/{key} does not fit on this machine's disk: {error.strerror} (free some space, or set "
+                "FSL_DIST_CACHE, or the cache_dir of an index service, to a folder on a larger disk)"
+            )
         if "NoSuchBucket" in text or "bucket does not exist" in text.lower():
             return RequestError(f"{self._place} does not exist; create the bucket first, or use another one")
         status = _STATUS.search(text)
