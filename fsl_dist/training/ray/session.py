@@ -11,6 +11,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 
+from fsl_dist.errors import CapacityError
+from fsl_dist.training.ray.capacity import wait_for_capacity
 from index.base.extras import require
 from index.base.pieces import Spread, do_here
 from index.base.scratch import scratch_folder
@@ -109,6 +111,14 @@ def spread_over(workers: int, *, embeds: bool) -> Iterator[Spread]:
     with ray_session(workers):
         import ray
 
+        def check_cpus() -> None:
+            if (cpus := cluster_size()[0]) < workers:
+                raise CapacityError(
+                    f"workers={workers} needs {workers} CPU cores; the Ray cluster has {cpus:g} (fewer workers, or a "
+                    "larger cluster)"
+                )
+
+        wait_for_capacity(check_cpus)
         gpus = ray.cluster_resources().get("GPU", 0.0) if embeds else 0.0
         yield on_ray(workers, gpus=min(1.0, gpus / workers))
 
