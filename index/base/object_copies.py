@@ -18,7 +18,7 @@ TAGS = "fsl-dist-tags"
 _FETCHES = 3
 """Times that an object is fetched before its bytes are called damaged."""
 _SETTLED_S = 5.0
-"""A temporary file is unlocked only between its creation and its lock, or while a few kilobytes are written (seconds)."""
+"""A temporary file is unlocked only until its lock is taken, or while a few kilobytes are written (seconds)."""
 
 
 def fetch_object(bucket: Bucket, path: Path, entry: Entry, is_intact: Callable[[Path], bool] | None) -> bool:

@@ -251,7 +251,7 @@ class Bucket:
             except (exceptions().BaseError, OSError, ShortReadError) as error:
                 waited = time.monotonic() - started
                 if has_expired(error):
-                    # Keys may end between the signature and the answer; the next request gets new ones, if there are any.
+                    # Keys may end between the signature and the answer; the next request gets new ones.
                     if waited > _FIRST_S:
                         raise self._expiry(key, error) from None
                     time.sleep(pause)
