@@ -108,8 +108,9 @@ def _run(command: list[str], left_s: float | None) -> tuple[str, int]:
     After `left_s` seconds it gets SIGTERM, after GRACE_S more SIGKILL. Raises DeadlineError then.
     """
     environment = {name: value for name, value in os.environ.items() if name != CONFIG_VARIABLE}
-    # `submit` has checked that the command fits: what is missing now are nodes that are on their way.
-    environment.setdefault(TIMEOUT_VARIABLE, f"{_NODES_WITHIN_S:g}")
+    if environment.get("RAY_ADDRESS"):
+        # `submit` has checked that the command fits: what is missing now are nodes that are on their way.
+        environment.setdefault(TIMEOUT_VARIABLE, f"{_NODES_WITHIN_S:g}")
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8", env=environment)
     before = signal.signal(signal.SIGTERM, lambda number, frame: child.send_signal(number))
     try:

@@ -37,7 +37,7 @@ from index.versions import Manifest
 
 APP_NAME = "fsl-dist-index"
 _NAME = "IndexService"
-# Seconds between looks whether another version is current: a file of 7 bytes, which is two requests at an object store.
+# Seconds between looks whether another version is current: a small file; at an object store, three requests.
 _LOOK_S, _LOOK_AT_STORE_S = 0.2, 2.0
 # Seconds until the next look after an error, such as a store that does not answer, or a disk without room.
 _AFTER_ERROR_S = 15.0

@@ -29,8 +29,8 @@ from index.base.object_copies import (
     is_current,
     read_tag,
     tag_path,
-    take_place,
     temporary_of,
+    write_copy,
     write_tag,
 )
 from index.base.object_store import (
@@ -214,9 +214,7 @@ def bring_file(path: Path) -> None:
     if found is None:
         forget_file(path)
     elif not has_bytes(path, found[0]) or read_tag(path) != found[1]:
-        temporary = temporary_of(path)
-        temporary.write_bytes(found[0])
-        take_place(temporary, path, found[1])
+        write_copy(path, *found)
 
 
 def read_again(path: Path, read: Callable[[], _T]) -> _T:

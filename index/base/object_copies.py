@@ -34,7 +34,8 @@ def fetch_object(bucket: Bucket, path: Path, entry: Entry, is_intact: Callable[[
                 if is_intact is None or is_intact(temporary):
                     if is_intact is not None:
                         os.fsync(file.fileno())
-                    take_place(temporary, path, tag)
+                    temporary.replace(path)
+                    write_tag(path, tag)
                     return True
         return False
     finally:
@@ -73,10 +74,22 @@ def read_tag(path: Path) -> Tag | None:
 
 
 def write_tag(path: Path, tag: Tag) -> None:
-    target = tag_path(path)
-    temporary = temporary_of(target)
-    temporary.write_text(json.dumps(asdict(tag)), encoding="utf-8")
-    temporary.replace(target)
+    _replace(tag_path(path), json.dumps(asdict(tag)).encode())
+
+
+def write_copy(path: Path, data: bytes, tag: Tag) -> None:
+    """Replace the local copy of a small object in one step."""
+    _replace(path, data)
+    write_tag(path, tag)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    temporary = temporary_of(path)
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)  # of a full disk
 
 
 def is_current(path: Path, entry: Entry) -> bool:
@@ -97,11 +110,6 @@ def has_bytes(path: Path, data: bytes) -> bool:
 def temporary_of(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-
-
-def take_place(temporary: Path, path: Path, tag: Tag) -> None:
-    temporary.replace(path)
-    write_tag(path, tag)
 
 
 def tag_path(path: Path) -> Path:
