@@ -54,6 +54,7 @@ def wait_for(what: Callable[[], bool], process: subprocess.Popen[str], within_s:
         time.sleep(0.1)
 
 
+@pytest.mark.slow  # replicas wait 15 s for room where a version is still open
 @pytest.mark.timeout(300)
 def test_an_index_is_served_from_a_bucket(
     s3: str, s3_server: Any, elsewhere: Callable[[str], None], tmp_path: Path

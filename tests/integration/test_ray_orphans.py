@@ -13,13 +13,13 @@ import pytest
 
 from fsl_dist.training.ray.orphans import end_orphans
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 PROGRAM = """
 import sys
 from fsl_dist.training.ray.session import ray_session
 with ray_session(1):
-    print("started", flush=True)
+    print("started", file=sys.__stdout__, flush=True)  # Ray's prints go to stderr
     sys.stdin.read()
 """
 
@@ -74,8 +74,9 @@ def test_what_outlives_a_killed_command_is_ended_by_the_next_start(monkeypatch: 
         stopped = left
         killed.send_signal(signal.SIGKILL)
         killed.wait()
-        time.sleep(0.5)
-        assert all(is_alive(pid) for pid in left)
+        time.sleep(1)
+        left = {pid for pid in left if is_alive(pid)}  # Linux ends some with their parent
+        assert left
         ended = set(end_orphans())
         assert ended <= left
         until = time.monotonic() + 20
