@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -35,12 +36,13 @@ def publish(address: str, vectors: np.ndarray) -> None:
     build(working_folder(address), vectors, labels, config=IndexConfig(shards=2, keep_versions=9))
 
 
-def ask(port: int, vectors: np.ndarray) -> tuple[int, list[int]]:
+def ask(port: int, vectors: np.ndarray, token: str = "") -> tuple[int, list[int]]:
     """The version that answered, and the nearest id of each vector."""
     body = json.dumps({"queries": vectors.tolist(), "k": 1}).encode()
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/search", body, {"Content-Type": "application/json"}
     )
+    request.add_header("Authorization", f"Bearer {token}")
     with urllib.request.urlopen(request, timeout=30) as response:
         found = json.load(response)
     return found["version"], [ids[0] for ids in found["ids"]]
@@ -136,19 +138,65 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+OVERLAYS = Path(__file__).parents[2] / "k8s" / "overlays"
+TOKEN = "a token of the tests 0123456789"
+APPLICATION = """
+import json, sys
+from cluster.service.app import build
+from fsl_dist.training.ray.session import ray_session
+
+with ray_session(2):
+    from ray import serve
+
+    serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[2])})
+    serve.run(build(json.loads(sys.argv[1])), name="fsl-dist-index", route_prefix="/")
+    print("ready", file=sys.__stdout__, flush=True)  # Ray's prints go to stderr
+    sys.stdin.read()
+    serve.shutdown()
+"""
+
+
+def serve_config(overlay: str) -> dict[str, Any]:
+    service = next(one for one in build_overlay(OVERLAYS / overlay) if one["kind"] == "RayService")
+    found: dict[str, Any] = yaml.safe_load(service["spec"]["serveConfigV2"])
+    return found
+
+
+@pytest.mark.k8s
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_the_restricted_overlay_s_service_starts_from_its_bucket(s3: str, tmp_path: Path) -> None:
+    publish(s3, VECTORS)
+    port, copies = free_port(), tmp_path / "copies"
+    (application,) = serve_config("restricted")["applications"]
+    own = {"index": s3, "cache_dir": str(copies), "replicas": 2, "cpus": 1}
+    process = subprocess.Popen(
+        [sys.executable, "-c", APPLICATION, json.dumps(application["args"] | own), str(port)],
+        env={**os.environ, "INDEX_TOKEN": TOKEN},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n", process.communicate()[1]
+        assert ask(port, VECTORS[:9], token=TOKEN) == (1, list(range(9)))
+        assert len(list((copies / "fsl-dist-objects").rglob("shard-*.npy"))) == 2
+        process.communicate(timeout=60)
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
 @pytest.mark.k8s
 def test_the_bucket_s_service_differs_from_the_base_in_its_places_alone(
     s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cluster.service.app import build as build_application
 
-    overlays = Path(__file__).parents[2] / "k8s" / "overlays"
-
-    def config(name: str) -> dict[str, Any]:
-        service = next(one for one in build_overlay(overlays / name) if one["kind"] == "RayService")
-        return yaml.safe_load(service["spec"]["serveConfigV2"])
-
-    base, bucket = config("cpu"), config("restricted")
+    base, bucket = serve_config("cpu"), serve_config("restricted")
     args, other = bucket["applications"][0].pop("args"), base["applications"][0].pop("args")
     assert bucket == base
     assert args.pop("index").startswith("s3://")
@@ -157,7 +205,7 @@ def test_the_bucket_s_service_differs_from_the_base_in_its_places_alone(
     assert {**args, "index": other["index"]} == other
 
     publish(s3, VECTORS)
-    monkeypatch.setenv("INDEX_TOKEN", "a token of the tests 0123456789")
+    monkeypatch.setenv("INDEX_TOKEN", TOKEN)
     application = build_application({**args, "index": s3, "cache_dir": str(tmp_path / "copies")})
     (settings,) = application._bound_deployment.init_args
     assert settings.verify

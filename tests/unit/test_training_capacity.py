@@ -1,5 +1,6 @@
 """Waiting for a cluster's nodes, and how many workers a smaller cluster has room for; no Ray runs here."""
 
+import contextlib
 import dataclasses
 import logging
 import threading
@@ -129,6 +130,23 @@ def test_a_run_on_gpus_never_continues_on_cpus(monkeypatch: pytest.MonkeyPatch) 
         fit(run, needs_gpu=True)
     nodes(monkeypatch, {"CPU": 8.0}, {"CPU": 8.0, "GPU": 1.0})
     assert fit(run, needs_gpu=True) == (1, True)
+
+
+def test_a_fit_waits_for_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fsl_dist.training.ray import session
+    from tune.fit.flow import _find_machine
+
+    sizes = iter([(0.0, 0.0), (0.0, 0.0), (6.0, 0.0)])
+    monkeypatch.setattr(session, "prepare_import", lambda: True)  # a cluster is joined
+    monkeypatch.setattr(session, "ray_session", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(session, "cluster_size", lambda: next(sizes))
+    monkeypatch.setenv(TIMEOUT_VARIABLE, "20")
+    found = _find_machine(contextlib.ExitStack())
+    assert 1 < found.slots * found.cpus <= 6
+    monkeypatch.setattr(session, "cluster_size", lambda: (0.0, 0.0))
+    monkeypatch.delenv(TIMEOUT_VARIABLE)
+    with pytest.raises(CapacityError, match="the Ray cluster has no CPU core for trials"):
+        _find_machine(contextlib.ExitStack())
 
 
 def test_a_minimum_above_the_number_is_refused() -> None:
