@@ -1,6 +1,8 @@
 """Errors of a run; the whole error tree is drawn in `index.base.errors`.
 
 FslDistError
+├── RequestError
+│   └── CapacityError        the Ray cluster has less than the request needs
 ├── DataError                a data set's files are damaged or missing
 │   └── UndecodableError     one image of a batch cannot be decoded
 └── TrainingError            a run cannot continue
@@ -9,6 +11,7 @@ FslDistError
 from index.base.errors import ConfigError, FslDistError, RequestError, StaleOwnerError, VersionError
 
 __all__ = [
+    "CapacityError",
     "ConfigError",
     "DataError",
     "FslDistError",
@@ -18,6 +21,10 @@ __all__ = [
     "UndecodableError",
     "VersionError",
 ]
+
+
+class CapacityError(RequestError):
+    """The Ray cluster has less than a request needs; it may have more later."""
 
 
 class DataError(FslDistError):

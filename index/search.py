@@ -19,6 +19,7 @@ from index.base.object_cache import with_addresses, working_folder
 from index.changes import Changes, Contents
 from index.config import Device, Metric
 from index.exact.costs import linear
+from index.holding import Hold
 from index.merge import merge_top_k
 from index.plan import Filter, id_spans, order_queries
 from index.results import Neighbours, SearchResult, make_result
@@ -52,7 +53,7 @@ class ShardedIndex(abc.ABC):
     def __init__(self, path: Path, manifest: Manifest, *, changes: bool = True) -> None:
         self.path = path
         self.manifest = manifest
-        self._hold = versions.Hold(path)
+        self._hold = Hold(path)
         self._set_contents(Contents(path, manifest, changes=changes))
         self.labels, self.ids = self._contents.labels, self._contents.ids
 

@@ -13,12 +13,9 @@ OUT/owner/                      claims (files.Owner)
 """
 
 import dataclasses
-import fcntl
 import logging
-import os
 import re
 import time
-import weakref
 import zlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -29,6 +26,7 @@ import numpy as np
 
 from index.base import checksums, files, object_cache
 from index.base.errors import ConfigError, RequestError, VersionError
+from index.base.object_copies import forget_file
 from index.base.settings import dump, validate
 from index.config import Kind, Metric
 
@@ -47,7 +45,7 @@ IDS = "ids.npy"
 QUANTIZER = "quantizer.faiss"
 
 _SHARD_NAME = re.compile(r"^shard-[0-9]{5}\.npy$")
-_WAY_OUT = "build the index again, or go back to a version that is whole with roll_back(INDEX)"
+WAY_OUT = "build the index again, or go back to a version that is whole with roll_back(INDEX)"
 _FILE_NAME = re.compile(r"^(?:(?:shard-[0-9]{5}|labels|ids)\.npy|(?:shard-[0-9]{5}|quantizer)\.faiss)$")
 _SETTLED_NS = 1_000_000_000
 # Files that were verified in this process, by path, size and times: they are not read again when a version is reopened.
@@ -159,7 +157,7 @@ def read_manifest(folder: Path) -> Manifest:
     except ConfigError as error:
         raise VersionError(f"{path} is damaged: {error}") from None
     if folder.parent.name == VERSIONS and folder.name != version_name(manifest.version):
-        raise VersionError(f"{path} is that of version {manifest.version}: the file was swapped; {_WAY_OUT}")
+        raise VersionError(f"{path} is that of version {manifest.version}: the file was swapped; {WAY_OUT}")
     starts = (*manifest.shard_starts, manifest.num_vectors)
     if starts[0] != 0 or sorted(starts) != list(starts) or len(starts) < 2:
         raise VersionError(f"{path} is damaged: shard_starts={list(manifest.shard_starts)} are not ascending")
@@ -194,7 +192,7 @@ def find_version(path: Path) -> Path:
         return path
     folder = path / VERSIONS / version_name(current_version(path))
     if not files.exists(folder / MANIFEST):
-        raise VersionError(f"{path / CURRENT} names version {folder.name}, which is not there; {_WAY_OUT}")
+        raise VersionError(f"{path / CURRENT} names version {folder.name}, which is not there; {WAY_OUT}")
     return folder
 
 
@@ -202,15 +200,19 @@ def current_version(out: Path) -> int:
     """Number of the version that readers open. Raises VersionError where nothing is published."""
     if not files.exists(out / CURRENT):
         raise VersionError(f"{out} contains no published index (no file '{CURRENT}'); build one first")
+    return object_cache.read_again(out / CURRENT, lambda: _read_current(out))
+
+
+def _read_current(out: Path) -> int:
     words = files.read_text(out / CURRENT).split()
     name = words[0] if words else ""
     if not (name.isascii() and name.isdecimal() and len(words) <= 2):
         raise VersionError(
-            f"{out / CURRENT} is damaged: '{name[:40]}' is not the name of a version; {_WAY_OUT}"
+            f"{out / CURRENT} is damaged: '{name[:40]}' is not the name of a version; {WAY_OUT}"
         )
     if words != encode_current(int(name)).decode().split():
         if len(words) == 2:
-            raise VersionError(f"{out / CURRENT} is damaged: its checksum is wrong; {_WAY_OUT}")
+            raise VersionError(f"{out / CURRENT} is damaged: its checksum is wrong; {WAY_OUT}")
         checksums.warn_unchecked(out / CURRENT, out)
     return int(name)
 
@@ -239,20 +241,61 @@ def check_files(
 ) -> None:
     """Compare every file (or those in `only`) with the manifest: always its size, its checksum with `verify`.
 
-    Verifying reads all bytes, once per process as long as a file does not change. Raises VersionError, which names the
-    first missing or damaged file.
+    Verifying reads all bytes, once per process as long as a file does not change. Files of an object store are fetched
+    first, and their checksums are compared in any case before they get their names; a local copy that is damaged is
+    fetched again. Raises VersionError, which names the first missing or damaged file.
     """
     records = {name: r for name, r in manifest.files.items() if only is None or name in only}
-    object_cache.bring(folder, wanted=lambda name: name in records)
+    bring_files(folder, records)
+    try:
+        _compare_files(folder, records, verify=verify)
+    except VersionError:
+        if object_cache.place_of(folder) is None:
+            raise
+        _forget_damaged(folder, records, verify=verify)
+        bring_files(folder, records)
+        _compare_files(folder, records, verify=verify)
+
+
+def bring_files(folder: Path, records: Mapping[str, FileRecord]) -> None:
+    """Fetch the files of a version at an object store that have no local copy, and compare their checksums.
+
+    Raises VersionError for a file whose bytes were wrong each time.
+    """
+
+    def is_intact(name: str, path: Path) -> bool:
+        return path.stat().st_size == records[name].size_bytes and (
+            files.crc32_of_file(path) == records[name].crc32
+        )
+
+    damaged = object_cache.bring(folder, wanted=lambda name: name in records, is_intact=is_intact)
+    if damaged:
+        raise VersionError(
+            f"{folder / damaged[0]} is damaged: it was fetched three times, never with the manifest's checksum; {WAY_OUT}"
+        )
+
+
+def _forget_damaged(folder: Path, records: Mapping[str, FileRecord], *, verify: bool) -> None:
+    for name, record in records.items():
+        try:
+            _compare_files(folder, {name: record}, verify=verify)
+        except VersionError as error:
+            logger.warning(
+                "%s (the local copy; it is fetched again)", str(error).removesuffix(f"; {WAY_OUT}")
+            )
+            forget_file(folder / name)
+
+
+def _compare_files(folder: Path, records: Mapping[str, FileRecord], *, verify: bool) -> None:
     for name, record in records.items():
         path = folder / name
         try:
             found = path.stat()
         except FileNotFoundError:
-            raise VersionError(f"{path} is missing; {_WAY_OUT}") from None
+            raise VersionError(f"{path} is missing; {WAY_OUT}") from None
         if found.st_size != record.size_bytes:
             raise VersionError(
-                f"{path} is damaged: {found.st_size} bytes, but its manifest expects {record.size_bytes}; {_WAY_OUT}"
+                f"{path} is damaged: {found.st_size} bytes, but its manifest expects {record.size_bytes}; {WAY_OUT}"
             )
         if not verify:
             continue
@@ -262,9 +305,9 @@ def check_files(
         try:
             crc32 = files.crc32_of_file(path)
         except FileNotFoundError:  # a version may be removed while it is read
-            raise VersionError(f"{path} is missing; {_WAY_OUT}") from None
+            raise VersionError(f"{path} is missing; {WAY_OUT}") from None
         if crc32 != record.crc32:
-            raise VersionError(f"{path} is damaged: its checksum is not the manifest's; {_WAY_OUT}")
+            raise VersionError(f"{path} is damaged: its checksum is not the manifest's; {WAY_OUT}")
         # A file that changed just now may change again without a different modification time.
         if time.time_ns() - found.st_mtime_ns > _SETTLED_NS:
             _verified.add(state)
@@ -280,29 +323,6 @@ def check_source(folder: Path, manifest: Manifest, wanted: Mapping[str, str]) ->
         if found != value:
             of = f"was made from {name} {found}" if found else f"does not say which {name} it was made from"
             raise RequestError(f"{folder} {of}; this run has {name} {value} (build it again from this run)")
-
-
-class Hold:
-    """Keeps publishers on this machine from removing a version while this object exists.
-
-    Raises VersionError if the version is just being removed. On a file system without locks, no lock is held: mapped
-    files stay readable anyway.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        try:
-            descriptor = os.open(folder, os.O_RDONLY)
-        except FileNotFoundError:
-            raise VersionError(f"{folder} is missing; {_WAY_OUT}") from None
-        weakref.finalize(self, os.close, descriptor)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise VersionError(f"{folder} is just being removed; open the index again") from None
-        except OSError:
-            return
-        if not folder.exists():  # removed between opening and locking
-            raise VersionError(f"{folder} is missing; {_WAY_OUT}")
 
 
 def read_labels(folder: Path, manifest: Manifest) -> np.ndarray:

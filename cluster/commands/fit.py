@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cluster.commands.capacity_option import CAPACITY
 from cluster.commands.output import align_columns, emit
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of split and training."
 )
 @click.option("--resume", is_flag=True, help="Continue the fit in the folder, if there is one.")
+@CAPACITY
 @click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON object on stdout.")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]…")
 def fit(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from cluster.commands.capacity_option import CAPACITY
 from cluster.commands.index_changes import add, merge, remove, update
 from cluster.commands.index_serve import serve
 from cluster.commands.index_tune import tune
@@ -48,6 +49,7 @@ for _command in (add, remove, update, merge, serve, tune):
 @click.option(
     "--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Ray tasks; 1 needs no Ray."
 )
+@CAPACITY
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def build(
     arguments: tuple[str, ...],

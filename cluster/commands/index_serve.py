@@ -7,8 +7,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, closing, redirect_stdout, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,6 +68,16 @@ _READY_WITHIN_S = 60
     show_default=True,
     help="Compare every file's checksum before a version is served.",
 )
+@click.option(
+    "--cache-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for copies of an INDEX at an object store, kept for the next start. Default: a temporary folder.",
+)
+@click.option(
+    "--cache-gb",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Most GiB of these copies. The default is what the disk has. Two versions are open during a change of versions.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, when it is ready.")
 def serve(
     index: Path,
@@ -84,6 +94,8 @@ def serve(
     gate: tuple[str, ...],
     probe_queries: int,
     verify: bool,
+    cache_dir: Path | None,
+    cache_gb: float | None,
     as_json: bool,
 ) -> None:
     """Serve searches of INDEX over HTTP, until Ctrl-C or SIGTERM.
@@ -95,6 +107,7 @@ def serve(
     Example:
       fsl-dist index serve my-index
       fsl-dist index serve my-index --host 0.0.0.0 --token-env INDEX_TOKEN --replicas 2 --cpus 4
+      fsl-dist index serve s3://team/indexes/skin --cache-dir /var/cache/fsl-dist --cache-gb 20
     """
     from cluster.service.settings import (
         GateSettings,
@@ -106,6 +119,7 @@ def serve(
     from fsl_dist.training.ray.session import ray_session
     from index import versions
     from index.base.settings import parse_overrides, validate
+    from index.version_cache import bring_version
 
     require(
         "fastapi"
@@ -117,22 +131,6 @@ def serve(
     token_sha256 = "" if token_env is None else digest_token(token_env)
     facts = {"max_body_mb": max_body_mb, "token_sha256": token_sha256}
     gated = validate(GateSettings, {**parse_overrides(gate), **facts}, "gate", "gate")
-    folder = versions.find_version(index.absolute())
-    manifest = versions.read_manifest(folder)
-    versions.check_files(folder, manifest, verify=verify)
-    if dataset is not None:
-        find_catalogue(dataset, manifest.source.get("catalogue", ""))
-    settings = ServiceSettings(
-        index=index.absolute(),
-        checked=folder if verify else None,
-        dataset=None if dataset is None else dataset.absolute(),
-        limits=limits,
-        token_sha256=token_sha256,
-        num_actors=actors,
-        num_replicas=replicas,
-        num_cpus=cpus,
-        probe_queries=probe_queries,
-    )
     stdout = sys.stdout
 
     def say(facts: dict[str, object], text: str) -> None:
@@ -142,14 +140,74 @@ def serve(
     # Ray Serve gives up on a server that does not listen within 5 s, which is too short on a busy machine.
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", str(_READY_WITHIN_S))
     try:
-        # Inherited by the processes of a Ray that starts here.
-        os.environ.update(environment(gated))
-        with ray_session(replicas * (1 + actors * cpus if actors else cpus)):
-            # Ray has replaced the handler: it would exit with 15, without any cleanup.
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
-            _run(settings, gated, host, port, say)
+        with _copies(index, cache_dir, actors) as cache:
+            index = _in_cache(index, cache)
+            dataset = None if dataset is None else _in_cache(dataset, cache)
+            folder = versions.find_version(index)
+            manifest = versions.read_manifest(folder)
+            bring_version(folder, manifest, verify=verify, cache_gb=cache_gb)
+            if dataset is not None:
+                find_catalogue(dataset, manifest.source.get("catalogue", ""))
+            settings = ServiceSettings(
+                index=index,
+                verify=verify,
+                checked=None if cache is not None and os.environ.get("RAY_ADDRESS") else folder,
+                cache_gb=cache_gb,
+                dataset=dataset,
+                limits=limits,
+                token_sha256=token_sha256,
+                num_actors=actors,
+                num_replicas=replicas,
+                num_cpus=cpus,
+                probe_queries=probe_queries,
+            )
+            # Inherited by the processes of a Ray that starts here.
+            os.environ.update(environment(gated))
+            with ray_session(replicas * (1 + actors * cpus if actors else cpus)):
+                # Ray has replaced the handler: it would exit with 15, without any cleanup.
+                signal.signal(signal.SIGTERM, signal.default_int_handler)
+                _run(settings, gated, host, port, say)
     except KeyboardInterrupt:
         click.echo("stopped", err=True)
+
+
+@contextmanager
+def _copies(index: Path, cache_dir: Path | None, actors: int) -> Iterator[Path | None]:
+    """Yield the folder for copies of an index at an object store; None for an index on a disk. Raises RequestError."""
+    from index.base.errors import RequestError
+    from index.base.object_cache import place_of
+    from index.base.scratch import scratch_folder
+
+    place = place_of(index)
+    if place is None:
+        if cache_dir is not None:
+            raise RequestError(
+                f"cache_dir={cache_dir} is for an index at an object store; {index} is on a disk"
+            )
+        yield None
+    elif actors:
+        raise RequestError(
+            f"actors={actors} needs an index on a disk that all nodes see, not {place.url} (replicas open it whole, from "
+            "copies)"
+        )
+    elif cache_dir is not None:
+        cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        yield cache_dir.absolute()
+    elif os.environ.get("RAY_ADDRESS"):
+        raise RequestError(
+            f"{place.url} is copied to each node of the Ray cluster of RAY_ADDRESS; name a folder there with cache_dir"
+        )
+    else:
+        with scratch_folder("fsl-copies-") as folder:
+            yield folder
+
+
+def _in_cache(path: Path, cache: Path | None) -> Path:
+    """The path of what the command line names, with copies in `cache` of what is at an object store."""
+    from index.base.object_cache import place_of, working_folder
+
+    place = place_of(path)
+    return path.absolute() if place is None else working_folder(place.url, cache)
 
 
 def _run(

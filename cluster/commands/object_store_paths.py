@@ -5,7 +5,7 @@ import click
 from index.base.errors import RequestError
 from index.base.object_cache import bring, is_url, working_folder
 
-_INDEX_COMMANDS = ("build", "search", "status", "rollback", "add", "remove", "update", "merge")
+_INDEX_COMMANDS = ("build", "search", "status", "rollback", "add", "remove", "update", "merge", "serve")
 COMMANDS = {
     *("pack", "resplit", "inspect", "train", "embed", "evaluate", "predict", "explain", "export", "doctor"),
     *(f"index {command}" for command in _INDEX_COMMANDS),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cluster.commands.capacity_option import CAPACITY
 from cluster.commands.messages import in_options
 from cluster.commands.output import align_columns, emit
 from fsl_dist.progress import progress_printer
@@ -98,6 +99,7 @@ def demo(folder: Path | None, workers: int, as_json: bool) -> None:
     metavar="step-N",
     help="With --resume: the checkpoint to continue from, instead of the last; later ones are removed.",
 )
+@CAPACITY
 @JSON
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]…")
 def train(

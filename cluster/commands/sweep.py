@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cluster.commands.capacity_option import CAPACITY
 from cluster.commands.output import emit
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def sweep() -> None:
     help="SWEEP.yaml; key=value overrides it, or the run or the index that it varies.",
 )
 @click.option("--resume", is_flag=True, help="Resume if the folder already contains this sweep.")
+@CAPACITY
 @JSON
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]…")
 def run(path: Path, resume: bool, as_json: bool, overrides: tuple[str, ...]) -> None:
@@ -62,6 +64,7 @@ def run(path: Path, resume: bool, as_json: bool, overrides: tuple[str, ...]) -> 
 @sweep.command(epilog="Example: fsl-dist sweep resume sweeps/pcn")
 @DIR
 @click.option("--retry-failed", is_flag=True, help="Run failed trials again, from their last checkpoints.")
+@CAPACITY
 @JSON
 def resume(folder: Path, retry_failed: bool, as_json: bool) -> None:
     """Resume an interrupted sweep: finished trials are kept, others continue from their checkpoints."""

@@ -15,6 +15,7 @@ import click
 from cluster.jobs.command import read_command
 from cluster.jobs.deadlines import GRACE_S, DeadlineError, check_deadline, show_moment
 from cluster.jobs.job import FINAL_MARK, RESULT_MARK
+from fsl_dist.training.ray.capacity import TIMEOUT_VARIABLE
 from index.base.errors import FslDistError, RequestError
 from index.base.extras import require
 from index.base.scratch import scratch_folder
@@ -28,6 +29,8 @@ PROGRAM = ("-P", "-m", "cluster.cli")
 """Python arguments equal to `fsl-dist`, even if no script is installed; -P: a local folder `index` is not imported"""
 
 
+_NODES_WITHIN_S = 600.0
+"""seconds for which a job's command waits for the nodes of its cluster"""
 _STOPPED_WITHIN_S = 60.0
 """seconds in which Ray ends a job on request"""
 
@@ -107,6 +110,9 @@ def _run(command: list[str], left_s: float | None) -> tuple[str, int]:
     After `left_s` seconds it gets SIGTERM, and SIGKILL GRACE_S later. Raises DeadlineError then.
     """
     environment = {name: value for name, value in os.environ.items() if name != CONFIG_VARIABLE}
+    if environment.get("RAY_ADDRESS"):
+        # `submit` has checked that the command fits: what is missing now are nodes that are on their way.
+        environment.setdefault(TIMEOUT_VARIABLE, f"{_NODES_WITHIN_S:g}")
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8", env=environment)
     before = signal.signal(signal.SIGTERM, lambda number, frame: child.send_signal(number))
     try:

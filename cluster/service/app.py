@@ -11,6 +11,7 @@ from cluster.service.replica import make_application
 from cluster.service.settings import Limits, ServiceSettings, digest_token, find_catalogue
 from index import versions
 from index.base.errors import RequestError
+from index.base.object_cache import place_of, working_folder
 from index.base.settings import settings, validate
 
 
@@ -19,7 +20,7 @@ class ServiceArguments:
     """`args` of the application; the options of `fsl-dist index serve` without those of its own process."""
 
     index: str
-    """path of the index, on storage that all pods mount"""
+    """path of the index, on storage that all pods mount, or its address at s3:// or gs://"""
     token_env: str
     """environment variable with the token that requests must have; required because others reach the service"""
     ray_version: str = ""
@@ -40,6 +41,10 @@ class ServiceArguments:
     """vectors of each version by which its recall is measured for `/metrics`; 0: none"""
     verify: bool = True
     """whether checksums are compared before a version is served"""
+    cache_dir: str = ""
+    """folder of each node for copies of an index at an object store; empty: FSL_DIST_CACHE"""
+    cache_gb: Annotated[float, Field(gt=0)] | None = None
+    """most GiB of these copies; null: as much as the disk has"""
 
 
 def build(arguments: dict[str, Any]) -> serve.Application:
@@ -51,17 +56,22 @@ def build(arguments: dict[str, Any]) -> serve.Application:
             "version's constraints.txt, or the manifest's rayVersion changed)"
         )
     token_sha256 = digest_token(args.token_env)
-    index = Path(args.index)
+    cache = Path(args.cache_dir) if args.cache_dir else None
+    index = working_folder(args.index, cache)
     folder = versions.find_version(index)
     manifest = versions.read_manifest(folder)
-    versions.check_files(folder, manifest, verify=args.verify)
-    dataset = Path(args.dataset) if args.dataset else None
+    is_on_disk = place_of(index) is None
+    if is_on_disk:  # otherwise each node fetches and checks its own copies
+        versions.check_files(folder, manifest, verify=args.verify)
+    dataset = working_folder(args.dataset, cache) if args.dataset else None
     if dataset is not None:
         find_catalogue(dataset, manifest.source.get("catalogue", ""))
     return make_application(
         ServiceSettings(
             index=index,
-            checked=folder if args.verify else None,
+            verify=args.verify,
+            checked=folder if is_on_disk else None,
+            cache_gb=args.cache_gb,
             dataset=dataset,
             limits=Limits(max_k=args.max_k, max_batch=args.max_batch, max_body_mb=args.max_body_mb),
             token_sha256=token_sha256,

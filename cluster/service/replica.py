@@ -30,15 +30,19 @@ from fsl_dist.data.catalogue import Catalogue
 from index import FollowingIndex, versions
 from index.actors.client import open_ray_index
 from index.base.errors import FslDistError, RequestError
+from index.base.object_cache import place_of
 from index.runtime import faiss
 from index.search import ShardedIndex, open_index
 from index.tune import measure_recall
+from index.version_cache import bring_version
 from index.versions import Manifest
 
 APP_NAME = "fsl-dist-index"
 _NAME = "IndexService"
-# How often it is looked whether another version is current: a file of 7 bytes.
-_LOOK_S = 0.2
+# Seconds between looks whether another version is current: a small file; at an object store, three requests.
+_LOOK_S, _LOOK_AT_STORE_S = 0.2, 2.0
+# Seconds until the next look after an error, such as a store that does not answer, or a disk without room.
+_AFTER_ERROR_S = 15.0
 # Requests that a replica works at together. In one process one is read or written while another searches; actors join
 # the small ones that wait for them.
 _AT_ONCE_HERE, _AT_ONCE_BY_ACTORS = 2, 32
@@ -107,14 +111,25 @@ class IndexService:
 
     async def follow(self) -> None:
         """Follow publications and rollbacks, concurrently with the requests."""
+        look_s = _LOOK_S if place_of(self.settings.index) is None else _LOOK_AT_STORE_S
+        pause_s, said = look_s, ""
         probing = asyncio.create_task(self._probe())
         while True:
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(pause_s)
+            pause_s = look_s
             if probing.done() and self._probed != self.index.manifest:
                 probing = asyncio.create_task(self._probe())
+            # The open version is served, whatever happens to the next.
             try:
                 self.index = await asyncio.to_thread(self._following.latest)
-            except Exception:  # the open version is served, whatever happened to the next
+                said = ""
+            except FslDistError as error:
+                pause_s = _AFTER_ERROR_S
+                if str(error) != said:
+                    said = str(error)
+                    logger.warning("version %d stays in use: %s", self.index.manifest.version, said)
+            except Exception:
+                pause_s = _AFTER_ERROR_S
                 logger.exception("%s cannot be followed", self.settings.index)
 
     async def _probe(self) -> None:
@@ -237,8 +252,8 @@ class IndexService:
 
     def _open(self, folder: Path) -> ShardedIndex:
         manifest = versions.read_manifest(folder)
-        checked = self.settings.checked
-        versions.check_files(folder, manifest, verify=checked is not None and folder != checked)
+        is_unchecked = self.settings.verify and folder != self.settings.checked
+        bring_version(folder, manifest, verify=is_unchecked, cache_gb=self.settings.cache_gb)
         self._catalogue_of(manifest)
         if self._remote is None:
             return open_index(folder, verify=False)

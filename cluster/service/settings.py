@@ -108,10 +108,16 @@ class ServiceSettings:
     """What a replica is started with."""
 
     index: Path
-    """The index, or one of its versions' folders."""
+    """The index, or one of its versions' folders; the working folder of one at an object store."""
+
+    verify: bool
+    """Whether checksums are compared before a version is served."""
 
     checked: Path | None
-    """The version whose checksums the command has compared; others are compared here. None compares none."""
+    """The version whose checksums were compared on the same disk, which is not read again."""
+
+    cache_gb: float | None
+    """Most GiB of local copies of an index at an object store; None: as much as the disk has."""
 
     dataset: Path | None
     """Where the keys of ids come from."""

@@ -14,6 +14,10 @@ class WorkersConfig:
 
     num: Annotated[int, Field(ge=1)] = 1
     """data-parallel workers"""
+    min: Annotated[int, Field(ge=0)] = 0
+    """workers with which the run continues if the Ray cluster has no longer room for `num` of them: after a node was
+    lost and did not come back within FSL_DIST_CAPACITY_TIMEOUT_S (300 s). 0: no fewer than `num`. Steps, batches and
+    learning rate stay the same, since a batch is that of all workers together"""
     launch: Literal["auto", "process", "ray"] = "auto"
     """`process`: in this process (one worker); `ray`: by Ray Train; auto: Ray for two workers and more"""
     gpu: Literal["auto", "never"] = "auto"
@@ -26,6 +30,10 @@ class WorkersConfig:
     """seconds after which a worker stops waiting for the others"""
 
     def __post_init__(self) -> None:
+        if self.min > self.num:
+            raise ConfigError(
+                f"workers.min={self.min} is above workers.num={self.num}: a run has at most that many (lower min)"
+            )
         if self.launch == "process" and self.num > 1:
             raise ConfigError(
                 f"workers.launch=process runs one worker, workers.num={self.num} needs workers.launch=ray"

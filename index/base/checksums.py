@@ -19,6 +19,7 @@ from typing import Any
 
 from index.base import files
 from index.base.errors import VersionError
+from index.base.object_cache import read_again
 from index.base.yaml_text import name_of
 
 logger = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ def read_json(path: Path, *, root: Path | None, name: str = "") -> dict[str, Any
 
     root: None for a file that `doctor` does not check; then a missing checksum is not logged. Raises VersionError.
     """
-    data, is_checked = decode_json(files.read_text(path), str(path), name)
+    data, is_checked = read_again(path, lambda: decode_json(files.read_text(path), str(path), name))
     if not is_checked and root is not None:
         warn_unchecked(path, root)
     return data
@@ -89,6 +90,10 @@ def read_lines(path: Path, *, root: Path) -> list[dict[str, Any]]:
 
     Raises VersionError, which names the line.
     """
+    return read_again(path, lambda: _read_lines(path, root))
+
+
+def _read_lines(path: Path, root: Path) -> list[dict[str, Any]]:
     lines, are_checked = [], True
     for number, line in enumerate(files.read_text(path).split("\n")[:-1], start=1):
         if line:
@@ -109,6 +114,10 @@ def encode_yaml(text: str) -> bytes:
 
 def read_yaml_text(path: Path, *, root: Path) -> str:
     """Compare the checksum of a YAML file and return the text below it. Raises VersionError."""
+    return read_again(path, lambda: _read_yaml_text(path, root))
+
+
+def _read_yaml_text(path: Path, root: Path) -> str:
     text = files.read_text(path)
     if not any(line.strip() and not line.startswith("#") for line in text.splitlines()):
         raise VersionError(f"{path} is damaged: it is empty")

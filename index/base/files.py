@@ -269,17 +269,17 @@ def publish_folder(staging: Path, final: Path) -> None:
 
 
 @contextlib.contextmanager
-def hold_lock(path: Path) -> Iterator[None]:
+def hold_lock(path: Path, *, waits: bool = False) -> Iterator[None]:
     """Hold the lock file `path` during the block, then remove it.
 
-    The system releases the lock when the process ends, so a killed writer blocks nobody. Raises RequestError if another
-    process holds the lock.
+    The system releases the lock when the process ends, so a killed writer blocks nobody. If another process holds the
+    lock, this waits for it, or raises RequestError unless `waits`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
             # The holder before may have removed the file between open and lock: then the lock is on nothing.
             if os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(descriptor)):
                 break

@@ -4,6 +4,7 @@ A permanent refusal (no such bucket, no access rights) is reported at once, in o
 retried for `_PATIENCE_S` seconds if it has answered this process before, otherwise for `_FIRST_S`.
 """
 
+import errno
 import functools
 import hashlib
 import logging
@@ -20,6 +21,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from index.base.errors import RequestError, StorageError
 from index.base.extras import require
+from index.base.object_errors import (
+    STATUS,
+    ChangedError,
+    ShortReadError,
+    exceptions,
+    has_expired,
+    is_passing,
+    reason_of,
+)
 
 if TYPE_CHECKING:
     from obstore import PutMode
@@ -38,9 +48,6 @@ _FILES_AT_ONCE = 8  # whole files, some of them with 8 MiB in memory
 _PATIENCE_S = 120.0
 _FIRST_S = 4.0
 _MD5 = re.compile(r"[0-9a-f]{32}")
-_STATUS = re.compile(r"status code: (\d{3})")
-# Too busy or temporarily unavailable; any other 4xx status is a final answer.
-_PASSING = {408, 425, 429}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +113,7 @@ class Bucket:
                     file.write(part)
                     digest.update(part)
                 if file.tell() != result.meta["size"]:
-                    raise _ShortReadError(f"received {file.tell()} of {result.meta['size']} bytes")
+                    raise ShortReadError(f"received {file.tell()} of {result.meta['size']} bytes")
             tag = _tag(result.meta)
             self._compare(key, tag, digest.hexdigest())
             return tag
@@ -117,7 +124,7 @@ class Bucket:
             return None
 
     def _compare(self, key: str, tag: Tag, digest: str) -> None:
-        """Raise _ChangedError if the received bytes do not match the MD5 that most stores use as the object's tag.
+        """Raise ChangedError if the received bytes do not match the MD5 that most stores use as the object's tag.
 
         Two equal reads are accepted: for encrypted objects, and for all objects of some stores, the tag is not an MD5.
         """
@@ -128,7 +135,7 @@ class Bucket:
             self._tags_are_digests = self._other_digests.get(key) != digest
             self._other_digests[key] = digest
         if self._tags_are_digests:
-            raise _ChangedError(f"{self.url}/{key} changed on the way")
+            raise ChangedError(f"{self.url}/{key} changed on the way")
 
     def read_ranges(self, key: str, starts: Sequence[int], stops: Sequence[int]) -> list[bytes]:
         """Read bytes [start, stop) of an object for each range, concurrently; raises FileNotFoundError if it is
@@ -194,7 +201,7 @@ class Bucket:
 
         try:
             return _tag(self._ask(key, write))
-        except (_exceptions().AlreadyExistsError, _exceptions().PreconditionError) as error:
+        except (exceptions().AlreadyExistsError, exceptions().PreconditionError) as error:
             present = self.get(key) if attempts > 1 else None
             if present is not None and present[0] == (data if isinstance(data, bytes) else data.read_bytes()):
                 return present[1]
@@ -229,22 +236,28 @@ class Bucket:
                 answer = request()
             except (
                 FileNotFoundError,
-                _exceptions().AlreadyExistsError,
-                _exceptions().PreconditionError,
+                exceptions().AlreadyExistsError,
+                exceptions().PreconditionError,
             ) as error:
                 self._note_answer()
                 if "NoSuchBucket" in str(error):
                     raise self._refusal(key, error) from None
                 raise
-            except _ChangedError as error:
+            except ChangedError as error:
                 self._note_answer()
                 if time.monotonic() - started > _PATIENCE_S:
                     raise StorageError(f"{error}, again and again; is the connection sound?") from None
                 time.sleep(pause)
-            except (_exceptions().BaseError, OSError, _ShortReadError) as error:
-                if not _is_passing(error):
-                    raise self._refusal(key, error) from None
+            except (exceptions().BaseError, OSError, ShortReadError) as error:
                 waited = time.monotonic() - started
+                if has_expired(error):
+                    # Keys may end between the signature and the answer; the next request gets new ones.
+                    if waited > _FIRST_S:
+                        raise self._expiry(key, error) from None
+                    time.sleep(pause)
+                    continue
+                if not is_passing(error):
+                    raise self._refusal(key, error) from None
                 if waited > (_PATIENCE_S if self._has_answered else _FIRST_S):
                     raise self._absence(error, waited) from None
                 if self._has_answered:
@@ -262,7 +275,7 @@ class Bucket:
             logger.warning(
                 "%s does not answer (%s); waiting for it, up to %d s",
                 self._place,
-                _reason(error),
+                reason_of(error),
                 _PATIENCE_S,
             )
 
@@ -276,34 +289,41 @@ class Bucket:
             logger.warning("%s answers again, after %.0f s", self._place, time.monotonic() - since)
 
     def _absence(self, error: Exception, waited: float) -> Exception:
-        text = f"{self._place} does not answer ({_reason(error)}), retried for {waited:.0f} s"
+        text = f"{self._place} does not answer ({reason_of(error)}), retried for {waited:.0f} s"
         if self._has_answered:
             return StorageError(f"{text}; published data is unchanged, and the same command resumes")
         return RequestError(
             f"{text}; nothing was started (is the address right? s3:// uses AWS_ENDPOINT_URL)"
         )
 
+    def _expiry(self, key: str, error: Exception) -> Exception:
+        text = f"the credentials for {self.url}/{key} have expired ({reason_of(error)})"
+        if self._has_answered:
+            return StorageError(
+                f"{text}; published data is unchanged, and the same command resumes with new ones"
+            )
+        return RequestError(
+            f"{text}; nothing was started (new keys, or a token file that is renewed: AWS_WEB_IDENTITY_TOKEN_FILE)"
+        )
+
     def _refusal(self, key: str, error: Exception) -> Exception:
         text = str(error)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return StorageError(
+                f"{self.url}/{key} does not fit on this machine's disk: {error.strerror} (free some space, or set "
+                "FSL_DIST_CACHE, or the cache_dir of an index service, to a folder on a larger disk)"
+            )
         if "NoSuchBucket" in text or "bucket does not exist" in text.lower():
             return RequestError(f"{self._place} does not exist; create the bucket first, or use another one")
-        status = _STATUS.search(text)
-        exceptions = _exceptions()
-        is_denied = isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError)
+        status = STATUS.search(text)
+        known = exceptions()
+        is_denied = isinstance(error, known.PermissionDeniedError | known.UnauthenticatedError)
         if is_denied or (status and status[1] in ("401", "403")):
             return RequestError(
-                f"no rights at {self.url}/{key} ({_reason(error)}); credentials come from the environment "
+                f"no rights at {self.url}/{key} ({reason_of(error)}); credentials come from the environment "
                 "(AWS_ACCESS_KEY_ID …, GOOGLE_APPLICATION_CREDENTIALS)"
             )
-        return StorageError(f"{self.url}/{key}: {_reason(error)}")
-
-
-class _ShortReadError(Exception):
-    """A download ended early."""
-
-
-class _ChangedError(Exception):
-    """Bytes of a download changed on the way."""
+        return StorageError(f"{self.url}/{key}: {reason_of(error)}")
 
 
 @functools.cache
@@ -349,38 +369,9 @@ def _open_store(endpoint: str, scheme: str, name: str) -> "ObjectStore":
         settings: dict[str, Any] = {"endpoint": endpoint} if endpoint else {}
         return S3Store(name, region=region(), client_options=options, retry_config=retries, **settings)
     except Exception as error:
-        raise RequestError(f"{scheme}://{name} cannot be opened: {_reason(error)}") from None
-
-
-def _exceptions() -> Any:
-    import obstore.exceptions
-
-    return obstore.exceptions
+        raise RequestError(f"{scheme}://{name} cannot be opened: {reason_of(error)}") from None
 
 
 def _tag(meta: Any) -> Tag:
     version = meta.get("version")
     return Tag(meta.get("e_tag") or "", None if version in (None, "null") else version)
-
-
-def _is_passing(error: Exception) -> bool:
-    """Whether the same request may be answered later."""
-    if isinstance(error, _ShortReadError):
-        return True
-    exceptions = _exceptions()
-    if not isinstance(error, exceptions.GenericError):
-        return isinstance(error, TimeoutError | ConnectionError)
-    status = _STATUS.search(str(error))
-    return status is None or int(status[1]) >= 500 or int(status[1]) in _PASSING
-
-
-def _reason(error: Exception) -> str:
-    """The store's words in one short line; neither its headers nor a signed address."""
-    text = str(error)
-    told = re.search(r"<Message>(.*?)</Message>", text)
-    status = _STATUS.search(text)
-    if told or status:
-        return " ".join(filter(None, [status and f"status {status[1]}", told and told[1]]))
-    lines = text.split("Debug source")[0].strip().splitlines()
-    words = re.sub(r".*Error performing \w+ https?://\S+ in \S+ - ", "", lines[0]) if lines else ""
-    return re.sub(r"https?://\S+", "", words).strip(" :") or type(error).__name__

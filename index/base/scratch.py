@@ -89,6 +89,21 @@ def _is_abandoned(folder: Path) -> bool:
         os.close(descriptor)
 
 
+def is_held(folder: Path) -> bool:
+    """Whether the process that created a scratch folder lives; False for a folder that was removed."""
+    try:
+        descriptor = os.open(folder / _LOCK, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+
+
 def is_writable(folder: Path) -> bool:
     """Whether files can be created in `folder`, or in its nearest existing parent."""
     while not folder.exists() and folder != folder.parent:

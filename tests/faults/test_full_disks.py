@@ -12,13 +12,17 @@ import pytest
 import yaml
 from commands import GREY_16_PX, PROGRAM
 from dataset_files import write_images
+from free_ports import free_port
 
 import fsl_dist
 from fsl_dist.errors import RequestError
 from fsl_dist.training.checkpoint import CheckpointFolder, read_checkpoint
 from fsl_dist.training.runlog import read_metrics
 from index import open_index
+from index.base.object_cache import working_folder
 from index.base.settings import parse_overrides
+from index.config import IndexConfig
+from index.writing.build import build as build_index
 
 pytestmark = [pytest.mark.integration, pytest.mark.faults]
 
@@ -139,6 +143,42 @@ def test_a_pack_that_finds_no_room_says_so(tmp_path: Path, disk: Disk) -> None:
     assert code == 1
     assert "No space left on device" in err.splitlines()[-1]
     assert err.splitlines()[-1].startswith("error: ")
+
+
+@pytest.mark.parametrize("size", ["8k", "64k", "600k"])
+def test_copies_of_a_bucket_s_index_that_find_no_room_are_one_line(
+    size: str, s3: str, tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((6000, 32)).astype(np.float32)
+    build_index(working_folder(s3), vectors, np.arange(6000) % 9, config=IndexConfig(shards=3))
+    np.save(tmp_path / "q.npy", vectors[:2])
+    cache = tmp_path / "disk" / "cache"
+    monkeypatch.setenv("FSL_DIST_CACHE", str(cache))
+    search = [
+        "index",
+        "search",
+        s3,
+        "--k",
+        "1",
+        "--queries",
+        tmp_path / "q.npy",
+        "--out",
+        tmp_path / "found.npz",
+    ]
+    code, _, err = disk(of_size(tmp_path / "disk", size), *search)
+    assert code == 1, err
+    (line,) = (line for line in err.splitlines() if line.startswith("error: "))
+    assert "No space left on device" in line
+    assert not list((tmp_path / "kept").rglob("*.tmp"))
+    # A service looks first, and fetches nothing that does not fit.
+    serve = ["index", "serve", s3, "--cache-dir", cache, "--port", str(free_port())]
+    (tmp_path / "kept").rename(tmp_path / "kept-before")
+    code, _, err = disk(of_size(tmp_path / "disk", size), *serve)
+    (line,) = (line for line in err.splitlines() if line.startswith("error: "))
+    assert code == (1 if "No space left on device" in line else 2)
+    assert "No space left on device" in line or "does not fit on the disk of" in line
+    assert size == "8k" or not list((tmp_path / "kept").rglob("*.npy"))
 
 
 @pytest.mark.slow

@@ -17,11 +17,19 @@ class ObjectStore:
 
     bucket = "bucket"
 
-    def __init__(self, journal: Path, *, delay_s: float = 0.0) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+    def __init__(
+        self,
+        journal: Path,
+        *,
+        delay_s: float = 0.0,
+        lifetime_s: float | None = None,
+        certificate: Path | None = None,
+    ) -> None:
+        """lifetime_s: keys and tokens end after so long; `certificate` (with its key) is for `tls_port`."""
+        self.port, self.tls_port = _free_port(), _free_port()
         self._arguments = [str(self.port), str(journal), str(delay_s)]
+        if lifetime_s is not None:
+            self._arguments += [str(lifetime_s), str(self.tls_port), str(certificate)]
         self.start()
         make = urllib.request.Request(f"{self.address}/{self.bucket}", method="PUT")
         urllib.request.urlopen(make, timeout=30).close()
@@ -61,3 +69,10 @@ class ObjectStore:
         """End the server at once, as a crash does."""
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,13 +1,16 @@
 """An S3 server on loopback: moto's, which keeps everything in memory, behind a journal so that a killed one comes back whole.
 
-    python s3_server.py PORT JOURNAL [DELAY_S]
+    python s3_server.py PORT JOURNAL [DELAY_S [LIFETIME_S TLS_PORT CERTIFICATE]]
 
 Whatever changed something is noted on the disk before it is answered, and done again before a restarted server listens.
 Requests signed with the key `denied` are answered 403; without `If-None-Match` where the journal's name ends in .plain.
+With LIFETIME_S, keys and tokens end after so many seconds (short_lived.py), and TLS_PORT answers the same by TLS.
 """
 
 import pickle
+import ssl
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from io import BytesIO
@@ -15,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from moto.server import DomainDispatcherApplication, create_backend_app
+from short_lived import ShortLived
 from werkzeug.serving import make_server
 
 _DENIED = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
@@ -68,9 +72,16 @@ class Journalled:
 
 
 def main() -> None:
-    port, journal, *delay = sys.argv[1:]
+    port, journal, *more = sys.argv[1:]
     moto = DomainDispatcherApplication(create_backend_app)
-    application = Journalled(moto, Path(journal), float(delay[0]) if delay else 0.0)
+    application: Any = Journalled(moto, Path(journal), float(more[0]) if more else 0.0)
+    if more[1:]:
+        lifetime_s, tls_port, certificate = more[1:]
+        application = ShortLived(application, float(lifetime_s))
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        secure = make_server("127.0.0.1", int(tls_port), application, threaded=True, ssl_context=context)
+        threading.Thread(target=secure.serve_forever, daemon=True).start()
     make_server("127.0.0.1", int(port), application, threaded=True).serve_forever()
 
 

@@ -164,7 +164,9 @@ def alone(indexed: tuple[Path, LocalIndex], digits: Path) -> Iterator[Client]:
 
     settings = ServiceSettings(
         index=indexed[0],
+        verify=False,
         checked=None,
+        cache_gb=None,
         dataset=digits,
         limits=Limits(max_k=50, max_batch=300, max_body_mb=1),
         token_sha256=hashlib.sha256(TOKEN.encode()).hexdigest(),

@@ -39,7 +39,7 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     digest = hashlib.sha256(TOKEN.encode()).hexdigest()
     service = IndexService(
         ServiceSettings(
-            index=out, checked=None, dataset=None, limits=Limits(max_k=20, max_batch=50), token_sha256=digest,
+            index=out, verify=False, checked=None, cache_gb=None, dataset=None, limits=Limits(max_k=20, max_batch=50), token_sha256=digest,
             num_actors=0, num_replicas=1, num_cpus=1,
         )
     )  # fmt: skip

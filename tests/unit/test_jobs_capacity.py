@@ -125,6 +125,15 @@ def test_the_workers_of_a_kubernetes_job_are_its_machines() -> None:
         ("fit /image/d --out /tmp/fit", "s3://b/p", r"--out=/tmp/fit would be lost .*give --out=s3://b/p/fit"),
         ("export s3://b/r net.onnx", "fsl-dist", r"OUT=net\.onnx would be lost"),
         ("pack /image/a /mnt/fsl-dist/d", "fsl-dist", ""),
+        ("fit /image/photos", "fsl-dist", r"--out=photos-fit is lost with the job's pods, which keep"),
+        ("fit /image/photos", "s3://b/p", r"--out=photos-fit is lost .*\(--out=s3://b/p/photos-fit\)"),
+        ("reproduce table4", "s3://b/p", r"--out=runs/reproduce is lost .*\(--out=s3://b/p/reproduce\)"),
+        ("index add /mnt/fsl-dist/i --vectors v.npy", "s3://b/p", r"INDEX=/mnt/fsl-dist/i is lost .*\(INDEX=s3://b/p/i\)"),
+        ("index merge s3://b/i", "s3://b/p", ""),
+        ("resplit /mnt/fsl-dist/d", "s3://b/p", "DATASET=/mnt/fsl-dist/d is lost"),
+        ("add-class /tmp/run cat images", "fsl-dist", "RUN=/tmp/run is lost"),
+        ("sweep resume /mnt/fsl-dist/s", "s3://b/p", "FOLDER=/mnt/fsl-dist/s is lost"),
+        ("sweep resume /mnt/fsl-dist/s", "fsl-dist", ""),
     ],
 )  # fmt: skip
 def test_what_would_be_lost_with_the_pods_is_refused(line: str, storage: str, said: str) -> None:

@@ -88,6 +88,32 @@ def test_the_documented_configs_are_configs(tmp_path: Path) -> None:
             assert "/mnt/fsl-dist/" in str(config)
 
 
+def test_with_a_bucket_nothing_is_written_where_it_is_lost() -> None:
+    """The same objects as on a volume, apart from what they mount, and every place in the bucket."""
+    kept = "/mnt/fsl-dist/copies"  # of an index that is in the bucket
+    on_disk, in_bucket = overlay("cpu"), overlay("restricted")
+    for kind in ("ConfigMap", "RayCronJob", "RayService"):
+        texts = {
+            name: [text for one in objects if one["kind"] == kind for text in _texts(one)]
+            for name, objects in (("disk", on_disk), ("bucket", in_bucket))
+        }
+        places = [text for text in texts["bucket"] if "/mnt/fsl-dist/" in text.replace(kept, "")]
+        assert places == [], kind
+        moved = [text.replace("/mnt/fsl-dist/", "s3://my-bucket/") for text in texts["disk"]]
+        if kind != "RayService":  # its config names the copies, too
+            assert {text for text in texts["bucket"] if "s3://" in text} == {
+                text for text in moved if "s3://" in text
+            }
+
+
+def _texts(part: object) -> list[str]:
+    if isinstance(part, dict):
+        return [text for value in part.values() for text in _texts(value)]
+    if isinstance(part, list):
+        return [text for value in part for text in _texts(value)]
+    return [part] if isinstance(part, str) else []
+
+
 def test_versions_are_the_project_s() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     pins = dict(

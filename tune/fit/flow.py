@@ -138,12 +138,21 @@ def _reconsider(session: Session) -> None:
 def _find_machine(stack: ExitStack) -> Machine:
     """The machine for the trials: the Ray cluster to join, otherwise this one,
     where Ray is started for the first round."""
+    from fsl_dist.errors import CapacityError
+    from fsl_dist.training.ray.capacity import wait_for_capacity
     from fsl_dist.training.ray.session import cluster_size, prepare_import, ray_session
 
     if not prepare_import():
         return describe_machine(MOST_AT_A_TIME)
     stack.enter_context(ray_session(1, importing="torch"))
-    return describe_machine(MOST_AT_A_TIME, *cluster_size())
+
+    def find_size() -> tuple[float, float]:
+        cpus, gpus = cluster_size()
+        if cpus < 1:
+            raise CapacityError("the Ray cluster has no CPU core for trials (a larger cluster)")
+        return cpus, gpus
+
+    return describe_machine(MOST_AT_A_TIME, *wait_for_capacity(find_size))
 
 
 def _rounds(session: Session, recipes: Sequence[Recipe], stack: ExitStack) -> list[RoundResult]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from fsl_dist.data.loader import describe_samples
 from fsl_dist.training.launch import check_run
+from fsl_dist.training.ray.capacity import wait_for_capacity
 from fsl_dist.training.splits import split_run
 from index.base.checksums import encode_yaml
 from index.base.errors import ConfigError, FslDistError
@@ -112,7 +113,7 @@ def run_tuner(
         The summary of the sweep, and Tune's result of the trials that ran in this call.
 
     Raises:
-        RequestError: the cluster is too small for a trial, or no point of the space is valid.
+        RequestError: the cluster is too small for a trial (CapacityError), or no point of the space is valid.
         FslDistError: more trials failed than allowed.
         Stopped: Ctrl-C or SIGTERM; each running trial was stopped with a checkpoint, within its `training.grace_s`.
     """
@@ -122,8 +123,12 @@ def run_tuner(
     from tune.sweeps.engine.driver import Driver
     from tune.sweeps.engine.tuner import fit
 
-    resources = ray.cluster_resources()
-    fit_concurrency(config, resources)
+    def find_resources() -> dict[str, float]:
+        found = ray.cluster_resources()
+        fit_concurrency(config, found)
+        return found
+
+    resources = wait_for_capacity(find_resources)
     propose = open_proposer(config)
     owner = Owner.claim(Path(config.dir))
     if not (owner.folder / SWEEP_FILE).is_file():

@@ -8,8 +8,14 @@ from index.base.object_cache import with_addresses
 
 _PASSING = {"emptyDir", "configMap", "secret", "downwardAPI", "projected", "ephemeral"}
 """volumes that are deleted with their pod, or that no command writes"""
-_LAST_IS_OUTPUT = (("index", "build"), ("pack",), ("export",))
+_LAST_IS_OUTPUT = (("index", "build"), ("pack",), ("export",), ("adopt",))
 """commands whose last path is their output"""
+_CHANGES_FIRST = (
+    *(("index", name) for name in ("add", "remove", "update", "merge", "rollback", "tune")),
+    *(("resplit",), ("choose-head",), ("add-class",), ("remove-class",), ("sweep", "resume")),
+)
+"""commands that change the folder that is their first path"""
+_FOLDERS = {"index": "INDEX", "resplit": "DATASET", "sweep": "FOLDER"}
 
 
 def check_outputs(command: Command, objects: list[Manifest], options: KubeOptions) -> None:
@@ -58,9 +64,20 @@ def find_outputs(command: Command) -> list[tuple[str, str]]:
     given: dict[str, str] = {
         option: command.value(option) for option in ("--out", "--dir") if option in command.options
     }
+    if "--out" in given and not given["--out"]:
+        given["--out"] = _default_out(command)
     if command.words in _LAST_IS_OUTPUT and command.paths:
         given["OUT"] = command.paths[-1]
+    if command.words in _CHANGES_FIRST and command.paths:
+        given[_FOLDERS.get(command.words[0], "RUN")] = command.paths[0]
     return [(option, value) for option, value in given.items() if value]
+
+
+def _default_out(command: Command) -> str:
+    """Where a command writes that was given no --out; empty for one that needs it, or writes to its run."""
+    if command.words == ("fit",) and command.paths:
+        return f"{command.paths[0].rstrip('/').rpartition('/')[2]}-fit"
+    return "runs/reproduce" if command.words == ("reproduce",) else ""
 
 
 def _kept_folders(pod: Manifest) -> list[str]:

@@ -11,6 +11,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 
+from fsl_dist.errors import CapacityError
+from fsl_dist.training.ray.capacity import wait_for_capacity
+from fsl_dist.training.ray.orphans import RAY_SCRATCH, end_orphans
 from fsl_dist.training.ray.watching import watching_ray
 from index.base.extras import require
 from index.base.pieces import Spread, do_here
@@ -42,8 +45,8 @@ def ray_session(num_cpus: int, *, importing: str = "") -> Iterator[None]:
     """Join the Ray cluster of RAY_ADDRESS, otherwise start one here with at least `num_cpus` CPU slots.
 
     A Ray that is started here listens on loopback, requires its own token, and ends with the block. Its folder is
-    removed then, or by the next start if this process was killed. importing: a module with a slow import (torch: 2
-    s), imported while Ray's processes start.
+    removed then, or by the next start if this process was killed, which also ends what is left of its processes.
+    importing: a module with a slow import (torch: 2 s), imported while Ray's processes start.
     """
     joins = prepare_import()
     require("ray")
@@ -65,7 +68,8 @@ def ray_session(num_cpus: int, *, importing: str = "") -> Iterator[None]:
             else:
                 # A separate folder: two Rays that share one find each other's ports in it. Short, because of its
                 # sockets; in a folder of this user, since Ray makes its own writable for everybody.
-                scratch = stack.enter_context(scratch_folder("fsl-ray-")) / "r"
+                end_orphans()
+                scratch = stack.enter_context(scratch_folder(RAY_SCRATCH)) / "r"
                 num_cpus = max(num_cpus, os.cpu_count() or 1)
                 log.info("starting Ray on this machine (%d CPU slots)", num_cpus)
                 if not ipaddress.ip_address(get_node_ip_address()).is_loopback:
@@ -111,6 +115,14 @@ def spread_over(workers: int, *, embeds: bool) -> Iterator[Spread]:
     with ray_session(workers):
         import ray
 
+        def check_cpus() -> None:
+            if (cpus := cluster_size()[0]) < workers:
+                raise CapacityError(
+                    f"workers={workers} needs {workers} CPU cores; the Ray cluster has {cpus:g} (fewer workers, or a "
+                    "larger cluster)"
+                )
+
+        wait_for_capacity(check_cpus)
         gpus = ray.cluster_resources().get("GPU", 0.0) if embeds else 0.0
         yield on_ray(workers, gpus=min(1.0, gpus / workers))
 

@@ -40,8 +40,11 @@ class _Bell:
 def passing_on(stop: StopRequest) -> Iterator[Any]:
     """Yield a bell that rings when `stop` is requested in the block: pass it to the workers, which `hear` it."""
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    bell = ray.remote(num_cpus=0, max_concurrency=1000)(_Bell).remote()
+    # On this process's own node: a bell on another one would be lost with it, and the run outlives that.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    bell = ray.remote(num_cpus=0, max_concurrency=1000, scheduling_strategy=here)(_Bell).remote()
     is_over = threading.Event()
 
     def ring() -> None:

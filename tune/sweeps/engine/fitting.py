@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from index.base.errors import RequestError
+from fsl_dist.errors import CapacityError
 from tune.sweeps.config import SweepConfig
 
 
@@ -17,18 +17,18 @@ def count_fitting(config: SweepConfig, resources: Mapping[str, float]) -> int:
 
 
 def fit_concurrency(config: SweepConfig, resources: Mapping[str, float]) -> int:
-    """Number of concurrent trials on a cluster with these `resources`; RequestError if none can run, or fewer than
+    """Number of concurrent trials on a cluster with these `resources`; CapacityError if none can run, or fewer than
     the sweep requests."""
     needed = _needed(config)
     for name, amount in needed.items():
         if amount > resources.get(name, 0.0):
-            raise RequestError(
+            raise CapacityError(
                 f"a trial needs {amount:g} {name}s and the Ray cluster has {resources.get(name, 0.0):g} "
                 f"({'resources.gpus=0 trains on the CPU' if name == 'GPU' else 'fewer resources.workers or resources.cpus'})"
             )
     fits = count_fitting(config, resources)
     if config.concurrency > fits:
-        raise RequestError(
+        raise CapacityError(
             f"concurrency={config.concurrency} trials of {needed['CPU']:g} CPUs and {needed['GPU']:g} GPUs do not "
             f"fit on the Ray cluster's {resources.get('CPU', 0.0):g} CPUs and {resources.get('GPU', 0.0):g} GPUs; "
             f"{fits} do (concurrency=0 takes as many as fit)"
