@@ -99,9 +99,9 @@ class Gate:
                         place.enter_context(self._search(scope["client"][0] if scope.get("client") else ""))
                     else:
                         place.enter_context(self._page())
-                await self._pass(scope, _with_body(body, receive), send, place)
+                await self._pass(scope, with_body(body, receive), send, place)
         except Refusal as refusal:
-            await _answer(send, refusal)
+            await answer_refusal(send, refusal)
 
     async def _pass(
         self, scope: MutableMapping[str, Any], receive: Receive, send: Send, place: ExitStack
@@ -220,7 +220,7 @@ class Gate:
             self._pages -= 1
 
 
-def _with_body(body: bytes, receive: Receive) -> Receive:
+def with_body(body: bytes, receive: Receive) -> Receive:
     """What a client sends, `body` in place of what it sent as one; then whether it is still there."""
     was_sent = False
 
@@ -236,7 +236,8 @@ def _with_body(body: bytes, receive: Receive) -> Receive:
     return receive_it
 
 
-async def _answer(send: Send, refusal: Refusal) -> None:
+async def answer_refusal(send: Send, refusal: Refusal) -> None:
+    """Answer {"error": one line}."""
     body = json.dumps({"error": str(refusal)}).encode()
     headers = [
         (b"content-type", b"application/json"),

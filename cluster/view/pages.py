@@ -1,0 +1,59 @@
+"""The pages: templates filled with what comes from the data set, which is always escaped."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from cluster.view.replies import AnswerReply
+from fsl_dist.viewing.run_view import RunView
+
+# A longer list of names is typed; a browser would be slow to show it.
+_MOST_NAMES = 2000
+# Images up to this side are shown with their pixels as squares.
+_PIXELATED_SIDE = 64
+_ORDERS = {
+    "distance": "smallest distance first",
+    "cosine": "largest cosine first",
+    "product": "largest product first",
+}
+
+
+class Pages:
+    """Renders the pages of some opened runs of one data set."""
+
+    def __init__(self, views: Sequence[RunView]) -> None:
+        self._environment = Environment(
+            loader=FileSystemLoader(Path(__file__).parent / "templates"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        first = views[0]
+        config, catalogue = first.trained.config, first.catalogue
+        self._environment.globals |= {
+            "runs": [view.name for view in views],
+            "dataset": Path(config.data.dataset).name,
+            "num_training": first.gallery.num_vectors,
+            "networks": [view.trained.config.backbone.name for view in views],
+            "splits": catalogue.split_names,
+            "class_names": catalogue.class_names[:_MOST_NAMES],
+            "group_names": catalogue.group_names[:_MOST_NAMES],
+            "has_groups": bool(catalogue.group_names),
+            "start_split": next(name for name in ("test", "val", "train") if name in catalogue.split_names),
+            "pixelated": "pixelated" if config.data.image_size <= _PIXELATED_SIDE else "",
+            "orders": _ORDERS,
+        }
+
+    def ask(self) -> str:
+        """The page that asks about images."""
+        return self._environment.get_template("ask.html").render()
+
+    def login(self, *, is_wrong: bool = False) -> str:
+        """The page that asks for the token."""
+        return self._environment.get_template("login.html").render(is_wrong=is_wrong)
+
+    def answer(self, reply: AnswerReply, run: int) -> str:
+        """A fragment of a page with one answer; `run` is the position of its run."""
+        return self._environment.get_template("answer.html").render(reply=reply, run=run)
