@@ -28,6 +28,12 @@ from index.base.extras import require
     show_default=True,
     help="Millions of pixels of an image; larger ones are refused.",
 )
+@click.option(
+    "--corrections",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Table for decisions on labels.  [default: RUN/corrections.csv]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, when it is ready.")
 def view(
     runs: tuple[Path, ...],
@@ -36,13 +42,15 @@ def view(
     token_env: str | None,
     max_upload_mb: int,
     max_megapixels: float,
+    corrections: Path | None,
     as_json: bool,
 ) -> None:
     """Show the evidence for the answers of RUN in a browser, until Ctrl-C or SIGTERM.
 
     Drop an image: its classes with calibrated confidence, the nearest training images, and the activation maps of each
-    pair. Two runs of the same data are compared next to each other. Uploaded images stay in memory. No network is
-    used.
+    pair. Two runs of the same data are compared next to each other. The page Correct lists likely label errors,
+    near-duplicates and other suspicious images; its decisions are a table for `resplit`. Uploaded images stay in
+    memory. No network is used.
 
     \b
     Example:
@@ -56,7 +64,9 @@ def view(
 
     limits = {"max_upload_mb": max_upload_mb, "max_megapixels": max_megapixels}
     settings = validate(ViewSettings, limits, "view", "view")
-    with ViewServer(runs, host=host, port=port, token_env=token_env, settings=settings) as server:
+    with ViewServer(
+        runs, host=host, port=port, token_env=token_env, corrections=corrections, settings=settings
+    ) as server:
         emit(
             {"url": server.url, "runs": [str(run) for run in runs]}, as_json, f"{server.url} (Ctrl-C ends it)"
         )

@@ -17,6 +17,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
+from cluster.view.correcting import Corrector, add_correcting
 from cluster.view.gate import COOKIE, LOGIN, Sessions
 from cluster.view.pages import Pages
 from cluster.view.replies import Activation, AnswerReply, NovelReply, answer_reply, maps_reply
@@ -44,10 +45,14 @@ Result = TypeVar("Result")
 class Application:
     """The state of the application: the opened runs, the novel classes, and one thread that works with the networks."""
 
-    def __init__(self, views: Sequence[RunView], settings: ViewSettings, sessions: Sessions) -> None:
+    def __init__(
+        self, views: Sequence[RunView], settings: ViewSettings, sessions: Sessions, corrections: Path
+    ) -> None:
+        """corrections: the table of a curator's decisions."""
         self.views, self.settings, self.sessions = views, settings, sessions
         self.novel = [NovelClasses(view) for view in views]
         self.pages = Pages(views)
+        self.corrector = Corrector(views[0], corrections, seconds=settings.lists_s)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="fsl-dist-view")
 
     def close(self) -> None:
@@ -108,6 +113,7 @@ def build_application(state: Application) -> FastAPI:
     _add_pages(app, state)
     _add_questions(app, state)
     _add_novel(app, state)
+    add_correcting(app, state.corrector, state.pages)
     return app
 
 

@@ -81,6 +81,28 @@ class NovelReply:
     images: int
 
 
+@dataclass(frozen=True, slots=True)
+class ListsState:
+    """Whether the lists of suspicious images are computed."""
+
+    is_ready: bool
+    problem: str
+    """why they cannot be computed; empty if there is no problem"""
+    numbers: dict[str, int]
+    """images of each list"""
+
+
+@dataclass(frozen=True, slots=True)
+class CorrectionReply:
+    """A decision as it was written to the table."""
+
+    key: str
+    label: str
+    """its class from now on; empty: the image is left out"""
+    was: str
+    decision: str
+
+
 def answer_reply(view: RunView, answer: Answer) -> AnswerReply:
     """An answer as plain values."""
     return AnswerReply(

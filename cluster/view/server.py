@@ -40,6 +40,7 @@ class ViewServer:
         host: str = "127.0.0.1",
         port: int = 0,
         token_env: str | None = None,
+        corrections: Path | None = None,
         settings: ViewSettings | None = None,
     ) -> None:
         """Open the runs and listen.
@@ -50,6 +51,8 @@ class ViewServer:
             host: address to listen on; others than loopback need a token.
             port: 0: a free one.
             token_env: environment variable with the token that requests must have.
+            corrections: table to which decisions on labels are appended; by default corrections.csv in the first
+                run's folder.
             settings: limits of a request.
 
         Raises:
@@ -70,7 +73,8 @@ class ViewServer:
                 views.append(RunView(trained, max_pixels=round(settings.max_megapixels * _MILLION)))
                 opened.callback(views[-1].close)
             sessions = Sessions(token_sha256)
-            state = Application(views, settings, sessions)
+            table = corrections or Path(found[0].run) / "corrections.csv"
+            state = Application(views, settings, sessions, table)
             opened.callback(state.close)
             gate = GateSettings(
                 max_body_mb=settings.max_upload_mb, replica_s=settings.timeout_s, token_sha256=token_sha256

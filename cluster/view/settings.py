@@ -26,6 +26,9 @@ class ViewSettings:
     timeout_s: Annotated[float, Field(gt=0.0)] = 60.0
     """Seconds within which a request is answered; then it is refused with 504."""
 
+    lists_s: Annotated[float, Field(gt=0.0)] = 300.0
+    """Seconds that the lists of likely label errors and near-duplicates may take; parts that do not fit are named."""
+
 
 def check_address(host: str, port: int, *, has_token: bool) -> None:
     """Raise RequestError for an address in use, and for one that others can reach without a token."""
