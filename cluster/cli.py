@@ -28,6 +28,7 @@ from cluster.commands.run import demo, doctor, embed, evaluate, train
 from cluster.commands.submit import submit
 from cluster.commands.sweep import sweep
 from cluster.commands.top import top
+from cluster.commands.view import view
 from index.base.errors import FslDistError
 from index.base.object_cache import with_addresses
 from index.base.stopping import Stopped, raising_on_sigterm
@@ -61,6 +62,7 @@ for command in (
     add_class,
     remove_class,
     explain,
+    view,
     export,
     baseline,
     plot,

@@ -26,6 +26,7 @@ TOPICS = {
                 "evaluate",
                 "predict",
                 "explain",
+                "view",
                 "embed",
                 "export",
                 "choose-head",

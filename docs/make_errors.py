@@ -84,6 +84,7 @@ TOPICS = {
             ("Heads, and classes that are added", "fsl_dist/heads cluster/commands/head"),
             ("Predict, embed and export", "fsl_dist/predicting fsl_dist/embedder fsl_dist/export fsl_dist/run fsl_dist/notebook cluster/commands/predict cluster/commands/explain cluster/commands/export"),
             ("Plots", "fsl_dist/plots cluster/commands/plot"),
+            ("The browser application", "fsl_dist/viewing cluster/view cluster/commands/view"),
         ),
     ),
     "neighbour_index.md": Topic(

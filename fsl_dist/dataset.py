@@ -232,6 +232,7 @@ def resplit(
     table: PathLike | None = None,
     key_column: str | None = None,
     path_column: str | None = None,
+    keep_others: bool = False,
     label_column: str | None = None,
     group_column: str | None = None,
     blind_group_column: str | None = None,
@@ -251,6 +252,8 @@ def resplit(
         table: table, as for `pack`, with one row per sample; samples without a row are left out.
         key_column: the table's column of keys.
         path_column: its column of image paths as they were packed, instead of keys.
+        keep_others: keep samples without a row as they are; of several rows of a sample, the last one counts. A row
+            with an empty label leaves its sample out.
         label_column: its column of class names; by default classes are kept.
         group_column: its column of a second label; by default groups are kept.
         blind_group_column: its column of a label that was assigned without knowing the class; by default kept.
@@ -272,6 +275,7 @@ def resplit(
         table="" if table is None else os.fspath(table),
         key_column=key_column or "",
         path_column=path_column or "",
+        keep_others=keep_others,
         label_column=label_column or "",
         group_column=group_column or "",
         blind_group_column=blind_group_column or "",

@@ -44,8 +44,8 @@ class NamedImage:
     """An image with its name in errors and results: its path, or its position in the argument."""
 
     name: str
-    content: Path | Image.Image
-    """the file, or the image in memory"""
+    content: Path | bytes | Image.Image
+    """the file, its content, or the image in memory"""
 
 
 def name_images(images: Sequence[ImageLike], called: str = "images") -> list[NamedImage]:
@@ -140,7 +140,7 @@ class ImageFiles:
             if isinstance(image.content, Image.Image):
                 upright = upright_in_memory(image.content, pixel_range=self._pixel_range)
                 return encode_png(upright, compress_level=1)
-            data = image.content.read_bytes()
+            data = image.content if isinstance(image.content, bytes) else image.content.read_bytes()
             reason = "has zero bytes" if not data else find_excess_pixels(data, self._max_pixels)
             reason = reason or find_gap(data)
             if reason is None:

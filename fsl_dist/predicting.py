@@ -292,7 +292,7 @@ def _score_by_prototypes(
     config = trained.config
     traits = config.method.traits.prototypes
     assert traits is not None
-    prototypes = _base_prototypes(trained)
+    prototypes = base_prototypes(trained)
     if len(support):
         novel = fit_prototypes(
             support,
@@ -310,7 +310,7 @@ def _score_by_prototypes(
     return prototypes.labels[order], np.take_along_axis(probabilities, order, axis=1)
 
 
-def _base_prototypes(trained: TrainedRun) -> Prototypes:
+def base_prototypes(trained: TrainedRun) -> Prototypes:
     """Prototypes of the run's training classes, from RUN/evaluation/prototypes.npz if that file is still valid."""
     config = trained.config
     facts = json.dumps(

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 from fsl_dist.config import RunConfig, load_evaluation, load_run
 from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.errors import DataError, RequestError
-from fsl_dist.notebook import html_table
 from fsl_dist.progress import counter
+from fsl_dist.run_text import describe_run, progress_of, run_table
 from index.base.checksums import read_json
-from index.base.object_cache import bring_file, with_addresses, working_folder
+from index.base.extras import require
+from index.base.object_cache import bring_file, working_folder
 from index.base.settings import to_overrides
 
 if TYPE_CHECKING:
+    from cluster.view.server import ViewServer
     from fsl_dist.evaluation.report import EvaluationReport
     from fsl_dist.heads import AddedClass, Choice, HeadConfig
     from fsl_dist.image_files import ImageLike
@@ -73,26 +75,10 @@ class Run:
         """how the training ended, where this process trained it"""
 
     def __repr__(self) -> str:
-        progress = self._progress()
-        state = f"{progress.epoch} epochs" if progress else "no checkpoint"
-        best = f", {self._describe_best(progress)}" if self.best is not None else ""
-        return f"Run('{with_addresses(str(self.dir))}', method={self.config.method.kind}, {state}{best})"
+        return describe_run(self)
 
     def _repr_html_(self) -> str:
-        progress = self._progress()
-        rows = {
-            "data set": with_addresses(self.config.data.dataset),
-            "method": self.config.method.kind,
-            "network": self.config.backbone.name,
-            "epochs": progress.epoch if progress else 0,
-            "validation": "none" if self.best is None else self._describe_best(progress),
-            "head": self.head.name if self.head else "none",
-        }
-        return html_table(["run", with_addresses(str(self.dir))], rows.items())
-
-    def _describe_best(self, progress: Any) -> str:
-        start = "" if progress.start_value is None else f" from {progress.start_value:.4g} at the start"
-        return f"best {self.config.stop_metric} {progress.best_value:.4g}{start}"
+        return run_table(self)
 
     @cached_property
     def data(self) -> Catalogue:
@@ -110,16 +96,8 @@ class Run:
     @property
     def best(self) -> float | None:
         """Best validation of `config.stop_metric`; None where the run did not validate."""
-        progress = self._progress()
+        progress = progress_of(self)
         return progress.best_value if progress and progress.best_step >= 0 else None
-
-    def _progress(self) -> Any:
-        from fsl_dist.training.checkpoint import CheckpointFolder, read_progress
-
-        checkpoints = CheckpointFolder(self.dir, keep=1, owner=None)
-        checkpoints.refresh()
-        latest = checkpoints.latest()
-        return None if latest is None else read_progress(latest)
 
     @cached_property
     def trained(self) -> "TrainedRun":
@@ -308,6 +286,25 @@ class Run:
         from fsl_dist.plots.explaining import explain
 
         return explain(self.trained, images, out=None if out is None else Path(out), k=k, maps=maps)
+
+    def view(self, *, host: str = "127.0.0.1", port: int = 0, token_env: str | None = None) -> "ViewServer":
+        """Show its answers and their evidence in a browser, until the result is closed; needs `fsl-dist[serve]`.
+
+        Args:
+            host: address to listen on; one that other machines reach needs a token.
+            port: 0: a free one.
+            token_env: environment variable with the token that requests must contain.
+
+        Returns:
+            The running server: `url`, `close()`; a notebook shows the link.
+
+        Raises:
+            RequestError: the run was trained on feature vectors, a package is missing, or the address cannot be used.
+        """
+        require("fastapi")
+        from cluster.view.server import ViewServer
+
+        return ViewServer([self.dir], host=host, port=port, token_env=token_env)
 
     def report(self, out: PathLike, *, seconds: float = 120.0) -> Path:
         """Write a report: scores, confusion, mistakes with their evidence, likely label errors, and next steps.

@@ -74,6 +74,11 @@ def adopt(shards: str, out: str, allow_bad: bool, as_json: bool, **options: Any)
 )
 @click.option("--key-column", help="Column of keys (`DATASET`'s own names of its samples).")
 @click.option("--path-column", help="Column of image paths as they were packed, instead of keys.")
+@click.option(
+    "--keep-others",
+    is_flag=True,
+    help="Keep samples that the table does not name; the last row of a sample counts.",
+)
 @click.option("--label-column", help="Column of class names.  [default: classes are kept]")
 @click.option("--group-column", help="Column of a second label.  [default: groups are kept]")
 @click.option(

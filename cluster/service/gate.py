@@ -111,11 +111,11 @@ class Gate:
                     else:
                         place.enter_context(self._page())
                 answer = with_refusals(send) if path == _METRICS and scope["method"] == "GET" else send
-                await self._pass(scope, _with_body(body, receive), answer, place)
+                await self._pass(scope, with_body(body, receive), answer, place)
         except Refusal as refusal:
             if refusal.reason is not None:
                 count_refusal(refusal.reason)
-            await _answer(send, refusal)
+            await answer_refusal(send, refusal)
 
     async def _pass(
         self, scope: MutableMapping[str, Any], receive: Receive, send: Send, place: ExitStack
@@ -240,7 +240,7 @@ class Gate:
             self._pages -= 1
 
 
-def _with_body(body: bytes, receive: Receive) -> Receive:
+def with_body(body: bytes, receive: Receive) -> Receive:
     """What a client sends, `body` in place of what it sent as one; then whether it is still there."""
     was_sent = False
 
@@ -256,7 +256,8 @@ def _with_body(body: bytes, receive: Receive) -> Receive:
     return receive_it
 
 
-async def _answer(send: Send, refusal: Refusal) -> None:
+async def answer_refusal(send: Send, refusal: Refusal) -> None:
+    """Answer {"error": one line}."""
     body = json.dumps({"error": str(refusal)}).encode()
     headers = [
         (b"content-type", b"application/json"),

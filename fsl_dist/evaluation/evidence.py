@@ -11,15 +11,11 @@ from numpy.typing import NDArray
 from fsl_dist.config import RunConfig
 from fsl_dist.data.config import DataConfig
 from fsl_dist.errors import RequestError
-from fsl_dist.evaluation.activation_maps import activation_maps
 from fsl_dist.evaluation.mapped_images import MappedImages, map_images
+from fsl_dist.evaluation.pair_maps import Layer, is_same, pair_mapped
 from fsl_dist.metrics.retrieval import NO_GROUP
 from fsl_dist.training.trained import TrainedRun
 from index import ShardedIndex
-
-# Relative to an embedding's length. Batches of different sizes may round an image differently, and bfloat16 has 8
-# bits; a map of such differences would be noise in full colour.
-_SAME = 1e-3
 
 Pair = tuple[NDArray[np.float64] | None, NDArray[np.float64] | None]
 """float64 [h, w] twice: QAM and RAM; None if maps were not requested"""
@@ -73,6 +69,8 @@ class Evidence:
     """uint8 [S, S, 3]: the part of the image that the network sees"""
     results: list[Result]
     """nearest first"""
+    layer: Layer | None = None
+    """the layer that the activation maps are from; None if maps were not requested"""
 
     @property
     def votes(self) -> list[Vote]:
@@ -130,35 +128,19 @@ def gather_evidence(
         ids, query = answer.ids[row], vectors[row]
         shown = embedder.source.fetch(ids, None)
         maps: list[Pair] = [(None, None)] * k
+        layer = None
         if has_maps:
-            results = map_images(embedder, shown, config)
-            is_same = _is_same(query, results.vectors)
-            maps = _map_pairs(query, queries.maps[row], results, is_same)
+            mapped = MappedImages(vectors[row : row + 1], queries.maps[row : row + 1])
+            pairs = pair_mapped(embedder, images[row : row + 1], mapped, shown, config)
+            same = np.array([pair.is_same for pair in pairs])
+            maps, layer = [(pair.query, pair.result) for pair in pairs], pairs[0].layer
         else:
-            is_same = _is_same(query, embedder.embed_images(shown))
+            same = is_same(query, embedder.embed_images(shown))
         described = _describe(
-            trained, ids, distances[row], measure, is_same, pixels_of(shown, config.data), maps
+            trained, ids, distances[row], measure, same, pixels_of(shown, config.data), maps
         )
-        found.append(Evidence(pixels, described))
+        found.append(Evidence(pixels, described, layer))
     return found
-
-
-def _is_same(query: NDArray[np.float32], vectors: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """bool [k]: which of `vectors` (float32 [k, D]) are `query` (float32 [D]) but for rounding."""
-    return np.linalg.norm(vectors - query, axis=1) <= _SAME * np.linalg.norm(query)
-
-
-def _map_pairs(
-    query: NDArray[np.float32],
-    query_maps: NDArray[np.float32],
-    results: MappedImages,
-    is_same: NDArray[np.bool_],
-) -> list[Pair]:
-    """QAM and RAM of a query (float32 [D], maps [D, h, w]) against each result; zero where the two are the same."""
-    own = np.broadcast_to(query, results.vectors.shape)
-    other = np.where(is_same[:, None], own, results.vectors)
-    qams = activation_maps(np.broadcast_to(query_maps, results.maps.shape), own, other)
-    return list(zip(qams, activation_maps(results.maps, other, own), strict=True))
 
 
 def _describe(
@@ -166,7 +148,7 @@ def _describe(
     ids: NDArray[np.int64],
     distances: list[float],
     measure: str,
-    is_same: NDArray[np.bool_],
+    same: NDArray[np.bool_],
     pixels: NDArray[np.uint8],
     maps: Sequence[Pair],
 ) -> list[Result]:
@@ -180,12 +162,12 @@ def _describe(
             group="" if group == NO_GROUP else catalogue.group_names[group],
             distance=distance,
             measure=measure,
-            is_same=same,
+            is_same=no_difference,
             pixels=image,
             query_map=qam,
             result_map=ram,
         )
-        for sample, key, group, distance, same, image, (qam, ram) in zip(
-            ids.tolist(), catalogue.keys(ids), groups, distances, is_same.tolist(), pixels, maps, strict=True
+        for sample, key, group, distance, no_difference, image, (qam, ram) in zip(
+            ids.tolist(), catalogue.keys(ids), groups, distances, same.tolist(), pixels, maps, strict=True
         )
     ]

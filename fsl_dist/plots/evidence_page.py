@@ -11,12 +11,11 @@ from PIL import Image
 
 from fsl_dist.evaluation.evidence import Evidence, Result, Vote
 from fsl_dist.plots.html_page import png_image, render_page
-from fsl_dist.plots.map_overlay import DIMMING, palette_steps, tint
+from fsl_dist.plots.map_overlay import DIMMING, ramp, range_text, tint
 from fsl_dist.predicting import ScoredClass
 
 # Images up to this side are shown with their pixels as squares; larger ones are smoothed by the browser.
 _PIXELATED_SIDE = 64
-_PALETTE_STEPS = 9
 _ORDERS = {
     "l2": "Euclidean distance, smallest first",
     "cosine": "cosine, largest first",
@@ -71,11 +70,12 @@ def render_evidence(facts: PageFacts, named: Sequence[tuple[str, Evidence, Score
 def _render_legend(facts: PageFacts) -> str:
     if not facts.has_maps:
         return ""
-    return """<div class="legend">
+    colours = png_image(_png(ramp()), "from grey over purple to yellow", "ramp")
+    return f"""<div class="legend">
 <p>Activation maps colour the places that the distance between your image and a training image comes from, on either:</p>
-<p class="scale"><span>little</span><span class="ramp" role="img" aria-label="from grey over purple to yellow"></span>\
-<span>most</span></p>
-<p class="note">Every map is scaled to its own highest value (Eq. 2 of Codella et al., CHAI).</p>
+<p class="scale"><span>little</span>{colours}<span>most</span></p>
+<p class="note">Every map is scaled to its own lowest and highest value (Eq. 2 of Codella et al., CHAI), which are given
+below it.</p>
 </div>"""
 
 
@@ -102,6 +102,7 @@ def _render_section(
         _render_card(rank, result, evidence, answer.name) for rank, result in enumerate(evidence.results, 1)
     )
     bars = "\n".join(_render_vote(vote, k, vote is answer) for vote in votes)
+    layer = "" if evidence.layer is None else f" {escape(evidence.layer.note)}"
     return f"""<section aria-labelledby="image-{number}">
 <div class="top">
 <figure class="query">{_image(evidence.pixels, f"the image {name}")}</figure>
@@ -114,7 +115,7 @@ def _render_section(
 </div>
 </div>
 <h3>Nearest training images</h3>
-<p class="note">Those with a blue edge vote for {escape(answer.name)}.</p>
+<p class="note">Those with a blue edge vote for {escape(answer.name)}.{layer}</p>
 <ol class="results{"" if facts.has_maps else " plain"}">
 {cards}
 </ol>
@@ -156,10 +157,12 @@ def _render_card(rank: int, result: Result, evidence: Evidence, answer: str) -> 
     if result.query_map is not None and result.result_map is not None:
         figures += [
             _figure(
-                _mapped(result.pixels, result.result_map, "activation map of the training image"), "its map"
+                _mapped(result.pixels, result.result_map, "activation map of the training image"),
+                f"its map, {range_text(result.result_map, len(result.pixels))}",
             ),
             _figure(
-                _mapped(evidence.pixels, result.query_map, "activation map of your image"), "your image's map"
+                _mapped(evidence.pixels, result.query_map, "activation map of your image"),
+                f"your image's map, {range_text(result.query_map, len(result.pixels))}",
             ),
         ]
         if not result.query_map.any():
@@ -196,11 +199,7 @@ def _png(image: Image.Image) -> bytes:
 
 
 def _style() -> str:
-    ramp = ", ".join(
-        f"rgb({red} {green} {blue} / {step / (_PALETTE_STEPS - 1) * 0.8 + 0.05:.2f})"
-        for step, (red, green, blue) in enumerate(palette_steps(_PALETTE_STEPS))
-    )
-    return _STYLE.replace("RAMP", ramp).replace("DIMMING", str(DIMMING))
+    return _STYLE.replace("DIMMING", str(DIMMING))
 
 
 _STYLE = """
@@ -211,7 +210,7 @@ ul, ol { list-style: none; }
 header > p { color: var(--muted); max-width: 44rem; }
 .legend { margin-top: 1rem; max-width: 44rem; }
 .scale { display: flex; align-items: center; gap: .6rem; margin: .35rem 0; font-size: .875rem; color: var(--muted); }
-.ramp { width: 12rem; height: .8rem; border-radius: .4rem; background: linear-gradient(90deg, RAMP), var(--under); }
+.ramp { width: 12rem; height: .8rem; border-radius: .4rem; background: var(--under); }
 .note { font-size: .875rem; color: var(--muted); }
 .disputed { border-left: 4px solid var(--quiet); padding-left: .6rem; margin-bottom: .6rem; color: inherit; }
 section { margin-top: 2rem; padding-top: 1.5rem; border-top: 1px solid var(--line); }

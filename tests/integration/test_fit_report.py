@@ -199,7 +199,7 @@ def test_without_time_the_cheap_parts_remain(facts: FitFacts, data: Catalogue, t
     assert short.labels is short.next is short.data.near is None
     assert len(short.left_out) == 3
     text = write_fit_report(tmp_path, short).read_text("utf-8")
-    assert "Near-duplicates: no time was left (limit of the report: 0 s)." in text
+    assert "Near-duplicates: no time was left (time limit: 0 s)." in text
     assert not (tmp_path / "label_errors.csv").exists()
 
 

@@ -256,6 +256,26 @@ def test_resplit_leaves_out_what_the_table_does_not_name(source, tmp_path):
     assert len(Catalogue.open(tmp_path / "out").bad_samples) == 21
 
 
+def test_resplit_keeps_the_others_and_the_last_row_counts(source, tmp_path):
+    pack(source, tmp_path / "out", PackOptions())
+    old = rows(tmp_path / "out")
+    found = [("bee/000", "owl"), ("bee/001", ""), ("bee/000", "bat"), ("gnu/000", "owl"), ("owl/003", "owl")]
+    table = write_table(tmp_path / "t.csv", found, "key,name")
+    options = ResplitOptions(table=table, key_column="key", label_column="name", keep_others=True)
+    report = resplit(tmp_path / "out", options)
+    expected = {key: row for key, row in old.items() if key != "bee/001"}
+    expected["bee/000"] = ("bat", *old["bee/000"][1:])
+    assert rows(tmp_path / "out") == expected
+    assert {(bad.path, bad.reason) for bad in report.bad_samples} == {
+        ("gnu/000", "no such sample in the data set"),
+        ("bee/001", "has no label"),
+    }
+    grouped = write_table(tmp_path / "g.csv", [("owl/001", "far")], "key,place")
+    options = ResplitOptions(table=grouped, key_column="key", group_column="place", keep_others=True)
+    resplit(tmp_path / "out", options)
+    assert {key: row[2] for key, row in rows(tmp_path / "out").items() if row[2]} == {"owl/001": "far"}
+
+
 def test_units_stay_together_when_divided_anew(source, tmp_path):
     found = [(f"{c}/{i:03d}.png", c, f"p{i // 2}") for c in ("bee", "owl") for i in range(10)]
     table = write_table(tmp_path / "t.csv", found, "file,class,who")
@@ -281,6 +301,10 @@ def test_units_stay_together_when_divided_anew(source, tmp_path):
         ({"label_column": "x"}, "set it with table="),
         ({"split": "column"}, "split=column needs split_column="),
         ({"split": "base-novel"}, "needs num_base="),
+        (
+            {"keep_others": True, "split": "stratified"},
+            "keep_others=True changes only the samples that a table names",
+        ),
     ],
 )
 def test_resplit_refuses_options_that_contradict(options, text):

@@ -24,9 +24,9 @@ from fsl_dist.data.catalogue import Catalogue
 from fsl_dist.data.config import DataConfig
 from fsl_dist.data.normalise import Normaliser
 from fsl_dist.data.store import ShardStore
-from fsl_dist.evaluation.activation_maps import activation_maps
+from fsl_dist.evaluation.activation_maps import activation_maps, upsample
 from fsl_dist.evaluation.evidence import Evidence, Result, pixels_of
-from fsl_dist.plots.map_overlay import overlay, tint
+from fsl_dist.plots.map_overlay import overlay, ramp, range_text, tint
 from fsl_dist.training.launch import train_run
 from fsl_dist.training.trained import open_trained
 
@@ -36,7 +36,7 @@ def train(dataset, run, *more, backbone=("backbone.name=conv4", "backbone.width=
         load_config(
             None,
             [
-                f"data.dataset={dataset}", f"run.dir={run}", "data.resize_size=36", "data.image_size=32",
+                f"data.dataset={dataset}", f"run.dir={run}", "data.resize_size=52", "data.image_size=48",
                 "data.decoder=torchvision", *backbone, "training.epochs=0", "training.patience=0", *more,
             ],
         )
@@ -193,7 +193,10 @@ def test_the_page_holds_what_was_found_and_loads_nothing(runs, images, tmp_path)
     assert ("b", {}) not in page.tags
     trained = open_trained(runs / "a")
     source, catalogue = trained.embedder.source, trained.catalogue
-    shown = list(pictures(page))
+    legend, *shown = pictures(page)
+    assert legend[0] == "ramp"
+    np.testing.assert_array_equal(legend[2], np.asarray(ramp()))
+    assert "The maps have 3 × 3 values, from the network's last feature map." in page.text
     # A query, then per neighbour: itself, itself with its map, the query with its map.
     assert len(shown) == 3 * (1 + 3 * 5)
     for number, (explanation, sample) in enumerate(zip(found["explanations"], images.values(), strict=True)):
@@ -214,8 +217,9 @@ def test_the_page_holds_what_was_found_and_loads_nothing(runs, images, tmp_path)
                 if sample == neighbour["id"]:
                     assert not image[2][..., 3].any()
                 else:
-                    difference = image[2].astype(int) - np.asarray(tint(plane, 32)).astype(int)
+                    difference = image[2].astype(int) - np.asarray(tint(plane, 48)).astype(int)
                     assert np.abs(difference).max() <= 6
+                    assert f"map, {range_text(plane, 48)}" in page.text
             assert neighbour["key"] in page.text
             if sample != neighbour["id"]:
                 assert f"distance {neighbour['distance']:#.4g}" in page.text
@@ -312,6 +316,15 @@ def test_an_overlay_is_grey_where_a_map_is_low_and_warm_where_it_is_high():
     assert blue < green - 60
     nothing = np.asarray(overlay(pixels, np.full((2, 2), 5.0)))
     assert (np.ptp(nothing, axis=2) == 0).all()
+
+
+def test_the_legend_has_the_colours_of_a_map_and_the_ends_of_its_scale_are_given():
+    plane = np.array([[0.5, 0.5], [2.0, 2.0]])
+    column = np.asarray(tint(plane, 128))[:, 0]
+    scaled = (upsample(plane[None], 128)[0][:, 0] - 0.5) / 1.5
+    of_legend = np.asarray(ramp())[0][np.round(scaled * 255).astype(int)].astype(int)
+    assert np.abs(column - of_legend).max() <= 1  # the opacity's rounding
+    assert range_text(plane, 128) == "0.5 … 2"
 
 
 def test_one_query_over_systems(runs, discs, digits, tmp_path):

@@ -26,6 +26,8 @@ class ResplitOptions(SplitOptions):
 
     table: str = ""
     """table, one row per sample; samples that it does not name are left out"""
+    keep_others: bool = False
+    """keep samples that the table does not name as they are; of several rows of a sample, the last one counts"""
     key_column: str = ""
     """column with the samples' keys"""
     path_column: str = ""
@@ -44,6 +46,11 @@ class ResplitOptions(SplitOptions):
             )
         if not self.table and any((self.key_column, self.path_column, *self.value_columns.values())):
             raise RequestError("columns are read from a table; set it with table=…")
+        if self.keep_others and (not self.table or self.is_divided_anew):
+            raise RequestError(
+                "keep_others=True changes only the samples that a table names; it needs table=…, and no option that "
+                "divides the data set"
+            )
         if not self.table and not self.is_divided_anew:
             raise RequestError("nothing to change; give split=…, or table=… with the new columns")
         SplitOptions.__post_init__(self)
@@ -83,7 +90,7 @@ def resplit(dataset: str | Path, options: ResplitOptions) -> WriteReport:
     with hold_dataset(dataset) as old:
         keys = old.keys(np.arange(old.num_samples))
         if options.table:
-            ids, values, bad = _match(keys, options, old.options.get("key_rule") != KEY_RULE)
+            ids, values, bad = _match(old, keys, options)
         else:
             ids, values, bad = sorted(range(len(keys)), key=keys.__getitem__), {}, []
         log_bad(bad)
@@ -135,10 +142,11 @@ def resplit(dataset: str | Path, options: ResplitOptions) -> WriteReport:
 
 
 def _match(
-    keys: list[str], options: ResplitOptions, has_earlier_keys: bool
+    old: Catalogue, keys: list[str], options: ResplitOptions
 ) -> tuple[list[int], dict[str, list[str]], list[BadSample]]:
     """(ids in the order of their keys, catalogue column → their values, samples and rows that are left out)."""
     id_of = {key: sample_id for sample_id, key in enumerate(keys)}
+    has_earlier_keys = old.options.get("key_rule") != KEY_RULE
     wanted = options.value_columns
     name_column = options.key_column or options.path_column
     rows = read_split_table(Path(options.table), [name_column], list(wanted.values()), options.split_column)
@@ -151,20 +159,36 @@ def _match(
             bad.append(BadSample(printable(name), "no file is named"))
         elif key not in id_of:
             bad.append(BadSample(printable(name), "no such sample in the data set"))
-        elif key in row_of:
+        elif key in row_of and not options.keep_others:
             bad.append(BadSample(printable(name), f"duplicate key '{key}', named by an earlier row"))
         else:
             row_of[key] = row
     kept = []
     for key in sorted(keys):
-        if key not in row_of:
+        if key not in row_of and not options.keep_others:
             bad.append(BadSample(key, "is not in the table"))
-        elif options.label_column and not rows.names[options.label_column][row_of[key]]:
+        elif key in row_of and options.label_column and not rows.names[options.label_column][row_of[key]]:
             bad.append(BadSample(key, "has no label"))
         else:
             kept.append(key)
-    values = {name: [rows.names[column][row_of[key]] for key in kept] for name, column in wanted.items()}
+    values = {}
+    for name, column in wanted.items():
+        before = _names_of(old, name) if options.keep_others else []
+        values[name] = [
+            rows.names[column][row_of[key]] if key in row_of else before[id_of[key]] for key in kept
+        ]
     return [id_of[key] for key in kept], values, bad
+
+
+def _names_of(old: Catalogue, column: str) -> list[str]:
+    """The names in a column of a catalogue, row = sample id; empty where a sample has none."""
+    numbers, names = {
+        "label": (old.labels, old.class_names),
+        "group": (old.groups, old.group_names),
+        "blind_group": (old.blind_groups, old.blind_group_names),
+        "unit": (old.units, old.unit_names),
+    }[column]
+    return [names[number] if number >= 0 else "" for number in numbers.tolist()]
 
 
 def _key_of_path(path: str, id_of: dict[str, int], has_earlier_keys: bool) -> str:

@@ -77,10 +77,10 @@ def measure_fit(
     Raises:
         DataError: a shard is missing or truncated.
     """
-    clock = _Clock(seconds)
+    clock = Clock(seconds)
     judged = None if chosen.scored is None or not len(chosen.scored.ids) else _judge(chosen)
     mistakes = None if judged is None else _find_mistakes(chosen, judged)
-    data = _look_at_data(catalogue)
+    data = look_at_data(catalogue)
     curve: NextFacts | None = None
     if judged is None or chosen.scored is None:
         clock.leave_out("Confusion, mistakes and the learning curve: there are no test or validation images.")
@@ -99,16 +99,16 @@ def measure_fit(
     elif clock.left <= 0:
         clock.leave_out("Likely label errors", "no time was left")
     else:
-        labels = _judge_labels(catalogue, frozen, clock.left / 2, seed)
+        labels = judge_labels(catalogue, frozen, clock.left / 2, seed)
         if labels is None:
             clock.leave_out(
                 "Likely label errors", "comparing all images takes too long for the time that was left"
             )
-    near = near or _find_near(catalogue, clock)
+    near = near or find_near(catalogue, clock)
     return FitFacts(
         catalogue=catalogue,
         overview=overview,
-        data=data if near is None else _with_near(data, catalogue, near),
+        data=data if near is None else with_near(data, catalogue, near),
         judged=judged,
         mistakes=mistakes,
         labels=labels,
@@ -117,7 +117,7 @@ def measure_fit(
     )
 
 
-class _Clock:
+class Clock:
     """The rest of a time limit, and the parts that were left out."""
 
     def __init__(self, seconds: float) -> None:
@@ -132,7 +132,7 @@ class _Clock:
 
     def leave_out(self, what: str, why: str = "") -> None:
         """Record a missing part; with `why`, the time limit is the reason."""
-        self.left_out.append(f"{what}: {why} (limit of the report: {self._seconds:.0f} s)." if why else what)
+        self.left_out.append(f"{what}: {why} (time limit: {self._seconds:.0f} s)." if why else what)
 
 
 def _judge(chosen: Chosen) -> Judged:
@@ -203,7 +203,7 @@ def _nearest(
     return rows, found / 2 if metric == "cosine" else np.sqrt(found)
 
 
-def _look_at_data(catalogue: Catalogue) -> DataFacts:
+def look_at_data(catalogue: Catalogue) -> DataFacts:
     """Sizes and exact copies: of two files with equal CRC-32 and size, those to be shown are compared byte by byte."""
     where = catalogue.locate(np.arange(catalogue.num_samples))
     order = np.lexsort((np.arange(catalogue.num_samples), where.size, where.crc32))
@@ -234,7 +234,7 @@ def _look_at_data(catalogue: Catalogue) -> DataFacts:
     )
 
 
-def _find_near(catalogue: Catalogue, clock: _Clock) -> NearDuplicates | None:
+def find_near(catalogue: Catalogue, clock: Clock) -> NearDuplicates | None:
     """Near-duplicates, where decoding all images fits into the time that is left."""
     tried = np.unique(np.linspace(0, catalogue.num_samples - 1, _TRIED).astype(np.int64))
     started = time.monotonic()
@@ -249,7 +249,7 @@ def _find_near(catalogue: Catalogue, clock: _Clock) -> NearDuplicates | None:
     return find_near_duplicates(catalogue)
 
 
-def _with_near(data: DataFacts, catalogue: Catalogue, near: NearDuplicates) -> DataFacts:
+def with_near(data: DataFacts, catalogue: Catalogue, near: NearDuplicates) -> DataFacts:
     """`data` with the near-duplicates that are in different splits or classes; exact copies are already included."""
     id_of = {key: sample for sample, key in enumerate(catalogue.keys(np.arange(catalogue.num_samples)))}
     known = {(pair.first, pair.second) for pair in data.copies}
@@ -270,7 +270,7 @@ def _with_near(data: DataFacts, catalogue: Catalogue, near: NearDuplicates) -> D
     )
 
 
-def _judge_labels(catalogue: Catalogue, frozen: Embedded, seconds: float, seed: int) -> LabelFacts | None:
+def judge_labels(catalogue: Catalogue, frozen: Embedded, seconds: float, seed: int) -> LabelFacts | None:
     classes = np.unique(frozen.labels)
     found = predict_out_of_sample(frozen, classes, seconds=seconds, seed=seed)
     if found is None:

@@ -45,18 +45,18 @@ def report_run(trained: TrainedRun, out: Path, *, seconds: float = 120.0) -> Pat
             f"{trained.run} was trained on data.features={config.data.features}; the report shows images"
         )
     splits = split_run(trained.catalogue, config)
-    train = _embed(trained, "gallery", splits.gallery)
-    scored = None if splits.query is None else _embed(trained, splits.query_split, splits.query)
+    train = embed_selection(trained, "gallery", splits.gallery)
+    scored = None if splits.query is None else embed_selection(trained, splits.query_split, splits.query)
     head = _fit(trained, train, splits)
     start = open_start(trained)
-    frozen = None if start is None else _embed(start, "gallery", splits.gallery)
+    frozen = None if start is None else embed_selection(start, "gallery", splits.gallery)
     candidates, differences = [Candidate(name=Path(trained.run).name, head=head.config.name)], []
     if scored is not None:
         own = score_head(head, scored)
         candidates = [_candidate(Path(trained.run).name, head, own, splits.query_split)]
         if start is not None and frozen is not None and not trained.is_start:
             plain = fit_head(_vote(trained, frozen), frozen, head.classes)
-            other = score_head(plain, _embed(start, splits.query_split, _require(splits.query)))
+            other = score_head(plain, embed_selection(start, splits.query_split, _require(splits.query)))
             candidates.append(_candidate(_START, plain, other, splits.query_split, is_frozen=True))
             differences.append(_differ(own, other, splits.query_split))
     overview = Overview(
@@ -80,7 +80,7 @@ def report_run(trained: TrainedRun, out: Path, *, seconds: float = 120.0) -> Pat
 _START = "the network it started from"
 
 
-def _embed(trained: TrainedRun, name: str, selection: Selection) -> Embedded:
+def embed_selection(trained: TrainedRun, name: str, selection: Selection) -> Embedded:
     """The embeddings of a selection, cached under the run like those of `evaluate`;
     with logits if there is a classifier."""
     index = open_selection(trained, trained.config, name, selection)
@@ -106,7 +106,7 @@ def _fit(trained: TrainedRun, train: Embedded, splits: RunSplits) -> Head:
         return fit_head(config, train, classes)
     held_out = np.isin(train.ids, splits.stop.ids)
     head = fit_head(config, train.rows(~held_out) if held_out.any() else train, classes)
-    stop = train.rows(held_out) if held_out.any() else _embed(trained, "val", splits.stop)
+    stop = train.rows(held_out) if held_out.any() else embed_selection(trained, "val", splits.stop)
     return fit_head(calibrate(config, head, stop), train, classes)
 
 
