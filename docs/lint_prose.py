@@ -1,6 +1,6 @@
 """Checks the English of pages, Python texts and comments: words, long lines, long sentences.
 
-python docs/lint_prose.py               all files of docs/prose.toml, without those it lists as pending
+python docs/lint_prose.py               all files of docs/prose.toml, without those it lists as skipped
 python docs/lint_prose.py PATH ...      these files, and the .md, .py, .yaml, .toml and .sh files below these folders
 
 Prints `path:line: problem` and exits with 1 where there are problems. Code, links and HTML comments are not prose.
@@ -347,7 +347,7 @@ def listed(key: str) -> frozenset[Path]:
     """Files that a list of patterns in docs/prose.toml names.
 
     Args:
-        key: `files` or `pending`.
+        key: `files` or `skipped`.
 
     Returns:
         Paths of files; those in hidden folders are left out.
@@ -366,7 +366,7 @@ def check_file(path: Path) -> list[Problem]:
 
 
 def main() -> None:
-    """Check the named files, or all that are not pending."""
+    """Check the named files, or all that are not skipped."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -381,7 +381,7 @@ def main() -> None:
         for file in ([path] if path.is_file() else [each for s in SUFFIXES for each in path.rglob(f"*{s}")])
     ]
     num_problems = 0
-    for file in sorted({file.resolve() for file in files} if paths else listed("files") - listed("pending")):
+    for file in sorted({file.resolve() for file in files} if paths else listed("files") - listed("skipped")):
         for problem in check_file(file):
             num_problems += 1
             print(
