@@ -89,6 +89,12 @@ VALUES: list[tuple[str, str | int, str]] = [
         "index: /mnt/fsl-dist/indexes/first",
         f"index: {quoted('service.index')}",
     ),
+    (
+        f"{_SERVICE} /spec/serveConfigV2",
+        "index: s3://my-bucket/indexes/first",
+        f"index: {quoted('service.index')}",
+    ),
+    (f"{_SERVICE} /spec/serveConfigV2", "cache_gb: 50", f"cache_gb: {plain('storage.cacheGb')}"),
     (f"{_SERVICE} /spec/serveConfigV2", "replicas: 2", f"replicas: {plain('service.replicas')}"),
     (f"{_SERVICE} /spec/serveConfigV2", "cpus: 4", f"cpus: {plain('service.cpus')}"),
     (
@@ -109,9 +115,15 @@ VALUES: list[tuple[str, str | int, str]] = [
     (f"{_SERVICE} {_SIZES}memory", "16Gi", quoted("service.memory")),
     (f"{_REBUILD} /spec/schedule", "30 2 * * *", quoted("rebuild.schedule")),
     (f"{_REBUILD} /spec/timeZone", "Etc/UTC", quoted("rebuild.timeZone")),
-    (f"{_REBUILD} .*/entrypoint", "/mnt/fsl-dist/runs/first", plain("rebuild.run")),
-    (f"{_REBUILD} .*/entrypoint", "/mnt/fsl-dist/data/omniglot", plain("rebuild.dataset")),
-    (f"{_REBUILD} .*/entrypoint", "/mnt/fsl-dist/indexes/first", plain("rebuild.index")),
+    *(
+        (f"{_REBUILD} .*/entrypoint", f"{root}/{path}", plain(value))
+        for root in ("/mnt/fsl-dist", "s3://my-bucket")
+        for path, value in (
+            ("runs/first", "rebuild.run"),
+            ("data/omniglot", "rebuild.dataset"),
+            ("indexes/first", "rebuild.index"),
+        )
+    ),
     (
         f"{_REBUILD} .*/entrypoint",
         " kind=ivf_flat metric=cosine",
@@ -249,6 +261,11 @@ def _choose(base: Any, variants: Variants, place: str, wrap: Any) -> Iterator[st
     differing = {when: value for when, value in variants.items() if value != base}
     assert len(differing) == 1, f"{place}: two components change it"
     ((when, value),) = differing.items()
+    if base is not _MISSING and value is not _MISSING:
+        lines = _lines(base, {}, place)
+        if lines == _lines(value, {}, place):  # they differ in what is a value of the chart
+            yield from wrap(lines)
+            return
     if base is _MISSING:
         yield f"{{{{- if {when} }}}}"
     else:

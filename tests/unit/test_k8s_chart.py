@@ -28,6 +28,15 @@ rendered = pytest.mark.skipif(
 )
 
 
+IN_BUCKET = {
+    "storage__bucket": True,
+    "service__index": "s3://my-bucket/indexes/first",
+    "rebuild__run": "s3://my-bucket/runs/first",
+    "rebuild__dataset": "s3://my-bucket/data/omniglot",
+    "rebuild__index": "s3://my-bucket/indexes/first",
+}
+
+
 def by_name(objects: list[dict]) -> dict[str, dict]:
     """Objects by kind and name; what is YAML inside one is read, since quotes may differ."""
     for one in objects:
@@ -57,7 +66,7 @@ def test_templates_are_what_the_files_of_kustomize_give() -> None:
     [
         ("cpu", {"image__tag": "0.2.0-cpu"}),
         ("gpu", {"rebuild__gpu": True}),
-        ("restricted", {"storage__bucket": True, "denyAll": True}),
+        ("restricted", {"denyAll": True, **IN_BUCKET}),
     ],
 )
 def test_the_chart_gives_what_an_overlay_gives(overlay: str, values: dict[str, Any]) -> None:
@@ -98,10 +107,10 @@ CHANGES = {
     "account": {"serviceAccount__name": "robot", "serviceAccount__annotations": {"role": 'arn:"x": y'}},
     "storage": {"storage__claim": "shared", "storage__size": "2Ti", "storage__className": "nfs"},
     "bucket": {
+        **{name: value for name, value in IN_BUCKET.items() if name != "storage__bucket"},
         "storage__bucket": True,
         "storage__secret": "keys",
-        "rebuild__gpu": True,
-        "rebuild__run": "s3://b/r",
+        "storage__cacheGb": 7,
     },
     "service": {
         "service__index": "/mnt/fsl-dist/i",
@@ -145,12 +154,14 @@ CHANGES = {
 def test_each_value_has_an_effect(case: str) -> None:
     # The rules expect the default names of accounts, claims and namespaces.
     together = case in ("service", "rebuild", "pods", "image")
-    before = render_text(with_values(monitors__enabled=True))
+    base = {"monitors__enabled": True}
+    if case == "bucket":  # its values have an effect where there is a bucket, and its paths go with it
+        base |= {name: f"{value}-before" for name, value in IN_BUCKET.items() if name != "storage__bucket"}
+        base["storage__bucket"] = True
+    before = render_text(with_values(**base))
     for name, value in CHANGES[case].items():
-        others = {"storage__bucket": True} if name == "storage__secret" else {}
-        changed = render_text(with_values(**{"monitors__enabled": True, **others, name: value}))
-        reference = render_text(with_values(monitors__enabled=True, **others)) if others else before
-        assert (changed == reference) == (name == "monitors__enabled"), name
+        changed = render_text(with_values(**{**base, name: value}))
+        assert (changed == before) == (base.get(name) == value), name
     assert yaml.safe_load_all(render_text(with_values(**CHANGES[case])))
     if together:
         assert broken_rules(known(render(with_values(**CHANGES[case])))) == []
@@ -225,6 +236,8 @@ def leaves(part: dict, values: Any, name: str = "") -> Iterator[tuple[str, dict]
         ("service__replicas", "2"),
         ("service__indx", "/x"),
         ("service__index", "indexes/first"),
+        ("service__index", "s3://my-bucket/indexes/first"),  # without storage.bucket
+        ("storage__bucket", True),  # paths of a volume, which would be lost with the pod
         ("service__memory", "16 GB"),
         ("rebuild__run", "/x; rm -r /"),
         ("rebuild__settings", ["kind=$(id)"]),
