@@ -350,5 +350,7 @@ def test_top_shows_the_newest_progress_and_the_reason_of_a_wait(server: KubeServ
     shown = CliRunner().invoke(fsl_dist, ["top", "--to", "kuberay", "--once"]).output
     assert "epoch 2/9 step 5/8" in shown
     set_status(server)
-    shown = CliRunner().invoke(fsl_dist, ["top", "--to", "kuberay", "--once"]).output
-    assert "operator has not taken it up" in shown
+    found = CliRunner().invoke(fsl_dist, ["top", "--to", "kuberay", "--json"])
+    (job,) = json.loads(found.output)["jobs"]
+    assert job["state"] == "pending"
+    assert job["message"] == KubeRayPlace(KubeOptions()).status("first").message != ""
