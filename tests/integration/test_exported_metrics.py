@@ -52,6 +52,7 @@ def of_ray() -> list[Query]:
     return [query for query in queries() if "fsl_dist_index" not in query.text]
 
 
+@pytest.mark.slow
 def test_every_query_is_about_what_a_sweep_exports(digits: Path, tmp_path: Path) -> None:
     base = SWEEP["base"]
     config = {**SWEEP, "base": {**base, "data": {**base["data"], "dataset": str(digits)}}}
