@@ -145,7 +145,9 @@ def test_a_pack_that_finds_no_room_says_so(tmp_path: Path, disk: Disk) -> None:
     assert err.splitlines()[-1].startswith("error: ")
 
 
-@pytest.mark.parametrize("size", ["8k", "64k", "600k"])
+@pytest.mark.parametrize(
+    "size", [pytest.param("8k", marks=pytest.mark.slow), "64k", pytest.param("600k", marks=pytest.mark.slow)]
+)
 def test_copies_of_a_bucket_s_index_that_find_no_room_are_one_line(
     size: str, s3: str, tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
