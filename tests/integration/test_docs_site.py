@@ -16,13 +16,16 @@ from pathlib import Path
 import pytest
 from browser import CHROMIUM, FLAGS, run_browser
 
+ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "docs"))
+from find_answers import QUESTIONS, Question, find_answers, render  # noqa: E402
+
 pytest.importorskip("mkdocs", reason="MkDocs is not installed (pip install 'fsl-dist[docs]')")
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path (apt-get install chromium)"),
 ]
 
-ROOT = Path(__file__).parents[2]
 # What a page loads from another host becomes an error on the console.
 POLICY = "default-src 'self' 'unsafe-inline' data: blob:"
 LOGGED = ("--enable-logging=stderr", "--v=0", "--dump-dom", "--virtual-time-budget=8000")
@@ -147,3 +150,22 @@ def test_an_error_and_a_request_to_another_host_would_be_seen(
     told = re.findall(r"CONSOLE.*", log)
     assert any("TypeError" in line for line in told)
     assert any("Content Security Policy" in line for line in told)
+
+
+def test_a_stranger_finds_answers_from_the_front_page(site: Path) -> None:
+    trails = find_answers(site)
+    assert [trail.question for trail in trails if not trail.is_found] == []
+    assert len(trails) == len(QUESTIONS) == 7
+    assert {trail.question: trail.links for trail in trails if len(trail.links) > 2} == {}
+    assert {trail.question: trail.seconds for trail in trails if trail.seconds > 60} == {}
+    page = (ROOT / "docs" / "benchmarks" / "finding.md").read_text("utf-8")
+    # Words and seconds follow each edit of a page; the links do not.
+    for row in render(trails).splitlines():
+        assert f"\n{row.rsplit(' | ', 2)[0]} | " in page, render(trails)
+
+
+def test_a_stranger_gives_up_where_there_is_no_answer(site: Path) -> None:
+    (trail,) = find_answers(site, [Question("How do I resume a cake?", "bake it longer")])
+    assert not trail.is_found
+    assert 1 <= len(trail.links) <= 4
+    assert trail.num_words > 20

@@ -86,9 +86,13 @@ def prepare_vectors() -> None:
     np.save("Q.npy", rng.normal(size=(2, 8)).astype(np.float32))
 
 
+def prepare_images() -> None:
+    write_scans(Path("my_images"), {"cat": 3, "dog": 5, "hen": 8}, 40)
+
+
 def prepare_runs() -> None:
     """Runs that have written a checkpoint at step 56, and a data set."""
-    write_scans(Path("my_images"), {"cat": 3, "dog": 5}, 24)
+    prepare_images()
     fsl_dist.pack("my_images", "data/mine")
     train(
         "runs/mine",
@@ -177,7 +181,14 @@ PAGES = {
         {"plot maps": ["--pairs", "2"]},
     ),
     "heads": Page(prepare_skin, ["runs/skin/head.json"]),
+    "fit": Page(
+        prepare_images,
+        ["my_images-fit/fit.json", "my_images-fit/report.html"],
+        {"fit my_images": ["--minutes", "0.5", "backbone.pretrained=false"]},
+        left_out=["fit my_images --minutes 10 backbone.weights"],
+    ),
 }
+SLOW = ("fit",)
 
 
 def shown_commands(page: Path) -> list[list[str]]:
@@ -215,7 +226,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Callable[[],
     return folder_of
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in PAGES]
+)
 def test_commands_of_a_how_to_run(
     name: str, prepared: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
