@@ -42,21 +42,22 @@ class Vectors:
 
     def costs(self, queries: np.ndarray, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Costs of `queries` float32 [n, dim] with `rows` int64 [n, c]: float64 [n, c]; undefined where a row is −1."""
+        num, width = rows.shape
         out = np.empty(rows.shape) if out is None else out
         dim, is_l2 = self.raw.shape[1], self.metric == "l2"
-        at_once = max(1, _NUMBERS_AT_ONCE // max(rows.shape[1] * dim, 1))
-        held = np.empty((min(at_once, len(rows)), rows.shape[1], dim))
+        at_once = max(1, _NUMBERS_AT_ONCE // max(width * dim, 1))
+        held = np.empty((min(at_once, num), width, dim))
         combine = np.subtract if is_l2 else np.multiply
-        for first in range(0, len(rows), at_once):
+        for first in range(0, num, at_once):
             some = slice(first, first + at_once)
             vectors = self.raw.take(rows[some], axis=0)
             # [queries, candidates, dim]; float32 to float64 happens inside.
             terms = held[: len(vectors)]
-            combine(vectors, queries[some, None, :], out=terms, dtype=np.float64)
+            combine(vectors, queries[some, None], terms, dtype=np.float64)
             if is_l2:
                 np.einsum("ncd,ncd->nc", terms, terms, out=out[some])
             else:
-                np.sum(terms, axis=2, out=out[some])
+                terms.sum(axis=2, out=out[some])
         if self.metric == "cosine":
             out *= np.abs(out)
             out /= self.squares[rows]
