@@ -8,7 +8,6 @@ other row can be nearer; queries without that proof get more candidates, then a 
 
 import itertools
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,14 +17,14 @@ from index import kinds, versions
 from index.base.errors import VersionError
 from index.candidates import Candidates
 from index.config import Device, Metric
-from index.exact.costs import Vectors
+from index.exact.costs import Vectors, linear
+from index.exact.narrowing import is_worth_it, narrow
 from index.exact.second_look import SecondLook
 from index.faiss_contents import check_contents
 from index.flat import FlatRows, keep_best
 from index.gpu import choose_gpu
 from index.merge import order_top_k
 from index.plan import Task, is_among
-from index.runtime import faiss
 from index.vectors import unit_vectors
 from index.versions import Manifest
 
@@ -39,7 +38,6 @@ _SPARE = 10
 _WIDER_MARGIN = 120
 _FEW = 8
 _QUERIES_AT_ONCE = 4096
-_RERANK_QUERIES = 512  # with fewer queries per thread, threads cost more than they save
 
 
 NONE_HIDDEN = np.empty(0, dtype=np.int64)
@@ -295,22 +293,30 @@ class Shard:
         """Order candidates by their exact costs: ids [queries, k], costs [queries, k], and the queries without proof,
         int64 places in `part`."""
         queries, rows = request.queries[part], found.rows
-        costs = np.empty(rows.shape)
-        num_threads = len(rows) // _RERANK_QUERIES
-        if num_threads > 1:
-            num_threads = min(faiss.omp_get_max_threads(), num_threads)
-        if num_threads <= 1:
-            self._vectors.costs(queries, rows, costs)
-        else:
-            with ThreadPoolExecutor(num_threads) as pool:
-                cuts = (np.array_split(array, num_threads) for array in (queries, rows, costs))
-                list(pool.map(self._vectors.costs, *cuts))
+        if found.worst is None and is_worth_it(self._vectors, rows, request.k + 1):
+            return *self._decide_narrowed(request, part, rows), _NO_DOUBTS
+        costs = self._vectors.costs_in_threads(queries, rows)
         ids, costs = self._order(request, part, rows, costs, is_full=found.is_full)
         if found.worst is None:
             return ids, costs, _NO_DOUBTS
         is_whole = np.isposinf(found.worst)
         is_proven = is_whole | self._flat.is_proven(found.worst, found.lengths, costs[:, -1])
         return ids, costs, np.flatnonzero(~is_proven)
+
+    def _decide_narrowed(
+        self, request: Request, part: _Part, rows: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `_decide` for many candidates of the FAISS index: exact costs of the few that float32 leaves."""
+        queries = request.queries[part]
+        # One more than k for the excluded position.
+        kept, limits = narrow(self._vectors, queries, rows, request.k + 1)
+        ids, costs = self._order(request, part, kept, self._vectors.costs_in_threads(queries, kept))
+        left = np.flatnonzero(linear(costs[:, -1], self._vectors.metric) >= limits)
+        if len(left):
+            some = part.start + left if isinstance(part, slice) else part[left]
+            of_all = self._vectors.costs_in_threads(queries[left], rows[left])
+            ids[left], costs[left] = self._order(request, some, rows[left], of_all)
+        return ids, costs
 
     def _look_again(
         self, request: Request, part: _Part, tasks: list[Task], limits: np.ndarray
