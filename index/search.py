@@ -210,6 +210,8 @@ class ShardedIndex(abc.ABC):
             places = np.empty_like(order)
             places[order] = np.arange(num_queries)
             ids, costs = ids[places], costs[places]
+        if not ids.flags.writeable:  # another process answered, in memory that it shares
+            ids, costs = ids.copy(), costs.copy()
         distances = linear(costs if self.metric == "l2" else -costs, self.metric)
         return make_result(ids, distances, tuple(sorted(missing)))
 

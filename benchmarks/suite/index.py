@@ -19,6 +19,7 @@ from benchmarks.suite.peers_index import FAISS, OURS, WAYS, Opened, Way, built
 from benchmarks.suite.report import BenchOptions, Report, Table, Target
 from benchmarks.vectors import VectorSet, describe, open_vectors
 from index.base.errors import RequestError
+from index.base.files import remove_folder
 from index.runtime import faiss, matrix_product_from
 
 K = 10
@@ -76,6 +77,7 @@ def measure(options: BenchOptions) -> Report:
         for table, some in (of_set.builds(), of_set.searches(), of_set.filters()):
             tables += table
             targets += some
+        remove_folder(options.folder / name)  # the next set takes as much again
     tables.insert(0, Table("Vectors", ("", "intrinsic dimension, 2 nearest", "20 nearest", "nearest in own cluster",
                                        "vectors in the clusters with 95 % of the nearest"), tuple(shapes)))  # fmt: skip
     return Report(
