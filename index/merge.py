@@ -1,31 +1,25 @@
-"""Merge the answers of several shards into one: pure NumPy, the same for squared distances and products."""
+"""Merge the answers of several shards into one: pure NumPy, the same for every metric."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from index.config import Metric
 
-
-def merge_top_k(
-    ids: Sequence[np.ndarray], distances: Sequence[np.ndarray], k: int, metric: Metric
-) -> tuple[np.ndarray, np.ndarray]:
+def merge_top_k(answers: Sequence[tuple[np.ndarray, np.ndarray]], k: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the k best of all answers to each query.
 
     Args:
-        ids: int64 [n, k_i] per answer, -1 where there is none; k_i may be 0.
-        distances: float [n, k_i] per answer, in the convention of the metric.
+        answers: at least one pair of ids int64 [n, k] and costs float64 [n, k], as `order_top_k` returns them.
+        k: neighbours per query.
 
     Returns:
-        (ids int64 [n, k], distances float64 [n, k]), best first: the smallest for l2, the largest for inner_product;
-        ties are ordered by id. Missing entries are -1 with +inf (l2) or -inf (inner_product).
+        (ids int64 [n, k], costs float64 [n, k]), the smallest cost first; ties are ordered by id. Missing entries are
+        -1 with +inf.
     """
-    sign = 1.0 if metric == "l2" else -1.0
-    all_ids = np.concatenate(ids, axis=1)
-    costs = sign * np.concatenate(distances, axis=1).astype(np.float64)
-    costs[all_ids < 0] = np.inf
-    top_ids, top_costs = order_top_k(all_ids, costs, k)
-    return top_ids, sign * top_costs
+    if len(answers) == 1:
+        return answers[0]
+    ids, costs = (np.concatenate(arrays, axis=1) for arrays in zip(*answers, strict=True))
+    return order_top_k(ids, costs, k)
 
 
 def order_top_k(ids: np.ndarray, costs: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -34,9 +28,14 @@ def order_top_k(ids: np.ndarray, costs: np.ndarray, k: int) -> tuple[np.ndarray,
     ids: int64 [n, c], costs: float64 [n, c], +inf where the id is -1. Returns both as [n, k], padded with -1
     and +inf where c < k.
     """
-    order = np.lexsort((ids, costs), axis=-1)[:, :k]
-    top_ids = np.full((len(ids), k), -1, dtype=np.int64)
-    top_costs = np.full((len(ids), k), np.inf)
-    top_ids[:, : order.shape[1]] = np.take_along_axis(ids, order, axis=1)
-    top_costs[:, : order.shape[1]] = np.take_along_axis(costs, order, axis=1)
+    num, width = ids.shape
+    places = np.lexsort((ids, costs), axis=-1)[:, :k]
+    if num > 1:
+        places = places + width * np.arange(num)[:, None]
+    best_ids, best_costs = ids.take(places), costs.take(places)
+    if width >= k:
+        return best_ids, best_costs
+    top_ids = np.full((num, k), -1, dtype=np.int64)
+    top_costs = np.full((num, k), np.inf)
+    top_ids[:, :width], top_costs[:, :width] = best_ids, best_costs
     return top_ids, top_costs

@@ -233,8 +233,9 @@ def id_spans(include: np.ndarray | None, exclude: np.ndarray | None, num_queries
     return np.column_stack([low, np.clip(exclude[:, 0], low, high), np.clip(exclude[:, 1], low, high), high])
 
 
-def order_queries(filter: Filter | None, labels: np.ndarray, spans: np.ndarray | None) -> np.ndarray:
-    """An order of the queries in which those that search the same positions are adjacent: int64 [n]."""
+def order_queries(filter: Filter | None, labels: np.ndarray, spans: np.ndarray | None) -> np.ndarray | None:
+    """An order of the queries in which those that search the same positions are adjacent: int64 [n];
+    None if they are."""
     if spans is not None:
         return np.lexsort((*spans.T[::-1], labels))
-    return np.argsort(labels, kind="stable") if filter else np.arange(len(labels))
+    return np.argsort(labels, kind="stable") if filter else None

@@ -60,4 +60,4 @@ def make_result(ids: np.ndarray, distances: np.ndarray, missing_shards: tuple[in
     """The result of these ids, int64 [n, k], and distances, float64 [n, k]."""
     with np.errstate(over="ignore", under="ignore"):
         rounded = distances.astype(np.float32)
-    return SearchResult(ids, rounded, int((ids < 0).sum()), missing_shards, distances)
+    return SearchResult(ids, rounded, int(np.count_nonzero(ids < 0)), missing_shards, distances)

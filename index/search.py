@@ -163,7 +163,7 @@ class ShardedIndex(abc.ABC):
         num_queries = len(queries)
         contents = self._contents
         filter, query_labels = self._choose_filter(same_class, other_class, num_queries)
-        skip = skip_added = np.full(num_queries, -1, dtype=np.int64)
+        skip = skip_added = None
         if query_ids is not None:
             query_ids = np.asarray(query_ids)
             check_column(query_ids, "query_ids", num_queries)
@@ -176,39 +176,45 @@ class ShardedIndex(abc.ABC):
         spans = id_spans(included, excluded, num_queries)
         chosen = self._choose_parameters(parameters or {})
 
-        ids = np.full((num_queries, k), -1, dtype=np.int64)
-        distances = np.empty((num_queries, k))
+        found: list[tuple[np.ndarray, np.ndarray]] = []
         missing: set[int] = set()
-        sign = 1.0 if self.metric == "l2" else -1.0
         order = order_queries(filter, query_labels, spans)
+        is_flat = exact or self.manifest.kind == "flat"
         at_once = max(1, min(_QUERIES_AT_ONCE, _ANSWERS_AT_ONCE // k))
         for start in range(0, num_queries, at_once):
-            rows = order[start : start + at_once]
+            rows = slice(start, start + at_once) if order is None else order[start : start + at_once]
+            labels = query_labels[rows]
+            span = None if spans is None else spans[rows]
             part = Request(
                 np.ascontiguousarray(queries[rows]),
-                query_labels[rows],
-                skip[rows],
+                labels,
+                None if skip is None else skip[rows],
                 int(k),
-                (),
+                contents.planner.plan(filter, labels, span, is_flat=is_flat),
                 chosen,
                 exact,
                 contents.changes.hidden,
                 contents.changes.number,
             )
-            span = None if spans is None else spans[rows]
-            is_flat = exact or self.manifest.kind == "flat"
-            tasks = contents.planner.plan(filter, part.labels, span, is_flat=is_flat)
-            asked = list(self._answers(dataclasses.replace(part, tasks=tasks)))
+            asked = list(self._answers(part))
             if contents.added is not None:
-                tasks = contents.added.plan(filter, part.labels, span)
-                of_added = dataclasses.replace(part, tasks=tasks, skip=skip_added[rows], hidden=NONE_HIDDEN)
+                tasks = contents.added.plan(filter, labels, span)
+                left_out = None if skip_added is None else skip_added[rows]
+                of_added = dataclasses.replace(part, tasks=tasks, skip=left_out, hidden=NONE_HIDDEN)
                 asked.append(self._added.answer(of_added))
             missing.update(shard for shard, answer in enumerate(asked) if answer is None)
-            answers = [answer for answer in asked if answer is not None]
-            ids[rows], distances[rows] = merge_top_k(
-                [a[0] for a in answers], [sign * a[1] for a in answers], int(k), self.metric
-            )
-        return make_result(ids, linear(distances, self.metric), tuple(sorted(missing)))
+            found.append(merge_top_k([answer for answer in asked if answer is not None], int(k)))
+        if not found:
+            found.append((np.empty((0, k), dtype=np.int64), np.empty((0, k))))
+        ids, costs = found[0] if len(found) == 1 else map(np.concatenate, zip(*found, strict=True))
+        if order is not None:
+            places = np.empty_like(order)
+            places[order] = np.arange(num_queries)
+            ids, costs = ids[places], costs[places]
+        if not ids.flags.writeable:  # another process answered, in memory that it shares
+            ids, costs = ids.copy(), costs.copy()
+        distances = linear(costs if self.metric == "l2" else -costs, self.metric)
+        return make_result(ids, distances, tuple(sorted(missing)))
 
     def _choose_filter(
         self, same_class: Labels | None, other_class: Labels | None, num_queries: int

@@ -8,7 +8,6 @@ other row can be nearer; queries without that proof get more candidates, then a 
 
 import itertools
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,14 +17,14 @@ from index import kinds, versions
 from index.base.errors import VersionError
 from index.candidates import Candidates
 from index.config import Device, Metric
-from index.exact.costs import Vectors
+from index.exact.costs import Vectors, linear
+from index.exact.narrowing import is_worth_it, narrow
 from index.exact.second_look import SecondLook
 from index.faiss_contents import check_contents
 from index.flat import FlatRows, keep_best
 from index.gpu import choose_gpu
 from index.merge import order_top_k
 from index.plan import Task, is_among
-from index.runtime import faiss
 from index.vectors import unit_vectors
 from index.versions import Manifest
 
@@ -39,10 +38,14 @@ _SPARE = 10
 _WIDER_MARGIN = 120
 _FEW = 8
 _QUERIES_AT_ONCE = 4096
-_RERANK_QUERIES = 512  # with fewer queries per thread, threads cost more than they save
 
 
 NONE_HIDDEN = np.empty(0, dtype=np.int64)
+_NO_DOUBTS = np.empty(0, dtype=np.int64)
+_NO_LENGTHS = np.empty(0)
+
+_Part = slice | np.ndarray
+"""some queries of a request: a range, or places int64 [n]"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +58,8 @@ class Request:
     labels: np.ndarray
     """int64 [n]; read only by masked tasks."""
 
-    skip: np.ndarray
-    """int64 [n]: the position that is left out of a query's answer, -1 for none."""
+    skip: np.ndarray | None
+    """int64 [n]: the position that is left out of a query's answer, -1 for none; None where no query has one."""
 
     k: int
     """Answers a query."""
@@ -100,7 +103,7 @@ class Shard:
     ) -> None:
         self.start = start
         self.stop = start + len(vectors)
-        self._ids = ids
+        self._ids = np.asarray(ids)  # a memory map takes longer for each access
         self._vectors = Vectors(vectors, metric)
         self._candidates = candidates
         self._parameters = parameters or {}
@@ -172,25 +175,39 @@ class Shard:
 
         Costs are those of `exact.costs`; -1 and +inf fill up.
         """
-        ids = np.full((len(request.queries), request.k), -1, dtype=np.int64)
-        costs = np.full((len(request.queries), request.k), np.inf)
-        for (first, last), group in itertools.groupby(
-            request.tasks, key=lambda task: (task.query_start, task.query_stop)
-        ):
+        num_queries = len(request.queries)
+        parts: list[tuple[slice, np.ndarray, np.ndarray]] = []
+        for (first, last), group in itertools.groupby(request.tasks, key=_queries_of):
             tasks = [task for task in map(self._cut, group) if task.start < task.stop]
             for start in range(first, last if tasks else first, _QUERIES_AT_ONCE):
-                part = np.arange(start, min(start + _QUERIES_AT_ONCE, last))
-                found = self._propose(request, part, tasks)
-                ids[part], costs[part], doubts = self._decide(request, part, found)
-                if 0 < _FEW * len(doubts) <= max(len(part), _FEW):
-                    found = self._propose_all(request, doubts, tasks, _WIDER_MARGIN)
-                    ids[doubts], costs[doubts], doubts = self._decide(request, doubts, found)
-                if len(doubts):
-                    ids[doubts], costs[doubts] = self._look_again(request, doubts, tasks, costs[doubts, -1])
+                part = slice(start, min(start + _QUERIES_AT_ONCE, last))
+                parts.append((part, *self._answer_part(request, part, tasks)))
+        if len(parts) == 1 and len(parts[0][1]) == num_queries:
+            return parts[0][1], parts[0][2]
+        ids = np.full((num_queries, request.k), -1, dtype=np.int64)
+        costs = np.full((num_queries, request.k), np.inf)
+        for part, ids_of_part, costs_of_part in parts:
+            ids[part], costs[part] = ids_of_part, costs_of_part
+        return ids, costs
+
+    def _answer_part(self, request: Request, part: slice, tasks: list[Task]) -> tuple[np.ndarray, np.ndarray]:
+        """`answer` for some queries that search the same rows: ids and costs [queries, k]."""
+        found = self._propose(request, part, tasks)
+        ids, costs, doubts = self._decide(request, part, found)
+        if 0 < _FEW * len(doubts) <= max(len(ids), _FEW):
+            some = part.start + doubts
+            found = self._propose_all(request, some, tasks, _WIDER_MARGIN)
+            ids[doubts], costs[doubts], left = self._decide(request, some, found)
+            doubts = doubts[left]
+        if len(doubts):
+            some = part.start + doubts
+            ids[doubts], costs[doubts] = self._look_again(request, some, tasks, costs[doubts, -1])
         return ids, costs
 
     def _cut(self, task: Task) -> Task:
         """The task's part in this shard, in rows of the shard."""
+        if self.start == 0 and task.stop <= self.stop and task.positions is None:
+            return task
         start, stop = max(task.start, self.start) - self.start, min(task.stop, self.stop) - self.start
         positions = task.positions
         if positions is not None:
@@ -199,8 +216,8 @@ class Shard:
             start, stop = (int(positions[0]), int(positions[-1]) + 1) if len(positions) else (0, 0)
         return Task(task.query_start, task.query_stop, start, stop, task.is_masked, task.is_class, positions)
 
-    def _propose(self, request: Request, part: np.ndarray, tasks: list[Task]) -> "_Found":
-        """Rows of this shard that may be among the k best of these queries, int64 [n] of the request."""
+    def _propose(self, request: Request, part: slice, tasks: list[Task]) -> "_Found":
+        """Rows of this shard that may be among the k best of these queries of the request."""
         num_rows = sum(_num_rows(task) for task in tasks)
         index = self._candidates
         is_exact = request.is_exact or any(task.is_class or task.is_masked for task in tasks)
@@ -217,15 +234,18 @@ class Shard:
             queries = unit_vectors(queries)
         rows = index.propose(queries, width, allowed, parameters)
         _leave_out(rows, hidden)
-        found = _Found(rows, np.full(len(part), np.inf), np.zeros(len(part)))
+        found = _Found(rows, is_full=not len(rows) or rows.min() >= 0)
         # One more than k for the excluded position. Queries with too few candidates are searched in the vectors.
         wanted = min(request.k + 1, num_rows - len(hidden))
+        if width >= wanted and found.is_full:
+            return found
         short = np.flatnonzero((rows >= 0).sum(axis=1) < wanted)
         if len(short):
-            found = found.with_answers(short, self._propose_all(request, part[short], tasks, MARGIN))
+            compared = self._propose_all(request, part.start + short, tasks, MARGIN)
+            found = found.with_answers(short, compared)
         return found
 
-    def _propose_all(self, request: Request, part: np.ndarray, tasks: list[Task], margin: int) -> "_Found":
+    def _propose_all(self, request: Request, part: _Part, tasks: list[Task], margin: int) -> "_Found":
         """As `_propose`, by comparing these queries with every row of the tasks:
         k + `margin` candidates and some for hidden rows."""
         queries = self._flat.hold(request.queries[part])
@@ -247,7 +267,7 @@ class Shard:
                 )
         best = keep_best(found, asked)
         if sum(map(_num_rows, tasks)) <= asked:
-            worst = np.full(len(part), np.inf)  # nothing was left out
+            worst = np.full(len(best.rows), np.inf)  # nothing was left out
         else:
             worst = best.costs.max(axis=1).astype(np.float64)
         worst[np.isinf(best.lengths)] = -np.inf
@@ -268,26 +288,38 @@ class Shard:
         return np.sort(np.concatenate(parts))
 
     def _decide(
-        self, request: Request, part: np.ndarray, found: "_Found"
+        self, request: Request, part: _Part, found: "_Found"
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Order candidates by their exact costs: ids [queries, k], costs [queries, k], and the queries without proof,
-        int64 of the request."""
+        int64 places in `part`."""
         queries, rows = request.queries[part], found.rows
-        costs = np.empty(rows.shape)
-        num_threads = max(1, min(faiss.omp_get_max_threads(), len(rows) // _RERANK_QUERIES))
-        if num_threads == 1:
-            self._vectors.costs(queries, rows, costs)
-        else:
-            with ThreadPoolExecutor(num_threads) as pool:
-                cuts = (np.array_split(array, num_threads) for array in (queries, rows, costs))
-                list(pool.map(self._vectors.costs, *cuts))
-        ids, costs = self._order(request, part, rows, costs)
+        if found.worst is None and is_worth_it(self._vectors, rows, request.k + 1):
+            return *self._decide_narrowed(request, part, rows), _NO_DOUBTS
+        costs = self._vectors.costs_in_threads(queries, rows)
+        ids, costs = self._order(request, part, rows, costs, is_full=found.is_full)
+        if found.worst is None:
+            return ids, costs, _NO_DOUBTS
         is_whole = np.isposinf(found.worst)
         is_proven = is_whole | self._flat.is_proven(found.worst, found.lengths, costs[:, -1])
-        return ids, costs, part[~is_proven]
+        return ids, costs, np.flatnonzero(~is_proven)
+
+    def _decide_narrowed(
+        self, request: Request, part: _Part, rows: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `_decide` for many candidates of the FAISS index: exact costs of the few that float32 leaves."""
+        queries = request.queries[part]
+        # One more than k for the excluded position.
+        kept, limits = narrow(self._vectors, queries, rows, request.k + 1)
+        ids, costs = self._order(request, part, kept, self._vectors.costs_in_threads(queries, kept))
+        left = np.flatnonzero(linear(costs[:, -1], self._vectors.metric) >= limits)
+        if len(left):
+            some = part.start + left if isinstance(part, slice) else part[left]
+            of_all = self._vectors.costs_in_threads(queries[left], rows[left])
+            ids[left], costs[left] = self._order(request, some, rows[left], of_all)
+        return ids, costs
 
     def _look_again(
-        self, request: Request, part: np.ndarray, tasks: list[Task], limits: np.ndarray
+        self, request: Request, part: _Part, tasks: list[Task], limits: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Exact ids [queries, k] and costs [queries, k] of queries whose k-th best costs no more than `limits`."""
         is_allowed = np.zeros(self.stop - self.start, dtype=bool)
@@ -305,14 +337,17 @@ class Shard:
         return self._order(request, part, rows, costs)
 
     def _order(
-        self, request: Request, part: np.ndarray, rows: np.ndarray, costs: np.ndarray
+        self, request: Request, part: _Part, rows: np.ndarray, costs: np.ndarray, *, is_full: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
         """The k best of the ranked candidates [queries, any] without the excluded position:
         ids and costs [queries, k]."""
-        ids = self._ids[rows]
-        left_out = (rows < 0) | (rows + self.start == request.skip[part][:, None])
-        ids[left_out] = -1
-        costs[left_out] = np.inf
+        ids = self._ids.take(rows)
+        if request.skip is not None or not is_full:
+            left_out = rows < 0
+            if request.skip is not None:
+                left_out |= rows + self.start == request.skip[part, None]
+            ids[left_out] = -1
+            costs[left_out] = np.inf
         return order_top_k(ids, costs, request.k)
 
 
@@ -323,21 +358,24 @@ class _Found:
     rows: np.ndarray
     """int64 [n, any], −1 for none"""
 
-    worst: np.ndarray
+    worst: np.ndarray | None = None
     """float64 [n]: no row that was compared and is not among them costs less, up to rounding; +inf where none was
-    left out, or the FAISS index answered, which promises nothing"""
+    left out; None where the FAISS index answered, which promises nothing"""
 
-    lengths: np.ndarray
-    """float64 [n]: as in `flat.Proposal`"""
+    lengths: np.ndarray = field(default_factory=lambda: _NO_LENGTHS)
+    """float64 [n]: as in `flat.Proposal`; empty where `worst` is None"""
+
+    is_full: bool = False
+    """whether every row is known to be one, none −1"""
 
     def with_answers(self, places: np.ndarray, found: "_Found") -> "_Found":
-        """These candidates with those of `found` for the queries at `places`, int64 [m]."""
+        """These candidates of the FAISS index with those of `found` for the queries at `places`, int64 [m]."""
         width = max(self.rows.shape[1], found.rows.shape[1])
         rows = np.full((len(self.rows), width), -1, dtype=np.int64)
         rows[:, : self.rows.shape[1]] = self.rows
         rows[places] = -1
         rows[places, : found.rows.shape[1]] = found.rows
-        worst, lengths = self.worst.copy(), self.lengths.copy()
+        worst, lengths = np.full(len(rows), np.inf), np.zeros(len(rows))
         worst[places], lengths[places] = found.worst, found.lengths
         return _Found(rows, worst, lengths)
 
@@ -346,6 +384,10 @@ def _leave_out(rows: np.ndarray, hidden: np.ndarray) -> None:
     """Set -1 where `rows` contains one of `hidden`, ascending."""
     if len(hidden):
         rows[is_among(rows, hidden)] = -1
+
+
+def _queries_of(task: Task) -> tuple[int, int]:
+    return task.query_start, task.query_stop
 
 
 def _num_rows(task: Task) -> int:

@@ -7,6 +7,7 @@ import click
 
 from benchmarks.practice.command import practice
 from benchmarks.suite.run import BENCHMARKS, run_benchmark
+from benchmarks.vectors import SETS
 
 _ABOUT = {
     "stream": "Reading and decoding photographs: scans, episodes and random batches, compared with DALI, webdataset and DataLoader.",
@@ -15,10 +16,18 @@ _ABOUT = {
     "workers": "Two workers compared with one on the same steps, and with two independent runs.",
     "start": "From the command to the first training step on Ray, compared with a TorchTrainer that does nothing.",
     "mining": "Deep kNN's neighbours in a memory of all embeddings, and decoded, next to neighbours in the batch.",
+    "index": "Search for the nearest vectors, compared with FAISS used directly, hnswlib and usearch.",
     "evaluate": "kNN scores over many K_p and prototype scores of many draws, compared with scikit-learn and plain torch.",
 }
 _DATASET = click.option(
     "--dataset", type=click.Path(path_type=Path), help="A packed data set in place of the made one."
+)
+_VECTORS = click.option(
+    "--vectors",
+    type=(click.Choice(SETS), click.IntRange(min=1000)),
+    multiple=True,
+    metavar="NAME NUM",
+    help="A set of benchmarks.vectors and its size; repeat for several.",
 )
 # The others' sizes are what they are about.
 _ON_A_DATASET = ("stream", "train", "workers", "start", "mining")
@@ -49,12 +58,17 @@ def _benchmark(name: str) -> Callable[..., None]:
     )
     @click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON object on stdout.")
     def command(
-        smoke: bool, rounds: int, out: Path | None, as_json: bool, dataset: Path | None = None
+        smoke: bool,
+        rounds: int,
+        out: Path | None,
+        as_json: bool,
+        dataset: Path | None = None,
+        vectors: tuple[tuple[str, int], ...] = (),
     ) -> None:
         from benchmarks.suite.report import to_json, to_markdown
         from cluster.commands.output import emit
 
-        report = run_benchmark(name, is_smoke=smoke, rounds=rounds, dataset=dataset, out=out)
+        report = run_benchmark(name, is_smoke=smoke, rounds=rounds, dataset=dataset, out=out, vectors=vectors)
         emit(to_json(report), as_json, to_markdown(report))
 
     return command
@@ -65,6 +79,8 @@ for _name in BENCHMARKS:
     _command = _benchmark(_name)
     if _name in _ON_A_DATASET:
         _DATASET(_command)
+    if _name == "index":
+        _VECTORS(_command)
 
 if __name__ == "__main__":
     main()

@@ -30,6 +30,8 @@ class BenchOptions:
     """counted rounds of everything that is timed in turn, at least 1"""
     dataset: Path | None = None
     """a packed data set to measure on in place of a made one, where the benchmark takes one"""
+    vectors: Sequence[tuple[str, int]] = ()
+    """sets of `benchmarks.vectors` and how many vectors of each, where the benchmark takes them"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -212,7 +212,7 @@ def answer_together(shards: Sequence[Shard], requests: Sequence[Request]) -> lis
         requests[0],
         queries=np.concatenate([request.queries for request in requests]),
         labels=np.concatenate([request.labels for request in requests]),
-        skip=np.concatenate([request.skip for request in requests]),
+        skip=_joined_skip(requests),
         tasks=(task,),
     )
     answers = [shard.answer(joined) for shard in shards]
@@ -220,3 +220,12 @@ def answer_together(shards: Sequence[Shard], requests: Sequence[Request]) -> lis
         [(ids[start:end], costs[start:end]) for ids, costs in answers]
         for start, end in zip([0, *ends[:-1]], ends, strict=True)
     ]
+
+
+def _joined_skip(requests: Sequence[Request]) -> np.ndarray | None:
+    if all(request.skip is None for request in requests):
+        return None
+    parts = [
+        np.full(len(request.queries), -1) if request.skip is None else request.skip for request in requests
+    ]
+    return np.concatenate(parts)

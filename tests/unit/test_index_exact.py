@@ -268,9 +268,9 @@ def test_answers_do_not_depend_on_shards_batches_or_threads(tmp_path, monkeypatc
     vectors = tight_clusters(np.random.default_rng(5)).astype(np.float32)
     answers = []
     for shards, batch, threads in ((1, 300, 1), (1, 7, 1), (5, 300, 2), (2, 1, 1)):
-        monkeypatch.setattr("index.shard._RERANK_QUERIES", 50)
+        monkeypatch.setattr("index.exact.costs._QUERIES_A_THREAD", 50)
         monkeypatch.setattr("index.exact.second_look._QUERIES_A_THREAD", 50)
-        monkeypatch.setattr("index.shard.faiss.omp_get_max_threads", lambda threads=threads: threads)
+        monkeypatch.setattr("index.exact.costs.faiss.omp_get_max_threads", lambda threads=threads: threads)
         found_in = opened(tmp_path / f"{shards}-{batch}", vectors, shards=shards)
         parts = [
             found_in.search(vectors[start : min(start + batch, 300)], 5) for start in range(0, 300, batch)

@@ -4,28 +4,32 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from index.merge import merge_top_k
+from index.merge import merge_top_k, order_top_k
 
-answers = st.lists(st.tuples(st.integers(-3, 3), st.booleans()), max_size=6)
+# Entries of one shard for three queries: cost, and whether it is padding.
+shards_of_three = st.integers(0, 6).flatmap(
+    lambda width: st.tuples(
+        *[st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=width, max_size=width)] * 3
+    )
+)
 
 
 @settings(max_examples=150)
-@given(shards=st.lists(answers, min_size=1, max_size=4), k=st.integers(1, 8), is_l2=st.booleans())
-def test_merged_equals_sorting_everything(shards, k, is_l2) -> None:
-    ids, distances, everything = [], [], []
-    number = 50
+@given(shards=st.lists(shards_of_three, min_size=1, max_size=4), k=st.integers(1, 8))
+def test_merged_equals_sorting_everything(shards, k) -> None:
+    number, answers = 99, []
+    everything: list[list[tuple[float, int]]] = [[], [], []]
     for shard in shards:
-        row_ids, row_distances = [], []
-        for distance, is_padding in shard:
-            number -= 1
-            row_ids.append(-1 if is_padding else number)
-            row_distances.append(float(distance))
-            if not is_padding:
-                everything.append((distance if is_l2 else -distance, number))
-        ids.append(np.array([row_ids], np.int64).reshape(1, -1))
-        distances.append(np.array([row_distances], np.float32).reshape(1, -1))
-    merged_ids, merged_distances = merge_top_k(ids, distances, k, "l2" if is_l2 else "inner_product")
-    sign = 1 if is_l2 else -1
-    best = sorted(everything)[:k] + [(np.inf, -1)] * (k - len(everything))
-    assert merged_ids.tolist() == [[number for _, number in best]]
-    assert merged_distances.tolist() == [[sign * cost for cost, _ in best]]
+        ids = np.full((3, len(shard[0])), -1, dtype=np.int64)
+        costs = np.full(ids.shape, np.inf)
+        for query, row in enumerate(shard):
+            for place, (cost, is_padding) in enumerate(row):
+                number -= 1
+                if not is_padding:
+                    ids[query, place], costs[query, place] = number, cost
+                    everything[query].append((float(cost), number))
+        answers.append(order_top_k(ids, costs, k))
+    merged_ids, merged_costs = merge_top_k(answers, k)
+    best = [sorted(found)[:k] + [(np.inf, -1)] * (k - len(found)) for found in everything]
+    assert merged_ids.tolist() == [[number for _, number in row] for row in best]
+    assert merged_costs.tolist() == [[cost for cost, _ in row] for row in best]

@@ -15,6 +15,7 @@ import index.search
 from index.base.errors import RequestError
 from index.config import IndexConfig
 from index.search import LocalIndex, open_index
+from index.shard import Shard
 from index.writing.build import build
 
 
@@ -198,6 +199,24 @@ def test_no_queries_give_empty_answers(tmp_path: Path) -> None:
     assert opened.search(vectors[:0], 3).ids.shape == (0, 3)
     nothing = opened.neighbours(vectors[:2], labels[:2], ids[:2], 0, 1)
     assert (nothing.same_ids.shape, nothing.other_ids.shape) == ((2, 0), (2, 1))
+
+
+def test_answers_may_be_changed_although_another_process_shares_them(tmp_path, monkeypatch) -> None:
+    vectors, labels, ids = long_tail(0.0, 1.0)
+    build(tmp_path, vectors, labels, ids)
+    answer = Shard.answer
+
+    def shared(self, request):
+        arrays = answer(self, request)
+        for array in arrays:
+            array.flags.writeable = False
+        return arrays
+
+    monkeypatch.setattr(Shard, "answer", shared)
+    for count in (1, 5):
+        found = open_index(tmp_path).search(vectors[:count], 3)
+        for array in (found.ids, found.distances, found.exact_distances):
+            array += 1
 
 
 def test_faiss_setting_is_put_back(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What runs inside an actor, without Ray: joined requests, versions opened when asked for and closed when idle."""
 
 import asyncio
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,8 @@ def test_joined_requests_are_answered_as_alone(tmp_path: Path, metric: str) -> N
     rng = np.random.default_rng(1)
     sizes = [1, 1, 3, 1, 6, 1, 2, 1, 1]
     requests = [plain(rng.integers(-2, 3, (n, DIM)).astype(np.float32)) for n in sizes]
+    requests[2] = dataclasses.replace(requests[2], skip=None)
+    requests[4] = dataclasses.replace(requests[4], skip=np.arange(40, 46))
     requests[3] = plain(requests[3].queries, k=2)  # another k is searched on its own
     masked = Task(0, 1, 0, 60, is_masked=True)
     requests[5] = Request(requests[5].queries, np.array([3]), np.array([4]), 5, (masked,))

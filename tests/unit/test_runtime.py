@@ -4,12 +4,13 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
-from index.runtime import flushing_denormals, name_processor
+from index.runtime import faiss, flushing_denormals, matrix_product_from, name_processor
 
 AVX512 = "avx512f avx512cd avx512bw avx512dq avx512vl"
 FAULTS = """
@@ -160,3 +161,26 @@ def test_denormals_are_zero_inside_and_numbers_again_after_it() -> None:
         assert product_of_small_numbers() == 0
         assert float((torch.tensor([1e-30]) * 10).item()) > 0
     assert product_of_small_numbers() > 0
+
+
+def test_threads_that_need_another_rule_for_products_wait_for_each_other() -> None:
+    values: list[int] = []
+    started = threading.Event()
+
+    def search(num_queries: int) -> None:
+        started.set()
+        with matrix_product_from(4, num_queries):
+            values.append(faiss.cvar.distance_compute_blas_threshold)
+
+    before = faiss.cvar.distance_compute_blas_threshold
+    other = threading.Thread(target=search, args=(3,))
+    with matrix_product_from(4, 100):
+        search(7)  # the same rule: runs concurrently
+        other.start()
+        started.wait()
+        other.join(0.05)
+        assert other.is_alive()
+        assert values == [1]
+    other.join(10)
+    assert values == [1, 1 << 30]
+    assert faiss.cvar.distance_compute_blas_threshold == before
