@@ -59,7 +59,8 @@ def measure(options: BenchOptions) -> Report:
     """The whole benchmark; `vectors` names sets and sizes, by default `SIZES`."""
     wanted = dict(options.vectors) or (SMOKE_SIZES if options.is_smoke else SIZES)
     ways = [way for way in WAYS.values() if way.is_installed]
-    notes = [f"{way.name} was left out: {way.module} is not installed." for way in WAYS.values() if not way.is_installed]  # fmt: skip
+    missing = [way for way in WAYS.values() if not way.is_installed]
+    notes = [f"{way.name} was left out: {way.module} is not installed." for way in missing]
     tables: list[Table] = []
     targets: list[Target] = []
     shapes = []
