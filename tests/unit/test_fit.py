@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 import fsl_dist
 from fsl_dist.data.catalogue import Catalogue
-from fsl_dist.heads import Embedded
+from fsl_dist.heads import Embedded, HeadConfig
 from fsl_dist.training.splits import split_run
 from index.base.errors import ConfigError, RequestError
 from tune.fit import networks
@@ -24,7 +25,17 @@ from tune.fit.finish import SHOWN_HEADS, shown_heads
 from tune.fit.packing import describe_nesting, describe_table, open_or_pack, pack_options
 from tune.fit.records import CandidateRecord, FitRecord, ScoreRecord
 from tune.fit.runs import build_config
-from tune.fit.scoring import SIMPLE_HEAD, choose, difference, plain, score_networks, top_heads
+from tune.fit.scoring import (
+    FROZEN_SE,
+    SIMPLE_HEAD,
+    Scored,
+    choose,
+    difference,
+    exceeds,
+    plain,
+    score_networks,
+    top_heads,
+)
 
 
 def request(folder: Path, *settings: str, minutes: float = 1.0, **more: object):
@@ -235,6 +246,27 @@ def test_the_better_network_is_chosen_and_equal_ones_are_named() -> None:
         assert not {one.recipe for one in choice.equal} & {"bad"}
         assert difference(choice.best, bad[0], metric).is_more_than_noise  # type: ignore[arg-type]
         assert difference(good[0], same[0], metric).value == 0  # type: ignore[arg-type]
+
+
+def test_the_frozen_network_is_chosen_only_if_it_is_clearly_better() -> None:
+    """Few validation images: by a little luck the frozen network's value is the highest."""
+    classes = np.arange(3)
+
+    def score(recipe: str, spread: float, cost: int, seed: int = 2) -> Scored:
+        head, held = HeadConfig(kind="prototypes"), embedded(seed, spread, num=30)
+        parts = [(embedded(1, spread), replace(held, ids=np.arange(30)))]
+        found = score_networks(recipe, parts, classes, cost=cost, is_trained=cost > 0)
+        return next(one for one in found if plain(one.head) == head)
+
+    for metric in ("balanced", "acc", "mcr"):
+        frozen, close, bad = score("frozen", 1.0, 0, 3), score("close", 0.9, 1), score("bad", 3.0, 2)
+        assert frozen.value(metric) > close.value(metric)
+        assert not exceeds(frozen, close, metric, FROZEN_SE)
+        choice = choose([frozen, close, bad], metric)
+        assert (choice.chosen, choice.best) == (close, frozen)
+        assert close in choice.equal
+        assert exceeds(frozen, bad, metric, FROZEN_SE)
+        assert choose([frozen, bad], metric).chosen is frozen
 
 
 def test_the_chosen_head_is_listed_wherever_it_stands() -> None:

@@ -60,7 +60,7 @@ def train_final(
     plan, parts, metric = session.plan, session.parts, session.config.metric
     if not plan.trains or (not is_final_wanted(session.config) and last is not None):
         return None
-    is_frozen_ahead = choice.chosen.cost[0] == 0
+    is_frozen_ahead = choice.chosen.is_frozen
     scored = last.scored if last else ()
     recipe, head = recipes[0], SIMPLE_HEAD
     if scored:

@@ -21,16 +21,17 @@ from tune.fit.networks import RoundResult, read_length
 from tune.fit.records import FINAL, FROZEN, CandidateRecord, FitRecord
 from tune.fit.reporting import write_report
 from tune.fit.scoring import (
+    FROZEN_SE,
     SIMPLE_HEAD,
     Choice,
     Scored,
     choose,
+    exceeds,
     of_recipe,
     plain,
     recipes_of,
     to_record,
     top_heads,
-    value_of,
 )
 from tune.fit.session import Session
 from tune.fit.table import write_csv
@@ -110,19 +111,20 @@ def _settle(
 ) -> Result:
     """The result: the final run, or the choice of the rounds, or the frozen network."""
     metric = session.config.metric
-    best_frozen = max(frozen, key=lambda one: (one.value(metric), [-part for part in one.cost]))
+    best_frozen = choose(frozen, metric).best
     of_frozen = Result(best_frozen.name, session.out / FROZEN, best_frozen.head, None)
     if final is None:
-        if choice.chosen.cost[0] == 0:
+        if choice.chosen.is_frozen:
             return replace(of_frozen, name=choice.chosen.name, head=choice.chosen.head)
         trained = rounds[-1].of_recipe(choice.chosen.recipe)[0]
         return Result(choice.chosen.name, trained.run, choice.chosen.head, session.parts.part(trained.part))
     if final.own is None:
         note = f"head and calibration of '{choice.chosen.name}'; trained on the validation images too"
         return Result(final.name, final.run, final.head, session.parts.whole, note)
-    if best_frozen.parts == final.own.parts and best_frozen.value(metric) > value_of(final.own.score, metric):
+    if best_frozen.parts == final.own.parts and exceeds(best_frozen, final.own, metric, FROZEN_SE):
         session.note(
-            "The final run is not better on validation than the frozen network, which is the result."
+            "The frozen network is better on validation than the final run by more than a standard error, and is the "
+            "result."
         )
         return of_frozen
     part = session.parts.part(0)
@@ -183,7 +185,7 @@ def _final_record(session: Session, final: Final, choice: Choice, result: Result
         test=to_record(test) if test else None,
         images_seen=images,
         seconds=round(seconds, 1),
-        note=result.note if is_result else "not better on validation than the frozen network",
+        note=result.note if is_result else "worse on validation than the frozen network",
     )
 
 
@@ -234,10 +236,13 @@ def _place(session: Session, run: Path) -> str:
 def _explain(session: Session, choice: Choice, equal: Sequence[str]) -> None:
     """Sentences on how sure the choice is."""
     if choice.chosen is not choice.best:
-        session.note(
-            f"'{choice.chosen.name}' was chosen before '{choice.best.name}': the difference on validation is "
-            "below half of its standard error, and it is the cheaper one."
-        )
+        reason = "the difference on validation is below half of its standard error, and it is the cheaper one"
+        if choice.best.is_frozen and not choice.chosen.is_frozen:
+            reason = (
+                "the frozen network is better on validation by less than a standard error, and a trained one "
+                "improves in the final run"
+            )
+        session.note(f"'{choice.chosen.name}' was chosen before '{choice.best.name}': {reason}.")
     if others := [name for name in equal if name != choice.best.name]:
         session.note(
             f"{len(others)} of the candidates listed are equal to the best one within noise on "

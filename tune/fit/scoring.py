@@ -16,6 +16,9 @@ from tune.fit.records import ScoreRecord
 
 TIE_SE = 0.5
 """standard errors of the difference to the best one below which a cheaper candidate is taken"""
+FROZEN_SE = 1.0
+"""standard errors by which the frozen network must be better than the best trained one to be taken. Trained networks of
+a round have seen a part of the images of the final one, and few validation images say little."""
 _Z95 = 1.96
 
 SIMPLE_HEAD = HeadConfig(kind="knn", metric="cosine", k_p=5)
@@ -41,6 +44,11 @@ class Scored:
     def name(self) -> str:
         """As tables show it."""
         return f"{self.recipe} · {self.head.name}"
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether its network is the frozen one."""
+        return self.cost[0] == 0
 
     @property
     def parts(self) -> tuple[int, ...]:
@@ -167,22 +175,38 @@ class Choice:
 
 
 def choose(candidates: Sequence[Scored], metric: Metric) -> Choice:
-    """The candidate of the highest value, or a cheaper one that is less than half a standard error below it."""
-    best = max(candidates, key=lambda one: (one.value(metric), [-part for part in one.cost]))
-    differences = [difference(best, one, metric) for one in candidates]
+    """The candidate of the highest value, or a cheaper one that is less than half a standard error below it.
+
+    The frozen network is taken only if it is more than one standard error better than the best trained network; it does
+    not count as cheaper.
+    """
+    best = _highest(candidates, metric)
+    leading, trained = best, [one for one in candidates if not one.is_frozen]
+    if best.is_frozen and trained:
+        best_trained = _highest(trained, metric)
+        if not exceeds(best, best_trained, metric, FROZEN_SE):
+            leading = best_trained
     near = [
         one
-        for one, found in zip(candidates, differences, strict=True)
-        if one is best or found.value <= TIE_SE * found.standard_error
+        for one in candidates
+        if one.is_frozen == leading.is_frozen and not exceeds(leading, one, metric, TIE_SE)
     ]
     equal = tuple(
-        one
-        for one, found in zip(candidates, differences, strict=True)
-        if one is not best and not found.is_more_than_noise
+        one for one in candidates if one is not best and not difference(best, one, metric).is_more_than_noise
     )
-    # The frozen network does not count as cheaper here: a slightly better trained network improves with more training.
-    same_kind = [one for one in near if (one.cost[0] == 0) == (best.cost[0] == 0)]
-    return Choice(min(same_kind, key=lambda one: one.cost), best, equal)
+    return Choice(min(near, key=lambda one: one.cost), best, equal)
+
+
+def exceeds(first: Scored, second: Scored, metric: Metric, standard_errors: float) -> bool:
+    """Whether `first` is better by more than so many standard errors of the difference."""
+    if first is second:
+        return False
+    found = difference(first, second, metric)
+    return found.value > standard_errors * found.standard_error
+
+
+def _highest(candidates: Sequence[Scored], metric: Metric) -> Scored:
+    return max(candidates, key=lambda one: (one.value(metric), [-part for part in one.cost]))
 
 
 def to_record(score: HeadScore, parts: Sequence[HeadScore] = ()) -> ScoreRecord:
