@@ -42,6 +42,7 @@ class LivePage:
         self._session: str = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log", "DOM"):
             self._send(f"{domain}.enable")
+        self._width, self._height = width, height
         self.resize(width, height)
 
     def __enter__(self) -> Self:
@@ -65,10 +66,18 @@ class LivePage:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if is_dark else "light"}
         self._send("Emulation.setEmulatedMedia", {"features": [scheme]})
 
+    def clear(self) -> None:
+        """Leave the page, restore the window, and forget what was reported."""
+        self._send("Page.navigate", {"url": "about:blank"})
+        self.wait("document.readyState === 'complete' && location.href === 'about:blank'")
+        self.resize(self._width, self._height)
+        self.events.clear()
+
     def open(self, address: str) -> None:
         """Load a page, and wait until it is complete."""
+        self.run("window.isLeft = true")
         self._send("Page.navigate", {"url": address})
-        self.wait("document.readyState === 'complete' && location.href !== 'about:blank'")
+        self.wait("!window.isLeft && document.readyState === 'complete'")
 
     def run(self, script: str) -> Any:
         """The value of a JavaScript expression; of a promise, what it becomes."""

@@ -68,12 +68,18 @@ def server(runs: list[Path]) -> Iterator[ViewServer]:
         yield server
 
 
-@pytest.fixture
-def page(server: ViewServer, tmp_path: Path) -> Iterator[LivePage]:
-    with LivePage(tmp_path) as page:
-        page.open(server.url)
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LivePage]:
+    with LivePage(tmp_path_factory.mktemp("browser")) as page:
         yield page
-        assert page.complaints == []
+
+
+@pytest.fixture
+def page(server: ViewServer, browser: LivePage) -> Iterator[LivePage]:
+    browser.clear()
+    browser.open(server.url)
+    yield browser
+    assert browser.complaints == []
 
 
 @pytest.fixture
@@ -192,8 +198,10 @@ def test_it_fits_a_phone_and_follows_the_colour_scheme(page: LivePage, red: Path
     assert page.run("getComputedStyle(document.body).backgroundColor") != light
 
 
-def test_two_runs_answer_next_to_each_other(runs: list[Path], tmp_path: Path, red: Path) -> None:
-    with ViewServer(runs) as server, LivePage(tmp_path) as page:
+def test_two_runs_answer_next_to_each_other(runs: list[Path], browser: LivePage, red: Path) -> None:
+    page = browser
+    page.clear()
+    with ViewServer(runs) as server:
         page.open(server.url)
         page.choose_files("#file", red)
         is_answered(page)
@@ -314,7 +322,7 @@ def test_every_answer_has_a_content_security_policy(server: ViewServer) -> None:
 
 
 def test_a_token_is_needed_where_one_is_set(
-    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runs: list[Path], browser: LivePage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     token = "a-token-of-24-characters"
     monkeypatch.setenv("VIEW_TOKEN", token)
@@ -323,14 +331,13 @@ def test_a_token_is_needed_where_one_is_set(
         own = {"Authorization": f"Bearer {token}"}
         assert httpx.get(f"{server.url}/samples", headers=own).status_code == 200
         assert httpx.get(f"{server.url}/samples", headers={"Cookie": "fsl_dist_view=x"}).status_code == 401
-        with LivePage(tmp_path) as page:
-            page.open(server.url)
-            assert page.run("location.pathname") == "/login"
-            for typed, then in (("wrong", "[role=alert]"), (token, "#drop")):
-                page.run(f"document.querySelector('#token').value = {json.dumps(typed)}")
-                page.click("button")
-                page.wait(f"document.querySelector('{then}') && document.readyState === 'complete'")
-            assert page.text("h1") == "Ask narrow"
+        browser.open(server.url)
+        assert browser.run("location.pathname") == "/login"
+        for typed, then in (("wrong", "[role=alert]"), (token, "#drop")):
+            browser.run(f"document.querySelector('#token').value = {json.dumps(typed)}")
+            browser.click("button")
+            browser.wait(f"document.querySelector('{then}') && document.readyState === 'complete'")
+        assert browser.text("h1") == "Ask narrow"
 
 
 def test_addresses_that_others_reach_need_a_token(runs: list[Path]) -> None:

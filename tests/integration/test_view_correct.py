@@ -63,15 +63,19 @@ def server(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[View
         yield server
 
 
-@pytest.fixture
-def page(server: ViewServer, tmp_path: Path) -> Iterator[LivePage]:
-    with LivePage(tmp_path) as page:
-        page.open(f"{server.url}/correct")
-        page.wait(
-            "document.querySelector('.items, main > p:not(#problem):not(#computing)') && !document.querySelector('#computing')"
-        )
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LivePage]:
+    with LivePage(tmp_path_factory.mktemp("browser")) as page:
         yield page
-        assert page.complaints == []
+
+
+@pytest.fixture
+def page(server: ViewServer, browser: LivePage) -> Iterator[LivePage]:
+    browser.clear()
+    browser.open(f"{server.url}/correct")
+    browser.wait("document.querySelector('.items')")
+    yield browser
+    assert browser.complaints == []
 
 
 def test_the_planted_errors_are_in_the_lists(run: Path) -> None:
