@@ -171,14 +171,19 @@ PAGES = {
                 "training.batch_size=16",
             ]
         },
-        # These use Ray; test_workers.py and test_sweep.py resume such runs.
-        left_out=["train --resume run.dir=runs/mine workers.num=4", "sweep resume"],
+        # These use Ray; test_workers.py, test_sweep.py and test_capacity.py have such runs.
+        left_out=[
+            "train --resume run.dir=runs/mine workers.num=4",
+            "train --config own-images data.dataset=data/mine run.dir=runs/mine workers.num=8",
+            "sweep resume",
+        ],
     ),
     "checkpoints": Page(prepare_runs, ["model.onnx", "runs/mine/config.yaml"]),
     "explain": Page(
         prepare_skin,
         ["why/index.html", "why/a.png", "retrieval.png", "maps.png"],
         {"plot maps": ["--pairs", "2"]},
+        left_out=["view"],  # it serves until Ctrl-C; test_view.py has it
     ),
     "heads": Page(prepare_skin, ["runs/skin/head.json"]),
     "fit": Page(

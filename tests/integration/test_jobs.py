@@ -459,7 +459,7 @@ def test_a_cluster_that_does_not_let_in_is_told_in_one_line(ray: Place, tmp_path
     address = ray.options[-1]
     unused = f"http://127.0.0.1:{free_ports(1)[0]}"
     for options, environment, problem in (
-        ([], {"RAY_AUTH_TOKEN": ""}, f"the Ray cluster at {address} asks for a token, and none was found (401): RAY_AUTH_TOKEN"),
+        ([], {"RAY_AUTH_TOKEN": ""}, f"the Ray cluster at {address} asks for a token, and none was found (401): set RAY_AUTH_TOKEN"),
         ([], {"RAY_AUTH_TOKEN": "", "RAY_AUTH_MODE": "token"}, "asks for a token, and none was found (401)"),
         ([], {"RAY_AUTH_TOKEN": "wrong"}, f"the Ray cluster at {address} refuses the token (403)"),
         ([], {"RAY_AUTH_TOKEN": "", "RAY_AUTH_TOKEN_PATH": "/none"}, "RAY_AUTH_TOKEN_PATH=/none cannot be read"),
