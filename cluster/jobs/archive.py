@@ -16,7 +16,7 @@ from index.base.errors import RequestError
 _NAME = "fsl-dist"
 _PACKAGES = ("cluster", "tune", "fsl_dist", "index")
 # The package data of pyproject.toml: a checkout has other files between its modules.
-_SUFFIXES = (".py", ".yaml", ".md", ".typed")
+_SUFFIXES = (".py", ".yaml", ".json", ".html", ".css", ".js", ".md", ".typed")
 # The earliest time that a zip can hold: equal code gives equal bytes, which are sent to a cluster once.
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
