@@ -276,9 +276,8 @@ class RayPlace:
         except (ConnectionError, requests.exceptions.RequestException) as error:
             raise _AwayError(f"no Ray job API answers at {self.address}: {_say(error)}") from None
         except RuntimeError as error:
-            if "Jobs API is not supported" in str(
-                error
-            ):  # 404: a head that has just started, or no head at all
+            # A head that has just started answers so, and so does what is no head.
+            if "Jobs API is not supported" in str(error):
                 raise _AwayError(f"no Ray job API answers at {self.address}: {_say(error)}") from None
             if re.search(r"status code (429|50[234])", str(error)):
                 raise _AwayError(f"the Ray cluster at {self.address} is busy: {_say(error)}") from None

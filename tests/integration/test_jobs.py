@@ -466,7 +466,7 @@ def test_a_cluster_that_does_not_let_in_is_told_in_one_line(ray: Place, tmp_path
         ([], {"RAY_AUTH_TOKEN": "", "RAY_AUTH_MODE": "token"}, "asks for a token, and none was found (401)"),
         ([], {"RAY_AUTH_TOKEN": "wrong"}, f"the Ray cluster at {address} refuses the token (403)"),
         ([], {"RAY_AUTH_TOKEN": "", "RAY_AUTH_TOKEN_PATH": "/none"}, "RAY_AUTH_TOKEN_PATH=/none cannot be read"),
-        (["--address", unused], {}, f"no Ray job API answers at {unused}: "),
+        (["--address", unused], {}, f"no Ray cluster answers at {unused} ([Errno 111] Connection refused)"),
         (["--address", "ftp://x"], {}, "--address ftp://x must be the URL of a Ray dashboard"),
     ):  # fmt: skip
         started = time.monotonic()
