@@ -81,6 +81,8 @@ def _records(data: bytes) -> list[bytes]:
         if kind == 0:
             break
         body = data[offset + _HEADER_BYTES : offset + _HEADER_BYTES + length]
+        if len(body) < length:  # it is being written
+            break
         parts = body if kind in (_FULL, _FIRST) else parts + body
         if kind in (_FULL, _LAST):
             found.append(parts)
