@@ -348,6 +348,7 @@ def test_shards_with_dalis_index_train_to_the_loss_of_packed_ones(tmp_path):
     assert train(tmp_path / "adopted", tmp_path / "run-adopted", **settings) == packed
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_version_when_the_data_set_grows(sets, tmp_path):
     dataset, out = tmp_path / "out", tmp_path / "run"
     assert run("pack", sets[0].parent / "src", dataset)[0] == 0

@@ -82,6 +82,7 @@ def test_the_page_shows_the_example(page: str, module: str, num_blocks: int) -> 
         assert block in sources[language]
 
 
+@pytest.mark.slow
 def test_it_trains_resumes_and_is_scored(site: Path, digits: Path, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     done = fsl_dist(

@@ -193,6 +193,7 @@ def test_a_failing_trial_is_recorded_and_stops_the_sweep_only_when_asked(
     assert "1 trials failed, more than max_failures=0; trial 0002" in refused.stderr
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_a_table_while_optuna_proposes(digits: Path, tmp_path: Path) -> None:
     space = {"method.memory": {"uniform": [0, 0.9]}}
     settings = {"training.epochs": 2, "episode.per_epoch": 4}
